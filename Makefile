@@ -1,0 +1,25 @@
+# make demo   sets up and runs the built-in contest: train, test, score, result.txt
+# make test   sets up and runs the tests
+# make bench  every CPU benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/python train.py --demo
+	$(BIN)/python test.py --demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+# pip's output is kept out of the way unless it fails
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,report]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs demo result.txt result.zip

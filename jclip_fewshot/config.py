@@ -1,0 +1,200 @@
+"""Every default stands here, once; the command-line flags and the TOML keys are made from it.
+
+A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
+
+from .errors import UserError
+
+Config = TypeVar("Config")
+
+
+def option(default: Any, help: str, group: str, choices: Optional[Sequence[str]] = None,
+           metavar: Optional[str] = None, low: Optional[int] = None) -> Any:
+    """A field with what its flag needs; `low` is the least value that makes sense."""
+    return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low))
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What every command takes."""
+
+    device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
+    batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
+    workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
+    cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
+    quiet: bool = option(False, "print results and warnings alone", "machine")
+    verbose: bool = option(False, "show Jittor's own log and full error traces", "machine")
+
+
+@dataclass(frozen=True)
+class TrainConfig(MachineConfig):
+    """train.py"""
+
+    data: str = option("Dataset", "the contest's folder, or a folder a class", "data", metavar="DIR")
+    board: str = option("A", "B adds the classes of classes_b.txt", "data", ("A", "B"))
+    demo: bool = option(False, "the built-in small contest and its small CLIP", "data")
+    skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
+    shots: int = option(4, "training images a class", "shots", metavar="N", low=1)
+    seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
+    shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
+    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
+    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
+    model: str = option("ViT-B/32", "a released CLIP by name, or a checkpoint file", "features", metavar="NAME")
+    weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
+    augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
+    prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
+    heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
+    runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
+    name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class TestConfig(MachineConfig):
+    """test.py: settings of the method come from the run, not from flags."""
+
+    run: str = option("", "a run's folder; empty for the newest", "run", metavar="DIR")
+    runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
+    data: str = option("", "the contest's folder; empty for the run's own", "data", metavar="DIR")
+    split: str = option("", "test set; empty for the run's board", "data", ("", "A", "B"))
+    demo: bool = option(False, "the built-in small contest's newest run", "data")
+    refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
+    result: str = option("result.txt", "the submission; its .zip lies beside it", "output", metavar="FILE")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
+    """One flag a field, in groups, with its default in the help."""
+    parser.add_argument("--config", metavar="FILE.toml", help="read settings; flags win over the file")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as TOML and leave")
+    groups: Dict[str, Any] = {}
+    # a subclass's own fields first, the machine's last
+    ordered = [f for f in fields(config) if f.metadata["group"] != "machine"]
+    ordered += [f for f in fields(config) if f.metadata["group"] == "machine"]
+    for f in ordered:
+        group = f.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        flag = "--" + f.name.replace("_", "-")
+        text = f.metadata["help"]
+        if isinstance(f.default, bool):
+            groups[group].add_argument(flag, dest=f.name, action="store_true", default=None, help=text)
+            continue
+        shown = "" if f.default == "" else f" [{f.default}]"
+        groups[group].add_argument(flag, dest=f.name, type=type(f.default), default=None,
+                                   choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
+
+
+def _metavar(f: dataclasses.Field) -> Optional[str]:
+    if f.metadata["choices"]:
+        return "|".join(choice for choice in f.metadata["choices"] if choice)
+    return f.metadata["metavar"]
+
+
+def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None, **fixed: Any) -> Config:
+    """Command line → frozen settings. `fixed` overrides the defaults below file and flags.
+
+    Raises:
+        UserError: a --config file with an unknown key, a wrong type or a bad value.
+        SystemExit: --help and --print-config (0), a flag that argparse does not know (2).
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Compact)
+    add_flags(parser, config)
+    given = vars(parser.parse_args(arguments))
+    file, show = given.pop("config"), given.pop("print_config")
+    values = dict(fixed)
+    if file:
+        values.update(read_toml(file, config))
+    values.update({name: value for name, value in given.items() if value is not None})
+    settings = checked(config, values)
+    if show:
+        print(to_toml(settings), end="")
+        raise SystemExit(0)
+    return settings
+
+
+class _Compact(argparse.RawDescriptionHelpFormatter):
+    """Wide enough that each flag takes one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=110)
+
+
+def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
+    """Settings from `values`, each checked for type, choice and range.
+
+    Raises:
+        UserError: naming the key and what it takes.
+    """
+    known = {f.name: f for f in fields(config)}
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
+        f = known[name]
+        flag = "--" + name.replace("_", "-")
+        if type(value) is not type(f.default):
+            raise UserError(f"{flag} takes {_KINDS[type(f.default)]}, not {value!r}")
+        choices, low = f.metadata["choices"], f.metadata["low"]
+        if choices and value not in choices:
+            raise UserError(f"{flag} takes {', '.join(c for c in choices if c)}, not {value!r}")
+        if low is not None and value < low:
+            raise UserError(f"{flag} takes a number from {low} up, not {value}")
+    return config(**values)
+
+
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'shots'?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def read_toml(path: str, config: Type) -> Dict[str, Any]:
+    """The settings of a flat TOML file.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown key.
+    """
+    try:
+        import tomllib
+    except ImportError:  # before Python 3.11
+        import tomli as tomllib
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}")
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"--config {path}: not TOML ({error})")
+    known = {f.name for f in fields(config)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")
+    return values
+
+
+def to_toml(settings: Any) -> str:
+    """The settings as TOML; read_toml gives them back."""
+    lines = []
+    for name, value in dataclasses.asdict(settings).items():
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, str):
+            # TOML's basic strings; JSON's escapes are a subset of theirs
+            import json
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = repr(value)
+        lines.append(f"{name} = {text}\n")
+    return "".join(lines)

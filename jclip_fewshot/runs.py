@@ -1,0 +1,112 @@
+"""A run's folder: record.json, which a person reads, and model.npz, which test.py reads."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Dict, Union
+
+import numpy as np
+
+from . import __version__
+from .errors import UserError
+from .files import atomic_write, write_text
+
+RECORD, MODEL = "record.json", "model.npz"
+
+
+def new_run(runs: Union[str, Path], name: str, board: str) -> Path:
+    """The folder of a new run; `name`, or date, time and board. A run of the same name is replaced on saving."""
+    if name and Path(name).name != name:
+        raise UserError(f"--name {name}: a plain name, not a path; --runs says where runs lie")
+    folder = Path(runs, name or time.strftime(f"%Y%m%d-%H%M%S-{board}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def find_run(run: Union[str, Path], runs: Union[str, Path]) -> Path:
+    """`run`, or the newest finished run under `runs`.
+
+    Raises:
+        UserError: there is none, or it was not finished.
+    """
+    if run:
+        folder = Path(run)
+        if not (folder / RECORD).is_file():
+            raise UserError(f"--run {run}: no finished run there ({RECORD} is missing); python train.py makes one")
+        return folder
+    finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
+    if not finished:
+        raise UserError(f"no finished run under {runs}: python train.py makes one")
+    return finished[-1].parent
+
+
+def save_record(folder: Path, record: dict) -> None:
+    """Writes the record as JSON, numbers and strings as a person reads them."""
+    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def load_record(folder: Path) -> dict:
+    """The record of a finished run."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / RECORD}: not JSON ({error}); train again")
+
+
+def save_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+    """Writes arrays as .npz, the same bytes for the same arrays."""
+    with atomic_write(path) as file:
+        # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in sorted(arrays):
+                member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                with archive.open(member, "w", force_zip64=True) as handle:
+                    np.lib.format.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
+
+
+def load_arrays(path: Path) -> Dict[str, np.ndarray]:
+    """Reads an .npz of plain arrays.
+
+    Raises:
+        UserError: absent, cut short or not an .npz.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as .npz ({error})")
+
+
+def versions() -> Dict[str, str]:
+    """What ran: versions of this package, Python and the libraries that touch a number."""
+    found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in ("jittor", "numpy", "pillow", "instant-clip-tokenizer", "ftfy", "onednn-cpu-gomp"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def command_line() -> str:
+    """How this process was called."""
+    return " ".join([Path(sys.executable).name] + sys.argv)
+
+
+def _plain(value: object) -> object:
+    """numpy's scalars and arrays, and paths, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not go into a record")

@@ -1,0 +1,276 @@
+"""Starts Jittor. The only module that imports it: everything else says
+
+    from jclip_fewshot.runtime import jt
+
+`jt` is Jittor, started when it is first used, so that asking for help or reading a class list does
+not wait for it. `start(device)` starts it on a chosen device; the environment variable JCLIP_DEVICE
+(cpu, cuda or auto) chooses where nobody calls it. Before the import this module
+
+- takes CUDA only where driver, device and toolkit all work (an nvcc on the PATH alone makes Jittor
+  build for CUDA and die without a driver);
+- gives Jittor oneDNN from the PyPI wheels, which it would otherwise download, and leaves out the
+  CUDA extras that it would download;
+- keeps CPU and CUDA builds in separate kernel caches, which Jittor mixes up;
+- runs the first build (about two minutes) in a child process, with progress, as often as Jittor
+  asks for a rerun: it does so with exit status 0, which a caller takes for success.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional
+
+from . import toolkit
+from .errors import UserError
+from .files import write_text
+
+DEVICES = ("auto", "cpu", "cuda")
+DEVICE_VARIABLE = "JCLIP_DEVICE"
+LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
+# Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
+_BUILD_FILES, _BUILD_SECONDS = 314, 130
+# CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
+_CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
+
+quiet = False  # set by --quiet: nothing but warnings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How Jittor will be started, and why."""
+
+    device: str  # "cpu" or "cuda"
+    reason: str
+    onednn: str  # "PyPI wheels", "Jittor's download" or "none"
+    environment: Dict[str, str]
+
+    def __str__(self) -> str:
+        where = "the CPU" if self.device == "cpu" else "CUDA"
+        library = f", oneDNN: {self.onednn}" if self.device == "cpu" else ""
+        return f"Jittor on {where}: {self.reason}{library}"
+
+
+def jittor_home() -> Path:
+    """The folder whose .cache/jittor holds Jittor's builds, by Jittor's own rule."""
+    home = os.environ.get("JITTOR_HOME")
+    if not home:
+        config = Path.home() / ".cache/jittor/config.json"
+        try:
+            home = json.loads(config.read_text()).get("JITTOR_HOME")
+        except (OSError, ValueError):
+            home = None
+    return Path(home or Path.home()).absolute()
+
+
+def plan(device: str = "auto") -> Plan:
+    """Decides device and libraries without importing Jittor.
+
+    Raises:
+        UserError: an unknown device; no compiler; CUDA asked for where it cannot work.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
+    compiler = os.environ.get("cc_path") or shutil.which("g++")
+    if not compiler and sys.platform == "linux":
+        raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    home = jittor_home()
+    if not os.access(_existing_parent(home), os.W_OK):
+        raise UserError(f"{home} is not writable and Jittor keeps its builds there; set JITTOR_HOME to another folder")
+    environment = {"log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1"}
+    config = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}-config")
+    if config.is_file() and "python_config_path" not in os.environ:
+        # In a virtual environment Jittor would take the headers of another Python, if it finds any.
+        environment["python_config_path"] = str(config)
+
+    chosen, reason, tools = _choose_device(device, home)
+    if chosen == "cuda":
+        environment.update(nvcc_path=str(tools.nvcc), cache_name=f"jclip_cuda{tools.version[0]}.{tools.version[1]}",
+                           conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
+        if tools.version >= (13, 0):
+            environment["cc_flags"] = _CUDA13_FLAGS
+    else:
+        environment.update(nvcc_path="", cache_name="jclip_cpu")
+    onednn = _choose_onednn(home)
+    if onednn == "none":
+        environment["use_mkl"] = "0"
+    return Plan(chosen, reason, onednn, environment)
+
+
+def _choose_device(device: str, home: Path) -> tuple:
+    """(cpu or cuda, why, toolkit or None)."""
+    if device == "cpu":
+        return "cpu", "asked for", None
+    gpu = toolkit.find_gpu()
+    if isinstance(gpu, str):
+        problem, tools = gpu, None
+    else:
+        tools = toolkit.find_toolkit(home)
+        problem = tools if isinstance(tools, str) else None
+        if problem is None and tools.version[0] > gpu.driver_cuda[0]:
+            problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
+    if problem is None:
+        return "cuda", f"{gpu}, nvcc {tools.version[0]}.{tools.version[1]}", tools
+    if device == "cuda":
+        raise UserError(f"--device cuda: {problem}; --device cpu runs without")
+    return "cpu", problem, None
+
+
+def _choose_onednn(home: Path) -> str:
+    if os.environ.get("use_mkl") == "0":
+        return "none"
+    if toolkit.link_onednn(home):
+        return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
+    try:  # Jittor can fetch it where its server is in reach
+        socket.create_connection(("cg.cs.tsinghua.edu.cn", 443), timeout=5).close()
+        return "Jittor's download"
+    except OSError:
+        print("warning: oneDNN is missing, matrix products run about five times slower; "
+              f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}", file=sys.stderr)
+        return "none"
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def build_stamp(started: Plan) -> Path:
+    """The file that says that Jittor is built for this plan, this Python and this Jittor."""
+    from importlib import metadata
+    compiler = os.environ.get("cc_path") or shutil.which("g++") or ""
+    package = importlib.util.find_spec("jittor")
+    if package is None:
+        raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
+    flags = {name: value for name, value in started.environment.items() if name != "log_silent"}
+    facts = [metadata.version("jittor"), package.origin, sys.version, compiler, os.uname(), flags,
+             os.environ.get("cc_flags", ""), os.environ.get("debug", "")]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return jittor_home() / ".cache/jittor" / f"jclip_built_{digest}"
+
+
+def _build(started: Plan, stamp: Path) -> None:
+    """Imports Jittor in child processes until one gets through; shows how far it is."""
+    environment = {**os.environ, **started.environment, "log_silent": "0"}
+    log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not quiet:
+        print(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores "
+              f"({stamp.parent})", file=sys.stderr)
+    begun = time.time()
+    code = "import jittor as jt; jt.array([1.0]).sync(); print('jclip: built')"
+    for _ in range(4):  # "jit_utils updated, please rerun your command" comes at most twice
+        with open(log, "wb") as output:
+            child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=subprocess.DEVNULL,
+                                     stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                _watch(child, started, begun)
+            except BaseException:
+                os.killpg(child.pid, signal.SIGTERM)
+                raise
+        text = log.read_text(errors="replace")
+        if child.returncode != 0:
+            raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
+        if "jclip: built" in text:
+            log.unlink()
+            write_text(stamp, "")
+            if not quiet:
+                print(f"Jittor is built: {time.time() - begun:.0f} s", file=sys.stderr)
+            return
+    raise UserError(f"Jittor asks to be started again and again; its log: {log}")
+
+
+def _watch(child: subprocess.Popen, started: Plan, begun: float) -> None:
+    """Waits for the child; on a terminal, counts the object files that it has made."""
+    from .progress import progress
+    folders = jittor_home() / ".cache/jittor/jt1.3.11"
+    pattern = f"*/*/*/*/*/{started.environment['cache_name']}/**/obj_files/*.o"
+    with progress(stage="build", unit="files", total=_BUILD_FILES) as bar:
+        while child.poll() is None:
+            # only this build's objects: the folder may hold another Python's
+            made = sum(file.stat().st_mtime >= begun for file in folders.glob(pattern))
+            bar.update(min(made, _BUILD_FILES) - bar.n)
+            time.sleep(0.5)
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it says nothing"
+
+
+_started: Optional[Plan] = None
+_jittor = None
+
+
+def start(device: Optional[str] = None) -> Plan:
+    """Starts Jittor, once per process; later calls must ask for the same device.
+
+    device: "cpu", "cuda" or "auto"; None takes JCLIP_DEVICE, then "auto".
+    Raises:
+        UserError: Jittor cannot be started so; the message says what is missing.
+    """
+    global _started, _jittor
+    asked = device or os.environ.get(DEVICE_VARIABLE) or "auto"
+    if _started is not None:
+        if asked not in ("auto", _started.device):
+            raise UserError(f"Jittor already runs on {_started.device} in this process; {asked} needs a new one")
+        return _started
+    started = plan(asked)
+    stamp = build_stamp(started)
+    if not stamp.exists():
+        _build(started, stamp)
+    os.environ.update(started.environment)
+    os.environ[DEVICE_VARIABLE] = started.device  # child processes follow
+    if not quiet:
+        print(started, file=sys.stderr)
+    try:
+        _jittor = importlib.import_module("jittor")
+    except SystemExit:
+        # The stamp was older than the build: Jittor rebuilt a part and wants a new process.
+        stamp.unlink()
+        _build(started, stamp)
+        if os.environ.get("JCLIP_RESTARTED") == "1":
+            raise UserError("Jittor asks to be started again and again; delete "
+                            f"{jittor_home() / '.cache/jittor'} and try again")
+        os.environ["JCLIP_RESTARTED"] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable] + _own_arguments())
+    _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
+    _started = started
+    return started
+
+
+def _own_arguments() -> list:
+    """This process's command line after the interpreter, `-m package` included."""
+    return getattr(sys, "orig_argv", [None] + sys.argv)[1:]
+
+
+class _Jittor:
+    """Stands for the module: starts Jittor when an attribute is first asked for."""
+
+    def __getattr__(self, name: str):
+        if _jittor is None:
+            if name.startswith("__"):  # inspection (doctest, pickle, hasattr) must not start a build
+                raise AttributeError(name)
+            start()
+        value = getattr(_jittor, name)
+        return value
+
+
+jt = _Jittor()
+
+
+def on_cuda() -> bool:
+    """True where Jittor runs on a GPU."""
+    return start().device == "cuda"
