@@ -63,6 +63,8 @@ class TrainConfig(MachineConfig):
 class TestConfig(MachineConfig):
     """test.py: settings of the method come from the run, not from flags."""
 
+    __test__ = False  # pytest: no test class
+
     run: str = option("", "a run's folder; empty for the newest", "run", metavar="DIR")
     runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
     data: str = option("", "the contest's folder; empty for the run's own", "data", metavar="DIR")

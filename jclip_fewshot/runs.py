@@ -9,7 +9,7 @@ import time
 import zipfile
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, Sequence, Union
 
 import numpy as np
 
@@ -29,8 +29,8 @@ def new_run(runs: Union[str, Path], name: str, board: str) -> Path:
     return folder
 
 
-def find_run(run: Union[str, Path], runs: Union[str, Path]) -> Path:
-    """`run`, or the newest finished run under `runs`.
+def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) -> Path:
+    """`run`, or the newest finished run under `runs`: of the built-in contest with `demo`, else of another.
 
     Raises:
         UserError: there is none, or it was not finished.
@@ -40,15 +40,42 @@ def find_run(run: Union[str, Path], runs: Union[str, Path]) -> Path:
         if not (folder / RECORD).is_file():
             raise UserError(f"--run {run}: no finished run there ({RECORD} is missing); python train.py makes one")
         return folder
-    finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
-    if not finished:
-        raise UserError(f"no finished run under {runs}: python train.py makes one")
-    return finished[-1].parent
+    finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime, reverse=True)
+    for record in finished:
+        if load_record(record.parent)["config"]["demo"] == demo:
+            return record.parent
+    raise UserError(f"no finished run under {runs}: python train.py{' --demo' if demo else ''} makes one")
+
+
+def require_same_classes(folder: Path, record: dict, class_names: Sequence[str]) -> None:
+    """Raises UserError where a data set's classes are not those that the run learned."""
+    if record["classes"] != list(class_names):
+        raise UserError(f"{folder} learned {len(record['classes'])} classes that are not the {len(class_names)} of "
+                        "this data set, or in another order: train again, or give the right --run or --data")
+
+
+def save_test(folder: Path, split: str, record: dict, arrays: Dict[str, np.ndarray]) -> None:
+    """What a test run leaves in its run's folder: test_A.json and test_A.npz for split A."""
+    save_arrays(folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
+    _write_json(folder / f"test_{split}.json", record)
+
+
+class Stopwatch:
+    """Seconds of each stage: `lap(stage)` counts from the lap before."""
+
+    def __init__(self) -> None:
+        self.seconds: Dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
 
 
 def save_record(folder: Path, record: dict) -> None:
     """Writes the record as JSON, numbers and strings as a person reads them."""
-    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
+    _write_json(folder / RECORD, record)
 
 
 def load_record(folder: Path) -> dict:
@@ -99,6 +126,10 @@ def versions() -> Dict[str, str]:
 def command_line() -> str:
     """How this process was called."""
     return " ".join([Path(sys.executable).name] + sys.argv)
+
+
+def _write_json(path: Path, record: dict) -> None:
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
 def _plain(value: object) -> object:

@@ -9,12 +9,39 @@ from typing import Dict, List, Sequence
 
 import numpy as np
 
+from .errors import UserError
+
 TOP = 5
 
 
 def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
     """(N, K) probabilities or logits → (N, min(top, K)) class ids, best first; ties go to the lower id."""
     return np.argsort(-probs, axis=1, kind="stable")[:, :top]
+
+
+def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
+    """Lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+
+    An image that cannot be read gets the classes that the readable ones' (R, K) probabilities make
+    likeliest on average.
+    """
+    prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
+    lines = np.repeat(prior, total, axis=0)
+    lines[np.asarray(readable, np.int64)] = best
+    return lines
+
+
+def truth_of(labels: Dict[str, int], names: Sequence[str]) -> np.ndarray:
+    """The known answers in the order of `names`, (N,).
+
+    Raises:
+        UserError: a test image without an answer.
+    """
+    missing = [name for name in names if name not in labels]
+    if missing:
+        raise UserError(f"the label file has no answer for {len(missing)} test images ({missing[0]} is the first); "
+                        "complete it, or take it away to go without scores")
+    return np.array([labels[name] for name in names], np.int64)
 
 
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:

@@ -118,3 +118,26 @@ def domain_indices(domains: Sequence[str]) -> np.ndarray:
     """Each class's domain as a number, in order of first appearance: (K,) int64."""
     order = {domain: index for index, domain in enumerate(dict.fromkeys(domains))}
     return np.array([order[domain] for domain in domains], np.int64)
+
+
+def settings_table(settings: Dict[str, dict]) -> str:
+    """A row a method: its cross-validated top-1 and what it chose on the shots."""
+    rows = []
+    for name, chosen in settings.items():
+        score = chosen.get("cv_top1")
+        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items() if not key.startswith("cv_"))
+        rows.append([name, "" if score is None else f"{score:.1f}", said])
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
+    return "\n".join([header] + [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows])
+
+
+def _short(value: object) -> str:
+    """A setting as a person reads it: 0.333 rather than 0.3333333."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)

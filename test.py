@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Answers a test set with a trained run and writes result.txt and result.zip, ready to submit.
+
+    python test.py              the newest run, its own data set and board
+    python test.py --demo       the built-in small contest, scored against its known answers
+
+Everything about the method comes from the run; the flags here say only which images to answer.
+"""
+
+import time
+
+from jclip_fewshot import command, competition, demo, runs
+from jclip_fewshot.command import tell, warn
+from jclip_fewshot.config import TestConfig, parse
+from jclip_fewshot.evaluate import refine_with
+from jclip_fewshot.scores import best_classes, score, score_table, truth_of, with_unreadable
+from jclip_fewshot.sources import reopen_source
+from jclip_fewshot.stack import Stack
+
+
+def main() -> None:
+    settings = parse(TestConfig, __doc__)
+    device = command.set_up(settings)
+    watch = runs.Stopwatch()
+
+    # 1. The run: what was learned, and from what.
+    folder = runs.find_run(settings.run, settings.runs, demo=settings.demo)
+    record = runs.load_record(folder)
+    stack = Stack.from_state(runs.load_arrays(folder / runs.MODEL))
+    tell(f"run {folder}: {', '.join(stack.names)}")
+
+    # 2. The test images become unit feature rows. One that cannot be read is answered by the prior.
+    root = settings.data or record["config"]["data"]
+    contest = competition.read_contest(root, record["config"]["board"])
+    runs.require_same_classes(folder, record, contest.class_names)
+    split = settings.split or record["config"]["board"]
+    tests = competition.test_images(root, split)
+    if tests.ignored:
+        tell(f"{tests.folder}: {tests.ignored} files that are no .jpg or .jpeg are left out")
+    source = reopen_source(record, settings)
+    features, bad = source.images(contest.root, [str(path.relative_to(contest.root)) for path in tests.paths])
+    for index, reason in bad.items():
+        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
+    watch.lap("features")
+
+    # 3. Heads and ensemble answer each image by itself; the refinement looks at all of them.
+    readable = [index for index in range(len(tests.names)) if index not in bad]
+    logits = stack.logits(features[readable])
+    answers = {**logits, "ensemble": stack.probs(logits)}
+    watch.lap("heads")
+    refinement = None
+    if settings.refine != "off":
+        refinement = refine_with(stack, features[readable], answers["ensemble"], force=settings.refine == "on")
+        answers["ensemble_refined"] = refinement.probs
+        tell(refinement.report())
+    watch.lap("refinement")
+    final = answers["ensemble_refined" if refinement else "ensemble"]
+
+    # 4. The submission: written whole, read back and checked.
+    best = with_unreadable(best_classes(final), final, readable, len(tests.names))
+    archive = competition.write_result(settings.result, tests.names, best, len(contest.class_names))
+    print(f"{settings.result}: {len(tests.names)} images; submit {archive}")
+
+    # 5. Where the answers are known: the score of every method.
+    labels = competition.read_labels(contest, split)
+    scores = {}
+    if labels is not None:
+        truth = truth_of(labels, tests.names)
+        scores = {name: score(with_unreadable(best_classes(a), a, readable, len(truth)), truth, contest.domains)
+                  for name, a in answers.items()}
+        print(score_table(scores))
+    runs.save_test(folder, split, {
+        "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": str(device),
+        "config": vars(settings), "images": len(tests.names), "unreadable": {tests.names[i]: r for i, r in bad.items()},
+        "refinement": refinement.record() if refinement else None, "scores": scores, "seconds": watch.seconds},
+        {"names": tests.names, "best": best, "probs": final, "before": answers["ensemble"], "readable": readable,
+         "features": features})
+
+
+if __name__ == "__main__":
+    command.run(main)

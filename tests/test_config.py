@@ -1,0 +1,75 @@
+"""Settings: one place for defaults, flags and TOML made from it, mistakes named."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from jclip_fewshot.config import TestConfig, TrainConfig, parse, read_toml, to_toml
+from jclip_fewshot.errors import UserError
+
+
+@pytest.mark.parametrize("config", [TrainConfig, TestConfig])
+def test_help_fits_a_screen_and_shows_defaults(config, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as leave:
+        parse(config, "what it does", ["--help"])
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 55
+    assert all(len(line) <= 110 for line in text.splitlines())
+    for f in dataclasses.fields(config):
+        assert "--" + f.name.replace("_", "-") in text
+    assert "[auto]" in text
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('shots = 8\nseed = 3\ndata = "somewhere"\n')
+    settings = parse(TrainConfig, "", ["--config", str(file), "--seed", "5"])
+    assert (settings.shots, settings.seed, settings.data, settings.augment) == (8, 5, "somewhere", 10)
+
+
+def test_toml_round_trip(tmp_path, capsys):
+    settings = parse(TrainConfig, "", ["--data", 'a "quoted" \\ path', "--demo", "--shots", "2"])
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(settings), encoding="utf-8")
+    assert TrainConfig(**read_toml(str(file), TrainConfig)) == settings
+    with pytest.raises(SystemExit) as leave:
+        parse(TrainConfig, "", ["--config", str(file), "--print-config"])
+    assert leave.value.code == 0 and capsys.readouterr().out == to_toml(settings)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("shot = 4", "unknown setting 'shot'; did you mean 'shots'?"),
+    ("shots = 'four'", "--shots takes a whole number, not 'four'"),
+    ("shots = 0", "--shots takes a number from 1 up, not 0"),
+    ("demo = 1", "--demo takes true or false, not 1"),
+    ("device = 'tpu'", "--device takes auto, cpu, cuda, not 'tpu'"),
+    ("shots = ", "not TOML"),
+])
+def test_mistakes_in_the_file(tmp_path, text, message):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse(TrainConfig, "", ["--config", str(file)])
+    assert message in str(error.value)
+
+
+def test_absent_file_and_unknown_flag(capsys):
+    with pytest.raises(UserError, match="No such file"):
+        parse(TrainConfig, "", ["--config", "absent.toml"])
+    with pytest.raises(SystemExit) as leave:
+        parse(TrainConfig, "", ["--shotz", "4"])
+    assert leave.value.code == 2
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().shots = 5
+
+
+def test_terminal_width_does_not_matter(capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: (40, 24))
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, "", ["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 55

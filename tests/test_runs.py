@@ -1,0 +1,83 @@
+"""Run folders: written whole, read back, mistakes named."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from jclip_fewshot import runs
+from jclip_fewshot.errors import UserError
+
+
+def finished(folder, name, demo=False, **record):
+    run = runs.new_run(folder, name, "A")
+    runs.save_record(run, {"config": {"demo": demo}, **record})
+    return run
+
+
+def test_arrays_round_trip_with_the_same_bytes(tmp_path):
+    arrays = {"b": np.arange(3), "a/x": np.eye(2, dtype=np.float32), "names": np.array(["gda", "tip"])}
+    runs.save_arrays(tmp_path / "a.npz", arrays)
+    time.sleep(2.1)  # zip stamps have two seconds
+    runs.save_arrays(tmp_path / "b.npz", dict(reversed(list(arrays.items()))))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    loaded = runs.load_arrays(tmp_path / "a.npz")
+    assert set(loaded) == set(arrays) and all((loaded[name] == arrays[name]).all() for name in arrays)
+
+
+def test_damaged_and_absent_arrays(tmp_path):
+    runs.save_arrays(tmp_path / "a.npz", {"x": np.zeros(1000)})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:500])
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("cut.npz", "text.npz"):
+        with pytest.raises(UserError, match="cannot be read"):
+            runs.load_arrays(tmp_path / name)
+    with pytest.raises(UserError, match="missing"):
+        runs.load_arrays(tmp_path / "absent.npz")
+
+
+def test_records_hold_numpy_values(tmp_path):
+    run = finished(tmp_path, "one", score=np.float32(0.5), ids=np.arange(2))
+    assert runs.load_record(run)["score"] == 0.5
+    assert json.loads((run / runs.RECORD).read_text())["ids"] == [0, 1]
+
+
+def test_the_newest_finished_run_of_its_kind_is_found(tmp_path):
+    first = finished(tmp_path, "first")
+    time.sleep(0.05)
+    demo = finished(tmp_path, "demo", demo=True)
+    runs.new_run(tmp_path, "unfinished", "A")
+    assert runs.find_run("", tmp_path) == first
+    assert runs.find_run("", tmp_path, demo=True) == demo
+    assert runs.find_run(demo, "elsewhere") == demo
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError, match="python train.py --demo makes one"):
+        runs.find_run("", tmp_path, demo=True)
+    with pytest.raises(UserError, match="no finished run there"):
+        runs.find_run(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="plain name"):
+        runs.new_run(tmp_path, "../outside", "A")
+
+
+def test_a_broken_record_is_named(tmp_path):
+    run = finished(tmp_path, "one")
+    (run / runs.RECORD).write_text("{")
+    with pytest.raises(UserError, match="record.json: not JSON"):
+        runs.load_record(run)
+
+
+def test_a_run_of_other_classes_is_refused(tmp_path):
+    runs.require_same_classes(tmp_path, {"classes": ["a", "b"]}, ["a", "b"])
+    with pytest.raises(UserError, match="learned 2 classes that are not the 3"):
+        runs.require_same_classes(tmp_path, {"classes": ["a", "b"]}, ["a", "b", "c"])
+
+
+def test_stopwatch_counts_each_stage():
+    watch = runs.Stopwatch()
+    time.sleep(0.02)
+    watch.lap("sleep")
+    watch.lap("nothing")
+    assert watch.seconds["sleep"] > 0.015 > watch.seconds["nothing"] >= 0
