@@ -9,7 +9,6 @@ Images and class names are turned into CLIP features once and kept in .cache/; t
 features alone, choose their settings by leave-one-shot-out, and an ensemble combines them.
 """
 
-import dataclasses
 import time
 
 from jclip_fewshot import command, competition, demo, prompts, runs, selection
@@ -28,8 +27,7 @@ def main() -> None:
 
     # 1. What is there to learn from?
     if settings.demo:
-        data, model = demo.prepare()
-        settings = dataclasses.replace(settings, data=str(data), model=str(model))
+        settings = demo.settings(settings)
     contest = competition.read_contest(settings.data, settings.board)
     for note in contest.notes:
         tell(note)

@@ -106,7 +106,27 @@ def evaluate(arguments: List[str]) -> int:
     return 0
 
 
-COMMANDS = {"doctor": doctor, "check": check, "convert": convert, "evaluate": evaluate}
+def validate(arguments: List[str]) -> int:
+    """Scores the whole stack on labelled training images that are no shots: the local leaderboard."""
+    from .config import ValidateConfig, parse
+    settings = parse(ValidateConfig, validate.__doc__, arguments)
+    command.set_up(settings)
+    if settings.demo:
+        from . import demo
+        settings = demo.settings(settings)
+    from . import validate as validation
+    results = validation.validate(settings)
+    for count, methods in results["curve"].items():
+        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
+              + (", domains weighed as on board A" if settings.board_mix else ""))
+        print(validation.leaderboard(methods))
+    if len(results["curve"]) > 1:
+        print("\n" + validation.shot_curve(results["curve"]))
+    print(f"\nsaved: {validation.save(settings, results)}")
+    return 0
+
+
+COMMANDS = {"doctor": doctor, "check": check, "convert": convert, "evaluate": evaluate, "validate": validate}
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:

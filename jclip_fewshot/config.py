@@ -37,18 +37,13 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(MachineConfig):
-    """train.py"""
+class SourceConfig(MachineConfig):
+    """Which images, which CLIP, which methods: train.py and validate."""
 
     data: str = option("Dataset", "the contest's folder, or a folder a class", "data", metavar="DIR")
     board: str = option("A", "B adds the classes of classes_b.txt", "data", ("A", "B"))
     demo: bool = option(False, "the built-in small contest and its small CLIP", "data")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    shots: int = option(4, "training images a class", "shots", metavar="N", low=1)
-    seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
-    shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
-    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
-    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
     model: str = option("ViT-B/32", "a released CLIP by name, or a checkpoint file", "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
     features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
@@ -57,6 +52,27 @@ class TrainConfig(MachineConfig):
     heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class TrainConfig(SourceConfig):
+    """train.py"""
+
+    shots: int = option(4, "training images a class", "shots", metavar="N", low=1)
+    seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
+    shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
+    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
+    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
+
+
+@dataclass(frozen=True)
+class ValidateConfig(SourceConfig):
+    """python -m jclip_fewshot validate"""
+
+    shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
+    seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
+    per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
+    board_mix: bool = option(False, "weigh the domains as board A's test set seems to", "shots")
 
 
 @dataclass(frozen=True)
@@ -74,14 +90,15 @@ class TestConfig(MachineConfig):
     result: str = option("result.txt", "the submission; its .zip lies beside it", "output", metavar="FILE")
 
 
+_GROUPS = ["run", "data", "shots", "features", "method", "output", "machine"]  # in the help's order
+
+
 def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
     """One flag a field, in groups, with its default in the help."""
     parser.add_argument("--config", metavar="FILE.toml", help="read settings; flags win over the file")
     parser.add_argument("--print-config", action="store_true", help="print the settings as TOML and leave")
     groups: Dict[str, Any] = {}
-    # a subclass's own fields first, the machine's last
-    ordered = [f for f in fields(config) if f.metadata["group"] != "machine"]
-    ordered += [f for f in fields(config) if f.metadata["group"] == "machine"]
+    ordered = sorted(fields(config), key=lambda f: _GROUPS.index(f.metadata["group"]))
     for f in ordered:
         group = f.metadata["group"]
         if group not in groups:

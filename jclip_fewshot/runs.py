@@ -57,7 +57,7 @@ def require_same_classes(folder: Path, record: dict, class_names: Sequence[str])
 def save_test(folder: Path, split: str, record: dict, arrays: Dict[str, np.ndarray]) -> None:
     """What a test run leaves in its run's folder: test_A.json and test_A.npz for split A."""
     save_arrays(folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
-    _write_json(folder / f"test_{split}.json", record)
+    save_json(folder / f"test_{split}.json", record)
 
 
 class Stopwatch:
@@ -75,7 +75,7 @@ class Stopwatch:
 
 def save_record(folder: Path, record: dict) -> None:
     """Writes the record as JSON, numbers and strings as a person reads them."""
-    _write_json(folder / RECORD, record)
+    save_json(folder / RECORD, record)
 
 
 def load_record(folder: Path) -> dict:
@@ -128,7 +128,8 @@ def command_line() -> str:
     return " ".join([Path(sys.executable).name] + sys.argv)
 
 
-def _write_json(path: Path, record: dict) -> None:
+def save_json(path: Path, record: dict) -> None:
+    """Writes JSON, whole or not at all; numpy's scalars and arrays as plain numbers."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 

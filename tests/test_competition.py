@@ -35,7 +35,8 @@ def dataset(tmp_path):
             touch(root / path)
             lines.append(f"{path} {label}")
     (root / "train.txt").write_text("\n".join(lines))
-    for name in ["image_10.jpg", "image_9.JPG", "image_1.jpeg", "image_2.JPEG", "._image_1.jpg", "Thumbs.db", "a.png"]:
+    for name in ["image_10.jpg", "image_9.JPG", "image_1.jpeg", "image_2.JPEG", "._image_1.jpg", "Thumbs.db",
+                 "a.png"]:
         touch(root / "TestSetA" / name)
     return root
 
@@ -84,8 +85,8 @@ def test_nothing_hangs_on_the_order_of_a_folder_listing(dataset, monkeypatch):
 
 
 def test_lists_with_windows_lines_byte_order_mark_and_any_order(dataset):
-    text = "\ufeff" + "\r\n".join(f"{name}\t{i}" for i, name in reversed(list(enumerate(CLASSES)))) + "\r\n\r\n"
-    (dataset / "classes_b.txt").write_bytes(text.encode())
+    lines = [f"{name}\t{i}\r\n" for i, name in enumerate(CLASSES)]
+    (dataset / "classes_b.txt").write_bytes(("\ufeff" + "".join(lines[::-1]) + "\r\n").encode())
     assert read_classes(dataset, "B") == CLASSES
 
 
@@ -95,7 +96,7 @@ def test_lists_with_windows_lines_byte_order_mark_and_any_order(dataset):
     ("Animal_Bear 0\nAnimal_Bee -1\n", "classes.txt, line 2: 'Animal_Bee -1' is not"),
     ("Animal_Bear 0\nAnimal_Bee 1\nAnimal_Bear 2\n", "line 3: class Animal_Bear is on line 1 too"),
     ("Animal_Bear 0\nAnimal_Bee 0\n", r"line 2: id 0 of Animal_Bee belongs to Animal_Bear \(line 1\)"),
-    ("Animal_Bear 1\nAnimal_Bee 2\n", r"2 classes need the ids 0..1, but 0 is missing and 2 is there \(line 2\)"),
+    ("Animal_Bear 1\nAnimal_Bee 2\n", r"2 classes need the ids 0..1, but 0 is missing and 2 is there"),
     ("", "holds no class"),
 ])
 def test_mistakes_in_a_class_list(dataset, text, message):
@@ -110,7 +111,7 @@ def test_mistakes_in_a_class_list(dataset, text, message):
     ("TrainSet/Animal/Owl/1.jpg 0", "line 25: TrainSet/Animal/Owl/1.jpg has class 0 here and 1 on line 24"),
     ("TrainSet/Animal/Owl/99.jpg 1", "line 25: TrainSet/Animal/Owl/99.jpg is listed but absent: no file"),
     ("TrainSet/Animal/Elk/1.jpg 1\nTrainSet/Animal/Elk/2.jpg 1",
-     r"line 25: TrainSet/Animal/Elk/1.jpg is listed but absent: no folder .*Elk \(1 more are listed but absent\)"),
+     r"line 25: TrainSet/Animal/Elk/1.jpg is listed but absent: no folder .*Elk \(1 more "),
 ])
 def test_mistakes_in_the_training_list(dataset, line, message):
     with open(dataset / "train.txt", "a") as file:
@@ -165,7 +166,8 @@ def test_a_plain_tree_serves_without_lists(tmp_path):
     contest = read_contest(tmp_path, "B")
     assert contest.class_names == ["beagle", "golden_retriever"] == read_classes(tmp_path)
     assert contest.domains == ["", ""]
-    assert contest.train == [("beagle/1.jpg", 0), ("golden_retriever/b2.jpg", 1), ("golden_retriever/b10.JPG", 1)]
+    assert contest.train == [("beagle/1.jpg", 0), ("golden_retriever/b2.jpg", 1),
+                             ("golden_retriever/b10.JPG", 1)]
     assert "2 classes named and numbered by their folders" in contest.notes[0]
     assert "2 files" in contest.notes[1] and "ignored" in contest.notes[1]
     assert competition.test_images(tmp_path, "test").names == ["beagle/7.jpg", "golden_retriever/8.jpg"]
@@ -173,7 +175,8 @@ def test_a_plain_tree_serves_without_lists(tmp_path):
 
 
 def test_a_tree_of_two_levels_has_domains(tmp_path):
-    for name in ["train/Tools/wind_gauge/1.jpg", "train/Tools/hammer/1.jpg", "train/Fruit/fig/1.jpg", "val/1.jpg"]:
+    for name in ["train/Tools/wind_gauge/1.jpg", "train/Tools/hammer/1.jpg", "train/Fruit/fig/1.jpg",
+                 "val/1.jpg"]:
         touch(tmp_path / name)
     contest = read_contest(tmp_path)
     assert contest.class_names == ["Fruit_fig", "Tools_hammer", "Tools_wind_gauge"]
@@ -291,10 +294,13 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change, problems", [
-    (lambda text: b"\xef\xbb\xbf" + text, ["the file begins with a byte-order mark; save it as UTF-8 without one"]),
+    (lambda text: b"\xef\xbb\xbf" + text,
+     ["the file begins with a byte-order mark; save it as UTF-8 without one"]),
     (lambda text: text.replace(b"\n", b"\r\n"), ["lines end in CR LF (Windows); they must end in LF alone"]),
-    (lambda text: b"image top1 top2\n" + text, ["line 1 looks like a header ('image top1 top2'); the file has none"]),
-    (lambda text: text.replace(b" 7", b"  7"), ["line 1: exactly one space goes between name and ids, none at the ends"]),
+    (lambda text: b"image top1 top2\n" + text,
+     ["line 1 looks like a header ('image top1 top2'); the file has none"]),
+    (lambda text: text.replace(b" 7", b"  7"),
+     ["line 1: exactly one space goes between name and ids, none at the ends"]),
     (lambda text: text.replace(b" 373", b" 373 "),
      ["line 1: exactly one space goes between name and ids, none at the ends"]),
     (lambda text: text.replace(b" 9 ", b"\t9 "), ["line 2: a tab; one space goes between name and ids"]),
@@ -341,7 +347,8 @@ def test_the_check_is_brief_about_many_mistakes_of_a_kind(tmp_path):
 def test_the_check_opens_archives_and_misses_no_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "result.zip", "w") as archive:
         archive.writestr("out/result.txt", TEXT)
-    assert "holds out/result.txt; it must hold result.txt" in check_result(tmp_path / "result.zip", NAMES, 374).problems[0]
+    problem, = check_result(tmp_path / "result.zip", NAMES, 374).problems
+    assert problem == "the archive holds out/result.txt; it must hold result.txt and nothing else"
     with fails_with("cannot read .*none.txt: No such file"):
         check_result(tmp_path / "none.txt", NAMES, 374)
 

@@ -10,19 +10,21 @@ from jclip_fewshot.errors import UserError
 
 BUILTIN = prompts.load()
 DOMAINS = ["Animal", "Caltech-101", "Food-101", "Thu-dog", "Stanford-Cars"]
-SEED_TEMPLATES = {"Animal": "a photo of a {}, a kind of an animal", "Thu-dog": "a photo of a {}, a category of a dog",
-                  "Caltech-101": "a photo of a {}, a kind of an object", "Food-101": "a photo of a {}, a type of food"}
+SEED_TEMPLATES = {"Animal": "a photo of a {}, a kind of an animal",
+                  "Thu-dog": "a photo of a {}, a category of a dog",
+                  "Caltech-101": "a photo of a {}, a kind of an object",
+                  "Food-101": "a photo of a {}, a type of food"}
 CLASSES = sorted(BUILTIN.names)
 
 
 @pytest.mark.parametrize("article, names", [
-    ("a", "unicorn uniform union euphonium European ewer ukulele useful Uruguayan one-eyed 2012 4Runner FIAT bee "
-          "1999 USB Ugandan house honey"),
-    ("an", "accordion elk uninteresting umbrella usher urchin otter owl hour hourglass heirloom honest SUV MRI X-ray "
-           "8-ball 18-wheeler 11th 1800s Airedale onion"),
+    ("a", "unicorn uniform union euphonium European ewer ukulele useful Uruguayan one-eyed 2012 4Runner FIAT "
+          "bee 1999 USB Ugandan house honey"),
+    ("an", "accordion elk uninteresting umbrella usher urchin otter owl hour hourglass heirloom honest SUV "
+           "MRI X-ray 8-ball 18-wheeler 11th 1800s Airedale onion"),
 ])
 def test_articles_follow_the_sound(article, names):
-    assert {name: prompts.indefinite_article(name) for name in names.split()} == dict.fromkeys(names.split(), article)
+    assert [name for name in names.split() if prompts.indefinite_article(name) != article] == []
 
 
 @pytest.mark.parametrize("template, name, article, text", [
@@ -52,9 +54,9 @@ def test_names_that_are_in_no_table(raw, domain, name):
 
 def test_unknown_domains_take_the_default_templates():
     assert prompts.sentences("Flowers_iris", ensemble=False) == ["a photo of an iris"]
-    assert prompts.sentences("golden_retriever", domain="", ensemble=False) == ["a photo of a golden retriever"]
+    assert prompts.sentences("lap_dog", domain="", ensemble=False) == ["a photo of a lap dog"]
     assert len(prompts.sentences("Flowers_iris")) == len(BUILTIN.templates["default"])
-    assert prompts.sentences("Animal_Zorilla", ensemble=False) == ["a photo of a Zorilla, a kind of an animal"]
+    assert prompts.sentences("Animal_Yak", ensemble=False) == ["a photo of a Yak, a kind of an animal"]
 
 
 def test_the_seeds_templates_come_first():
@@ -114,14 +116,25 @@ def test_every_class_is_described_in_three_to_six_sentences():
     for raw, own in BUILTIN.descriptions.items():
         assert 3 <= len(own) <= 6, raw
         for line in own:
-            assert re.fullmatch(r"[A-Z0-9][^\n{}]*[.]", line) and "  " not in line and len(line.split()) < 40, line
+            assert re.fullmatch(r"[A-Z0-9][^\n{}]*[.]", line) and "  " not in line, line
+            assert len(line.split()) < 40, line
             assert mentions(prompts.display_name(raw), line), f"{raw}: {line}"
 
 
 def mentions(name, line):
-    """Whether the sentence says what it is about: some word of the name, singular or plural."""
+    """Whether the sentence says what it is about: some word of the name that tells it from its like."""
+    common = {"dog", "terrier", "hound", "spaniel", "mountain", "small", "whole", "seen", "pair", "and"}
     words = [re.sub(r"'s$|s$", "", word) for word in re.split(r"[^\w'é]+", name.lower()) if len(word) > 2]
-    return any(word in line.lower() for word in words)
+    return any(word in line.lower() for word in words if word not in common)
+
+
+def test_no_dog_is_described_by_another():
+    """A sentence that names another breed would pull the class's text row towards it."""
+    names = {raw: prompts.display_name(raw).lower() for raw in CLASSES if raw.startswith("Thu-dog")}
+    for raw, own in names.items():
+        text = " ".join(BUILTIN.descriptions[raw]).lower()
+        others = [other for other in names.values() if other not in own and re.search(rf"\b{other}\b", text)]
+        assert not others, f"{raw}: {others}"
 
 
 def test_every_sentence_fits_into_clips_context():
@@ -146,7 +159,7 @@ def test_ones_own_folder(folder):
     assert prompts.sentences("Tool_saw1", prompts=mine) == ["a hand saw, a tool", "the hand saw",
                                                             "A hand saw has teeth."]
     assert prompts.sentences("Tool_pliers", prompts=mine) == ["pliers, a tool", "the pliers"]
-    with pytest.raises(UserError, match="no templates for the domain 'Animal' .class Animal_Elk. and no default.txt"):
+    with pytest.raises(UserError, match="no templates for the domain 'Animal' .* and no default.txt"):
         prompts.sentences("Animal_Elk", prompts=mine)
 
 
@@ -154,9 +167,9 @@ def test_ones_own_folder(folder):
     ("templates/Tool.txt", "a photo\n", r"Tool.txt, line 1: 'a photo' needs {} where the class name goes"),
     ("templates/Tool.txt", "# \n\na {name}\n", "Tool.txt, line 3: 'a {name}' needs {}"),
     ("templates/Tool.txt", "\n", "Tool.txt holds no template"),
-    ("class_names.tsv", "Tool_saw hand saw\n", "class_names.tsv, line 1: .* is not <raw name> tab <display name>"),
+    ("class_names.tsv", "Tool_saw hand saw\n", "class_names.tsv, line 1: .* is not <raw name> tab"),
     ("class_names.tsv", "Tool_saw\tsaw\tthe\n", "class_names.tsv, line 1: "),
-    ("class_names.tsv", "Tool_saw\tsaw\nTool_saw\tsaw\n", "class_names.tsv, line 2: Tool_saw stands there twice"),
+    ("class_names.tsv", "Tool_saw\tsaw\nTool_saw\tsaw\n", "line 2: Tool_saw stands there twice"),
     ("descriptions/Tool.json", "{\n'a': 1}", "Tool.json, line 2: no JSON"),
     ("descriptions/Tool.json", '{"a": "b"}', "Tool.json: it must be {raw class name: "),
     ("descriptions/More.json", '{"Tool_saw1": ["A saw."]}', "Tool_saw1 is described in another file too"),
@@ -168,7 +181,7 @@ def test_mistakes_in_ones_own_folder(folder, file, text, message):
 
 
 def test_no_prompts_folder(tmp_path):
-    with pytest.raises(UserError, match="no folder .*templates: a prompts folder holds templates/<domain>.txt"):
+    with pytest.raises(UserError, match="no folder .*templates: a prompts folder holds"):
         prompts.load(tmp_path)
     (tmp_path / "templates").mkdir()
     with pytest.raises(UserError, match="no templates in"):

@@ -1,0 +1,152 @@
+"""The stack as one object, in scikit-learn's manner, for notebooks and other programs.
+
+    from jclip_fewshot import FewShotClassifier
+    clf = FewShotClassifier("ViT-B/32").fit(image_paths, labels, class_names=["cat", "dog"])
+    clf.predict(paths, top=5)
+
+Letters: N images, S shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import numpy as np
+
+from . import prompts, runs
+from .competition import domains_of
+from .config import TrainConfig
+from .errors import UserError
+from .evaluate import refine_with
+from .heads import Shots
+from .scores import best_classes
+from .sources import open_source, require_readable
+from .stack import Stack, domain_indices, head_names
+
+Images = Union[Sequence[Union[str, Path]], np.ndarray]
+
+
+class FewShotClassifier:
+    """Few-shot image classification on CLIP.
+
+    model: a released CLIP's name or a checkpoint file; not needed where all images are given as features.
+    heads: names of the methods in the ensemble; None for all.
+    augment: random views averaged per training image; 0 takes the plain image.
+    seed: of the views and of training.
+    weights, cache: folders of checkpoints and of computed features; cache None keeps none.
+
+    After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `stack_`, `n_features_in_`.
+    Images are paths, or an (N, D) array of CLIP features of the same model.
+    """
+
+    def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, augment: int = 10,
+                 seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache") -> None:
+        self.model = model
+        self.heads = heads
+        self.augment = augment
+        self.seed = seed
+        self.weights = weights
+        self.cache = cache
+        self._source = None
+
+    def fit(self, images: Images, labels: Sequence, class_names: Optional[Sequence[str]] = None,
+            text: Optional[np.ndarray] = None) -> "FewShotClassifier":
+        """Learns from S images.
+
+        labels (S,): anything sortable. With `class_names`, labels are indices into it, and classes
+        without an image are known by their text alone.
+        class_names (K,): what the prompts say; by default the labels themselves. `Domain_name` where all
+        have a domain.
+        text (K, D): the classes' text features; encoded from the names by default.
+        Returns self.
+        Raises:
+            UserError: an image that cannot be read. ValueError: shapes that do not fit.
+        """
+        labels = np.asarray(labels)
+        if class_names is None:
+            self.classes_, numbers = np.unique(labels, return_inverse=True)
+            self.class_names_ = [str(name) for name in self.classes_]
+        else:
+            self.class_names_ = [str(name) for name in class_names]
+            self.classes_ = np.arange(len(self.class_names_))
+            numbers = labels.astype(np.int64)
+        domains = domains_of(self.class_names_)
+        if text is None:
+            sentences = [prompts.sentences(name, domain) for name, domain in zip(self.class_names_, domains)]
+            text = self._opened().texts(self.class_names_, sentences)
+        rows = self._rows(images, self.augment)
+        shots = Shots(rows, numbers, text, domain_indices(domains))
+        names = head_names(",".join(self.heads or []))
+        self.stack_ = Stack(names, self.seed).fit(shots)
+        self.n_features_in_ = shots.text.shape[1]
+        return self
+
+    def predict_proba(self, images: Images) -> np.ndarray:
+        """(N, K) probabilities of each image by itself, in the order of `classes_`."""
+        self._require_fit()
+        rows = self._rows(images, 0)
+        return self.stack_.probs(self.stack_.logits(rows))
+
+    def predict(self, images: Images, top: int = 1) -> np.ndarray:
+        """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
+        return self._labels(self.predict_proba(images), top)
+
+    def refine(self, images: Images) -> np.ndarray:
+        """(N, K) probabilities of the images as a set: what one image says helps with the others."""
+        self._require_fit()
+        rows = self._rows(images, 0)
+        return refine_with(self.stack_, rows, self.stack_.probs(self.stack_.logits(rows))).probs
+
+    def score(self, images: Images, labels: Sequence) -> float:
+        """Mean accuracy, 0 to 1, as scikit-learn has it."""
+        return float((self.predict(images) == np.asarray(labels)).mean())
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Writes everything that `load` needs, as one .npz of plain arrays."""
+        self._require_fit()
+        settings = {"model": self.model, "augment": self.augment, "seed": self.seed, "weights": self.weights}
+        arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}
+        runs.save_arrays(Path(path), {**self.stack_.state(), **arrays, "classifier/classes": self.classes_,
+                                      "classifier/class_names": np.array(self.class_names_)})
+
+    @classmethod
+    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache") -> "FewShotClassifier":
+        """The classifier that `save` wrote.
+
+        Raises:
+            UserError: absent, damaged, or of another version.
+        """
+        arrays = runs.load_arrays(Path(path))
+        stack = Stack.from_state(arrays)
+        if "classifier/classes" not in arrays:
+            raise UserError(f"{path} is a run's model, not a saved classifier")
+        classifier = cls(str(arrays["classifier/model"]), heads=stack.names, cache=cache,
+                         augment=int(arrays["classifier/augment"]), seed=int(arrays["classifier/seed"]),
+                         weights=str(arrays["classifier/weights"]))
+        classifier.stack_ = stack
+        classifier.classes_ = arrays["classifier/classes"]
+        classifier.class_names_ = [str(name) for name in arrays["classifier/class_names"]]
+        classifier.n_features_in_ = stack.shots_.text.shape[1]
+        return classifier
+
+    def _opened(self):
+        if self._source is None:
+            self._source = open_source(TrainConfig(model=self.model, weights=self.weights, cache=self.cache or ""))
+        return self._source
+
+    def _rows(self, images: Images, views: int) -> np.ndarray:
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+            return images
+        paths = [str(path) for path in images]
+        rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
+        require_readable([(path, 0) for path in paths], bad, skip=False)
+        return rows
+
+    def _labels(self, probs: np.ndarray, top: int) -> np.ndarray:
+        best = self.classes_[best_classes(probs, top)]
+        return best[:, 0] if top == 1 else best
+
+    def _require_fit(self) -> None:
+        if not hasattr(self, "stack_"):
+            raise ValueError("call fit before predict")
