@@ -1,4 +1,4 @@
-"""Image files -> arrays for the encoder, ahead of it, in worker processes.
+"""Image files -> pixels for the encoder, ahead of it, in worker processes.
 
 A worker is this module in a Python of its own that has imported Pillow and NumPy and nothing else: never a fork of
 the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
@@ -6,7 +6,8 @@ multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Pytho
 
     tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
     pixels   one block of anonymous shared memory, a ring of batches; a worker writes each image where the encoder
-             will read it, so that no array is ever pickled or copied on the way
+             will read it, so that no array is ever pickled or copied on the way; bytes, not yet normalised: that
+             costs the encoder's side little, and a quarter of the memory has to be moved
     results  one packet socket back: which images are done, their digests, what was wrong with them
 
 Workers leave when the task socket closes, so none outlives its parent, however that dies.
@@ -37,7 +38,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from .clip.preprocess import image_array
+from .clip.preprocess import resize_and_crop
 from .errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # some other plugins start programs (EPS: Ghostscript)
@@ -107,21 +108,21 @@ def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
     return view.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
-def view_arrays(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
-    """The V arrays (3, R, R) of one image; random views are seeded by its content, not by its place."""
+def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Image]:
+    """The V views of one image, R x R, RGB; random ones are seeded by its content, not by its place."""
     if recipe.views == 1:
         image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
-        yield image_array(image, recipe.size, true_size)
+        yield resize_and_crop(image, recipe.size, true_size)
         return
     image = open_image(data)[0].convert("RGB")
     # random.Random(int).random() is the one generator whose numbers Python promises to keep.
     rng = random.Random(int.from_bytes(digest, "little") + (recipe.seed << (8 * DIGEST_BYTES)))
     for _ in range(recipe.views):
-        yield image_array(random_view(image, recipe.size, rng), recipe.size)
+        yield random_view(image, recipe.size, rng)
 
 
 def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
-    """Fills out (V, 3, R, R) from a file; without `out` only reads its digest. Never raises for a bad file."""
+    """Fills out (V, R, R, 3) uint8 from a file; without `out` only reads its digest. Never raises for a bad file."""
     digest = bytes(DIGEST_BYTES)
     try:
         with open(path, "rb") as file:
@@ -130,8 +131,8 @@ def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
             return _failed(digest, "the file is empty", out)
         digest = content_digest(data)
         if out is not None:
-            for v, array in enumerate(view_arrays(data, digest, recipe)):
-                out[v] = array
+            for v, view in enumerate(view_images(data, digest, recipe)):
+                out[v] = np.asarray(view)
         return Done(digest, "")
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
         return _failed(digest, _reason(error), out)
@@ -154,16 +155,15 @@ def _reason(error: Exception) -> str:
 
 
 class _Shared:
-    """The ring of batches and, behind it, which image each worker has in hand (-1: none)."""
+    """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
 
     def __init__(self, fd: int, batch_shape: Tuple[int, ...], workers: int):
         shape = (BUFFERS,) + tuple(batch_shape)
-        pixels = math.prod(shape) * 4
         if os.fstat(fd).st_size == 0:
-            os.ftruncate(fd, pixels + 8 * workers)
-        memory = mmap.mmap(fd, pixels + 8 * workers)
-        self.batches = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
-        self.in_hand = np.frombuffer(memory, np.int64, workers, offset=pixels)
+            os.ftruncate(fd, 8 * workers + math.prod(shape))
+        memory = mmap.mmap(fd, 8 * workers + math.prod(shape))
+        self.in_hand = np.frombuffer(memory, np.int64, workers)
+        self.batches = np.frombuffer(memory, np.uint8, offset=8 * workers).reshape(shape)
 
 
 def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
@@ -194,7 +194,7 @@ class Decoder:
         with Decoder(paths, recipe, batch_images=32, workers=4) as decoder:
             for indices, pixels, done in decoder.batches(wanted): ...
 
-    pixels (B, V, 3, R, R) float32 is shared memory, valid until the next batch is asked for; an image that could
+    pixels (B, V, R, R, 3) uint8 is shared memory, valid until the next batch is asked for; an image that could
     not be decoded is zeros and its `Done.reason` says why.
     """
 
@@ -202,7 +202,7 @@ class Decoder:
         self.paths = paths
         self.recipe = recipe
         self.batch_images = batch_images
-        self.batch_shape = (batch_images, recipe.views, 3, recipe.size, recipe.size)
+        self.batch_shape = (batch_images, recipe.views, recipe.size, recipe.size, 3)
         self.workers: List[subprocess.Popen] = []
         self._waiting: deque = deque()  # packets that the task socket has not taken yet
         self._done = {}  # index -> Done
@@ -267,7 +267,7 @@ class Decoder:
         size = self.batch_images
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:
-            pixels = np.zeros(self.batch_shape, np.float32)
+            pixels = np.zeros(self.batch_shape, np.uint8)
             for group in groups:
                 done = [decode(os.fspath(self.paths[i]), self.recipe, pixels[n]) for n, i in enumerate(group)]
                 yield group, pixels[:len(group)], done
@@ -295,14 +295,14 @@ class Decoder:
             except BlockingIOError:  # the socket is full: more than the workers can do for a while
                 return
             except (BrokenPipeError, ConnectionResetError):
-                return self._check_workers()
+                return self._check_workers(gone=True)
             self._waiting.popleft()
 
     def _exchange(self) -> None:
         """Waits until a result comes (or a worker dies), takes all there are, hands out more tasks."""
         writing = [self._tasks] if self._waiting else []
         ready, _, _ = select.select([self._results], writing, [], 0.2)
-        if not ready and not self._waiting:
+        if not ready:
             self._check_workers()
         while True:
             try:

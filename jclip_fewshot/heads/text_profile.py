@@ -1,0 +1,77 @@
+"""Text profile: what CLIP's text tower says of a class's shots, wrongly or rightly, is itself a feature.
+
+Not out of one paper: GDA (see `gda`) with a second term, kin to TIP-X's inter-modal distance and to the
+simplex points of EM-Dirichlet.
+
+    s(x) = softmax(x tᵀ / T),    P_c = (Σ_{j in c} s(f_j) + s(m_c)) / (n_c + 1)
+    logits = 100 x tᵀ + α (x Wᵀ + b) + γ s(x)·log(P_c + ε)
+
+s(x): zero-shot's probabilities, (K,). P_c: the mean profile of a class's shots, drawn by one shot's weight to
+that of m_c, where the text puts the class's mean. The last term is the log-likelihood of x's profile under
+the class's, up to what all classes share: -KL(s(x) ‖ P_c). A breed whose shots CLIP takes for two others is
+known by that. T = 0.01, CLIP's own; ε = 1e-4, about the least probability that a mean of some shots can vouch
+for.
+
+It errs elsewhere than GDA and Tip-Adapter, which see features alone: held-out log-loss of GDA falls by 0.02
+to 0.09 nats (replica_dev 1.12 to 1.03, sun397 0.894 to 0.875, caltech65 0.128 to 0.119).
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, Tuple
+
+import numpy as np
+
+from jclip_fewshot.heads.base import (Shots, class_sums, folds, log_softmax, matmul, unit_rows,
+                                      zero_shot_logits)
+from jclip_fewshot.heads.gda import GDA, class_means, text_means
+
+FLOOR = 1e-4  # ε
+TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
+
+
+def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """s = softmax(100 x tᵀ): (N, D), (K, D) -> (N, K)."""
+    return np.exp(log_softmax(zero_shot_logits(features, text)))
+
+
+def class_profiles(shots: Shots) -> np.ndarray:
+    """log(P + ε), (K, K) float32: a row for each class; without shots, the text's own profile."""
+    sums = TEXT_WEIGHT * profiles(unit_rows(text_means(shots, class_means(shots))), shots.text)
+    sums = sums + class_sums(profiles(shots.features, shots.text), shots.labels, shots.num_classes)
+    return np.log(sums / (shots.counts[:, None] + TEXT_WEIGHT) + FLOOR).astype(np.float32)
+
+
+class TextProfile(GDA):
+    """α, γ and κ (`text_shots`, see `gda`) by leave-one-shot-out."""
+
+    name = "text_profile"
+    state_names = ("W_", "b_", "alpha_", "log_profiles_")
+    evidence_names = ("alpha", "gamma")
+
+    def __init__(self, alpha=None, gamma=None, text_shots=None, per_domain: bool = True):
+        if (alpha is None) != (gamma is None):
+            raise ValueError("text_profile: fix both alpha and gamma, or neither")
+        super().__init__(None if alpha is None else (alpha, gamma), text_shots, per_domain)
+
+    def _alpha_scale(self, shots: Shots) -> np.ndarray:
+        return np.append(super()._alpha_scale(shots), 1.0)
+
+    def _fixed_alpha(self, shots: Shots) -> np.ndarray:
+        return np.append(super()._fixed_alpha(shots), 0.5)
+
+    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
+        likelihood = np.zeros((1, len(shots), shots.num_classes), np.float32)
+        for kept, left_out in folds(shots.labels):
+            rows = profiles(shots.features[left_out], shots.text)
+            likelihood[0, left_out] = matmul(rows, class_profiles(shots.take(kept)).T)
+        for settings, evidence in super()._candidates(shots):
+            yield settings, np.concatenate([evidence, likelihood])
+
+    def _learn(self, shots: Shots, settings: dict) -> None:
+        super()._learn(shots, settings)
+        self.log_profiles_ = class_profiles(shots)
+
+    def _evidence(self, features: np.ndarray) -> np.ndarray:
+        likelihood = matmul(profiles(features, self.text_), self.log_profiles_.T)
+        return np.concatenate([super()._evidence(features), likelihood[None]])

@@ -1,0 +1,24 @@
+"""Zero-shot CLIP. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021 (https://arxiv.org/abs/2103.00020), section 3.1.4: logits = 100 x tᵀ, t the class's text row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.heads.base import Head, Shots, zero_shot_logits
+
+
+class ZeroShot(Head):
+    """Needs no shots; duplicate text rows tie, and ties go to the lower class number."""
+
+    name = "zero_shot"
+
+    def _fit(self, shots: Shots) -> None:
+        """The text rows are all there is."""
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return zero_shot_logits(features, self.text_)
+
+    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+        return self._logits(shots.features)
