@@ -9,7 +9,7 @@ Everything about the method comes from the run; the flags here say only which im
 
 import time
 
-from jclip_fewshot import command, competition, demo, runs
+from jclip_fewshot import command, competition, ranks, runs
 from jclip_fewshot.command import tell, warn
 from jclip_fewshot.config import TestConfig, parse
 from jclip_fewshot.evaluate import refine_with
@@ -39,6 +39,8 @@ def main() -> None:
         tell(f"{tests.folder}: {tests.ignored} files that are no .jpg or .jpeg are left out")
     source = reopen_source(record, settings)
     features, bad = source.images(contest.root, [str(path.relative_to(contest.root)) for path in tests.paths])
+    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
+        return
     for index, reason in bad.items():
         warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
     watch.lap("features")

@@ -11,7 +11,7 @@ features alone, choose their settings by leave-one-shot-out, and an ensemble com
 
 import time
 
-from jclip_fewshot import command, competition, demo, prompts, runs, selection
+from jclip_fewshot import command, competition, demo, prompts, ranks, runs, selection
 from jclip_fewshot.command import tell
 from jclip_fewshot.config import TrainConfig, parse
 from jclip_fewshot.heads import Shots
@@ -21,6 +21,8 @@ from jclip_fewshot.stack import Stack, domain_indices, head_names, settings_tabl
 
 def main() -> None:
     settings = parse(TrainConfig, __doc__)
+    if settings.from_run:
+        settings = runs.repeated(settings)
     names = head_names(settings.heads)
     device = command.set_up(settings)
     watch = runs.Stopwatch()
@@ -42,6 +44,8 @@ def main() -> None:
     rows, bad = source.images(contest.root, [path for path, _ in shots], views=settings.augment)
     kept = require_readable(shots, bad, settings.skip_bad)
     watch.lap("shots")
+    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
+        return
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     data = Shots(rows[kept], [shots[i][1] for i in kept], text, domain_indices(contest.domains))
@@ -52,7 +56,7 @@ def main() -> None:
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     folder = runs.new_run(settings.runs, settings.name, settings.board)
     chosen = [shots[i] for i in kept]
-    competition.write_shot_list(folder / "shots.txt", chosen)
+    competition.write_shot_list(folder / runs.SHOTS, chosen)
     runs.save_arrays(folder / runs.MODEL, stack.state())
     runs.save_record(folder, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),

@@ -1,4 +1,4 @@
-"""python -m jclip_fewshot COMMAND: doctor, check, convert, evaluate."""
+"""python -m jclip_fewshot COMMAND: doctor, check, convert, evaluate, validate, report."""
 
 from __future__ import annotations
 
@@ -126,7 +126,21 @@ def validate(arguments: List[str]) -> int:
     return 0
 
 
-COMMANDS = {"doctor": doctor, "check": check, "convert": convert, "evaluate": evaluate, "validate": validate}
+def report(arguments: List[str]) -> int:
+    """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
+    parser = _parser("report", report.__doc__)
+    parser.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's folder [the newest]")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where the newest run is looked for [runs]")
+    parser.add_argument("--split", default="", metavar="A|B", help="the test set [the one that was answered last]")
+    parser.add_argument("--out", default="", metavar="DIR", help="where to write [the folder report in the run's]")
+    given = parser.parse_args(arguments)
+    from .report import find_run, write_report
+    print(write_report(find_run(given.run, given.runs), given.split, given.out or None))
+    return 0
+
+
+COMMANDS = {"doctor": doctor, "check": check, "convert": convert, "evaluate": evaluate, "validate": validate,
+            "report": report}
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:

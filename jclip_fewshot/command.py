@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import Callable, Optional
 
-from . import progress, runtime
+from . import progress, ranks, runtime
 from .config import MachineConfig
 from .errors import UserError
 
 
 def set_up(settings: MachineConfig) -> runtime.Plan:
     """Starts Jittor as the settings say and tells the rest how talkative to be."""
-    progress.quiet = runtime.quiet = settings.quiet
+    progress.quiet = runtime.quiet = settings.quiet or not ranks.first()
+    ranks.use_own_gpu()
     if settings.verbose:
         os.environ[runtime.LOG_VARIABLE] = "1"
+    warnings.showwarning = lambda message, *_: warn(str(message))  # a line, without file and number
     return runtime.start(settings.device)
 
 
@@ -39,7 +42,10 @@ def run(main: Callable[[], Optional[int]]) -> None:
     except UserError as error:
         if "--verbose" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.first():  # the others have met the same mistake
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            print(f"rank {ranks.rank()}: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)

@@ -58,6 +58,7 @@ class SourceConfig(MachineConfig):
 class TrainConfig(SourceConfig):
     """train.py"""
 
+    from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
     shots: int = option(4, "training images a class", "shots", metavar="N", low=1)
     seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")

@@ -1,13 +1,13 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own that has imported Pillow and NumPy and nothing else: never a fork of
-the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
+A worker is this module in a Python of its own that has imported Pillow and NumPy and nothing else: never a
+fork of the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
 multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Python's lock while it computes.
 
     tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
-    pixels   one block of anonymous shared memory, a ring of batches; a worker writes each image where the encoder
-             will read it, so that no array is ever pickled or copied on the way; bytes, not yet normalised: that
-             costs the encoder's side little, and a quarter of the memory has to be moved
+    pixels   one block of anonymous shared memory, a ring of batches; a worker writes each image where the
+             encoder will read it, so that no array is ever pickled or copied on the way; bytes, not yet
+             normalised: that costs the encoder's side little, and a quarter of the memory has to be moved
     results  one packet socket back: which images are done, their digests, what was wrong with them
 
 Workers leave when the task socket closes, so none outlives its parent, however that dies.
@@ -41,7 +41,8 @@ from PIL import Image
 from .clip.preprocess import resize_and_crop
 from .errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # some other plugins start programs (EPS: Ghostscript)
+# Some of Pillow's other formats start programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 DIGEST_BYTES = 16
 BUFFERS = 3  # batches in flight: one with the encoder, two being decoded
 PACKET_IMAGES = 8  # images a task at most
@@ -70,13 +71,13 @@ def content_digest(data: bytes) -> bytes:
 
 
 def open_image(data: bytes, shrink_to: int = 0) -> Tuple[Image.Image, Tuple[int, int]]:
-    """Decodes one image; raises whatever Pillow raises on what is none. Returns it and its true (width, height).
+    """Decodes one image; returns it and its true (width, height). Raises whatever Pillow raises.
 
-    With `shrink_to` libjpeg may shrink a JPEG by 2, 4 or 8 while decoding, as long as both sides keep that many
-    pixels. CLIP's preprocessing of that is close but not exact: with twice CLIP's size, over 399 photographs, a pixel
-    differs by 0.5 of 255 in the mean, 1.8 in the mean of the worst image, 26 at most (a test bounds the three at 1, 3
-    and 40). It doubles the speed at 1200 x 900 pixels, takes a seventh of the time at 4000 x 3000, and does nothing
-    for sides below four times CLIP's size.
+    With `shrink_to` libjpeg may shrink a JPEG by 2, 4 or 8 while decoding, as long as both sides keep that
+    many pixels. CLIP's preprocessing of that is close but not exact: with twice CLIP's size, over 399
+    photographs, a pixel differs by 0.5 of 255 in the mean, 1.8 in the mean of the worst image, 26 at most (a
+    test bounds the three at 1, 3 and 40). It doubles the speed at 1200 x 900 pixels, takes a seventh of the
+    time at 4000 x 3000, and does nothing for sides below four times CLIP's size.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 megapixels is a bomb, not 180
@@ -91,7 +92,7 @@ def open_image(data: bytes, shrink_to: int = 0) -> Tuple[Image.Image, Tuple[int,
 def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
     """One of Tip-Adapter's random views: an RGB image of `size` by `size`.
 
-    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3), bicubic), then a flip with p = 1/2.
+    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3), bicubic), half of them mirrored.
     """
     width, height = image.size
     for _ in range(10):
@@ -122,7 +123,7 @@ def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Im
 
 
 def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
-    """Fills out (V, R, R, 3) uint8 from a file; without `out` only reads its digest. Never raises for a bad file."""
+    """Fills out (V, R, R, 3) uint8 from a file, or only reads its digest. No bad file makes it raise."""
     digest = bytes(DIGEST_BYTES)
     try:
         with open(path, "rb") as file:
@@ -194,8 +195,8 @@ class Decoder:
         with Decoder(paths, recipe, batch_images=32, workers=4) as decoder:
             for indices, pixels, done in decoder.batches(wanted): ...
 
-    pixels (B, V, R, R, 3) uint8 is shared memory, valid until the next batch is asked for; an image that could
-    not be decoded is zeros and its `Done.reason` says why.
+    pixels (B, V, R, R, 3) uint8 is shared memory, valid until the next batch is asked for; an image that
+    could not be decoded is zeros and its `Done.reason` says why.
     """
 
     def __init__(self, paths: Sequence, recipe: Recipe, batch_images: int, workers: int):
@@ -220,8 +221,9 @@ class Decoder:
         self._results, results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks.setblocking(False)
         self._results.setblocking(False)
-        # Anonymous memory, not /dev/shm: containers give that 64 MB, and a killed run would leave its files there.
-        memory = os.fdopen(os.memfd_create("decode"), "rb") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+        # Not /dev/shm: containers give that 64 MB, and a killed run would leave its files there.
+        anonymous = hasattr(os, "memfd_create")
+        memory = os.fdopen(os.memfd_create("decode"), "rb") if anonymous else tempfile.TemporaryFile()
         with tasks, results, memory:
             self._shared = _Shared(memory.fileno(), self.batch_shape, workers)
             self._shared.in_hand[:] = -1

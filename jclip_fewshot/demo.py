@@ -1,18 +1,19 @@
-"""The built-in contest: a small drawn world in the contest's own layout, and the small CLIP that goes with it.
+"""The built-in contest: a small drawn world in the contest's own layout, and a small CLIP to go with it.
 
-The world is compositional. A class is a combination of attributes: a Beast has a pattern, a colour and a species, a
-Thing a colour, a kind and a trim, a Dish a topping and a plate, a Flag a layout, two colours and an emblem. These
-*named* attributes make the class's name ("Beast_spotted_orange_hare"). Further *unnamed* ones (the colour of the
-spots, a collar, the rim of the plate) are the same in every image of a class too, but only its images tell them: that
-is what shots are for. All else (pose, size, light, background, clutter, noise) varies from image to image.
+The world is compositional. A class is a combination of attributes: a Beast has a pattern, a colour and a
+species, a Thing a colour, a trim and a kind, a Dish a topping and a plate, a Flag a layout, two colours and
+an emblem. These *named* attributes make the class's name ("Beast_spotted_orange_hare"). Further *unnamed*
+ones (the colour of the spots, a collar, the rim of the plate) are the same in every image of a class too,
+but only its images tell them: that is what shots are for. All else (pose, size, light, background, clutter,
+noise) differs from image to image.
 
-A quarter of all named combinations is set aside (`held_out`). The small CLIP, weights/demo_clip.safetensors, was
-trained by tools/train_demo_clip.py on drawings of the other three quarters; the contest draws its classes from the set
-aside quarter. Some class names use rare words (crimson, pied, dromedary) that the CLIP saw seldom, so that they mislead
-it, as some of the real contest's names do. Half of the test images are Beasts, the domain that is hardest to tell
-apart, as dogs are in the contest.
+A quarter of all named combinations is set aside (`held_out`). The small CLIP, weights/demo_clip.safetensors,
+was trained by tools/train_demo_clip.py on drawings of the other three quarters; the contest takes its classes
+from the quarter that is set aside. Some class names use a rare word (crimson, pied, dromedary) that the CLIP
+saw seldom, others are vague ("Beast_orange_hare"): they mislead it, as some of the real contest's names do.
+Half of the test images are Beasts, the domain with the most classes, as dogs are in the contest.
 
-Everything is drawn from the seed with NumPy's generator and Pillow's polygons: no fonts, no downloads.
+Everything is drawn from a seed with NumPy's generator and Pillow's polygons: no fonts, no downloads.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ CHECKPOINT = Path(__file__).resolve().parent.parent / "weights" / "demo_clip.saf
 SEED = 1
 COMPLETE = "complete.txt"
 EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or seed is drawn again
+RARE_NAMES, VAGUE_NAMES = 0.3, 0.3  # shares of the class names that mislead
 TRAIN_IMAGES = 8  # a class; the default 4 shots are chosen from these
 
 COLOURS = {
@@ -49,15 +51,17 @@ PATTERNS = ("plain", "spotted", "striped", "banded", "patched", "speckled")
 
 # Rare words: the small CLIP reads them seldom in training; some of the contest's class names use them.
 RARE = {
-    "red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure", "purple": "violet",
-    "pink": "rose", "brown": "chestnut", "white": "ivory", "black": "ebony", "cyan": "turquoise",
+    "red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure",
+    "purple": "violet", "pink": "rose", "brown": "chestnut", "white": "ivory", "black": "ebony",
+    "cyan": "turquoise",
     "plain": "solid", "spotted": "dotted", "striped": "zebra", "banded": "belted", "patched": "pied",
     "speckled": "freckled",
     "hare": "rabbit", "fox": "vixen", "bear": "grizzly", "hound": "dog", "camel": "dromedary", "deer": "stag",
     "elephant": "mammoth", "giraffe": "okapi",
-    "boat": "ship", "car": "taxi", "house": "cottage", "balloon": "airship", "rocket": "missile", "mug": "cup",
-    "umbrella": "parasol", "lamp": "lantern",
-    "rings": "onions", "beans": "olives", "leaves": "salad", "cubes": "tofu", "eggs": "omelettes", "noodles": "spaghetti",
+    "boat": "ship", "car": "taxi", "house": "cottage", "balloon": "airship", "rocket": "missile",
+    "mug": "cup", "umbrella": "parasol", "lamp": "lantern",
+    "rings": "onions", "beans": "olives", "leaves": "salad", "cubes": "tofu", "eggs": "omelettes",
+    "noodles": "spaghetti",
 }
 
 
@@ -68,7 +72,8 @@ class Domain:
     named: dict[str, tuple[str, ...]]
     unnamed: dict[str, tuple[str, ...]]
     name: str  # a format over the named attributes
-    unequal: tuple[tuple[str, str], ...]  # pairs of attributes that must differ, or the drawing would hide one
+    vague: tuple[str, ...]  # formats that leave some of them out
+    unequal: tuple[tuple[str, str], ...]  # attributes that must differ, or the drawing would hide one
     classes: int  # in the contest
     tests: tuple[int, int]  # fewest and most test images of a class
 
@@ -79,25 +84,30 @@ DOMAINS = {
         named={"pattern": PATTERNS, "colour": _C,
                "species": ("hare", "fox", "bear", "hound", "camel", "deer", "elephant", "giraffe")},
         unnamed={"accent": _C, "collar": ("no",) + _C, "socks": ("no", "yes")},
-        name="{pattern}_{colour}_{species}", unequal=(("colour", "accent"), ("colour", "collar")),
+        name="{pattern}_{colour}_{species}", vague=("{colour}_{species}", "{pattern}_{species}"),
+        unequal=(("colour", "accent"), ("colour", "collar")),
         classes=32, tests=(8, 13)),
     "Thing": Domain(
         named={"colour": _C, "trim": _C,
                "kind": ("boat", "car", "house", "balloon", "rocket", "mug", "umbrella", "lamp")},
         unnamed={"pattern": PATTERNS, "accent": _C},
-        name="{colour}_{kind}_with_{trim}_trim", unequal=(("colour", "trim"), ("colour", "accent")),
+        name="{colour}_{kind}_with_{trim}_trim", vague=("{colour}_{kind}", "{kind}_with_{trim}_trim"),
+        unequal=(("colour", "trim"), ("colour", "accent")),
         classes=16, tests=(6, 13)),
     "Dish": Domain(
-        named={"topping": ("rings", "beans", "leaves", "cubes", "eggs", "noodles"), "colour": _C, "plate": _C},
+        named={"topping": ("rings", "beans", "leaves", "cubes", "eggs", "noodles"), "colour": _C,
+               "plate": _C},
         unnamed={"rim": _C, "garnish": _C, "amount": ("few", "many")},
-        name="{colour}_{topping}_on_{plate}_plate", unequal=(("colour", "plate"), ("rim", "plate"),
-                                                               ("garnish", "plate")),
+        name="{colour}_{topping}_on_{plate}_plate",
+        vague=("{colour}_{topping}", "{topping}_on_{plate}_plate"),
+        unequal=(("colour", "plate"), ("rim", "plate"), ("garnish", "plate")),
         classes=12, tests=(5, 11)),
     "Flag": Domain(
-        named={"layout": ("stripes", "pales", "cross", "saltire", "border", "quarters"), "first": _C, "second": _C,
-               "emblem": ("no", "disc", "star", "triangle", "crescent")},
+        named={"layout": ("stripes", "pales", "cross", "saltire", "border", "quarters"), "first": _C,
+               "second": _C, "emblem": ("no", "disc", "star", "triangle", "crescent")},
         unnamed={"charge": _C, "fringe": ("no",) + _C},
         name="{first}_{layout}_on_{second}_with_{emblem}_emblem",
+        vague=("{first}_{layout}", "{first}_{layout}_on_{second}"),
         unequal=(("first", "second"), ("first", "charge"), ("second", "charge")),
         classes=12, tests=(5, 11)),
 }
@@ -112,7 +122,7 @@ def random_scene(domain: str, rng: np.random.Generator) -> dict[str, str]:
     """Attributes of one random inhabitant of a domain: attribute -> word."""
     world = DOMAINS[domain]
     while True:
-        scene = {attribute: pick(rng, values) for attribute, values in {**world.named, **world.unnamed}.items()}
+        scene = {name: pick(rng, values) for name, values in {**world.named, **world.unnamed}.items()}
         if all(scene[a] != scene[b] for a, b in world.unequal):
             return scene
 
@@ -133,7 +143,7 @@ class DemoClass:
 
 
 def contest_classes(seed: int) -> list[DemoClass]:
-    """The contest's classes, domain by domain: held-out combinations, no two with the same named attributes."""
+    """The contest's classes, domain by domain: held-out combinations, no two named alike."""
     rng = np.random.default_rng([seed, 1])
     classes = []
     for domain, world in DOMAINS.items():
@@ -145,21 +155,28 @@ def contest_classes(seed: int) -> list[DemoClass]:
                 continue
             seen.add(key)
             words = {attribute: scene[attribute] for attribute in world.named}
-            if rng.random() < 0.3:  # a name that misleads: one of its words is a rare one
+            form, style = world.name, rng.random()
+            if style < RARE_NAMES:
                 attribute = pick(rng, [a for a in words if words[a] in RARE])
                 words[attribute] = RARE[words[attribute]]
-            name = world.name.format(**words).replace("_with_no_emblem", "")
-            classes.append(DemoClass(f"{domain}_{name}", domain, scene))
+            elif style < RARE_NAMES + VAGUE_NAMES:
+                form = pick(rng, world.vague)
+            name = class_name(domain, form, words)
+            if any(name == other.name for other in classes):  # two vague names
+                name = class_name(domain, world.name, words)
+            classes.append(DemoClass(name, domain, scene))
     return classes
 
 
-# ---- drawing: a pen in the object's own coordinates, -1..1, y upwards ----
+def class_name(domain: str, form: str, words: dict[str, str]) -> str:
+    """Words to a name as in classes.txt."""
+    return f"{domain}_{form.format(**words)}".replace("_with_no_emblem", "")
 
 
 class Pen:
-    """Draws polygons on a canvas through an affine map (turn, scale, mirror, shift)."""
+    """Draws polygons in the object's own coordinates, -1..1 with y upwards, on a canvas in pixels."""
 
-    def __init__(self, image: Image.Image, centre, scale: float, turn: float, mirror: bool, squash: float = 1.0):
+    def __init__(self, image: Image.Image, centre, scale: float, turn: float, mirror: bool, squash: float):
         self.image = image
         self.draw = ImageDraw.Draw(image)
         c, s = math.cos(turn) * scale, math.sin(turn) * scale
@@ -274,7 +291,8 @@ def draw_beast(pen: Pen, scene, paint, rng):
         top, bottom = middle - 0.3 * height, middle - height * 0.6 - leg
         pen.bar(x * length, top, foot, bottom, thick, side)
         if scene["socks"] == "yes":
-            pen.bar(0.35 * x * length + 0.65 * foot, bottom + 0.35 * (top - bottom), foot, bottom, thick * 1.15, accent)
+            knee = 0.35 * x * length + 0.65 * foot
+            pen.bar(knee, bottom + 0.35 * (top - bottom), foot, bottom, thick * 1.15, accent)
     back = -length
     if species == "fox":
         pen.oval(back - 0.22, middle + 0.06, 0.3, 0.12, coat, lean=-0.5)
@@ -293,11 +311,10 @@ def draw_beast(pen: Pen, scene, paint, rng):
     pen.bar(length * 0.65, middle + height * 0.2, hx - 0.02, hy, neck, coat)
     patterned(pen, body, scene["pattern"], coat, accent, rng, size=0.8)
     if scene["collar"] != "no":
-        x, y = length * 0.65 + 0.45 * (hx - length * 0.65), middle + height * 0.2 + 0.45 * (hy - middle - height * 0.2)
-        dx, dy = hx - length * 0.65, hy - middle - height * 0.2
-        far = math.hypot(dx, dy)
-        pen.bar(x - 0.08 * dx / far, y - 0.08 * dy / far, x + 0.08 * dx / far, y + 0.08 * dy / far, neck * 1.3,
-                paint[scene["collar"]])
+        dx, dy = hx - length * 0.65, hy - middle - height * 0.2  # along the neck
+        x, y = length * 0.65 + 0.45 * dx, middle + height * 0.2 + 0.45 * dy
+        dx, dy = 0.08 * dx / math.hypot(dx, dy), 0.08 * dy / math.hypot(dx, dy)
+        pen.bar(x - dx, y - dy, x + dx, y + dy, neck * 1.3, paint[scene["collar"]])
     if species == "hare":
         pen.oval(hx - 0.12, hy + 0.42, 0.08, 0.32, dark, lean=0.25)
     if species == "bear":
@@ -326,8 +343,8 @@ def draw_beast(pen: Pen, scene, paint, rng):
         pen.oval(hx - 0.1, hy - 0.12, 0.1, 0.28, dark, lean=0.15)
     elif species == "elephant":
         for i in range(5):
-            pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.3 + 0.05 * (i + 1), hy - 0.14 * (i + 1), 0.15 - 0.012 * i,
-                    coat)
+            pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1),
+                    0.15 - 0.012 * i, coat)
         pen.oval(hx - 0.16, hy + 0.0, 0.22, 0.32, dark)
     else:
         pen.oval(hx - head * 0.8, hy + head * 0.9, 0.1, 0.05, dark, lean=-0.6)
@@ -380,7 +397,7 @@ def draw_thing(pen: Pen, scene, paint, rng):
     elif kind == "umbrella":
         pen.bar(0, -0.8, 0, 0.3, 0.07, trim)
         pen.bar(0, -0.8, 0.22, -0.84, 0.08, trim)
-        dome = [(0.95 * math.cos(math.pi * i / 12), 0.05 + 0.8 * math.sin(math.pi * i / 12)) for i in range(13)]
+        dome = [(0.95 * x, 0.05 + 0.8 * y) for x, y in _CIRCLE[:13]]
         body(dome + [(-0.63, 0.16), (-0.32, 0.03), (0, 0.16), (0.32, 0.03), (0.63, 0.16)])
         pen.bar(0, 0.8, 0, 0.98, 0.07, trim)
     else:  # lamp
@@ -398,7 +415,8 @@ def draw_dish(pen: Pen, scene, paint, rng):
     pen.oval(0, 0, 0.82, 0.82, plate)
     pen.oval(0, 0, 0.58, 0.58, tuple(int(0.9 * v) for v in plate))
     topping = scene["topping"]
-    places = [(0.0, 0.0)] + [(0.45 * math.cos(k * 1.047 + 0.3), 0.45 * math.sin(k * 1.047 + 0.3)) for k in range(6)]
+    angles = [k * 1.047 + 0.3 for k in range(6)]
+    places = [(0.0, 0.0)] + [(0.45 * math.cos(a), 0.45 * math.sin(a)) for a in angles]
     count = 4 if scene["amount"] == "few" else 7
     for x, y in [places[i] for i in sorted(rng.permutation(7)[:count].tolist())]:
         x, y, lean = x + (rng.random() - 0.5) * 0.12, y + (rng.random() - 0.5) * 0.12, rng.random() * 6.28
@@ -407,7 +425,8 @@ def draw_dish(pen: Pen, scene, paint, rng):
             pen.oval(x, y, 0.1, 0.1, plate)
         elif topping == "beans":
             for _ in range(2):
-                pen.oval(x + (rng.random() - 0.5) * 0.25, y + (rng.random() - 0.5) * 0.25, 0.15, 0.085, colour, lean=lean)
+                dx, dy = (rng.random() - 0.5) * 0.25, (rng.random() - 0.5) * 0.25
+                pen.oval(x + dx, y + dy, 0.15, 0.085, colour, lean=lean)
         elif topping == "leaves":
             c, s = math.cos(lean), math.sin(lean)
             pen.polygon([(x + 0.3 * c, y + 0.3 * s), (x - 0.13 * s, y + 0.13 * c), (x - 0.3 * c, y - 0.3 * s),
@@ -425,11 +444,12 @@ def draw_dish(pen: Pen, scene, paint, rng):
             for offset in (-0.1, 0.0, 0.1):
                 ends = [(t, offset + 0.06 * math.sin(9 * t)) for t in (-0.3, -0.15, 0.0, 0.15, 0.3)]
                 for (u0, v0), (u1, v1) in zip(ends, ends[1:]):
-                    pen.bar(x + u0 * c - v0 * s, y + u0 * s + v0 * c, x + u1 * c - v1 * s, y + u1 * s + v1 * c, 0.055,
-                            colour if offset else dark)
+                    x0, y0, x1, y1 = u0 * c - v0 * s, u0 * s + v0 * c, u1 * c - v1 * s, u1 * s + v1 * c
+                    pen.bar(x + x0, y + y0, x + x1, y + y1, 0.055, colour if offset else dark)
     for k in range(3):
         angle = 2.1 * k + rng.random()
-        pen.polygon(star(0.66 * math.cos(angle), 0.66 * math.sin(angle), 0.13, points=4), paint[scene["garnish"]])
+        leaf = star(0.66 * math.cos(angle), 0.66 * math.sin(angle), 0.13, points=4)
+        pen.polygon(leaf, paint[scene["garnish"]])
 
 
 def draw_flag(pen: Pen, scene, paint, rng):
@@ -485,10 +505,12 @@ def _muted(rng) -> tuple[int, int, int]:
     return tuple(int(v) for v in 60 + 150 * (grey + 0.55 * (colour - grey)))
 
 
-def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Draws one image (mode RGB, or L for one in twelve) of a scene.
+def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: Tuple[int, int]) -> Image.Image:
+    """One image of a scene, mode RGB, or L for one in twelve.
 
-    Pose, light, background, clutter, occlusion, blur and noise come from `rng`; `size` is (width, height) in pixels.
+    Args:
+        rng: pose, light, background, clutter, occlusion, blur and noise come from it.
+        size: (width, height) in pixels.
     """
     fine = 2  # drawn at twice the size: Pillow's polygons have hard edges
     width, height = size[0] * fine, size[1] * fine
@@ -509,7 +531,8 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
         if rng.random() < 0.5:
             canvas.ellipse((x - r, y - r * 0.6, x + r, y + r * 0.6), fill=colour)
         else:
-            canvas.line((x, y, rng.random() * width, rng.random() * height), fill=colour, width=int(1 + 0.2 * r))
+            end = (rng.random() * width, rng.random() * height)
+            canvas.line((x, y, *end), fill=colour, width=int(1 + 0.2 * r))
 
     paint = {name: tuple(int(min(max(v + (rng.random() - 0.5) * 44, 0), 255)) for v in rgb)
              for name, rgb in COLOURS.items()}
@@ -523,7 +546,8 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
 
     if rng.random() < 0.2:  # something in front
         x, lean = width * rng.random(), width * 0.3 * (rng.random() - 0.5)
-        canvas.line((x, 0, x + lean, height), fill=_muted(rng), width=int(side * (0.03 + 0.05 * rng.random())))
+        colour = _muted(rng)
+        canvas.line((x, 0, x + lean, height), fill=colour, width=int(side * (0.03 + 0.05 * rng.random())))
     image = image.reduce(fine)
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur((0.4 + 0.8 * rng.random()) * min(size) / 100))
@@ -549,9 +573,9 @@ def random_size(rng: np.random.Generator, shortest: int = 90, longest: int = 160
 def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
     """Draws the demo contest into `folder`, in the contest's own layout.
 
-    classes.txt, train.txt, TrainSet/<Domain>/<name>/<n>.jpg, TestSetA/image_<n>.jpg, and the known answers in
-    labels_TestSetA.txt (`image_1.jpg 17`); one image in ten is a .jpeg. The same seed gives the same files, byte for
-    byte (with the same Pillow); another seed chooses other classes too.
+    classes.txt, train.txt, TrainSet/<Domain>/<name>/<n>.jpg, TestSetA/image_<n>.jpg, and the known answers
+    in labels_TestSetA.txt (`image_1.jpg 17`); one image in ten is a .jpeg. The same seed gives the same
+    files, byte for byte (with the same Pillow); another seed chooses other classes too.
 
     Args:
         folder: made if absent; it must not hold another contest's images.
@@ -572,7 +596,7 @@ def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
     def suffix() -> str:
         return "jpeg" if rng.random() < 0.1 else "jpg"
 
-    images = [(f"TrainSet/{classes[label].domain}/{_short(classes[label])}/{i % TRAIN_IMAGES + 1}.{suffix()}", label)
+    images = [(f"TrainSet/{_folder(classes[label])}/{i % TRAIN_IMAGES + 1}.{suffix()}", label)
               for i, label in enumerate(train)]
     images += [(f"TestSetA/image_{i}.{suffix()}", label) for i, label in enumerate(test, 1)]
 
@@ -585,7 +609,8 @@ def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
     for parent in sorted({(folder / path).parent for path, _ in images}):
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # Pillow's resizing, filters and JPEG run beside its polygons
-        for _ in progress(pool.map(draw_file, range(len(images))), stage="draw", unit="images", total=len(images)):
+        drawn = pool.map(draw_file, range(len(images)))
+        for _ in progress(drawn, stage="draw the demo contest", unit="images", total=len(images)):
             pass
     lists = {
         "classes.txt": [f"{one.name} {label}" for label, one in enumerate(classes)],
@@ -598,9 +623,9 @@ def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
     return folder
 
 
-def _short(one: DemoClass) -> str:
-    """A class's name without its domain: its folder under TrainSet."""
-    return one.name[len(one.domain) + 1:]
+def _folder(one: DemoClass) -> str:
+    """Where a class's images lie under TrainSet: "Beast/spotted_orange_hare"."""
+    return one.name.replace("_", "/", 1)
 
 
 def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, Path]:
@@ -613,7 +638,7 @@ def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, 
     """
     folder = Path(folder)
     if not CHECKPOINT.is_file():
-        raise UserError(f"no {CHECKPOINT}: it comes with the repository; python tools/train_demo_clip.py makes it anew")
+        raise UserError(f"no {CHECKPOINT}: git brings it, tools/train_demo_clip.py makes it anew")
     marker = folder / COMPLETE
     if marker.is_file() and marker.read_text(encoding="utf-8").strip() == EDITION.format(seed):
         return folder, CHECKPOINT

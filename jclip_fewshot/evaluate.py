@@ -82,7 +82,7 @@ def transductive(shots, stack: Stack) -> dict:
 
 def refine_with(stack: Stack, features: np.ndarray, probs: np.ndarray):
     """The refinement of a whole test set's (N, K) ensemble probabilities with all that the stack knows."""
-    return refine(probs, features, stack.shots_, stack.ensemble_.held_out_probs_)
+    return refine(probs, features, stack.shots_, stack.held_out_probs_)
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
     sums     n x uint32, the CRC-32 of each row
     rows     n x bytes a row
 
-Every process appends to a shard of its own, so that none waits for another. A block that was not finished (kill -9,
-full disk) fails its checksum and is dropped, so is a row that rotted on the disk: both are computed again. Shards that
-nobody writes any more are merged when a store has gathered many of them. Who writes a shard holds its flock, which the
-kernel releases however the process ends.
+Every process appends to a shard of its own, so that none waits for another. A block that was not finished
+(kill -9, full disk) fails its checksum and is dropped, so is a row that rotted on the disk: both are computed
+again. Shards that nobody writes any more are merged when a store has gathered many of them. Who writes a
+shard holds its flock, which the kernel releases however the process ends.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class RowStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"feature cache: cannot make {self.folder} ({error.strerror}); choose another folder")
+            raise UserError(f"feature cache: cannot make {self.folder} ({error.strerror}); choose another")
         self.refresh()
         self._merge()
 
@@ -118,7 +118,7 @@ class RowStore:
         return len(self._first)
 
     def refresh(self) -> None:
-        """Reads the index again: rows that other processes (or this one) have written since become visible."""
+        """Reads the index again: rows that any process has written since become visible."""
         while True:
             try:
                 return self._read_index()
@@ -147,8 +147,8 @@ class RowStore:
             self._maps.append(data)
             self._names.append(name)
         keys = np.concatenate(keys)
-        # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation, and
-        # there is one such pair in a cache of six billion rows.
+        # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation,
+        # and there is one such pair in a cache of six billion rows.
         order = np.argsort(keys[:, 0], kind="stable")
         self._first, self._second = keys[order, 0], keys[order, 1]
         self._sums = np.concatenate(sums)[order]
@@ -160,7 +160,8 @@ class RowStore:
 
     def _drop(self, name: str, why: str) -> None:
         if name not in self._damaged:
-            warnings.warn(f"feature cache: {self.folder / name}: {why}; that part is dropped and computed again")
+            warnings.warn(f"feature cache: {self.folder / name}: {why}; "
+                          "that part is dropped and computed again")
         self._damaged.add(name)
 
     def get(self, keys: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -188,7 +189,7 @@ class RowStore:
         return rows, found
 
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Adds rows (n, row_bytes) uint8; they reach the disk within FLUSH_SECONDS of puts, or with `flush`."""
+        """Adds rows (n, row_bytes) uint8; they are written with the first put after FLUSH_SECONDS."""
         if len(keys):
             self._pending.append((np.array(keys, "<u8"), np.array(rows, np.uint8)))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -200,16 +201,17 @@ class RowStore:
         pending, self._pending = self._pending, []
         if not pending or not self._writable:
             return
-        block = _encode_block(np.concatenate([k for k, _ in pending]), np.concatenate([r for _, r in pending]))
+        keys, rows = map(np.concatenate, zip(*pending))
         try:
             if self._writer is None:
                 self._writer = self._new_shard()
-            view = memoryview(b"".join(block))
+            view = memoryview(b"".join(_encode_block(keys, rows)))
             while view:
                 view = view[os.write(self._writer, view):]
         except OSError as error:
             self._writable = False
-            warnings.warn(f"feature cache: cannot write to {self.folder} ({error.strerror}); going on without")
+            warnings.warn(f"feature cache: cannot write to {self.folder} ({error.strerror}); "
+                          "going on without")
 
     def _new_shard(self) -> int:
         name = f"{time.time_ns():016x}-{secrets.token_hex(4)}"
@@ -230,7 +232,7 @@ class RowStore:
             self._merge()
 
     def _merge(self) -> None:
-        """Merges small shards into one when there are many, and rewrites damaged ones without their damage."""
+        """Merges small shards where there are many, and rewrites damaged ones without their damage."""
         names = self._shard_names()
         if len(names) <= MANY_SHARDS and not self._damaged:
             return
@@ -279,14 +281,17 @@ class RowStore:
                     keys.append(key)
                     rows.append(row)
                     if len(rows) == MERGE_ROWS:
-                        yield as_keys(keys), np.frombuffer(b"".join(rows), np.uint8).reshape(-1, self.row_bytes)
+                        yield as_keys(keys), self._as_rows(rows)
                         keys, rows = [], []
         if rows:
-            yield as_keys(keys), np.frombuffer(b"".join(rows), np.uint8).reshape(-1, self.row_bytes)
+            yield as_keys(keys), self._as_rows(rows)
+
+    def _as_rows(self, rows: List[memoryview]) -> np.ndarray:
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, self.row_bytes)
 
 
 class FeatureCache:
-    """Features by encoder, preprocessing and content, in a folder; any number of processes may use it at once."""
+    """Features by encoder, preprocessing and content, in a folder that many processes may use at once."""
 
     def __init__(self, folder: Union[str, Path]):
         self.folder = Path(folder)
@@ -328,7 +333,7 @@ class FeatureCache:
     def known_files(self, paths: Sequence) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recognises files that have not changed since their content was last read, by one `stat` each.
 
-        Returns digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files` (zeros: do not).
+        Returns digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
         """
         marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
         self._files.refresh()
@@ -338,13 +343,15 @@ class FeatureCache:
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
         """Notes the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
         sure = marks.any(axis=1)
-        self._files.put(marks[sure], np.ascontiguousarray(digests[sure]).view(np.uint8).reshape(-1, DIGEST_BYTES))
+        rows = np.ascontiguousarray(digests[sure]).view(np.uint8).reshape(-1, DIGEST_BYTES)
+        self._files.put(marks[sure], rows)
 
 
 def _marks(paths: Sequence) -> List[bytes]:
     """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
 
-    The change time is part of it because tools that copy over a file like to put the old modification time back.
+    The change time is part of it because tools that copy over a file like to restore its modification
+    time.
     """
     here = os.path.join(os.getcwd(), "")
     unknown = bytes(DIGEST_BYTES)
@@ -360,6 +367,7 @@ def _marks(paths: Sequence) -> List[bytes]:
         if stat.st_ctime_ns > lately or stat.st_mtime_ns > lately:
             marks.append(unknown)
             continue
-        text = f"{path if path[:1] == '/' else here + path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+        whole = path if path[:1] == "/" else here + path
+        text = f"{whole}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
         marks.append(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest())
     return marks

@@ -6,8 +6,9 @@
     text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
 
 Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
-(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit, whatever
-is encoded beside it and wherever an earlier run stopped, and Jittor, which compiles a batch of 1 anew, need not.
+(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit,
+whatever is encoded beside it and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
+anew, need not.
 
 Letters: N images, V views an image, K classes, D feature width, R pixels a side, B batch, L tokens.
 """
@@ -16,9 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
-import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from .errors import UserError
 from .feature_cache import FeatureCache, as_keys
 from .progress import progress
 
-PREPROCESSING = "clip-1"  # part of every fingerprint: raise it when clip/preprocess.py or decode.py change a pixel
+PREPROCESSING = "clip-1"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
 CPU_BATCH, CUDA_BATCH = 16, 256
 TEXT_BATCH = 64
 TEXT_STEP = 8  # the last texts are filled up to a multiple of this
@@ -65,7 +64,8 @@ def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None
                  tokens: Optional[Callable[[Sequence[str]], np.ndarray]] = None) -> Encoder:
     """Loads a CLIP by name or checkpoint file.
 
-    dtype: "float16" on CUDA is twice as fast or more; its features are kept apart from float32's in the cache.
+    dtype: "float16" on CUDA is twice as fast or more; its features are kept apart from float32's in the
+        cache.
     batch_size: None takes 16 on the CPU, 256 on CUDA.
     cache: saves reading the checkpoint twice for its fingerprint.
     tokens: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own.
@@ -135,21 +135,24 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
     """Feature rows of image files.
 
     paths: N files. cache: where rows are looked for and kept; None computes them all.
-    views: 0 or 1 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed` and the
-        image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
+    views: 0 or 1 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
+        and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
     workers: decoding processes; None fits them to the machine, 0 decodes in this process.
-    draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see decode.open_image).
-    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache does not
-        have them. Afterwards every rank calls again without it and finds all rows in the common cache.
+    draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see
+        decode.open_image).
+    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
+        does not have them. Afterwards every rank calls again without it and finds all rows in the common
+        cache.
 
     Returns:
-        rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of zeros.
+        rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of
+        zeros.
     Raises:
         UserError: a worker died; the encoder gave rows that are no numbers.
         KeyboardInterrupt: Ctrl-C; workers are stopped and all finished rows are in the cache.
     """
-    rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers, draft=draft,
-                             shard=shard, stage=stage)
+    rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
+                             draft=draft, shard=shard, stage=stage)
     return (rows[:, 0] if rows.shape[1] == 1 else _unit(rows.mean(axis=1))), bad
 
 
@@ -157,7 +160,6 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
                  shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
     """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length."""
-    take_back_signals()
     views = max(1, views)
     recipe = Recipe(encoder.image_size, views, seed if views > 1 else 0, draft and views == 1)
     n, width = len(paths), encoder.width
@@ -190,8 +192,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                 features = _encode_batch(encoder, pixels)
                 good = [place for place, result in enumerate(done) if not result.reason]
                 if not np.isfinite(features[good]).all():
-                    raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, for instance for "
-                                    f"{paths[indices[0]]}: is the checkpoint sound? (float16 may overflow: use float32)")
+                    raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
+                                    f"{paths[indices[0]]}: is the checkpoint sound? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
                 if store is not None and good:
@@ -212,17 +214,18 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
 
 
 def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
-    """Digests of files that the cache has not seen at this place, by reading them; fills `digests` and `known`."""
+    """Reads the files that the cache has not seen at this place; fills in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
     if workers is None:
         workers = min(default_workers("cuda"), len(unknown) // FILES_A_WORKER)
     with Decoder(paths, recipe, 1, workers if unknown else 0) as decoder:
-        for index, done in progress(decoder.digests(unknown), stage="reading", unit="files", total=len(unknown)):
+        read = decoder.digests(unknown)
+        for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
             if not done.reason:
                 digests[index] = as_keys([done.digest])[0]
                 known[index] = True
-    read = [i for i in unknown if known[i]]
-    cache.remember_files(marks[read], digests[read])
+    now_known = [i for i in unknown if known[i]]
+    cache.remember_files(marks[now_known], digests[now_known])
 
 
 def _images_a_batch(encoder: Encoder, views: int) -> int:
@@ -261,7 +264,8 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
     for k, sentences in enumerate(sentences_by_class):
         if not len(sentences):
             raise UserError(f"class {k} has no sentence: give it at least one prompt")
-    number = {s: i for i, s in enumerate(dict.fromkeys(s for sentences in sentences_by_class for s in sentences))}
+    different = dict.fromkeys(s for sentences in sentences_by_class for s in sentences)
+    number = {sentence: i for i, sentence in enumerate(different)}
     rows = _encode_sentences(encoder, list(number), cache, stage)
     means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
     return _unit(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
@@ -269,7 +273,6 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
 
 def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
     """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
-    take_back_signals()
     tokens = encoder.tokens(sentences) if sentences else np.zeros((0, 1), np.int32)
     tokens, back = np.unique(tokens, axis=0, return_inverse=True)
     tokens = np.ascontiguousarray(tokens, np.int32)
@@ -305,30 +308,17 @@ def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
 
 
 def default_workers(device: str) -> int:
-    """Decoding processes: every core beside a GPU; beside a CPU encoder few, or they take more from it than they give."""
+    """Decoding processes: every core beside a GPU, few beside a CPU encoder, which wants the cores itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if device == "cuda" else max(1, cores // 4)
-
-
-def take_back_signals() -> None:
-    """Undoes Jittor's handlers of Ctrl-C and of ended children.
-
-    Both end the process on the spot, without a word of Python's: Ctrl-C always, a child (a decode worker, a compiler)
-    where it was killed. Jittor sets them behind Python's back, so that Python takes its own for still in place.
-    """
-    if "jittor" in sys.modules and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGCHLD):
-            handler = signal.getsignal(number)
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
 class FeatureTable:
     """Features that somebody has computed already: a .npz of `path`, `feature`, and `classes`, `text`.
 
-    path (N,) image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes (K,) or,
-    without that, of the contest's ids. Rows need not be normalised, nor float32.
+    path (N,) image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
+    (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32.
     """
 
     file: Path
@@ -347,14 +337,15 @@ class FeatureTable:
         file = Path(file)
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                content = {name: arrays[name] for name in ("path", "feature", "text", "classes") if name in arrays}
+                names = [name for name in ("path", "feature", "text", "classes") if name in arrays]
+                content = {name: arrays[name] for name in names}
         except FileNotFoundError:
             raise UserError(f"--features {file}: no such file")
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(f"--features {file}: cannot be read as .npz ({error})")
         for name in ("path", "feature"):
             if name not in content:
-                raise UserError(f"--features {file}: has no array {name!r} (path (N,) and feature (N, D) are needed)")
+                raise UserError(f"--features {file}: has no array {name!r}; path and feature are needed")
         paths = [str(path).replace("\\", "/") for path in content["path"].reshape(-1)]
         feature = _checked_rows(file, "feature", content["feature"], len(paths))
         text, classes = content.get("text"), content.get("classes")
@@ -363,7 +354,8 @@ class FeatureTable:
         if text is not None:
             text = _checked_rows(file, "text", text, len(text) if classes is None else len(classes))
             if text.shape[1] != feature.shape[1]:
-                raise UserError(f"--features {file}: text rows have width {text.shape[1]}, features {feature.shape[1]}")
+                raise UserError(f"--features {file}: text rows have width {text.shape[1]}, "
+                                f"features {feature.shape[1]}")
         index = {path[2:] if path.startswith("./") else path: i for i, path in enumerate(paths)}
         if len(index) < len(paths):
             raise UserError(f"--features {file}: {len(paths) - len(index)} paths stand there twice")
@@ -414,7 +406,8 @@ def _checked_rows(file: Path, name: str, rows: np.ndarray, count: int) -> np.nda
     rows = rows.astype(np.float32)
     broken = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
     if len(broken):
-        raise UserError(f"--features {file}: row {broken[0]} of {name} is zero or not finite ({len(broken)} such rows)")
+        raise UserError(f"--features {file}: row {broken[0]} of {name} is zero or not finite "
+                        f"({len(broken)} such rows)")
     return _unit(rows)
 
 

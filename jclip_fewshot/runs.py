@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -14,10 +15,11 @@ from typing import Dict, Sequence, Union
 import numpy as np
 
 from . import __version__
+from .config import MachineConfig, TrainConfig, checked
 from .errors import UserError
 from .files import atomic_write, write_text
 
-RECORD, MODEL = "record.json", "model.npz"
+RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
 
 
 def new_run(runs: Union[str, Path], name: str, board: str) -> Path:
@@ -45,6 +47,21 @@ def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) 
         if load_record(record.parent)["config"]["demo"] == demo:
             return record.parent
     raise UserError(f"no finished run under {runs}: python train.py{' --demo' if demo else ''} makes one")
+
+
+def repeated(settings: TrainConfig) -> TrainConfig:
+    """The settings of the run that `--from-run` names, with its very shots; what the machine and the new
+    run's folder are called comes from `settings`.
+
+    Raises:
+        UserError: no such run, or settings that this version does not know.
+    """
+    folder = find_run(settings.from_run, settings.runs)
+    saved = load_record(folder)["config"]
+    machine = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
+    same = {name: value for name, value in saved.items() if name not in machine}
+    kept = {name: value for name, value in vars(settings).items() if name in machine}
+    return checked(TrainConfig, {**same, **kept, "shot_list": str(folder / SHOTS)})
 
 
 def require_same_classes(folder: Path, record: dict, class_names: Sequence[str]) -> None:

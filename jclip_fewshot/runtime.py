@@ -26,6 +26,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def plan(device: str = "auto") -> Plan:
     home = jittor_home()
     if not os.access(_existing_parent(home), os.W_OK):
         raise UserError(f"{home} is not writable and Jittor keeps its builds there; set JITTOR_HOME to another folder")
-    environment = {"log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1"}
+    # gdb is looked for at every import, only to print a stack after a crash; ranks.py needs no MPI in Jittor.
+    environment = {"log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1", "use_mpi": "0", "gdb_path": ""}
     config = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}-config")
     if config.is_file() and "python_config_path" not in os.environ:
         # In a virtual environment Jittor would take the headers of another Python, if it finds any.
@@ -246,9 +248,24 @@ def start(device: Optional[str] = None) -> Plan:
         os.environ["JCLIP_RESTARTED"] = "1"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable] + _own_arguments())
+    _take_back_signals()
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
     _started = started
     return started
+
+
+def _take_back_signals() -> None:
+    """Undoes Jittor's handlers of Ctrl-C and of ended children.
+
+    Both end the process on the spot, without a word of Python's: Ctrl-C always, a child (a decode worker, a
+    compiler) where it was killed. Jittor sets them behind Python's back, so that Python takes its own for
+    still in place.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGCHLD):
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _own_arguments() -> list:

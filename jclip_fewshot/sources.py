@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from . import ranks
 from .command import tell, warn
 from .config import MachineConfig, TrainConfig
 from .errors import UserError
@@ -18,23 +19,37 @@ from .feature_cache import FeatureCache
 
 
 class EncoderSource:
-    """Encodes image files and sentences; what is in the cache is not computed again."""
+    """Encodes image files and sentences; what is in the cache is not computed again.
+
+    Under mpirun each rank encodes a part of the images and finds the others' rows in the cache.
+    """
 
     def __init__(self, encoder: Encoder, cache: Optional[FeatureCache], workers: Optional[int], record: dict) -> None:
         self._encoder = encoder
         self._cache = cache
         self._workers = workers
         self._record = record
+        self._barrier = ranks.Barrier(cache.folder) if cache is not None else None
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
                stage: str = "images") -> Tuple[np.ndarray, Bad]:
         """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
-        return encode_images(self._encoder, [root / path for path in paths], cache=self._cache, views=views,
-                             seed=seed, workers=self._workers, stage=stage)
+        def encode(shard: Tuple[int, int] = (0, 1)) -> Tuple[np.ndarray, Bad]:
+            return encode_images(self._encoder, [root / path for path in paths], cache=self._cache, views=views,
+                                 seed=seed, workers=self._workers, stage=stage, shard=shard)
+        if ranks.size() > 1:
+            encode((ranks.rank(), ranks.size()))
+            self._barrier.wait()
+        return encode()
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """(K, D) unit rows, the mean over each class's sentences."""
-        return encode_texts(self._encoder, sentences, cache=self._cache)
+        if not ranks.first():  # the first rank's rows are in the cache then
+            self._barrier.wait()
+        rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        if ranks.size() > 1 and ranks.first():
+            self._barrier.wait()
+        return rows
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
@@ -97,6 +112,7 @@ def reopen_source(record: dict, settings: MachineConfig) -> Source:
 
 def _encoder_source(model: str, weights: str, settings: MachineConfig) -> EncoderSource:
     from .runtime import on_cuda
+    ranks.require_cache(settings.cache)
     cache = FeatureCache(settings.cache) if settings.cache else None
     encoder = open_encoder(model, download_root=weights, dtype="float16" if on_cuda() else "float32",
                            batch_size=settings.batch_size or None, cache=cache)

@@ -41,7 +41,8 @@ def make_head(name: str, seed: int) -> Head:
 class Stack:
     """Heads fitted on the same shots, and the ensemble that combines them.
 
-    After `fit`: `heads_` {name: Head}, `ensemble_`, `seconds_` {name: seconds of the fit and its folds}.
+    After `fit`: `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to the shots
+    held out, `seconds_` {name: seconds of the fit and its folds}.
     """
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
@@ -62,6 +63,7 @@ class Stack:
             on_fit(name, self.seconds_[name])
         begun = time.perf_counter()
         self.ensemble_ = Ensemble().fit(self.held_out_, shots)
+        self.held_out_probs_ = self.ensemble_.held_out_probs_
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
@@ -81,6 +83,7 @@ class Stack:
         arrays.update({f"ensemble/{key}": value for key, value in self.ensemble_.state().items()})
         arrays.update({f"shots/{key}": getattr(self.shots_, key) for key in ("features", "labels", "text", "domains")})
         arrays["names"] = np.array(self.names)
+        arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
     @classmethod
@@ -95,6 +98,7 @@ class Stack:
             stack.shots_ = Shots(**{key: arrays[f"shots/{key}"] for key in ("features", "labels", "text", "domains")})
             stack.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/")) for name in stack.names}
             stack.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
+            stack.held_out_probs_ = arrays["held_out_probs"]
         except (KeyError, ValueError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again")
         return stack

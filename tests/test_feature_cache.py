@@ -183,8 +183,8 @@ for life in range(6):
 
 def test_processes_writing_and_merging_at_once_lose_nothing(tmp_path):
     count = 4
-    children = [subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(tmp_path), str(me)], cwd=ROOT)
-                for me in range(count)]
+    command = [sys.executable, "-W", "error", "-c", WRITER, str(tmp_path)]
+    children = [subprocess.Popen(command + [str(me)], cwd=ROOT) for me in range(count)]
     assert [child.wait() for child in children] == [0] * count
     store = quietly(tmp_path)
     for me in range(count):

@@ -206,3 +206,14 @@ def test_rerun_requests_are_followed_and_end(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cc1plus: out of memory.*log:"):
         runtime._build(runtime.plan("cpu"), stamp)
     assert not stamp.exists()
+
+
+def test_ctrl_c_belongs_to_python_after_jittor_has_started():
+    code = ("import os, signal, subprocess, sys\n"
+            "from jclip_fewshot.runtime import jt\n"
+            "jt.flags\n"
+            "child = subprocess.Popen(['sleep', '60']); child.kill(); child.wait()\n"
+            "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+            "except KeyboardInterrupt:\n    print('survived both')\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "survived both" in done.stdout

@@ -3,15 +3,24 @@
 from typing import Dict, Type
 
 from jclip_fewshot.heads.base import Head, Shots
+from jclip_fewshot.heads.clap import CLAP
+from jclip_fewshot.heads.clip_adapter import ClipAdapter
+from jclip_fewshot.heads.cross_modal import CrossModal
 from jclip_fewshot.heads.gda import GDA
+from jclip_fewshot.heads.jclip_adapter import JclipAdapter
+from jclip_fewshot.heads.linear_probe import LinearProbe
+from jclip_fewshot.heads.lp_plus_plus import LPPlusPlus
 from jclip_fewshot.heads.proker import ProKeR
 from jclip_fewshot.heads.text_profile import TextProfile
 from jclip_fewshot.heads.tip_adapter import TipAdapter
+from jclip_fewshot.heads.tip_adapter_f import TipAdapterF
 from jclip_fewshot.heads.tip_x import TipX
+from jclip_fewshot.heads.vicinal import Vicinal
 from jclip_fewshot.heads.zero_shot import ZeroShot
 
 # in the order of the results table
 HEADS: Dict[str, Type[Head]] = {head.name: head for head in (
-    ZeroShot, TipAdapter, TipX, GDA, ProKeR, TextProfile)}
+    ZeroShot, LinearProbe, CrossModal, ClipAdapter, JclipAdapter, TipAdapter, TipAdapterF, TipX, GDA, ProKeR, CLAP,
+    LPPlusPlus, TextProfile, Vicinal)}
 
 __all__ = ["HEADS", "Head", "Shots"]

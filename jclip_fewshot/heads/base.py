@@ -95,6 +95,7 @@ class Head:
     """
 
     name = ""
+    seeded = False  # whether the constructor takes `seed`
     state_names: Tuple[str, ...] = ()
 
     def fit(self, shots: Shots) -> "Head":

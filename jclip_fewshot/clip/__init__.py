@@ -1,0 +1,62 @@
+"""CLIP in Jittor, with OpenAI's and JCLIP's calls.
+
+    from jclip_fewshot import clip
+    model, preprocess = clip.load("ViT-B/32")
+    image = preprocess(Image.open("CLIP.png")).unsqueeze(0)
+    text = clip.tokenize(["a diagram", "a dog", "a cat"])
+    logits_per_image, logits_per_text = model(image, text)
+
+Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first
+`load` or `tokenize`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence, Tuple, Union
+
+from .preprocess import image_array
+from .tokenizer import token_array
+from .weights import available_models, convert, find_checkpoint, read_state_dict
+
+__all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
+           "read_state_dict", "token_array", "tokenize"]
+
+
+def load(name_or_path: Union[str, Path], device: Optional[str] = None,
+         download_root: Union[str, Path, None] = None, dtype: str = "float32") -> Tuple["CLIP", Callable]:  # noqa: F821
+    """A frozen CLIP and its preprocessing.
+
+    name_or_path: one of `available_models()`, or a checkpoint file of any format that
+        `read_state_dict` knows.
+    device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
+    download_root: where a model given by name is looked for, and downloaded to (default: weights/).
+    dtype: "float32", or "float16" on CUDA; the CPU always computes in float32.
+
+    Returns:
+        (model, preprocess): preprocess takes a PIL image and returns a Var (3, size, size).
+    Raises:
+        UserError: no such model, a damaged or foreign checkpoint, no network to download from.
+    """
+    state_dict = read_state_dict(find_checkpoint(name_or_path, download_root))
+    from .. import runtime
+    runtime.start(device)
+    model = build_model(state_dict, dtype=dtype)
+    size = model.visual.input_resolution
+
+    def preprocess(image):
+        return runtime.jt.array(image_array(image, size))
+
+    return model, preprocess
+
+
+def build_model(state_dict: dict, dtype: str = "float32") -> "CLIP":  # noqa: F821
+    """See `model.build_model`."""
+    from .model import build_model as build
+    return build(state_dict, dtype=dtype)
+
+
+def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> "jt.Var":  # noqa: F821
+    """`token_array` as a Var: (B, context_length) int32."""
+    from ..runtime import jt
+    return jt.array(token_array(texts, context_length, truncate))

@@ -1,0 +1,453 @@
+"""CLIP in Jittor: both of OpenAI's image towers and the text tower.
+
+Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
+(arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
+
+B images or sentences · L tokens · W width of a tower · H heads · D feature width
+
+Where the code departs from OpenAI's, for speed and without changing the result:
+- matrices are kept (inputs, outputs), the transpose of OpenAI's: oneDNN multiplies a few rows by them
+  several times faster; `build_model` and `numpy_state_dict` transpose on the way in and out;
+- the patch embedding is a matrix product, so that a ViT needs no convolution;
+- of the last block only what the feature is read from is computed: its keys and values need every
+  token, the rest one (the class token, the end-of-text token);
+- sentences are cut after the longest one in the batch: causal attention never looks further;
+- frozen on the CPU, a tower's blocks run as one operator (see cpu.py).
+
+A ModifiedResNet needs Jittor's convolutions: oneDNN on the CPU, cuDNN or Jittor's own on CUDA.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from typing import Dict, Optional, Tuple, Union
+
+import numpy as np
+
+from ..errors import UserError
+from ..runtime import jt
+from . import cpu
+from .weights import Architecture, check_state_dict, layout
+
+nn = jt.nn
+
+
+def normal(shape: Tuple[int, ...], std: float) -> "jt.Var":
+    return jt.randn(shape) * std
+
+
+def quick_gelu(x: "jt.Var") -> "jt.Var":
+    return x * jt.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, in float32 whatever the input is."""
+
+    def __init__(self, width: int):
+        self.weight = jt.ones((width,))
+        self.bias = jt.zeros((width,))
+
+    def execute(self, x):
+        y = x.float32()
+        y = y - y.mean(-1, keepdims=True)
+        y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
+        return (y * self.weight.float32() + self.bias.float32()).cast(x.dtype)
+
+
+class Linear(nn.Module):
+    """y = x W + b with W (inputs, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, std: float):
+        self.weight = normal((inputs, outputs), std)
+        self.bias = jt.zeros((outputs,))
+
+    def execute(self, x):
+        return jt.matmul(x, self.weight) + self.bias
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused query, key and value."""
+
+    def __init__(self, width: int, heads: int, std: float, out_std: float):
+        self.heads = heads
+        self.in_proj_weight = normal((width, 3 * width), std)
+        self.in_proj_bias = jt.zeros((3 * width,))
+        self.out_proj = Linear(width, width, out_std)
+
+    def execute(self, x, causal: bool = False, at: Optional["jt.Var"] = None):
+        """x (B, L, W) -> (B, L, W); with `at` (B,) only the outputs at those tokens: (B, 1, W)."""
+        batch, length, width = x.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if at is None:
+            qkv = jt.matmul(x, weight) + bias  # (B, L, 3W)
+            q, k, v = _heads(qkv, 3, self.heads)
+        else:
+            q = jt.matmul(_take(x, at), weight[:, :width]) + bias[:width]  # (B, 1, W)
+            q, = _heads(q, 1, self.heads)
+            k, v = _heads(jt.matmul(x, weight[:, width:]) + bias[width:], 2, self.heads)
+        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))  # (B, H, L or 1, L)
+        if causal:
+            column = jt.arange(length)
+            row = column if at is None else at
+            future = column.reshape((1, 1, 1, -1)) > (row.reshape((1, 1, -1, 1)) if at is None
+                                                      else row.reshape((-1, 1, 1, 1)))
+            scores = jt.ternary(future.broadcast(scores.shape), jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
+        mixed = jt.matmul(nn.softmax(scores, dim=-1), v)  # (B, H, L or 1, W/H)
+        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, -1, width)))
+
+
+def _heads(x, parts: int, heads: int):
+    """(B, L, parts*W) -> parts times (B, H, L, W/H)."""
+    batch, length, width = x.shape
+    x = x.reshape((batch, length, parts, heads, width // parts // heads)).transpose(2, 0, 3, 1, 4)
+    return [x[part] for part in range(parts)]
+
+
+def _take(x, at):
+    """Row at[b] of each x[b]: (B, L, W) -> (B, 1, W)."""
+    return x[jt.arange(x.shape[0]), at].unsqueeze(1)
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, fc_std: float, proj_std: float):
+        self.c_fc = Linear(width, 4 * width, fc_std)
+        self.c_proj = Linear(4 * width, width, proj_std)
+
+    def execute(self, x):
+        return self.c_proj(quick_gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Module):
+    def __init__(self, width: int, heads: int, layers: int):
+        # OpenAI's initialize_parameters: the deeper the tower, the less each block adds
+        proj_std = width ** -0.5 * (2 * layers) ** -0.5
+        self.attn = Attention(width, heads, width ** -0.5, proj_std)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = MLP(width, (2 * width) ** -0.5, proj_std)
+        self.ln_2 = LayerNorm(width)
+
+    def execute(self, x, causal: bool = False, at: Optional["jt.Var"] = None):
+        residual = x if at is None else _take(x, at)
+        x = residual + self.attn(self.ln_1(x), causal, at)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Residual attention blocks, read out at one token of each sequence."""
+
+    def __init__(self, width: int, layers: int, heads: int, causal: bool):
+        self.width, self.heads, self.causal = width, heads, causal
+        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, layers) for _ in range(layers)])
+
+    def execute(self, x, at):
+        """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b]."""
+        blocks = list(self.resblocks)
+        for block in blocks[:-1]:
+            x = block(x, self.causal)
+        return blocks[-1](x, self.causal, at)[:, 0]
+
+
+class PatchEmbedding(nn.Module):
+    """The patch embedding's weight (3·patch², W), under the name that it has in OpenAI's checkpoints."""
+
+    def __init__(self, width: int, patch: int):
+        self.weight = normal((3 * patch * patch, width), (3 * patch * patch) ** -0.5)
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, input_resolution: int, patch_size: int, width: int, layers: int, heads: int, output_dim: int):
+        self.input_resolution, self.patch_size, self.output_dim = input_resolution, patch_size, output_dim
+        scale = width ** -0.5
+        self.conv1 = PatchEmbedding(width, patch_size)
+        self.class_embedding = normal((width,), scale)
+        self.positional_embedding = normal(((input_resolution // patch_size) ** 2 + 1, width), scale)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, causal=False)
+        self.ln_post = LayerNorm(width)
+        self.proj = normal((width, output_dim), scale)
+
+    def execute(self, images):
+        """(B, 3, R, R) -> (B, D)"""
+        if not self.is_training() and cpu.available():
+            embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding, self.ln_pre.weight,
+                         self.ln_pre.bias]
+            return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
+                           [self.ln_post.weight, self.ln_post.bias, self.proj], self.positional_embedding.shape[0],
+                           self.input_resolution, self.patch_size)
+        batch, side, patch = images.shape[0], self.input_resolution // self.patch_size, self.patch_size
+        x = images.reshape((batch, 3, side, patch, side, patch)).transpose(0, 2, 4, 1, 3, 5)
+        x = x.reshape((batch * side * side, 3 * patch * patch))
+        x = jt.matmul(x, self.conv1.weight).reshape((batch, side * side, -1))
+        first = self.class_embedding.reshape((1, 1, -1)).broadcast((batch, 1, x.shape[-1]))
+        x = jt.concat([first.cast(x.dtype), x], dim=1) + self.positional_embedding
+        x = self.transformer(self.ln_pre(x), jt.zeros((batch,), "int32"))
+        return jt.matmul(self.ln_post(x), self.proj)
+
+
+class BatchNorm(nn.Module):
+    """Always with the stored statistics: the ModifiedResNet is for inference (trained nowhere here)."""
+
+    def __init__(self, width: int):
+        self.weight, self.bias = jt.ones((width,)), jt.zeros((width,))
+        self.running_mean, self.running_var = jt.zeros((width,)).stop_grad(), jt.ones((width,)).stop_grad()
+
+    def scale_and_shift(self):
+        scale = self.weight.float32() / jt.sqrt(self.running_var.float32() + 1e-5)
+        return scale, self.bias.float32() - self.running_mean.float32() * scale
+
+    def execute(self, x):
+        scale, shift = (value.reshape((1, -1, 1, 1)).cast(x.dtype) for value in self.scale_and_shift())
+        return x * scale + shift
+
+
+class Conv(nn.Module):
+    """A convolution without bias; its weight is a matrix (kernel², inputs; outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        self.inputs, self.kernel, self.stride = inputs, kernel, stride
+        self.weight = normal((kernel * kernel * inputs, outputs), (kernel * kernel * inputs) ** -0.5)
+
+    def execute(self, x):
+        weight = self.weight.reshape((self.kernel, self.kernel, self.inputs, -1)).transpose(3, 2, 0, 1)
+        return nn.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2)
+
+
+def _halve(x, stride: int):
+    """Average over stride x stride pixels."""
+    return x if stride == 1 else nn.avg_pool2d(x, stride, stride)
+
+
+class Downsample(nn.Module):
+    """The shortcut of a block that changes the shape; a module whose children are called 0 and 1."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        self.stride = stride
+        setattr(self, "0", Conv(inputs, outputs, 1))
+        setattr(self, "1", BatchNorm(outputs))
+
+    def parts(self):
+        return getattr(self, "0"), getattr(self, "1")
+
+    def execute(self, x):
+        conv, norm = self.parts()
+        return norm(conv(_halve(x, self.stride)))
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of stride 1; where the block halves the image, an average pool does it."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, downsample: bool):
+        self.stride = stride
+        self.conv1, self.bn1 = Conv(inputs, planes, 1), BatchNorm(planes)
+        self.conv2, self.bn2 = Conv(planes, planes, 3), BatchNorm(planes)
+        self.conv3, self.bn3 = Conv(planes, 4 * planes, 1), BatchNorm(4 * planes)
+        self.downsample = Downsample(inputs, 4 * planes, stride) if downsample else None
+
+    def execute(self, x):
+        y = nn.relu(self.bn1(self.conv1(x)))
+        y = nn.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(_halve(y, self.stride)))
+        return nn.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class AttentionPool2d(nn.Module):
+    """Attention whose one query is the mean over all positions."""
+
+    def __init__(self, side: int, width: int, heads: int, output_dim: int):
+        self.heads = heads
+        std = width ** -0.5
+        self.positional_embedding = normal((side * side + 1, width), std)
+        self.k_proj, self.q_proj, self.v_proj = (Linear(width, width, std) for _ in range(3))
+        self.c_proj = Linear(width, output_dim, std)
+
+    def execute(self, x):
+        """(B, W, side, side) -> (B, D)"""
+        batch, width = x.shape[:2]
+        x = x.reshape((batch, width, -1)).transpose(0, 2, 1)
+        x = jt.concat([x.mean(1, keepdims=True), x], dim=1) + self.positional_embedding  # (B, L, W)
+        q, = _heads(self.q_proj(x[:, :1]), 1, self.heads)
+        k, = _heads(self.k_proj(x), 1, self.heads)
+        v, = _heads(self.v_proj(x), 1, self.heads)
+        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
+        mixed = jt.matmul(nn.softmax(scores, dim=-1), v)  # (B, H, 1, W/H)
+        return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
+
+
+class ModifiedResNet(nn.Module):
+    """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
+
+    def __init__(self, layers: Tuple[int, int, int, int], output_dim: int, heads: int, input_resolution: int,
+                 width: int):
+        self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
+        self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
+        self.conv2, self.bn2 = Conv(width // 2, width // 2, 3), BatchNorm(width // 2)
+        self.conv3, self.bn3 = Conv(width // 2, width, 3), BatchNorm(width)
+        inputs = width
+        for stage, blocks in enumerate(layers):
+            planes, made = width * 2 ** stage, []
+            for number in range(blocks):
+                stride = 2 if number == 0 and stage > 0 else 1
+                made.append(Bottleneck(inputs, planes, stride, downsample=number == 0))
+                inputs = 4 * planes
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
+        self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
+
+    def execute(self, images):
+        """(B, 3, R, R) -> (B, D)"""
+        if not self.is_training() and cpu.available():
+            return cpu.run_resnet(images, self)
+        x = nn.relu(self.bn1(self.conv1(images)))
+        x = nn.relu(self.bn2(self.conv2(x)))
+        x = _halve(nn.relu(self.bn3(self.conv3(x))), 2)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return self.attnpool(x)
+
+
+class Embedding(nn.Module):
+    def __init__(self, rows: int, width: int):
+        self.weight = normal((rows, width), 0.02)
+
+    def execute(self, ids):
+        return self.weight[ids]
+
+
+class CLIP(nn.Module):
+    """Both towers and the scale of their cosine; the arguments are OpenAI's.
+
+    vision_layers: a number of ViT blocks, or four numbers for a ModifiedResNet.
+    Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
+    """
+
+    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: Union[int, Tuple[int, int, int, int]],
+                 vision_width: int, vision_patch_size: Optional[int], context_length: int, vocab_size: int,
+                 transformer_width: int, transformer_heads: int, transformer_layers: int):
+        self.architecture = Architecture(
+            embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
+            vocab_size, transformer_width, transformer_heads, transformer_layers)
+        self.embed_dim, self.context_length, self.vocab_size = embed_dim, context_length, vocab_size
+        if isinstance(vision_layers, int):
+            self.visual = VisionTransformer(image_resolution, vision_patch_size, vision_width, vision_layers,
+                                            vision_width // 64, embed_dim)
+        else:
+            self.visual = ModifiedResNet(vision_layers, embed_dim, vision_width * 32 // 64, image_resolution,
+                                         vision_width)
+        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, causal=True)
+        self.token_embedding = Embedding(vocab_size, transformer_width)
+        self.positional_embedding = normal((context_length, transformer_width), 0.01)
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = normal((transformer_width, embed_dim), transformer_width ** -0.5)
+        self.logit_scale = jt.array(np.array([math.log(1 / 0.07)], dtype=np.float32))
+
+    @property
+    def dtype(self) -> str:
+        return str(self.visual.conv1.weight.dtype)
+
+    def encode_image(self, images):
+        """Image features, not normalised.
+
+        images: (B, 3, R, R), as `preprocess` makes them; R is visual.input_resolution.
+        Returns:
+            (B, D) float32.
+        """
+        images = jt.array(images) if isinstance(images, np.ndarray) else images
+        side = self.visual.input_resolution
+        if tuple(images.shape[1:]) != (3, side, side):
+            raise ValueError(f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
+        return self.visual(images.cast(self.dtype)).float32()
+
+    def encode_text(self, tokens):
+        """Text features at the end-of-text token (the highest id of a row), not normalised.
+
+        tokens: (B, L) integers, L at most the context length; a NumPy array saves a copy.
+        Returns:
+            (B, D) float32.
+        """
+        ids = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
+        if ids.ndim != 2 or ids.shape[1] > self.context_length:
+            raise ValueError(f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
+        ends = ids.argmax(axis=1)
+        length = int(ends.max()) + 1 if len(ids) else 1
+        ids = jt.array(np.ascontiguousarray(ids[:, :length], dtype=np.int32))
+        ends = jt.array(ends.astype(np.int32))
+        if not self.is_training() and cpu.available():
+            return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding], self.transformer,
+                           [self.ln_final.weight, self.ln_final.bias, self.text_projection], length)
+        x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], ends)
+        return jt.matmul(self.ln_final(x), self.text_projection).float32()
+
+    def load_parameters(self, params: Dict[str, np.ndarray], dtype: str = "float32") -> None:
+        """Takes over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
+
+        Raises:
+            UserError: missing, unexpected or misshapen tensors, or the sizes of another model.
+        """
+        if check_state_dict(params) != self.architecture:
+            raise UserError("the checkpoint is that of a CLIP of other sizes")
+        for name, parameter in self.state_dict().items():
+            axes = _axes(name, params[name].shape, self.architecture)
+            parameter.assign(jt.array(_from_openai(params[name], axes, tuple(parameter.shape))).cast(dtype))
+
+    def execute(self, image, text):
+        """(B, 3, R, R) and (T, L) -> logits_per_image (B, T) and logits_per_text (T, B)."""
+        image_features = normalized(self.encode_image(image))
+        text_features = normalized(self.encode_text(text))
+        logits_per_image = self.logit_scale.float32().exp() * nn.matmul_transpose(image_features, text_features)
+        return logits_per_image, logits_per_image.transpose(1, 0)
+
+
+def normalized(features: "jt.Var") -> "jt.Var":
+    """Rows of length 1."""
+    return features / jt.sqrt((features * features).sum(-1, keepdims=True))
+
+
+_MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")
+
+
+def _axes(name: str, shape: Tuple[int, ...], sizes: Architecture) -> Optional[Tuple[int, ...]]:
+    """The order in which OpenAI's axes of a tensor are kept here; None where nothing changes."""
+    if _MATRIX.fullmatch(name):
+        return 1, 0  # (inputs, outputs)
+    if len(shape) == 4:
+        patches = name == "visual.conv1.weight" and sizes.vision_patch_size is not None
+        return (1, 2, 3, 0) if patches else (2, 3, 1, 0)  # (channel, y, x; outputs), (y, x, channel; outputs)
+    return None
+
+
+def _from_openai(array: np.ndarray, axes: Optional[Tuple[int, ...]], shape: Tuple[int, ...]) -> np.ndarray:
+    array = array if axes is None else array.transpose(axes)
+    return np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
+
+
+def _to_openai(array: np.ndarray, axes: Optional[Tuple[int, ...]], shape: Tuple[int, ...]) -> np.ndarray:
+    if axes is not None:
+        array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    return np.ascontiguousarray(array).reshape(shape)
+
+
+def numpy_state_dict(model: CLIP) -> Dict[str, np.ndarray]:
+    """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
+    shapes = layout(model.architecture)
+    return {name: _to_openai(value.numpy(), _axes(name, shapes[name], model.architecture), shapes[name])
+            for name, value in model.state_dict().items()}
+
+
+def build_model(state_dict: Dict[str, np.ndarray], dtype: str = "float32") -> CLIP:
+    """A frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
+
+    dtype: "float32"; "float16" takes half the memory on CUDA. The CPU computes in float32 always.
+    Raises:
+        UserError: missing, unexpected or misshapen tensors; an unknown dtype.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"dtype {dtype!r} is neither float32 nor float16")
+    if not jt.flags.use_cuda:
+        dtype = "float32"
+    model = CLIP(**asdict(check_state_dict(state_dict)))
+    model.load_parameters(state_dict, dtype)
+    model.eval()
+    return model

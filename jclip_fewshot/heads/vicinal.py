@@ -1,0 +1,197 @@
+"""Vicinal: a cosine classifier that starts at the text rows and is trained on the shots' vicinity.
+
+Vicinal risk: Chapelle, Weston, Bottou and Vapnik, "Vicinal Risk Minimization", NIPS 2000. The text anchor:
+CLAP (Silva-Rodríguez et al., CVPR 2024). The shared map: task residuals and adapters, here without a layer.
+
+    logits = 100 x w_cᵀ / ‖w_c‖,   w_c = t_c + t_c M + δ_c
+    loss   = mean_s CE(logits(x̃_s), y_s) + λ/K Σ_c ‖δ_c‖² + λ_M ‖M‖²
+    x̃_s    = unit(f_s ± r + σ ε / √D)
+
+r: what another shot of the same domain differs by from the mean of its own class, drawn anew for every shot and
+step, with a random sign. ε: standard normal. So four shots a class show each class all the ways in which the
+domain's images vary (the covariance that GDA estimates), and the classifier cannot hang on the four.
+M (D, D): what all classes share, learned by all shots; δ_c: what the shots say about one class alone.
+
+λ weighs how far a class may leave its text row, and domains differ in it (breeds want to stay, foods to go). All
+λ are trained at once, with the same draws. For each domain, they are then averaged with weights
+
+    softmax_λ(-(log-loss of the domain's shots, held out, in nats, summed))
+
+which is all but a choice where the shots are many, and a mean where they say nothing.
+
+Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from jclip_fewshot.heads.base import (CLIP_SCALE, Head, Shots, log_loss, log_softmax, matmul, top1, unit_rows,
+                                      zero_shot_logits)
+from jclip_fewshot.heads.training import AdamW, Fit, fits_of
+from jclip_fewshot.progress import progress
+from jclip_fewshot.runtime import jt
+
+LAMBDAS = (10.0, 30.0, 100.0, 300.0)
+FIXED_LAMBDA = 100.0  # where nothing can be left out
+DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of all shots together
+
+
+class Vicinity:
+    """Draws x̃ of a fit's shots."""
+
+    def __init__(self, shots: Shots, residual: float, sigma: float, seed: int) -> None:
+        self.features, self.residual, self.sigma = shots.features, np.float32(residual), np.float32(sigma)
+        self.rng = np.random.default_rng(seed)
+        count = shots.counts[shots.labels]
+        sums = np.zeros_like(shots.text)
+        np.add.at(sums, shots.labels, shots.features)
+        rest = shots.features - sums[shots.labels] / count[:, None]
+        self.residuals = (rest * np.sqrt(count / np.maximum(count - 1, 1))[:, None]).astype(np.float32)  # unbiased
+        domain = shots.domains[shots.labels]
+        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
+        for d in np.unique(domain):
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & (count > 1))))
+
+    def draw(self) -> np.ndarray:
+        """x̃ (S, D) float32 unit rows."""
+        x = self.features.copy()
+        if self.residual:
+            for rows, lenders in self.groups:
+                if len(lenders):
+                    sign = self.rng.choice(np.array([-1, 1], np.float32), len(rows))
+                    lent = self.residuals[self.rng.choice(lenders, len(rows))]
+                    x[rows] += self.residual * sign[:, None] * lent
+        if self.sigma:
+            scale = self.sigma / np.float32(np.sqrt(x.shape[1]))
+            x += scale * self.rng.standard_normal(x.shape, dtype=np.float32)
+        return unit_rows(x)
+
+
+class Vicinal(Head):
+    """λ a domain by held-out log-loss; the rest is fixed.
+
+    lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
+    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam, cosine
+    schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
+    """
+
+    name = "vicinal"
+    seeded = True
+    state_names = ("W_",)
+
+    def __init__(self, lambdas: Sequence[float] = LAMBDAS, map_lambda: float = 0.1, residual: float = 1.0,
+                 sigma: float = 0.5, epochs: int = 60, lr: float = 3e-3, seed: int = 0) -> None:
+        if not lambdas or epochs < 0:
+            raise ValueError("vicinal: needs at least one lambda and epochs >= 0")
+        self.lambdas, self.map_lambda, self.residual = tuple(map(float, lambdas)), map_lambda, residual
+        self.sigma, self.epochs, self.lr, self.seed = sigma, epochs, lr, seed
+
+    def _fit(self, shots: Shots) -> None:
+        columns = np.flatnonzero(shots.seen)
+        inner = Shots(shots.features, np.searchsorted(columns, shots.labels), shots.text[columns],
+                      shots.domains[columns])
+        fits = fits_of(inner)
+        lambdas = self.lambdas
+        if len(fits) == 1:
+            lambdas = (min(lambdas, key=lambda l: abs(np.log(l / FIXED_LAMBDA))),)
+        bar = progress(range(self.epochs * len(fits)), stage=self.name, unit="epochs")
+        bar = iter(bar)
+        W = [self._train(fit, lambdas, self.seed + j, bar) for j, fit in enumerate(fits)]  # each (L, K, D)
+
+        rows = np.concatenate([fit.left_out for fit in fits])
+        held_out = [np.stack([matmul(CLIP_SCALE * inner.features[fit.left_out], w.T) for w in of_fit])
+                    for fit, of_fit in zip(fits[:-1], W)]  # (L, left out, K)
+        self.lambda_weights_ = self._weights(held_out, rows, inner, len(lambdas))  # (K, L)
+        mixed = [mix(of_fit, self.lambda_weights_) for of_fit in W]
+        self.W_ = shots.text.copy()
+        self.W_[columns] = mixed[-1]
+
+        self._held = zero_shot_logits(shots.features, shots.text)
+        for fit, w in zip(fits[:-1], mixed):
+            self._held[np.ix_(fit.left_out, columns)] = matmul(CLIP_SCALE * inner.features[fit.left_out], w.T)
+        chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
+                  for d in np.unique(inner.domains)}
+        self.settings_ = {"lambdas": list(lambdas), "weights": chosen if len(chosen) > 1 else next(iter(chosen.values())),
+                          "map_lambda": self.map_lambda, "residual": self.residual, "sigma": self.sigma}
+        if len(rows):
+            inside = self._held[np.ix_(rows, columns)]
+            self.settings_.update(chosen_by="leave-one-shot-out log-loss",
+                                  cv_log_loss=log_loss(inside, inner.labels[rows]),
+                                  cv_top1=top1(inside, inner.labels[rows]))
+        else:
+            self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
+
+    def _train(self, fit: Fit, lambdas: Sequence[float], seed: int, bar) -> np.ndarray:
+        """Unit rows (L, K, D) of one fit under every λ."""
+        shots = fit.shots
+        (K, D), L = shots.text.shape, len(lambdas)
+        vicinity = Vicinity(shots, self.residual, self.sigma, seed)
+        text = jt.array(shots.text)
+        labels = jt.array(shots.labels.astype(np.int32))
+        at_label = (jt.index((len(shots), K), 1) == labels.unsqueeze(1)).float32().unsqueeze(1)  # (S, 1, K)
+        anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
+        delta = [jt.zeros((L, K, D))]
+        maps = [jt.zeros((D, D)) for _ in lambdas]
+        step_delta = AdamW(self.lr, betas=(0.9, 0.99))
+        step_maps = AdamW(self.lr / 10, betas=(0.9, 0.99))
+        own_history = [] if not len(fit.left_out) else None
+
+        def rows() -> "jt.Var":
+            w = delta[0] + jt.stack([text + jt.matmul(text, M) for M in maps])
+            return w / jt.sqrt((w * w).sum(2, keepdims=True) + 1e-12)
+
+        for epoch in range(self.epochs):
+            next(bar, None)
+            x = jt.array(vicinity.draw())
+            logits = CLIP_SCALE * jt.nn.matmul_transpose(x, rows().reshape(L * K, D)).reshape(len(shots), L, K)
+            shifted = logits - logits.max(2, keepdims=True).stop_grad()
+            own = jt.log(jt.exp(shifted).sum(2)) - (shifted * at_label).sum(2)  # (S, L)
+            loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
+            for M in maps:
+                loss = loss + self.map_lambda * (M * M).sum()
+            gradients = jt.grad(loss, delta + maps)
+            pace = 0.5 * (1 + np.cos(np.pi * epoch / self.epochs))
+            delta = step_delta.step(delta, gradients[:1], pace)
+            maps = step_maps.step(maps, gradients[1:], pace)
+            losses = own.mean(0).detach()
+            jt.sync(delta + maps + step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
+            if own_history is not None:
+                right = (shifted.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
+                own_history.append({"epoch": epoch + 1, "loss": float(losses.numpy().mean()),
+                                    "train_top1": 100 * float(right.item())})
+        if own_history is not None:
+            self.history_ = own_history
+        trained = rows().numpy()
+        jt.sync_all()
+        jt.gc()
+        return trained
+
+    @staticmethod
+    def _weights(held_out: List[np.ndarray], rows: np.ndarray, shots: Shots, L: int) -> np.ndarray:
+        """Each class's weights of the λ, (K, L), by its domain's held-out log-loss."""
+        K = shots.num_classes
+        if not held_out or L == 1:
+            return np.full((K, L), 1 / L, np.float32)
+        labels = shots.labels[rows]
+        losses = -log_softmax(np.concatenate(held_out, axis=1))[:, np.arange(len(rows)), labels]  # (L, held out)
+        domain_of = shots.domains[labels]
+        weights = np.empty((K, L), np.float32)
+        for d in np.unique(shots.domains):
+            own = losses[:, domain_of == d]
+            summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
+            weights[shots.domains == d] = np.exp(log_softmax(-summed))
+        return weights
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(CLIP_SCALE * features, self.W_.T)
+
+    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+        return self._held
+
+
+def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over λ of each class's rows: (L, K, D), (K, L) -> (K, D); the mean of the logits, in one classifier."""
+    return np.einsum("lkd,kl->kd", W, weights).astype(np.float32)

@@ -1,0 +1,473 @@
+"""The report's pictures, drawn with matplotlib: each once for a desktop, once for a phone.
+
+In the page a picture is an SVG whose text is text, so it takes the page's fonts; the dark one is the light
+one with its colours exchanged. Beside the page lies a PNG of each for other uses.
+
+Colours after Okabe and Ito, "Color Universal Design", darkened until they are legible on white; nothing is
+said by colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+# light → dark
+INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
+BLUE, VERMILLION, GREEN, AMBER, PURPLE = "#0072b2", "#b84500", "#007a5c", "#8f6400", "#94487f"
+DARK = {INK: "#e8eaec", MUTED: "#a4acb5", HAIR: "#3b424a", PAPER: "#16191d", BLUE: "#56b4e9",
+        VERMILLION: "#ff9a63", GREEN: "#45cba0", AMBER: "#e8bf3c", PURPLE: "#dc9dc8"}
+RAMP = ["#eef3f7", "#d9e6f0", "#c2d8e8", "#a9c9e0", "#8fb9d7", "#74a8cd", "#5896c1", "#3f83b3", "#2a70a3", "#185d91",
+        "#0a4a7d", "#033866"]
+DARK_RAMP = ["#1d242b", "#1e2d39", "#1f3748", "#204257", "#224e67", "#255a77", "#2a6788", "#33769a", "#4086ad",
+             "#5399c1", "#70afd6", "#9acbee"]
+DARK.update(zip(RAMP, DARK_RAMP))
+DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osD^v"
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
+WIDE, NARROW = 920, 340  # CSS pixels
+TALLEST = 11  # dots of a stack before they begin to overlap
+
+TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal": "Cross-modal",
+          "clip_adapter": "CLIP-Adapter", "jclip_adapter": "JCLIP adapter", "tip_adapter": "Tip-Adapter",
+          "tip_adapter_f": "Tip-Adapter-F", "tip_x": "Tip-X", "gda": "GDA", "proker": "ProKeR", "clap": "CLAP",
+          "lp_plus_plus": "LP++", "ensemble": "Ensemble", "ensemble_refined": "Ensemble, refined"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One drawing as SVG text, and its size in CSS pixels."""
+
+    light: str
+    width: int
+    height: int
+
+    @property
+    def dark(self) -> str:
+        """The same drawing for a dark page."""
+        return re.sub("|".join(DARK), lambda found: DARK[found.group()], self.light)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for both widths; `alt` says in words what it shows."""
+
+    name: str
+    alt: str
+    caption: str
+    wide: Variant
+    narrow: Variant
+    png: bytes
+
+
+def method_title(name: str) -> str:
+    """What the papers call a method: tip_adapter_f is Tip-Adapter-F."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def available() -> bool:
+    """Whether matplotlib is there, and new enough."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    return matplotlib.__version_info__[:2] >= (3, 7)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+    with warnings.catch_warnings(), matplotlib.rc_context({
+            "backend": "Agg",
+            "font.family": "DejaVu Sans", "font.size": 12.5, "legend.fontsize": 12, "legend.frameon": False,
+            "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 12,
+            "xtick.labelsize": 11.5, "ytick.labelsize": 12, "xtick.major.size": 0, "ytick.major.size": 0,
+            "xtick.major.pad": 5, "ytick.major.pad": 5, "axes.facecolor": "none", "figure.facecolor": "none",
+            "text.color": INK, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "xtick.color": MUTED,
+            "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR, "grid.linewidth": 0.8,
+            "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+            "axes.spines.left": False, "axes.axisbelow": True, "lines.linewidth": 1.8,
+            "svg.fonttype": "none", "svg.hashsalt": "jclip_fewshot",  # the same picture makes the same bytes
+            "text.parse_math": False}):  # a class name may hold a $
+        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the PNG's font lacks
+        yield
+
+
+def picture(name: str, alt: str, caption: str, draw: Callable[[bool], object]) -> Picture:
+    """Draws both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
+    import matplotlib.pyplot as plt
+    variants: List[Variant] = []
+    png = io.BytesIO()
+    with _style():
+        for wide in (True, False):
+            figure = draw(wide)
+            if wide:
+                figure.savefig(png, format="png", dpi=144, facecolor=PAPER, metadata={"Software": None})
+                figure.set_layout_engine("none")  # it is laid out already
+            variants.append(_variant(figure))
+            plt.close(figure)
+    return Picture(name, alt, caption, variants[0], variants[1], png.getvalue())
+
+
+def _variant(figure) -> Variant:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    width, height = (int(round(72 * inches)) for inches in figure.get_size_inches())
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg"):]
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', rf'<svg \1width="{width}"', svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', rf'<svg \1height="{height}"', svg, count=1)
+    svg = re.sub(r'<g id="mesh', r'<g shape-rendering="crispEdges" id="mesh', svg)  # no seams between cells
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace("'DejaVu Sans'", FONTS)
+    return Variant(re.sub(r"\n\s*", "\n", svg), width, height)
+
+
+def _figure(wide: bool, height: float, **layout):
+    import matplotlib.pyplot as plt
+    return plt.figure(figsize=((WIDE if wide else NARROW) / 72, height / 72), layout="constrained", **layout)
+
+
+def _bounds(values: Sequence[float], room: float = 0.08) -> Tuple[float, float]:
+    """Limits that hold the values with some room, within what percentages can be."""
+    values = [value for value in values if np.isfinite(value)] or [0, 100]
+    low, high = min(values), max(values)
+    slack = max(room * (high - low), 1.0)
+    return max(low - slack, -1), min(high + slack, 101)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length - 1].rstrip() + "…"
+
+
+def ladder(panels: Dict[str, Dict[str, float]], spread: Optional[Dict[str, float]] = None) -> Picture:
+    """Top-1 of every method, step by step, against zero-shot.
+
+    panels: {"" for the total, or a domain: {method: top-1 in percent}}. spread: of the total, in points.
+    """
+    methods, domains = list(panels[""]), [name for name in panels if name]
+
+    def rungs(ax, values: Dict[str, float], title: str, numbers: bool, names: bool) -> None:
+        shown = [values.get(method, np.nan) for method in methods]
+        base = values.get("zero_shot", shown[0])
+        y = np.arange(len(methods))
+        low, high = _bounds(shown + [base])
+        room = (high - low) * (0.3 if numbers else 0.06)
+        ax.set(xlim=(low, high + room), ylim=(len(methods) - 0.4, -0.6), yticks=y)
+        ax.axvline(base, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        ax.axhspan(len(methods) - 1.5, len(methods) - 0.5, color=HAIR, alpha=0.35, linewidth=0)
+        for place, value in zip(y, shown):
+            if np.isfinite(value):
+                colour = BLUE if value >= base else VERMILLION
+                ax.plot([base, value], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
+                ax.plot(value, place, "o" if value >= base else "s", color=colour, markersize=6.5)
+                if numbers:
+                    ax.annotate(f"{value:.1f}", (max(value, base), place), (9, 0), textcoords="offset points",
+                                va="center", fontsize=12, color=INK, annotation_clip=False)
+        if spread and values is panels[""]:
+            ax.errorbar(shown, y, xerr=[spread[method] for method in methods], fmt="none", ecolor=INK, elinewidth=1)
+        ax.set_yticklabels([method_title(method) for method in methods] if names else [])
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.set_title(title, color=INK, fontweight="bold")
+        ax.grid(axis="x")
+        ax.locator_params(axis="x", nbins=4 if numbers else 3)
+
+    def draw(wide: bool):
+        row = 24 if wide else 22
+        one = row * len(methods) + 62
+        if wide:
+            figure = _figure(True, one)
+            widths = [2.1 if domains else 1] + [1] * len(domains)
+            columns = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+            for i, (ax, name) in enumerate(zip(columns, panels)):
+                rungs(ax, panels[name], _shorten(name, 14) or "All images", i == 0, i == 0)
+        else:
+            rows = (len(domains) + 1) // 2
+            figure = _figure(False, one + rows * (0.8 * one))
+            grid = figure.add_gridspec(1 + rows, 2, height_ratios=[1] + [0.8] * rows)
+            rungs(figure.add_subplot(grid[0, :]), panels[""], "All images", True, True)
+            for i, name in enumerate(domains):
+                alone = i % 2 == 0 and i == len(domains) - 1
+                place = grid[1 + i // 2, :] if alone else grid[1 + i // 2, i % 2]
+                rungs(figure.add_subplot(place), panels[name], _shorten(name, 14), alone, i % 2 == 0)
+                figure.axes[-1].tick_params(axis="y", labelsize=12 if alone else 10)
+        return figure
+
+    alt = (f"Top-1 of {len(methods)} methods, in percent: "
+           + ", ".join(f"{method_title(name)} {panels[''][name]:.1f}" for name in methods) + ".")
+    what = "The dashed line is zero-shot; a blue dot is above it, an orange square below."
+    caption = (f"Mean top-1 in percent; black whiskers are one standard deviation over the seeds. {what}" if spread else
+               f"Top-1 in percent. {what} The last rung, {method_title(methods[-1])}, is what is submitted.")
+    return picture("ladder", alt, caption, draw)
+
+
+def training_curves(histories: Dict[str, List[dict]], chosen: Dict[str, Optional[int]]) -> Picture:
+    """Loss and top-1 by epoch of each trained head; `chosen` is the epoch that was kept."""
+    names = list(histories)
+
+    def line(ax, history: List[dict], key: str, colour: str, style: str, label: str) -> None:
+        points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+        if points:
+            ax.plot(*zip(*points), color=colour, linestyle=style, label=label,
+                    marker="o" if len(points) < 3 else None, markersize=4)
+
+    def draw(wide: bool):
+        columns = min(len(names), 4 if wide else 2)
+        rows = -(-len(names) // columns)
+        figure = _figure(wide, rows * (250 if wide else 220) + 34)
+        grid = figure.add_gridspec(2 * rows, columns)
+        for i, name in enumerate(names):
+            place = 2 * (i // columns), i % columns
+            top, below = figure.add_subplot(grid[place]), figure.add_subplot(grid[place[0] + 1, place[1]])
+            for ax, keys in ((top, ("train_top1", "held_out_top1")), (below, ("loss", "held_out_loss"))):
+                line(ax, histories[name], keys[0], BLUE, "-", "shots, as trained")
+                line(ax, histories[name], keys[1], VERMILLION, (0, (4, 1.6)), "shots, held out")
+                if chosen.get(name) is not None:
+                    ax.axvline(chosen[name], color=INK, linewidth=1, linestyle=":", label="epoch kept")
+                ax.grid(axis="y")
+                ax.locator_params(axis="y", nbins=3)
+                ax.locator_params(axis="x", nbins=4, integer=True)
+                ax.tick_params(labelsize=9.5)
+            top.set_title(method_title(name))
+            top.tick_params(labelbottom=False)
+            if place[1] == 0:
+                top.set_ylabel("top-1, %")
+                below.set_ylabel("loss, nats")
+            if place[0] == 2 * rows - 2 or i + columns >= len(names):
+                below.set_xlabel("epoch")
+        handles = {label: handle for ax in figure.axes
+                   for handle, label in zip(*ax.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3 if wide else 2)
+        return figure
+
+    ends = "; ".join(f"{method_title(name)} kept epoch {chosen[name]}" for name in names
+                     if chosen.get(name) is not None)
+    return picture("training", f"Training curves of {len(names)} heads. {ends}.",
+                   "Top-1 and cross-entropy by epoch. Held out: each shot answered by a fit that did not see it.",
+                   draw)
+
+
+def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[str]) -> Picture:
+    """Top-1 of each class, (K,) in percent, nan where unknown: a dot a class, stacked where equal."""
+    known = np.flatnonzero(np.isfinite(accuracy))
+    groups = {domain: [k for k in known if domains[k] == domain] for domain in dict.fromkeys(domains)}
+    groups = {domain: inside for domain, inside in groups.items() if inside}
+
+    def draw(wide: bool):
+        bins = 51 if wide else 26
+        size = (WIDE - 60) / 51 * 0.62 if wide else (NARROW - 40) / 26 * 0.66
+        cells = np.rint(np.nan_to_num(accuracy) / 100 * (bins - 1)).astype(int)
+        tallest = {domain: max(int(np.bincount(cells[inside]).max()), 4) for domain, inside in groups.items()}
+        heights = [min(tall, TALLEST) for tall in tallest.values()]
+        figure = _figure(wide, sum(heights) * size * 1.25 + 66 * len(groups) + 30)
+        axes = figure.subplots(len(groups), 1, squeeze=False, sharex=True,
+                               height_ratios=[height + 2 for height in heights])[:, 0]
+        for i, (ax, (domain, inside)) in enumerate(zip(axes, groups.items())):
+            colour = DOMAIN_COLOURS[i % len(DOMAIN_COLOURS)]
+            tall, place, spots = tallest[domain], Counter(), []
+            for k in sorted(inside, key=lambda k: accuracy[k]):
+                place[cells[k]] += 1
+                spots.append((100 * cells[k] / (bins - 1), place[cells[k]] - 0.4))
+            width = size * (0.6 + 0.4 * min(1.0, TALLEST / tall))
+            ax.scatter(*zip(*spots), s=width ** 2, marker="o", color=colour, linewidths=0)
+            mean = float(np.mean(accuracy[inside]))
+            ax.plot([mean], [-0.75], marker="^", color=INK, markersize=7, clip_on=False)
+            ax.set(xlim=(-2.5, 102.5), ylim=(-1.3, tall + 0.6), yticks=[])
+            worst = min(inside, key=lambda k: (accuracy[k], k))
+            ax.set_title(f"{domain or 'All classes'}: {len(inside)} classes, mean {mean:.1f}")
+            if spots[0][0] > (20 if wide else 45):  # left of the lowest class there is no dot
+                ax.annotate(_shorten(names[worst], 22), spots[0], (-9, 0), textcoords="offset points", fontsize=11,
+                            color=MUTED, ha="right", va="center")
+            ax.tick_params(labelbottom=True)
+        axes[-1].set_xlabel("top-1 of a class, %")
+        return figure
+
+    means = [f"{domain or 'all classes'} {np.mean(accuracy[inside]):.1f}" for domain, inside in groups.items()]
+    return picture("classes", f"Top-1 by class; mean of {', '.join(means)} percent.",
+                   "A dot is a class; the triangle marks a domain's mean; the lowest class is named where there is "
+                   "room.", draw)
+
+
+def alpha_beta(found) -> Picture:
+    """Held-out top-1 of Tip-Adapter over α and β: `found` is a report.AlphaBetaMap."""
+    def edges(values: np.ndarray) -> np.ndarray:
+        logs = np.log(values)
+        middle = (logs[1:] + logs[:-1]) / 2
+        return np.exp(np.r_[2 * logs[0] - middle[0], middle, 2 * logs[-1] - middle[-1]])
+
+    low, high = float(np.nanmin(found.top1)), float(np.nanmax(found.top1))
+
+    def draw(wide: bool):
+        from matplotlib.colors import ListedColormap
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+        figure = _figure(wide, 380 if wide else 370)
+        ax = figure.subplots()
+        mesh = ax.pcolormesh(edges(found.alphas), edges(found.betas), found.top1.T, cmap=ListedColormap(RAMP),
+                             vmin=low, vmax=max(high, low + 0.1), antialiased=False)
+        ax.set(xscale="log", yscale="log", xlabel="α, weight of the cache", ylabel="β, sharpness")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 3)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        ax.minorticks_off()
+        for i, (domain, alpha, beta) in enumerate(found.chosen):
+            alpha = float(np.clip(alpha, found.alphas[0], found.alphas[-1]))
+            ax.plot(alpha, beta, "o", markersize=13, color=PAPER)
+            ax.plot(alpha, beta, DOMAIN_MARKS[i % 5], markersize=7, color=VERMILLION, label=domain or "chosen")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, handletextpad=0.3, borderpad=0.2)
+        bar = figure.colorbar(mesh, ax=ax, fraction=0.045, pad=0.02)
+        bar.outline.set_visible(False)
+        mesh.set_gid("mesh")
+        bar.solids.set_gid("mesh-scale")
+        bar.locator = MaxNLocator(5)
+        bar.set_label("held-out top-1, %")
+        return figure
+
+    chosen = "; ".join(f"{domain + ': ' if domain else ''}α {alpha:.3g}, β {beta:.3g}"
+                       for domain, alpha, beta in found.chosen)
+    return picture("alpha_beta",
+                   f"Held-out top-1 of Tip-Adapter between {low:.1f} and {high:.1f} percent. {chosen}.",
+                   f"Leave-one-shot-out top-1 of {found.shots} shots; darker is better on a light page, lighter on a "
+                   f"dark one. Marked: what the held-out log-loss chose ({chosen}).", draw)
+
+
+def reliability(curves: Dict[str, object], answers: Dict[str, np.ndarray]) -> Picture:
+    """Right answers against sureness, and how sure the first guesses are.
+
+    curves: {what answers: report.Calibration}, at most two; answers: {the same: (N,) probabilities}.
+    """
+    def draw(wide: bool):
+        figure = _figure(wide, 380 if wide else 600)
+        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1]) if wide else \
+            figure.subplots(2, 1, height_ratios=[1.5, 1])
+        left.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        styles = [(INK, "s"), (BLUE, "o")][-len(curves):]
+        for (name, found), (colour, mark) in zip(curves.items(), styles):
+            held = found.counts > 0
+            x, y = 100 * found.sureness[held], 100 * found.accuracy[held]
+            left.plot(x, y, color=colour, linewidth=1, alpha=0.55)
+            # the area says how many images a point stands for
+            left.scatter(x, y, s=12 + 260 * found.counts[held] / found.counts.sum(), color=colour, marker=mark,
+                         linewidths=0, alpha=0.9, zorder=3, label=f"{name}, calibration error {100 * found.ece:.1f}")
+        left.set(xlim=(0, 104), ylim=(-3, 104), ylabel="right, %", xlabel="probability of the first guess, %")
+        left.grid()
+        _histogram(right, answers)
+        legend = figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2 if wide else 1)
+        for handle in legend.legend_handles:
+            handle.set_sizes([36])
+        return figure
+
+    said = "; ".join(f"{name}: expected calibration error {100 * found.ece:.1f} points"
+                     for name, found in curves.items())
+    return picture("calibration", f"Reliability diagram and histogram of sureness. {said}.",
+                   "Answers of a certain sureness and how many of them are right: above the dashed line it is too "
+                   "modest, below it too sure; a larger mark stands for more images. The histogram counts images by "
+                   "sureness.", draw)
+
+
+def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
+    for i, (name, values) in enumerate(answers.items()):
+        last = i == len(answers) - 1
+        look = dict(histtype="stepfilled", color=BLUE, alpha=0.75, linewidth=0) if last else \
+            dict(histtype="step", color=INK, linewidth=1.6, zorder=2)
+        ax.hist(100 * values, bins=np.arange(0, 101, 5), label=name, **look)
+    ax.set(xlim=(0, 100), xlabel="probability of the first guess, %", ylabel="images")
+    ax.grid(axis="y")
+
+
+def sureness(answers: Dict[str, np.ndarray]) -> Picture:
+    """How sure the first guesses are: {what answers: (N,) probabilities}, at most two."""
+    def draw(wide: bool):
+        figure = _figure(wide, 260)
+        ax = figure.subplots()
+        _histogram(ax, answers)
+        if len(answers) > 1:
+            figure.legend(loc="outside upper left", ncols=2)
+        return figure
+
+    means = ", ".join(f"{name} {100 * values.mean():.1f}" for name, values in answers.items())
+    return picture("sureness", f"Histogram of the first guess's probability; means in percent: {means}.",
+                   "Images by the probability of their first guess.", draw)
+
+
+def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[np.ndarray],
+                  domains: Sequence[str], names: Sequence[str]) -> Picture:
+    """Images that a class gets, (K,), beside those that its share of the shots would give it, and the truth."""
+    groups = {domain: [k for k in range(len(names)) if domains[k] == domain] for domain in dict.fromkeys(domains)}
+
+    def draw(wide: bool):
+        columns = (3 if len(groups) in (3, 5, 6) else min(len(groups), 2)) if wide else 1
+        rows = -(-len(groups) // columns)
+        figure = _figure(wide, rows * 190 + 40)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes[len(groups):]:
+            ax.set_axis_off()
+        for ax, (domain, inside) in zip(axes, groups.items()):
+            inside = sorted(inside, key=lambda k: -predicted[k])
+            x = np.arange(len(inside))
+            ax.bar(x, predicted[inside], 0.86, color=BLUE, alpha=0.8, linewidth=0, label="predicted")
+            ax.stairs(expected[inside], np.arange(len(inside) + 1) - 0.5, baseline=None, color=VERMILLION,
+                      linewidth=1.6, linestyle=(0, (4, 1.6)), label="if balanced as the shots")
+            if truth is not None:
+                ax.plot(x, truth[inside], "D", color=INK, markersize=3.4 if len(x) < 60 else 2.2, label="truth")
+            ax.set_title(f"{domain or 'All classes'}: {int(predicted[inside].sum())} images")
+            ax.annotate(_shorten(names[inside[0]], 24), (0, predicted[inside[0]]), (8, 2),
+                        textcoords="offset points", fontsize=10, color=MUTED, annotation_clip=False)
+            ax.set(xticks=[], xlim=(-0.8, len(inside) - 0.2))
+            ax.set_ylim(0, 1.15 * max(1, predicted[inside].max(), expected[inside].max(),
+                                      0 if truth is None else truth[inside].max()))
+            ax.grid(axis="y")
+            ax.locator_params(axis="y", nbins=4)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 2)
+        return figure
+
+    most = int(predicted.argmax())
+    return picture("balance", f"Images that each class gets: {names[most]} the most with {int(predicted[most])}; "
+                   f"{int((predicted == 0).sum())} classes get none.",
+                   "A bar is a class, sorted by how many images have it as their first guess; the class with the most "
+                   "is named.", draw)
+
+
+def shot_curve(curve: Dict[int, Dict[str, Tuple[float, float]]]) -> Picture:
+    """Mean top-1 and its standard deviation by shots a class: {shots: {method: (mean, deviation)}}."""
+    counts = sorted(curve)
+    methods = list(curve[counts[0]])
+    told = [name for name in methods if name in ("zero_shot", "ensemble", "ensemble_refined")]
+    best = sorted((name for name in methods if name not in told),
+                  key=lambda name: -curve[counts[-1]][name][0])
+    told += best[:2]
+
+    def draw(wide: bool):
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+        figure = _figure(wide, 380 if wide else 400)
+        ax = figure.subplots()
+        colours = iter(DOMAIN_COLOURS)
+        for name in methods:
+            mean = np.array([curve[count][name][0] for count in counts])
+            spread = np.array([curve[count][name][1] for count in counts])
+            if name in told:
+                colour = next(colours)
+                ax.fill_between(counts, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+                ax.plot(counts, mean, color=colour, marker=DOMAIN_MARKS[told.index(name) % 5], markersize=6,
+                        label=method_title(name), zorder=3)
+            else:
+                ax.plot(counts, mean, color=HAIR, linewidth=1.4)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(counts))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set(xlabel="shots a class", ylabel="top-1, %")
+        ax.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=3 if wide else 2)
+        return figure
+
+    final = ", ".join(f"{method_title(name)} {curve[counts[-1]][name][0]:.1f}" for name in told)
+    return picture("shot_curve", f"Top-1 by shots a class; with {counts[-1]}: {final} percent.",
+                   "Mean top-1 over the seeds; bands are one standard deviation; grey lines are the other heads.",
+                   draw)
