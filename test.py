@@ -13,6 +13,7 @@ from jclip_fewshot import command, competition, ranks, runs
 from jclip_fewshot.command import tell, warn
 from jclip_fewshot.config import TestConfig, parse
 from jclip_fewshot.evaluate import refine_with
+from jclip_fewshot.report import write_report
 from jclip_fewshot.scores import best_classes, score, score_table, truth_of, with_unreadable
 from jclip_fewshot.sources import reopen_source
 from jclip_fewshot.stack import Stack
@@ -76,7 +77,9 @@ def main() -> None:
         "config": vars(settings), "images": len(tests.names), "unreadable": {tests.names[i]: r for i, r in bad.items()},
         "refinement": refinement.record() if refinement else None, "scores": scores, "seconds": watch.seconds},
         {"names": tests.names, "best": best, "probs": final, "before": answers["ensemble"], "readable": readable,
-         "features": features})
+         "features": features, **({} if labels is None else {"truth": truth})})
+    if settings.demo:
+        print(f"report: {write_report(folder, split)}")
 
 
 if __name__ == "__main__":

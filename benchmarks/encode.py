@@ -48,8 +48,7 @@ def random_state_dict(shapes: dict) -> dict:
     rng = np.random.default_rng(0)
     weights = {}
     for name, shape in shapes.items():
-        if name.endswith(("running_var", "ln_1.weight", "ln_2.weight", "ln_pre.weight", "ln_post.weight")) or \
-                ".bn" in name and name.endswith("weight") or "downsample.1.weight" in name:
+        if name.endswith("running_var") or len(shape) == 1 and name.endswith("weight"):
             weights[name] = np.ones(shape, dtype=np.float32)
         else:
             inputs = int(np.prod(shape[1:])) if len(shape) > 1 else 100
@@ -60,7 +59,8 @@ def random_state_dict(shapes: dict) -> dict:
 def inputs_of(sizes: Architecture, kind: str, batch: int) -> np.ndarray:
     rng = np.random.default_rng(1)
     if kind == "image":
-        return rng.standard_normal((batch, 3, sizes.image_resolution, sizes.image_resolution), dtype=np.float32)
+        return rng.standard_normal((batch, 3, sizes.image_resolution,
+                                   sizes.image_resolution), dtype=np.float32)
     tokens = np.zeros((batch, sizes.context_length), dtype=np.int32)
     for row, length in zip(tokens, np.resize(SENTENCE_TOKENS, batch)):
         row[:length] = rng.integers(1, sizes.vocab_size - 2, length)
@@ -80,7 +80,8 @@ def flop(sizes: Architecture, kind: str, batch: int) -> float:
     if kind == "text":
         length = int(np.resize(SENTENCE_TOKENS, batch).max())
         width = sizes.transformer_width
-        return batch * (transformer_flop(length, width, sizes.transformer_layers) + 2 * width * sizes.embed_dim)
+        return batch * (transformer_flop(length, width, sizes.transformer_layers) + \
+                        2 * width * sizes.embed_dim)
     width = sizes.vision_width
     if isinstance(sizes.vision_layers, int):
         side, patch = sizes.image_resolution // sizes.vision_patch_size, sizes.vision_patch_size
@@ -135,7 +136,8 @@ class JCLIP(Ours):
     def __init__(self):
         super().__init__()
         from jclip.model import build_model
-        self.build = lambda weights: build_model({name: self.jt.array(value) for name, value in weights.items()})
+        self.build = lambda weights: build_model(
+            {name: self.jt.array(value) for name, value in weights.items()})
 
     def encode(self, kind: str, batch: np.ndarray) -> np.ndarray:
         with self.jt.no_grad():
@@ -178,8 +180,9 @@ def torch_clip(torch, sizes: Architecture):
             super().__init__()
             self.attn = nn.MultiheadAttention(width, heads)
             self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.mlp = nn.Sequential(OrderedDict([("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()),
-                                                  ("c_proj", nn.Linear(4 * width, width))]))
+            self.mlp = nn.Sequential(OrderedDict([
+                ("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()),
+                ("c_proj", nn.Linear(4 * width, width))]))
             self.mask = mask
 
         def forward(self, x):
@@ -201,7 +204,8 @@ def torch_clip(torch, sizes: Architecture):
             width, patch = sizes.vision_width, sizes.vision_patch_size
             self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
             self.class_embedding = nn.Parameter(torch.zeros(width))
-            self.positional_embedding = nn.Parameter(torch.zeros((sizes.image_resolution // patch) ** 2 + 1, width))
+            self.positional_embedding = nn.Parameter(torch.zeros(
+                (sizes.image_resolution // patch) ** 2 + 1, width))
             self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
             self.transformer = Transformer(width, sizes.vision_layers, width // 64)
             self.proj = nn.Parameter(torch.zeros(width, sizes.embed_dim))
@@ -249,9 +253,10 @@ def torch_clip(torch, sizes: Architecture):
             x, _ = functional.multi_head_attention_forward(
                 query=x, key=x, value=x, embed_dim_to_check=x.shape[-1], num_heads=self.heads,
                 q_proj_weight=self.q_proj.weight, k_proj_weight=self.k_proj.weight,
-                v_proj_weight=self.v_proj.weight, in_proj_weight=None, in_proj_bias=bias, bias_k=None, bias_v=None,
-                add_zero_attn=False, dropout_p=0, out_proj_weight=self.c_proj.weight,
-                out_proj_bias=self.c_proj.bias, use_separate_proj_weight=True, training=False, need_weights=False)
+                v_proj_weight=self.v_proj.weight, in_proj_weight=None, in_proj_bias=bias, bias_k=None,
+                bias_v=None, add_zero_attn=False, dropout_p=0, out_proj_weight=self.c_proj.weight,
+                out_proj_bias=self.c_proj.bias, use_separate_proj_weight=True, training=False,
+                need_weights=False)
             return x[0]
 
     class ModifiedResNet(nn.Module):
@@ -259,7 +264,8 @@ def torch_clip(torch, sizes: Architecture):
             super().__init__()
             width, inputs = sizes.vision_width, sizes.vision_width
             self.conv1, self.bn1 = nn.Conv2d(3, width // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(width // 2)
-            self.conv2, self.bn2 = nn.Conv2d(width // 2, width // 2, 3, 1, 1, bias=False), nn.BatchNorm2d(width // 2)
+            self.conv2, self.bn2 = nn.Conv2d(width // 2, width // 2, 3, 1, 1,
+                                             bias=False), nn.BatchNorm2d(width // 2)
             self.conv3, self.bn3 = nn.Conv2d(width // 2, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
             self.avgpool, self.relu = nn.AvgPool2d(2), nn.ReLU(inplace=True)
             for stage, blocks in enumerate(sizes.vision_layers):
@@ -386,7 +392,8 @@ def measure(ours: Ours, peers: list, model: str, kind: str, batch: int, repeats:
             answers = [peer.ask(do="encode", model=model, kind=kind, batch=batch) for _ in range(count)]
             if all(answers):
                 others[peer.label].append(statistics.median(answer["seconds"] for answer in answers))
-                close = np.allclose(answers[0]["first"], first, rtol=1e-3, atol=1e-3 * float(np.abs(first).max()))
+                close = np.allclose(answers[0]["first"], first, rtol=1e-3,
+                                    atol=1e-3 * float(np.abs(first).max()))
                 assert close, f"{peer.label} computes something else: {answers[0]['first']}, {first}"
     elapsed, rate = statistics.median(seconds), statistics.median(rates)
     gflops = flop(ARCHITECTURES[model], kind, batch) / 1e9 / elapsed
@@ -395,15 +402,29 @@ def measure(ours: Ours, peers: list, model: str, kind: str, batch: int, repeats:
             "peers": {label: batch / statistics.median(times) for label, times in others.items() if times}}
 
 
+def table_line(row: dict, columns: list) -> str:
+    line = (f"{row['model']:10} {row['kind']:5} {row['batch']:5} {row['per_second']:9.1f} "
+            f"{row['gflops']:8.1f} {row['product_gflops']:7.1f} {row['share']:6.2f} "
+            f"{row['peak_memory_gb']:5.1f}")
+    for label in columns:
+        peer = row["peers"].get(label)
+        line += f" {peer:10.1f} {row['per_second'] / peer:6.2f}" if peer else f" {'-':>10} {'-':>6}"
+    return line
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(ARCHITECTURES), metavar="MODEL",
                         help=f"of {', '.join(ARCHITECTURES)} (default: all)")
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 8 32 256")
     parser.add_argument("--kinds", nargs="+", choices=("image", "text"), default=["image", "text"])
     parser.add_argument("--repeats", type=int, help="turns that the medians are over (default: 5)")
     parser.add_argument("--quick", action="store_true", help="ViT-B/32 and RN50, batches 1 and 32, 3 turns")
-    parser.add_argument("--torch-python", metavar="PATH", help="an interpreter that has torch (default: this one)")
+    parser.add_argument(
+    "--torch-python",
+    metavar="PATH",
+     help="an interpreter that has torch (default: this one)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     parser.add_argument("--serve", choices=list(BACKENDS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -421,8 +442,8 @@ def main() -> None:
     peers = [peer for peer in peers if peer.alive]
     ours, rows = Ours(), []
     columns = [peer.label for peer in peers]
-    print(f"{'model':10} {'kind':5} {'batch':>5} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} {'share':>6} {'GB':>5}"
-          + "".join(f" {label + '/s':>10} {'ratio':>6}" for label in columns), flush=True)
+    print(f"{'model':10} {'kind':5} {'batch':>5} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} {'share':>6} "
+          f"{'GB':>5}" + "".join(f" {label + '/s':>10} {'ratio':>6}" for label in columns), flush=True)
     try:
         for model in models:
             shapes = layout(model)
@@ -434,11 +455,7 @@ def main() -> None:
                 for batch in batches:
                     row = measure(ours, peers, model, kind, batch, repeats if batch < 128 else 1)
                     rows.append(row)
-                    beside = "".join(f" {row['peers'][label]:10.1f} {row['per_second'] / row['peers'][label]:6.2f}"
-                                     if label in row["peers"] else f" {'-':>10} {'-':>6}" for label in columns)
-                    print(f"{model:10} {kind:5} {batch:5} {row['per_second']:9.1f} {row['gflops']:8.1f} "
-                          f"{row['product_gflops']:7.1f} {row['share']:6.2f} {row['peak_memory_gb']:5.1f}{beside}",
-                          flush=True)
+                    print(table_line(row, columns), flush=True)
     finally:
         for peer in peers:
             peer.close()

@@ -122,7 +122,9 @@ def validate(arguments: List[str]) -> int:
         print(validation.leaderboard(methods))
     if len(results["curve"]) > 1:
         print("\n" + validation.shot_curve(results["curve"]))
-    print(f"\nsaved: {validation.save(settings, results)}")
+    folder = validation.save(settings, results)
+    from .report import write_report
+    print(f"\nsaved: {folder}\nreport: {write_report(Path(folder))}")
     return 0
 
 

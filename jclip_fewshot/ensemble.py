@@ -1,7 +1,7 @@
 """The heads' answers as one: a logarithmic opinion pool, its weights learned on the shots, held out.
 
-Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-out rows: stacking, Wolpert 1992,
-here drawn to equal weights.
+Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-out rows: stacking, Wolpert
+1992, here drawn to equal weights.
 
     p(c | x) ∝ exp(Σ_m w_m log p_m(c | x) + b_c),   p_m = softmax(a_m logits_m)
 
@@ -9,25 +9,27 @@ here drawn to equal weights.
     w     minimises  Σ_s v_s (-log p(y_s | x_s))  +  κ Σ_m (w_m log(M w_m) - w_m + 1/M),   w ≥ 0
     b     minimises  Σ_s v_s (-log p(y_s | x_s))  +  ½ ρ Σ_c b_c²,   w as found
 
-x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that all
-classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated.
+x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that
+all classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated.
 
-What the three are for: the many heads that are nearly as good as the best must not outvote it because they are
-many, and the learned w must not believe in differences that are chance: κ = 10 counts as ten shots' worth of evidence for
-equal weights. b is for text rows that attract images of every kind: over all held-out shots a class should get as
-much probability as it has shots; ρ says how much that is believed, 2 shots' worth.
+What they are for: heads that are nearly as good as the best must not outvote it because they are many, and w
+must not believe in differences that are chance: κ = 10 counts like ten shots' evidence for equal weights. b
+is for classes that attract images of every kind: over all held-out shots a class should get as much
+probability as it has shots; ρ = 4 is the weight of four shots against that.
 
-Weights of their own for each domain were tried and are not here: on eight draws of shots from three suites they moved top-1
-by -0.02 to +0.04 points on average. b gave +0.16, learned weights +0.35 over equal ones.
+On draws of four shots a class from three suites, eleven members, learned weights gave +0.32 points of top-1
+over equal ones (six draws), b +0.15 more (nine; with ρ = 1 +0.04), weights of their own for each domain -0.06
+to +0.04 (eight): they are not here.
 
 Classes without shots: heads give them, as a group and one by one, the share that zero-shot gives them
-(`heads.base.keep_unseen`). The pool works among the seen classes; the unseen get their share again, times a
-factor exp(o). A pool surer of itself than zero-shot would win from an unseen class images that zero-shot gives it. o is the least offset
-with which that does not happen, measured on the shots by calling each class unseen in turn: its column is put back to
-zero-shot's (what the heads learned from its shots stays in the other columns, so o is, if anything, small).
+(`heads.base.keep_unseen`). The pool works among the seen classes; the unseen get their share again, times
+exp(o). A pool surer of itself than zero-shot would win images of an unseen class that zero-shot gives it. o
+is the least offset with which that does not happen, measured on the shots by calling each class unseen in
+turn: its column is put back to zero-shot's (what the heads learned from its shots stays in the other columns,
+so o is, if anything, small).
 
-With one shot a class nothing is held out: equal weights, no b, and without the linear probe, which knows no text
-and with one shot stands far below zero-shot (Radford et al. 2021, figure 6).
+With one shot a class nothing is held out: equal weights, no b, and without the linear probe, which knows no
+text and with one shot stands far below zero-shot (Radford et al. 2021, figure 6).
 
 Letters: M heads, N rows, S shots, K classes.
 """
@@ -71,7 +73,7 @@ class Pool:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
-    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²; Newton's steps, halved as needed."""
+    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)², by Newton's method."""
     own = logits - logits[np.arange(len(labels)), labels][:, None]
 
     def loss_of(log_a):
@@ -84,7 +86,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray)
         p = np.exp(scaled - lse)
         mean = (p * scaled).sum(axis=1)
         gradient = float((row_weights * mean).sum()) + log_a
-        curvature = float((row_weights * ((p * scaled ** 2).sum(axis=1) - mean ** 2)).sum()) + 1 + abs(gradient - log_a)
+        variance = (p * scaled ** 2).sum(axis=1) - mean ** 2
+        curvature = float((row_weights * variance).sum()) + 1 + abs(gradient - log_a)
         step = np.clip(-gradient / curvature, -1, 1)
         while True:
             candidate = loss_of(log_a + step)
@@ -115,8 +118,9 @@ def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.nda
     def evaluate(w):
         total = np.tensordot(w.astype(np.float32), C, 1)  # (S, R)
         lse = log_sum_exp(total)
-        drawn = w * np.log(w / prior_used) - w + prior_used
-        return float((row_weights * lse[:, 0]).sum()) + kappa * drawn.sum(), np.exp(total - lse) * row_weights[:, None]
+        drawn = float((w * np.log(w / prior_used) - w + prior_used).sum())
+        loss = float((row_weights * lse[:, 0]).sum())
+        return loss + kappa * drawn, np.exp(total - lse) * row_weights[:, None]
 
     w = np.maximum(prior_used if start is None else start[used], 1e-9)
     objective, p = evaluate(w)
@@ -161,10 +165,13 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
 
 def fit_pool(logits: np.ndarray, labels: np.ndarray, prior: np.ndarray, kappa: float, rho: float,
              start: Optional[Pool] = None) -> Pool:
-    """The pool of held-out logits (M, S, K), all classes with shots; with `start`, its a is kept and w goes on."""
+    """The pool of held-out logits (M, S, K), all classes seen; with `start`, its a is kept and w goes on."""
     counts = np.bincount(labels, minlength=logits.shape[2])
     row_weights = counts[counts > 0].mean() / counts[labels]
-    scale = start.scale if start is not None else np.array([temperature(one, labels, row_weights) for one in logits])
+    if start is not None:
+        scale = start.scale
+    else:
+        scale = np.array([temperature(one, labels, row_weights) for one in logits])
     log_probs = np.stack([log_softmax(np.float32(a) * one) for a, one in zip(scale, logits)])
 
     columns, place = likeliest(log_probs.mean(axis=0), labels, MAX_COLUMNS)
@@ -175,7 +182,8 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, prior: np.ndarray, kappa: f
     return Pool(scale, weights, class_bias(pooled, labels, row_weights, rho), trace, converged)
 
 
-def likeliest(log_probs: np.ndarray, labels: np.ndarray, limit: int) -> Tuple[Optional[np.ndarray], np.ndarray]:
+def likeliest(log_probs: np.ndarray, labels: np.ndarray,
+              limit: int) -> Tuple[Optional[np.ndarray], np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
 
     None for the columns where there are no more than `limit`.
@@ -261,7 +269,8 @@ class Ensemble:
     @classmethod
     def from_state(cls, state: Dict[str, np.ndarray]) -> "Ensemble":
         """The inverse of `state`: an ensemble that answers `probs`."""
-        missing = [name for name in ("names", "scale", "weights", "bias", "seen", "offset") if name not in state]
+        needed = ("names", "scale", "weights", "bias", "seen", "offset")
+        missing = [name for name in needed if name not in state]
         if missing:
             raise ValueError(f"ensemble: the saved state lacks {', '.join(missing)}")
         ensemble = cls()
@@ -274,7 +283,7 @@ class Ensemble:
         arrays = [np.asarray(value, np.float32) for value in logits.values()]
         for name, array in zip(logits, arrays):
             if array.ndim != 2 or array.shape != arrays[0].shape:
-                raise ValueError(f"ensemble: logits of {name} have shape {array.shape}, not {arrays[0].shape}")
+                raise ValueError(f"ensemble: {name}'s logits have shape {array.shape}, not {arrays[0].shape}")
             if not np.isfinite(array).all():
                 raise ValueError(f"ensemble: the logits of {name} hold a value that is not finite")
         return np.stack(arrays)
@@ -300,7 +309,7 @@ class Ensemble:
         return self._with_unseen(self.pool_(logits[:, :, self.seen_]), logits)
 
     def _with_unseen(self, log_seen: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """log p among the seen (N, K seen) and the heads' logits (M, N, K) → probabilities (N, K) over all."""
+        """log p among the seen (N, K seen) and the heads' logits (M, N, K) → probabilities (N, K)."""
         if self.seen_.all():
             return _normalised(log_seen)
         log_unseen = share_of(logits, ~self.seen_)
@@ -315,12 +324,12 @@ def _normalised(log_probs: np.ndarray) -> np.ndarray:
 
 
 def share_of(logits: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """log of the probability that the heads, (M, N, K) on CLIP's scale, give to some columns on average, (N, n)."""
+    """Log-probability of some columns (N, n), mean over the heads' logits (M, N, K) on CLIP's scale."""
     return np.mean([log_softmax(one)[:, columns] for one in logits], axis=0)
 
 
 def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset: float) -> np.ndarray:
-    """log p (N, K) up to a constant: unseen as given plus `offset`, seen classes share what that would leave."""
+    """log p (N, K) up to a constant: unseen as given, plus `offset`; the seen share what is left without it."""
     joined = np.empty((len(log_seen), len(seen)), np.float64)
     left = np.log1p(-np.minimum(np.exp(log_sum_exp(log_unseen.astype(np.float64))), 1 - 1e-9))
     joined[:, seen] = log_seen + left
@@ -332,15 +341,15 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
                   domains: np.ndarray, groups: int = CLASS_GROUPS) -> Tuple[float, dict]:
     """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
 
-    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K. The least o
-    of OFFSETS at which the shots of hidden classes are found, among all K, as often as zero-shot finds them (the
-    best one where none is enough). Returns it and top-1 of hidden and other shots with it, and of zero-shot.
+    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.
+    The least o of OFFSETS at which the shots of hidden classes are found, among all K, as often as zero-shot
+    finds them (the best one where none is enough). Returns it and top-1 of hidden and other shots with it.
     """
     columns = np.flatnonzero(seen)
     inner = np.full(len(seen), -1)
     inner[columns] = np.arange(len(columns))
     order = np.random.default_rng(0).permutation(len(columns))
-    order = order[np.argsort(domains[columns][order], kind="stable")]  # each group takes a like part of every domain
+    order = order[np.argsort(domains[columns][order], kind="stable")]  # every domain spread over the groups
     group = np.empty(len(columns), np.int64)
     group[order] = np.arange(len(columns)) % groups
     zero_shot_hit = zero_shot.argmax(axis=1) == labels

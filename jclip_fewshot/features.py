@@ -56,6 +56,7 @@ class Encoder:
     images: Callable[[np.ndarray], np.ndarray]        # (B, R, R, 3) uint8, RGB -> (B, D) float32
     texts: Callable[[np.ndarray], np.ndarray]         # (B, L) int32 -> (B, D) float32
     tokens: Callable[[Sequence[str]], np.ndarray]     # B sentences -> (B, L) int32
+    parameters: int = 0                               # of both towers
 
 
 def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None,
@@ -105,7 +106,8 @@ def wrap_model(model, name: str, digest: str, batch_size: Optional[int] = None,
         device="cuda" if cuda else "cpu",
         images=lambda pixels: numpy(model.encode_image(normal(pixels))),
         texts=lambda batch: numpy(model.encode_text(batch)),
-        tokens=tokens or (lambda sentences: clip.token_array(sentences, model.context_length)))
+        tokens=tokens or (lambda sentences: clip.token_array(sentences, model.context_length)),
+        parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()))
 
 
 def _normalize_on_device(pixels: np.ndarray) -> "jt.Var":  # noqa: F821

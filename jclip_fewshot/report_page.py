@@ -174,7 +174,7 @@ def _masthead(page: Page, run: Run) -> Html:
         tiles = [_tile("Top-1", f"{final['top1']:.2f}", final["top1"], "%"),
                  _tile("Top-5", f"{final['top5']:.2f}", final["top5"], "%"),
                  _tile("Class mean", f"{final['macro']:.2f}", final["macro"], "%"),
-                 _tile("Over zero-shot", f"{gain:+.2f}".replace("-", "−"), gain, "points")]
+                 _tile("Over zero-shot", f"{gain:+.2f}".replace("-", "−"), gain, "pts")]
     else:
         lead = (f"{images:,} test images of {classes:,} classes are answered by a run that {learned}. Their "
                 "true classes are not known here: this page shows all that needs no truth.")

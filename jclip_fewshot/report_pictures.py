@@ -37,7 +37,8 @@ TALLEST = 11  # dots of a stack before they begin to overlap
 TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal": "Cross-modal",
           "clip_adapter": "CLIP-Adapter", "jclip_adapter": "JCLIP adapter", "tip_adapter": "Tip-Adapter",
           "tip_adapter_f": "Tip-Adapter-F", "tip_x": "Tip-X", "gda": "GDA", "proker": "ProKeR", "clap": "CLAP",
-          "lp_plus_plus": "LP++", "ensemble": "Ensemble", "ensemble_refined": "Ensemble, refined"}
+          "lp_plus_plus": "LP++", "text_profile": "Text profile", "vicinal": "Vicinal",
+          "ensemble": "Ensemble", "ensemble_refined": "Ensemble, refined"}
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,9 @@ def training_curves(histories: Dict[str, List[dict]], chosen: Dict[str, Optional
                     ax.axvline(chosen[name], color=INK, linewidth=1, linestyle=":", label="epoch kept")
                 ax.grid(axis="y")
                 ax.locator_params(axis="y", nbins=3)
+                if not any(entry.get(key) is not None for entry in histories[name] for key in keys):
+                    ax.set_yticks([])
+                    ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color=MUTED, fontsize=11)
                 ax.locator_params(axis="x", nbins=4, integer=True)
                 ax.tick_params(labelsize=9.5)
             top.set_title(method_title(name))

@@ -31,7 +31,7 @@ h1 { margin: .25rem 0 0; font-size: clamp(1.75rem, 5vw, 2.75rem); line-height: 1
   margin: 1.75rem 0 0; border-top: 2px solid var(--ink); }
 .tiles div { padding: .7rem 0 .5rem; }
 .tiles dt { color: var(--muted); font-size: .8125rem; }
-.tiles dd { margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.2; letter-spacing: -.015em;
+.tiles dd { margin: 0; font-size: 1.625rem; font-weight: 650; line-height: 1.2; letter-spacing: -.015em;
   font-variant-numeric: tabular-nums; }
 .tiles small { color: var(--muted); font-size: .875rem; font-weight: 400; letter-spacing: 0; }
 .commands { margin-top: 1rem; }
@@ -82,7 +82,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 td small { color: var(--muted); font-size: .8125rem; }
 td.right { color: var(--right); font-weight: 600; }
 .settings { min-width: 22rem; }
-.setting { display: inline-block; margin-right: .9rem; }
+.setting { display: inline-block; margin-right: .9rem; vertical-align: top; }
 .setting i { color: var(--muted); font-style: normal; }
 .grid { display: grid; gap: 1rem; margin: 0; padding: 0; list-style: none; }
 .pairs { grid-template-columns: repeat(auto-fill, minmax(min(18.5rem, 100%), 1fr)); }

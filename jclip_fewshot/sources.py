@@ -118,7 +118,7 @@ def _encoder_source(model: str, weights: str, settings: MachineConfig) -> Encode
                            batch_size=settings.batch_size or None, cache=cache)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint, "width": encoder.width,
-              "image_size": encoder.image_size}
+              "image_size": encoder.image_size, "parameters": encoder.parameters}
     return EncoderSource(encoder, cache, settings.workers or None, record)
 
 

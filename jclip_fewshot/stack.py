@@ -128,8 +128,9 @@ def settings_table(settings: Dict[str, dict]) -> str:
     """A row a method: its cross-validated top-1 and what it chose on the shots."""
     rows = []
     for name, chosen in settings.items():
-        score = chosen.get("cv_top1")
-        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items() if not key.startswith("cv_"))
+        score = chosen.get("cv_top1", chosen.get("held_out_top1"))
+        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
+                         if not key.startswith(("cv_", "held_out_")))
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"

@@ -15,7 +15,8 @@ EXPECTED = Path(__file__).with_name("data") / "clip_reference.npz"
 # compiles the towers once for both.
 SIZES = {
     "vit": dict(embed_dim=16, image_resolution=32, vision_layers=3, vision_width=128, vision_patch_size=8,
-                context_length=20, vocab_size=100, transformer_width=64, transformer_heads=1, transformer_layers=2),
+                context_length=20, vocab_size=100, transformer_width=64, transformer_heads=1,
+                transformer_layers=2),
     "resnet": dict(embed_dim=16, image_resolution=64, vision_layers=(1, 2, 1, 1), vision_width=8,
                    vision_patch_size=None, context_length=20, vocab_size=100, transformer_width=64,
                    transformer_heads=1, transformer_layers=2),
@@ -28,7 +29,9 @@ def random_weights(shapes: dict, seed: int = 0) -> dict:
     weights = {}
     for name in sorted(shapes):
         shape = shapes[name]
-        noise = random.standard_normal(shape).astype(np.float32) if shape else np.float32(random.standard_normal())
+        noise = random.standard_normal(shape).astype(
+    np.float32) if shape else np.float32(
+        random.standard_normal())
         if len(shape) > 1:
             weights[name] = noise * np.float32(1.5 * np.prod(shape[1:]) ** -0.5)
         elif name.endswith("running_var") or name.endswith("weight"):

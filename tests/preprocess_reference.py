@@ -14,8 +14,9 @@ from PIL import Image
 EXPECTED = Path(__file__).with_name("data") / "preprocess_reference.npz"
 SIZE = 28
 # (mode, width, height): both orientations, odd remainders, enlarging, nothing to do
-CASES = [("RGB", 101, 67), ("RGB", 67, 101), ("RGB", 20, 33), ("RGB", 28, 28), ("RGB", 29, 28), ("RGB", 28, 41),
-         ("L", 90, 61), ("RGBA", 75, 50), ("LA", 50, 75), ("P", 64, 48), ("1", 64, 48), ("CMYK", 64, 49)]
+CASES = [("RGB", 101, 67), ("RGB", 67, 101), ("RGB", 20, 33), ("RGB", 28, 28), ("RGB", 29, 28),
+         ("RGB", 28, 41), ("L", 90, 61), ("RGBA", 75, 50), ("LA", 50, 75), ("P", 64, 48),
+         ("1", 64, 48), ("CMYK", 64, 49)]
 
 
 def draw(mode: str, width: int, height: int) -> Image.Image:
@@ -23,7 +24,8 @@ def draw(mode: str, width: int, height: int) -> Image.Image:
     random = np.random.RandomState(width * 1000 + height)
     y, x = np.mgrid[:height, :width]
     waves = [128 + 80 * np.sin(x / (3 + c) + c) * np.cos(y / (4 + c)) for c in range(4)]
-    pixels = np.clip(np.stack(waves, -1) + random.randint(-30, 30, (height, width, 4)), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.stack(waves, -1) + random.randint(-30, 30,
+                     (height, width, 4)), 0, 255).astype(np.uint8)
     if mode in ("RGBA", "CMYK"):
         return Image.fromarray(pixels, mode)
     if mode == "LA":
@@ -39,7 +41,8 @@ def draw(mode: str, width: int, height: int) -> Image.Image:
 def make() -> None:
     from torchvision import transforms
     transform = transforms.Compose([
-        transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(SIZE),
+        transforms.Resize(
+    SIZE, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(SIZE),
         lambda image: image.convert("RGB")])
     pixels = np.stack([np.asarray(transform(draw(*case))) for case in CASES])
     finish = transforms.Compose([

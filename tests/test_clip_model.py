@@ -53,7 +53,11 @@ def test_equals_openai_in_every_format(shared, tower, file, bound):
         pytest.skip(f"{path.name} is not among the references")
     model, _ = clip.load(path)
     expected = np.load(folder / f"tiny_{tower}_expected.npz")
-    assert error(model.encode_image(jt.array(expected["images"])).numpy(), expected["image_features"]) <= bound
+    assert error(
+    model.encode_image(
+        jt.array(
+            expected["images"])).numpy(),
+             expected["image_features"]) <= bound
     assert error(model.encode_text(expected["tokens"]).numpy(), expected["text_features"]) <= bound
     by_image, by_text = model(jt.array(expected["images"]), jt.array(expected["tokens"]))
     assert np.abs(by_image.numpy() - expected["logits_per_image"]).max() <= 100 * bound
@@ -171,7 +175,8 @@ def test_fresh_model_has_openais_initialisation():
     sizes = dict(SIZES["vit"], vision_width=256, transformer_width=256, transformer_heads=4)
     state = numpy_state_dict(CLIP(**sizes))
     assert state["transformer.resblocks.0.attn.in_proj_weight"].std() == pytest.approx(256 ** -0.5, rel=0.05)
-    assert state["transformer.resblocks.0.mlp.c_proj.weight"].std() == pytest.approx(256 ** -0.5 / 2, rel=0.05)
+    assert state["transformer.resblocks.0.mlp.c_proj.weight"].std() == pytest.approx(256 ** - \
+                                                                  0.5 / 2, rel=0.05)
     assert state["token_embedding.weight"].std() == pytest.approx(0.02, rel=0.05)
     assert state["logit_scale"] == pytest.approx(np.log(1 / 0.07))
     assert not state["ln_final.bias"].any() and (state["ln_final.weight"] == 1).all()

@@ -31,7 +31,8 @@ def test_shape_type_and_untouched_input():
     assert array.shape == (3, 224, 224) and array.dtype == np.float32 and array.flags.c_contiguous
     assert image.tobytes() == before
     lowest, highest = (0 - MEAN) / STD, (1 - MEAN) / STD
-    assert (array.min(axis=(1, 2)) >= lowest - 1e-5).all() and (array.max(axis=(1, 2)) <= highest + 1e-5).all()
+    assert (array.min(axis=(1, 2)) >= lowest - 1e-5).all()
+    assert (array.max(axis=(1, 2)) <= highest + 1e-5).all()
 
 
 def test_no_exif_rotation():

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import save
 
 from jclip_fewshot.clip import weights
-from jclip_fewshot.clip.weights import (Architecture, Release, architecture, available_models, check_state_dict,
-                                        convert, download, find_checkpoint, layout, openai_names, read_state_dict,
-                                        release, write_safetensors)
+from jclip_fewshot.clip.weights import (
+    Architecture, Release, architecture, available_models, check_state_dict, convert, download,
+    find_checkpoint, layout, openai_names, read_state_dict, release, write_safetensors)
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, random_weights
@@ -56,7 +56,8 @@ def test_every_format_of_the_reference_models(shared):
             assert array.dtype == np.float16 and np.array_equal(array, expected[name].astype(np.float16))
     saved = read_state_dict(folder / "tiny_vit_state_dict.pt")
     expected = read_state_dict(folder / "tiny_vit.safetensors")
-    assert all(np.array_equal(saved[name], expected[name]) for name in expected) and saved.keys() == expected.keys()
+    assert all(np.array_equal(saved[name], expected[name])
+               for name in expected) and saved.keys() == expected.keys()
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -72,10 +73,16 @@ def test_jittor_pickle(tmp_path, tiny, protocol, stamp):
 
 
 def test_numpy_types_and_order(tmp_path):
-    arrays = {"f": np.asfortranarray(np.arange(6, dtype=">f8").reshape(2, 3)), "h": np.float16(2.5), "e": np.zeros((0, 3))}
+    arrays = {
+    "f": np.asfortranarray(
+        np.arange(
+            6, dtype=">f8").reshape(
+                2, 3)), "h": np.float16(2.5), "e": np.zeros(
+                    (0, 3))}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays, 4))
     tensors = read_state_dict(tmp_path / "a.pkl")
-    assert tensors["f"].tolist() == [[0, 1, 2], [3, 4, 5]] and tensors["h"] == 2.5 and tensors["e"].shape == (0, 3)
+    assert tensors["f"].tolist() == [[0, 1, 2], [3, 4, 5]
+                               ] and tensors["h"] == 2.5 and tensors["e"].shape == (0, 3)
 
 
 def test_safetensors_in_every_precision(tmp_path):
@@ -114,11 +121,13 @@ def hugging_face(state):
 
 def test_hugging_face_names(tmp_path, tiny):
     theirs = hugging_face(tiny)
-    (tmp_path / "model.safetensors").write_bytes(save({k: np.ascontiguousarray(v) for k, v in theirs.items()}))
+    (tmp_path / \
+     "model.safetensors").write_bytes(save({k: np.ascontiguousarray(v) for k, v in theirs.items()}))
     tensors = read_state_dict(tmp_path / "model.safetensors")
     assert tensors.keys() == tiny.keys()
     assert all(np.array_equal(tensors[name], tiny[name]) for name in tiny)
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}, "text_config": {}}))
+    (tmp_path / \
+     "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}, "text_config": {}}))
     with pytest.raises(UserError, match="activation gelu"):
         read_state_dict(tmp_path / "model.safetensors")
 
@@ -233,7 +242,8 @@ def test_everything_wrong_is_listed(tiny):
         check_state_dict(state)
     message = str(caught.value)
     assert "missing: " in message and "ln_final.bias" in message and "resblocks.0.mlp.c_fc.bias" in message
-    assert "unexpected: extra" in message and "misshapen: text_projection (63, 16) instead of (64, 16)" in message
+    assert "unexpected: extra" in message
+    assert "misshapen: text_projection (63, 16) instead of (64, 16)" in message
 
 
 def test_what_is_no_clip():
@@ -243,7 +253,8 @@ def test_what_is_no_clip():
 
 def test_buffers_are_dropped(tiny):
     extra = {"input_resolution": np.array(32), "context_length": np.array(20), "vocab_size": np.array(100),
-             "transformer.resblocks.0.attn_mask": np.zeros((20, 20)), "visual.bn1.num_batches_tracked": np.array(1)}
+             "transformer.resblocks.0.attn_mask": np.zeros((20, 20)),
+             "visual.bn1.num_batches_tracked": np.array(1)}
     assert openai_names({**tiny, **extra}).keys() == tiny.keys()
 
 
@@ -251,12 +262,15 @@ def test_convert(tmp_path, tiny):
     (tmp_path / "in.pkl").write_bytes(pickle.dumps(tiny, 4))
     convert(tmp_path / "in.pkl", tmp_path / "out.safetensors")
     tensors = read_state_dict(tmp_path / "out.safetensors")
-    assert all(np.array_equal(tensors[name], tiny[name]) and tensors[name].shape == tiny[name].shape for name in tiny)
+    assert all(np.array_equal(tensors[name], tiny[name])
+               and tensors[name].shape == tiny[name].shape for name in tiny)
     convert(tmp_path / "in.pkl", tmp_path / "half.safetensors", half=True)
-    assert {str(array.dtype) for array in read_state_dict(tmp_path / "half.safetensors").values()} == {"float16"}
+    assert {str(array.dtype) for array in read_state_dict(
+        tmp_path / "half.safetensors").values()} == {"float16"}
     with pytest.raises(UserError, match="does not end in .safetensors"):
         convert(tmp_path / "in.pkl", tmp_path / "out.pt")
-    (tmp_path / "part.pkl").write_bytes(pickle.dumps({k: v for k, v in tiny.items() if k != "ln_final.bias"}, 4))
+    (tmp_path / "part.pkl").write_bytes(pickle.dumps({k: v for k,
+     v in tiny.items() if k != "ln_final.bias"}, 4))
     with pytest.raises(UserError, match="ln_final.bias"):
         convert(tmp_path / "part.pkl", tmp_path / "part.safetensors")
     assert not (tmp_path / "part.safetensors").exists()
@@ -266,8 +280,8 @@ def test_convert(tmp_path, tiny):
 
 
 def test_the_nine_models():
-    assert available_models() == ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14",
-                                  "ViT-L/14@336px"]
+    assert available_models() == ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16",
+                                  "ViT-L/14", "ViT-L/14@336px"]
     readme = (Path(__file__).parent.parent / "weights" / "README.md").read_text(encoding="utf-8")
     for name in available_models():
         entry = release(name)
@@ -276,7 +290,8 @@ def test_the_nine_models():
 
 
 def test_names_find_files(tmp_path):
-    for name, file in [("ViT-B/32", "ViT-B-32.safetensors"), ("ViT-B/32", "ViT-B-32.pkl"), ("ViT-B/32", "ViT-B-32.pt"),
+    for name, file in [("ViT-B/32", "ViT-B-32.safetensors"), ("ViT-B/32", "ViT-B-32.pkl"),
+                       ("ViT-B/32", "ViT-B-32.pt"),
                        ("ViT-L/14@336px", "ViT-L-14-336px.pt"), ("RN50", "RN50.pt")]:
         (tmp_path / file).touch()
         assert find_checkpoint(name, tmp_path) == tmp_path / file

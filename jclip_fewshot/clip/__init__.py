@@ -24,7 +24,8 @@ __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "ima
 
 
 def load(name_or_path: Union[str, Path], device: Optional[str] = None,
-         download_root: Union[str, Path, None] = None, dtype: str = "float32") -> Tuple["CLIP", Callable]:  # noqa: F821
+         download_root: Union[str, Path, None] = None,
+         dtype: str = "float32") -> Tuple["CLIP", Callable]:  # noqa: F821
     """A frozen CLIP and its preprocessing.
 
     name_or_path: one of `available_models()`, or a checkpoint file of any format that
@@ -56,7 +57,8 @@ def build_model(state_dict: dict, dtype: str = "float32") -> "CLIP":  # noqa: F8
     return build(state_dict, dtype=dtype)
 
 
-def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> "jt.Var":  # noqa: F821
+def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77,
+             truncate: bool = False) -> "jt.Var":  # noqa: F821
     """`token_array` as a Var: (B, context_length) int32."""
     from ..runtime import jt
     return jt.array(token_array(texts, context_length, truncate))

@@ -93,7 +93,8 @@ class Attention(nn.Module):
             row = column if at is None else at
             future = column.reshape((1, 1, 1, -1)) > (row.reshape((1, 1, -1, 1)) if at is None
                                                       else row.reshape((-1, 1, 1, 1)))
-            scores = jt.ternary(future.broadcast(scores.shape), jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
+            scores = jt.ternary(future.broadcast(scores.shape),
+                                jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
         mixed = jt.matmul(nn.softmax(scores, dim=-1), v)  # (B, H, L or 1, W/H)
         return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, -1, width)))
 
@@ -157,7 +158,8 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, input_resolution: int, patch_size: int, width: int, layers: int, heads: int, output_dim: int):
+    def __init__(self, input_resolution: int, patch_size: int,
+                 width: int, layers: int, heads: int, output_dim: int):
         self.input_resolution, self.patch_size, self.output_dim = input_resolution, patch_size, output_dim
         scale = width ** -0.5
         self.conv1 = PatchEmbedding(width, patch_size)
@@ -171,11 +173,11 @@ class VisionTransformer(nn.Module):
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
         if not self.is_training() and cpu.available():
-            embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding, self.ln_pre.weight,
-                         self.ln_pre.bias]
+            embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding,
+                         self.ln_pre.weight, self.ln_pre.bias]
             return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
-                           [self.ln_post.weight, self.ln_post.bias, self.proj], self.positional_embedding.shape[0],
-                           self.input_resolution, self.patch_size)
+                           [self.ln_post.weight, self.ln_post.bias, self.proj],
+                           self.positional_embedding.shape[0], self.input_resolution, self.patch_size)
         batch, side, patch = images.shape[0], self.input_resolution // self.patch_size, self.patch_size
         x = images.reshape((batch, 3, side, patch, side, patch)).transpose(0, 2, 4, 1, 3, 5)
         x = x.reshape((batch * side * side, 3 * patch * patch))
@@ -321,8 +323,9 @@ class CLIP(nn.Module):
     Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
     """
 
-    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: Union[int, Tuple[int, int, int, int]],
-                 vision_width: int, vision_patch_size: Optional[int], context_length: int, vocab_size: int,
+    def __init__(self, embed_dim: int, image_resolution: int,
+                 vision_layers: Union[int, Tuple[int, int, int, int]], vision_width: int,
+                 vision_patch_size: Optional[int], context_length: int, vocab_size: int,
                  transformer_width: int, transformer_heads: int, transformer_layers: int):
         self.architecture = Architecture(
             embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
@@ -355,7 +358,8 @@ class CLIP(nn.Module):
         images = jt.array(images) if isinstance(images, np.ndarray) else images
         side = self.visual.input_resolution
         if tuple(images.shape[1:]) != (3, side, side):
-            raise ValueError(f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
         return self.visual(images.cast(self.dtype)).float32()
 
     def encode_text(self, tokens):
@@ -367,7 +371,8 @@ class CLIP(nn.Module):
         """
         ids = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
         if ids.ndim != 2 or ids.shape[1] > self.context_length:
-            raise ValueError(f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
+            raise ValueError(
+                f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
         ends = ids.argmax(axis=1)
@@ -375,7 +380,8 @@ class CLIP(nn.Module):
         ids = jt.array(np.ascontiguousarray(ids[:, :length], dtype=np.int32))
         ends = jt.array(ends.astype(np.int32))
         if not self.is_training() and cpu.available():
-            return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding], self.transformer,
+            return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding],
+                           self.transformer,
                            [self.ln_final.weight, self.ln_final.bias, self.text_projection], length)
         x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], ends)
         return jt.matmul(self.ln_final(x), self.text_projection).float32()
@@ -396,7 +402,8 @@ class CLIP(nn.Module):
         """(B, 3, R, R) and (T, L) -> logits_per_image (B, T) and logits_per_text (T, B)."""
         image_features = normalized(self.encode_image(image))
         text_features = normalized(self.encode_text(text))
-        logits_per_image = self.logit_scale.float32().exp() * nn.matmul_transpose(image_features, text_features)
+        scale = self.logit_scale.float32().exp()
+        logits_per_image = scale * nn.matmul_transpose(image_features, text_features)
         return logits_per_image, logits_per_image.transpose(1, 0)
 
 

@@ -21,20 +21,21 @@ inline void finish(int64_t rows, int64_t channels, float* y, Norm n, const float
     for (int64_t r = 0; r < rows; r++) {
         float* row = y + r * channels;
         const float* more = added ? added + r * channels : nullptr;
-        float floor = relu ? 0.f : -INFINITY;
+        float floor = relu ? 0.f : -3e38f;
         if (more) {
-            #pragma omp simd
+#pragma omp simd
             for (int64_t i = 0; i < channels; i++)
                 row[i] = std::max(row[i] * n.scale[i] + n.shift[i] + more[i], floor);
         } else {
-            #pragma omp simd
+#pragma omp simd
             for (int64_t i = 0; i < channels; i++) row[i] = std::max(row[i] * n.scale[i] + n.shift[i], floor);
         }
     }
 }
 
 // Rows of a 3x3 convolution's product: for each output pixel its nine neighbours' channels, zeros outside.
-inline void gather(int64_t first, int64_t rows, int64_t side, int64_t stride, int64_t channels, const float* x, float* to) {
+inline void gather(int64_t first, int64_t rows, int64_t side, int64_t stride, int64_t channels,
+                   const float* x, float* to) {
     int64_t out = side / stride;
     for (int64_t r = first; r < first + rows; r++) {
         int64_t image = r / (out * out), oy = r / out % out, ox = r % out;
@@ -44,23 +45,27 @@ inline void gather(int64_t first, int64_t rows, int64_t side, int64_t stride, in
                 if (y < 0 || y >= side || x_ < 0 || x_ >= side)
                     std::memset(to, 0, channels * sizeof(float));
                 else
-                    std::memcpy(to, x + ((image * side + y) * side + x_) * channels, channels * sizeof(float));
+                    std::memcpy(to, x + ((image * side + y) * side + x_) * channels,
+                                channels * sizeof(float));
             }
     }
 }
 
-// Convolution of `images` of side x side pixels with its batch norm, sum and ReLU while the rows are in the cache.
-inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kernel, int64_t inputs, int64_t outputs,
-                     const float* x, const float* weight, Norm n, const float* added, bool relu, float* y) {
+// Convolution of `images` of side x side pixels with its batch norm, sum and ReLU while the rows are in the
+// cache.
+inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kernel, int64_t inputs,
+                     int64_t outputs, const float* x, const float* weight, Norm n, const float* added,
+                     bool relu, float* y) {
     int64_t out = side / stride, rows = images * out * out, k = kernel * kernel * inputs;
     // Half a megabyte of gathered rows or results a tile, and no fewer than make a good product.
-    int64_t tile = std::min(rows, std::max<int64_t>(96, (1 << 17) / std::max(kernel > 1 ? k : inputs, outputs)));
+    int64_t tile =
+        std::min(rows, std::max<int64_t>(96, (1 << 17) / std::max(kernel > 1 ? k : inputs, outputs)));
     int64_t tiles = (rows + tile - 1) / tile;
-    // A few tiles are shared out inside each product, many among the threads.
-    #pragma omp parallel if (tiles >= 8)
+// A few tiles are shared out inside each product, many among the threads.
+#pragma omp parallel if (tiles >= 8)
     {
         std::vector<float> gathered(kernel > 1 ? tile * k : 0);
-        #pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < tiles; t++) {
             int64_t first = t * tile, count = std::min(tile, rows - first);
             const float* a = x + first * inputs;
@@ -77,13 +82,13 @@ inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kerne
 // Mean over 2 x 2 pixels.
 inline void halve(int64_t images, int64_t side, int64_t channels, const float* x, float* y) {
     int64_t out = side / 2;
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < images * out; r++) {
         const float* from = x + r * 2 * side * channels;
         float* to = y + r * out * channels;
         for (int64_t o = 0; o < out; o++, from += 2 * channels, to += channels) {
             const float* below = from + side * channels;
-            #pragma omp simd
+#pragma omp simd
             for (int64_t i = 0; i < channels; i++)
                 to[i] = 0.25f * (from[i] + from[channels + i] + below[i] + below[channels + i]);
         }
@@ -101,8 +106,9 @@ inline void run(const ResNet& net, int64_t batch, const float* images, float* ou
     int64_t R = net.resolution, W = net.width, side = R / 2;
     // The largest activations are the stem's and the first stage's; narrow nets' images are larger still.
     int64_t most = batch * std::max(side * side * W, R * R * 3);
-    float *x = space(0, most), *y = space(1, most), *a = space(2, most), *b = space(3, most), *shortcut = space(4, most);
-    #pragma omp parallel for schedule(static)
+    float *x = space(0, most), *y = space(1, most), *a = space(2, most), *b = space(3, most),
+          *shortcut = space(4, most);
+#pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < batch * R; r++)  // channels last
         for (int64_t i = 0; i < R; i++)
             for (int64_t c = 0; c < 3; c++)
@@ -142,18 +148,21 @@ inline void run(const ResNet& net, int64_t batch, const float* images, float* ou
             }
             if (half) side /= 2;
             channels = 4 * planes;
-            convolve(batch, side, 1, 1, planes, channels, b, third[0], Norm{third[1], third[2]}, added, true, y);
+            convolve(batch, side, 1, 1, planes, channels, b, third[0], Norm{third[1], third[2]}, added, true,
+                     y);
             std::swap(x, y);
         }
     // Attention pool: one query, the mean.
     int64_t pixels = side * side, L = pixels + 1, C = channels, heads = C / HEAD;
-    const float *positions = p[0], *q_weight = p[1], *k_weight = p[3], *v_weight = p[5], *c_weight = p[7], *c_bias = p[8];
+    const float *positions = p[0], *q_weight = p[1], *k_weight = p[3], *v_weight = p[5], *c_weight = p[7],
+                *c_bias = p[8];
     float* tokens = space(5, batch * L * C);
     float* kv = space(6, 2 * batch * L * C + 3 * batch * C + 3 * C);
-    float *k = kv, *v = kv + batch * L * C, *first = v + batch * L * C, *q = first + batch * C, *mixed = q + batch * C;
+    float *k = kv, *v = kv + batch * L * C, *first = v + batch * L * C, *q = first + batch * C,
+          *mixed = q + batch * C;
     float* bias = mixed + batch * C;
     for (int i = 0; i < 3; i++) std::memcpy(bias + i * C, p[2 + 2 * i], C * sizeof(float));
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < batch; n++) {
         float *to = tokens + n * L * C, *mean = first + n * C;
         const float* from = x + n * pixels * C;
@@ -179,7 +188,8 @@ inline void run(const ResNet& net, int64_t batch, const float* images, float* ou
 
 inline void run_all(const ResNet& net, int64_t batch, int64_t at_once, const float* images, float* out) {
     for (int64_t n = 0; n < batch; n += at_once)
-        run(net, std::min(at_once, batch - n), images + n * 3 * net.resolution * net.resolution, out + n * net.features);
+        run(net, std::min(at_once, batch - n), images + n * 3 * net.resolution * net.resolution,
+            out + n * net.features);
 }
 
 }  // namespace jclip

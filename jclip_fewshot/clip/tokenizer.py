@@ -41,7 +41,8 @@ def encode(text: str) -> List[int]:
     return ids
 
 
-def token_array(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> np.ndarray:
+def token_array(texts: Union[str, Sequence[str]], context_length: int = 77,
+                truncate: bool = False) -> np.ndarray:
     """Token ids of texts, start and end marks added, zeros behind.
 
     texts: one text or a sequence of B texts; context_length: columns of the result.

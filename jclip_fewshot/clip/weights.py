@@ -133,7 +133,8 @@ def download(source: Release, folder: Union[str, Path], timeout: float = 30.0) -
         try:
             _fetch(source.url, file, source.file, timeout)
         except (OSError, http.client.HTTPException) as error:
-            have = f" ({file.tell()} bytes of it are kept in {part.name}; run again to go on)" if file.tell() else ""
+            have = f" ({file.tell()} bytes of it are kept in {part.name}; run again to go on)"
+            have = have if file.tell() else ""
             reason = getattr(error, "reason", None) or error
             raise UserError(f"cannot download {source.file}: {reason}{have}; fetch {source.url}{size}, "
                             f"SHA-256 {source.sha256}, and put it into {folder} as {source.file}") from None
@@ -234,7 +235,8 @@ def read_state_dict(path: Union[str, Path]) -> StateDict:
     except _Unreadable as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can break a reader anywhere
-        raise UserError(f"{path} is damaged or of an unknown format: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"{path} is damaged or of an unknown format: {type(error).__name__}: {error}") from None
     if not tensors:
         raise UserError(f"{path} holds no tensors")
     return openai_names(tensors, path)
@@ -415,7 +417,8 @@ class _Unpickler(pickle.Unpickler):
 def _read_torch_zip(path: Path) -> StateDict:
     """torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage."""
     with zipfile.ZipFile(path) as archive:
-        pickles = [entry for entry in archive.namelist() if entry.count("/") == 1 and entry.endswith("/data.pkl")]
+        pickles = [entry for entry in archive.namelist()
+                   if entry.count("/") == 1 and entry.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise UserError(f"{path} is a zip file, but no torch archive: it has no data.pkl")
         root = pickles[0][:-len("data.pkl")]
@@ -602,7 +605,8 @@ def architecture(state_dict: StateDict) -> Architecture:
     def grid(tokens: int, name: str) -> int:
         side = math.isqrt(tokens - 1) if tokens else 0
         if side * side + 1 != tokens:
-            raise UserError(f"this is no CLIP checkpoint: {name} has {tokens} positions, not a square and one")
+            raise UserError(
+                f"this is no CLIP checkpoint: {name} has {tokens} positions, not a square and one")
         return side
 
     context_length, width = shape("positional_embedding", 2)
@@ -643,7 +647,8 @@ def layout(sizes: Architecture) -> Dict[str, Tuple[int, ...]]:
     def transformer(prefix: str, width: int, layers: int) -> None:
         for number in range(layers):
             block = f"{prefix}transformer.resblocks.{number}."
-            shapes[block + "attn.in_proj_weight"], shapes[block + "attn.in_proj_bias"] = (3 * width, width), (3 * width,)
+            shapes[block + "attn.in_proj_weight"] = (3 * width, width)
+            shapes[block + "attn.in_proj_bias"] = (3 * width,)
             linear(block + "attn.out_proj", width, width)
             norm(block + "ln_1", width)
             linear(block + "mlp.c_fc", width, 4 * width)
@@ -670,7 +675,8 @@ def layout(sizes: Architecture) -> Dict[str, Tuple[int, ...]]:
         norm("visual.ln_post", vision)
         shapes["visual.proj"] = (vision, sizes.embed_dim)
     else:
-        for number, (out, into) in enumerate([(vision // 2, 3), (vision // 2, vision // 2), (vision, vision // 2)], 1):
+        stem = [(vision // 2, 3), (vision // 2, vision // 2), (vision, vision // 2)]
+        for number, (out, into) in enumerate(stem, start=1):
             shapes[f"visual.conv{number}.weight"] = (out, into, 3, 3)
             batch_norm(f"visual.bn{number}", out)
         inputs = vision
@@ -703,7 +709,8 @@ def check_state_dict(state_dict: StateDict) -> Architecture:
     problems = []
     missing = [name for name in wanted if name not in state_dict]
     unexpected = [name for name in state_dict if name not in wanted]
-    misshapen = [f"{name} {tuple(state_dict[name].shape)} instead of {shape}" for name, shape in wanted.items()
+    misshapen = [f"{name} {tuple(state_dict[name].shape)} instead of {shape}"
+                 for name, shape in wanted.items()
                  if name in state_dict and tuple(state_dict[name].shape) != shape
                  and not (shape == () and state_dict[name].size == 1)]  # Jittor has no 0-d arrays
     for label, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
@@ -717,10 +724,12 @@ def check_state_dict(state_dict: StateDict) -> Architecture:
 # Writing
 
 
-def write_safetensors(path: Union[str, Path], state_dict: StateDict, metadata: Optional[Dict[str, str]] = None) -> None:
+def write_safetensors(path: Union[str, Path], state_dict: StateDict,
+                      metadata: Optional[Dict[str, str]] = None) -> None:
     """Writes tensors to a .safetensors file, whole or not at all."""
     from safetensors.numpy import save
-    content = save({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in state_dict.items()}, metadata)
+    content = save({name: np.ascontiguousarray(array).reshape(array.shape)
+                   for name, array in state_dict.items()}, metadata)
     with atomic_write(path) as file:
         file.write(content)
 

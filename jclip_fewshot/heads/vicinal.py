@@ -7,13 +7,13 @@ CLAP (Silva-Rodríguez et al., CVPR 2024). The shared map: task residuals and ad
     loss   = mean_s CE(logits(x̃_s), y_s) + λ/K Σ_c ‖δ_c‖² + λ_M ‖M‖²
     x̃_s    = unit(f_s ± r + σ ε / √D)
 
-r: what another shot of the same domain differs by from the mean of its own class, drawn anew for every shot and
-step, with a random sign. ε: standard normal. So four shots a class show each class all the ways in which the
-domain's images vary (the covariance that GDA estimates), and the classifier cannot hang on the four.
-M (D, D): what all classes share, learned by all shots; δ_c: what the shots say about one class alone.
+r: what another shot of the same domain differs by from the mean of its own class, drawn anew for every shot
+and step, with a random sign. ε: standard normal. So four shots a class show each class all the ways in which
+the domain's images vary (the covariance that GDA estimates), and the classifier cannot hang on the four. M
+(D, D): what all classes share, learned by all shots; δ_c: what the shots say about one class alone.
 
-λ weighs how far a class may leave its text row, and domains differ in it (breeds want to stay, foods to go). All
-λ are trained at once, with the same draws. For each domain, they are then averaged with weights
+λ weighs how far a class may leave its text row, and domains differ in it (breeds want to stay, foods to go).
+All λ are trained at once, with the same draws. For each domain, they are then averaged with weights
 
     softmax_λ(-(log-loss of the domain's shots, held out, in nats, summed))
 
@@ -34,7 +34,7 @@ from jclip_fewshot.heads.training import AdamW, Fit, fits_of
 from jclip_fewshot.progress import progress
 from jclip_fewshot.runtime import jt
 
-LAMBDAS = (10.0, 30.0, 100.0, 300.0)
+LAMBDAS = (10.0, 30.0, 100.0)
 FIXED_LAMBDA = 100.0  # where nothing can be left out
 DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of all shots together
 
@@ -49,7 +49,8 @@ class Vicinity:
         sums = np.zeros_like(shots.text)
         np.add.at(sums, shots.labels, shots.features)
         rest = shots.features - sums[shots.labels] / count[:, None]
-        self.residuals = (rest * np.sqrt(count / np.maximum(count - 1, 1))[:, None]).astype(np.float32)  # unbiased
+        unbiased = np.sqrt(count / np.maximum(count - 1, 1))[:, None]
+        self.residuals = (rest * unbiased).astype(np.float32)
         domain = shots.domains[shots.labels]
         self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
         for d in np.unique(domain):
@@ -74,8 +75,8 @@ class Vicinal(Head):
     """λ a domain by held-out log-loss; the rest is fixed.
 
     lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
-    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam, cosine
-    schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
+    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam,
+    cosine schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
     """
 
     name = "vicinal"
@@ -96,9 +97,8 @@ class Vicinal(Head):
         fits = fits_of(inner)
         lambdas = self.lambdas
         if len(fits) == 1:
-            lambdas = (min(lambdas, key=lambda l: abs(np.log(l / FIXED_LAMBDA))),)
-        bar = progress(range(self.epochs * len(fits)), stage=self.name, unit="epochs")
-        bar = iter(bar)
+            lambdas = (min(lambdas, key=lambda value: abs(np.log(value / FIXED_LAMBDA))),)
+        bar = iter(progress(range(self.epochs * len(fits)), stage=self.name, unit="epochs"))
         W = [self._train(fit, lambdas, self.seed + j, bar) for j, fit in enumerate(fits)]  # each (L, K, D)
 
         rows = np.concatenate([fit.left_out for fit in fits])
@@ -114,8 +114,9 @@ class Vicinal(Head):
             self._held[np.ix_(fit.left_out, columns)] = matmul(CLIP_SCALE * inner.features[fit.left_out], w.T)
         chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
                   for d in np.unique(inner.domains)}
-        self.settings_ = {"lambdas": list(lambdas), "weights": chosen if len(chosen) > 1 else next(iter(chosen.values())),
-                          "map_lambda": self.map_lambda, "residual": self.residual, "sigma": self.sigma}
+        weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
+        self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
+                          "residual": self.residual, "sigma": self.sigma}
         if len(rows):
             inside = self._held[np.ix_(rows, columns)]
             self.settings_.update(chosen_by="leave-one-shot-out log-loss",
@@ -146,7 +147,8 @@ class Vicinal(Head):
         for epoch in range(self.epochs):
             next(bar, None)
             x = jt.array(vicinity.draw())
-            logits = CLIP_SCALE * jt.nn.matmul_transpose(x, rows().reshape(L * K, D)).reshape(len(shots), L, K)
+            cosines = jt.nn.matmul_transpose(x, rows().reshape(L * K, D))
+            logits = CLIP_SCALE * cosines.reshape(len(shots), L, K)
             shifted = logits - logits.max(2, keepdims=True).stop_grad()
             own = jt.log(jt.exp(shifted).sum(2)) - (shifted * at_label).sum(2)  # (S, L)
             loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
@@ -157,7 +159,8 @@ class Vicinal(Head):
             delta = step_delta.step(delta, gradients[:1], pace)
             maps = step_maps.step(maps, gradients[1:], pace)
             losses = own.mean(0).detach()
-            jt.sync(delta + maps + step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
+            jt.sync(delta + maps)
+            jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
             if own_history is not None:
                 right = (shifted.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
                 own_history.append({"epoch": epoch + 1, "loss": float(losses.numpy().mean()),
@@ -176,7 +179,8 @@ class Vicinal(Head):
         if not held_out or L == 1:
             return np.full((K, L), 1 / L, np.float32)
         labels = shots.labels[rows]
-        losses = -log_softmax(np.concatenate(held_out, axis=1))[:, np.arange(len(rows)), labels]  # (L, held out)
+        log_probs = log_softmax(np.concatenate(held_out, axis=1))
+        losses = -log_probs[:, np.arange(len(rows)), labels]  # (L, held out)
         domain_of = shots.domains[labels]
         weights = np.empty((K, L), np.float32)
         for d in np.unique(shots.domains):
@@ -193,5 +197,5 @@ class Vicinal(Head):
 
 
 def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over λ of each class's rows: (L, K, D), (K, L) -> (K, D); the mean of the logits, in one classifier."""
+    """Mean over λ of each class's rows: (L, K, D), (K, L) -> (K, D); so are the logits averaged."""
     return np.einsum("lkd,kl->kd", W, weights).astype(np.float32)

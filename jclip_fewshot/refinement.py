@@ -1,0 +1,360 @@
+"""The refinement of a whole test set: better probabilities for the set from each image's own.
+
+EM-Dirichlet (dirichlet.py) supposes a few classes present and loses the answer where all of them are.  Here each
+image's calibrated probabilities stay in the sum for good, and what the set can tell is added to them:
+
+    ln u_nk = ln p_nk - b_k + w_nk + c e_nk + const                                            (rows sum to 1)
+
+    b   the classes' bias, from the shots: over held-out shots a class should receive as much probability as it
+        has shots.  b minimises  -sum_s ln softmax(ln p_s - b)[y_s] + rho/2 |b|^2  (Alexandari et al. 2020, "bias-
+        corrected temperature scaling"); rho by cross-fitting.
+    w   the classes' weights, from a Dirichlet(a) prior on the class proportions:
+        w_nk = ln(m_k - u_nk + a) if a < 1, else 0;   m_k = sum_n u_nk.
+    e   new evidence on features: the distance to the class's mean over shots and queries, against the distance
+        to its mean over the shots alone,
+        e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/m'_k) + 1/4 d2(x_n, shots' mean_k) / (1 + 1/s_k),
+        d2 the Mahalanobis distance under one covariance, pooled within classes over shots and queries.
+
+    N queries · S shots · K classes · D feature width          p  start (N, K)     u  refined (N, K)
+    x  queries (N, D)     y  shots' labels     a  concentration     s_k  shots of k and a text row     m'_k = s_k + m_k
+
+Why these and no more:
+
+* A weight of its own for each class wants to be estimated (Saerens et al. 2002), and on a whole test set it harms: what
+  looks like a frequent class is mostly one that the classifier favours, and only the shots tell one from the
+  other (b).  Absence is different: a class without any image is plain to see.  a is chosen by the likelihood of
+  held-out queries, and a < 1 is the Dirichlet's own border between proportions that are sparse and dense: at or above
+  it every class is taken for present and the weights stay equal.
+* No image votes for itself (m_k - u_nk; the mean without x_n), or a lone wrong answer would confirm itself.
+* A class's predictive variance is 1 + 1/m' times that of one image: many images make a class's mean certain, not the
+  class likely, hence no log-determinant.  The shots' own evidence is half taken back: p holds it already.
+* e stays only if held-out shots, put unlabelled among the queries, do not lose by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
+
+import numpy as np
+
+from jclip_fewshot.dirichlet import gamma_family
+from jclip_fewshot.heads.base import Shots, fold_of_shots
+from jclip_fewshot.runtime import jt
+
+MIN_QUERIES = 10  # fewer have nothing to tell each other
+CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # a
+STRENGTHS = (np.inf, 30.0, 10.0, 3.0, 1.0)  # rho
+EVIDENCE = {"dense": 0.1, "sparse": 0.05}  # c: D correlated dimensions count for a tenth of independent ones
+TAKEN_BACK = 0.5  # of the shots' own evidence
+RIDGE = 3.0  # times the mean variance, added to the pooled covariance
+ROUNDS = 6
+TOLERANCE = 2e-3  # mean probability moved in a round
+WEIGHT_ROUNDS = 8
+SURE = 2.0  # standard errors that a's gain must exceed
+SAMPLE = 4000  # queries at most that choose a
+FOLDS = 4
+BLOCK = 8192
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """probs (N, K) float32; changed: indices of the queries whose first answer is another than before.
+
+    class_balance (K,): estimated share of each class.   domain_balance: the same by domain.
+    trace: mean probability moved in each round.   gate: what was decided and why, in words and numbers.
+    """
+
+    probs: np.ndarray
+    changed: np.ndarray
+    class_balance: np.ndarray
+    domain_balance: np.ndarray
+    iterations: int
+    converged: bool
+    trace: List[float] = field(default_factory=list)
+    gate: Dict[str, dict] = field(default_factory=dict)
+
+    def record(self) -> dict:
+        """What a run keeps, JSON-able."""
+        return {"changed": len(self.changed), "queries": len(self.probs), "classes_present": self.classes_present,
+                "iterations": self.iterations, "converged": self.converged, "trace": self.trace,
+                "class_balance": [round(float(share), 6) for share in self.class_balance],
+                "domain_balance": [round(float(share), 4) for share in self.domain_balance], "gate": self.gate}
+
+    @property
+    def classes_present(self) -> int:
+        """Classes that receive at least half an image."""
+        return int((self.class_balance * len(self.probs) >= 0.5).sum())
+
+    def report(self) -> str:
+        """Three or four lines for a person."""
+        lines = [f"refinement: {len(self.changed)} of {len(self.probs)} first answers changed; about"
+                 f" {self.classes_present} of {len(self.class_balance)} classes present"]
+        return "\n".join(lines + [f"  {name}: {decision['why']}" for name, decision in self.gate.items()])
+
+
+def refine(probs, features, shots: Shots, held_out=None, force: bool = False) -> Refinement:
+    """Refines a whole set's probabilities.
+
+    probs (N, K): calibrated, rows summing to 1.   features (N, D): unit rows.
+    held_out (S, K): the shots' probabilities by models that did not see them; None: no bias, no audition.
+    force: keep the evidence on features whatever the held-out shots say.
+    Raises ValueError where shapes do not fit.
+    """
+    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
+    num_classes, width = shots.text.shape
+    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
+        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {shots.text.shape}")
+    if held_out is not None and np.shape(held_out) != (len(shots.labels), num_classes):
+        raise ValueError(f"held_out must be {(len(shots.labels), num_classes)}, not {np.shape(held_out)}")
+    if len(probs) < MIN_QUERIES:
+        why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
+        return _result(probs, probs, shots, [], True, {"size": {"why": why}})
+
+    bias, strength, gate = np.zeros(num_classes), np.inf, {}
+    if held_out is not None and len(shots.labels):
+        log_held_out = np.log(np.asarray(held_out, np.float64) + TINY)
+        strength, losses = choose_strength(log_held_out, shots.labels)
+        bias = class_bias(log_held_out, shots.labels, strength)
+        gate["class bias"] = {"strength": _number(strength), "losses": losses, "spread": float(bias.std()),
+                              "why": _bias_words(strength, losses, bias)}
+    start = _log_start(probs, bias)
+
+    concentration, gains = choose_concentration(np.exp(start))
+    sparse = concentration < 1
+    gate["class weights"] = {"concentration": _number(concentration), "gains": gains,
+                             "why": _weight_words(concentration, gains)}
+
+    evidence = EVIDENCE["sparse" if sparse else "dense"]
+    evidence, gate["evidence"] = _audition(start, features, shots, held_out, bias, sparse, evidence, force)
+    refined, trace = _rounds(start, features, shots, evidence, concentration)
+    return _result(refined, probs, shots, trace, not trace or trace[-1] < TOLERANCE, gate)
+
+
+def class_bias(log_probs, labels, strength, steps: int = 40) -> np.ndarray:
+    """b (K,): minimises -sum_s ln softmax(log_probs_s - b)[labels_s] + strength/2 |b|^2; 0 for classes without shots.
+
+    Newton's steps with the diagonal of the Hessian, halved: the problem is convex and the diagonal dominates.
+    """
+    counts = np.bincount(labels, minlength=log_probs.shape[1])
+    bias = np.zeros(log_probs.shape[1])
+    if not np.isfinite(strength):
+        return bias
+    for _ in range(steps):
+        u = _softmax(log_probs - bias)
+        gradient = u.sum(0) - counts - strength * bias
+        bias += 0.5 * np.where(counts > 0, gradient / ((u * (1 - u)).sum(0) + strength), 0)
+    return bias
+
+
+def choose_strength(log_probs, labels) -> tuple:
+    """rho whose bias, fitted on the other folds' shots, gives held-out shots the least mean log-loss; all losses."""
+    folds = fold_of_shots(labels, FOLDS)
+    if folds.max() == 0:
+        return np.inf, {}
+    losses = {}
+    for strength in STRENGTHS:
+        loss = 0.0
+        for fold in range(folds.max() + 1):
+            out = folds == fold
+            shifted = log_probs[out] - class_bias(log_probs[~out], labels[~out], strength)
+            loss -= np.log(_softmax(shifted)[np.arange(out.sum()), labels[out]] + TINY).sum()
+        losses[strength] = loss / len(labels)
+    best = min(losses, key=losses.get)
+    return best, {str(_number(strength)): float(loss) for strength, loss in losses.items()}
+
+
+def choose_concentration(probs) -> tuple:
+    """a by the likelihood of held-out queries: (a, {a: gain over equal weights in nats a query}).
+
+    The queries are halved; class proportions estimated on one half under Dirichlet(a), by variational Bayes, score
+    the other:  mean ln sum_k p_nk pi_k.
+    """
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(probs))[:SAMPLE]
+    halves = [probs[order[0::2]], probs[order[1::2]]]
+    scores: Dict[float, list] = {a: [] for a in CONCENTRATIONS}
+    for mine, other in (halves, halves[::-1]):
+        weights = np.full(probs.shape[1], 1 / probs.shape[1])
+        for a in CONCENTRATIONS:  # from equal to sparse, each starting from the one before
+            weights, shares = _variational_weights(mine, weights, a)
+            scores[a].append(np.log(other @ shares + TINY))
+    better = {a: np.concatenate(score) - np.concatenate(scores[np.inf]) for a, score in scores.items()}
+    gains = {a: float(gain.mean()) for a, gain in better.items()}
+    best = max(gains, key=gains.get)
+    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
+        best = np.inf  # a handful of images may look alike by chance
+    return best, {str(_number(a)): gain for a, gain in gains.items()}
+
+
+def _variational_weights(probs, weights, a, steps: int = 12) -> tuple:
+    """exp(E[ln pi_k]) and E[pi_k], both (K,), under Dirichlet(a) and the queries `probs`."""
+    num_classes = probs.shape[1]
+    if not np.isfinite(a):
+        return weights, weights
+    for _ in range(steps):
+        joint = probs * weights
+        mass = a + (joint / joint.sum(1, keepdims=True)).sum(0)
+        weights = np.exp(gamma_family(mass)[1] - gamma_family(mass.sum(keepdims=True))[1])
+    return weights, mass / (num_classes * a + len(probs))
+
+
+def _rounds(start, features, shots, evidence, concentration) -> tuple:
+    """The fixed point's rounds: refined rows (N, K) and the trace."""
+    sparse = concentration < 1
+    refined = _softmax(start)
+    if sparse:
+        refined = _weighed(start, refined, concentration)
+    if not evidence:
+        return refined, []
+    model, trace = _Means(features, shots), []
+    for _ in range(ROUNDS):
+        logits = start + np.float32(evidence) * model.evidence(refined)
+        previous, refined = refined, _weighed(logits, refined, concentration) if sparse else _softmax(logits)
+        trace.append(float(np.abs(refined - previous).sum(1).mean() / 2))
+        if trace[-1] < TOLERANCE:
+            break
+    return refined, trace
+
+
+def _weighed(logits, refined, a) -> np.ndarray:
+    """u with u_nk proportional to exp(logits_nk) (m_k - u_nk + a): the others' count, as in a Polya urn."""
+    for _ in range(WEIGHT_ROUNDS):
+        others = np.maximum(refined.sum(0, dtype=np.float64).astype(np.float32) - refined, 0)
+        refined = _softmax(logits + np.log(others + np.float32(a)))
+    return refined
+
+
+class _Means:
+    """Class means over shots, text and queries, and the distances to them.
+
+    Features and text are centred, each on its own mean, which closes most of the gap between the two.
+    """
+
+    def __init__(self, features, shots):
+        centre = shots.features.mean(0) if len(shots.labels) else features.mean(0)
+        self.x = features - centre
+        shot_rows, text = shots.features - centre, shots.text - shots.text.mean(0)
+        num_classes, width = text.shape
+        self.shot_sums = text.astype(np.float64)
+        np.add.at(self.shot_sums, shots.labels, shot_rows)
+        self.shot_counts = 1.0 + np.bincount(shots.labels, minlength=num_classes)
+        self.scatter = np.zeros((width, width))
+        for rows in (shot_rows, text, self.x):
+            for block in _blocks(len(rows)):
+                self.scatter += _product(rows[block].T, rows[block])
+
+    def evidence(self, u) -> np.ndarray:
+        """e (N, K) for assignments u (N, K)."""
+        sums = self.shot_sums.copy()
+        for block in _blocks(len(u)):
+            sums += _product(u[block].T, self.x[block])
+        counts = self.shot_counts + u.sum(0, dtype=np.float64)
+        means = sums / counts[:, None]
+        covariance = (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
+        width = len(covariance)
+        precision = np.linalg.inv(covariance + RIDGE * np.trace(covariance) / width * np.eye(width))
+        shot_means = self.shot_sums / self.shot_counts[:, None]
+        result = np.empty_like(u)
+        for block in _blocks(len(u)):
+            x, mine = self.x[block], u[block]
+            norms = (_product(x, precision) * x).sum(1, keepdims=True)
+            others = (counts - mine).astype(np.float32)
+            # x - mean without x = (x - mean) counts / (counts - u)
+            new = _distances(x, norms, means, precision) * (counts.astype(np.float32) / others) ** 2
+            old = _distances(x, norms, shot_means, precision)
+            result[block] = -0.5 * new / (1 + 1 / others)
+            result[block] += 0.5 * TAKEN_BACK * old / (1 + 1 / self.shot_counts).astype(np.float32)
+        return result
+
+
+def _distances(x, norms, means, precision) -> np.ndarray:
+    """d2 (n, K) of rows x (n, D), whose x' precision x is norms (n, 1), to the means (K, D)."""
+    projected = means @ precision
+    squares = (projected * means).sum(1).astype(np.float32)
+    return np.maximum(norms - 2 * _product(x, projected.T) + squares, 0)
+
+
+def _audition(start, features, shots, held_out, bias, sparse, evidence, force) -> tuple:
+    """Whether the evidence on features stays: (c or 0, the decision).
+
+    Held-out shots are put unlabelled among the queries, one fold at a time, the other shots remaining; their
+    own labels are then scored with and without the evidence.
+    """
+    if not len(shots.labels):
+        return (evidence, {"why": "forced"}) if force else (0.0, {"why": "off: no shots to begin with"})
+    if force:
+        return evidence, {"weight": evidence, "why": "on: forced"}
+    if held_out is None or sparse:
+        reason = "the shots' classes are mostly absent here" if sparse else "there are no held-out probabilities"
+        return evidence, {"weight": evidence, "why": f"on, unmeasured: {reason}"}
+    folds = fold_of_shots(shots.labels, FOLDS)
+    if folds.max() == 0:
+        return evidence, {"weight": evidence, "why": "on, unmeasured: one shot a class"}
+    gains = []
+    for fold in range(folds.max() + 1):
+        out = np.flatnonzero(folds == fold)
+        guests = _log_start(np.asarray(held_out, np.float32)[out], bias)
+        together = np.concatenate([start, guests])
+        rows = np.concatenate([features, shots.features[out]])
+        refined, _ = _rounds(together, rows, shots.take(folds != fold), evidence, np.inf)
+        labels = shots.labels[out]
+        after = np.log(refined[len(start):][np.arange(len(out)), labels] + TINY)
+        gains.append(after - guests[np.arange(len(out)), labels])
+    gains = np.concatenate(gains)
+    gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
+    stays = gain + error > 0
+    why = (f"{'on' if stays else 'off'}: held-out shots among the images {'gain' if gain > 0 else 'lose'}"
+           f" {abs(gain):.3f} ± {error:.3f} nats")
+    return (evidence if stays else 0.0), {"weight": evidence if stays else 0.0, "gain": gain, "error": error,
+                                          "why": why}
+
+
+def _log_start(probs, bias) -> np.ndarray:
+    """ln p - b, normalised, (N, K) float32."""
+    logits = np.log(probs + np.float32(TINY)) - bias.astype(np.float32)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def _softmax(logits) -> np.ndarray:
+    logits = logits - logits.max(1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(1, keepdims=True)
+    return logits
+
+
+def _product(a, b) -> np.ndarray:
+    """a @ b in float32 by Jittor."""
+    return jt.matmul(jt.array(np.ascontiguousarray(a, np.float32)),
+                     jt.array(np.ascontiguousarray(b, np.float32))).numpy()
+
+
+def _blocks(rows) -> list:
+    return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
+
+
+def _result(refined, probs, shots, trace, converged, gate) -> Refinement:
+    balance = refined.mean(0, dtype=np.float64)
+    domains = np.bincount(shots.domains, weights=balance)
+    changed = np.flatnonzero(refined.argmax(1) != probs.argmax(1))
+    return Refinement(refined.astype(np.float32), changed, balance, domains, len(trace), bool(converged), trace, gate)
+
+
+def _number(value) -> Optional[float]:
+    """JSON has no infinity: None."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _bias_words(strength, losses, bias) -> str:
+    if not np.isfinite(strength):
+        return "none: held-out shots are predicted best without"
+    return (f"held-out shots favour correcting it (log-loss {losses['None']:.3f} to"
+            f" {losses[str(_number(strength))]:.3f}), spread {bias.std():.2f} nats")
+
+
+def _weight_words(concentration, gains) -> str:
+    if concentration < 1:
+        return (f"estimated: most classes are absent (held-out images gain"
+                f" {gains[str(_number(concentration))]:.2f} nats at concentration {concentration:g})")
+    return f"equal: nearly all classes are present (concentration {concentration:g} fits best; below 1 is sparse)"
