@@ -121,7 +121,7 @@ def heads(options):
 
 def refinement(options):
     """Seconds of the refinement of a large test set."""
-    from jclip_fewshot.dirichlet import refine
+    from jclip_fewshot.refinement import refine
     from jclip_fewshot.heads import Shots
     n, classes, width = (500, 20, 64) if options.small else (50_000, 1000, 512)
     rng = np.random.default_rng(0)

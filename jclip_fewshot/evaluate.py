@@ -15,12 +15,13 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from .dirichlet import em_dirichlet, refine
+from .dirichlet import em_dirichlet
 from .errors import UserError
 from .files import write_text
 from .heads.base import zero_shot_logits
 from .memory import PeakMemory
 from .protocols import draw_tasks
+from .refinement import Refinement, refine
 from .scores import best_classes, percent, score, score_table, table
 from .stack import Stack
 from .suites import Suite
@@ -80,9 +81,9 @@ def transductive(shots, stack: Stack) -> dict:
     return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), "ensemble_refined": refined}
 
 
-def refine_with(stack: Stack, features: np.ndarray, probs: np.ndarray):
+def refine_with(stack: Stack, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
     """The refinement of a whole test set's (N, K) ensemble probabilities with all that the stack knows."""
-    return refine(probs, features, stack.shots_, stack.held_out_probs_)
+    return refine(probs, features, stack.shots_, stack.held_out_probs_, force)
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:

@@ -47,6 +47,8 @@ CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # a
 STRENGTHS = (np.inf, 30.0, 10.0, 3.0, 1.0)  # rho
 EVIDENCE = {"dense": 0.1, "sparse": 0.05}  # c: D correlated dimensions count for a tenth of independent ones
 TAKEN_BACK = 0.5  # of the shots' own evidence
+CAP = 1e9
+EVEN = False
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 ROUNDS = 6
 TOLERANCE = 2e-3  # mean probability moved in a round
@@ -247,12 +249,16 @@ class _Means:
 
     def evidence(self, u) -> np.ndarray:
         """e (N, K) for assignments u (N, K)."""
-        sums = self.shot_sums.copy()
+        sums = np.zeros_like(self.shot_sums)
         for block in _blocks(len(u)):
             sums += _product(u[block].T, self.x[block])
-        counts = self.shot_counts + u.sum(0, dtype=np.float64)
+        mass = u.sum(0, dtype=np.float64)
+        thin = np.minimum(1, CAP / np.maximum(mass, TINY))
+        sums = self.shot_sums + thin[:, None] * sums
+        counts = self.shot_counts + thin * mass
         means = sums / counts[:, None]
-        covariance = (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
+        full = self.shot_counts + mass
+        covariance = (self.scatter - (means * full[:, None]).T @ means) / full.sum()
         width = len(covariance)
         precision = np.linalg.inv(covariance + RIDGE * np.trace(covariance) / width * np.eye(width))
         shot_means = self.shot_sums / self.shot_counts[:, None]
@@ -260,11 +266,12 @@ class _Means:
         for block in _blocks(len(u)):
             x, mine = self.x[block], u[block]
             norms = (_product(x, precision) * x).sum(1, keepdims=True)
-            others = (counts - mine).astype(np.float32)
+            others = (counts - thin * mine).astype(np.float32)
             # x - mean without x = (x - mean) counts / (counts - u)
             new = _distances(x, norms, means, precision) * (counts.astype(np.float32) / others) ** 2
             old = _distances(x, norms, shot_means, precision)
-            result[block] = -0.5 * new / (1 + 1 / others)
+            spread = others if not EVEN else (self.shot_counts + min(CAP, mass.mean())).astype(np.float32)
+            result[block] = -0.5 * new / (1 + 1 / spread)
             result[block] += 0.5 * TAKEN_BACK * old / (1 + 1 / self.shot_counts).astype(np.float32)
         return result
 

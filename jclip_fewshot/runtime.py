@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Optional
@@ -253,6 +254,8 @@ def start(device: Optional[str] = None) -> Plan:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable] + _own_arguments())
     _take_back_signals()
+    # Jittor's kernels are built with -Ofast, which flushes subnormal numbers to zero; numpy remarks on it.
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
     _started = started
     return started

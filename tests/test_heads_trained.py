@@ -102,7 +102,7 @@ def test_jclip_gradient_against_finite_differences():
     p = {k: var(v) for k, v in {**constants, **parameters}.items()}
     x = var(shots.features)
     logits = head.answer(p, x)
-    objective = cross_entropy(logits, jt.array(shots.labels.astype(np.int32))) + head.penalty(p, x, logits)
+    objective = cross_entropy(logits, jt.array(shots.labels.astype(np.int32))) + head.penalty(p, x, logits, rng)
     np.testing.assert_allclose(objective.item(), loss(parameters), rtol=1e-4)
     for name in parameters:
         gradient = jt.grad(objective, p[name]).numpy()

@@ -34,6 +34,6 @@ class CrossModal(TrainedHead):
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
         return CLIP_SCALE * product(x, p["weight"])
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var) -> jt.Var:
-        classes = jt.array(np.arange(p["text"].shape[0], dtype=np.int32))
-        return self.text_weight * cross_entropy(CLIP_SCALE * product(p["text"], p["weight"]), classes)
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var:
+        classes = jt.array(rng.permutation(p["text"].shape[0])[:self.batch].astype(np.int32))
+        return self.text_weight * cross_entropy(CLIP_SCALE * product(p["text"][classes], p["weight"]), classes)

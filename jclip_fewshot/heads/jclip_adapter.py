@@ -108,7 +108,7 @@ class JclipAdapter(TrainedHead):
         t = unit_var(beta * named + (1 - beta) * p["text"])  # (K, D)
         return product(f, t) / p["tau"]
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var):
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator):
         if not self.anchor:
             return None
         return self.anchor * softmax_kl(product(x, p["text"]) / p["tau"], logits)

@@ -30,6 +30,7 @@ from jclip_fewshot.runtime import jt
 Arrays = Dict[str, np.ndarray]
 Vars = Dict[str, jt.Var]
 MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
+MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
 CHUNK = 4096  # rows answered at a time
 
 
@@ -193,8 +194,8 @@ class TrainedHead(Head):
         """Logits (B, K) of rows x (B, D) on CLIP's scale; `p` holds constants and parameters."""
         raise NotImplementedError
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var) -> Optional[jt.Var]:
-        """Added to the cross-entropy; None adds nothing."""
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> Optional[jt.Var]:
+        """Added to the cross-entropy of the batch x; None adds nothing."""
         return None
 
     def settle(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
@@ -278,7 +279,7 @@ def train(head: TrainedHead, shots: Shots) -> Trained:
                 for fit in fits[:-1]]
     tested = np.concatenate([shots.labels[fit.left_out] for fit in fits])
     stepper = AdamW(head.lr, head.weight_decay, head.eps)
-    steps = max(1, -(-len(shots) // head.batch))
+    steps = min(MAX_STEPS, max(1, -(-len(shots) // head.batch)))
 
     def of(m: int) -> Vars:
         return {**constants[m], **dict(zip(names, values[m * width:(m + 1) * width]))}
@@ -314,7 +315,7 @@ def train(head: TrainedHead, shots: Shots) -> Trained:
                 if m == len(fits) - 1:
                     losses.append((loss * float(share)).detach())
                     hits.append(((jt.argmax(logits, 1)[0] == y).float32().mean() * float(share)).detach())
-                extra = head.penalty(p, x, logits)
+                extra = head.penalty(p, x, logits, rng)
                 objective = objective + (loss if extra is None else loss + extra)
             values = stepper.step(values, jt.grad(objective, values), pace)
             values = [head.settle(names[i % width], value, of(i // width), head.lr * pace)

@@ -1,0 +1,73 @@
+"""Is a representative choice of shots worth more than a random one? Measured on re-split suites.
+
+    python benchmarks/selection.py SUITE.npz [...] [--shots 4] [--pool 16] [--draws 5]
+
+Of each class, part of the suite's labelled rows (test rows, and its shots where they are single views like them)
+becomes the pool that shots are chosen from, and the rest the test. Both rules see the same pool. Random is drawn
+--draws times; a draw also halves the rows anew, so that the rows of the table are paired.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def split(labels, shots, most, rng):
+    """(pool rows, test rows): of each class half of its rows, at most `most`, if that leaves more than `shots`."""
+    pool, test = [], []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        take = min(most, len(rows) // 2)
+        if take <= shots:
+            take = 0
+        pool.append(rows[:take])
+        test.append(rows[take:] if take else rows[:0])
+    return np.concatenate(pool), np.concatenate(test)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="+", type=Path)
+    parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--pool", type=int, default=16, help="rows a class that shots are chosen from, at most")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
+    options = parser.parse_args()
+    from jclip_fewshot.heads import HEADS, Shots
+    from jclip_fewshot.scores import percent
+    from jclip_fewshot.selection import choose_representative
+    from jclip_fewshot.suites import load_suite
+    names = options.heads.split(",")
+    print(f"{'suite':18} {'classes':>7} {'head':14} {'random':>15} {'representative':>15}  difference")
+    for path in options.suites:
+        suite = load_suite(path)
+        found = {name: [] for name in names}
+        for draw in range(options.draws):
+            rng = np.random.default_rng(draw)
+            pool, test = split(suite.labels, options.shots, options.pool, rng)
+            labelled = [(str(row), int(suite.labels[row])) for row in pool]
+            chosen = choose_representative(labelled, suite.features[pool], suite.shots.text, options.shots)
+            drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.shots]
+                                    for label in np.unique(suite.labels[pool])])
+            for name in names:
+                scores = []
+                for rows in (drawn, np.array([int(row) for row, _ in chosen])):
+                    shots = Shots(suite.features[rows], suite.labels[rows], suite.shots.text, suite.shots.domains)
+                    answer = HEADS[name]().fit(shots).logits(suite.features[test])
+                    scores.append(percent(answer.argmax(axis=1) == suite.labels[test]))
+                found[name].append(scores)
+        classes = len(np.unique(suite.labels[pool]))
+        for name, scores in found.items():
+            scores = np.array(scores)
+            gain = scores[:, 1] - scores[:, 0]
+            print(f"{suite.name:18} {classes:7} {name:14} {scores[:, 0].mean():8.2f} ± {scores[:, 0].std(ddof=1):.2f} "
+                  f"{scores[:, 1].mean():8.2f} ± {scores[:, 1].std(ddof=1):.2f}  {gain.mean():+.2f} ± {gain.std(ddof=1):.2f}",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    main()
