@@ -2,9 +2,9 @@
 
     python benchmarks/selection.py SUITE.npz [...] [--shots 4] [--pool 16] [--draws 5]
 
-Of each class, part of the suite's labelled rows (test rows, and its shots where they are single views like them)
-becomes the pool that shots are chosen from, and the rest the test. Both rules see the same pool. Random is drawn
---draws times; a draw also halves the rows anew, so that the rows of the table are paired.
+Of each class, part of the suite's labelled test rows becomes the pool that shots are chosen from, and the rest
+(three rows or more) the test. Both rules see the same pool, and each draw splits the rows anew, so that the
+differences are paired. ± is the standard deviation over draws.
 """
 
 import argparse
@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def split(labels, shots, most, rng):
-    """(pool rows, test rows): of each class half of its rows, at most `most`, if that leaves more than `shots`."""
+    """(pool rows, test rows): of each class at most `most` rows, and three or more to test on; small classes go."""
     pool, test = [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        take = min(most, len(rows) // 2)
+        take = min(most, len(rows) - 3)
         if take <= shots:
             take = 0
         pool.append(rows[:take])
@@ -33,7 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="+", type=Path)
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--pool", type=int, default=16, help="rows a class that shots are chosen from, at most")
+    parser.add_argument("--pool", type=int, default=24, help="rows a class that shots are chosen from, at most")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
     options = parser.parse_args()

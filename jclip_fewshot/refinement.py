@@ -9,7 +9,7 @@ image's calibrated probabilities stay in the sum for good, and what the set can 
         has shots.  b minimises  -sum_s ln softmax(ln p_s - b)[y_s] + rho/2 |b|^2  (Alexandari et al. 2020, "bias-
         corrected temperature scaling"); rho by cross-fitting.
     w   the classes' weights, from a Dirichlet(a) prior on the class proportions:
-        w_nk = ln(m_k - u_nk + a) if a < 1, else 0;   m_k = sum_n u_nk.
+        w_nk = ln(m_k - u_nk + a) where most classes are absent, else 0;   m_k = sum_n u_nk.
     e   new evidence on features: the distance to the class's mean over shots and queries, against the distance
         to its mean over the shots alone,
         e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/m'_k) + 1/4 d2(x_n, shots' mean_k) / (1 + 1/s_k),
@@ -23,9 +23,10 @@ Why these and no more:
 * A weight of its own for each class wants to be estimated (Saerens et al. 2002), and on a whole test set it harms: what
   looks like a frequent class is mostly one that the classifier favours, and only the shots tell one from the
   other (b).  Absence is different: a class without any image is plain to see.  a is chosen by the likelihood of
-  held-out queries, and a < 1 is the Dirichlet's own border between proportions that are sparse and dense: at or above
-  it every class is taken for present and the weights stay equal.
+  held-out queries.  Below 1, the Dirichlet's own border between dense and sparse proportions, and where fewer than half
+  of the possible classes then receive an image, weights are estimated; else they stay equal.
 * No image votes for itself (m_k - u_nk; the mean without x_n), or a lone wrong answer would confirm itself.
+  For the same reason copies of an image count as one.
 * A class's predictive variance is 1 + 1/m' times that of one image: many images make a class's mean certain, not the
   class likely, hence no log-determinant.  The shots' own evidence is half taken back: p holds it already.
 * e stays only if held-out shots, put unlabelled among the queries, do not lose by it.
@@ -47,8 +48,6 @@ CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # a
 STRENGTHS = (np.inf, 30.0, 10.0, 3.0, 1.0)  # rho
 EVIDENCE = {"dense": 0.1, "sparse": 0.05}  # c: D correlated dimensions count for a tenth of independent ones
 TAKEN_BACK = 0.5  # of the shots' own evidence
-CAP = 1e9
-EVEN = False
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 ROUNDS = 6
 TOLERANCE = 2e-3  # mean probability moved in a round
@@ -110,9 +109,11 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
         raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {shots.text.shape}")
     if held_out is not None and np.shape(held_out) != (len(shots.labels), num_classes):
         raise ValueError(f"held_out must be {(len(shots.labels), num_classes)}, not {np.shape(held_out)}")
+    first, copy_of = _distinct(features)
+    given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_QUERIES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return _result(probs, probs, shots, [], True, {"size": {"why": why}})
+        return _result(given, given, shots, [], True, {"size": {"why": why}})
 
     bias, strength, gate = np.zeros(num_classes), np.inf, {}
     if held_out is not None and len(shots.labels):
@@ -124,14 +125,18 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
     start = _log_start(probs, bias)
 
     concentration, gains = choose_concentration(np.exp(start))
-    sparse = concentration < 1
-    gate["class weights"] = {"concentration": _number(concentration), "gains": gains,
-                             "why": _weight_words(concentration, gains)}
+    present = int((_weighed(start, _softmax(start), concentration).sum(0) >= 0.5).sum())
+    possible = min(len(probs), num_classes)
+    sparse = concentration < 1 and present < possible / 2
+    gate["class weights"] = {"concentration": _number(concentration), "gains": gains, "present": present,
+                             "why": _weight_words(sparse, concentration, gains, present, possible)}
 
     evidence = EVIDENCE["sparse" if sparse else "dense"]
     evidence, gate["evidence"] = _audition(start, features, shots, held_out, bias, sparse, evidence, force)
-    refined, trace = _rounds(start, features, shots, evidence, concentration)
-    return _result(refined, probs, shots, trace, not trace or trace[-1] < TOLERANCE, gate)
+    refined, trace = _rounds(start, features, shots, evidence, concentration if sparse else np.inf)
+    if copy_of is not None:
+        refined = refined[copy_of]
+    return _result(refined, given, shots, trace, not trace or trace[-1] < TOLERANCE, gate)
 
 
 def class_bias(log_probs, labels, strength, steps: int = 40) -> np.ndarray:
@@ -220,8 +225,21 @@ def _rounds(start, features, shots, evidence, concentration) -> tuple:
     return refined, trace
 
 
+def _distinct(features) -> tuple:
+    """First row of each distinct image, in order, and which of them each row copies (None: no copies)."""
+    _, first, inverse = np.unique(features.view(np.uint32), axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(features):
+        return np.arange(len(features)), None
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[inverse.reshape(-1)]
+
+
 def _weighed(logits, refined, a) -> np.ndarray:
     """u with u_nk proportional to exp(logits_nk) (m_k - u_nk + a): the others' count, as in a Polya urn."""
+    if not np.isfinite(a):
+        return refined
     for _ in range(WEIGHT_ROUNDS):
         others = np.maximum(refined.sum(0, dtype=np.float64).astype(np.float32) - refined, 0)
         refined = _softmax(logits + np.log(others + np.float32(a)))
@@ -249,16 +267,12 @@ class _Means:
 
     def evidence(self, u) -> np.ndarray:
         """e (N, K) for assignments u (N, K)."""
-        sums = np.zeros_like(self.shot_sums)
+        sums = self.shot_sums.copy()
         for block in _blocks(len(u)):
             sums += _product(u[block].T, self.x[block])
-        mass = u.sum(0, dtype=np.float64)
-        thin = np.minimum(1, CAP / np.maximum(mass, TINY))
-        sums = self.shot_sums + thin[:, None] * sums
-        counts = self.shot_counts + thin * mass
+        counts = self.shot_counts + u.sum(0, dtype=np.float64)
         means = sums / counts[:, None]
-        full = self.shot_counts + mass
-        covariance = (self.scatter - (means * full[:, None]).T @ means) / full.sum()
+        covariance = (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
         width = len(covariance)
         precision = np.linalg.inv(covariance + RIDGE * np.trace(covariance) / width * np.eye(width))
         shot_means = self.shot_sums / self.shot_counts[:, None]
@@ -266,12 +280,11 @@ class _Means:
         for block in _blocks(len(u)):
             x, mine = self.x[block], u[block]
             norms = (_product(x, precision) * x).sum(1, keepdims=True)
-            others = (counts - thin * mine).astype(np.float32)
+            others = (counts - mine).astype(np.float32)
             # x - mean without x = (x - mean) counts / (counts - u)
             new = _distances(x, norms, means, precision) * (counts.astype(np.float32) / others) ** 2
             old = _distances(x, norms, shot_means, precision)
-            spread = others if not EVEN else (self.shot_counts + min(CAP, mass.mean())).astype(np.float32)
-            result[block] = -0.5 * new / (1 + 1 / spread)
+            result[block] = -0.5 * new / (1 + 1 / others)
             result[block] += 0.5 * TAKEN_BACK * old / (1 + 1 / self.shot_counts).astype(np.float32)
         return result
 
@@ -360,8 +373,10 @@ def _bias_words(strength, losses, bias) -> str:
             f" {losses[str(_number(strength))]:.3f}), spread {bias.std():.2f} nats")
 
 
-def _weight_words(concentration, gains) -> str:
+def _weight_words(sparse, concentration, gains, present, possible) -> str:
+    if sparse:
+        return (f"estimated: held-out images gain {gains[str(_number(concentration))]:.2f} nats at concentration"
+                f" {concentration:g}, and only about {present} of {possible} possible classes are present")
     if concentration < 1:
-        return (f"estimated: most classes are absent (held-out images gain"
-                f" {gains[str(_number(concentration))]:.2f} nats at concentration {concentration:g})")
-    return f"equal: nearly all classes are present (concentration {concentration:g} fits best; below 1 is sparse)"
+        return f"equal: uneven, but {present} of {possible} possible classes are present"
+    return f"equal: concentration {concentration:g} fits best, and only below 1 are classes absent"

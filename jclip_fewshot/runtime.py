@@ -223,12 +223,12 @@ _jittor = None
 def start(device: Optional[str] = None) -> Plan:
     """Starts Jittor, once per process; later calls must ask for the same device.
 
-    device: "cpu", "cuda" or "auto"; None takes JCLIP_DEVICE, then "auto".
+    device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
     Raises:
         UserError: Jittor cannot be started so; the message says what is missing.
     """
     global _started, _jittor
-    asked = device or os.environ.get(DEVICE_VARIABLE) or "auto"
+    asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"
     if _started is not None:
         if asked not in ("auto", _started.device):
             raise UserError(f"Jittor already runs on {_started.device} in this process; {asked} needs a new one")

@@ -40,7 +40,7 @@ def test_a_suite_is_normalised_again(tmp_path):
     ({"train_y": np.full(18, -1)}, "labels must lie in 0..5"),
     ({"train_x": np.zeros((18, 7))}, "do not fit"),
     ({"test_x": np.full((48, 24), np.nan)}, "not finite"),
-    ({"classes": np.array(["a", "b"])}, "do not fit together"),
+    ({"text": np.ones((5, 24))}, "5 text rows need as many domains"),
 ])
 def test_suites_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
@@ -82,7 +82,7 @@ def test_a_saved_stack_answers_the_same(tmp_path):
     probs = stack.probs(logits)
     assert (probs == again.probs(loaded)).all()
     refined = [evaluate.refine_with(s, suite.features, probs).probs for s in (stack, again)]
-    assert (refined[0] == refined[1]).all()
+    assert np.allclose(refined[0], refined[1], atol=1e-6)  # products may add up in another order
 
 
 def test_a_state_of_another_version_is_named(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip_fewshot import competition
+from jclip_fewshot import competition, runtime
 from tests.conftest import ROOT
 
 DOMAINS = ("Cat", "Dog")
@@ -21,8 +21,9 @@ def call(folder, *command, **environment):
     """Runs a script of the checkout with `folder` as working directory."""
     script, *arguments = command
     line = [sys.executable] + (["-m", "jclip_fewshot"] if script == "jclip_fewshot" else [str(ROOT / script)])
+    inherited = {name: value for name, value in os.environ.items() if name != runtime.DEVICE_VARIABLE}
     return subprocess.run(line + [str(argument) for argument in arguments], cwd=folder, timeout=600,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE,
+                          env={**inherited, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True)
 
 

@@ -28,7 +28,7 @@ from jclip_fewshot.progress import progress
 from jclip_fewshot.runtime import jt
 
 Arrays = Dict[str, np.ndarray]
-Vars = Dict[str, jt.Var]
+Vars = Dict[str, "jt.Var"]  # a name: evaluating it would start Jittor
 MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
 MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
 CHUNK = 4096  # rows answered at a time
