@@ -30,6 +30,7 @@ from typing import Tuple, Union
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from . import ranks
 from .config import TrainConfig
 from .errors import UserError
 from .files import write_text
@@ -640,7 +641,12 @@ def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, 
     if not CHECKPOINT.is_file():
         raise UserError(f"no {CHECKPOINT}: git brings it, tools/train_demo_clip.py makes it anew")
     marker = folder / COMPLETE
-    if marker.is_file() and marker.read_text(encoding="utf-8").strip() == EDITION.format(seed):
+
+    def complete() -> bool:
+        return marker.is_file() and marker.read_text(encoding="utf-8").strip() == EDITION.format(seed)
+    if not ranks.first():
+        ranks.wait_until(complete, "the first process to draw the demo contest")
+    if complete():
         return folder, CHECKPOINT
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else than the demo contest; move it away")

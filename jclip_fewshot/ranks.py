@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 from .errors import UserError
 
@@ -70,8 +69,26 @@ def require_cache(cache: str) -> None:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
+def wait_until(done: Callable[[], bool], whom: Union[str, Callable[[], str]], patience: float = PATIENCE) -> None:
+    """Returns when `done()` is true.
+
+    Raises:
+        UserError: it is not in `patience` seconds; names whom it waited for.
+    """
+    begun, pause = time.monotonic(), 0.01
+    while not done():
+        if time.monotonic() - begun > patience:
+            raise UserError(f"waited {patience:.0f} s in vain for {whom if isinstance(whom, str) else whom()}; what is "
+                            "encoded is kept in the cache: run the same command again")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
 class Barrier:
-    """Waits, in a folder that all ranks see, until each has come to the same point."""
+    """Waits, in a folder that all ranks see, until each has come to the same point.
+
+    A file left by an earlier job of the same number lets a rank pass too soon; it then encodes what it misses itself.
+    """
 
     def __init__(self, folder: Union[str, Path]) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")
@@ -90,21 +107,7 @@ class Barrier:
         self._stage += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{self._stage}.{rank()}").touch()
-        begun, pause = time.monotonic(), 0.01
-        while True:
-            missing = self._missing()
-            if missing is None:
-                return
-            if time.monotonic() - begun > patience:
-                raise UserError(f"rank {missing} of {size()} did not come in {patience:.0f} s; what is encoded is "
-                                f"kept in the cache: run the same command again")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
-
-    def close(self) -> None:
-        """The first rank takes the barrier's files away, when all have passed the last one."""
-        if size() > 1 and first():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
 
     def _missing(self) -> Optional[int]:
         for other in range(size()):

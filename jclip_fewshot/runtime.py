@@ -45,6 +45,8 @@ _BUILD_FILES, _BUILD_SECONDS = 314, 130
 # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
 _CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
 
+_LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
+
 quiet = False  # set by --quiet: nothing but warnings
 
 
@@ -170,6 +172,7 @@ def build_stamp(started: Plan) -> Path:
 def _build(started: Plan, stamp: Path) -> None:
     """Imports Jittor in child processes until one gets through; shows how far it is."""
     environment = {**os.environ, **started.environment, "log_silent": "0"}
+    environment = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
     log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     if not quiet:
@@ -242,7 +245,7 @@ def start(device: Optional[str] = None) -> Plan:
     if not quiet:
         print(started, file=sys.stderr)
     try:
-        _jittor = importlib.import_module("jittor")
+        _jittor = _import()
     except SystemExit:
         # The stamp was older than the build: Jittor rebuilt a part and wants a new process.
         stamp.unlink()
@@ -259,6 +262,15 @@ def start(device: Optional[str] = None) -> Plan:
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
     _started = started
     return started
+
+
+def _import():
+    """Imports Jittor; under mpirun without the sign by which it would insist on an MPI of its own."""
+    launcher = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_LAUNCHER)}
+    try:
+        return importlib.import_module("jittor")
+    finally:
+        os.environ.update(launcher)
 
 
 def _take_back_signals() -> None:
