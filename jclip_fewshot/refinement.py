@@ -3,33 +3,37 @@
 EM-Dirichlet (dirichlet.py) supposes a few classes present and loses the answer where all of them are.  Here each
 image's calibrated probabilities stay in the sum for good, and what the set can tell is added to them:
 
-    ln u_nk = ln p_nk - b_k + w_nk + c e_nk + const                                            (rows sum to 1)
+    ln u_nk = ln p_nk - b_k + w_nk + c e_nk + r a_nk + const                                   (rows sum to 1)
 
     b   the classes' bias, from the shots: over held-out shots a class should receive as much probability as it
         has shots.  b minimises  -sum_s ln softmax(ln p_s - b)[y_s] + rho/2 |b|^2  (Alexandari et al. 2020, "bias-
         corrected temperature scaling"); rho by cross-fitting.
-    w   the classes' weights, from a Dirichlet(a) prior on the class proportions:
-        w_nk = ln(m_k - u_nk + a) where most classes are absent, else 0;   m_k = sum_n u_nk.
+    w   the classes' weights, from a Dirichlet(alpha) prior on the class proportions:
+        w_nk = ln(m_k - u_nk + alpha) where most classes are absent, else 0;   m_k = sum_n u_nk.
     e   new evidence on features: the distance to the class's mean over shots and queries, against the distance
         to its mean over the shots alone,
-        e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/m'_k) + 1/4 d2(x_n, shots' mean_k) / (1 + 1/s_k),
+        e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/n_k) + 3/8 d2(x_n, shots' mean_k) / (1 + 1/s_k),
         d2 the Mahalanobis distance under one covariance, pooled within classes over shots and queries.
+    a   agreement: a_nk = sum of cos(x_n, x_m) u_mk over the five nearest other queries m, in whitened features.
 
     N queries · S shots · K classes · D feature width          p  start (N, K)     u  refined (N, K)
-    x  queries (N, D)     y  shots' labels     a  concentration     s_k  shots of k and a text row     m'_k = s_k + m_k
+    x  queries (N, D)     y  shots' labels     s_k  shots of k and a text row     n_k  s_k + m_k, m_k at most its mean
 
 Why these and no more:
 
 * A weight of its own for each class wants to be estimated (Saerens et al. 2002), and on a whole test set it harms: what
   looks like a frequent class is mostly one that the classifier favours, and only the shots tell one from the
-  other (b).  Absence is different: a class without any image is plain to see.  a is chosen by the likelihood of
+  other (b).  Absence is different: a class without any image is plain to see.  alpha is chosen by the likelihood of
   held-out queries.  Below 1, the Dirichlet's own border between dense and sparse proportions, and where fewer than half
   of the possible classes then receive an image, weights are estimated; else they stay equal.
 * No image votes for itself (m_k - u_nk; the mean without x_n), or a lone wrong answer would confirm itself.
   For the same reason copies of an image count as one.
-* A class's predictive variance is 1 + 1/m' times that of one image: many images make a class's mean certain, not the
-  class likely, hence no log-determinant.  The shots' own evidence is half taken back: p holds it already.
-* e stays only if held-out shots, put unlabelled among the queries, do not lose by it.
+* A mean of n images is known up to 1/n of an image's variance, hence 1 + 1/n; what a class has above the mean of all
+  is not counted, or frequent classes would pay for being certain.  Three quarters of the shots' own evidence are taken
+  back: p holds it already.
+* e and a stay only if held-out shots, put unlabelled among the queries, do not lose by them.
+* Behind the first answer the ranking is half the start's: top-5 has little to win there
+  and was bought dearly by whatever was tried.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ MIN_QUERIES = 10  # fewer have nothing to tell each other
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # a
 STRENGTHS = (np.inf, 30.0, 10.0, 3.0, 1.0)  # rho
 EVIDENCE = {"dense": 0.1, "sparse": 0.05}  # c: D correlated dimensions count for a tenth of independent ones
-TAKEN_BACK = 0.5  # of the shots' own evidence
+TAKEN_BACK = 0.75  # of the shots' own evidence
+AGREEMENT = 3.0  # r / c
+NEIGHBOURS = 5
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 ROUNDS = 6
 TOLERANCE = 2e-3  # mean probability moved in a round
@@ -55,7 +61,8 @@ WEIGHT_ROUNDS = 8
 SURE = 2.0  # standard errors that a's gain must exceed
 SAMPLE = 4000  # queries at most that choose a
 FOLDS = 4
-BLOCK = 8192
+BLOCK = 8192  # rows of a product
+BLOCK_BYTES = 64 * 2**20  # of cosines at a time
 TINY = 1e-12
 
 
@@ -134,6 +141,7 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
     evidence = EVIDENCE["sparse" if sparse else "dense"]
     evidence, gate["evidence"] = _audition(start, features, shots, held_out, bias, sparse, evidence, force)
     refined, trace = _rounds(start, features, shots, evidence, concentration if sparse else np.inf)
+    refined = _keep_ranking(np.exp(start), refined)
     if copy_of is not None:
         refined = refined[copy_of]
     return _result(refined, given, shots, trace, not trace or trace[-1] < TOLERANCE, gate)
@@ -216,8 +224,11 @@ def _rounds(start, features, shots, evidence, concentration) -> tuple:
     if not evidence:
         return refined, []
     model, trace = _Means(features, shots), []
+    neighbours, closeness = model.neighbours(refined)
     for _ in range(ROUNDS):
         logits = start + np.float32(evidence) * model.evidence(refined)
+        for place in range(neighbours.shape[1]):
+            logits += np.float32(evidence * AGREEMENT) * closeness[:, place, None] * refined[neighbours[:, place]]
         previous, refined = refined, _weighed(logits, refined, concentration) if sparse else _softmax(logits)
         trace.append(float(np.abs(refined - previous).sum(1).mean() / 2))
         if trace[-1] < TOLERANCE:
@@ -265,8 +276,8 @@ class _Means:
             for block in _blocks(len(rows)):
                 self.scatter += _product(rows[block].T, rows[block])
 
-    def evidence(self, u) -> np.ndarray:
-        """e (N, K) for assignments u (N, K)."""
+    def fit(self, u) -> tuple:
+        """Means (K, D), counts (K,) and the inverse of the pooled covariance (D, D) for assignments u (N, K)."""
         sums = self.shot_sums.copy()
         for block in _blocks(len(u)):
             sums += _product(u[block].T, self.x[block])
@@ -275,7 +286,13 @@ class _Means:
         covariance = (self.scatter - (means * counts[:, None]).T @ means) / counts.sum()
         width = len(covariance)
         precision = np.linalg.inv(covariance + RIDGE * np.trace(covariance) / width * np.eye(width))
+        return means, counts, precision
+
+    def evidence(self, u) -> np.ndarray:
+        """e (N, K) for assignments u (N, K)."""
+        means, counts, precision = self.fit(u)
         shot_means = self.shot_sums / self.shot_counts[:, None]
+        extra = (counts - self.shot_counts).mean()
         result = np.empty_like(u)
         for block in _blocks(len(u)):
             x, mine = self.x[block], u[block]
@@ -284,9 +301,27 @@ class _Means:
             # x - mean without x = (x - mean) counts / (counts - u)
             new = _distances(x, norms, means, precision) * (counts.astype(np.float32) / others) ** 2
             old = _distances(x, norms, shot_means, precision)
-            result[block] = -0.5 * new / (1 + 1 / others)
+            known = np.minimum(others, (self.shot_counts + extra).astype(np.float32))
+            result[block] = -0.5 * new / (1 + 1 / known)
             result[block] += 0.5 * TAKEN_BACK * old / (1 + 1 / self.shot_counts).astype(np.float32)
         return result
+
+    def neighbours(self, u) -> tuple:
+        """The nearest other queries of each (N, NEIGHBOURS) and their cosines, 0 where negative, once whitened."""
+        white = _product(self.x, np.linalg.cholesky(self.fit(u)[2]))
+        white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), TINY)
+        count = min(NEIGHBOURS, len(white) - 1)
+        nearest = np.empty((len(white), count), np.int64)
+        closeness = np.empty((len(white), count), np.float32)
+        step = max(1, BLOCK_BYTES // (4 * len(white)))
+        for first in range(0, len(white), step):
+            cosines = _product(white[first:first + step], white.T)
+            rows = np.arange(len(cosines))
+            cosines[rows, first + rows] = -np.inf  # not itself
+            best = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+            nearest[first:first + step] = best
+            closeness[first:first + step] = np.maximum(cosines[rows[:, None], best], 0)
+        return nearest, closeness
 
 
 def _distances(x, norms, means, precision) -> np.ndarray:
@@ -352,6 +387,18 @@ def _product(a, b) -> np.ndarray:
 
 def _blocks(rows) -> list:
     return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
+
+
+def _keep_ranking(start, refined) -> np.ndarray:
+    """Refined rows whose first answer stays, with its probability, and whose rest is ranked half as the start does."""
+    rows, first = np.arange(len(refined)), refined.argmax(1)
+    share = refined[rows, first]
+    fused = np.sqrt(start * refined)
+    fused[rows, first] = 0
+    fused *= ((1 - share) / np.maximum(fused.sum(1), TINY))[:, None]
+    fused = np.minimum(fused, 0.999 * share[:, None])
+    fused[rows, first] = share
+    return fused / fused.sum(1, keepdims=True)
 
 
 def _result(refined, probs, shots, trace, converged, gate) -> Refinement:

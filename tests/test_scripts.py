@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jclip_fewshot import competition, runtime
+from jclip_fewshot import competition, demo, runtime
 from tests.conftest import ROOT
 
 DOMAINS = ("Cat", "Dog")
@@ -209,3 +211,92 @@ def test_genuine_photographs(shared, tmp_path):
         scores.append(json.loads((tmp_path / f"runs/seed{seed}/test_A.json").read_text())["scores"]["ensemble"]["top1"])
     assert len((tmp_path / "result.txt").read_text().splitlines()) == 240
     assert np.mean(scores) >= 94, scores
+
+
+def test_a_run_is_repeated_byte_for_byte(contest, trained):
+    done = call(contest, "train.py", "--from-run", trained, "--name", "again", "--quiet")
+    assert done.returncode == 0, done.stderr
+    for run, result in ((trained, "first.txt"), ("runs/again", "second.txt")):
+        assert call(contest, "test.py", "--run", run, "--result", result, "--quiet").returncode == 0
+    assert (contest / "first.txt").read_bytes() == (contest / "second.txt").read_bytes()
+    assert (contest / "runs/again/shots.txt").read_text() == (trained / "shots.txt").read_text()
+    fails(call(contest, "train.py", "--from-run", "absent"), "--run absent")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The demo contest, a few of its test images, one cut short, one empty, one that is no image."""
+    folder = tmp_path_factory.mktemp("drawn")
+    root, _ = demo.prepare(folder / "data")
+    tests = sorted((root / "TestSetA").iterdir())
+    for path in tests[24:]:
+        path.unlink()
+    (root / "labels_TestSetA.txt").unlink()
+    tests[3].write_bytes(tests[3].read_bytes()[:400])
+    tests[5].write_bytes(b"")
+    tests[7].write_text("no image")
+    return folder, sorted(path.name for path in (tests[3], tests[5], tests[7]))
+
+
+ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "0")
+
+
+def test_broken_test_images_are_named_and_answered(drawn):
+    folder, broken = drawn
+    assert call(folder, *ENCODE, "--name", "base").returncode == 0
+    done = call(folder, "test.py", "--run", "runs/base", "--quiet")
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 3 and all(any(name in line for line in warned) for name in broken)
+    assert sorted(json.loads((folder / "runs/base/test_A.json").read_text())["unreadable"]) == broken
+    assert len((folder / "result.txt").read_text().splitlines()) == 24
+    assert call(folder, "jclip_fewshot", "check", "result.txt", "--data", "data").returncode == 0
+
+
+def test_a_broken_training_image_stops_unless_it_may_be_skipped(drawn):
+    folder, _ = drawn
+    shot = (folder / "runs/base/shots.txt").read_text().split()[0]
+    whole = (folder / "data" / shot).read_bytes()
+    (folder / "data" / shot).write_bytes(whole[:300])
+    try:
+        fails(call(folder, *ENCODE, "--name", "broken"), shot, "--skip-bad")
+        done = call(folder, *ENCODE, "--name", "skipped", "--skip-bad")
+        assert done.returncode == 0 and f"warning: training image {shot}" in done.stderr
+        assert shot not in (folder / "runs/skipped/shots.txt").read_text()
+    finally:
+        (folder / "data" / shot).write_bytes(whole)
+
+
+def test_ctrl_c_says_so_and_leaves_no_half_run(drawn):
+    folder, _ = drawn
+    line = [sys.executable, str(ROOT / ENCODE[0]), *map(str, ENCODE[1:-2]), "--augment", "40", "--name", "stopped"]
+    child = subprocess.Popen(line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+                             universal_newlines=True)
+    for said in child.stderr:
+        if "-wide features" in said:  # encoding has begun
+            break
+    time.sleep(1.0)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130 and "stopped" in said and "Traceback" not in said
+    assert not (folder / "runs/stopped/record.json").exists()
+
+
+def test_representative_shots_are_chosen_from_a_pool(drawn):
+    folder, _ = drawn
+    done = call(folder, *ENCODE, "--select", "representative", "--pool", "8", "--name", "chosen")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "runs/chosen/record.json").read_text())
+    assert record["shots"]["rule"].startswith("representative") and len(record["shots"]["files"]) == 72 * 4
+    assert record["shots"]["files"] != json.loads((folder / "runs/base/record.json").read_text())["shots"]["files"]
+
+
+def test_the_whole_demo(tmp_path):
+    """make demo's two commands with a few of the heads; the parts are told apart by their scores."""
+    assert call(tmp_path, "train.py", "--demo", "--heads", "tip_adapter,gda,proker", "--augment", "2").returncode == 0
+    done = call(tmp_path, "test.py", "--demo")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(next((tmp_path / "runs").glob("*/test_A.json")).read_text())["scores"]
+    assert 35 < scores["zero_shot"]["top1"] < scores["tip_adapter"]["top1"] < scores["ensemble"]["top1"] < 95
+    assert len((tmp_path / "result.txt").read_text().splitlines()) >= 600
+    assert "report: " in done.stdout and next((tmp_path / "runs").glob("*/report/index.html")).stat().st_size > 1e5

@@ -1,0 +1,87 @@
+"""The notebook API: scikit-learn's habits, on features and on image files."""
+
+import re
+
+import numpy as np
+import pytest
+
+import jclip_fewshot
+from jclip_fewshot import FewShotClassifier, demo
+from jclip_fewshot.errors import UserError
+from tests.conftest import ROOT
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def task():
+    rng = np.random.default_rng(0)
+    text = unit(rng.standard_normal((6, 32)) + 2)
+    draw = lambda labels: unit(text[labels] + 0.5 * rng.standard_normal((len(labels), 32)) / np.sqrt(32))  # noqa: E731
+    labels, truth = np.repeat(np.arange(6), 3), np.repeat(np.arange(6), 10)
+    return text, draw(labels), labels, draw(truth), truth
+
+
+HEADS = ["tip_adapter", "gda"]
+
+
+def test_from_features(task):
+    text, shots, labels, queries, truth = task
+    classifier = FewShotClassifier(heads=HEADS)
+    assert classifier.fit(shots, labels, class_names=list("abcdef"), text=text) is classifier
+    probs = classifier.predict_proba(queries)
+    assert probs.shape == (60, 6) and np.allclose(probs.sum(axis=1), 1, atol=1e-5)
+    assert classifier.predict(queries, top=5).shape == (60, 5)
+    assert (classifier.predict(queries, top=5)[:, 0] == classifier.predict(queries)).all()
+    assert classifier.score(queries, truth) > 0.6 and classifier.n_features_in_ == 32
+    refined = classifier.refine(queries)
+    assert refined.shape == (60, 6) and np.allclose(refined.sum(axis=1), 1, atol=1e-5)
+
+
+def test_labels_come_back_as_they_were_given(task):
+    text, shots, labels, queries, truth = task
+    names = np.array(["ant", "bee", "cat", "dog", "elk", "fox"])
+    classifier = FewShotClassifier(heads=HEADS).fit(shots, names[labels], text=text)
+    assert classifier.classes_.tolist() == names.tolist()
+    assert (classifier.predict(queries) == names[truth]).mean() > 0.6
+
+
+def test_saved_and_loaded_answers_are_the_same(task, tmp_path):
+    text, shots, labels, queries, _ = task
+    classifier = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+    classifier.save(tmp_path / "c.npz")
+    again = FewShotClassifier.load(tmp_path / "c.npz")
+    assert (again.predict_proba(queries) == classifier.predict_proba(queries)).all()
+    assert again.class_names_ == classifier.class_names_
+    with pytest.raises(UserError, match="missing"):
+        FewShotClassifier.load(tmp_path / "absent.npz")
+
+
+def test_predict_before_fit():
+    with pytest.raises(ValueError, match="call fit"):
+        FewShotClassifier().predict(np.zeros((1, 8)))
+
+
+def test_the_readmes_example_runs_on_image_files(tmp_path, monkeypatch):
+    """The README's lines as they stand, with the demo's CLIP and pictures for ViT-B/32 and the reader's own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "FewShotClassifier" in block)
+    code = code.replace('"ViT-B/32"', "MODEL, augment=2, heads=['tip_adapter']").replace('class_names=["cat", "dog"]',
+                                                                                       "class_names=NAMES")
+    monkeypatch.chdir(tmp_path)
+    root, model = demo.prepare("demo")
+    names = [line.split()[0] for line in (root / "classes.txt").read_text().splitlines()[:3]]
+    lines = [line.split() for line in (root / "train.txt").read_text().splitlines()]
+    chosen = [(str(root / path), int(label)) for path, label in lines if int(label) < 3]
+    scope = {"MODEL": str(model), "NAMES": names, "image_paths": [path for path, _ in chosen],
+             "labels": [label for _, label in chosen], "paths": [path for path, _ in chosen]}
+    exec(code, scope)
+    assert (scope["clf"].predict(scope["paths"]) == scope["labels"]).mean() > 0.8
+
+
+def test_the_package_has_a_version_and_no_other_surprises():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", jclip_fewshot.__version__)
+    with pytest.raises(AttributeError):
+        jclip_fewshot.absent
