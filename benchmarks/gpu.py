@@ -73,7 +73,8 @@ def encoder(options):
                 jt.sync_all(True)
                 seconds = (time.perf_counter() - begun) / repeats
             gflop = 8.8 * batch
-            print(f"  batch {batch:5}: {batch / seconds:9.1f} images/s, {gflop / seconds / 1e3 / rate:6.1%} of the rate")
+            share = gflop / seconds / 1e3 / rate
+            print(f"  batch {batch:5}: {batch / seconds:9.1f} images/s, {share:6.1%} of the rate")
     if options.torch_python:
         print("torch product rate, TFLOP/s:", subprocess.run(
             [options.torch_python, "-c", TORCH_RATE, "1024" if options.small else "8192", options.device],

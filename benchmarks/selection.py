@@ -64,9 +64,8 @@ def main():
         for name, scores in found.items():
             scores = np.array(scores)
             gain = scores[:, 1] - scores[:, 0]
-            print(f"{suite.name:18} {classes:7} {name:14} {scores[:, 0].mean():8.2f} ± {scores[:, 0].std(ddof=1):.2f} "
-                  f"{scores[:, 1].mean():8.2f} ± {scores[:, 1].std(ddof=1):.2f}  {gain.mean():+.2f} ± {gain.std(ddof=1):.2f}",
-                  flush=True)
+            cells = [f"{values.mean():+8.2f} ± {values.std(ddof=1):.2f}" for values in (*scores.T, gain)]
+            print(f"{suite.name:18} {classes:7} {name:14}", *cells, flush=True)
 
 
 if __name__ == "__main__":

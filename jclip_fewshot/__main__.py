@@ -60,7 +60,8 @@ def convert(arguments: List[str]) -> int:
 def evaluate(arguments: List[str]) -> int:
     """Scores every method on a labelled feature suite: the stack of train.py and test.py, same defaults."""
     parser = _parser("evaluate", evaluate.__doc__)
-    parser.add_argument("--suite", required=True, metavar="FILE.npz", help="train_x, train_y, test_x, test_y, text, classes")
+    parser.add_argument("--suite", required=True, metavar="FILE.npz",
+                        help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
     parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")

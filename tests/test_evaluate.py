@@ -21,7 +21,8 @@ def small_suite(path, classes=("Cat_tabby", "Cat_lynx", "Dog_pug", "Dog_husky", 
     means = unit(text + 0.5 * rng.standard_normal((k, width)) / np.sqrt(width))
     draw = lambda labels: unit(means[labels] + 0.6 * rng.standard_normal((len(labels), width)) / np.sqrt(width))  # noqa: E731
     train_y, test_y = np.repeat(np.arange(k), shots), np.repeat(np.arange(k), tests)
-    arrays = {"train_x": draw(train_y).astype(np.float16), "train_y": train_y, "test_x": draw(test_y).astype(np.float16),
+    arrays = {"train_x": draw(train_y).astype(np.float16), "train_y": train_y,
+              "test_x": draw(test_y).astype(np.float16),
               "test_y": test_y, "text": text.astype(np.float16), "classes": np.array(classes), **changes}
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
     return path

@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import random
-import signal
 import subprocess
 import sys
 import time

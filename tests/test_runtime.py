@@ -37,7 +37,8 @@ def test_starts_with_a_fake_nvcc_an_empty_home_and_no_network(tmp_path):
     for name in ("nvcc_path", "use_mkl", "cache_name", "cc_flags", "conv_opt", "python_config_path", "log_silent",
                  runtime.DEVICE_VARIABLE):
         environment.pop(name, None)
-    code = "from jclip_fewshot.runtime import jt, start; print(start().device, jt.matmul(jt.ones((2, 3)), jt.ones((3, 2))).sum())"
+    code = ("from jclip_fewshot.runtime import jt, start\n"
+            "print(start().device, jt.matmul(jt.ones((2, 3)), jt.ones((3, 2))).sum())")
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, timeout=900,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr[-2000:]

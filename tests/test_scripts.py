@@ -180,7 +180,8 @@ def test_doctor_says_what_to_do(contest):
 def test_evaluate_and_compare(contest, tmp_path):
     from tests.test_evaluate import small_suite
     small_suite(tmp_path / "s.npz")
-    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--heads", "tip_adapter", "--json", "a.json", "--seeds", "200")
+    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--heads", "tip_adapter", "--json", "a.json",
+            "--seeds", "200")
     done = call(tmp_path, *line)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a.json").read_text())["suite"] == "s"
@@ -196,15 +197,16 @@ def test_validate_scores_held_out_images(contest):
     assert "18 held-out images" in done.stdout and "±" in done.stdout
     saved = json.loads((contest / "runs/local/validate.json").read_text())
     assert len(saved["curve"]["2"]["ensemble"]["top1"]) == 2
-    fails(call(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots", "six"), "--shots")
+    fails(call(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots", "six"),
+          "--shots")
 
 
 def test_genuine_photographs(shared, tmp_path):
     """240 test photographs of 30 classes, features of OpenAI's ViT-B/32: at least 94 % (zero-shot 92.5)."""
     photos, scores = shared / "photos", []
     for seed in range(5):
-        done = call(tmp_path, "train.py", "--data", photos, "--features", photos / "features_vitb32.npz", "--seed", seed,
-                    "--heads", "zero_shot,tip_adapter", "--name", f"seed{seed}", "--quiet")
+        done = call(tmp_path, "train.py", "--data", photos, "--features", photos / "features_vitb32.npz",
+                    "--seed", seed, "--heads", "zero_shot,tip_adapter", "--name", f"seed{seed}", "--quiet")
         assert done.returncode == 0, done.stderr
         done = call(tmp_path, "test.py", "--run", f"runs/seed{seed}", "--quiet")
         assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ Tokenizer, preprocessing and checkpoint reading work without Jittor, which start
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 from .preprocess import image_array
 from .tokenizer import token_array

@@ -18,7 +18,6 @@ import math
 import os
 import pickle
 import re
-import sys
 import urllib.error
 import urllib.request
 import zipfile

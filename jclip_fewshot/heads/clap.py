@@ -7,8 +7,8 @@ Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its
 The settings are fixed: no held-out shot chooses anything, as the paper asks.
 
 Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (79.2 against the authors' 78.6 on the 239-class
-development suite, in 1 s). The pull is solved in each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of descended, so that any λ is stable
-and λ → ∞ is zero-shot.
+development suite, in 1 s). The pull is solved in each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of
+descended, so that any λ is stable and λ → ∞ is zero-shot.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ Letters: S shots, K classes, D feature width, L values of λ. Only classes with 
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
