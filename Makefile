@@ -15,6 +15,12 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/encode.py --quick
+	$(BIN)/python benchmarks/decode.py --images 200 --files 20000
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/dirichlet.py
+
 # pip's output is kept out of the way unless it fails
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

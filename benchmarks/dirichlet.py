@@ -89,7 +89,7 @@ def compare(path):
               f"   {theirs / min(ours):.1f} times faster")
         print(f"      last alpha step: log-likelihood {likelihood(alpha, mean_log):.6f} published,"
               f" {likelihood(best, mean_log):.6f} Newton;"
-              f" same answer for {100 * np.mean(u.argmax(1) == fit.assignments.argmax(1)):.2f} % of the queries")
+              f" same answer for {np.mean(u.argmax(1) == fit.assignments.argmax(1)):.2%} of the queries")
 
 
 def big(num_queries=50_000, num_classes=1000):
@@ -102,12 +102,14 @@ def big(num_queries=50_000, num_classes=1000):
     start = time.perf_counter()
     fit = em_dirichlet(probs, weight=float(num_queries), iterations=5)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"K = {num_classes}, N = {num_queries}: {time.perf_counter() - start:.0f} s for {fit.iterations} rounds,"
-          f" peak memory {peak:.2f} GiB (input and output {2 * probs.nbytes / 2**30:.2f} GiB of it)")
+    print(f"K = {num_classes}, N = {num_queries}: {time.perf_counter() - start:.0f} s for"
+          f" {fit.iterations} rounds, peak memory {peak:.2f} GiB"
+          f" (input and output {2 * probs.nbytes / 2**30:.2f} GiB of it)")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="*", help="feature suites (.npz)")
     parser.add_argument("--big", action="store_true", help="measure memory at K = 1000, N = 50,000")
     arguments = parser.parse_args()

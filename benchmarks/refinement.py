@@ -1,12 +1,12 @@
 """What the refinement gains over the ensemble it starts from, in every setting that it must survive.
 
-    python benchmarks/refinement.py ../shared/features/replica_dev.npz          fits the heads first: minutes
-    python benchmarks/refinement.py --dump folder ../shared/features/*.npz      keeps the ensemble's answers there
-    python benchmarks/refinement.py --quick --parts folder/replica_dev.npz      from such a file: seconds; with ablation
+    python benchmarks/refinement.py ../shared/features/replica_dev.npz       fits the heads first: minutes
+    python benchmarks/refinement.py --dump folder ../shared/features/*.npz   keeps the ensemble's answers
+    python benchmarks/refinement.py --quick --parts folder/replica_dev.npz   from such a file; with ablation
 
-Settings: the whole test set; a long tail, thinned and drawn with replacement; a quarter and half of the classes; as
-many random rows as a task has; tasks of 5 classes and at most 75 queries, all classes competing.  Labels are used to
-draw the rows and to score, never by the refinement.
+Settings: the whole test set; a long tail, thinned and drawn with replacement; a quarter and half of the
+classes; as many random rows as a task has; tasks of 5 classes and at most 75 queries, all classes competing.
+Labels are used to draw the rows and to score, never by the refinement.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PARTS = {"bias": {"EVIDENCE": {"dense": 0.0, "sparse": 0.0}, "CONCENTRATIONS": (
 
 
 def answers_of(path, folder=None):
-    """The ensemble's answers on a suite: read where `path` is a dump, else fitted and, with `folder`, kept."""
+    """The ensemble's answers on a suite: read where `path` is a dump, else fitted and kept in `folder`."""
     with np.load(path) as arrays:
         if "probs" in arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -36,7 +36,7 @@ def answers_of(path, folder=None):
 
     suite = load_suite(path)
     stack = Stack().fit(suite.shots, lambda name, seconds: print(f"  {name} {seconds:.0f} s", flush=True))
-    answers = {"probs": stack.probs(stack.logits(suite.features)), "held_out": stack.ensemble_.held_out_probs_,
+    answers = {"probs": stack.probs(stack.logits(suite.features)), "held_out": stack.held_out_probs_,
                "features": suite.features, "labels": suite.labels, "shots_features": suite.shots.features,
                "shots_labels": suite.shots.labels, "text": suite.shots.text, "domains": suite.shots.domains}
     if folder:
@@ -98,12 +98,13 @@ def table(name, answers, seeds, tasks, parts):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="+", help="feature suites or dumps (.npz)")
     parser.add_argument("--dump", help="folder that keeps the ensemble's answers")
     parser.add_argument("--quick", action="store_true", help="2 seeds and 20 tasks instead of 5 and 200")
     parser.add_argument("--parts", action="store_true", help="what each part gives alone")
     arguments = parser.parse_args()
     for suite_path in arguments.suite:
-        table(Path(suite_path).stem, answers_of(suite_path, arguments.dump), *((2, 20) if arguments.quick else (5, 200)),
-              arguments.parts)
+        table(Path(suite_path).stem, answers_of(suite_path, arguments.dump),
+              *((2, 20) if arguments.quick else (5, 200)), arguments.parts)

@@ -14,15 +14,16 @@ which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi
 (supports keep their labels for ever; hard: without the entropy H(u)).
 
     N queries · S supports · K classes       z  queries' probabilities        u    assignments      (N, K)
-    alpha  Dirichlet parameters (K, K)       Y  mean of ln z in a class (K, K)     lam  weight of the classes' sizes
+    alpha  Dirichlet parameters (K, K)       Y  mean of ln z in a class (K, K)
+    lam  how much the classes' sizes weigh
 
 Where this deviates from the authors' code, and why:
 
 * Their alpha step is up to 1000 majorise-minimise updates.  Here it is Newton's method: the Hessian
   diag(-psi'(alpha_kj)) + psi'(s_k) 1 1' is inverted in O(K) a class (T. Minka, "Estimating a Dirichlet
   distribution", 2000), so a handful of steps reaches the optimum that theirs tends to.
-* Their likelihood builds (N, K, K) arrays.  It is one matrix product, taken over blocks of rows: beside input and
-  output the memory is O(block K + K^2).
+* Their likelihood builds (N, K, K) arrays.  It is one matrix product, taken over blocks of rows: beside
+  input and output the memory is O(block K + K^2).
 * A class whose assignments sum to nothing keeps its alpha (theirs divides by 0 with supports, and keeps it
   without).  A class whose rows are all equal has no finite optimum: alpha stops at MAX_ALPHA.
 
@@ -48,7 +49,7 @@ class DirichletFit:
     """What em_dirichlet found.
 
     assignments (N, K): u, in the dtype of the queries; hard: one-hot rows.
-    scores (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array as assignments.
+    scores (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array.
     alpha (K, K), class_weights (K,): v of the last round.
     objective: J after every round.   criterion: relative change of alpha in every round (the authors').
     newton_steps: Newton steps of every round.   iterations: rounds run.
@@ -68,7 +69,7 @@ class DirichletFit:
 
 @dataclass(frozen=True)
 class AlphaFit:
-    """Maximum-likelihood Dirichlet parameters of every class: alpha (K, J), trace: log-likelihood (K,) a step."""
+    """Maximum-likelihood Dirichlet parameters of K classes: alpha (K, J); trace: likelihood (K,) a step."""
 
     alpha: np.ndarray
     trace: list
@@ -77,11 +78,11 @@ class AlphaFit:
 
 
 def gamma_family(x, log=np.log):
-    """lnG(x), psi(x), psi'(x) for x > 0, elementwise; `x` a float64 array or Jittor variable, `log` its logarithm.
+    """lnG(x), psi(x), psi'(x) for x > 0, elementwise; `x` a float64 array or Jittor variable, `log` its log.
 
-    Shifted by eight with the recurrences G(x + 1) = x G(x), then Stirling's series: relative error under 1e-13
-    away from the zeros.  The series' coefficients are ratios of small integers, because Jittor rounds a
-    Python float to float32.
+    Shifted by eight with the recurrences G(x + 1) = x G(x), then Stirling's series: relative error under
+    1e-11, and under 1e-13 away from the zeros.  The series' coefficients are ratios of small integers,
+    because Jittor rounds a Python float to float32.
     """
     product, reciprocal = x, 1 / x
     psi, trigamma = reciprocal, reciprocal * reciprocal
@@ -107,7 +108,7 @@ _HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
 
 
 def _newton_terms(alpha, mean_log):
-    """Likelihood F (K,), Newton step (K, J) and the gain that it promises (K,) at alpha (K, J); one fused kernel."""
+    """Likelihood F (K,), Newton step (K, J) and the gain that it promises (K,) at alpha (K, J), fused."""
     if len(alpha) == 1:  # Jittor would compile all of it once more for a single row
         return tuple(x[:1] for x in _newton_terms(np.repeat(alpha, 2, 0), np.repeat(mean_log, 2, 0)))
     with jt.flag_scope(auto_convert_64_to_32=0):
@@ -143,9 +144,9 @@ def starting_alpha(mean_log) -> np.ndarray:
 def fit_alpha(mean_log, alpha=None) -> AlphaFit:
     """Maximum-likelihood Dirichlet parameters of K classes by Newton's method.
 
-    mean_log (K, J): mean of ln z over a class's rows.   alpha (K, J): where to start; default: starting_alpha.
-    Maximises  lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) Y_kj  for each k.  No parameter falls below an
-    eighth of itself in a step, and a class whose likelihood would fall goes half as far (in ln alpha) next time.
+    mean_log (K, J): mean of ln z over a class's rows.   alpha (K, J): the start; default: starting_alpha.
+    Maximises  lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) Y_kj  for each k.  No parameter falls
+    below an eighth of itself in a step; a class whose likelihood would fall goes half as far next.
     """
     mean_log = np.asarray(mean_log, np.float64)
     alpha = starting_alpha(mean_log) if alpha is None else np.array(alpha, np.float64)
@@ -160,7 +161,8 @@ def fit_alpha(mean_log, alpha=None) -> AlphaFit:
         proposal = np.minimum(here * ratio, MAX_ALPHA)
         new_likelihood, new_step, new_gain = _newton_terms(proposal, y)
         # what rounding alone can change: the likelihood is a difference of terms of the size of lnG(s)
-        change, noise = new_likelihood - likelihood[moving], 1e-13 * (np.abs(new_likelihood) + proposal.sum(1))
+        noise = 1e-13 * (np.abs(new_likelihood) + proposal.sum(1))
+        change = new_likelihood - likelihood[moving]
         rises = change >= -noise
         risen = moving[rises]
         alpha[risen], step[risen], gain[risen] = proposal[rises], new_step[rises], new_gain[rises]
@@ -177,7 +179,7 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
 
     probs (N, K): queries' rows, summing to 1.   support_probs (S, K), support_labels (S,) in 0..K-1.
     weight: lam; default floor(K / 5) * N, right for 75 queries of 5 classes and ruinous for a whole test set.
-    iterations: at most so many rounds; default 20, hard 10.   eps: added to probabilities before the logarithm.
+    iterations: at most so many rounds; default 20, hard 10.   eps: added to probabilities before the log.
     tolerance: stop when alpha changes less (relative, Frobenius); 0 runs every round.
     Raises ValueError where shapes or labels do not fit.
     """
@@ -273,7 +275,7 @@ def _log_norm(alpha, mean_log, fit, held) -> np.ndarray:
 
 
 def _product(a, b) -> np.ndarray:
-    """a @ b in float64: on the device where there is one; Jittor's float64 product on a CPU has no BLAS (1/20)."""
+    """a @ b in float64, on the device where there is one; Jittor's on a CPU has no BLAS: 1/20 the speed."""
     if not jt.flags.use_cuda:
         return a @ b
     with jt.flag_scope(auto_convert_64_to_32=0):

@@ -1,6 +1,6 @@
 """Which test rows a transductive method is given at once: pure functions from labels to row indices.
 
-N test rows.  Every function takes the labels (N,) and a seed, and answers sorted or drawn indices into the rows.
+N test rows.  Every function takes the labels (N,) and a seed, and answers indices into the rows.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from typing import List, Optional
 import numpy as np
 
 
-def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int, seed: int = 0) -> List[np.ndarray]:
+def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
+               seed: int = 0) -> List[np.ndarray]:
     """The protocol of Martin et al. 2024: a task's rows, for every task.
 
-    A task draws `classes` classes at random among those of the `num_classes` that have a test row, then `queries`
-    rows from them without replacement, or all where there are fewer. Raises ValueError for impossible numbers.
+    A task draws `classes` classes at random among those of the `num_classes` that have a test row, then
+    `queries` rows from them without replacement, or all where there are fewer.
+    Raises ValueError for impossible numbers.
     """
     labels = _checked(labels)
     present = np.unique(labels)
     if present[-1] >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}")
     if tasks < 1 or queries < 1 or not 1 <= classes <= len(present):
-        raise ValueError(f"need at least one task and query, and 1 to {len(present)} classes, the ones with test rows")
+        raise ValueError(f"need a task, a query, and 1 to {len(present)} classes: those with test rows")
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(tasks):
@@ -33,8 +35,8 @@ def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
 def long_tail(labels, seed: int = 0, ratio: float = 50.0, size: Optional[int] = None) -> np.ndarray:
     """Rows whose class counts fall off exponentially from the first class to 1/ratio of it at the last.
 
-    The order of the classes is drawn. Without `size` every class keeps its share of its own rows, at least one;
-    with it `size` rows are drawn with replacement, so that rows repeat.
+    The order of the classes is drawn. Without `size` every class keeps its share of its own rows, at least
+    one; with it `size` rows are drawn with replacement, so that rows repeat.
     """
     labels = _checked(labels)
     rng = np.random.default_rng(seed)

@@ -1,39 +1,44 @@
 """The refinement of a whole test set: better probabilities for the set from each image's own.
 
-EM-Dirichlet (dirichlet.py) supposes a few classes present and loses the answer where all of them are.  Here each
+EM-Dirichlet (dirichlet.py) supposes few classes present and loses the answer where all of them are. Here each
 image's calibrated probabilities stay in the sum for good, and what the set can tell is added to them:
 
-    ln u_nk = ln p_nk - b_k + w_nk + c e_nk + r a_nk + const                                   (rows sum to 1)
+    ln u_nk = ln p_nk - b_k + w_nk + c e_nk + r a_nk + const                          (rows sum to 1)
 
-    b   the classes' bias, from the shots: over held-out shots a class should receive as much probability as it
-        has shots.  b minimises  -sum_s ln softmax(ln p_s - b)[y_s] + rho/2 |b|^2  (Alexandari et al. 2020, "bias-
-        corrected temperature scaling"); rho by cross-fitting.
+    b   the classes' bias, from the shots: over held-out shots a class should receive as much probability as
+        it has shots. Minimises -sum_s ln softmax(ln p_s - b)[y_s] + rho/2 |b|^2, rho by cross-fitting
+        (bias-corrected scaling, Alexandari et al. 2020).
     w   the classes' weights, from a Dirichlet(alpha) prior on the class proportions:
-        w_nk = ln(m_k - u_nk + alpha) where most classes are absent, else 0;   m_k = sum_n u_nk.
-    e   new evidence on features: the distance to the class's mean over shots and queries, against the distance
-        to its mean over the shots alone,
+        w_nk = ln(o / (o + f)), o = m_k - u_nk + alpha, where most classes are absent, else 0;
+        m_k = sum_n u_nk, f the images that a present class has on average.
+    e   new evidence on features: the distance to the class's mean over shots and queries, against the
+        distance to its mean over the shots alone,
         e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/n_k) + 3/8 d2(x_n, shots' mean_k) / (1 + 1/s_k),
         d2 the Mahalanobis distance under one covariance, pooled within classes over shots and queries.
-    a   agreement: a_nk = sum of cos(x_n, x_m) u_mk over the five nearest other queries m, in whitened features.
+    a   agreement: a_nk = sum of cos(x_n, x_m) u_mk over the five nearest other queries m, features whitened.
 
-    N queries · S shots · K classes · D feature width          p  start (N, K)     u  refined (N, K)
-    x  queries (N, D)     y  shots' labels     s_k  shots of k and a text row     n_k  s_k + m_k, m_k at most its mean
+    N queries · S shots · K classes · D feature width         p  start (N, K)     u  refined (N, K)
+    x  queries (N, D)     y  shots' labels     s_k  shots of k and a text row
+    n_k  s_k + m_k, with m_k at most its mean over the classes
 
 Why these and no more:
 
-* A weight of its own for each class wants to be estimated (Saerens et al. 2002), and on a whole test set it harms: what
-  looks like a frequent class is mostly one that the classifier favours, and only the shots tell one from the
-  other (b).  Absence is different: a class without any image is plain to see.  alpha is chosen by the likelihood of
-  held-out queries.  Below 1, the Dirichlet's own border between dense and sparse proportions, and where fewer than half
-  of the possible classes then receive an image, weights are estimated; else they stay equal.
+* A weight of its own for each class is what one would estimate (Saerens et al. 2002), and on a whole test set
+  it harms: what looks like a frequent class is mostly one that the classifier favours, and only the shots
+  tell one from the other (b). Absence is different: a class without any image is plain to see. alpha is
+  chosen by the likelihood of held-out queries. Below 1, the Dirichlet's own border between dense and sparse
+  proportions, and where fewer than half of the possible classes then receive an image, weights are
+  estimated; else they stay equal. They say absent from present (o / (o + f) levels off at f), and little of
+  how frequent: tied to o itself they gain more where 5 of 400 classes are present, and lose up to 2 points
+  in single draws of a quarter of them.
 * No image votes for itself (m_k - u_nk; the mean without x_n), or a lone wrong answer would confirm itself.
   For the same reason copies of an image count as one.
-* A mean of n images is known up to 1/n of an image's variance, hence 1 + 1/n; what a class has above the mean of all
-  is not counted, or frequent classes would pay for being certain.  Three quarters of the shots' own evidence are taken
-  back: p holds it already.
+* A mean of n images is known up to 1/n of an image's variance, hence 1 + 1/n; what a class has above the mean
+  of all is not counted, or frequent classes would pay for being certain. Three quarters of the shots' own
+  evidence are taken back: p holds it already.
 * e and a stay only if held-out shots, put unlabelled among the queries, do not lose by them.
-* Behind the first answer the ranking is half the start's: top-5 has little to win there
-  and was bought dearly by whatever was tried.
+* Behind the first answer the ranking is half the start's: top-5 has little to win there and was bought dearly
+  by whatever was tried.
 """
 
 from __future__ import annotations
@@ -85,10 +90,12 @@ class Refinement:
 
     def record(self) -> dict:
         """What a run keeps, JSON-able."""
-        return {"changed": len(self.changed), "queries": len(self.probs), "classes_present": self.classes_present,
-                "iterations": self.iterations, "converged": self.converged, "trace": self.trace,
+        return {"changed": len(self.changed), "queries": len(self.probs),
+                "classes_present": self.classes_present, "iterations": self.iterations,
+                "converged": self.converged, "trace": self.trace,
                 "class_balance": [round(float(share), 6) for share in self.class_balance],
-                "domain_balance": [round(float(share), 4) for share in self.domain_balance], "gate": self.gate}
+                "domain_balance": [round(float(share), 4) for share in self.domain_balance],
+                "gate": self.gate}
 
     @property
     def classes_present(self) -> int:
@@ -113,7 +120,8 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
     probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
     num_classes, width = shots.text.shape
     if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
-        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {shots.text.shape}")
+        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit"
+                         f" text {shots.text.shape}")
     if held_out is not None and np.shape(held_out) != (len(shots.labels), num_classes):
         raise ValueError(f"held_out must be {(len(shots.labels), num_classes)}, not {np.shape(held_out)}")
     first, copy_of = _distinct(features)
@@ -132,7 +140,7 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
     start = _log_start(probs, bias)
 
     concentration, gains = choose_concentration(np.exp(start))
-    present = int((_weighed(start, _softmax(start), concentration).sum(0) >= 0.5).sum())
+    present = int((_weighed(start, _softmax(start), concentration, np.inf).sum(0) >= 0.5).sum())
     possible = min(len(probs), num_classes)
     sparse = concentration < 1 and present < possible / 2
     gate["class weights"] = {"concentration": _number(concentration), "gains": gains, "present": present,
@@ -140,7 +148,8 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
 
     evidence = EVIDENCE["sparse" if sparse else "dense"]
     evidence, gate["evidence"] = _audition(start, features, shots, held_out, bias, sparse, evidence, force)
-    refined, trace = _rounds(start, features, shots, evidence, concentration if sparse else np.inf)
+    weights = (concentration, len(probs) / max(present, 1)) if sparse else None
+    refined, trace = _rounds(start, features, shots, evidence, weights)
     refined = _keep_ranking(np.exp(start), refined)
     if copy_of is not None:
         refined = refined[copy_of]
@@ -148,23 +157,24 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
 
 
 def class_bias(log_probs, labels, strength, steps: int = 40) -> np.ndarray:
-    """b (K,): minimises -sum_s ln softmax(log_probs_s - b)[labels_s] + strength/2 |b|^2; 0 for classes without shots.
+    """b (K,): minimises -sum_s ln softmax(log_probs_s - b)[labels_s] + strength/2 |b|^2; 0 without shots.
 
+    Among the classes with shots: shots say nothing of the others, and would only drown them.
     Newton's steps with the diagonal of the Hessian, halved: the problem is convex and the diagonal dominates.
     """
     counts = np.bincount(labels, minlength=log_probs.shape[1])
-    bias = np.zeros(log_probs.shape[1])
+    bias, seen = np.zeros(log_probs.shape[1]), counts > 0
     if not np.isfinite(strength):
         return bias
     for _ in range(steps):
-        u = _softmax(log_probs - bias)
-        gradient = u.sum(0) - counts - strength * bias
-        bias += 0.5 * np.where(counts > 0, gradient / ((u * (1 - u)).sum(0) + strength), 0)
+        u = _softmax(log_probs[:, seen] - bias[seen])
+        gradient = u.sum(0) - counts[seen] - strength * bias[seen]
+        bias[seen] += 0.5 * gradient / ((u * (1 - u)).sum(0) + strength)
     return bias
 
 
 def choose_strength(log_probs, labels) -> tuple:
-    """rho whose bias, fitted on the other folds' shots, gives held-out shots the least mean log-loss; all losses."""
+    """rho whose bias, fitted on the other folds, gives held-out shots the least mean log-loss; all losses."""
     folds = fold_of_shots(labels, FOLDS)
     if folds.max() == 0:
         return np.inf, {}
@@ -183,8 +193,8 @@ def choose_strength(log_probs, labels) -> tuple:
 def choose_concentration(probs) -> tuple:
     """a by the likelihood of held-out queries: (a, {a: gain over equal weights in nats a query}).
 
-    The queries are halved; class proportions estimated on one half under Dirichlet(a), by variational Bayes, score
-    the other:  mean ln sum_k p_nk pi_k.
+    The queries are halved; class proportions estimated on one half under Dirichlet(a), by variational Bayes,
+    score the other:  mean ln sum_k p_nk pi_k.
     """
     rng = np.random.default_rng(0)
     order = rng.permutation(len(probs))[:SAMPLE]
@@ -215,12 +225,11 @@ def _variational_weights(probs, weights, a, steps: int = 12) -> tuple:
     return weights, mass / (num_classes * a + len(probs))
 
 
-def _rounds(start, features, shots, evidence, concentration) -> tuple:
-    """The fixed point's rounds: refined rows (N, K) and the trace."""
-    sparse = concentration < 1
+def _rounds(start, features, shots, evidence, weights=None) -> tuple:
+    """The fixed point's rounds: refined rows (N, K) and the trace.   weights: (alpha, f); None: equal ones."""
     refined = _softmax(start)
-    if sparse:
-        refined = _weighed(start, refined, concentration)
+    if weights:
+        refined = _weighed(start, refined, *weights)
     if not evidence:
         return refined, []
     model, trace = _Means(features, shots), []
@@ -228,8 +237,9 @@ def _rounds(start, features, shots, evidence, concentration) -> tuple:
     for _ in range(ROUNDS):
         logits = start + np.float32(evidence) * model.evidence(refined)
         for place in range(neighbours.shape[1]):
-            logits += np.float32(evidence * AGREEMENT) * closeness[:, place, None] * refined[neighbours[:, place]]
-        previous, refined = refined, _weighed(logits, refined, concentration) if sparse else _softmax(logits)
+            agreement = closeness[:, place, None] * refined[neighbours[:, place]]
+            logits += np.float32(evidence * AGREEMENT) * agreement
+        previous, refined = refined, _weighed(logits, refined, *weights) if weights else _softmax(logits)
         trace.append(float(np.abs(refined - previous).sum(1).mean() / 2))
         if trace[-1] < TOLERANCE:
             break
@@ -247,13 +257,18 @@ def _distinct(features) -> tuple:
     return first[order], rank[inverse.reshape(-1)]
 
 
-def _weighed(logits, refined, a) -> np.ndarray:
-    """u with u_nk proportional to exp(logits_nk) (m_k - u_nk + a): the others' count, as in a Polya urn."""
+def _weighed(logits, refined, a, full) -> np.ndarray:
+    """u with u_nk proportional to exp(logits_nk) o / (o + full), o = m_k - u_nk + a; full = inf: to o itself.
+
+    The others' count, as in a Polya urn, that levels off at `full` images.
+    """
     if not np.isfinite(a):
         return refined
     for _ in range(WEIGHT_ROUNDS):
-        others = np.maximum(refined.sum(0, dtype=np.float64).astype(np.float32) - refined, 0)
-        refined = _softmax(logits + np.log(others + np.float32(a)))
+        others = refined.sum(0, dtype=np.float64).astype(np.float32) - refined
+        others = np.maximum(others, 0) + np.float32(a)
+        weights = np.log(others / (others + np.float32(full)) if np.isfinite(full) else others)
+        refined = _softmax(logits + weights)
     return refined
 
 
@@ -277,7 +292,7 @@ class _Means:
                 self.scatter += _product(rows[block].T, rows[block])
 
     def fit(self, u) -> tuple:
-        """Means (K, D), counts (K,) and the inverse of the pooled covariance (D, D) for assignments u (N, K)."""
+        """Means (K, D), counts (K,), inverse of the pooled covariance (D, D) for assignments u (N, K)."""
         sums = self.shot_sums.copy()
         for block in _blocks(len(u)):
             sums += _product(u[block].T, self.x[block])
@@ -307,7 +322,7 @@ class _Means:
         return result
 
     def neighbours(self, u) -> tuple:
-        """The nearest other queries of each (N, NEIGHBOURS) and their cosines, 0 where negative, once whitened."""
+        """Each query's nearest others, (N, NEIGHBOURS), and their whitened cosines, 0 where negative."""
         white = _product(self.x, np.linalg.cholesky(self.fit(u)[2]))
         white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), TINY)
         count = min(NEIGHBOURS, len(white) - 1)
@@ -342,7 +357,7 @@ def _audition(start, features, shots, held_out, bias, sparse, evidence, force) -
     if force:
         return evidence, {"weight": evidence, "why": "on: forced"}
     if held_out is None or sparse:
-        reason = "the shots' classes are mostly absent here" if sparse else "there are no held-out probabilities"
+        reason = "the shots' classes are mostly absent here" if sparse else "no held-out probabilities"
         return evidence, {"weight": evidence, "why": f"on, unmeasured: {reason}"}
     folds = fold_of_shots(shots.labels, FOLDS)
     if folds.max() == 0:
@@ -353,7 +368,7 @@ def _audition(start, features, shots, held_out, bias, sparse, evidence, force) -
         guests = _log_start(np.asarray(held_out, np.float32)[out], bias)
         together = np.concatenate([start, guests])
         rows = np.concatenate([features, shots.features[out]])
-        refined, _ = _rounds(together, rows, shots.take(folds != fold), evidence, np.inf)
+        refined, _ = _rounds(together, rows, shots.take(folds != fold), evidence)
         labels = shots.labels[out]
         after = np.log(refined[len(start):][np.arange(len(out)), labels] + TINY)
         gains.append(after - guests[np.arange(len(out)), labels])
@@ -390,7 +405,7 @@ def _blocks(rows) -> list:
 
 
 def _keep_ranking(start, refined) -> np.ndarray:
-    """Refined rows whose first answer stays, with its probability, and whose rest is ranked half as the start does."""
+    """Refined rows: the first answer stays, with its probability; the rest is ranked half as in the start."""
     rows, first = np.arange(len(refined)), refined.argmax(1)
     share = refined[rows, first]
     fused = np.sqrt(start * refined)
@@ -405,7 +420,8 @@ def _result(refined, probs, shots, trace, converged, gate) -> Refinement:
     balance = refined.mean(0, dtype=np.float64)
     domains = np.bincount(shots.domains, weights=balance)
     changed = np.flatnonzero(refined.argmax(1) != probs.argmax(1))
-    return Refinement(refined.astype(np.float32), changed, balance, domains, len(trace), bool(converged), trace, gate)
+    return Refinement(refined.astype(np.float32), changed, balance, domains, len(trace), bool(converged),
+                      trace, gate)
 
 
 def _number(value) -> Optional[float]:
@@ -422,8 +438,9 @@ def _bias_words(strength, losses, bias) -> str:
 
 def _weight_words(sparse, concentration, gains, present, possible) -> str:
     if sparse:
-        return (f"estimated: held-out images gain {gains[str(_number(concentration))]:.2f} nats at concentration"
-                f" {concentration:g}, and only about {present} of {possible} possible classes are present")
+        return (f"estimated: held-out images gain {gains[str(_number(concentration))]:.2f} nats at"
+                f" concentration {concentration:g}, and only about {present} of {possible} possible classes"
+                f" are present")
     if concentration < 1:
         return f"equal: uneven, but {present} of {possible} possible classes are present"
     return f"equal: concentration {concentration:g} fits best, and only below 1 are classes absent"

@@ -1,0 +1,65 @@
+"""Draws docs/refinement.png: top-1 before and after, against the classes present and against imbalance.
+
+    python benchmarks/refinement_figure.py folder/replica_dev.npz folder/sun397_4shot.npz      about 3 minutes
+
+The files are dumps of benchmarks/refinement.py --dump, or feature suites (then the heads are fitted first).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from jclip_fewshot.protocols import draw_tasks, long_tail, some_classes  # noqa: E402
+from refinement import answers_of, measure  # noqa: E402
+
+SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+RATIOS = (1, 3, 10, 30, 100)
+COLOURS = ("#3b6ea5", "#c8553d", "#5b8c5a", "#8e6c8a")
+
+
+def curve(answers, draws):
+    """Mean top-1 before and after over the draws of every point: two lists."""
+    scores = [np.mean([[before[0], after[0]] for before, after, _, _ in (measure(answers, rows) for rows in sets)], 0)
+              for sets in draws]
+    return np.array(scores).T
+
+
+def draw(paths, target, seeds):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for path, colour in zip(paths, COLOURS):
+        answers, name = answers_of(path), Path(path).stem
+        labels = answers["labels"]
+        present = len(np.unique(labels))
+        few = draw_tasks(labels, answers["probs"].shape[1], 8 * seeds, 5, 75)
+        draws = [few] + [[some_classes(labels, seed, share) for seed in range(seeds)] for share in SHARES]
+        counts = [5] + [max(1, round(share * present)) for share in SHARES]
+        for axis, x, scores in ((left, counts, curve(answers, draws)),
+                                (right, RATIOS, curve(answers, [[long_tail(labels, seed, ratio) for seed in
+                                                                 range(seeds)] for ratio in RATIOS]))):
+            axis.plot(x, scores[0], "--o", color=colour, markersize=3, label=f"{name}, ensemble")
+            axis.plot(x, scores[1], "-o", color=colour, markersize=4, label=f"{name}, refined")
+            axis.set_xscale("log")
+            axis.grid(alpha=0.3)
+    left.set(xlabel="classes present (of all that compete)", ylabel="top-1, %")
+    right.set(xlabel="most frequent class : rarest class")
+    right.set_xticks(RATIOS, [f"{ratio} : 1" for ratio in RATIOS])
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", nargs="+", help="dumps or feature suites (.npz)")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "refinement.png"))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    draw(options.suite, options.out, options.seeds)
