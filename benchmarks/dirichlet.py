@@ -75,7 +75,7 @@ def compare(path):
     em_dirichlet(query[:50], support, support_y, iterations=2)  # Jittor compiles its kernels here
     for weight in (float(num_queries), float(num_classes // 5 * num_queries)):
         ours = []
-        for _ in range(3):
+        for _ in range(5):
             start = time.perf_counter()
             fit = em_dirichlet(query, support, support_y, weight=weight, tolerance=0)
             ours.append(time.perf_counter() - start)

@@ -23,7 +23,8 @@ from jclip_fewshot.protocols import draw_tasks, long_tail, quarter_classes, some
 
 PARTS = {"bias": {"EVIDENCE": {"dense": 0.0, "sparse": 0.0}, "CONCENTRATIONS": (np.inf,)},
          "weights": {"EVIDENCE": {"dense": 0.0, "sparse": 0.0}, "STRENGTHS": (np.inf,)},
-         "evidence": {"CONCENTRATIONS": (np.inf,), "STRENGTHS": (np.inf,)}}
+         "distances": {"CONCENTRATIONS": (np.inf,), "STRENGTHS": (np.inf,), "AGREEMENT": 0.0},
+         "distances and agreement": {"CONCENTRATIONS": (np.inf,), "STRENGTHS": (np.inf,)}}
 
 
 def answers_of(path, folder=None):

@@ -1,6 +1,6 @@
 """Draws docs/refinement.png: top-1 before and after, against the classes present and against imbalance.
 
-    python benchmarks/refinement_figure.py folder/replica_dev.npz folder/sun397_4shot.npz      about 3 minutes
+    python benchmarks/refinement_figure.py folder/replica_dev.npz folder/sun397_4shot.npz      about 5 minutes
 
 The files are dumps of benchmarks/refinement.py --dump, or feature suites (then the heads are fitted first).
 """
@@ -27,8 +27,10 @@ COLOURS = ("#3b6ea5", "#c8553d", "#5b8c5a", "#8e6c8a")
 
 def curve(answers, draws):
     """Mean top-1 before and after over the draws of every point: two lists."""
-    scores = [np.mean([[before[0], after[0]] for before, after, _, _ in (measure(answers, rows) for rows in sets)], 0)
-              for sets in draws]
+    scores = []
+    for sets in draws:
+        measured = [measure(answers, rows) for rows in sets]
+        scores.append(np.mean([[before[0], after[0]] for before, after, _, _ in measured], 0))
     return np.array(scores).T
 
 
@@ -39,11 +41,11 @@ def draw(paths, target, seeds):
         labels = answers["labels"]
         present = len(np.unique(labels))
         few = draw_tasks(labels, answers["probs"].shape[1], 8 * seeds, 5, 75)
-        draws = [few] + [[some_classes(labels, seed, share) for seed in range(seeds)] for share in SHARES]
-        counts = [5] + [max(1, round(share * present)) for share in SHARES]
-        for axis, x, scores in ((left, counts, curve(answers, draws)),
-                                (right, RATIOS, curve(answers, [[long_tail(labels, seed, ratio) for seed in
-                                                                 range(seeds)] for ratio in RATIOS]))):
+        shares = [share for share in SHARES if share * present > 5]
+        draws = [few] + [[some_classes(labels, seed, share) for seed in range(seeds)] for share in shares]
+        counts = [5] + [round(share * present) for share in shares]
+        tails = [[long_tail(labels, seed, ratio) for seed in range(seeds)] for ratio in RATIOS]
+        for axis, x, scores in ((left, counts, curve(answers, draws)), (right, RATIOS, curve(answers, tails))):
             axis.plot(x, scores[0], "--o", color=colour, markersize=3, label=f"{name}, ensemble")
             axis.plot(x, scores[1], "-o", color=colour, markersize=4, label=f"{name}, refined")
             axis.set_xscale("log")
@@ -51,13 +53,15 @@ def draw(paths, target, seeds):
     left.set(xlabel="classes present (of all that compete)", ylabel="top-1, %")
     right.set(xlabel="most frequent class : rarest class")
     right.set_xticks(RATIOS, [f"{ratio} : 1" for ratio in RATIOS])
-    left.legend(fontsize=8)
-    figure.tight_layout()
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncol=len(paths), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(target, dpi=110)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="+", help="dumps or feature suites (.npz)")
     parser.add_argument("--out", default=str(ROOT / "docs" / "refinement.png"))
     parser.add_argument("--seeds", type=int, default=3)

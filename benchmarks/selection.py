@@ -64,8 +64,9 @@ def main():
         for name, scores in found.items():
             scores = np.array(scores)
             gain = scores[:, 1] - scores[:, 0]
-            cells = [f"{values.mean():+8.2f} ± {values.std(ddof=1):.2f}" for values in (*scores.T, gain)]
-            print(f"{suite.name:18} {classes:7} {name:14}", *cells, flush=True)
+            cells = [f"{values.mean():8.2f} ± {values.std(ddof=1):.2f}" for values in scores.T]
+            print(f"{suite.name:18} {classes:7} {name:14}", *cells, f"{gain.mean():+8.2f} ± {gain.std(ddof=1):.2f}",
+                  flush=True)
 
 
 if __name__ == "__main__":
