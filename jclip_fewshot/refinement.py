@@ -132,7 +132,7 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
 
     bias, strength, gate = np.zeros(num_classes), np.inf, {}
     if held_out is not None and len(shots.labels):
-        log_held_out = np.log(np.asarray(held_out, np.float32) + np.float32(TINY))
+        log_held_out = np.log(np.asarray(held_out, np.float64) + TINY)
         strength, losses = choose_strength(log_held_out, shots.labels)
         bias = class_bias(log_held_out, shots.labels, strength)
         gate["class bias"] = {"strength": _number(strength), "losses": losses, "spread": float(bias.std()),
@@ -156,7 +156,7 @@ def refine(probs, features, shots: Shots, held_out=None, force: bool = False) ->
     return _result(refined, given, shots, trace, not trace or trace[-1] < TOLERANCE, gate)
 
 
-def class_bias(log_probs, labels, strength, steps: int = 16) -> np.ndarray:
+def class_bias(log_probs, labels, strength, steps: int = 40) -> np.ndarray:
     """b (K,): minimises -sum_s ln softmax(log_probs_s - b)[labels_s] + strength/2 |b|^2; 0 without shots.
 
     Among the classes with shots: shots say nothing of the others, and would only drown them.
@@ -166,10 +166,9 @@ def class_bias(log_probs, labels, strength, steps: int = 16) -> np.ndarray:
     bias, seen = np.zeros(log_probs.shape[1]), counts > 0
     if not np.isfinite(strength):
         return bias
-    inner = log_probs[:, seen]
     for _ in range(steps):
-        u = _softmax(inner - bias[seen].astype(inner.dtype))
-        gradient = u.sum(0, dtype=np.float64) - counts[seen] - strength * bias[seen]
+        u = _softmax(log_probs[:, seen] - bias[seen])
+        gradient = u.sum(0) - counts[seen] - strength * bias[seen]
         bias[seen] += 0.5 * gradient / ((u * (1 - u)).sum(0) + strength)
     return bias
 
