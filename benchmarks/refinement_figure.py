@@ -45,7 +45,8 @@ def draw(paths, target, seeds):
         draws = [few] + [[some_classes(labels, seed, share) for seed in range(seeds)] for share in shares]
         counts = [5] + [round(share * present) for share in shares]
         tails = [[long_tail(labels, seed, ratio) for seed in range(seeds)] for ratio in RATIOS]
-        for axis, x, scores in ((left, counts, curve(answers, draws)), (right, RATIOS, curve(answers, tails))):
+        for axis, x, sets in ((left, counts, draws), (right, RATIOS, tails)):
+            scores = curve(answers, sets)
             axis.plot(x, scores[0], "--o", color=colour, markersize=3, label=f"{name}, ensemble")
             axis.plot(x, scores[1], "-o", color=colour, markersize=4, label=f"{name}, refined")
             axis.set_xscale("log")

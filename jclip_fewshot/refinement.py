@@ -226,7 +226,7 @@ def _variational_weights(probs, weights, a, steps: int = 12) -> tuple:
 
 
 def _rounds(start, features, shots, evidence, weights=None) -> tuple:
-    """The fixed point's rounds: refined rows (N, K) and the trace.   weights: (alpha, f); None: equal ones."""
+    """The fixed point's rounds: refined rows (N, K) and the trace.   weights: (alpha, f), None: equal."""
     refined = _softmax(start)
     if weights:
         refined = _weighed(start, refined, *weights)

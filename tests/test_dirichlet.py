@@ -129,7 +129,8 @@ def sane(fit, rows, classes):
 @pytest.mark.parametrize("rows, classes", [(1, 6), (20, 2), (30, 1000)])
 def test_sizes(rows, classes, hard):
     rng = np.random.default_rng(3)
-    sane(em_dirichlet(simplex_rows(rng, rows, classes).astype(np.float32), hard=hard, iterations=2), rows, classes)
+    probs = simplex_rows(rng, rows, classes).astype(np.float32)
+    sane(em_dirichlet(probs, hard=hard, iterations=2), rows, classes)
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -18,7 +18,7 @@ def softmax(logits):
 
 @pytest.fixture(scope="module")
 def world():
-    """Gaussian classes on the sphere; answers come from noisy means, so that the set has something to teach."""
+    """Gaussian classes on the sphere; answers come from noisy means, so the set has something to teach."""
     rng = np.random.default_rng(0)
     means = unit_rows(rng.standard_normal((CLASSES, WIDTH)))
     text = unit_rows(means + 0.12 * rng.standard_normal(means.shape))
