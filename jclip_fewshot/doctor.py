@@ -65,7 +65,7 @@ def _device(device: str) -> List[Finding]:
     except UserError as error:
         return [Finding("device", False, str(error))]
     cache = f"{runtime.jittor_home() / '.cache/jittor'}" + \
-        (": built" if built else ": the first start builds Jittor, about two minutes")
+        (": built" if built else ": the first start builds Jittor, about a minute and a half")
     onednn = "missing: products about five times slower; pip install onednn-cpu-gomp==2021.2.0 " \
              "onednn-devel-cpu-gomp==2021.2.0" if plan.onednn == "none" else plan.onednn
     return [Finding("device", True, f"{plan.device}: {plan.reason}"),

@@ -11,7 +11,7 @@ not wait for it. `start(device)` starts it on a chosen device; the environment v
 - gives Jittor oneDNN from the PyPI wheels, which it would otherwise download, and leaves out the
   CUDA extras that it would download;
 - keeps CPU and CUDA builds in separate kernel caches, which Jittor mixes up;
-- runs the first build (about two minutes) in a child process, with progress, as often as Jittor
+- runs the first build (a minute and a half) in a child process, with progress, as often as Jittor
   asks for a rerun: it does so with exit status 0, which a caller takes for success.
 """
 
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Optional
 
-from . import toolkit
+from . import headers, toolkit
 from .errors import UserError
 from .files import write_text
 
@@ -41,7 +43,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 # Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
-_BUILD_FILES, _BUILD_SECONDS = 314, 130
+_BUILD_FILES, _BUILD_SECONDS = 314, 95
 # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
 _CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
 
@@ -58,6 +60,8 @@ class Plan:
     reason: str
     onednn: str  # "PyPI wheels", "Jittor's download" or "none"
     environment: Dict[str, str]
+    compiler: Optional[str] = None
+    header: Optional[Path] = None  # Jittor's headers, precompiled (headers.py)
 
     def __str__(self) -> str:
         where = "the CPU" if self.device == "cpu" else "CUDA"
@@ -85,8 +89,10 @@ def plan(device: str = "auto") -> Plan:
     """
     if device not in DEVICES:
         raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
-    compiler = os.environ.get("cc_path") or shutil.which("g++")
+    compiler = shutil.which(os.environ.get("cc_path") or "g++")
     if not compiler and sys.platform == "linux":
+        if os.environ.get("cc_path"):
+            raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
     home = jittor_home()
     if not os.access(_existing_parent(home), os.W_OK):
@@ -97,10 +103,11 @@ def plan(device: str = "auto") -> Plan:
     # gdb is looked for at every import, only to print a stack after a crash; ranks.py needs no MPI in Jittor.
     environment.update(log_silent="0" if os.environ.get(LOG_VARIABLE) == "1" else "1", use_mpi="0", gdb_path="")
     config = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}-config")
-    if config.is_file() and "python_config_path" not in os.environ:
+    if config.is_file():
         # In a virtual environment Jittor would take the headers of another Python, if it finds any.
-        environment["python_config_path"] = str(config)
+        environment["python_config_path"] = os.environ.get("python_config_path", str(config))
 
+    header = None
     chosen, reason, tools = _choose_device(device, home)
     if chosen == "cuda":
         environment.update(nvcc_path=str(tools.nvcc), cache_name=f"jclip_cuda{tools.version[0]}.{tools.version[1]}",
@@ -109,10 +116,13 @@ def plan(device: str = "auto") -> Plan:
             environment["cc_flags"] = _CUDA13_FLAGS
     else:
         environment.update(nvcc_path="", cache_name="jclip_cpu")
+        header = _choose_header(home, compiler)
+        if header:
+            environment.update(headers.flags(header))
     onednn = _choose_onednn(home)
     if onednn == "none":
         environment["use_mkl"] = "0"
-    return Plan(chosen, reason, onednn, environment)
+    return Plan(chosen, reason, onednn, environment, compiler, header)
 
 
 def _choose_device(device: str, home: Path) -> tuple:
@@ -132,6 +142,22 @@ def _choose_device(device: str, home: Path) -> tuple:
     if device == "cuda":
         raise UserError(f"--device cuda: {problem}; --device cpu runs without")
     return "cpu", problem, None
+
+
+def _choose_header(home: Path, compiler: Optional[str]) -> Optional[Path]:
+    """The precompiled header for a CPU build; None where g++ is not the compiler or somebody chose other flags."""
+    if not re.match(r"(.*-)?g\+\+", os.path.basename(compiler or "")) or os.environ.get("debug", "0") != "0":
+        return None
+    header = headers.path(home, _jittor_folder(), compiler)
+    given = {name: os.environ[name] for name in ("cc_flags", "kernel_flags") if os.environ.get(name, "").strip()}
+    return header if given in ({}, headers.flags(header)) else None  # a child process finds its parent's
+
+
+def _jittor_folder() -> Path:
+    package = importlib.util.find_spec("jittor")
+    if package is None:
+        raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
+    return Path(package.origin).parent
 
 
 def _choose_onednn(home: Path) -> str:
@@ -157,14 +183,11 @@ def _existing_parent(path: Path) -> Path:
 def build_stamp(started: Plan) -> Path:
     """The file that says that Jittor is built for this plan, this Python and this Jittor."""
     from importlib import metadata
-    compiler = os.environ.get("cc_path") or shutil.which("g++") or ""
-    package = importlib.util.find_spec("jittor")
-    if package is None:
-        raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
     quiet_ones = ("log_silent", "gdb_path", "GOMP_SPINCOUNT")  # of no account to the compiler
     flags = {name: value for name, value in started.environment.items() if name not in quiet_ones}
-    facts = [metadata.version("jittor"), package.origin, sys.version, compiler, os.uname(), flags,
-             os.environ.get("cc_flags", ""), os.environ.get("debug", "")]
+    others = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
+    facts = [metadata.version("jittor"), _jittor_folder(), sys.version, started.compiler, os.uname(),
+             {**others, **flags}]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return jittor_home() / ".cache/jittor" / f"jclip_built_{digest}"
 
@@ -179,6 +202,8 @@ def _build(started: Plan, stamp: Path) -> None:
         print(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores "
               f"({stamp.parent})", file=sys.stderr)
     begun = time.time()
+    if started.header:
+        headers.prepare(started.header, _jittor_folder(), started.compiler)
     code = "import jittor as jt; jt.array([1.0]).sync(); print('jclip: built')"
     for _ in range(4):  # "jit_utils updated, please rerun your command" comes at most twice
         with open(log, "wb") as output:
@@ -194,6 +219,8 @@ def _build(started: Plan, stamp: Path) -> None:
             raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
         if "jclip: built" in text:
             log.unlink()
+            if started.header:
+                headers.drop_core(started.header)
             write_text(stamp, "")
             if not quiet:
                 print(f"Jittor is built: {time.time() - begun:.0f} s", file=sys.stderr)
@@ -238,7 +265,7 @@ def start(device: Optional[str] = None) -> Plan:
         return _started
     started = plan(asked)
     stamp = build_stamp(started)
-    if not stamp.exists():
+    if not stamp.exists() or started.header and not started.header.exists():
         _build(started, stamp)
     os.environ.update(started.environment)
     os.environ[DEVICE_VARIABLE] = started.device  # child processes follow
