@@ -66,7 +66,7 @@ def path(jittor_home: Path, jittor: Path, compiler: str) -> Path:
 
 def flags(header: Path) -> Dict[str, str]:
     """The environment variables that make Jittor compile with `header`."""
-    return {"cc_flags": f' -include "{header}" {CORE_FLAGS} ', "kernel_flags": f" {KERNEL_FLAGS} "}
+    return {"cc_flags": f'-include "{header}" {CORE_FLAGS}', "kernel_flags": KERNEL_FLAGS}
 
 
 def prepare(header: Path, jittor: Path, compiler: str) -> None:

@@ -17,6 +17,7 @@ not wait for it. `start(device)` starts it on a chosen device; the environment v
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -149,8 +150,10 @@ def _choose_header(home: Path, compiler: Optional[str]) -> Optional[Path]:
     if not re.match(r"(.*-)?g\+\+", os.path.basename(compiler or "")) or os.environ.get("debug", "0") != "0":
         return None
     header = headers.path(home, _jittor_folder(), compiler)
-    given = {name: os.environ[name] for name in ("cc_flags", "kernel_flags") if os.environ.get(name, "").strip()}
-    return header if given in ({}, headers.flags(header)) else None  # a child process finds its parent's
+    # a child process finds its parent's flags, which are ours
+    chosen = {name: os.environ.get(name, "").strip() for name in headers.flags(header)}
+    ours = all(chosen[name] in ("", value) for name, value in headers.flags(header).items())
+    return header if ours else None
 
 
 def _jittor_folder() -> Path:
@@ -236,8 +239,9 @@ def _watch(child: subprocess.Popen, started: Plan, begun: float) -> None:
     with progress(stage="build", unit="files", total=_BUILD_FILES) as bar:
         while child.poll() is None:
             # only this build's objects: the folder may hold another Python's
-            made = sum(file.stat().st_mtime >= begun for file in folders.glob(pattern))
-            bar.update(min(made, _BUILD_FILES) - bar.n)
+            with contextlib.suppress(FileNotFoundError):  # g++ takes a file away and makes it anew
+                made = sum(file.stat().st_mtime >= begun for file in folders.glob(pattern))
+                bar.update(min(made, _BUILD_FILES) - bar.n)
             time.sleep(0.5)
 
 

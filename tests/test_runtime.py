@@ -34,8 +34,8 @@ def test_starts_with_a_fake_nvcc_an_empty_home_and_no_network(tmp_path):
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "JITTOR_HOME": str(runtime.jittor_home()),
                    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
-    for name in ("nvcc_path", "use_mkl", "cache_name", "cc_flags", "conv_opt", "python_config_path", "log_silent",
-                 runtime.DEVICE_VARIABLE):
+    for name in ("nvcc_path", "use_mkl", "cache_name", "cc_flags", "kernel_flags", "conv_opt", "python_config_path",
+                 "log_silent", runtime.DEVICE_VARIABLE):
         environment.pop(name, None)
     code = ("from jclip_fewshot.runtime import jt, start\n"
             "print(start().device, jt.matmul(jt.ones((2, 3)), jt.ones((3, 2))).sum())")
