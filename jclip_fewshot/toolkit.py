@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple, Union
 
+from .files import write_text
+
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 # Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -97,6 +99,19 @@ def _wheel_folders() -> List[Path]:
     return [folder for root in dict.fromkeys(roots) for folder in sorted(root.glob("nvidia/*")) if folder.is_dir()]
 
 
+# Jittor's reductions on CUDA include npp.h for these limits alone; few toolkits have it, PyTorch's wheels never.
+_NPP_LIMITS = """\
+#pragma once
+#define NPP_MIN_32U 0
+#define NPP_MAX_32U 4294967295U
+#define NPP_MIN_32S (-2147483647 - 1)
+#define NPP_MAX_32S 2147483647
+#define NPP_MIN_64U 0
+#define NPP_MAX_64U 18446744073709551615ULL
+#define NPP_MIN_64S (-9223372036854775807LL - 1)
+#define NPP_MAX_64S 9223372036854775807LL
+"""
+
 # What Jittor's CUDA build opens by name, with its file names: header, library.
 _NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
            "cuBLAS": ("cublas_v2.h", "libcublas.so"),
@@ -145,6 +160,7 @@ def find_toolkit(jittor_home: Path) -> Union[Toolkit, str]:
             continue
         complete = all(headers[part].parent == own_includes[0] and shared[part].parent == own_libraries[0]
                        and shared[part].name == _NEEDED[part][1] for part in _NEEDED)
+        complete = complete and (own_includes[0] / "npp.h").exists()
         if complete:
             return Toolkit(nvcc, version)
         folder = jittor_home / ".cache/jittor/jclip_toolkit" / f"cuda{version[0]}.{version[1]}"
@@ -158,6 +174,8 @@ def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
     for header_folder in dict.fromkeys(header.parent for header in headers.values()):
         for entry in sorted(header_folder.iterdir()):
             _link(include / entry.name, entry)
+    if not (include / "npp.h").exists():
+        write_text(include / "npp.h", _NPP_LIMITS)
     for part, (_, library) in _NEEDED.items():
         _link(lib64 / library, shared[part])
         _link(lib64 / shared[part].name, shared[part])  # the name that the loader asks for

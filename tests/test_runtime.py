@@ -151,14 +151,15 @@ def test_a_toolkit_is_put_together_from_pytorchs_wheels(tmp_path, monkeypatch):
         assert found.version == (13, 0)
         home = found.nvcc.parent.parent
         for name in ("include/cuda_runtime.h", "include/cublas_v2.h", "lib64/libcudart.so", "lib64/libcublas.so",
-                     "lib64/libcublas.so.13", "lib64/libcurand.so"):
+                     "lib64/libcublas.so.13", "lib64/libcurand.so", "include/npp.h"):
             assert (home / name).is_file(), name
+        assert "NPP_MAX_32S" in (home / "include/npp.h").read_text()
         assert b"13.0" in subprocess.run([str(found.nvcc)], stdout=subprocess.PIPE).stdout
 
 
 def test_a_complete_toolkit_is_taken_as_it_is(tmp_path, monkeypatch):
     names = [name.replace("lib/", "lib64/").replace(".so.13", ".so").replace(".so.10", ".so") for name in LIBRARIES]
-    nvcc = cuda_home(tmp_path / "cuda", RUNTIME + tuple(names))
+    nvcc = cuda_home(tmp_path / "cuda", RUNTIME + tuple(names) + ("include/npp.h",))
     monkeypatch.setattr(toolkit, "_nvcc_candidates", lambda home: [tmp_path / "absent/nvcc", nvcc])
     assert toolkit.find_toolkit(tmp_path) == toolkit.Toolkit(nvcc, (13, 0))
 
