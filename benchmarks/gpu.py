@@ -31,6 +31,24 @@ for _ in range(10): a @ a
 wait(); print(2 * n ** 3 * 10 / (time.time() - begun) / 1e12)
 """
 
+TORCH_IMAGES = """
+import sys, time, torch
+sys.path.insert(0, "benchmarks")
+from encode import ARCHITECTURES, torch_clip
+batch, device = int(sys.argv[1]), sys.argv[2]
+dtype = torch.float16 if device == "cuda" else torch.float32
+model = torch_clip(torch, ARCHITECTURES["ViT-B/32"]).eval()
+model = model.to(device, dtype)
+images = torch.randn(batch, 3, 224, 224, device=device, dtype=dtype)
+wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+with torch.no_grad():
+    for repeats in (3, 20):
+        wait(); begun = time.time()
+        for _ in range(repeats): model.encode_image(images)
+        wait(); seconds = (time.time() - begun) / repeats
+print(f"batch {batch}: {batch / seconds:.1f} images/s")
+"""
+
 
 def product_rate(size: int, half: bool) -> float:
     """TFLOP/s of Jittor's size³ product."""
@@ -78,6 +96,9 @@ def encoder(options):
     if options.torch_python:
         print("torch product rate, TFLOP/s:", subprocess.run(
             [options.torch_python, "-c", TORCH_RATE, "1024" if options.small else "8192", options.device],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout.strip())
+        print("OpenAI's model in torch,", subprocess.run(
+            [options.torch_python, "-c", TORCH_IMAGES, "8" if options.small else "256", options.device], cwd=ROOT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout.strip())
 
 
