@@ -15,7 +15,7 @@ from jclip_fewshot import command, competition, demo, prompts, ranks, runs, sele
 from jclip_fewshot.command import tell
 from jclip_fewshot.config import TrainConfig, parse
 from jclip_fewshot.heads import Shots
-from jclip_fewshot.sources import open_source, require_readable
+from jclip_fewshot.sources import labelled_rows, open_source
 from jclip_fewshot.stack import Stack, domain_indices, head_names, settings_table
 
 
@@ -33,37 +33,34 @@ def main() -> None:
     contest = competition.read_contest(settings.data, settings.board)
     for note in contest.notes:
         tell(note)
-    sentences = [prompts.sentences(name, domain, prompts.load(settings.prompts or None))
-                 for name, domain in zip(contest.class_names, contest.domains)]
+    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts)
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings)
     text = source.texts(contest.class_names, sentences)
     watch.lap("sentences")
     shots = selection.choose(contest, settings, source, text)
-    rows, bad = source.images(contest.root, [path for path, _ in shots], views=settings.augment)
-    kept = require_readable(shots, bad, settings.skip_bad)
+    rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    data = Shots(rows[kept], [shots[i][1] for i in kept], text, domain_indices(contest.domains))
+    data = Shots(rows, [label for _, label in shots], text, domain_indices(contest.domains))
     tell(f"{len(data)} shots of {int(data.seen.sum())} of {data.num_classes} classes")
     stack = Stack(names, settings.seed).fit(data, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     folder = runs.new_run(settings.runs, settings.name, settings.board)
-    chosen = [shots[i] for i in kept]
-    competition.write_shot_list(folder / runs.SHOTS, chosen)
+    competition.write_shot_list(folder / runs.SHOTS, shots)
     runs.save_arrays(folder / runs.MODEL, stack.state())
     runs.save_record(folder, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
-        "shots": {"rule": selection.rule(settings), "files": [path for path, _ in chosen],
-                  "labels": [label for _, label in chosen], "unreadable": bad},
+        "shots": {"rule": selection.rule(settings), "files": [path for path, _ in shots],
+                  "labels": [label for _, label in shots], "unreadable": bad},
         "settings": stack.settings(), "histories": stack.histories(),
         "seconds": {**watch.seconds, **{f"head {name}": s for name, s in stack.seconds_.items()}}})
     print(settings_table(stack.settings()))

@@ -73,7 +73,7 @@ class FewShotClassifier:
             numbers = labels.astype(np.int64)
         domains = domains_of(self.class_names_)
         if text is None:
-            sentences = [prompts.sentences(name, domain) for name, domain in zip(self.class_names_, domains)]
+            sentences = prompts.class_sentences(self.class_names_, domains)
             text = self._opened().texts(self.class_names_, sentences)
         rows = self._rows(images, self.augment)
         shots = Shots(rows, numbers, text, domain_indices(domains))

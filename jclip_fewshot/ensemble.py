@@ -247,8 +247,8 @@ class Ensemble:
         hits = self.held_out_probs_[usable].argmax(axis=1) == shots.labels[usable]
         self.settings_ = {"weights": self._named(self.pool_.weights), "chosen_by": "held-out log-loss",
                           "bias_spread": float(self.pool_.bias.std()),
-                          "cv_log_loss": float(-np.log(np.maximum(chance, FLOOR)).mean()),
-                          "cv_top1": float(100 * hits.mean())}
+                          "held_out_loss": float(-np.log(np.maximum(chance, FLOOR)).mean()),
+                          "held_out_top1": float(100 * hits.mean())}
         if not shots.seen.all():
             self.settings_.update(unseen_offset=self.offset_, **found)
         return self
@@ -377,6 +377,6 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
     enough = np.flatnonzero(hidden_hits >= zero_shot_hit.sum() * hidden_total / len(labels))
     chosen = enough[0] if len(enough) else int(hidden_hits.argmax())
     return float(OFFSETS[chosen]), {
-        "cv_top1_called_unseen": float(100 * hidden_hits[chosen] / hidden_total),
-        "cv_top1_called_unseen_zero_shot": float(100 * zero_shot_hit.mean()),
-        "cv_top1_others": float(100 * other_hits[chosen] / max(other_total, 1))}
+        "held_out_top1_called_unseen": float(100 * hidden_hits[chosen] / hidden_total),
+        "held_out_top1_called_unseen_zero_shot": float(100 * zero_shot_hit.mean()),
+        "held_out_top1_others": float(100 * other_hits[chosen] / max(other_total, 1))}

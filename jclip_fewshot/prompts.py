@@ -17,7 +17,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from .errors import UserError
 
@@ -71,6 +71,17 @@ def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[P
     if descriptions:
         filled += prompts.descriptions.get(class_name, [])
     return list(dict.fromkeys(filled))
+
+
+def class_sentences(class_names: Sequence[str], domains: Sequence[str],
+                    folder: Union[str, Path, None] = None) -> List[List[str]]:
+    """Each class's `sentences`, with the prompts of `folder` or those that come with the package.
+
+    Raises:
+        UserError: see `load` and `sentences`.
+    """
+    prompts = load(folder or None)
+    return [sentences(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
 def display_name(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None) -> str:

@@ -34,7 +34,7 @@ VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in 
 LIMIT = 500_000_000  # the contest's bound on a model's parameters
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib
 CALIBRATION_BINS = 15  # as Guo et al. 2017
-HELD_OUT_KEYS = ("held_out_top1", "cv_top1")  # what heads and ensemble call their score on left-out shots
+HELD_OUT_SCORE = "held_out_top1"  # what heads and ensemble call their score on left-out shots
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 
 
@@ -122,11 +122,7 @@ def find_run(run: Union[str, Path], runs_folder: Union[str, Path]) -> Path:
         UserError: there is none.
     """
     if run:
-        folder = Path(run)
-        if not any((folder / name).is_file() for name in (runs.RECORD, VALIDATE)):
-            raise UserError(f"{run}: no finished run there (neither {runs.RECORD} nor {VALIDATE}); "
-                            "python train.py makes one")
-        return folder
+        return Path(run) if Path(run, VALIDATE).is_file() else runs.find_run(run, runs_folder)
     folders = [path.parent for path in Path(runs_folder).glob(f"*/{runs.RECORD}")]
     records = [path for folder in folders for path in (folder / runs.RECORD, *folder.glob("test_*.json"))]
     records += Path(runs_folder).glob(f"*/{VALIDATE}")
@@ -141,9 +137,7 @@ def read_run(folder: Path, split: str = "") -> Run:
     Raises:
         UserError: no such run, no answers of `split`, a damaged file.
     """
-    if not (folder / runs.RECORD).is_file():
-        raise UserError(f"{folder}: no finished run there ({runs.RECORD} is missing); python train.py makes one")
-    record = runs.load_record(folder)
+    record = runs.load_record(runs.find_run(folder, ""))
     tests = sorted(folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
     if split and not (folder / f"test_{split}.json").is_file():
         raise UserError(f"{folder} has not answered test set {split}: "

@@ -435,11 +435,11 @@ def _learned(page: Page, run: Run) -> List[Part]:
     settings, histories = run.record["settings"], run.record["histories"]
     sizes, rows = dict(report.parameter_count(run)[0]), []
     for name, chosen in settings.items():
-        scores = [chosen[key] for key in report.HELD_OUT_KEYS if chosen.get(key) is not None]
+        score = chosen.get(report.HELD_OUT_SCORE)
         seconds = run.record["seconds"].get(f"head {name}")
         told = [el("span", el("i", key.replace("_", " ")), f" {_short(value)}", class_="setting")
-                for key, value in chosen.items() if key not in report.HELD_OUT_KEYS]
-        rows.append(line(method_title(name), number(f"{scores[0]:.1f}", scores[0]) if scores else el("td"),
+                for key, value in chosen.items() if key != report.HELD_OUT_SCORE]
+        rows.append(line(method_title(name), el("td") if score is None else number(f"{score:.1f}", score),
                          number("" if seconds is None else f"{seconds:.1f}"),
                          number(f"{sizes.get(name, 0):,}"), el("td", *told, class_="settings"), data_method=name))
     head = el("tr", *(el("th", label, scope="col", class_=kind) for label, kind in (

@@ -47,6 +47,8 @@ LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 _BUILD_FILES, _BUILD_SECONDS = 314, 95
 # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
 _CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
+# CUDA 13's CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
+_CUDA13_STANDARD = "-std=c++17"
 
 _LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
 
@@ -115,6 +117,8 @@ def plan(device: str = "auto") -> Plan:
                            conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
         if tools.version >= (13, 0):
             environment["cc_flags"] = _CUDA13_FLAGS
+            own = os.environ.get("NVCC_APPEND_FLAGS", "")
+            environment["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} {_CUDA13_STANDARD}".strip()
     else:
         environment.update(nvcc_path="", cache_name="jclip_cpu")
         header = _choose_header(home, compiler)

@@ -122,6 +122,18 @@ def _encoder_source(model: str, weights: str, settings: MachineConfig) -> Encode
     return EncoderSource(encoder, cache, settings.workers or None, record)
 
 
+def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
+                  stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+    """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
+
+    Raises:
+        UserError: an image that cannot be read, without `skip_bad`.
+    """
+    rows, bad = source.images(root, [path for path, _ in images], views=views, stage=stage)
+    kept = require_readable(images, bad, skip_bad)
+    return rows[kept], [images[i] for i in kept], bad
+
+
 def require_readable(shots: Sequence[Tuple[str, int]], bad: Dict[int, str], skip: bool) -> List[int]:
     """Indices of the shots that could be read; with `skip`, the others are named in warnings.
 

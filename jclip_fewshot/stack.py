@@ -35,7 +35,7 @@ def head_names(listed: str) -> List[str]:
 def make_head(name: str, seed: int) -> Head:
     """A head with its default settings; trained heads take the seed."""
     head = HEADS[name]
-    return head(seed=seed) if getattr(head, "seeded", False) else head()
+    return head(seed=seed) if head.seeded else head()
 
 
 class Stack:
@@ -128,9 +128,9 @@ def settings_table(settings: Dict[str, dict]) -> str:
     """A row a method: its cross-validated top-1 and what it chose on the shots."""
     rows = []
     for name, chosen in settings.items():
-        score = chosen.get("cv_top1", chosen.get("held_out_top1"))
+        score = chosen.get("held_out_top1")
         said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
-                         if not key.startswith(("cv_", "held_out_")))
+                         if not key.startswith("held_out_"))
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"

@@ -26,7 +26,7 @@ from .errors import UserError
 from .evaluate import refine_with
 from .heads import Shots
 from .scores import best_classes, score, table
-from .sources import open_source, require_readable
+from .sources import labelled_rows, open_source
 from .stack import Stack, domain_indices, head_names
 
 # Shares of board A's test set by domain, as the contest's participants count them.
@@ -86,32 +86,27 @@ def validate(settings: ValidateConfig) -> dict:
     """Runs the stack for every number of shots and every seed.
 
     Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "domains":
-    {domain: [...]}}}}, "held_out", "answers"}; "answers" are the last run's (N, K) probabilities.
+    {domain: [...]}}}}, "held_out": their paths}.
     """
     counts = parse_shots(settings.shots)
     contest = read_contest(settings.data, settings.board)
     held, contest = hold_out(contest, settings.per_class, max(counts))
     domains = contest.domains
-    loaded = prompts.load(settings.prompts or None)
-    sentences = [prompts.sentences(name, domain, loaded) for name, domain in zip(contest.class_names, domains)]
+    sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts)
     source = open_source(settings)
     text = source.texts(contest.class_names, sentences)
-    rows, bad = source.images(contest.root, [path for path, _ in held], stage="held out")
-    kept = require_readable(held, bad, settings.skip_bad)
-    features, labels = rows[kept], np.array([held[i][1] for i in kept], np.int64)
-    tell(f"{len(kept)} labelled images held out of {len(contest.class_names)} classes")
+    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
+    labels = np.array([label for _, label in held], np.int64)
+    tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
 
     curve: Dict[int, Dict[str, dict]] = {}
-    answers: Dict[str, np.ndarray] = {}
     for count in counts:
         methods = curve.setdefault(count, {})
         for seed in range(settings.seeds):
             begun = time.perf_counter()
-            train = _train_settings(settings, count, seed)
-            shots = selection.choose(contest, train, source, text)
-            shot_rows, bad = source.images(contest.root, [path for path, _ in shots], views=settings.augment)
-            good = require_readable(shots, bad, settings.skip_bad)
-            data = Shots(shot_rows[good], [shots[i][1] for i in good], text, domain_indices(domains))
+            shots = selection.choose(contest, TrainConfig(shots=count, seed=seed), source, text)
+            rows, shots, _ = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
+            data = Shots(rows, [label for _, label in shots], text, domain_indices(domains))
             stack = Stack(head_names(settings.heads), seed).fit(data)
             answers = stack.logits(features)
             answers["ensemble"] = stack.probs(answers)
@@ -126,13 +121,7 @@ def validate(settings: ValidateConfig) -> dict:
                 for domain, inside in scores["domains"].items():
                     row["domains"].setdefault(domain, []).append(inside["top1"])
             tell(f"  {count} shots, seed {seed}: {time.perf_counter() - begun:.1f} s")
-    return {"n": len(kept), "k": len(contest.class_names), "curve": curve,
-            "held_out": [held[i][0] for i in kept], "answers": answers}
-
-
-def _train_settings(settings: ValidateConfig, shots: int, seed: int) -> TrainConfig:
-    """What selection asks of train.py's settings."""
-    return TrainConfig(shots=shots, seed=seed)
+    return {"n": len(held), "k": len(contest.class_names), "curve": curve, "held_out": [path for path, _ in held]}
 
 
 def mean_and_spread(values: List[float]) -> str:
@@ -162,8 +151,7 @@ def shot_curve(curve: Dict[int, Dict[str, dict]]) -> str:
 def save(settings: ValidateConfig, results: dict) -> str:
     """Leaves the numbers as a record in a run folder of its own; returns the folder."""
     folder = runs.new_run(settings.runs, settings.name or time.strftime("validate-%Y%m%d-%H%M%S"), settings.board)
-    record = {key: results[key] for key in ("n", "k", "curve", "held_out")}
     runs.save_json(folder / "validate.json", {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
-        "config": vars(settings), **record})
+        "config": vars(settings), **results})
     return str(folder)

@@ -68,6 +68,9 @@ def test_cuda_plan_keeps_its_own_cache_and_downloads_nothing(monkeypatch):
     assert {plan.environment[name] for name in ("use_cutt", "use_cutlass", "use_nccl")} == {"0"}
     assert plan.environment["conv_opt"] == "1"  # no cuDNN
     assert "clockRate" in plan.environment["cc_flags"]  # CUDA 13
+    assert plan.environment["NVCC_APPEND_FLAGS"] == "-std=c++17"  # CUB's least
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-lineinfo -std=c++17")  # a child of a started process
+    assert runtime.plan("auto").environment["NVCC_APPEND_FLAGS"] == "-lineinfo -std=c++17"
 
 
 def test_cuda_needs_a_driver_as_new_as_the_compiler(monkeypatch):

@@ -95,8 +95,14 @@ class Attention(nn.Module):
                                                       else row.reshape((-1, 1, 1, 1)))
             scores = jt.ternary(future.broadcast(scores.shape),
                                 jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
-        mixed = jt.matmul(nn.softmax(scores, dim=-1), v)  # (B, H, L or 1, W/H)
+        mixed = jt.matmul(_softmax(scores), v)  # (B, H, L or 1, W/H)
         return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, -1, width)))
+
+
+def _softmax(scores):
+    """Over the last axis, in float32. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
+    exp = jt.exp(scores.float32() - scores.float32().max(-1, keepdims=True))
+    return (exp / exp.sum(-1, keepdims=True)).cast(scores.dtype)
 
 
 def _heads(x, parts: int, heads: int):
@@ -273,7 +279,7 @@ class AttentionPool2d(nn.Module):
         k, = _heads(self.k_proj(x), 1, self.heads)
         v, = _heads(self.v_proj(x), 1, self.heads)
         scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(nn.softmax(scores, dim=-1), v)  # (B, H, 1, W/H)
+        mixed = jt.matmul(_softmax(scores), v)  # (B, H, 1, W/H)
         return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
 
 

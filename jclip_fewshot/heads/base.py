@@ -270,15 +270,6 @@ def zero_shot_where_alone(logits: np.ndarray, shots: Shots) -> np.ndarray:
     return logits
 
 
-def logits_by_folds(shots: Shots, fit_predict: Callable[[Shots, np.ndarray], np.ndarray],
-                    max_folds: Optional[int] = None) -> np.ndarray:
-    """(S, K): each fold's `fit_predict(shots kept, features left out)`; zero-shot where a shot is alone."""
-    held_out = zero_shot_logits(shots.features, shots.text)
-    for kept, left_out in folds(shots.labels, max_folds):
-        held_out[left_out] = fit_predict(shots.take(kept), shots.features[left_out])
-    return zero_shot_where_alone(held_out, shots)
-
-
 def class_sums(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Sum of each class's rows in float64: (S, D), (S,) -> (K, D); zero where a class has none."""
     one_hot = (np.arange(num_classes)[:, None] == labels).astype(float)

@@ -120,8 +120,8 @@ class Vicinal(Head):
         if len(rows):
             inside = self._held[np.ix_(rows, columns)]
             self.settings_.update(chosen_by="leave-one-shot-out log-loss",
-                                  cv_log_loss=log_loss(inside, inner.labels[rows]),
-                                  cv_top1=top1(inside, inner.labels[rows]))
+                                  held_out_loss=log_loss(inside, inner.labels[rows]),
+                                  held_out_top1=top1(inside, inner.labels[rows]))
         else:
             self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
 
