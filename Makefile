@@ -16,6 +16,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/ready
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/decode.py --images 200 --files 20000
 	$(BIN)/python benchmarks/heads.py

@@ -145,7 +145,7 @@ def fed_against_unfed(model: str, paths, repeats: int = 3) -> None:
     encoder = wrap_model(build_model(encode.random_state_dict(encode.layout(model))), model, "random")
     batch = np.random.default_rng(0).integers(0, 256, (encoder.batch_size, 224, 224, 3), dtype=np.uint8)
     encoder.images(batch)
-    count = min(len(paths), 6 * encoder.batch_size)
+    count = min(len(paths), 12 * encoder.batch_size)
     fed, unfed = [], []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -153,10 +153,10 @@ def fed_against_unfed(model: str, paths, repeats: int = 3) -> None:
             encoder.images(batch)
         unfed.append((time.perf_counter() - start) / (count // encoder.batch_size * encoder.batch_size))
         start = time.perf_counter()
-        encode_images(encoder, paths[:count], workers=default_workers(encoder.device))
+        encode_images(encoder, paths[:count], workers=default_workers())
         fed.append((time.perf_counter() - start) / count)
     share = statistics.median(u / f for u, f in zip(unfed, fed))
-    print(f"  {model}, batch {encoder.batch_size}, {default_workers(encoder.device)} worker(s): "
+    print(f"  {model}, batch {encoder.batch_size}, {default_workers()} worker(s): "
           f"encoder alone {1 / statistics.median(unfed):.1f} images/s, "
           f"encode_images {1 / statistics.median(fed):.1f} "
           f"({100 * share:.1f} %, median of {repeats} turns, workers' start included)")
@@ -197,7 +197,7 @@ def lookup(files: int) -> None:
 
 
 def main() -> None:
-    cores = default_workers("cuda")
+    cores = default_workers()
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="*",

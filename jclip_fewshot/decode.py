@@ -170,6 +170,8 @@ class _Shared:
 def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
     """The life of a worker: tasks in, pixels and results out, until the parent closes the task socket."""
     recipe = Recipe(*recipe)
+    # Whoever encodes goes first: a worker that pushed one of its threads aside would make the others wait as well.
+    os.nice(19)
     tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
     shared = _Shared(memory_fd, batch_shape, workers)
     while True:

@@ -183,7 +183,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     rank, ranks = shard
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch_images % ranks == rank]
     if workers is None:
-        workers = min(default_workers(encoder.device), len(wanted) * views // IMAGES_A_WORKER)
+        workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
     bad: Bad = {}
     finished = 0
     decoder = Decoder(paths, recipe, batch_images, workers)
@@ -219,7 +219,7 @@ def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
     """Reads the files that the cache has not seen at this place; fills in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
     if workers is None:
-        workers = min(default_workers("cuda"), len(unknown) // FILES_A_WORKER)
+        workers = min(default_workers(), len(unknown) // FILES_A_WORKER)
     with Decoder(paths, recipe, 1, workers if unknown else 0) as decoder:
         read = decoder.digests(unknown)
         for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
@@ -309,10 +309,9 @@ def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
     return rows[np.asarray(back).reshape(-1)]
 
 
-def default_workers(device: str) -> int:
-    """Decoding processes: every core beside a GPU, few beside a CPU encoder, which wants the cores itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if device == "cuda" else max(1, cores // 4)
+def default_workers() -> int:
+    """Decoding processes: one a core. Beside a CPU encoder they get what it leaves, between its batches all of it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

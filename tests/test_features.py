@@ -21,12 +21,13 @@ from jclip_fewshot.features import Encoder, FeatureTable, encode_images, encode_
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, WIDTH, BATCH = 32, 24, 8
-PROJECTION = np.random.default_rng(0).standard_normal((3 * SIZE * SIZE, WIDTH)).astype(np.float32)
+PROJECTION = np.random.default_rng(0).standard_normal((3 * SIZE * SIZE, WIDTH))
 
 
 def project(pixels):
     assert pixels.dtype == np.uint8 and pixels.shape[1:] == (SIZE, SIZE, 3)
-    return normalize(pixels).reshape(len(pixels), -1) @ PROJECTION
+    # in float64, so that a row is the same to the bit in a batch of any size
+    return (normalize(pixels).reshape(len(pixels), -1).astype(np.float64) @ PROJECTION).astype(np.float32)
 
 
 def spell(sentences):
