@@ -1,9 +1,10 @@
 # make demo   sets up and runs the built-in contest: train, test, score, result.txt
 # make test   sets up and runs the tests
-# make bench  every CPU benchmark
+# make bench  every CPU benchmark; SUITE=FILE.npz for those that want a feature suite
 
 PYTHON ?= python3
 VENV ?= .venv
+SUITE ?= $(wildcard ../shared/features/caltech65_4shot.npz)
 BIN = $(VENV)/bin
 
 .PHONY: demo test bench clean
@@ -20,7 +21,11 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/decode.py --images 200 --files 20000
 	$(BIN)/python benchmarks/heads.py
-	$(BIN)/python benchmarks/dirichlet.py
+	$(if $(SUITE),,@echo "no feature suite: make bench SUITE=FILE.npz runs four more")
+	$(if $(SUITE),$(BIN)/python benchmarks/dirichlet.py $(SUITE))
+	$(if $(SUITE),$(BIN)/python benchmarks/ensemble.py $(SUITE) --ceiling)
+	$(if $(SUITE),$(BIN)/python benchmarks/refinement.py $(SUITE))
+	$(if $(SUITE),$(BIN)/python benchmarks/selection.py $(SUITE))
 
 # pip's output is kept out of the way unless it fails
 $(VENV)/ready: pyproject.toml

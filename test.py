@@ -12,6 +12,7 @@ import time
 from jclip_fewshot import command, competition, ranks, runs
 from jclip_fewshot.command import tell, warn
 from jclip_fewshot.config import TestConfig, parse
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluate import refine_with
 from jclip_fewshot.report import write_report
 from jclip_fewshot.scores import best_classes, score, score_table, truth_of, with_unreadable
@@ -42,6 +43,10 @@ def main() -> None:
     features, bad = source.images(contest.root, [str(path.relative_to(contest.root)) for path in tests.paths])
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
+    if len(bad) == len(tests.names):
+        index, reason = next(iter(bad.items()))
+        raise UserError(f"{tests.folder}: none of the {len(tests.names)} images can be read ({tests.names[index]}: "
+                        f"{reason}); unpack the test set again")
     for index, reason in bad.items():
         warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
     watch.lap("features")

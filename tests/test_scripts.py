@@ -255,6 +255,18 @@ def test_broken_test_images_are_named_and_answered(drawn):
     assert call(folder, "jclip_fewshot", "check", "result.txt", "--data", "data").returncode == 0
 
 
+def test_a_test_set_without_one_readable_image_is_refused(drawn):
+    folder, _ = drawn
+    assert call(folder, *ENCODE, "--name", "unread").returncode == 0
+    shutil.copytree(folder / "data", folder / "broken")
+    for path in (folder / "broken/TestSetA").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    (folder / "result.txt").write_text("an older result")
+    fails(call(folder, "test.py", "--run", "runs/unread", "--data", "broken"),
+          "none of the 24 images can be read", "TestSetA")
+    assert (folder / "result.txt").read_text() == "an older result"
+
+
 def test_a_broken_training_image_stops_unless_it_may_be_skipped(drawn):
     folder, _ = drawn
     shot = (folder / "runs/base/shots.txt").read_text().split()[0]
