@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,8 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data beside the checkout ({folder.name}/)")
     return folder
+
+
+def hear_ctrl_c():
+    """For `preexec_fn`: a child of a background job ignores Ctrl-C unless it is told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

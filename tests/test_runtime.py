@@ -10,7 +10,7 @@ import pytest
 
 from jclip_fewshot import runtime, toolkit
 from jclip_fewshot.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hear_ctrl_c
 
 
 def script(path: Path, text: str) -> Path:
@@ -220,5 +220,6 @@ def test_ctrl_c_belongs_to_python_after_jittor_has_started():
             "child = subprocess.Popen(['sleep', '60']); child.kill(); child.wait()\n"
             "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
             "except KeyboardInterrupt:\n    print('survived both')\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True,
+                          preexec_fn=hear_ctrl_c)
     assert done.returncode == 0 and "survived both" in done.stdout

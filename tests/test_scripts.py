@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot import competition, demo, runtime
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hear_ctrl_c
 
 DOMAINS = ("Cat", "Dog")
 
@@ -285,7 +285,7 @@ def test_ctrl_c_says_so_and_leaves_no_half_run(drawn):
     folder, _ = drawn
     line = [sys.executable, str(ROOT / ENCODE[0]), *map(str, ENCODE[1:-2]), "--augment", "40", "--name", "stopped"]
     child = subprocess.Popen(line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
-                             universal_newlines=True)
+                             universal_newlines=True, preexec_fn=hear_ctrl_c)
     for said in child.stderr:
         if "-wide features" in said:  # encoding has begun
             break
