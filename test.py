@@ -9,15 +9,20 @@ Everything about the method comes from the run; the flags here say only which im
 
 import time
 
-from jclip_fewshot import command, competition, ranks, runs
-from jclip_fewshot.command import tell, warn
-from jclip_fewshot.config import TestConfig, parse
+from jclip_fewshot import runs
+from jclip_fewshot.backend import ranks
+from jclip_fewshot.cli import command
+from jclip_fewshot.cli.flags import parse
+from jclip_fewshot.config import TestConfig
+from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.submission import write_result
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluate import refine_with
-from jclip_fewshot.report import write_report
-from jclip_fewshot.scores import best_classes, score, score_table, truth_of, with_unreadable
-from jclip_fewshot.sources import reopen_source
-from jclip_fewshot.stack import Stack
+from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
+from jclip_fewshot.features.sources import reopen_source
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.report.run import write_report
+from jclip_fewshot.storage.arrays import load_arrays
 
 
 def main() -> None:
@@ -28,15 +33,15 @@ def main() -> None:
     # 1. The run: what was learned, and from what.
     folder = runs.find_run(settings.run, settings.runs, demo=settings.demo)
     record = runs.load_record(folder)
-    stack = Stack.from_state(runs.load_arrays(folder / runs.MODEL))
-    tell(f"run {folder}: {', '.join(stack.names)}")
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL))
+    tell(f"run {folder}: {', '.join(pipeline.names)}")
 
     # 2. The test images become unit feature rows. One that cannot be read is answered by the prior.
     root = settings.data or record["config"]["data"]
-    contest = competition.read_contest(root, record["config"]["board"])
+    contest = read_contest(root, record["config"]["board"])
     runs.require_same_classes(folder, record, contest.class_names)
     split = settings.split or record["config"]["board"]
-    tests = competition.test_images(root, split)
+    tests = test_images(root, split)
     if tests.ignored:
         tell(f"{tests.folder}: {tests.ignored} files that are no .jpg or .jpeg are left out")
     source = reopen_source(record, settings)
@@ -53,35 +58,30 @@ def main() -> None:
 
     # 3. Heads and ensemble answer each image by itself; the refinement looks at all of them.
     readable = [index for index in range(len(tests.names)) if index not in bad]
-    logits = stack.logits(features[readable])
-    answers = {**logits, "ensemble": stack.probs(logits)}
-    watch.lap("heads")
-    refinement = None
-    if settings.refine != "off":
-        refinement = refine_with(stack, features[readable], answers["ensemble"], force=settings.refine == "on")
-        answers["ensemble_refined"] = refinement.probs
-        tell(refinement.report())
-    watch.lap("refinement")
-    final = answers["ensemble_refined" if refinement else "ensemble"]
+    answers = pipeline.answer(features[readable], settings.refine)
+    if answers.refinement:
+        tell(answers.refinement.report())
+    watch.lap("answers")
 
     # 4. The submission: written whole, read back and checked.
-    best = with_unreadable(best_classes(final), final, readable, len(tests.names))
-    archive = competition.write_result(settings.result, tests.names, best, len(contest.class_names))
+    best = with_unreadable(best_classes(answers.final), answers.final, readable, len(tests.names))
+    archive = write_result(settings.result, tests.names, best, len(contest.class_names))
     print(f"{settings.result}: {len(tests.names)} images; submit {archive}")
 
     # 5. Where the answers are known: the score of every method.
-    labels = competition.read_labels(contest, split)
+    labels = read_labels(contest, split)
     scores = {}
     if labels is not None:
         truth = truth_of(labels, tests.names)
         scores = {name: score(with_unreadable(best_classes(a), a, readable, len(truth)), truth, contest.domains)
-                  for name, a in answers.items()}
+                  for name, a in answers.by_method().items()}
         print(score_table(scores))
     runs.save_test(folder, split, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": str(device),
         "config": vars(settings), "images": len(tests.names), "unreadable": {tests.names[i]: r for i, r in bad.items()},
-        "refinement": refinement.record() if refinement else None, "scores": scores, "seconds": watch.seconds},
-        {"names": tests.names, "best": best, "probs": final, "before": answers["ensemble"], "readable": readable,
+        "refinement": answers.refinement.record() if answers.refinement else None, "scores": scores,
+        "seconds": watch.seconds},
+        {"names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
          "features": features, **({} if labels is None else {"truth": truth})})
     if settings.demo:
         print(f"report: {write_report(folder, split)}")

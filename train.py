@@ -11,12 +11,19 @@ features alone, choose their settings by leave-one-shot-out, and an ensemble com
 
 import time
 
-from jclip_fewshot import command, competition, demo, prompts, ranks, runs, selection
-from jclip_fewshot.command import tell
-from jclip_fewshot.config import TrainConfig, parse
-from jclip_fewshot.heads import Shots
-from jclip_fewshot.sources import labelled_rows, open_source
-from jclip_fewshot.stack import Stack, domain_indices, head_names, settings_table
+from jclip_fewshot import runs
+from jclip_fewshot.backend import ranks
+from jclip_fewshot.cli import command
+from jclip_fewshot.cli.flags import parse
+from jclip_fewshot.config import TrainConfig
+from jclip_fewshot.console import tell
+from jclip_fewshot.data import demo, prompts
+from jclip_fewshot.data.contest import read_contest
+from jclip_fewshot.data.shots import choose, rule, write_shot_list
+from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.pipeline import Pipeline, head_names, settings_table
+from jclip_fewshot.storage.arrays import save_arrays
+from jclip_fewshot.task import Task, domain_indices
 
 
 def main() -> None:
@@ -30,7 +37,7 @@ def main() -> None:
     # 1. What is there to learn from?
     if settings.demo:
         settings = demo.settings(settings)
-    contest = competition.read_contest(settings.data, settings.board)
+    contest = read_contest(settings.data, settings.board)
     for note in contest.notes:
         tell(note)
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts)
@@ -39,31 +46,31 @@ def main() -> None:
     source = open_source(settings)
     text = source.texts(contest.class_names, sentences)
     watch.lap("sentences")
-    shots = selection.choose(contest, settings, source, text)
+    shots = choose(contest, settings, source, text)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    data = Shots(rows, [label for _, label in shots], text, domain_indices(contest.domains))
-    tell(f"{len(data)} shots of {int(data.seen.sum())} of {data.num_classes} classes")
-    stack = Stack(names, settings.seed).fit(data, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale)
+    tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
+    pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     folder = runs.new_run(settings.runs, settings.name, settings.board)
-    competition.write_shot_list(folder / runs.SHOTS, shots)
-    runs.save_arrays(folder / runs.MODEL, stack.state())
+    write_shot_list(folder / runs.SHOTS, shots)
+    save_arrays(folder / runs.MODEL, pipeline.state())
     runs.save_record(folder, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
-        "shots": {"rule": selection.rule(settings), "files": [path for path, _ in shots],
+        "shots": {"rule": rule(settings), "files": [path for path, _ in shots],
                   "labels": [label for _, label in shots], "unreadable": bad},
-        "settings": stack.settings(), "histories": stack.histories(),
-        "seconds": {**watch.seconds, **{f"head {name}": s for name, s in stack.seconds_.items()}}})
-    print(settings_table(stack.settings()))
+        "settings": pipeline.settings(), "histories": pipeline.histories(),
+        "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
+    print(settings_table(pipeline.settings()))
     print(f"run saved: {folder}  (next: python test.py{' --demo' if settings.demo else ''})")
 
 

@@ -28,11 +28,13 @@ from PIL import Image  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from jclip_fewshot import progress  # noqa: E402
+from jclip_fewshot import console as progress  # noqa: E402
 from jclip_fewshot.clip.preprocess import normalize, resize_and_crop  # noqa: E402
-from jclip_fewshot.decode import Decoder, Recipe, content_digest, decode, open_image  # noqa: E402
-from jclip_fewshot.feature_cache import FeatureCache, as_keys  # noqa: E402
-from jclip_fewshot.features import Encoder, default_workers, encode_images  # noqa: E402
+from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image  # noqa: E402
+from jclip_fewshot.encoders.base import ROWS, Encoder  # noqa: E402
+from jclip_fewshot.features.encode import default_workers, encode_images  # noqa: E402
+from jclip_fewshot.storage.files import content_digest  # noqa: E402
+from jclip_fewshot.storage.row_store import FeatureCache, as_keys  # noqa: E402
 
 RECIPE = Recipe(224)
 SHAPE = (1, 224, 224, 3)
@@ -94,10 +96,19 @@ def busy_seconds(decoder) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+class Nothing(Encoder):
+    """An encoder that costs nothing."""
+
+    def __init__(self, width: int, batch_size: int) -> None:
+        super().__init__("nothing", "0" * 32, "float32", 224, width, 100.0, batch_size, "cuda")
+
+    def images(self, pixels, depth=ROWS):
+        return np.ones((len(pixels.copy()), self.width), np.float32)
+
+
 def by_workers(paths, count: int, workers) -> None:
     many = [paths[i % len(paths)] for i in range(count)]
-    nothing = Encoder("nothing", "0" * 32, 224, 4, BATCH, "cuda",
-                      lambda batch: np.ones((len(batch), 4), np.float32), None, None)
+    nothing = Nothing(4, BATCH)
     print("    workers    Decoder  a busy core   threads  encode_images   images/s")
     for w in workers:
         with Decoder(many, RECIPE, BATCH, w) as decoder:
@@ -127,8 +138,7 @@ def parent(count: int) -> None:
         paths = [Path(folder) / f"{i}.png" for i in range(8)]
         for path in paths:
             Image.new("RGB", (224, 224)).save(path)
-        nothing = Encoder("nothing", "0" * 32, 224, 512, 256, "cuda",
-                          lambda batch: np.ones((len(batch.copy()), 512), np.float32), None, None)
+        nothing = Nothing(512, 256)
         many = [paths[i % 8] for i in range(count)]
         start = time.process_time()
         with FeatureCache(Path(folder) / "cache") as cache:
@@ -140,9 +150,10 @@ def parent(count: int) -> None:
 
 def fed_against_unfed(model: str, paths, repeats: int = 3) -> None:
     import encode
+
     from jclip_fewshot.clip import build_model
-    from jclip_fewshot.features import wrap_model
-    encoder = wrap_model(build_model(encode.random_state_dict(encode.layout(model))), model, "random")
+    from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+    encoder = ClipEncoder(build_model(encode.random_state_dict(encode.layout(model))), model, "random")
     batch = np.random.default_rng(0).integers(0, 256, (encoder.batch_size, 224, 224, 3), dtype=np.uint8)
     encoder.images(batch)
     count = min(len(paths), 12 * encoder.batch_size)
@@ -173,7 +184,7 @@ def lookup(files: int) -> None:
                 paths[-1].write_bytes(b"%d" % i)
         time.sleep(2.5)  # younger files are not trusted
         rows = np.random.default_rng(0).standard_normal((1000, 512)).astype(np.float32)
-        encoder = Encoder("nothing", "0" * 32, 224, 512, 256, "cpu", None, None, None)
+        encoder = Nothing(512, 256)
         start = time.perf_counter()
         with FeatureCache(folder / "cache") as cache:
             about = dict(RECIPE._asdict(), what="images", encoder=encoder.fingerprint)

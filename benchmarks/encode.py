@@ -107,8 +107,8 @@ class Ours:
 
     def __init__(self):
         sys.path.insert(0, str(ROOT))
+        from jclip_fewshot.backend import jt
         from jclip_fewshot.clip import build_model
-        from jclip_fewshot.runtime import jt
         self.jt, self.build = jt, build_model
         self.square = jt.random((1024, 1024))
 

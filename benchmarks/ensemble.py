@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from jclip_fewshot.ensemble import Ensemble, fit_pool  # noqa: E402
-from jclip_fewshot.heads import Shots  # noqa: E402
-from jclip_fewshot.heads.base import log_loss, log_softmax, top1  # noqa: E402
-from jclip_fewshot.scores import table  # noqa: E402
-from jclip_fewshot.stack import head_names, make_head  # noqa: E402
-from jclip_fewshot.suites import load_suite  # noqa: E402
+from jclip_fewshot.backend.numerics import log_softmax  # noqa: E402
+from jclip_fewshot.combine.ensemble import Ensemble, fit_pool  # noqa: E402
+from jclip_fewshot.evaluation.scores import table  # noqa: E402
+from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
+from jclip_fewshot.heads.base import log_loss, top1  # noqa: E402
+from jclip_fewshot.pipeline import head_names, make_head  # noqa: E402
+from jclip_fewshot.task import Task  # noqa: E402
 
 
 def draw(suite, seed, per_class):
@@ -35,21 +36,21 @@ def draw(suite, seed, per_class):
     Classes with fewer than `per_class` + 2 rows, and those without a shot in the suite, get none.
     """
     if seed == 0:
-        return suite.shots, suite.features, suite.labels
-    features = np.concatenate([suite.shots.features, suite.features])
-    labels = np.concatenate([suite.shots.labels, suite.labels])
+        return suite.task, suite.features, suite.labels
+    features = np.concatenate([suite.task.features, suite.features])
+    labels = np.concatenate([suite.task.labels, suite.labels])
     rng = np.random.default_rng(seed)
     chosen = []
-    for c in np.flatnonzero(suite.shots.seen):
+    for c in np.flatnonzero(suite.task.seen):
         rows = rng.permutation(np.flatnonzero(labels == c))
         if len(rows) >= per_class + 2:
             chosen.extend(rows[:per_class])
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    shots = Shots(features[chosen], labels[chosen], suite.shots.text, suite.shots.domains)
-    return shots, features[rest], labels[rest]
+    task = Task(features[chosen], labels[chosen], suite.task.text, suite.task.domains)
+    return task, features[rest], labels[rest]
 
 
-def rules(held_out, logits, shots):
+def rules(held_out, logits, task):
     """{rule: (N, K) log p or scores} of the ways to make one answer of many."""
     everything = np.stack(list(logits.values()))
     spread = everything.std(axis=2, keepdims=True)
@@ -63,24 +64,24 @@ def rules(held_out, logits, shots):
                 "bias, equal weights": (1e6, 4), "kappa 3": (3, 4), "kappa 30": (30, 4), "rho 1": (10, 1),
                 "rho 16": (10, 16), "ensemble": (10, 4)}
     for name, (kappa, rho) in variants.items():
-        answers[f"= {name}"] = np.log(Ensemble(kappa, rho).fit(held_out, shots).probs(logits))
-    if shots.seen.all() and len(np.unique(shots.domains)) > 1 and (shots.counts > 1).all():
-        answers["= weights by domain"] = by_domain(held_out, logits, shots)
+        answers[f"= {name}"] = np.log(Ensemble(kappa, rho).fit(held_out, task).probs(logits))
+    if task.seen.all() and len(np.unique(task.domains)) > 1 and (task.counts > 1).all():
+        answers["= weights by domain"] = by_domain(held_out, logits, task)
     for left_out in logits:
         if len(logits) > 2:
             names = [name for name in logits if name != left_out]
-            fitted = Ensemble().fit({name: held_out[name] for name in names}, shots)
+            fitted = Ensemble().fit({name: held_out[name] for name in names}, task)
             answers[f"- {left_out}"] = np.log(fitted.probs({name: logits[name] for name in names}))
     return answers
 
 
-def ceilings(held_out, logits, shots, labels):
+def ceilings(held_out, logits, task, labels):
     """{rule: (N, K) log p} of pools that are fitted to, or picked by, the test labels."""
     everything = np.stack(list(logits.values()))
     prior = np.full(len(everything), 1 / len(everything))
     answers = {"! weights fitted to the test labels": fit_pool(everything, labels, prior, 0.01, 1e6)(everything),
                "! weights and class biases fitted to them": fit_pool(everything, labels, prior, 0.01, 4)(everything)}
-    scale = Ensemble().fit(held_out, shots).pool_.scale
+    scale = Ensemble().fit(held_out, task).pool_.scale
     log_probs = [log_softmax(np.float32(a) * one) for a, one in zip(scale, everything)]
     for size in (2, 3, 4):
         means = (sum(log_probs[m] for m in members) for members in combinations(range(len(log_probs)), size))
@@ -88,17 +89,17 @@ def ceilings(held_out, logits, shots, labels):
     return answers
 
 
-def by_domain(held_out, logits, shots):
+def by_domain(held_out, logits, task):
     """The way that was not taken: p(domain) of the ensemble times a pool of its own in every domain."""
     held_all, test_all = np.stack(list(held_out.values())), np.stack(list(logits.values()))
-    common = Ensemble().fit(held_out, shots)
+    common = Ensemble().fit(held_out, task)
     p = common.probs(logits)
     prior = np.full(len(held_out), 1 / len(held_out))
     answer = np.empty(p.shape)
-    for domain in np.unique(shots.domains):
-        columns = np.flatnonzero(shots.domains == domain)
-        rows = np.flatnonzero(shots.domains[shots.labels] == domain)
-        labels = np.searchsorted(columns, shots.labels[rows])
+    for domain in np.unique(task.domains):
+        columns = np.flatnonzero(task.domains == domain)
+        rows = np.flatnonzero(task.domains[task.labels] == domain)
+        labels = np.searchsorted(columns, task.labels[rows])
         pool = fit_pool(held_all[:, rows][:, :, columns], labels, prior, 10.0, 4.0)
         answer[:, columns] = pool(test_all[:, :, columns]) + np.log(p[:, columns].sum(axis=1, keepdims=True))
     return answer
@@ -118,15 +119,15 @@ def main():
     for path in arguments.suites:
         suite = load_suite(path)
         for seed in range(arguments.draws + 1):
-            shots, features, labels = draw(suite, seed, arguments.shots)
+            task, features, labels = draw(suite, seed, arguments.task)
             held_out, logits = {}, {}
             for name in head_names(arguments.heads):
-                head = make_head(name, arguments.seed).fit(shots)
+                head = make_head(name, arguments.seed).fit(task)
                 held_out[name], logits[name] = head.held_out_logits(), head.logits(features)
             columns.append(suite.name.split("_")[0] + f"/{seed}")
-            answers = rules(held_out, logits, shots)
+            answers = rules(held_out, logits, task)
             if arguments.ceiling:
-                answers.update(ceilings(held_out, logits, shots, labels))
+                answers.update(ceilings(held_out, logits, task, labels))
             for rule, answer in answers.items():
                 accuracy.setdefault(rule, {})[columns[-1]] = top1(answer, labels)
                 losses.setdefault(rule, {})[columns[-1]] = log_loss(answer, labels)

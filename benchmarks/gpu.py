@@ -52,7 +52,7 @@ print(f"batch {batch}: {batch / seconds:.1f} images/s")
 
 def product_rate(size: int, half: bool) -> float:
     """TFLOP/s of Jittor's size³ product."""
-    from jclip_fewshot.runtime import jt
+    from jclip_fewshot.backend import jt
     a = jt.randn((size, size))
     a = a.float16() if half else a
     for repeats in (3, 10):
@@ -67,8 +67,9 @@ def product_rate(size: int, half: bool) -> float:
 def encoder(options):
     """Images a second by batch, and their share of the product rate of the same precision."""
     from encode import layout, random_state_dict
+
+    from jclip_fewshot.backend import jt
     from jclip_fewshot.clip import build_model
-    from jclip_fewshot.runtime import jt
     state = random_state_dict(layout("ViT-B/32"))
     dtypes = ["float16", "float32"] if options.device == "cuda" else ["float32"]
     reference = None
@@ -106,8 +107,10 @@ def contest_size(options):
     """Seconds from JPEG files to feature rows for as many images as the contest's test set has."""
     from encode import layout, random_state_dict
     from PIL import Image
+
     from jclip_fewshot.clip.weights import write_safetensors
-    from jclip_fewshot.features import encode_images, open_encoder
+    from jclip_fewshot.encoders.clip_encoder import open_encoder
+    from jclip_fewshot.features.encode import encode_images
     count = 64 if options.small else 3073
     with tempfile.TemporaryDirectory() as folder:
         write_safetensors(Path(folder, "random.safetensors"), random_state_dict(layout("ViT-B/32")))
@@ -131,35 +134,35 @@ def contest_size(options):
 
 def heads(options):
     """Seconds of each head's fit, its folds and its answers, at the contest's size."""
-    from jclip_fewshot.heads import Shots
-    from jclip_fewshot.stack import Stack
+    from jclip_fewshot.pipeline import Pipeline
+    from jclip_fewshot.task import Task
     classes, width = (20, 64) if options.small else (374, 512)
     rng = np.random.default_rng(0)
     text = rng.standard_normal((classes, width)) + 3
     labels = np.repeat(np.arange(classes), 4)
     rows = text[labels] + 2 * rng.standard_normal((len(labels), width))
-    Stack().fit(Shots(rows, labels, text), lambda name, seconds: print(f"  {name:15} {seconds:7.2f} s", flush=True))
+    Pipeline().fit(Task(rows, labels, text), lambda name, seconds: print(f"  {name:15} {seconds:7.2f} s", flush=True))
 
 
 def refinement(options):
     """Seconds of the refinement of a large test set."""
-    from jclip_fewshot.refinement import refine
-    from jclip_fewshot.heads import Shots
+    from jclip_fewshot.combine.refinement import refine
+    from jclip_fewshot.task import Task
     n, classes, width = (500, 20, 64) if options.small else (50_000, 1000, 512)
     rng = np.random.default_rng(0)
     text = rng.standard_normal((classes, width), dtype=np.float32) + 3
     labels, truth = np.repeat(np.arange(classes), 4), rng.integers(0, classes, n)
-    shots = Shots(text[labels] + 2 * rng.standard_normal((len(labels), width), dtype=np.float32), labels, text)
+    task = Task(text[labels] + 2 * rng.standard_normal((len(labels), width), dtype=np.float32), labels, text)
     features = text[truth] + 2 * rng.standard_normal((n, width), dtype=np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
 
     def probs(rows):
-        logits = 50 * rows @ shots.text.T
+        logits = 50 * rows @ task.text.T
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         return p / p.sum(axis=1, keepdims=True)
 
     begun = time.perf_counter()
-    refine(probs(features), features, shots, probs(shots.features))
+    refine(probs(features), features, task, probs(task.features))
     print(f"  N = {n}, K = {classes}: {time.perf_counter() - begun:.1f} s")
 
 
@@ -169,7 +172,7 @@ def main():
     parser.add_argument("--torch-python", metavar="PATH", help="an interpreter with torch, to compare with")
     parser.add_argument("--small", action="store_true", help="tiny sizes: to try the script itself")
     options = parser.parse_args()
-    from jclip_fewshot import runtime
+    from jclip_fewshot.backend import runtime
     runtime.start(options.device)
     for part in (encoder, contest_size, heads, refinement):
         print(f"\n{part.__name__}: {part.__doc__}", flush=True)

@@ -14,34 +14,39 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jclip_fewshot.heads import HEADS, Shots  # noqa: E402
-from jclip_fewshot.heads.base import folds, top1, unit_rows, zero_shot_logits  # noqa: E402
+from jclip_fewshot.backend.numerics import unit_rows  # noqa: E402
+from jclip_fewshot.heads import HEADS  # noqa: E402
+from jclip_fewshot.heads.base import top1  # noqa: E402
 from jclip_fewshot.heads.tip_adapter import cache_logits, class_mean_values  # noqa: E402
+from jclip_fewshot.task import (
+    Task,  # noqa: E402
+    zero_shot_logits,  # noqa: E402
+)
 
 TRAINING_FREE = ("zero_shot", "tip_adapter", "tip_x", "gda", "proker", "text_profile")
 
 
-def random_shots(classes: int, shots: int, width: int, domains: int = 4, seed: int = 0) -> Shots:
+def random_shots(classes: int, task: int, width: int, domains: int = 4, seed: int = 0) -> Task:
     """Features about as far apart as CLIP's: a common direction, the class, the image."""
     rng = np.random.default_rng(seed)
     text = unit_rows(1.2 * rng.normal(size=width) + 0.7 * rng.normal(size=(classes, width)))
-    labels = np.repeat(np.arange(classes), shots)
+    labels = np.repeat(np.arange(classes), task)
     common = rng.normal(size=width)
     noise = 0.6 * rng.normal(size=(len(labels), width))
     rows = unit_rows(common + 0.5 * text[labels] * np.sqrt(width) + noise)
-    return Shots(rows, labels, text, np.arange(classes) * domains // classes)
+    return Task(rows, labels, text, np.arange(classes) * domains // classes)
 
 
-def grid_search(shots: Shots, alphas: int = 200, betas: int = 20) -> float:
+def grid_search(task: Task, alphas: int = 200, betas: int = 20) -> float:
     """Best held-out top-1 of Tip-Adapter over the plain grid."""
-    zero_shot, best = zero_shot_logits(shots.features, shots.text), 0.0
+    zero_shot, best = zero_shot_logits(task.features, task.text), 0.0
     for beta in np.linspace(0.5, 10, betas):
         cache = np.zeros_like(zero_shot)
-        for kept, left_out in folds(shots.labels):
-            values = class_mean_values(shots.labels[kept], shots.num_classes)
-            cache[left_out] = cache_logits(shots.features[left_out], shots.features[kept], values, beta)
+        for fold in task.folds():
+            values = class_mean_values(fold.task.labels, task.num_classes)
+            cache[fold.left_out] = cache_logits(task.features[fold.left_out], fold.task.features, values, beta)
         for alpha in np.linspace(0.1, 20, alphas):
-            best = max(best, top1(zero_shot + np.float32(alpha) * cache, shots.labels))
+            best = max(best, top1(zero_shot + np.float32(alpha) * cache, task.labels))
     return best
 
 
@@ -53,23 +58,23 @@ def main() -> None:
     given = parser.parse_args()
     for name in TRAINING_FREE:  # compile the operators
         HEADS[name]().fit(random_shots(12, 3, given.width)).logits(random_shots(12, 3, given.width).features)
-    shots = random_shots(given.classes, given.shots, given.width)
-    print(f"{given.classes} classes, {len(shots)} shots, width {given.width}")
+    task = random_shots(given.classes, given.task, given.width)
+    print(f"{given.classes} classes, {len(task)} shots, width {given.width}")
     print(f"{'head':12} {'search + fit':>12} {'held-out':>9} {'logits':>8}   (seconds; logits: of all shots)")
     total = 0.0
     for name in TRAINING_FREE:
         begun = time.perf_counter()
-        head = HEADS[name]().fit(shots)
+        head = HEADS[name]().fit(task)
         fitted = time.perf_counter()
         head.held_out_logits()
         left_out = time.perf_counter()
-        head.logits(shots.features)
+        head.logits(task.features)
         done = time.perf_counter()
         total += left_out - begun
         print(f"{name:12} {fitted - begun:12.2f} {left_out - fitted:9.2f} {done - left_out:8.2f}")
     print(f"{'together':12} {total:12.2f}")
     begun = time.perf_counter()
-    grid_search(shots)
+    grid_search(task)
     print(f"{'grid':12} {time.perf_counter() - begun:12.2f}   Tip-Adapter alone, 200 α × 20 β one at a time")
 
 

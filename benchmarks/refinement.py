@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from jclip_fewshot import refinement  # noqa: E402
-from jclip_fewshot.heads.base import Shots  # noqa: E402
-from jclip_fewshot.protocols import draw_tasks, long_tail, quarter_classes, some_classes  # noqa: E402
+from jclip_fewshot.combine import refinement  # noqa: E402
+from jclip_fewshot.evaluation.tasks import draw_tasks, long_tail, quarter_classes, some_classes  # noqa: E402
+from jclip_fewshot.task import Task  # noqa: E402
 
 PARTS = {"bias": {"EVIDENCE": {"dense": 0.0, "sparse": 0.0}, "CONCENTRATIONS": (np.inf,)},
          "weights": {"EVIDENCE": {"dense": 0.0, "sparse": 0.0}, "STRENGTHS": (np.inf,)},
@@ -32,14 +32,14 @@ def answers_of(path, folder=None):
     with np.load(path) as arrays:
         if "probs" in arrays:
             return {name: arrays[name] for name in arrays.files}
-    from jclip_fewshot.stack import Stack
-    from jclip_fewshot.suites import load_suite
+    from jclip_fewshot.evaluation.suites import load_suite
+    from jclip_fewshot.pipeline import Pipeline
 
     suite = load_suite(path)
-    stack = Stack().fit(suite.shots, lambda name, seconds: print(f"  {name} {seconds:.0f} s", flush=True))
-    answers = {"probs": stack.probs(stack.logits(suite.features)), "held_out": stack.held_out_probs_,
-               "features": suite.features, "labels": suite.labels, "shots_features": suite.shots.features,
-               "shots_labels": suite.shots.labels, "text": suite.shots.text, "domains": suite.shots.domains}
+    pipeline = Pipeline().fit(suite.task, lambda name, seconds: print(f"  {name} {seconds:.0f} s", flush=True))
+    answers = {"probs": pipeline.answer(suite.features, refine="off").probs, "held_out": pipeline.held_out_probs_,
+               "features": suite.features, "labels": suite.labels, "shots_features": suite.task.features,
+               "shots_labels": suite.task.labels, "text": suite.task.text, "domains": suite.task.domains}
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         np.savez(Path(folder, Path(path).name), **answers)
@@ -66,9 +66,9 @@ def top(probs, labels):
 
 def measure(answers, rows):
     """Scores before and after, seconds, and the refinement, for one set of rows."""
-    shots = Shots(answers["shots_features"], answers["shots_labels"], answers["text"], answers["domains"])
+    task = Task(answers["shots_features"], answers["shots_labels"], answers["text"], answers["domains"])
     start = time.perf_counter()
-    refined = refinement.refine(answers["probs"][rows], answers["features"][rows], shots, answers["held_out"])
+    refined = refinement.refine(answers["probs"][rows], answers["features"][rows], task, answers["held_out"])
     seconds = time.perf_counter() - start
     labels = answers["labels"][rows]
     return top(answers["probs"][rows], labels), top(refined.probs, labels), seconds, refined

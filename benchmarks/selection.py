@@ -16,13 +16,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def split(labels, shots, most, rng):
+def split(labels, task, most, rng):
     """(pool rows, test rows): of each class at most `most` rows, and three or more to test on; small classes go."""
     pool, test = [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         take = min(most, len(rows) - 3)
-        if take <= shots:
+        if take <= task:
             take = 0
         pool.append(rows[:take])
         test.append(rows[take:] if take else rows[:0])
@@ -37,10 +37,12 @@ def main():
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
     options = parser.parse_args()
-    from jclip_fewshot.heads import HEADS, Shots
-    from jclip_fewshot.scores import percent
-    from jclip_fewshot.selection import choose_representative
-    from jclip_fewshot.suites import load_suite
+    from jclip_fewshot.data.task import choose_representative
+
+    from jclip_fewshot.evaluation.scores import percent
+    from jclip_fewshot.evaluation.suites import load_suite
+    from jclip_fewshot.heads import HEADS
+    from jclip_fewshot.task import Task
     names = options.heads.split(",")
     print(f"{'suite':18} {'classes':>7} {'head':14} {'random':>15} {'representative':>15}  difference")
     for path in options.suites:
@@ -48,16 +50,16 @@ def main():
         found = {name: [] for name in names}
         for draw in range(options.draws):
             rng = np.random.default_rng(draw)
-            pool, test = split(suite.labels, options.shots, options.pool, rng)
+            pool, test = split(suite.labels, options.task, options.pool, rng)
             labelled = [(str(row), int(suite.labels[row])) for row in pool]
-            chosen = choose_representative(labelled, suite.features[pool], suite.shots.text, options.shots)
-            drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.shots]
+            chosen = choose_representative(labelled, suite.features[pool], suite.task.text, options.task)
+            drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.task]
                                     for label in np.unique(suite.labels[pool])])
             for name in names:
                 scores = []
                 for rows in (drawn, np.array([int(row) for row, _ in chosen])):
-                    shots = Shots(suite.features[rows], suite.labels[rows], suite.shots.text, suite.shots.domains)
-                    answer = HEADS[name]().fit(shots).logits(suite.features[test])
+                    task = Task(suite.features[rows], suite.labels[rows], suite.task.text, suite.task.domains)
+                    answer = HEADS[name]().fit(task).logits(suite.features[test])
                     scores.append(percent(answer.argmax(axis=1) == suite.labels[test]))
                 found[name].append(scores)
         classes = len(np.unique(suite.labels[pool]))

@@ -7,6 +7,6 @@ __all__ = ["FewShotClassifier"]
 def __getattr__(name: str):
     # late, so that reading the version or asking for help loads nothing
     if name == "FewShotClassifier":
-        from .classifier import FewShotClassifier
+        from jclip_fewshot.classifier import FewShotClassifier
         return FewShotClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

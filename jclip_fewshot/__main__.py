@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import List
 
-from . import command
-from .config import MachineConfig
-from .errors import UserError
+from jclip_fewshot.cli import command
+from jclip_fewshot.config import MachineConfig
+from jclip_fewshot.console import tell
+from jclip_fewshot.errors import UserError
 
 
 def doctor(arguments: List[str]) -> int:
@@ -20,7 +21,7 @@ def doctor(arguments: List[str]) -> int:
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
     given = parser.parse_args(arguments)
-    from .doctor import report
+    from jclip_fewshot.cli.doctor import report
     return report(given.data, given.model, given.weights, given.device)
 
 
@@ -31,7 +32,8 @@ def check(arguments: List[str]) -> int:
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
     parser.add_argument("--split", default="A", metavar="A|B", help="the test set [A]")
     given = parser.parse_args(arguments)
-    from .competition import check_result, read_classes, test_images
+    from jclip_fewshot.data.contest import read_classes, test_images
+    from jclip_fewshot.data.submission import check_result
     classes = read_classes(given.data, given.split if given.split in ("A", "B") else "A")
     tests = test_images(given.data, given.split)
     found = check_result(given.result, tests.names, len(classes))
@@ -51,7 +53,7 @@ def convert(arguments: List[str]) -> int:
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
     parser.add_argument("target", metavar="OUT.safetensors")
     given = parser.parse_args(arguments)
-    from .clip import convert as convert_checkpoint
+    from jclip_fewshot.clip.weights import convert as convert_checkpoint
     convert_checkpoint(given.source, given.target)
     print(f"{given.target}: {Path(given.target).stat().st_size / 1e6:.1f} MB")
     return 0
@@ -78,24 +80,24 @@ def evaluate(arguments: List[str]) -> int:
         if getattr(given, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')} takes a number from {least} up, not {getattr(given, flag)}")
 
-    from . import evaluate as evaluation
-    from .stack import Stack, head_names
-    from .suites import load_suite
+    from jclip_fewshot.evaluation import evaluate as evaluation
+    from jclip_fewshot.evaluation.suites import load_suite
+    from jclip_fewshot.pipeline import Pipeline, head_names
     suite, names = load_suite(given.suite), head_names(given.heads)
     other = evaluation.read_results(Path(given.compare)) if given.compare else None
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    stack = Stack(names, given.seed)
-    command.tell(f"{suite.name}: {len(suite.labels)} test rows, {len(suite.shots)} shots, {len(suite.classes)} classes")
+    pipeline = Pipeline(names, given.seed)
+    tell(f"{suite.name}: {len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes")
 
-    def tell(name: str) -> None:
-        command.tell(f"  {name}")
+    def on_method(name: str) -> None:
+        tell(f"  {name}")
 
     if given.tasks:
-        results = evaluation.evaluate_tasks(suite, stack, given.tasks, given.task_classes, given.task_queries,
-                                            given.seed, tell)
+        results = evaluation.evaluate_tasks(suite, pipeline, given.tasks, given.task_classes, given.task_queries,
+                                            given.seed, on_method)
         print(evaluation.tasks_table(results))
     else:
-        results = evaluation.evaluate(suite, stack, tell)
+        results = evaluation.evaluate(suite, pipeline, on_method)
         print(evaluation.results_table(results, given.seeds))
         if given.seeds:
             results["intervals"] = {name: evaluation.bootstrap(correct, given.seeds)
@@ -109,13 +111,14 @@ def evaluate(arguments: List[str]) -> int:
 
 def validate(arguments: List[str]) -> int:
     """Scores the whole stack on labelled training images that are no shots: the local leaderboard."""
-    from .config import ValidateConfig, parse
+    from jclip_fewshot.cli.flags import parse
+    from jclip_fewshot.config import ValidateConfig
     settings = parse(ValidateConfig, validate.__doc__, arguments)
     command.set_up(settings)
     if settings.demo:
-        from . import demo
+        from jclip_fewshot.data import demo
         settings = demo.settings(settings)
-    from . import validate as validation
+    from jclip_fewshot.evaluation import validate as validation
     results = validation.validate(settings)
     for count, methods in results["curve"].items():
         print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
@@ -124,7 +127,7 @@ def validate(arguments: List[str]) -> int:
     if len(results["curve"]) > 1:
         print("\n" + validation.shot_curve(results["curve"]))
     folder = validation.save(settings, results)
-    from .report import write_report
+    from jclip_fewshot.report.run import write_report
     print(f"\nsaved: {folder}\nreport: {write_report(Path(folder))}")
     return 0
 
@@ -137,7 +140,7 @@ def report(arguments: List[str]) -> int:
     parser.add_argument("--split", default="", metavar="A|B", help="the test set [the one that was answered last]")
     parser.add_argument("--out", default="", metavar="DIR", help="where to write [the folder report in the run's]")
     given = parser.parse_args(arguments)
-    from .report import find_run, write_report
+    from jclip_fewshot.report.run import find_run, write_report
     print(write_report(find_run(given.run, given.runs), given.split, given.out or None))
     return 0
 

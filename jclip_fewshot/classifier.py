@@ -1,6 +1,6 @@
-"""The stack as one object, in scikit-learn's manner, for notebooks and other programs.
+"""Everything as one object, in scikit-learn's manner, for notebooks and other programs.
 
-    from jclip_fewshot import FewShotClassifier
+    from jclip_fewshot.classifier import FewShotClassifier
     clf = FewShotClassifier("ViT-B/32").fit(image_paths, labels, class_names=["cat", "dog"])
     clf.predict(paths, top=5)
 
@@ -14,15 +14,15 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 
-from . import prompts, runs
-from .competition import domains_of
-from .config import TrainConfig
-from .errors import UserError
-from .evaluate import refine_with
-from .heads import Shots
-from .scores import best_classes
-from .sources import open_source, require_readable
-from .stack import Stack, domain_indices, head_names
+from jclip_fewshot.config import TrainConfig
+from jclip_fewshot.data import prompts
+from jclip_fewshot.data.contest import domains_of
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation.scores import best_classes
+from jclip_fewshot.features.sources import open_source, require_readable
+from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
 
 Images = Union[Sequence[Union[str, Path]], np.ndarray]
 
@@ -36,7 +36,7 @@ class FewShotClassifier:
     seed: of the views and of training.
     weights, cache: folders of checkpoints and of computed features; cache None keeps none.
 
-    After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `stack_`, `n_features_in_`.
+    After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
     Images are paths, or an (N, D) array of CLIP features of the same model.
     """
 
@@ -76,17 +76,16 @@ class FewShotClassifier:
             sentences = prompts.class_sentences(self.class_names_, domains)
             text = self._opened().texts(self.class_names_, sentences)
         rows = self._rows(images, self.augment)
-        shots = Shots(rows, numbers, text, domain_indices(domains))
-        names = head_names(",".join(self.heads or []))
-        self.stack_ = Stack(names, self.seed).fit(shots)
-        self.n_features_in_ = shots.text.shape[1]
+        scale = self._source.scale if self._source is not None else CLIP_SCALE
+        task = Task(rows, numbers, text, domain_indices(domains), scale)
+        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task)
+        self.n_features_in_ = task.text.shape[1]
         return self
 
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        rows = self._rows(images, 0)
-        return self.stack_.probs(self.stack_.logits(rows))
+        return self.pipeline_.answer(self._rows(images, 0), refine="off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
@@ -95,8 +94,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        rows = self._rows(images, 0)
-        return refine_with(self.stack_, rows, self.stack_.probs(self.stack_.logits(rows))).probs
+        return self.pipeline_.answer(self._rows(images, 0)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -107,7 +105,7 @@ class FewShotClassifier:
         self._require_fit()
         settings = {"model": self.model, "augment": self.augment, "seed": self.seed, "weights": self.weights}
         arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}
-        runs.save_arrays(Path(path), {**self.stack_.state(), **arrays, "classifier/classes": self.classes_,
+        save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
 
     @classmethod
@@ -117,17 +115,17 @@ class FewShotClassifier:
         Raises:
             UserError: absent, damaged, or of another version.
         """
-        arrays = runs.load_arrays(Path(path))
-        stack = Stack.from_state(arrays)
+        arrays = load_arrays(Path(path))
+        pipeline = Pipeline.from_state(arrays)
         if "classifier/classes" not in arrays:
             raise UserError(f"{path} is a run's model, not a saved classifier")
-        classifier = cls(str(arrays["classifier/model"]), heads=stack.names, cache=cache,
+        classifier = cls(str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=int(arrays["classifier/seed"]),
                          weights=str(arrays["classifier/weights"]))
-        classifier.stack_ = stack
+        classifier.pipeline_ = pipeline
         classifier.classes_ = arrays["classifier/classes"]
         classifier.class_names_ = [str(name) for name in arrays["classifier/class_names"]]
-        classifier.n_features_in_ = stack.shots_.text.shape[1]
+        classifier.n_features_in_ = pipeline.task_.text.shape[1]
         return classifier
 
     def _opened(self):
@@ -148,5 +146,5 @@ class FewShotClassifier:
         return best[:, 0] if top == 1 else best
 
     def _require_fit(self) -> None:
-        if not hasattr(self, "stack_"):
+        if not hasattr(self, "pipeline_"):
             raise ValueError("call fit before predict")

@@ -1,8 +1,17 @@
 """A mistake that the user can mend: one line, no traceback, exit status 2."""
 
+import difflib
+from typing import Any
+
 
 class UserError(Exception):
     """Says in one line what is wrong, where, and what to do.
 
     The scripts print it and leave with status 2; library users may catch it.
     """
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'shots'?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -7,17 +7,16 @@ import json
 import platform
 import sys
 import time
-import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Dict, Sequence, Union
 
 import numpy as np
 
-from . import __version__
-from .config import MachineConfig, TrainConfig, checked
-from .errors import UserError
-from .files import atomic_write, write_text
+from jclip_fewshot import __version__
+from jclip_fewshot.config import MachineConfig, TrainConfig, checked
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import save_arrays, save_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
 
@@ -103,32 +102,6 @@ def load_record(folder: Path) -> dict:
         raise UserError(f"{folder / RECORD}: not JSON ({error}); train again")
 
 
-def save_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
-    """Writes arrays as .npz, the same bytes for the same arrays."""
-    with atomic_write(path) as file:
-        # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
-        with zipfile.ZipFile(file, "w") as archive:
-            for name in sorted(arrays):
-                member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                with archive.open(member, "w", force_zip64=True) as handle:
-                    np.lib.format.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
-
-
-def load_arrays(path: Path) -> Dict[str, np.ndarray]:
-    """Reads an .npz of plain arrays.
-
-    Raises:
-        UserError: absent, cut short or not an .npz.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as .npz ({error})")
-
-
 def versions() -> Dict[str, str]:
     """What ran: versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
@@ -143,19 +116,3 @@ def versions() -> Dict[str, str]:
 def command_line() -> str:
     """How this process was called."""
     return " ".join([Path(sys.executable).name] + sys.argv)
-
-
-def save_json(path: Path, record: dict) -> None:
-    """Writes JSON, whole or not at all; numpy's scalars and arrays as plain numbers."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    """numpy's scalars and arrays, and paths, for JSON."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} does not go into a record")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jclip_fewshot
-from jclip_fewshot import FewShotClassifier, demo
+from jclip_fewshot.classifier import FewShotClassifier
+from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
 from tests.conftest import ROOT
 

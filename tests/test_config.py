@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from jclip_fewshot.config import TestConfig, TrainConfig, parse, read_toml, to_toml
+from jclip_fewshot.cli.flags import parse, read_toml, to_toml
+from jclip_fewshot.config import TestConfig, TrainConfig
 from jclip_fewshot.errors import UserError
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from jclip_fewshot import runs
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 
 
 def finished(folder, name, demo=False, **record):
@@ -18,23 +19,23 @@ def finished(folder, name, demo=False, **record):
 
 def test_arrays_round_trip_with_the_same_bytes(tmp_path):
     arrays = {"b": np.arange(3), "a/x": np.eye(2, dtype=np.float32), "names": np.array(["gda", "tip"])}
-    runs.save_arrays(tmp_path / "a.npz", arrays)
+    save_arrays(tmp_path / "a.npz", arrays)
     time.sleep(2.1)  # zip stamps have two seconds
-    runs.save_arrays(tmp_path / "b.npz", dict(reversed(list(arrays.items()))))
+    save_arrays(tmp_path / "b.npz", dict(reversed(list(arrays.items()))))
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    loaded = runs.load_arrays(tmp_path / "a.npz")
+    loaded = load_arrays(tmp_path / "a.npz")
     assert set(loaded) == set(arrays) and all((loaded[name] == arrays[name]).all() for name in arrays)
 
 
 def test_damaged_and_absent_arrays(tmp_path):
-    runs.save_arrays(tmp_path / "a.npz", {"x": np.zeros(1000)})
+    save_arrays(tmp_path / "a.npz", {"x": np.zeros(1000)})
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:500])
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("cut.npz", "text.npz"):
         with pytest.raises(UserError, match="cannot be read"):
-            runs.load_arrays(tmp_path / name)
+            load_arrays(tmp_path / name)
     with pytest.raises(UserError, match="missing"):
-        runs.load_arrays(tmp_path / "absent.npz")
+        load_arrays(tmp_path / "absent.npz")
 
 
 def test_records_hold_numpy_values(tmp_path):

@@ -7,7 +7,7 @@ Cost: about 0.25 s of one core a step and 2 ms a drawing: 12 minutes of one core
 took 28 minutes on a busy machine). Score: the zero-shot top-1 that it prints, on contests of other seeds, is
 about 30 % after 500 steps, 50 % after 1000, 60 % at the end.
 
-World: jclip_fewshot/demo.py. Pairs: a drawing of a random scene whose named combination is not held out for
+World: jclip_fewshot/data/demo.py. Pairs: a drawing of a random scene whose named combination is not held out for
 contests (`free_scene`), and a sentence about it (`sentence`), a new one each time. Loss: CLIP's, the
 symmetric cross-entropy over the batch. Every second batch comes from one domain alone, so that its wrong
 pairs are hard ones.
@@ -33,10 +33,17 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from jclip_fewshot import demo, prompts  # noqa: E402
 from jclip_fewshot.clip import preprocess  # noqa: E402
 from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
 from jclip_fewshot.clip.weights import write_safetensors  # noqa: E402
+from jclip_fewshot.data import (
+    demo,  # noqa: E402
+    prompts,  # noqa: E402
+)
+from jclip_fewshot.data.demo import (
+    drawing,  # noqa: E402
+    world,  # noqa: E402
+)
 
 VOCABULARY, START, END = 49408, 49406, 49407
 SIDE, PATCH, CONTEXT = 60, 12, 32
@@ -60,24 +67,24 @@ PARTS = {  # more names that say less than the class's own
 def free_scene(domain: str, rng: np.random.Generator) -> dict[str, str]:
     """A random scene that training may see."""
     while True:
-        scene = demo.random_scene(domain, rng)
-        if not demo.held_out(domain, scene):
+        scene = world.random_scene(domain, rng)
+        if not world.held_out(domain, scene):
             return scene
 
 
 def sentence(domain: str, scene: dict[str, str], rng: np.random.Generator, templates: dict) -> str:
     """A sentence about a scene: a prompt template around the class's name, a part of the name, or more."""
-    words = {a: demo.RARE.get(w, w) if rng.random() < RARE_WORDS else w for a, w in scene.items()}
+    words = {a: world.RARE.get(w, w) if rng.random() < RARE_WORDS else w for a, w in scene.items()}
     if rng.random() < 0.7:
-        form = demo.DOMAINS[domain].name
+        form = world.DOMAINS[domain].name
     else:
-        form = demo.pick(rng, demo.DOMAINS[domain].vague + PARTS[domain])
-    name = prompts.plain_name(demo.class_name(domain, form, words), domain)
+        form = world.pick(rng, world.DOMAINS[domain].vague + PARTS[domain])
+    name = prompts.plain_name(world.class_name(domain, form, words), domain)
     if rng.random() < 0.4:
         details = [detail.format(**words) for detail in DETAILS[domain]]
-        name += " with " + demo.pick(rng, [d for d in details if not d.startswith("no ")])
+        name += " with " + world.pick(rng, [d for d in details if not d.startswith("no ")])
     chosen = templates[domain] if rng.random() < 0.75 else templates["default"]
-    return prompts.fill(demo.pick(rng, chosen), name)
+    return prompts.fill(world.pick(rng, chosen), name)
 
 
 def draw_part(job) -> None:
@@ -87,7 +94,7 @@ def draw_part(job) -> None:
     for i in range(begin, end):
         rng = np.random.default_rng([seed, 7, i])
         domain = domain_of(i)
-        image = demo.draw(domain, free_scene(domain, rng), rng, demo.random_size(rng, 76, 110))
+        image = drawing.draw(domain, free_scene(domain, rng), rng, drawing.random_size(rng, 76, 110))
         if rng.random() < 0.3:  # a crop, as the shots' augmented views are
             width, height = image.size
             part = math.sqrt(0.55 + 0.45 * rng.random())
@@ -143,11 +150,11 @@ class Vocabulary:
 
 def all_sentences(templates: dict):
     """Enough sentences to hold every word that `sentence` can say."""
-    words = set(demo.RARE.values()) | set(demo.RARE)
-    for domain, world in demo.DOMAINS.items():
-        for values in {**world.named, **world.unnamed}.values():
+    words = set(world.RARE.values()) | set(world.RARE)
+    for domain, one in world.DOMAINS.items():
+        for values in {**one.named, **one.unnamed}.values():
             words |= set(values)
-        for form in (world.name,) + world.vague + DETAILS[domain] + PARTS[domain]:
+        for form in (one.name,) + one.vague + DETAILS[domain] + PARTS[domain]:
             words |= set("".join(c if c.isalpha() else " " for c in form).split())
     every = [t.replace("{}", w) for ts in templates.values() for t in ts[:1] for w in sorted(words)]
     return every + [prompts.fill(t, n) for ts in templates.values() for t in ts for n in ("thing", "orange")]
@@ -155,10 +162,10 @@ def all_sentences(templates: dict):
 
 def validation(model, vocabulary, templates, seeds=(101, 102), images=3) -> dict[str, float]:
     """Zero-shot top-1 in % per domain, over drawn contests of other seeds (held-out combinations)."""
-    from jclip_fewshot.runtime import jt
-    hits = {domain: [] for domain in demo.DOMAINS}
+    from jclip_fewshot.backend import jt
+    hits = {domain: [] for domain in world.DOMAINS}
     for seed in seeds:
-        classes = demo.contest_classes(seed)
+        classes = world.contest_classes(seed)
         rng = np.random.default_rng([seed, 9])
         text = []
         for c in classes:
@@ -166,7 +173,7 @@ def validation(model, vocabulary, templates, seeds=(101, 102), images=3) -> dict
             rows = model.encode_text(vocabulary.tokens(filled)).numpy()
             text.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0))
         text = np.array(text) / np.linalg.norm(text, axis=1, keepdims=True)
-        drawn = [preprocess.image_array(demo.draw(c.domain, c.scene, rng, demo.random_size(rng)), SIDE)
+        drawn = [preprocess.image_array(drawing.draw(c.domain, c.scene, rng, drawing.random_size(rng)), SIDE)
                  for c in classes for _ in range(images)]
         rows = np.concatenate([model.encode_image(jt.array(np.stack(drawn[i:i + 108]))).numpy()
                                for i in range(0, len(drawn), 108)])
@@ -194,16 +201,16 @@ def main() -> None:
     args = parser.parse_args()
 
     templates = prompts.load().templates
-    templates = {domain: templates[domain] for domain in (*demo.DOMAINS, "default")}
+    templates = {domain: templates[domain] for domain in (*world.DOMAINS, "default")}
     pixels = draw_all(args.scratch, args.images, args.seed, args.workers)
     scenes = [scene_of(i, args.seed) for i in range(args.images)]
     domains = np.array([domain_of(i) for i in range(args.images)])
-    by_domain = {domain: np.flatnonzero(domains == domain) for domain in demo.DOMAINS}
+    by_domain = {domain: np.flatnonzero(domains == domain) for domain in world.DOMAINS}
     vocabulary = Vocabulary(all_sentences(templates))
     print(f"{len(vocabulary.used)} tokens in use", flush=True)
 
+    from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.model import CLIP, normalized, numpy_state_dict
-    from jclip_fewshot.runtime import jt
     jt.set_global_seed(args.seed)
     model = CLIP(embed_dim=64, image_resolution=SIDE, vision_layers=3, vision_width=128,
                  vision_patch_size=PATCH, context_length=CONTEXT, vocab_size=len(vocabulary.used),
@@ -223,7 +230,7 @@ def main() -> None:
         done = (time.time() - begun) / (60 * args.minutes) if args.minutes else step / args.steps
         warm = min(1.0, (step + 1) / 200)
         optimizer.lr = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-        domain = demo.pick(rng, [d for d in demo.DOMAINS for _ in range(round(SHARE[d] * 10))])
+        domain = world.pick(rng, [d for d in world.DOMAINS for _ in range(round(SHARE[d] * 10))])
         pool = by_domain[domain] if step % 2 else np.arange(args.images)
         chosen = np.sort(rng.choice(pool, args.batch, replace=False))
         batch = pixels[chosen]

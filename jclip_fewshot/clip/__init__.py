@@ -15,9 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Tuple, Union
 
-from .preprocess import image_array
-from .tokenizer import token_array
-from .weights import available_models, convert, find_checkpoint, read_state_dict
+from jclip_fewshot.clip.preprocess import image_array
+from jclip_fewshot.clip.tokenizer import token_array
+from jclip_fewshot.clip.weights import available_models, convert, find_checkpoint, read_state_dict
 
 __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
            "read_state_dict", "token_array", "tokenize"]
@@ -40,7 +40,7 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
         UserError: no such model, a damaged or foreign checkpoint, no network to download from.
     """
     state_dict = read_state_dict(find_checkpoint(name_or_path, download_root))
-    from .. import runtime
+    from jclip_fewshot.backend import runtime
     runtime.start(device)
     model = build_model(state_dict, dtype=dtype)
     size = model.visual.input_resolution
@@ -53,12 +53,12 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
 
 def build_model(state_dict: dict, dtype: str = "float32") -> "CLIP":  # noqa: F821
     """See `model.build_model`."""
-    from .model import build_model as build
+    from jclip_fewshot.clip.model import build_model as build
     return build(state_dict, dtype=dtype)
 
 
 def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77,
              truncate: bool = False) -> "jt.Var":  # noqa: F821
     """`token_array` as a Var: (B, context_length) int32."""
-    from ..runtime import jt
+    from jclip_fewshot.backend import jt
     return jt.array(token_array(texts, context_length, truncate))

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import List
 
-from ..runtime import jt
+from jclip_fewshot.backend import jt
 
 _SOURCE = """
     jclip::Tower t;

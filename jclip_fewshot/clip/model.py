@@ -26,10 +26,10 @@ from typing import Dict, Optional, Tuple, Union
 
 import numpy as np
 
-from ..errors import UserError
-from ..runtime import jt
-from . import cpu
-from .weights import Architecture, check_state_dict, layout
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip import cpu
+from jclip_fewshot.clip.weights import Architecture, check_state_dict, layout
+from jclip_fewshot.errors import UserError
 
 nn = jt.nn
 
@@ -148,12 +148,19 @@ class Transformer(nn.Module):
         self.width, self.heads, self.causal = width, heads, causal
         self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, layers) for _ in range(layers)])
 
-    def execute(self, x, at):
-        """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b]."""
-        blocks = list(self.resblocks)
-        for block in blocks[:-1]:
-            x = block(x, self.causal)
-        return blocks[-1](x, self.causal, at)[:, 0]
+    def execute(self, x, at, first: int = 0):
+        """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b].
+
+        first: the block that x goes into; those before it are taken as done.
+        """
+        x = self.part(x, first, len(self.resblocks) - 1)
+        return self.resblocks[len(self.resblocks) - 1](x, self.causal, at)[:, 0]
+
+    def part(self, x, first: int, last: int):
+        """x (B, L, W), the input of block `first` -> (B, L, W), the input of block `last`."""
+        for number in range(first, last):
+            x = self.resblocks[number](x, self.causal)
+        return x
 
 
 class PatchEmbedding(nn.Module):
@@ -176,6 +183,33 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = normal((width, output_dim), scale)
 
+    def shape_at(self, block: Optional[int] = None) -> tuple:
+        """Shape of an image's numbers before the projection (None) or in front of a block: (W,) or (L, W)."""
+        if block is None:
+            return (self.proj.shape[0],)
+        if not 0 <= block < len(self.transformer.resblocks):
+            raise ValueError(f"no block {block}; this tower has {len(self.transformer.resblocks)}")
+        return tuple(self.positional_embedding.shape)
+
+    def embed(self, images):
+        """(B, 3, R, R) -> (B, L, W), the input of block 0."""
+        batch, side, patch = images.shape[0], self.input_resolution // self.patch_size, self.patch_size
+        x = images.reshape((batch, 3, side, patch, side, patch)).transpose(0, 2, 4, 1, 3, 5)
+        x = x.reshape((batch * side * side, 3 * patch * patch))
+        x = jt.matmul(x, self.conv1.weight).reshape((batch, side * side, -1))
+        first = self.class_embedding.reshape((1, 1, -1)).broadcast((batch, 1, x.shape[-1]))
+        return self.ln_pre(jt.concat([first.cast(x.dtype), x], dim=1) + self.positional_embedding)
+
+    def unprojected(self, x, block: int = 0):
+        """(B, L, W), the input of a block -> (B, W): the class token after the last norm, not projected."""
+        at = jt.zeros((x.shape[0],), "int32")
+        return self.ln_post(self.transformer(x, at, block))
+
+    def activations(self, images, block: Optional[int] = None):
+        """(B, 3, R, R) -> (B, *shape_at(block)), float32."""
+        x = self.embed(images.cast(str(self.proj.dtype)))
+        return (self.unprojected(x) if block is None else self.transformer.part(x, 0, block)).float32()
+
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
         if not self.is_training() and cpu.available():
@@ -184,14 +218,7 @@ class VisionTransformer(nn.Module):
             return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
                            [self.ln_post.weight, self.ln_post.bias, self.proj],
                            self.positional_embedding.shape[0], self.input_resolution, self.patch_size)
-        batch, side, patch = images.shape[0], self.input_resolution // self.patch_size, self.patch_size
-        x = images.reshape((batch, 3, side, patch, side, patch)).transpose(0, 2, 4, 1, 3, 5)
-        x = x.reshape((batch * side * side, 3 * patch * patch))
-        x = jt.matmul(x, self.conv1.weight).reshape((batch, side * side, -1))
-        first = self.class_embedding.reshape((1, 1, -1)).broadcast((batch, 1, x.shape[-1]))
-        x = jt.concat([first.cast(x.dtype), x], dim=1) + self.positional_embedding
-        x = self.transformer(self.ln_pre(x), jt.zeros((batch,), "int32"))
-        return jt.matmul(self.ln_post(x), self.proj)
+        return jt.matmul(self.unprojected(self.embed(images)), self.proj)
 
 
 class BatchNorm(nn.Module):
@@ -389,7 +416,16 @@ class CLIP(nn.Module):
             return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding],
                            self.transformer,
                            [self.ln_final.weight, self.ln_final.bias, self.text_projection], length)
-        x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], ends)
+        return self.encode_embeddings(self.token_embedding(ids), ends)
+
+    def encode_embeddings(self, embeddings, ends):
+        """Text features of sentences given as token embeddings: what prompt learning trains.
+
+        embeddings: (B, L, W), positions not yet added. ends: (B,) int32, the token that is read out.
+        Returns:
+            (B, D) float32, not normalised.
+        """
+        x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
         return jt.matmul(self.ln_final(x), self.text_projection).float32()
 
     def load_parameters(self, params: Dict[str, np.ndarray], dtype: str = "float32") -> None:

@@ -13,7 +13,7 @@ from typing import List, Sequence, Union
 
 import numpy as np
 
-from ..errors import UserError
+from jclip_fewshot.errors import UserError
 
 START, END = 49406, 49407
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}

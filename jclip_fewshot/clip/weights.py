@@ -27,9 +27,9 @@ from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import atomic_write
-from ..progress import progress
+from jclip_fewshot.console import progress
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import atomic_write
 
 StateDict = Dict[str, np.ndarray]
 

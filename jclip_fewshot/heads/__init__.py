@@ -2,7 +2,7 @@
 
 from typing import Dict, Type
 
-from jclip_fewshot.heads.base import Head, Shots
+from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.clap import CLAP
 from jclip_fewshot.heads.clip_adapter import ClipAdapter
 from jclip_fewshot.heads.cross_modal import CrossModal
@@ -23,4 +23,4 @@ HEADS: Dict[str, Type[Head]] = {head.name: head for head in (
     ZeroShot, LinearProbe, CrossModal, ClipAdapter, JclipAdapter, TipAdapter, TipAdapterF, TipX, GDA, ProKeR, CLAP,
     LPPlusPlus, TextProfile, Vicinal)}
 
-__all__ = ["HEADS", "Head", "Shots"]
+__all__ = ["HEADS", "Head"]

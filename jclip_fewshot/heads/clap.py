@@ -17,17 +17,18 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import CLIP_SCALE, Shots, log_softmax, zero_shot_logits
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax
 from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product, unit_var
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task
 
 
-def trust_in_text(shots: Shots) -> np.ndarray:
+def trust_in_text(task: Task) -> np.ndarray:
     """λ (K, 1): mean zero-shot probability of its class over a class's shots; the largest where it has none."""
-    p = np.exp(log_softmax(zero_shot_logits(shots.features, shots.text)))[np.arange(len(shots)), shots.labels]
-    sums = np.bincount(shots.labels, weights=p, minlength=shots.num_classes)
-    trust = sums / np.maximum(shots.counts, 1)
-    return np.where(shots.seen, trust, trust.max()).astype(np.float32)[:, None]
+    p = np.exp(log_softmax(task.zero_shot(task.features)))[np.arange(len(task)), task.labels]
+    sums = np.bincount(task.labels, weights=p, minlength=task.num_classes)
+    trust = sums / np.maximum(task.counts, 1)
+    return np.where(task.seen, trust, trust.max()).astype(np.float32)[:, None]
 
 
 class CLAP(TrainedHead):
@@ -37,11 +38,11 @@ class CLAP(TrainedHead):
     epochs, batch, lr, augment, choose_epoch = 20, 256, 3e-4, 0.0, False
     strength = 100.0
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
-        return {"text": shots.text, "trust": trust_in_text(shots)}, {"weight": shots.text}
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+        return {"text": task.text, "trust": trust_in_text(task)}, {"weight": task.text}
 
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
-        return CLIP_SCALE * product(x, unit_var(p["weight"]))
+        return self.scale_ * product(x, unit_var(p["weight"]))
 
     def settle(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
         pull = rate * self.strength * p["trust"]

@@ -15,9 +15,9 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import CLIP_SCALE, Shots
+from jclip_fewshot.backend import jt
 from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product, random_weights, unit_var
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task
 
 
 class ClipAdapter(TrainedHead):
@@ -28,12 +28,12 @@ class ClipAdapter(TrainedHead):
     ratio, bottleneck = 0.2, None
     ratios = {"ratio": (0.1, 0.15, 0.2, 0.25)}
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
-        width = shots.text.shape[1]
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+        width = task.text.shape[1]
         middle = self.bottleneck or max(1, width // 4)
-        return ({"text": shots.text, "ratio": np.float32([self.ratio])},
+        return ({"text": task.text, "ratio": np.float32([self.ratio])},
                 {"into": random_weights(rng, width, middle), "out": random_weights(rng, middle, width)})
 
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
         adapted = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["into"])), p["out"]))
-        return CLIP_SCALE * product(unit_var(p["ratio"] * adapted + (1 - p["ratio"]) * x), p["text"])
+        return self.scale_ * product(unit_var(p["ratio"] * adapted + (1 - p["ratio"]) * x), p["text"])

@@ -16,9 +16,9 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import CLIP_SCALE, Shots
+from jclip_fewshot.backend import jt
 from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, cross_entropy, product
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task
 
 
 class CrossModal(TrainedHead):
@@ -28,12 +28,12 @@ class CrossModal(TrainedHead):
     epochs, batch, lr, weight_decay, augment = 20, 256, 3e-4, 0.01, 0.0
     text_weight = 1.0
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
-        return {"text": shots.text}, {"weight": shots.text}
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+        return {"text": task.text}, {"weight": task.text}
 
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
-        return CLIP_SCALE * product(x, p["weight"])
+        return self.scale_ * product(x, p["weight"])
 
     def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var:
         classes = jt.array(rng.permutation(p["text"].shape[0])[:self.batch].astype(np.int32))
-        return self.text_weight * cross_entropy(CLIP_SCALE * product(p["text"][classes], p["weight"]), classes)
+        return self.text_weight * cross_entropy(self.scale_ * product(p["text"][classes], p["weight"]), classes)

@@ -24,7 +24,9 @@ from typing import Iterator, Optional, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Head, Shots, log_softmax, top1, zero_shot_logits
+from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.heads.base import Head, top1
+from jclip_fewshot.task import Task, zero_shot_logits
 
 MAX_STEPS = 30
 DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the common α
@@ -122,15 +124,15 @@ class EvidenceHead(Head):
         self.alpha = alpha
         self.per_domain = per_domain
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
         """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
         raise NotImplementedError
 
-    def _fixed_settings(self, shots: Shots) -> dict:
+    def _fixed_settings(self, task: Task) -> dict:
         """The settings where nothing can be left out."""
         raise NotImplementedError
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
+    def _learn(self, task: Task, settings: dict) -> None:
         """Sets the learned arrays from all the shots."""
         raise NotImplementedError
 
@@ -138,32 +140,32 @@ class EvidenceHead(Head):
         """(N, D) -> (M, N, K) from the learned arrays."""
         raise NotImplementedError
 
-    def _alpha_scale(self, shots: Shots) -> np.ndarray:
+    def _alpha_scale(self, task: Task) -> np.ndarray:
         """Factor from the published scale of α to the evidence's, which does not hang on S: () or (M,)."""
         return np.ones(())
 
-    def _fixed_alpha(self, shots: Shots) -> np.ndarray:
+    def _fixed_alpha(self, task: Task) -> np.ndarray:
         """α in the evidence's scale where nothing can be left out, (M,); the mean of the fit's prior."""
-        return np.asarray(self.fixed_alpha, float) * self._alpha_scale(shots)
+        return np.asarray(self.fixed_alpha, float) * self._alpha_scale(task)
 
-    def _fit(self, shots: Shots) -> None:
-        zero_shot = zero_shot_logits(shots.features, shots.text)
-        usable = shots.counts[shots.labels] > 1
-        scale = np.broadcast_to(self._alpha_scale(shots), len(self.evidence_names))
+    def _fit(self, task: Task) -> None:
+        zero_shot = task.zero_shot(task.features)
+        usable = task.has_company
+        scale = np.broadcast_to(self._alpha_scale(task), len(self.evidence_names))
         given = None if self.alpha is None else np.atleast_1d(np.asarray(self.alpha, float)) * scale
-        fixed = self._fixed_alpha(shots) if given is None else given
-        num_domains = int(shots.domains.max()) + 1
+        fixed = self._fixed_alpha(task) if given is None else given
+        num_domains = int(task.domains.max()) + 1
         self._held_out_parts = None
         if not usable.any():
-            settings, self.alpha_ = self._fixed_settings(shots), np.tile(fixed[:, None], (1, num_domains))
+            settings, self.alpha_ = self._fixed_settings(task), np.tile(fixed[:, None], (1, num_domains))
             self.settings_ = {**settings, "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
         else:
-            columns = np.flatnonzero(shots.seen)
-            labels = np.searchsorted(columns, shots.labels)
+            columns = np.flatnonzero(task.seen)
+            labels = np.searchsorted(columns, task.labels)
             prior, best = np.r_[1.0, fixed], None
-            for settings, evidence in self._candidates(shots):
+            for settings, evidence in self._candidates(task):
                 C = np.concatenate([zero_shot[None], evidence])
-                C = C if usable.all() and shots.seen.all() else C[:, usable][:, :, columns]
+                C = C if usable.all() and task.seen.all() else C[:, usable][:, :, columns]
                 if given is None:
                     # weak prior, about as much as one shot could say: temperature 1, the published weight,
                     # or whatever weight spreads a row's logits by 3 nats
@@ -177,9 +179,9 @@ class EvidenceHead(Head):
             settings, mixture, evidence, C = best
             self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, num_domains))
             if given is None and self.per_domain:
-                self._fit_domains(C, labels[usable], shots.domains[shots.labels[usable]], mixture)
+                self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
             self._held_out_parts = zero_shot, evidence
-            held_out = weigh(zero_shot, evidence, self.alpha_, shots.domains)[usable][:, columns]
+            held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
             chosen_by = "leave-one-shot-out log-loss" if given is None else "given"
             self.settings_ = {**settings, "chosen_by": chosen_by, "held_out_log_loss": mixture.loss,
                               "held_out_top1": top1(held_out, labels[usable]),
@@ -187,7 +189,7 @@ class EvidenceHead(Head):
         for m, name in enumerate(self.evidence_names):
             values = (self.alpha_[m] / scale[m]).tolist()
             self.settings_[name] = values[0] if len(set(values)) == 1 else values
-        self._learn(shots, settings)
+        self._learn(task, settings)
 
     def _fit_domains(self, C: np.ndarray, labels: np.ndarray, row_domains: np.ndarray,
                      common: Mixture) -> None:
@@ -200,11 +202,11 @@ class EvidenceHead(Head):
             self.alpha_[:, domain] = fit_mixture(C[:, rows], labels[rows], common.weights, spread).alpha
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        zero_shot = zero_shot_logits(features, self.text_)
+        zero_shot = zero_shot_logits(features, self.text_, self.scale_)
         return weigh(zero_shot, self._evidence(features), self.alpha_, self.domains_)
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
-        return weigh(*self._held_out_parts, self.alpha_, shots.domains)
+    def _held_out_logits(self, task: Task) -> np.ndarray:
+        return weigh(*self._held_out_parts, self.alpha_, task.domains)
 
 
 def _fixed_mixture(C: np.ndarray, labels: np.ndarray, alpha: np.ndarray) -> Mixture:

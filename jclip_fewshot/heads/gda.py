@@ -23,33 +23,28 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Shots, class_sums, folds, matmul
+from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.heads.evidence import EvidenceHead
+from jclip_fewshot.task import Task, class_means
 
 FIXED_ALPHA = 0.1  # per degree of freedom, where nothing can be left out (the authors search on other images)
 TEXT_SHOTS = (0.0, 1.0, 2.0, 4.0)  # κ searched
 
 
-def class_means(shots: Shots) -> np.ndarray:
-    """Mean feature of each class, (K, D) float64; zero where a class has no shot."""
-    sums = class_sums(shots.features, shots.labels, shots.num_classes)
-    return sums / np.maximum(shots.counts, 1)[:, None]
-
-
-def text_means(shots: Shots, means: np.ndarray) -> np.ndarray:
+def text_means(task: Task, means: np.ndarray) -> np.ndarray:
     """m_c = f̄ + s (t_c - t̄) for every class, (K, D): where the text rows put the classes' means."""
-    seen = shots.seen
-    text = shots.text - shots.text[seen].mean(axis=0, dtype=float)
+    seen = task.seen
+    text = task.text - task.text[seen].mean(axis=0, dtype=float)
     centre = means[seen].mean(axis=0)
     norm = (text[seen] ** 2).sum()
     s = max((text[seen] * (means[seen] - centre)).sum() / norm, 0) if norm > 1e-9 else 0.0
     return centre + s * text
 
 
-def precision_matrix(shots: Shots, means: np.ndarray, within: bool = True) -> np.ndarray:
+def precision_matrix(task: Task, means: np.ndarray, within: bool = True) -> np.ndarray:
     """Σ⁻¹ = D pinv((S - 1) Σ̂ + tr(Σ̂) I), (D, D) float64, around `means` or the common mean."""
-    S, D = shots.features.shape
-    residual = shots.features - (means[shots.labels] if within else shots.features.mean(axis=0, dtype=float))
+    S, D = task.features.shape
+    residual = task.features - (means[task.labels] if within else task.features.mean(axis=0, dtype=float))
     scatter = residual.T @ residual
     trace = np.trace(scatter) / max(S - 1, 1)
     if trace < 1e-9:
@@ -57,9 +52,9 @@ def precision_matrix(shots: Shots, means: np.ndarray, within: bool = True) -> np
     return D * np.linalg.inv(scatter + trace * np.eye(D))  # positive definite: pinv is inv
 
 
-def degrees_of_freedom(shots: Shots, within: bool = True) -> int:
+def degrees_of_freedom(task: Task, within: bool = True) -> int:
     """Of the scatter around the class means, or around the common mean; at least 1."""
-    return max(len(shots) - (np.count_nonzero(shots.seen) if within else 1), 1)
+    return max(len(task) - (np.count_nonzero(task.seen) if within else 1), 1)
 
 
 def gaussian_classifier(means: np.ndarray, precision: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -82,19 +77,19 @@ class GDA(EvidenceHead):
         super().__init__(alpha, per_domain)
         self.text_shots = text_shots
 
-    def _alpha_scale(self, shots: Shots) -> np.ndarray:
-        return np.array(shots.text.shape[1] / degrees_of_freedom(shots, self._has_spread(shots)))
+    def _alpha_scale(self, task: Task) -> np.ndarray:
+        return np.array(task.text.shape[1] / degrees_of_freedom(task, self._has_spread(task)))
 
-    def _fixed_alpha(self, shots: Shots) -> np.ndarray:
+    def _fixed_alpha(self, task: Task) -> np.ndarray:
         return np.array([FIXED_ALPHA])
 
-    def _classifiers(self, shots: Shots, within: bool,
+    def _classifiers(self, task: Task, within: bool,
                      all_text_shots) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        means = class_means(shots)
-        from_text = text_means(shots, means)
-        precision = precision_matrix(shots, means, within)
-        precision *= degrees_of_freedom(shots, within) / shots.text.shape[1]
-        counts = shots.counts[:, None]
+        means = class_means(task)
+        from_text = text_means(task, means)
+        precision = precision_matrix(task, means, within)
+        precision *= degrees_of_freedom(task, within) / task.text.shape[1]
+        counts = task.counts[:, None]
         for kappa in all_text_shots:
             weight = np.where(counts > 0, kappa, 1.0)  # a class without shots lies where its text says
             drawn = (counts * means + weight * from_text) / (counts + weight)
@@ -103,24 +98,24 @@ class GDA(EvidenceHead):
             yield W - W.mean(axis=1, keepdims=True), b - b.mean()
 
     @staticmethod
-    def _has_spread(shots: Shots) -> bool:
-        return int(shots.counts.max()) > 2
+    def _has_spread(task: Task) -> bool:
+        return int(task.counts.max()) > 2
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
         searched = TEXT_SHOTS if self.text_shots is None else (float(self.text_shots),)
-        within = self._has_spread(shots)
-        evidence = np.zeros((len(searched), 1, len(shots), shots.num_classes), np.float32)
-        for kept, left_out in folds(shots.labels):
-            for i, (W, b) in enumerate(self._classifiers(shots.take(kept), within, searched)):
-                evidence[i, 0, left_out] = matmul(shots.features[left_out], W) + b
+        within = self._has_spread(task)
+        evidence = np.zeros((len(searched), 1, len(task), task.num_classes), np.float32)
+        for fold in task.folds():
+            for i, (W, b) in enumerate(self._classifiers(fold.task, within, searched)):
+                evidence[i, 0, fold.left_out] = matmul(task.features[fold.left_out], W) + b
         for kappa, held_out in zip(searched, evidence):
             yield {"text_shots": kappa}, held_out
 
-    def _fixed_settings(self, shots: Shots) -> dict:
+    def _fixed_settings(self, task: Task) -> dict:
         return {"text_shots": 2.0 if self.text_shots is None else float(self.text_shots)}
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
-        W, b = next(self._classifiers(shots, self._has_spread(shots), [settings["text_shots"]]))
+    def _learn(self, task: Task, settings: dict) -> None:
+        W, b = next(self._classifiers(task, self._has_spread(task), [settings["text_shots"]]))
         self.W_, self.b_ = W.astype(np.float32), b.astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:

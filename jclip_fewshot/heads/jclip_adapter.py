@@ -25,10 +25,9 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Shots
-from jclip_fewshot.heads.training import (Arrays, TrainedHead, Vars, class_means, product, random_weights, softmax_kl,
-                                          unit_var)
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.backend import jt
+from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product, random_weights, softmax_kl, unit_var
+from jclip_fewshot.task import Task, class_means
 
 
 def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> Tuple[np.ndarray, np.ndarray]:
@@ -75,8 +74,8 @@ class JclipAdapter(TrainedHead):
             raise ValueError(f"jclip_adapter: setting is 'default' or 'paper', not {settings['setting']!r}")
         super().__init__(**settings)
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
-        text, width = shots.text, shots.text.shape[1]
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+        text, width = task.text, task.text.shape[1]
         constants = {"text": text, "alpha": np.float32([self.alpha]), "beta": np.float32([self.beta]),
                      "tau": np.float32([self.tau])}
         if self.setting == "paper":
@@ -84,10 +83,10 @@ class JclipAdapter(TrainedHead):
             return {**constants, "paper": np.ones(1, np.float32)}, {
                 "image_in": random_weights(rng, width, rank), "image_out": random_weights(rng, rank, width),
                 "text_in": random_weights(rng, width, rank), "text_out": random_weights(rng, rank, width)}
-        means = class_means(shots)
-        described = np.concatenate([text, means - means[shots.seen].mean(axis=0)], axis=1)
-        described[~shots.seen, width:] = 0
-        for side, rows, rank, shrinkage in zip(("image", "text"), (shots.features, described), self.rank,
+        means = class_means(task)
+        described = np.concatenate([text, means - means[task.seen].mean(axis=0)], axis=1)
+        described[~task.seen, width:] = 0
+        for side, rows, rank, shrinkage in zip(("image", "text"), (task.features, described), self.rank,
                                                self.shrinkage):
             mean, whiten = whitening(rows, rank, shrinkage)
             into = np.concatenate([whiten, -whiten], axis=1)

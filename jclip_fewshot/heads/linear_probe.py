@@ -18,10 +18,12 @@ from typing import Callable, List, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Head, Shots, log_loss, matmul, top1, zero_shot_logits
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.console import progress
+from jclip_fewshot.heads.base import Head, log_loss, top1
 from jclip_fewshot.heads.training import cross_entropy, fits_of, product, var
-from jclip_fewshot.progress import progress
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,22 @@ def lbfgs(objective: Callable[[np.ndarray], Tuple[float, np.ndarray]], start: np
     return Minimum(at, tuple(trace), still == 3 or not gradient.any())
 
 
-def logistic_regression(shots: Shots, C: float, max_iterations: int = 200) -> Tuple[np.ndarray, np.ndarray, Minimum]:
+def logistic_regression(task: Task, C: float, max_iterations: int = 200) -> Tuple[np.ndarray, np.ndarray, Minimum]:
     """W (K, D), b (K,) and how the solver went; rows of classes without shots are zero."""
-    seen = np.flatnonzero(shots.seen)
-    mean = shots.features.mean(axis=0)
-    x, y = var(shots.features - mean), jt.array(np.searchsorted(seen, shots.labels).astype(np.int32))
+    seen = np.flatnonzero(task.seen)
+    mean = task.features.mean(axis=0)
+    x, y = var(task.features - mean), jt.array(np.searchsorted(seen, task.labels).astype(np.int32))
 
     def objective(weights: np.ndarray) -> Tuple[float, np.ndarray]:
         w, b = var(weights[:, :-1]), var(weights[:, -1])
-        loss = C * len(shots) * cross_entropy(product(x, w) + b, y) + 0.5 * (w * w).sum()
+        loss = C * len(task) * cross_entropy(product(x, w) + b, y) + 0.5 * (w * w).sum()
         dw, db = jt.grad(loss, [w, b])
         jt.sync([loss, dw, db])
         return float(loss.item()), np.concatenate([dw.numpy(), db.numpy()[:, None]], axis=1)
 
     found = lbfgs(objective, np.zeros((len(seen), x.shape[1] + 1), np.float32), max_iterations=max_iterations)
-    W = np.zeros_like(shots.text)
-    b = np.zeros(shots.num_classes, np.float32)
+    W = np.zeros_like(task.text)
+    b = np.zeros(task.num_classes, np.float32)
     W[seen] = found.at[:, :-1]
     b[seen] = found.at[:, -1] - W[seen] @ mean
     return W, b, found
@@ -102,23 +104,23 @@ class LinearProbe(Head):
     def __init__(self, C: float = 8.96, max_iterations: int = 200):
         self.C, self.max_iterations = C, max_iterations
 
-    def _fit(self, shots: Shots) -> None:
-        fits = fits_of(shots)
-        held_out = zero_shot_logits(shots.features, shots.text)
+    def _fit(self, task: Task) -> None:
+        fits = fits_of(task)
+        held_out = task.zero_shot(task.features)
         for fit in progress(fits, stage=self.name, unit="fits"):
-            W, b, found = logistic_regression(fit.shots, self.C, self.max_iterations)
-            held_out[fit.left_out] = matmul(shots.features[fit.left_out], W.T) + b
+            W, b, found = logistic_regression(fit.task, self.C, self.max_iterations)
+            held_out[fit.left_out] = matmul(task.features[fit.left_out], W.T) + b
         self.weight_, self.bias_, self._probe_held_out = W, b, held_out
-        self.history_ = [{"epoch": i, "loss": value / (self.C * len(shots))} for i, value in enumerate(found.trace)]
+        self.history_ = [{"epoch": i, "loss": value / (self.C * len(task))} for i, value in enumerate(found.trace)]
         self.settings_ = {"C": self.C, "iterations": len(found.trace) - 1, "converged": found.converged,
                           "chosen_by": "fixed"}
         tested = np.concatenate([fit.left_out for fit in fits])
         if len(tested):
-            self.settings_["held_out_loss"] = log_loss(held_out[tested], shots.labels[tested])
-            self.settings_["held_out_top1"] = top1(held_out[tested], shots.labels[tested])
+            self.settings_["held_out_loss"] = log_loss(held_out[tested], task.labels[tested])
+            self.settings_["held_out_top1"] = top1(held_out[tested], task.labels[tested])
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(features, self.weight_.T) + self.bias_
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+    def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._probe_held_out

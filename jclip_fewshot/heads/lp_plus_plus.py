@@ -18,23 +18,25 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Head, Shots, keep_unseen, matmul, zero_shot_logits
-from jclip_fewshot.heads.training import class_means, fits_of, product, scores, var
-from jclip_fewshot.progress import progress
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.console import progress
+from jclip_fewshot.heads.base import Head, keep_unseen
+from jclip_fewshot.heads.training import fits_of, product, scores, var
+from jclip_fewshot.task import Task, class_means
 
 TEXT_SCALE = 250.0
 
 
-def start(shots: Shots) -> Tuple[np.ndarray, np.ndarray, float, float]:
+def start(task: Task) -> Tuple[np.ndarray, np.ndarray, float, float]:
     """W (K, D), a (1, K), lr_W, lr_a of the seen classes."""
-    text_cosines = matmul(shots.features, shots.text.T)  # (S, K)
-    own = np.bincount(shots.labels, weights=text_cosines[np.arange(len(shots)), shots.labels],
-                      minlength=shots.num_classes)
-    blend = TEXT_SCALE * (own / np.maximum(shots.counts, 1))[shots.seen].mean()
-    top = np.linalg.eigvalsh(matmul(shots.features.T, shots.features).astype(np.float64))[-1]
-    return (class_means(shots), np.full((1, shots.num_classes), blend, np.float32), 4 * len(shots) / float(top),
-            len(shots) / (4 * float((text_cosines.astype(np.float64) ** 2).sum(axis=0).max())))
+    text_cosines = matmul(task.features, task.text.T)  # (S, K)
+    own = np.bincount(task.labels, weights=text_cosines[np.arange(len(task)), task.labels],
+                      minlength=task.num_classes)
+    blend = TEXT_SCALE * (own / np.maximum(task.counts, 1))[task.seen].mean()
+    top = np.linalg.eigvalsh(matmul(task.features.T, task.features).astype(np.float64))[-1]
+    return (class_means(task), np.full((1, task.num_classes), blend, np.float32), 4 * len(task) / float(top),
+            len(task) / (4 * float((text_cosines.astype(np.float64) ** 2).sum(axis=0).max())))
 
 
 def gradients(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, one_hot: jt.Var,
@@ -59,27 +61,27 @@ class LPPlusPlus(Head):
     def __init__(self, epochs: int = 300, momentum: float = 0.9, patience: int = 40, every: int = 5):
         self.epochs, self.momentum, self.patience, self.every = epochs, momentum, patience, every
 
-    def _fit(self, shots: Shots) -> None:
-        fits = fits_of(shots)
-        closed = var(-1e9 * ~shots.seen[None])
-        text = var(shots.text)
+    def _fit(self, task: Task) -> None:
+        fits = fits_of(task)
+        closed = var(-1e9 * ~task.seen[None])
+        text = var(task.text)
         data, state, rates = [], [], []
         for fit in fits:
-            W, a, rate_w, rate_a = start(fit.shots)
-            x = var(fit.shots.features)
-            data.append((x, product(x, text), var(fit.shots.one_hot), closed))
+            W, a, rate_w, rate_a = start(fit.task)
+            x = var(fit.task.features)
+            data.append((x, product(x, text), var(fit.task.one_hot), closed))
             state.append([var(W), var(a), var(np.zeros_like(W)), var(np.zeros_like(a))])
             rates.append((rate_w, rate_a))
-        held = [(fit, var(shots.features[fit.left_out]), zero_shot_logits(shots.features[fit.left_out], shots.text))
+        held = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                 for fit in fits[:-1]]
         held = [(fit, x, product(x, text), zero_shot) for fit, x, zero_shot in held]
-        truth = np.concatenate([shots.labels[fit.left_out] for fit in fits])
+        truth = np.concatenate([task.labels[fit.left_out] for fit in fits])
 
         def score() -> Tuple[dict, np.ndarray]:
             if not held:
-                return {}, np.zeros((0, shots.num_classes), np.float32)
+                return {}, np.zeros((0, task.num_classes), np.float32)
             logits = np.concatenate([
-                keep_unseen((product(x, state[m][0]) + state[m][1] * cosines).numpy(), zero_shot, shots.seen)
+                keep_unseen((product(x, state[m][0]) + state[m][1] * cosines).numpy(), zero_shot, task.seen)
                 for m, (fit, x, cosines, zero_shot) in enumerate(held)])
             return scores(logits, truth), logits
 
@@ -105,7 +107,7 @@ class LPPlusPlus(Head):
             elif e - epoch >= self.patience:
                 break
         self.weight_, self.blend_, answers = kept[0].numpy(), kept[1].numpy(), kept[2]
-        self._trained_held_out = zero_shot_logits(shots.features, shots.text)
+        self._trained_held_out = task.zero_shot(task.features)
         self.settings_ = {"epoch": epoch, "chosen_by": "held-out soft top-1" if held else "fixed"}
         if held:
             self._trained_held_out[np.concatenate([fit.left_out for fit in fits])] = answers
@@ -116,5 +118,5 @@ class LPPlusPlus(Head):
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(features, self.weight_.T) + self.blend_ * matmul(features, self.text_.T)
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+    def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._trained_held_out

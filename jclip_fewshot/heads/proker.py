@@ -19,9 +19,9 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import CLIP_SCALE, Shots, folds
 from jclip_fewshot.heads.evidence import EvidenceHead
 from jclip_fewshot.heads.tip_adapter import cache_logits
+from jclip_fewshot.task import Task
 
 BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # by shots
 
@@ -31,11 +31,11 @@ def published_settings(shots_a_class: float) -> Tuple[float, float]:
     return BETA_LAMBDA[max(k for k in BETA_LAMBDA if k <= max(shots_a_class, 1))]
 
 
-def ridge_system(shots: Shots, beta: float, lam: float) -> Tuple[np.ndarray, np.ndarray]:
+def ridge_system(task: Task, beta: float, lam: float) -> Tuple[np.ndarray, np.ndarray]:
     """K_ff / λ + I (S, S) and R = L - F tᵀ (S, K), float64."""
-    features = shots.features.astype(float)
-    system = np.exp(-beta * (1 - features @ features.T)) / lam + np.eye(len(shots))
-    return system, shots.one_hot - features @ shots.text.T.astype(float)
+    features = task.features.astype(float)
+    system = np.exp(-beta * (1 - features @ features.T)) / lam + np.eye(len(task))
+    return system, task.one_hot - features @ task.text.T.astype(float)
 
 
 class ProKeR(EvidenceHead):
@@ -48,26 +48,27 @@ class ProKeR(EvidenceHead):
         super().__init__(alpha, per_domain)
         self.beta, self.lam = beta, lam
 
-    def _fixed_settings(self, shots: Shots) -> dict:
-        beta, lam = published_settings(float(shots.counts[shots.seen].mean()))
+    def _fixed_settings(self, task: Task) -> dict:
+        beta, lam = published_settings(float(task.counts[task.seen].mean()))
         return {"beta": beta if self.beta is None else float(self.beta),
                 "lambda": lam if self.lam is None else float(self.lam)}
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
-        settings = self._fixed_settings(shots)
-        system, R = ridge_system(shots, settings["beta"], settings["lambda"])
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
+        settings = self._fixed_settings(task)
+        system, R = ridge_system(task, settings["beta"], settings["lambda"])
         inverse = np.linalg.inv(system)
         A = inverse @ R
         evidence = np.zeros((1, *R.shape), np.float32)
-        for _, H in folds(shots.labels):
+        for fold in task.folds():
+            H = fold.left_out
             left_out = R[H] - np.linalg.solve(inverse[np.ix_(H, H)], A[H])
-            evidence[0, H] = CLIP_SCALE * settings["lambda"] * left_out
+            evidence[0, H] = task.scale * settings["lambda"] * left_out
         yield settings, evidence
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
-        self.keys_, self.beta_ = shots.features, settings["beta"]
-        A = np.linalg.solve(*ridge_system(shots, settings["beta"], settings["lambda"]))
-        self.A_ = (CLIP_SCALE * A).astype(np.float32)
+    def _learn(self, task: Task, settings: dict) -> None:
+        self.keys_, self.beta_ = task.features, settings["beta"]
+        A = np.linalg.solve(*ridge_system(task, settings["beta"], settings["lambda"]))
+        self.A_ = (task.scale * A).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.A_, self.beta_)[None]

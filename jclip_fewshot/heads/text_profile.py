@@ -22,9 +22,9 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import (Shots, class_sums, folds, log_softmax, matmul, unit_rows,
-                                      zero_shot_logits)
-from jclip_fewshot.heads.gda import GDA, class_means, text_means
+from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.heads.gda import GDA, text_means
+from jclip_fewshot.task import Task, class_means, class_sums, zero_shot_logits
 
 FLOOR = 1e-4  # ε
 TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
@@ -35,11 +35,11 @@ def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
     return np.exp(log_softmax(zero_shot_logits(features, text)))
 
 
-def class_profiles(shots: Shots) -> np.ndarray:
+def class_profiles(task: Task) -> np.ndarray:
     """log(P + ε), (K, K) float32: a row for each class; without shots, the text's own profile."""
-    sums = TEXT_WEIGHT * profiles(unit_rows(text_means(shots, class_means(shots))), shots.text)
-    sums = sums + class_sums(profiles(shots.features, shots.text), shots.labels, shots.num_classes)
-    return np.log(sums / (shots.counts[:, None] + TEXT_WEIGHT) + FLOOR).astype(np.float32)
+    sums = TEXT_WEIGHT * profiles(unit_rows(text_means(task, class_means(task))), task.text)
+    sums = sums + class_sums(profiles(task.features, task.text), task.labels, task.num_classes)
+    return np.log(sums / (task.counts[:, None] + TEXT_WEIGHT) + FLOOR).astype(np.float32)
 
 
 class TextProfile(GDA):
@@ -54,23 +54,23 @@ class TextProfile(GDA):
             raise ValueError("text_profile: fix both alpha and gamma, or neither")
         super().__init__(None if alpha is None else (alpha, gamma), text_shots, per_domain)
 
-    def _alpha_scale(self, shots: Shots) -> np.ndarray:
-        return np.append(super()._alpha_scale(shots), 1.0)
+    def _alpha_scale(self, task: Task) -> np.ndarray:
+        return np.append(super()._alpha_scale(task), 1.0)
 
-    def _fixed_alpha(self, shots: Shots) -> np.ndarray:
-        return np.append(super()._fixed_alpha(shots), 0.5)
+    def _fixed_alpha(self, task: Task) -> np.ndarray:
+        return np.append(super()._fixed_alpha(task), 0.5)
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
-        likelihood = np.zeros((1, len(shots), shots.num_classes), np.float32)
-        for kept, left_out in folds(shots.labels):
-            rows = profiles(shots.features[left_out], shots.text)
-            likelihood[0, left_out] = matmul(rows, class_profiles(shots.take(kept)).T)
-        for settings, evidence in super()._candidates(shots):
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
+        likelihood = np.zeros((1, len(task), task.num_classes), np.float32)
+        for fold in task.folds():
+            rows = profiles(task.features[fold.left_out], task.text)
+            likelihood[0, fold.left_out] = matmul(rows, class_profiles(fold.task).T)
+        for settings, evidence in super()._candidates(task):
             yield settings, np.concatenate([evidence, likelihood])
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
-        super()._learn(shots, settings)
-        self.log_profiles_ = class_profiles(shots)
+    def _learn(self, task: Task, settings: dict) -> None:
+        super()._learn(task, settings)
+        self.log_profiles_ = class_profiles(task)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         likelihood = matmul(profiles(features, self.text_), self.log_profiles_.T)

@@ -17,10 +17,11 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import (Shots, class_sums, fold_of_shots, folds, top1, unit_rows,
-                                      zero_shot_logits)
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.heads.base import top1
 from jclip_fewshot.heads.evidence import EvidenceHead
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task, class_sums, fold_of_shots
 
 BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
 
@@ -65,45 +66,45 @@ class TipAdapter(EvidenceHead):
         super().__init__(alpha, per_domain)
         self.beta, self.cap = beta, cap
 
-    def _alpha_scale(self, shots: Shots) -> np.ndarray:
-        return np.minimum(shots.counts, self.cap)[shots.seen].mean()
+    def _alpha_scale(self, task: Task) -> np.ndarray:
+        return np.minimum(task.counts, self.cap)[task.seen].mean()
 
-    def _fixed_settings(self, shots: Shots) -> dict:
+    def _fixed_settings(self, task: Task) -> dict:
         return {"beta": 5.5 if self.beta is None else float(self.beta)}
 
-    def _cache(self, shots: Shots) -> Tuple[np.ndarray, np.ndarray]:
-        keys, labels = capped_cache(shots.features, shots.labels, self.cap)
-        return keys, class_mean_values(labels, shots.num_classes)
+    def _cache(self, task: Task) -> Tuple[np.ndarray, np.ndarray]:
+        keys, labels = capped_cache(task.features, task.labels, self.cap)
+        return keys, class_mean_values(labels, task.num_classes)
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
-        caches = [(left_out, *self._cache(shots.take(kept))) for kept, left_out in folds(shots.labels)]
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
+        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
         for beta in BETAS if self.beta is None else (float(self.beta),):
-            evidence = np.zeros((1, len(shots), shots.num_classes), np.float32)
+            evidence = np.zeros((1, len(task), task.num_classes), np.float32)
             for left_out, keys, values in caches:
-                evidence[0, left_out] = cache_logits(shots.features[left_out], keys, values, beta)
+                evidence[0, left_out] = cache_logits(task.features[left_out], keys, values, beta)
             yield {"beta": beta}, evidence
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
-        self.keys_, self.values_ = self._cache(shots)
+    def _learn(self, task: Task, settings: dict) -> None:
+        self.keys_, self.values_ = self._cache(task)
         self.beta_ = settings["beta"]
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
 
-    def held_out_map(self, shots: Shots, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
+    def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
         """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
         picture.
 
         Shots that are the only one of their class are not counted; nan where all are.
         """
         found = np.full((len(alphas), len(betas)), np.nan)
-        usable = shots.counts[shots.labels] > 1
+        usable = task.has_company
         if not usable.any():
             return found
-        zero_shot = zero_shot_logits(shots.features, shots.text)[usable]
+        zero_shot = task.zero_shot(task.features)[usable]
         for b, beta in enumerate(betas):
-            (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(shots)
-            evidence = evidence[0, usable] * np.float32(self._alpha_scale(shots))
+            (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(task)
+            evidence = evidence[0, usable] * np.float32(self._alpha_scale(task))
             for a, alpha in enumerate(alphas):
-                found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, shots.labels[usable])
+                found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable])
         return found

@@ -19,10 +19,10 @@ from typing import Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import CLIP_SCALE, Shots
+from jclip_fewshot.backend import jt
 from jclip_fewshot.heads.tip_adapter import capped_cache, class_mean_values
 from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.task import Task
 
 
 class TipAdapterF(TrainedHead):
@@ -33,13 +33,13 @@ class TipAdapterF(TrainedHead):
     alpha, beta, cap = 2.0, 3.5, 16
     ratios = {"alpha": (1.0, 1.5, 2.0, 2.5), "beta": (2.5, 3.5, 5.0)}
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
-        keys, labels = capped_cache(shots.features, shots.labels, self.cap)
-        scale = np.minimum(shots.counts, self.cap)[shots.seen].mean()
-        values = class_mean_values(labels, shots.num_classes) * np.float32(scale)
-        return ({"text": shots.text, "values": values, "alpha": np.float32([self.alpha]),
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+        keys, labels = capped_cache(task.features, task.labels, self.cap)
+        scale = np.minimum(task.counts, self.cap)[task.seen].mean()
+        values = class_mean_values(labels, task.num_classes) * np.float32(scale)
+        return ({"text": task.text, "values": values, "alpha": np.float32([self.alpha]),
                  "beta": np.float32([self.beta])}, {"keys": keys})
 
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
         affinity = jt.exp(p["beta"] * (product(x, p["keys"]) - 1))  # (B, S)
-        return CLIP_SCALE * product(x, p["text"]) + p["alpha"] * jt.matmul(affinity, p["values"])
+        return self.scale_ * product(x, p["text"]) + p["alpha"] * jt.matmul(affinity, p["values"])

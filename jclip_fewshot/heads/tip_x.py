@@ -19,8 +19,9 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Shots, folds, log_softmax, matmul
+from jclip_fewshot.backend.numerics import log_softmax, matmul
 from jclip_fewshot.heads.tip_adapter import TipAdapter, cache_logits
+from jclip_fewshot.task import Task
 
 BETAS = (1.0, 3.5, 8.0)
 
@@ -64,19 +65,19 @@ class TipX(TipAdapter):
         psi = A_low + (A_high - A_low) * (largest - text_divergence(features, keys, text, temperature)) / span
         return np.stack([cache_logits(features, keys, values, beta), matmul(psi, values)])
 
-    def _candidates(self, shots: Shots) -> Iterator[Tuple[dict, np.ndarray]]:
-        rescale = self._rescale(self._cache(shots)[0], shots.text)
-        caches = [(left_out, *self._cache(shots.take(kept))) for kept, left_out in folds(shots.labels)]
+    def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
+        rescale = self._rescale(self._cache(task)[0], task.text)
+        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
         for beta in BETAS if self.beta is None else (float(self.beta),):
-            evidence = np.zeros((2, len(shots), shots.num_classes), np.float32)
+            evidence = np.zeros((2, len(task), task.num_classes), np.float32)
             for left_out, keys, values in caches:
-                evidence[:, left_out] = self._both(shots.features[left_out], keys, values, shots.text,
+                evidence[:, left_out] = self._both(task.features[left_out], keys, values, task.text,
                                                    self.temperature, rescale, beta)
             yield {"beta": beta}, evidence
 
-    def _learn(self, shots: Shots, settings: dict) -> None:
-        super()._learn(shots, settings)
-        self.rescale_ = self._rescale(self.keys_, shots.text)
+    def _learn(self, task: Task, settings: dict) -> None:
+        super()._learn(task, settings)
+        self.rescale_ = self._rescale(self.keys_, task.text)
         self.temperature_ = self.temperature
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:

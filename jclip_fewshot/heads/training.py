@@ -22,52 +22,28 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import (Head, Shots, fold_of_shots, keep_unseen, log_loss, log_softmax, top1,
-                                      zero_shot_logits)
-from jclip_fewshot.progress import progress
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.console import progress
+from jclip_fewshot.heads.base import Head, keep_unseen, log_loss, top1
+from jclip_fewshot.task import Fold, Task, class_means
 
 Arrays = Dict[str, np.ndarray]
 Vars = Dict[str, "jt.Var"]  # a name: evaluating it would start Jittor
-MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
 MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
 CHUNK = 4096  # rows answered at a time
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What one of the fits may see, and the shots it is scored on."""
-
-    shots: Shots
-    rows: np.ndarray  # into all shots: those it learns from
-    left_out: np.ndarray  # into all shots; empty for the fit on all of them
+def fits_of(task: Task) -> List[Fold]:
+    """The folds, then the fit on all shots; that one alone where nothing can be left out."""
+    return [*task.folds(), Fold.whole(task)]
 
 
-def fits_of(shots: Shots, max_folds: int = MAX_FOLDS) -> List[Fit]:
-    """The k leave-one-shot-out fits, then the fit on all shots; that one alone where nothing can be left out."""
-    place = fold_of_shots(shots.labels, max_folds)
-    alone = shots.counts[shots.labels] < 2
-    fits = []
-    for fold in range(place.max() + 1 if len(shots) and not alone.all() else 0):
-        left_out = np.flatnonzero((place == fold) & ~alone)
-        if len(left_out):
-            rows = np.setdiff1d(np.arange(len(shots)), left_out)
-            fits.append(Fit(shots.take(rows), rows, left_out))
-    return fits + [Fit(shots, np.arange(len(shots)), np.zeros(0, np.int64))]
-
-
-def class_means(shots: Shots) -> np.ndarray:
-    """(K, D) mean shot of each class, not renormalised; zero where a class has none."""
-    sums = np.zeros_like(shots.text)
-    np.add.at(sums, shots.labels, shots.features)
-    return sums / np.maximum(shots.counts, 1)[:, None].astype(np.float32)
-
-
-def residuals(shots: Shots) -> np.ndarray:
+def residuals(task: Task) -> np.ndarray:
     """f − mean of its class, unbiased: (S', D), for the shots that have company; S' may be 0."""
-    counts = shots.counts
-    count = counts[shots.labels][:, None]
-    rest = shots.features - class_means(shots)[shots.labels]
+    counts = task.counts
+    count = counts[task.labels][:, None]
+    rest = task.features - class_means(task)[task.labels]
     company = count[:, 0] > 1
     return (rest * np.sqrt(count / np.maximum(count - 1, 1)))[company].astype(np.float32)
 
@@ -164,7 +140,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> Dict[str, float]:
 class Trained:
     """The fits at the chosen epoch."""
 
-    fits: List[Fit]
+    fits: List[Fold]
     learned: List[Arrays]  # of each fit: constants and parameters, all that `answer` reads
     epoch: int  # 0: the start
     history: List[dict]
@@ -182,7 +158,6 @@ class TrainedHead(Head):
     seeded = True
     epochs, batch, lr, weight_decay, eps = 20, 256, 1e-3, 0.0, 1e-8
     augment, choose_epoch, seed = 0.0, True, 0
-    max_folds = MAX_FOLDS
     ratios: Dict[str, Sequence[float]] = {}
 
     def __init__(self, **settings):
@@ -191,7 +166,7 @@ class TrainedHead(Head):
                 raise TypeError(f"{self.name} has no setting {name!r}")
             setattr(self, name, value)
 
-    def start(self, shots: Shots, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
+    def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
         """(constants, parameters) before the first step; a constant is never trained."""
         raise NotImplementedError
 
@@ -207,8 +182,8 @@ class TrainedHead(Head):
         """A parameter after each step of learning rate `rate`: for what is better solved than descended."""
         return value
 
-    def _fit(self, shots: Shots) -> None:
-        trained = train(self, shots)
+    def _fit(self, task: Task) -> None:
+        trained = train(self, task)
         self.history_ = trained.history
         self.settings_ = {"epoch": trained.epoch, "epochs": self.epochs, "lr": self.lr, "augment": self.augment,
                           "chosen_by": "held-out soft top-1" if len(trained.fits) > 1 else "fixed"}
@@ -216,26 +191,26 @@ class TrainedHead(Head):
 
     def _choose(self, trained: Trained) -> None:
         """Takes over what was trained, with the ratios that the held-out shots like best."""
-        shots, folds = trained.fits[-1].shots, trained.fits[:-1]
+        task, folds = trained.fits[-1].task, trained.fits[:-1]
         names = list(self.ratios) if folds else []
         best = None
         for values in itertools.product(*(self.ratios[name] for name in names)):
             chosen = {name: np.float32([value]) for name, value in zip(names, values)}
-            held_out = zero_shot_logits(shots.features, shots.text)
-            tested = np.zeros(len(shots), bool)
+            held_out = task.zero_shot(task.features)
+            tested = np.zeros(len(task), bool)
             for fit, learned in zip(folds, trained.learned):
                 held_out[fit.left_out] = keep_unseen(
-                    self._ask({**learned, **chosen}, shots.features[fit.left_out]), held_out[fit.left_out],
-                    shots.seen)
+                    self._ask({**learned, **chosen}, task.features[fit.left_out]), held_out[fit.left_out],
+                    task.seen)
                 tested[fit.left_out] = True
-            score = soft_top1(held_out[tested], shots.labels[tested])
+            score = soft_top1(held_out[tested], task.labels[tested])
             if best is None or score > best[0]:
                 best = score, dict(zip(names, map(float, values))), chosen, held_out, tested
         _, scalars, chosen, self._trained_held_out, tested = best
         self.learned_ = {**trained.learned[-1], **chosen}
         self.settings_.update(scalars)
         if folds:
-            self.settings_.update(scores(self._trained_held_out[tested], shots.labels[tested]))
+            self.settings_.update(scores(self._trained_held_out[tested], task.labels[tested]))
 
     def _ask(self, learned: Arrays, features: np.ndarray) -> np.ndarray:
         p = {name: var(value) for name, value in learned.items()}
@@ -245,7 +220,7 @@ class TrainedHead(Head):
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return self._ask(self.learned_, features)
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+    def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._trained_held_out
 
     def state(self) -> Arrays:
@@ -265,26 +240,26 @@ class TrainedHead(Head):
         return head
 
 
-def train(head: TrainedHead, shots: Shots) -> Trained:
+def train(head: TrainedHead, task: Task) -> Trained:
     """Minimises the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
 
     A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
     (`base.keep_unseen` puts it back beside them). Epoch 0, the start, may be the one chosen.
     """
     rng = np.random.default_rng(head.seed)
-    fits = fits_of(shots, head.max_folds)
-    starts = [head.start(fit.shots, np.random.default_rng(head.seed)) for fit in fits]
+    fits = fits_of(task)
+    starts = [head.start(fit.task, np.random.default_rng(head.seed)) for fit in fits]
     constants = [{name: var(value) for name, value in start[0].items()} for start in starts]
     names = list(starts[0][1])
     width = len(names)
     values = [var(start[1][name]) for start in starts for name in names]
-    closed = None if shots.seen.all() else var(-1e9 * ~shots.seen[None])
-    banks = [residuals(fit.shots) for fit in fits]
-    held_out = [(fit, var(shots.features[fit.left_out]), zero_shot_logits(shots.features[fit.left_out], shots.text))
+    closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
+    banks = [residuals(fit.task) for fit in fits]
+    held_out = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                 for fit in fits[:-1]]
-    tested = np.concatenate([shots.labels[fit.left_out] for fit in fits])
+    tested = np.concatenate([task.labels[fit.left_out] for fit in fits])
     stepper = AdamW(head.lr, head.weight_decay, head.eps)
-    steps = min(MAX_STEPS, max(1, -(-len(shots) // head.batch)))
+    steps = min(MAX_STEPS, max(1, -(-len(task) // head.batch)))
 
     def of(m: int) -> Vars:
         return {**constants[m], **dict(zip(names, values[m * width:(m + 1) * width]))}
@@ -292,15 +267,15 @@ def train(head: TrainedHead, shots: Shots) -> Trained:
     def score() -> dict:
         if not held_out:
             return {}
-        logits = np.concatenate([keep_unseen(head.answer(of(m), rows).numpy(), zero_shot, shots.seen)
+        logits = np.concatenate([keep_unseen(head.answer(of(m), rows).numpy(), zero_shot, task.seen)
                                  for m, (fit, rows, zero_shot) in enumerate(held_out)])
         return scores(logits, tested)
 
     history = [{"epoch": 0, **score()}]
     kept, epoch = list(values), 0
-    epochs = head.epochs if shots.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
+    epochs = head.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
     for e in progress(range(1, epochs + 1), stage=head.name, unit="epochs"):
-        batches = [np.array_split(rng.permutation(len(fit.rows)), steps) for fit in fits]
+        batches = [np.array_split(rng.permutation(len(fit.kept)), steps) for fit in fits]
         losses, hits = [], []  # of the fit on all shots
         for s in range(steps):
             pace = 0.5 * (1 + np.cos(np.pi * ((e - 1) * steps + s) / (epochs * steps)))
@@ -312,8 +287,8 @@ def train(head: TrainedHead, shots: Shots) -> Trained:
                 share = len(rows)
                 if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
                     rows = np.repeat(rows, 2)
-                x = var(borrowed(fit.shots.features[rows], banks[m], head.augment, rng))
-                y = jt.array(fit.shots.labels[rows].astype(np.int32))
+                x = var(borrowed(fit.task.features[rows], banks[m], head.augment, rng))
+                y = jt.array(fit.task.labels[rows].astype(np.int32))
                 p = of(m)
                 logits = head.answer(p, x)
                 loss = cross_entropy(logits if closed is None else logits + closed, y)
@@ -326,8 +301,8 @@ def train(head: TrainedHead, shots: Shots) -> Trained:
             values = [head.settle(names[i % width], value, of(i // width), head.lr * pace)
                       for i, value in enumerate(values)]
             jt.sync(values + stepper.means + stepper.squares + losses[-1:] + hits[-1:])
-        history.append({"epoch": e, "loss": float(sum(v.item() for v in losses) / len(shots)),
-                        "train_top1": float(100 * sum(v.item() for v in hits) / len(shots)), **score()})
+        history.append({"epoch": e, "loss": float(sum(v.item() for v in losses) / len(task)),
+                        "train_top1": float(100 * sum(v.item() for v in hits) / len(task)), **score()})
         better = held_out and history[-1]["held_out_soft_top1"] > max(h["held_out_soft_top1"] for h in history[:-1])
         if better or not (held_out and head.choose_epoch):
             kept, epoch = list(values), e

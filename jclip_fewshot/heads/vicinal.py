@@ -28,11 +28,12 @@ from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from jclip_fewshot.heads.base import (CLIP_SCALE, Head, Shots, log_loss, log_softmax, matmul, top1, unit_rows,
-                                      zero_shot_logits)
-from jclip_fewshot.heads.training import AdamW, Fit, fits_of
-from jclip_fewshot.progress import progress
-from jclip_fewshot.runtime import jt
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.console import progress
+from jclip_fewshot.heads.base import Head, log_loss, top1
+from jclip_fewshot.heads.training import AdamW, fits_of
+from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
 FIXED_LAMBDA = 100.0  # where nothing can be left out
@@ -42,16 +43,16 @@ DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of al
 class Vicinity:
     """Draws x̃ of a fit's shots."""
 
-    def __init__(self, shots: Shots, residual: float, sigma: float, seed: int) -> None:
-        self.features, self.residual, self.sigma = shots.features, np.float32(residual), np.float32(sigma)
+    def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
+        self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
         self.rng = np.random.default_rng(seed)
-        count = shots.counts[shots.labels]
-        sums = np.zeros_like(shots.text)
-        np.add.at(sums, shots.labels, shots.features)
-        rest = shots.features - sums[shots.labels] / count[:, None]
+        count = task.counts[task.labels]
+        sums = np.zeros_like(task.text)
+        np.add.at(sums, task.labels, task.features)
+        rest = task.features - sums[task.labels] / count[:, None]
         unbiased = np.sqrt(count / np.maximum(count - 1, 1))[:, None]
         self.residuals = (rest * unbiased).astype(np.float32)
-        domain = shots.domains[shots.labels]
+        domain = task.domains[task.labels]
         self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
         for d in np.unique(domain):
             self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & (count > 1))))
@@ -90,10 +91,10 @@ class Vicinal(Head):
         self.lambdas, self.map_lambda, self.residual = tuple(map(float, lambdas)), map_lambda, residual
         self.sigma, self.epochs, self.lr, self.seed = sigma, epochs, lr, seed
 
-    def _fit(self, shots: Shots) -> None:
-        columns = np.flatnonzero(shots.seen)
-        inner = Shots(shots.features, np.searchsorted(columns, shots.labels), shots.text[columns],
-                      shots.domains[columns])
+    def _fit(self, task: Task) -> None:
+        columns = np.flatnonzero(task.seen)
+        inner = Task(task.features, np.searchsorted(columns, task.labels), task.text[columns],
+                     task.domains[columns], task.scale)
         fits = fits_of(inner)
         lambdas = self.lambdas
         if len(fits) == 1:
@@ -102,16 +103,16 @@ class Vicinal(Head):
         W = [self._train(fit, lambdas, self.seed + j, bar) for j, fit in enumerate(fits)]  # each (L, K, D)
 
         rows = np.concatenate([fit.left_out for fit in fits])
-        held_out = [np.stack([matmul(CLIP_SCALE * inner.features[fit.left_out], w.T) for w in of_fit])
+        held_out = [np.stack([matmul(self.scale_ * inner.features[fit.left_out], w.T) for w in of_fit])
                     for fit, of_fit in zip(fits[:-1], W)]  # (L, left out, K)
         self.lambda_weights_ = self._weights(held_out, rows, inner, len(lambdas))  # (K, L)
         mixed = [mix(of_fit, self.lambda_weights_) for of_fit in W]
-        self.W_ = shots.text.copy()
+        self.W_ = task.text.copy()
         self.W_[columns] = mixed[-1]
 
-        self._held = zero_shot_logits(shots.features, shots.text)
+        self._held = task.zero_shot(task.features)
         for fit, w in zip(fits[:-1], mixed):
-            self._held[np.ix_(fit.left_out, columns)] = matmul(CLIP_SCALE * inner.features[fit.left_out], w.T)
+            self._held[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
         chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
                   for d in np.unique(inner.domains)}
         weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
@@ -125,14 +126,14 @@ class Vicinal(Head):
         else:
             self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
 
-    def _train(self, fit: Fit, lambdas: Sequence[float], seed: int, bar) -> np.ndarray:
+    def _train(self, fit: Fold, lambdas: Sequence[float], seed: int, bar) -> np.ndarray:
         """Unit rows (L, K, D) of one fit under every λ."""
-        shots = fit.shots
-        (K, D), L = shots.text.shape, len(lambdas)
-        vicinity = Vicinity(shots, self.residual, self.sigma, seed)
-        text = jt.array(shots.text)
-        labels = jt.array(shots.labels.astype(np.int32))
-        at_label = (jt.index((len(shots), K), 1) == labels.unsqueeze(1)).float32().unsqueeze(1)  # (S, 1, K)
+        task = fit.task
+        (K, D), L = task.text.shape, len(lambdas)
+        vicinity = Vicinity(task, self.residual, self.sigma, seed)
+        text = jt.array(task.text)
+        labels = jt.array(task.labels.astype(np.int32))
+        at_label = (jt.index((len(task), K), 1) == labels.unsqueeze(1)).float32().unsqueeze(1)  # (S, 1, K)
         anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
         delta = [jt.zeros((L, K, D))]
         maps = [jt.zeros((D, D)) for _ in lambdas]
@@ -148,7 +149,7 @@ class Vicinal(Head):
             next(bar, None)
             x = jt.array(vicinity.draw())
             cosines = jt.nn.matmul_transpose(x, rows().reshape(L * K, D))
-            logits = CLIP_SCALE * cosines.reshape(len(shots), L, K)
+            logits = self.scale_ * cosines.reshape(len(task), L, K)
             shifted = logits - logits.max(2, keepdims=True).stop_grad()
             own = jt.log(jt.exp(shifted).sum(2)) - (shifted * at_label).sum(2)  # (S, L)
             loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
@@ -173,26 +174,26 @@ class Vicinal(Head):
         return trained
 
     @staticmethod
-    def _weights(held_out: List[np.ndarray], rows: np.ndarray, shots: Shots, L: int) -> np.ndarray:
+    def _weights(held_out: List[np.ndarray], rows: np.ndarray, task: Task, L: int) -> np.ndarray:
         """Each class's weights of the λ, (K, L), by its domain's held-out log-loss."""
-        K = shots.num_classes
+        K = task.num_classes
         if not held_out or L == 1:
             return np.full((K, L), 1 / L, np.float32)
-        labels = shots.labels[rows]
+        labels = task.labels[rows]
         log_probs = log_softmax(np.concatenate(held_out, axis=1))
         losses = -log_probs[:, np.arange(len(rows)), labels]  # (L, held out)
-        domain_of = shots.domains[labels]
+        domain_of = task.domains[labels]
         weights = np.empty((K, L), np.float32)
-        for d in np.unique(shots.domains):
+        for d in np.unique(task.domains):
             own = losses[:, domain_of == d]
             summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
-            weights[shots.domains == d] = np.exp(log_softmax(-summed))
+            weights[task.domains == d] = np.exp(log_softmax(-summed))
         return weights
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(CLIP_SCALE * features, self.W_.T)
+        return matmul(self.scale_ * features, self.W_.T)
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
+    def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._held
 
 

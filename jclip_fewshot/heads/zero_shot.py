@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jclip_fewshot.heads.base import Head, Shots, zero_shot_logits
+from jclip_fewshot.heads.base import Head
+from jclip_fewshot.task import Task, zero_shot_logits
 
 
 class ZeroShot(Head):
@@ -14,11 +15,11 @@ class ZeroShot(Head):
 
     name = "zero_shot"
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, task: Task) -> None:
         """The text rows are all there is."""
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return zero_shot_logits(features, self.text_)
+        return zero_shot_logits(features, self.text_, self.scale_)
 
-    def _held_out_logits(self, shots: Shots) -> np.ndarray:
-        return self._logits(shots.features)
+    def _held_out_logits(self, task: Task) -> np.ndarray:
+        return self._logits(task.features)

@@ -1,0 +1,341 @@
+"""Starts Jittor. The only module that imports it: everything else says
+
+    from jclip_fewshot.backend import jt
+
+`jt` is Jittor, started when it is first used, so that asking for help or reading a class list does
+not wait for it. `start(device)` starts it on a chosen device; the environment variable JCLIP_DEVICE
+(cpu, cuda or auto) chooses where nobody calls it. Before the import this module
+
+- takes CUDA only where driver, device and toolkit all work (an nvcc on the PATH alone makes Jittor
+  build for CUDA and die without a driver);
+- gives Jittor oneDNN from the PyPI wheels, which it would otherwise download, and leaves out the
+  CUDA extras that it would download;
+- keeps CPU and CUDA builds in separate kernel caches, which Jittor mixes up;
+- runs the first build (a minute and a half) in a child process, with progress, as often as Jittor
+  asks for a rerun: it does so with exit status 0, which a caller takes for success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional
+
+from jclip_fewshot.backend import headers, toolkit
+from jclip_fewshot.console import progress, tell, warn
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import write_text
+
+DEVICES = ("auto", "cpu", "cuda")
+DEVICE_VARIABLE = "JCLIP_DEVICE"
+LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
+# Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
+_BUILD_FILES, _BUILD_SECONDS = 314, 95
+# CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
+_CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
+# CUDA 13's CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
+_CUDA13_STANDARD = "-std=c++17"
+
+_LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How Jittor will be started, and why."""
+
+    device: str  # "cpu" or "cuda"
+    reason: str
+    onednn: str  # "PyPI wheels", "Jittor's download" or "none"
+    environment: Dict[str, str]
+    compiler: Optional[str] = None
+    header: Optional[Path] = None  # Jittor's headers, precompiled (headers.py)
+
+    def __str__(self) -> str:
+        where = "the CPU" if self.device == "cpu" else "CUDA"
+        library = f", oneDNN: {self.onednn}" if self.device == "cpu" else ""
+        return f"Jittor on {where}: {self.reason}{library}"
+
+
+def jittor_home() -> Path:
+    """The folder whose .cache/jittor holds Jittor's builds, by Jittor's own rule."""
+    home = os.environ.get("JITTOR_HOME")
+    if not home:
+        config = Path.home() / ".cache/jittor/config.json"
+        try:
+            home = json.loads(config.read_text()).get("JITTOR_HOME")
+        except (OSError, ValueError):
+            home = None
+    return Path(home or Path.home()).absolute()
+
+
+def plan(device: str = "auto") -> Plan:
+    """Decides device and libraries without importing Jittor.
+
+    Raises:
+        UserError: an unknown device; no compiler; CUDA asked for where it cannot work.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
+    compiler = shutil.which(os.environ.get("cc_path") or "g++")
+    if not compiler and sys.platform == "linux":
+        if os.environ.get("cc_path"):
+            raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
+        raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    home = jittor_home()
+    if not os.access(_existing_parent(home), os.W_OK):
+        raise UserError(f"{home} is not writable and Jittor keeps its builds there; set JITTOR_HOME to another folder")
+    # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
+    # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
+    environment = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+    # gdb is looked for at every import, only to print a stack after a crash; ranks.py needs no MPI in Jittor.
+    environment.update(log_silent="0" if os.environ.get(LOG_VARIABLE) == "1" else "1", use_mpi="0", gdb_path="")
+    config = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}-config")
+    if config.is_file():
+        # In a virtual environment Jittor would take the headers of another Python, if it finds any.
+        environment["python_config_path"] = os.environ.get("python_config_path", str(config))
+
+    header = None
+    chosen, reason, tools = _choose_device(device, home)
+    if chosen == "cuda":
+        environment.update(nvcc_path=str(tools.nvcc), cache_name=f"jclip_cuda{tools.version[0]}.{tools.version[1]}",
+                           conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
+        if tools.version >= (13, 0):
+            environment["cc_flags"] = _CUDA13_FLAGS
+            own = os.environ.get("NVCC_APPEND_FLAGS", "")
+            environment["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} {_CUDA13_STANDARD}".strip()
+    else:
+        environment.update(nvcc_path="", cache_name="jclip_cpu")
+        header = _choose_header(home, compiler)
+        if header:
+            environment.update(headers.flags(header))
+    onednn = _choose_onednn(home)
+    if onednn == "none":
+        environment["use_mkl"] = "0"
+    return Plan(chosen, reason, onednn, environment, compiler, header)
+
+
+def _choose_device(device: str, home: Path) -> tuple:
+    """(cpu or cuda, why, toolkit or None)."""
+    if device == "cpu":
+        return "cpu", "asked for", None
+    gpu = toolkit.find_gpu()
+    if isinstance(gpu, str):
+        problem, tools = gpu, None
+    else:
+        tools = toolkit.find_toolkit(home)
+        problem = tools if isinstance(tools, str) else None
+        if problem is None and tools.version[0] > gpu.driver_cuda[0]:
+            problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
+    if problem is None:
+        return "cuda", f"{gpu}, nvcc {tools.version[0]}.{tools.version[1]}", tools
+    if device == "cuda":
+        raise UserError(f"--device cuda: {problem}; --device cpu runs without")
+    return "cpu", problem, None
+
+
+def _choose_header(home: Path, compiler: Optional[str]) -> Optional[Path]:
+    """The precompiled header for a CPU build; None where g++ is not the compiler or somebody chose other flags."""
+    if not re.match(r"(.*-)?g\+\+", os.path.basename(compiler or "")) or os.environ.get("debug", "0") != "0":
+        return None
+    header = headers.path(home, _jittor_folder(), compiler)
+    # a child process finds its parent's flags, which are ours
+    chosen = {name: os.environ.get(name, "").strip() for name in headers.flags(header)}
+    ours = all(chosen[name] in ("", value) for name, value in headers.flags(header).items())
+    return header if ours else None
+
+
+def _jittor_folder() -> Path:
+    package = importlib.util.find_spec("jittor")
+    if package is None:
+        raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
+    return Path(package.origin).parent
+
+
+def _choose_onednn(home: Path) -> str:
+    if os.environ.get("use_mkl") == "0":
+        return "none"
+    if toolkit.link_onednn(home):
+        return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
+    try:  # Jittor can fetch it where its server is in reach
+        socket.create_connection(("cg.cs.tsinghua.edu.cn", 443), timeout=5).close()
+        return "Jittor's download"
+    except OSError:
+        warn("oneDNN is missing, matrix products run about five times slower; "
+             f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
+        return "none"
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def build_stamp(started: Plan) -> Path:
+    """The file that says that Jittor is built for this plan, this Python and this Jittor."""
+    from importlib import metadata
+    quiet_ones = ("log_silent", "gdb_path", "GOMP_SPINCOUNT")  # of no account to the compiler
+    flags = {name: value for name, value in started.environment.items() if name not in quiet_ones}
+    others = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
+    facts = [metadata.version("jittor"), _jittor_folder(), sys.version, started.compiler, os.uname(),
+             {**others, **flags}]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return jittor_home() / ".cache/jittor" / f"jclip_built_{digest}"
+
+
+def _build(started: Plan, stamp: Path) -> None:
+    """Imports Jittor in child processes until one gets through; shows how far it is."""
+    environment = {**os.environ, **started.environment, "log_silent": "0"}
+    environment = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
+    log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tell(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores ({stamp.parent})")
+    begun = time.time()
+    if started.header:
+        headers.prepare(started.header, _jittor_folder(), started.compiler)
+    code = "import jittor as jt; jt.array([1.0]).sync(); print('jclip: built')"
+    for _ in range(4):  # "jit_utils updated, please rerun your command" comes at most twice
+        with open(log, "wb") as output:
+            child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=subprocess.DEVNULL,
+                                     stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                _watch(child, started, begun)
+            except BaseException:
+                os.killpg(child.pid, signal.SIGTERM)
+                raise
+        text = log.read_text(errors="replace")
+        if child.returncode != 0:
+            raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
+        if "jclip: built" in text:
+            log.unlink()
+            if started.header:
+                headers.drop_core(started.header)
+            write_text(stamp, "")
+            tell(f"Jittor is built: {time.time() - begun:.0f} s")
+            return
+    raise UserError(f"Jittor asks to be started again and again; its log: {log}")
+
+
+def _watch(child: subprocess.Popen, started: Plan, begun: float) -> None:
+    """Waits for the child; on a terminal, counts the object files that it has made."""
+    folders = jittor_home() / ".cache/jittor/jt1.3.11"
+    pattern = f"*/*/*/*/*/{started.environment['cache_name']}/**/obj_files/*.o"
+    with progress(stage="build", unit="files", total=_BUILD_FILES) as bar:
+        while child.poll() is None:
+            # only this build's objects: the folder may hold another Python's
+            with contextlib.suppress(FileNotFoundError):  # g++ takes a file away and makes it anew
+                made = sum(file.stat().st_mtime >= begun for file in folders.glob(pattern))
+                bar.update(min(made, _BUILD_FILES) - bar.n)
+            time.sleep(0.5)
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it says nothing"
+
+
+_started: Optional[Plan] = None
+_jittor = None
+
+
+def start(device: Optional[str] = None) -> Plan:
+    """Starts Jittor, once per process; later calls must ask for the same device.
+
+    device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
+    Raises:
+        UserError: Jittor cannot be started so; the message says what is missing.
+    """
+    global _started, _jittor
+    asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"
+    if _started is not None:
+        if asked not in ("auto", _started.device):
+            raise UserError(f"Jittor already runs on {_started.device} in this process; {asked} needs a new one")
+        return _started
+    started = plan(asked)
+    stamp = build_stamp(started)
+    if not stamp.exists() or started.header and not started.header.exists():
+        _build(started, stamp)
+    os.environ.update(started.environment)
+    os.environ[DEVICE_VARIABLE] = started.device  # child processes follow
+    tell(str(started))
+    try:
+        _jittor = _import()
+    except SystemExit:
+        # The stamp was older than the build: Jittor rebuilt a part and wants a new process.
+        stamp.unlink()
+        _build(started, stamp)
+        if os.environ.get("JCLIP_RESTARTED") == "1":
+            raise UserError("Jittor asks to be started again and again; delete "
+                            f"{jittor_home() / '.cache/jittor'} and try again")
+        os.environ["JCLIP_RESTARTED"] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable] + _own_arguments())
+    _take_back_signals()
+    # Jittor's kernels are built with -Ofast, which flushes subnormal numbers to zero; numpy remarks on it.
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
+    _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
+    _started = started
+    return started
+
+
+def _import():
+    """Imports Jittor; under mpirun without the sign by which it would insist on an MPI of its own."""
+    launcher = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_LAUNCHER)}
+    try:
+        return importlib.import_module("jittor")
+    finally:
+        os.environ.update(launcher)
+
+
+def _take_back_signals() -> None:
+    """Undoes Jittor's handlers of Ctrl-C and of ended children.
+
+    Both end the process on the spot, without a word of Python's: Ctrl-C always, a child (a decode worker, a
+    compiler) where it was killed. Jittor sets them behind Python's back, so that Python takes its own for
+    still in place.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGCHLD):
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _own_arguments() -> list:
+    """This process's command line after the interpreter, `-m package` included."""
+    return getattr(sys, "orig_argv", [None] + sys.argv)[1:]
+
+
+class _Jittor:
+    """Stands for the module: starts Jittor when an attribute is first asked for."""
+
+    def __getattr__(self, name: str):
+        if _jittor is None:
+            if name.startswith("__"):  # inspection (doctest, pickle, hasattr) must not start a build
+                raise AttributeError(name)
+            start()
+        value = getattr(_jittor, name)
+        return value
+
+
+jt = _Jittor()
+
+
+def on_cuda() -> bool:
+    """True where Jittor runs on a GPU."""
+    return start().device == "cuda"

@@ -1,0 +1,238 @@
+"""What this machine offers: a compiler, oneDNN, a CUDA driver and toolkit.
+
+Looks, and makes folders of links; imports neither Jittor nor anything else heavy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Iterator, List, Optional, Tuple, Union
+
+from jclip_fewshot.storage.files import write_text
+
+ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+# Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
+ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device, as the driver describes it."""
+
+    name: str
+    count: int
+    capability: Tuple[int, int]
+    driver_cuda: Tuple[int, int]  # the newest CUDA release that the driver runs
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute {self.capability[0]}.{self.capability[1]})"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """An nvcc with the headers and libraries that Jittor asks for."""
+
+    nvcc: Path
+    version: Tuple[int, int]
+
+
+def find_gpu() -> Union[Gpu, str]:
+    """Asks the CUDA driver itself; a string says why there is no usable device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 not found)"
+    if driver.cuInit(0) != 0:
+        return "the NVIDIA driver does not start (cuInit failed)"
+    count, device, cuda = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver sees no device (is CUDA_VISIBLE_DEVICES empty?)"
+    driver.cuDriverGetVersion(ctypes.byref(cuda))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    name = ctypes.create_string_buffer(100)
+    driver.cuDeviceGetName(name, 100, device)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return Gpu(name.value.decode(errors="replace"), count.value, (major.value, minor.value),
+               (cuda.value // 1000, cuda.value % 1000 // 10))
+
+
+def _nvcc_candidates(jittor_home: Path) -> Iterator[Path]:
+    if os.environ.get("nvcc_path"):
+        yield Path(os.environ["nvcc_path"])
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            yield Path(os.environ[variable], "bin", "nvcc")
+    # where `python -m jittor_utils.install_cuda` puts CUDA 12.2 and cuDNN 8
+    yield from sorted(jittor_home.glob(".cache/jittor/jtcuda/*/bin/nvcc"), reverse=True)
+    on_path = shutil.which("nvcc")
+    if on_path:
+        yield Path(on_path).resolve()
+    for folder in ("/usr/local/cuda", "/opt/cuda"):
+        yield Path(folder, "bin", "nvcc")
+
+
+def _nvcc_version(nvcc: Path) -> Optional[Tuple[int, int]]:
+    try:
+        text = subprocess.run([str(nvcc), "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=30).stdout.decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _wheel_folders() -> List[Path]:
+    """Folders that hold NVIDIA's PyPI wheels, as PyTorch installs them."""
+    roots = [Path(entry) for entry in sys.path if entry.endswith("-packages")]
+    roots += [Path(entry) for entry in site.getsitepackages()]
+    return [folder for root in dict.fromkeys(roots) for folder in sorted(root.glob("nvidia/*")) if folder.is_dir()]
+
+
+# Jittor's reductions on CUDA include npp.h for these limits alone; few toolkits have it, PyTorch's wheels never.
+_NPP_LIMITS = """\
+#pragma once
+#define NPP_MIN_32U 0
+#define NPP_MAX_32U 4294967295U
+#define NPP_MIN_32S (-2147483647 - 1)
+#define NPP_MAX_32S 2147483647
+#define NPP_MIN_64U 0
+#define NPP_MAX_64U 18446744073709551615ULL
+#define NPP_MIN_64S (-9223372036854775807LL - 1)
+#define NPP_MAX_64S 9223372036854775807LL
+"""
+
+# What Jittor's CUDA build opens by name, with its file names: header, library.
+_NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
+           "cuBLAS": ("cublas_v2.h", "libcublas.so"),
+           "cuBLASLt": ("cublasLt.h", "libcublasLt.so"),
+           "cuRAND": ("curand.h", "libcurand.so")}
+
+
+def _find(folders: List[Path], name: str, cuda: int) -> Optional[Path]:
+    """`name` or, for a library, its versioned file (`libcublas.so.13`) in the first folder that has it."""
+    # cuRAND has been version 10 since CUDA 10; the others carry CUDA's own number.
+    names = [name, f"{name}.10" if "curand" in name else f"{name}.{cuda}"]
+    for folder in folders:
+        for candidate in names:
+            if (folder / candidate).exists():
+                return folder / candidate
+    return None
+
+
+def find_toolkit(jittor_home: Path) -> Union[Toolkit, str]:
+    """The first nvcc for which every header and library can be found; a string says what is missing.
+
+    Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a
+    toolkit is made under `jittor_home`/.cache/jittor/jclip_toolkit.
+    """
+    problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
+    seen = set()
+    for nvcc in _nvcc_candidates(jittor_home):
+        if nvcc in seen or not nvcc.is_file():
+            continue
+        seen.add(nvcc)
+        version = _nvcc_version(nvcc)
+        if version is None:
+            problem = f"{nvcc} does not run as a CUDA compiler"
+            continue
+        home = nvcc.parent.parent
+        own_includes = [home / "include", home / "targets/x86_64-linux/include"]
+        own_libraries = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
+        includes = own_includes + [folder / "include" for folder in _wheel_folders()]
+        libraries = own_libraries + [folder / "lib" for folder in _wheel_folders()]
+        headers = {part: _find(includes, header, version[0]) for part, (header, _) in _NEEDED.items()}
+        shared = {part: _find(libraries, library, version[0]) for part, (_, library) in _NEEDED.items()}
+        missing = [part for part in _NEEDED if headers[part] is None or shared[part] is None]
+        if missing:
+            problem = f"{nvcc} has no {', '.join(missing)} beside it; pip install nvidia-cublas nvidia-curand, " \
+                      "or with a network: python -m jittor_utils.install_cuda"
+            continue
+        complete = all(headers[part].parent == own_includes[0] and shared[part].parent == own_libraries[0]
+                       and shared[part].name == _NEEDED[part][1] for part in _NEEDED)
+        complete = complete and (own_includes[0] / "npp.h").exists()
+        if complete:
+            return Toolkit(nvcc, version)
+        folder = jittor_home / ".cache/jittor/jclip_toolkit" / f"cuda{version[0]}.{version[1]}"
+        return Toolkit(link_toolkit(folder, nvcc, headers, shared), version)
+    return problem
+
+
+def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
+    """Makes `folder` look like a CUDA toolkit: bin/nvcc, include/, lib64/ of links. Returns its nvcc."""
+    include, lib64 = folder / "include", folder / "lib64"
+    for header_folder in dict.fromkeys(header.parent for header in headers.values()):
+        for entry in sorted(header_folder.iterdir()):
+            _link(include / entry.name, entry)
+    if not (include / "npp.h").exists():
+        write_text(include / "npp.h", _NPP_LIMITS)
+    for part, (_, library) in _NEEDED.items():
+        _link(lib64 / library, shared[part])
+        _link(lib64 / shared[part].name, shared[part])  # the name that the loader asks for
+    script = folder / "bin" / "nvcc"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def _link(link: Path, target: Path) -> None:
+    """Points `link` at `target`, replacing an older or dangling link in one step."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and os.readlink(str(link)) == str(target):
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.symlink_to(target)
+    os.replace(str(temporary), str(link))
+
+
+def _onednn_wheel_files() -> Tuple[Optional[Path], Optional[Path]]:
+    """(folder of libmkldnn.so, folder of mkldnn.h) of the PyPI wheels, each None where absent."""
+    found = []
+    for wheel, name in zip(ONEDNN_WHEELS, ("libmkldnn.so", "mkldnn.h")):
+        folder = None
+        try:
+            files = metadata.distribution(wheel).files or []
+        except metadata.PackageNotFoundError:
+            files = []
+        for file in files:
+            if file.name == name:
+                path = Path(os.path.abspath(str(file.locate())))
+                folder = path.parent if path.is_file() else None
+        found.append(folder)
+    return found[0], found[1]
+
+
+def link_onednn(jittor_home: Path) -> bool:
+    """Gives Jittor the oneDNN that it would download; True where it is in place.
+
+    A library that Jittor itself has put there is left alone; links of ours are renewed, so that
+    they survive a deleted virtual environment.
+    """
+    folder = jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER
+    library, header = _onednn_wheel_files()
+    there = (folder / "lib" / "libmkldnn.so").is_file()
+    ours = (folder / "lib").is_symlink()
+    if there and not ours:
+        return True
+    if library is None or header is None:
+        return there and (folder / "include" / "mkldnn.h").is_file()
+    if not (there and (folder / "include" / "mkldnn.h").is_file()):
+        _link(folder / "lib", library)
+        _link(folder / "include", header)
+    return True
+
+
+def onednn_is_linked(jittor_home: Path) -> bool:
+    """True where oneDNN is our link to the PyPI wheels, not Jittor's own download."""
+    return (jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER / "lib").is_symlink()

@@ -1,0 +1,287 @@
+"""EM-Dirichlet: classify a whole set of probability rows at once.
+
+Paper: S. Martin, Y. Huang, F. Shakeri, J.-C. Pesquet, I. Ben Ayed, "Transductive Zero-Shot and Few-Shot
+CLIP", CVPR 2024.  Each image is a point z of the simplex (softmax of T x cosine, T = 30), and class k draws
+its points from Dirichlet(alpha_k):
+
+    ln p(z | alpha_k) = lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) ln z_j,   s_k = sum_j alpha_kj
+
+    alpha step   alpha_k = argmax of the likelihood of all rows, weighed by u[:, k]              (concave)
+    v step       v_k = ln(mean_n u_nk + eps) + 1          tangent of the partition complexity
+    u step       u_n = softmax_k [ln p(z_n | alpha_k) + (lam / N) v_k];   hard: its argmax
+
+which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi_k ln pi_k,  pi = mean_n u_n
+(supports keep their labels for ever; hard: without the entropy H(u)).
+
+    N queries · S supports · K classes       z  queries' probabilities        u    assignments      (N, K)
+    alpha  Dirichlet parameters (K, K)       Y  mean of ln z in a class (K, K)
+    lam  how much the classes' sizes weigh
+
+Where this deviates from the authors' code, and why:
+
+* Their alpha step is up to 1000 majorise-minimise updates.  Here it is Newton's method: the Hessian
+  diag(-psi'(alpha_kj)) + psi'(s_k) 1 1' is inverted in O(K) a class (T. Minka, "Estimating a Dirichlet
+  distribution", 2000), so a handful of steps reaches the optimum that theirs tends to.
+* Their likelihood builds (N, K, K) arrays.  It is one matrix product, taken over blocks of rows: beside
+  input and output the memory is O(block K + K^2).
+* A class whose assignments sum to nothing keeps its alpha (theirs divides by 0 with supports, and keeps it
+  without).  A class whose rows are all equal has no finite optimum: alpha stops at MAX_ALPHA.
+
+Everything is float64: s_k reaches thousands, and float32 would leave errors of 0.01 in the log-likelihood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+
+MAX_ALPHA = 1e8  # beyond it float64 cannot tell the likelihoods of two steps apart
+NEWTON_GAIN = 1e-13  # stop when the next Newton step promises less likelihood than this (nats an image)
+NEWTON_STEPS = 60
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class DirichletFit:
+    """What em_dirichlet found.
+
+    assignments (N, K): u, in the dtype of the queries; hard: one-hot rows.
+    scores (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array.
+    alpha (K, K), class_weights (K,): v of the last round.
+    objective: J after every round.   criterion: relative change of alpha in every round (the authors').
+    newton_steps: Newton steps of every round.   iterations: rounds run.
+    converged: the last criterion is within the tolerance.
+    """
+
+    assignments: np.ndarray
+    scores: np.ndarray
+    alpha: np.ndarray
+    class_weights: np.ndarray
+    objective: list
+    criterion: list
+    newton_steps: list
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class AlphaFit:
+    """Maximum-likelihood Dirichlet parameters of K classes: alpha (K, J); trace: likelihood (K,) a step."""
+
+    alpha: np.ndarray
+    trace: list
+    steps: int
+    converged: bool
+
+
+def gamma_family(x, log=np.log):
+    """lnG(x), psi(x), psi'(x) for x > 0, elementwise; `x` a float64 array or Jittor variable, `log` its log.
+
+    Shifted by eight with the recurrences G(x + 1) = x G(x), then Stirling's series: relative error under
+    1e-11, and under 1e-13 away from the zeros.  The series' coefficients are ratios of small integers,
+    because Jittor rounds a Python float to float32.
+    """
+    product, reciprocal = x, 1 / x
+    psi, trigamma = reciprocal, reciprocal * reciprocal
+    for i in range(1, 8):
+        factor = x + i
+        reciprocal = 1 / factor
+        product = product * factor
+        psi = psi + reciprocal
+        trigamma = trigamma + reciprocal * reciprocal
+    y = x + 8
+    r = 1 / y
+    w = r * r
+    log_y = log(y)
+    half_log_2pi = _HALF_LOG_2PI if isinstance(x, np.ndarray) else jt.array(np.array([[_HALF_LOG_2PI]]))
+    lgamma = ((y * 2 - 1) * log_y / 2 - y + half_log_2pi - log(product)
+              + r * (420 - w * (14 - w * (4 - w * (3 - w * 140 / 33)))) / 5040)
+    psi = log_y - r / 2 - w * (420 - w * (42 - w * (20 - w * (21 - w * 420 / 11)))) / 5040 - psi
+    trigamma = r + w / 2 + r * w * (1155 - w * (231 - w * (165 - w * (231 - w * 525)))) / 6930 + trigamma
+    return lgamma, psi, trigamma
+
+
+_HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
+
+
+def _newton_terms(alpha, mean_log):
+    """Likelihood F (K,), Newton step (K, J) and the gain that it promises (K,) at alpha (K, J), fused."""
+    if len(alpha) == 1:  # Jittor would compile all of it once more for a single row
+        return tuple(x[:1] for x in _newton_terms(np.repeat(alpha, 2, 0), np.repeat(mean_log, 2, 0)))
+    with jt.flag_scope(auto_convert_64_to_32=0):
+        alpha, mean_log = jt.array(alpha), jt.array(mean_log)
+        s = alpha.sum(1, keepdims=True)
+        lgamma, psi, trigamma = gamma_family(alpha, jt.log)
+        lgamma_s, psi_s, trigamma_s = gamma_family(s, jt.log)
+        likelihood = lgamma_s + ((alpha - 1) * mean_log - lgamma).sum(1, keepdims=True)
+        gradient = psi_s - psi + mean_log
+        # (-H)^-1 g with -H = diag(psi') - psi'(s) 11', by Sherman and Morrison
+        shared = trigamma_s * (gradient / trigamma).sum(1, keepdims=True)
+        shared = shared / (1 - trigamma_s * (1 / trigamma).sum(1, keepdims=True))
+        step = (gradient + shared) / trigamma
+        gain = (gradient * step).sum(1, keepdims=True) / 2
+        jt.sync([likelihood, step, gain])
+        return likelihood.numpy()[:, 0], step.numpy(), gain.numpy()[:, 0]
+
+
+def starting_alpha(mean_log) -> np.ndarray:
+    """A start for fit_alpha, (K, J), from the mean logs (K, J) alone.
+
+    psi(x) is near ln(x - 1/2), so exp(Y_j) is near (alpha_j - 1/2) / (s - 1/2); summed over j this gives
+    s - 1/2 = (J - 1)/2 / (1 - sum_j exp(Y_j)), positive by Jensen's inequality.  Below x = 0.6,
+    psi(x) is near psi(1) - 1/x instead (Minka 2000, appendix C).
+    """
+    deficit = 1 - np.exp(mean_log).sum(1, keepdims=True)
+    s = (mean_log.shape[1] - 1) / 2 / np.maximum(deficit, 1e-8) + 0.5
+    target = mean_log + np.log(s)
+    alpha = np.where(target > -2.22, np.exp(target) + 0.5, -1 / (np.minimum(target, -2.22) + np.euler_gamma))
+    return np.minimum(alpha, MAX_ALPHA)
+
+
+def fit_alpha(mean_log, alpha=None) -> AlphaFit:
+    """Maximum-likelihood Dirichlet parameters of K classes by Newton's method.
+
+    mean_log (K, J): mean of ln z over a class's rows.   alpha (K, J): the start; default: starting_alpha.
+    Maximises  lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) Y_kj  for each k.  No parameter falls
+    below an eighth of itself in a step; a class whose likelihood would fall goes half as far next.
+    """
+    mean_log = np.asarray(mean_log, np.float64)
+    alpha = starting_alpha(mean_log) if alpha is None else np.array(alpha, np.float64)
+    likelihood, step, gain = _newton_terms(alpha, mean_log)
+    stride, trace = np.ones(len(alpha)), [likelihood.copy()]
+    moving = np.flatnonzero(gain > NEWTON_GAIN)
+    while len(moving) and len(trace) <= NEWTON_STEPS:
+        here, y = alpha[moving], mean_log[moving]
+        ratio = np.maximum(1 + step[moving] / here, 0.125)
+        if (stride[moving] < 1).any():
+            ratio **= stride[moving, None]
+        proposal = np.minimum(here * ratio, MAX_ALPHA)
+        new_likelihood, new_step, new_gain = _newton_terms(proposal, y)
+        # what rounding alone can change: the likelihood is a difference of terms of the size of lnG(s)
+        noise = 1e-13 * (np.abs(new_likelihood) + proposal.sum(1))
+        change = new_likelihood - likelihood[moving]
+        rises = change >= -noise
+        risen = moving[rises]
+        alpha[risen], step[risen], gain[risen] = proposal[rises], new_step[rises], new_gain[rises]
+        likelihood[risen] = np.maximum(new_likelihood[rises], likelihood[risen])
+        stride[moving] = np.where(rises, 1.0, stride[moving] / 2)
+        trace.append(likelihood.copy())
+        moving = moving[np.where(rises, (new_gain > NEWTON_GAIN) & (change > noise), stride[moving] > 1e-6)]
+    return AlphaFit(alpha, trace, len(trace) - 1, len(moving) == 0)
+
+
+def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, weight=None, iterations=None,
+                 eps=1e-15, tolerance=1e-6) -> DirichletFit:
+    """EM-Dirichlet and Hard EM-Dirichlet (Martin et al. 2024) with and without supports.
+
+    probs (N, K): queries' rows, summing to 1.   support_probs (S, K), support_labels (S,) in 0..K-1.
+    weight: lam; default floor(K / 5) * N, right for 75 queries of 5 classes and ruinous for a whole test set.
+    iterations: at most so many rounds; default 20, hard 10.   eps: added to probabilities before the log.
+    tolerance: stop when alpha changes less (relative, Frobenius); 0 runs every round.
+    Raises ValueError where shapes or labels do not fit.
+    """
+    probs = np.asarray(probs)
+    if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
+        raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
+    if (support_probs is None) != (support_labels is None):
+        raise ValueError("support_probs and support_labels go together")
+    num_queries, num_classes = probs.shape
+    supports = _support_sums(support_probs, support_labels, num_classes, eps)
+    weight = num_classes // 5 * num_queries if weight is None else weight
+    iterations = (10 if hard else 20) if iterations is None else iterations
+    block = max(1, int(BLOCK_BYTES // (8 * num_classes)))
+    blocks = [slice(i, min(i + block, num_queries)) for i in range(0, num_queries, block)]
+
+    alpha = np.ones((num_classes, num_classes))
+    log_sums, mass = np.zeros((num_classes, num_classes)), np.zeros(num_classes)
+    for rows in blocks:  # the start: u = z
+        z = probs[rows].astype(np.float64)
+        log_z = np.log(z + eps)
+        log_sums += _product(z.T, log_z)
+        mass += z.sum(0)
+    assignments = np.zeros_like(probs, _float(probs))
+    scores = np.zeros_like(assignments) if hard else assignments
+    objective, criterion, newton_steps = [], [], []
+    for round_ in range(iterations):
+        total = mass + supports.counts
+        held = total > eps
+        mean_log = (log_sums + supports.log_sums) / np.maximum(total, eps)[:, None]
+        fit = fit_alpha(mean_log[held], alpha[held] if round_ else None)
+        previous, alpha = alpha, alpha.copy()
+        alpha[held] = fit.alpha
+        class_weights = np.log(mass / num_queries + eps) + 1
+        log_norm = _log_norm(alpha, mean_log, fit, held)
+        offset = log_norm + weight / num_queries * class_weights
+        log_sums, mass, fitness = np.zeros_like(alpha), np.zeros(num_classes), 0.0
+        for rows in blocks:
+            if len(blocks) > 1:
+                log_z = np.log(probs[rows].astype(np.float64) + eps)
+            u = _product(log_z, (alpha - 1).T)  # the logits, in place from here on
+            u += offset
+            top = u.max(1, keepdims=True)
+            u -= top
+            np.exp(u, out=u)
+            norm = u.sum(1, keepdims=True)
+            u /= norm
+            fitness += float(top.sum() if hard else (top + np.log(norm)).sum())
+            scores[rows] = u
+            if hard:
+                u = (np.arange(num_classes) == u.argmax(1)[:, None]).astype(np.float64)
+                assignments[rows] = u
+            log_sums += _product(u.T, log_z)
+            mass += u.sum(0)
+        share = mass / num_queries
+        complexity = weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
+        support_fitness = supports.counts @ log_norm + ((alpha - 1) * supports.log_sums).sum()
+        objective.append(fitness + complexity + float(support_fitness))
+        criterion.append(float(np.linalg.norm(alpha - previous) / np.linalg.norm(previous)))
+        newton_steps.append(fit.steps)
+        if criterion[-1] < tolerance:
+            break
+    return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
+                        len(objective), criterion[-1] < max(tolerance, 1e-12))
+
+
+@dataclass(frozen=True)
+class _SupportSums:
+    counts: np.ndarray  # (K,)
+    log_sums: np.ndarray  # (K, K)
+
+
+def _support_sums(support_probs, support_labels, num_classes, eps) -> _SupportSums:
+    """The supports' share of the sufficient statistics: one-hot' ln z and the classes' counts."""
+    if support_probs is None:
+        return _SupportSums(np.zeros(num_classes), np.zeros((num_classes, num_classes)))
+    support_probs, labels = np.asarray(support_probs), np.asarray(support_labels)
+    if support_probs.shape != (len(labels), num_classes):
+        raise ValueError(f"support_probs must be {(len(labels), num_classes)}, not {support_probs.shape}")
+    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+        raise ValueError(f"support_labels must lie in 0..{num_classes - 1}")
+    log_sums = np.zeros((num_classes, num_classes))
+    np.add.at(log_sums, labels, np.log(support_probs.astype(np.float64) + eps))
+    return _SupportSums(np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums)
+
+
+def _log_norm(alpha, mean_log, fit, held) -> np.ndarray:
+    """lnG(sum alpha_k) - sum lnG(alpha_k), (K,), from the likelihoods that the alpha step ended with."""
+    log_norm = np.empty(len(alpha))
+    log_norm[held] = fit.trace[-1] - np.einsum("kj,kj->k", alpha[held] - 1, mean_log[held])
+    still = alpha[~held]
+    log_norm[~held] = gamma_family(still.sum(1))[0] - gamma_family(still)[0].sum(1)
+    return log_norm
+
+
+def _product(a, b) -> np.ndarray:
+    """a @ b in float64, on the device where there is one; Jittor's on a CPU has no BLAS: 1/20 the speed."""
+    if not jt.flags.use_cuda:
+        return a @ b
+    with jt.flag_scope(auto_convert_64_to_32=0):
+        return jt.matmul(jt.array(a), jt.array(b)).numpy()
+
+
+def _float(array) -> np.dtype:
+    """The floating dtype that results in `array`'s company are given: float32 stays, all else is float64."""
+    return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)

@@ -1,0 +1,334 @@
+"""Image files -> pixels for the encoder, ahead of it, in worker processes.
+
+A worker is this module in a Python of its own that has imported Pillow and NumPy and nothing else: never a
+fork of the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
+multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Python's lock while it computes.
+
+    tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
+    pixels   one block of anonymous shared memory, a ring of batches; a worker writes each image where the
+             encoder will read it, so that no array is ever pickled or copied on the way; bytes, not yet
+             normalised: that costs the encoder's side little, and a quarter of the memory has to be moved
+    results  one packet socket back: which images are done, their digests, what was wrong with them
+
+Workers leave when the task socket closes, so none outlives its parent, however that dies.
+
+Letters: V views an image, R pixels a side.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+import pickle
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+
+from jclip_fewshot.clip.preprocess import resize_and_crop
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
+
+# Some of Pillow's other formats start programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+BUFFERS = 3  # batches in flight: one with the encoder, two being decoded
+PACKET_IMAGES = 8  # images a task at most
+PACKET_BYTES = 1 << 20
+
+
+class Recipe(NamedTuple):
+    """What becomes of an image file."""
+
+    size: int               # R
+    views: int = 1          # 1: CLIP's own preprocessing; more: that many random views instead
+    seed: int = 0           # of the random views
+    draft: bool = False     # see `open_image`
+
+
+class Done(NamedTuple):
+    """What became of it: the digest of its bytes, and why it could not be used (or "")."""
+
+    digest: bytes
+    reason: str
+
+
+def open_image(data: bytes, shrink_to: int = 0) -> Tuple[Image.Image, Tuple[int, int]]:
+    """Decodes one image; returns it and its true (width, height). Raises whatever Pillow raises.
+
+    With `shrink_to` libjpeg may shrink a JPEG by 2, 4 or 8 while decoding, as long as both sides keep that
+    many pixels. CLIP's preprocessing of that is close but not exact: with twice CLIP's size, over 399
+    photographs, a pixel differs by 0.5 of 255 in the mean, 1.8 in the mean of the worst image, 26 at most (a
+    test bounds the three at 1, 3 and 40). It doubles the speed at 1200 x 900 pixels, takes a seventh of the
+    time at 4000 x 3000, and does nothing for sides below four times CLIP's size.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 megapixels is a bomb, not 180
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        true_size = image.size
+        if shrink_to:
+            image.draft(None, (shrink_to, shrink_to))
+        image.load()
+    return image, true_size
+
+
+def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
+    """One of Tip-Adapter's random views: an RGB image of `size` by `size`.
+
+    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3), bicubic), half of them mirrored.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * (0.5 + 0.5 * rng.random())
+        ratio = math.exp(math.log(3 / 4) + math.log(16 / 9) * rng.random())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
+            break
+    else:  # a very long image: its middle, as near to square as the ratio allows
+        w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
+        left, top = (width - w) // 2, (height - h) // 2
+    view = image.crop((left, top, left + w, top + h)).resize((size, size), Image.BICUBIC)
+    return view.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
+
+
+def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Image]:
+    """The V views of one image, R x R, RGB; random ones are seeded by its content, not by its place."""
+    if recipe.views == 1:
+        image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
+        yield resize_and_crop(image, recipe.size, true_size)
+        return
+    image = open_image(data)[0].convert("RGB")
+    # random.Random(int).random() is the one generator whose numbers Python promises to keep.
+    rng = random.Random(int.from_bytes(digest, "little") + (recipe.seed << (8 * DIGEST_BYTES)))
+    for _ in range(recipe.views):
+        yield random_view(image, recipe.size, rng)
+
+
+def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
+    """Fills out (V, R, R, 3) uint8 from a file, or only reads its digest. No bad file makes it raise."""
+    digest = bytes(DIGEST_BYTES)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        if not data:
+            return _failed(digest, "the file is empty", out)
+        digest = content_digest(data)
+        if out is not None:
+            for v, view in enumerate(view_images(data, digest, recipe)):
+                out[v] = np.asarray(view)
+        return Done(digest, "")
+    except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
+        return _failed(digest, _reason(error), out)
+
+
+def _failed(digest: bytes, reason: str, out: Optional[np.ndarray]) -> Done:
+    if out is not None:
+        out[:] = 0
+    return Done(digest, reason)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "decompression bomb: more than %d megapixels" % (Image.MAX_IMAGE_PIXELS // 10**6)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"unreadable: {error.strerror}"
+    return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
+
+
+class _Shared:
+    """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
+
+    def __init__(self, fd: int, batch_shape: Tuple[int, ...], workers: int):
+        shape = (BUFFERS,) + tuple(batch_shape)
+        if os.fstat(fd).st_size == 0:
+            os.ftruncate(fd, 8 * workers + math.prod(shape))
+        memory = mmap.mmap(fd, 8 * workers + math.prod(shape))
+        self.in_hand = np.frombuffer(memory, np.int64, workers)
+        self.batches = np.frombuffer(memory, np.uint8, offset=8 * workers).reshape(shape)
+
+
+def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
+    """The life of a worker: tasks in, pixels and results out, until the parent closes the task socket."""
+    recipe = Recipe(*recipe)
+    # Whoever encodes goes first: a worker that pushed one of its threads aside would make the others wait as well.
+    os.nice(19)
+    tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
+    shared = _Shared(memory_fd, batch_shape, workers)
+    while True:
+        packet = tasks.recv(PACKET_BYTES)
+        if not packet:
+            return
+        done = []
+        buffer, images = pickle.loads(packet)  # from our own parent, over an anonymous socket
+        for place, index, path in images:
+            shared.in_hand[me] = index
+            out = None if buffer < 0 else shared.batches[buffer, place]
+            done.append((index, decode(path, recipe, out)))
+        shared.in_hand[me] = -1
+        try:
+            results.send(pickle.dumps(done))
+        except BrokenPipeError:
+            return
+
+
+class Decoder:
+    """Decodes files in worker processes (workers = 0: in this one), in order, a few batches ahead.
+
+        with Decoder(paths, recipe, batch_images=32, workers=4) as decoder:
+            for indices, pixels, done in decoder.batches(wanted): ...
+
+    pixels (B, V, R, R, 3) uint8 is shared memory, valid until the next batch is asked for; an image that
+    could not be decoded is zeros and its `Done.reason` says why.
+    """
+
+    def __init__(self, paths: Sequence, recipe: Recipe, batch_images: int, workers: int):
+        self.paths = paths
+        self.recipe = recipe
+        self.batch_images = batch_images
+        self.batch_shape = (batch_images, recipe.views, recipe.size, recipe.size, 3)
+        self.workers: List[subprocess.Popen] = []
+        self._waiting: deque = deque()  # packets that the task socket has not taken yet
+        self._done = {}  # index -> Done
+        if workers > 0:
+            self._start(workers)
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _start(self, workers: int) -> None:
+        self._tasks, tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._results, results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._tasks.setblocking(False)
+        self._results.setblocking(False)
+        # Not /dev/shm: containers give that 64 MB, and a killed run would leave its files there.
+        anonymous = hasattr(os, "memfd_create")
+        memory = os.fdopen(os.memfd_create("decode"), "rb") if anonymous else tempfile.TemporaryFile()
+        with tasks, results, memory:
+            self._shared = _Shared(memory.fileno(), self.batch_shape, workers)
+            self._shared.in_hand[:] = -1
+            fds = (tasks.fileno(), results.fileno(), memory.fileno())
+            root = str(Path(__file__).resolve().parents[2])
+            environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+            for me in range(workers):
+                arguments = fds + (self.batch_shape, workers, me, tuple(self.recipe))
+                code = (f"import sys; sys.path[:] = {[root] + sys.path!r}\n"
+                        f"from {__name__} import serve; serve(*{arguments!r})")
+                self.workers.append(subprocess.Popen(
+                    [sys.executable, "-c", code], pass_fds=fds, env=environment, stdin=subprocess.DEVNULL,
+                    start_new_session=True))  # so that Ctrl-C reaches the parent alone
+
+    def close(self) -> None:
+        """Ends the workers; safe to call twice and at any moment."""
+        if not self.workers:
+            return
+        self._tasks.close()
+        self._results.close()
+        for worker in self.workers:
+            worker.terminate()
+        for worker in self.workers:
+            worker.wait()
+        self.workers = []
+
+    def digests(self, indices: Sequence[int]) -> Iterator[Tuple[int, Done]]:
+        """(index, Done) of each file by its bytes alone, nothing decoded; in no particular order."""
+        if not self.workers:
+            for index in indices:
+                yield index, decode(os.fspath(self.paths[index]), self.recipe, None)
+            return
+        self._send(-1, indices)
+        left = len(indices)
+        while left:
+            self._exchange()
+            while self._done:
+                left -= 1
+                yield self._done.popitem()
+
+    def batches(self, indices: Sequence[int]) -> Iterator[Tuple[List[int], np.ndarray, List[Done]]]:
+        """(indices, pixels, results) a batch, in the order asked for."""
+        size = self.batch_images
+        groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
+        if not self.workers:
+            pixels = np.zeros(self.batch_shape, np.uint8)
+            for group in groups:
+                done = [decode(os.fspath(self.paths[i]), self.recipe, pixels[n]) for n, i in enumerate(group)]
+                yield group, pixels[:len(group)], done
+            return
+        for b in range(min(BUFFERS - 1, len(groups))):
+            self._send(b, groups[b])
+        for b, group in enumerate(groups):
+            if b + BUFFERS - 1 < len(groups):  # the buffer that the encoder has just finished with
+                self._send((b + BUFFERS - 1) % BUFFERS, groups[b + BUFFERS - 1])
+            while not all(i in self._done for i in group):
+                self._exchange()
+            yield group, self._shared.batches[b % BUFFERS, :len(group)], [self._done.pop(i) for i in group]
+
+    def _send(self, buffer: int, group: Sequence[int]) -> None:
+        """Queues tasks: small enough that every worker gets some of each batch."""
+        step = max(1, min(PACKET_IMAGES, len(group) // (2 * len(self.workers))))
+        images = [(place, index, os.fspath(self.paths[index])) for place, index in enumerate(group)]
+        self._waiting.extend(pickle.dumps((buffer, images[i:i + step])) for i in range(0, len(images), step))
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            try:
+                self._tasks.send(self._waiting[0])
+            except BlockingIOError:  # the socket is full: more than the workers can do for a while
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                return self._check_workers(gone=True)
+            self._waiting.popleft()
+
+    def _exchange(self) -> None:
+        """Waits until a result comes (or a worker dies), takes all there are, hands out more tasks."""
+        writing = [self._tasks] if self._waiting else []
+        ready, _, _ = select.select([self._results], writing, [], 0.2)
+        if not ready:
+            self._check_workers()
+        while True:
+            try:
+                packet = self._results.recv(PACKET_BYTES)
+            except BlockingIOError:
+                break
+            if not packet:
+                self._check_workers(gone=True)
+            self._done.update(pickle.loads(packet))
+        self._hand_out()
+
+    def _check_workers(self, gone: bool = False) -> None:
+        for me, worker in enumerate(self.workers):
+            if gone:  # every worker has closed its end: they are dead or about to be
+                worker.wait()
+            status = worker.poll()
+            if status is None:
+                continue
+            index = int(self._shared.in_hand[me])
+            where = f" at {self.paths[index]}" if index >= 0 else ""
+            how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            why = " (out of memory?)" if status == -signal.SIGKILL else ""
+            raise UserError(f"a decode worker {how}{where}{why}; finished features are kept in the cache: "
+                            "look at that image, then run again")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

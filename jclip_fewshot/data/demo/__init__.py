@@ -1,0 +1,8 @@
+"""The built-in contest: a small drawn world in the contest's own layout, and a small CLIP to go with it.
+
+In: a seed. Out: a data set's folder. world.py has the classes, drawing.py draws them, contest.py writes the files.
+"""
+
+from jclip_fewshot.data.demo.contest import CHECKPOINT, SEED, make_contest, prepare, settings
+
+__all__ = ["CHECKPOINT", "SEED", "make_contest", "prepare", "settings"]

@@ -1,0 +1,233 @@
+"""Class name and domain to sentences: pure strings, and the data files behind them.
+
+A prompts folder holds data, no code:
+
+    templates/<domain>.txt      a template a line, `a photo of a {}, a kind of an animal`, the plainest first;
+                                default.txt serves the domains that have no file
+    class_names.tsv             raw class name <tab> what to call it [<tab> its article: a, an, - for none]
+    descriptions/<domain>.json  {raw class name: [sentence, ...]}: what the class looks like
+
+In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi".
+Lines that are empty or begin with # are skipped in .txt and .tsv files. Class names that are not in the
+table are made by a rule: the domain goes, underscores become spaces, camel case is split.
+"""
+
+import functools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+from jclip_fewshot.errors import UserError
+
+DEFAULT_DOMAIN = "default"
+ARTICLES = ("a", "an", "-")
+
+VOWEL_SOUND = re.compile(r"[aeiou]|hour|heir|honest|honou?r|8|(?:11|18)(?:[0-9]{2})?(?![0-9])", re.IGNORECASE)
+CONSONANT_SOUND = re.compile(r"eu|ewe|(?:one|once|ouija)\b|"
+                             r"u(?:ni(?!n|m)|s[aeiu]|k[erou]|t[aeio]|r[aeou]|bi|fo|ga)", re.IGNORECASE)
+SPELLED_WITH_VOWEL = "AEFHILMNORSX"  # letters whose own names begin with a vowel sound: an SUV, an MRI
+SLOT = re.compile(r"\b(?:a|an) \{\}|\{\}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a prompts folder says.
+
+    Attributes:
+        templates: domain to its templates; "default" serves the other domains.
+        names: raw class name to (what to call it, its article or None for the rule's).
+        descriptions: raw class name to sentences.
+    """
+
+    templates: Dict[str, List[str]]
+    names: Dict[str, Tuple[str, Optional[str]]] = field(default_factory=dict)
+    descriptions: Dict[str, List[str]] = field(default_factory=dict)
+
+
+def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None,
+              ensemble: bool = True, descriptions: bool = True) -> List[str]:
+    """The sentences that stand for a class: its domain's templates filled in, then its descriptions.
+
+    Args:
+        class_name: raw ("Animal_Polar_bear").
+        domain: the class's domain; by default the part before the first underscore.
+        prompts: from `load`; by default the ones that come with the package.
+        ensemble: all the domain's templates, or the first alone.
+        descriptions: with the class's descriptions, where there are any.
+
+    Raises:
+        UserError: the prompts have no templates for the domain and no default.txt.
+    """
+    prompts = load() if prompts is None else prompts
+    domain = _domain(class_name, domain)
+    templates = prompts.templates.get(domain) or prompts.templates.get(DEFAULT_DOMAIN)
+    if not templates:
+        raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
+                        "add one of the two")
+    name, article = name_and_article(class_name, domain, prompts)
+    filled = [fill(template, name, article) for template in (templates if ensemble else templates[:1])]
+    if descriptions:
+        filled += prompts.descriptions.get(class_name, [])
+    return list(dict.fromkeys(filled))
+
+
+def class_sentences(class_names: Sequence[str], domains: Sequence[str],
+                    folder: Union[str, Path, None] = None) -> List[List[str]]:
+    """Each class's `sentences`, with the prompts of `folder` or those that come with the package.
+
+    Raises:
+        UserError: see `load` and `sentences`.
+    """
+    prompts = load(folder or None)
+    return [sentences(name, domain, prompts) for name, domain in zip(class_names, domains)]
+
+
+def display_name(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None) -> str:
+    """What to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
+    return name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
+
+
+def name_and_article(class_name: str, domain: Optional[str], prompts: Prompts) -> Tuple[str, str]:
+    """(name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
+    name, article = prompts.names.get(class_name, (None, None))
+    if name is None:
+        name = plain_name(class_name, _domain(class_name, domain))
+    return name, indefinite_article(name) if article is None else article
+
+
+def plain_name(class_name: str, domain: str = "") -> str:
+    """The rule for a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix"."""
+    prefix = f"{domain}_"
+    name = class_name[len(prefix):] if domain and class_name.startswith(prefix) else class_name
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " "))
+    return " ".join(words.split()) or class_name
+
+
+def indefinite_article(name: str) -> str:
+    """"a" or "an", by the sound that the name begins with: a unicorn, an hour, an SUV, an 18-wheeler."""
+    word = re.split(r"[\s-]", name.strip(), maxsplit=1)[0]
+    if re.fullmatch(r"[A-Z]{1,3}s?", word):
+        return "an" if word[0] in SPELLED_WITH_VOWEL else "a"
+    return "an" if VOWEL_SOUND.match(word) and not CONSONANT_SOUND.match(word) else "a"
+
+
+def fill(template: str, name: str, article: Optional[str] = None) -> str:
+    """Puts a name into a template; `a {}` and `an {}` take the name with its own article.
+
+    Args:
+        template: text with at least one {}.
+        name: the class's display name.
+        article: "a", "an" or "" for none; by default by the sound of the name.
+    """
+    article = indefinite_article(name) if article is None else article
+
+    def phrase(slot: "re.Match[str]") -> str:
+        if slot.group() == "{}" or not article:
+            return name
+        return f"{article.capitalize() if slot.group()[0] == 'A' else article} {name}"
+
+    return SLOT.sub(phrase, template)
+
+
+def builtin_folder() -> Path:
+    """The prompts that come with the package: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "prompt_data"
+    return installed if installed.is_dir() else package.parent / "prompts"
+
+
+def load(folder: Union[str, Path, None] = None) -> Prompts:
+    """Reads a prompts folder, by default the built-in one (once).
+
+    Raises:
+        UserError: no such folder; no templates; a template without {}; a table line or a JSON file that
+            does not parse; a class twice.
+    """
+    return _load_builtin() if folder is None else _load(Path(folder))
+
+
+@functools.lru_cache(maxsize=None)
+def _load_builtin() -> Prompts:
+    return _load(builtin_folder())
+
+
+def _load(folder: Path) -> Prompts:
+    if not (folder / "templates").is_dir():
+        raise UserError(f"no folder {folder / 'templates'}: a prompts folder holds templates/<domain>.txt")
+    templates = {path.stem: _read_templates(path) for path in sorted((folder / "templates").glob("*.txt"))}
+    if not templates:
+        raise UserError(f"no templates in {folder / 'templates'}; it needs <domain>.txt or default.txt")
+    table = folder / "class_names.tsv"
+    names = _read_names(table) if table.is_file() else {}
+    descriptions: Dict[str, List[str]] = {}
+    for path in sorted((folder / "descriptions").glob("*.json")):
+        for class_name, lines in _read_descriptions(path).items():
+            if class_name in descriptions:
+                raise UserError(f"{path}: {class_name} is described in another file too; remove one")
+            descriptions[class_name] = lines
+    return Prompts(templates, names, descriptions)
+
+
+def _read_templates(path: Path) -> List[str]:
+    templates = []
+    for number, line in _lines(path):
+        template = " ".join(line.split())
+        rest = template.replace("{}", "")
+        if "{}" not in template or "{" in rest or "}" in rest:
+            raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes "
+                            "and no other braces")
+        templates.append(template)
+    if not templates:
+        raise UserError(f"{path} holds no template; write lines like `a photo of a {{}}`")
+    return templates
+
+
+def _read_names(path: Path) -> Dict[str, Tuple[str, Optional[str]]]:
+    names: Dict[str, Tuple[str, Optional[str]]] = {}
+    for number, line in _lines(path):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) not in (2, 3) or not all(cells) or cells[2:] and cells[2] not in ARTICLES:
+            raise UserError(f"{path}, line {number}: {line!r} is not "
+                            "<raw name> tab <display name> [tab a, an or -]")
+        if cells[0] in names:
+            raise UserError(f"{path}, line {number}: {cells[0]} stands there twice; remove one")
+        names[cells[0]] = cells[1], cells[2].replace("-", "") if cells[2:] else None
+    return names
+
+
+def _read_descriptions(path: Path) -> Dict[str, List[str]]:
+    try:
+        data = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
+    if not isinstance(data, dict) or not all(_is_sentences(value) for value in data.values()):
+        raise UserError(f"{path}: it must be {{raw class name: [sentence, ...]}}")
+    return data
+
+
+def _is_sentences(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(line, str) and line.strip() for line in value)
+
+
+def _lines(path: Path) -> Iterator[Tuple[int, str]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.rstrip("\r")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text; save it as such") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _domain(class_name: str, domain: Optional[str]) -> str:
+    if domain is not None:
+        return domain
+    prefix, underscore, _ = class_name.partition("_")
+    return prefix if underscore else ""

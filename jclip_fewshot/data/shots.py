@@ -1,0 +1,187 @@
+"""Which k training images of a class serve as its shots.
+
+The contest lets each class have any k of its images, and it has hundreds. A random draw may hold a drawing, a crowd
+or a mislabelled photo, or the same scene twice. Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM)
+in CLIP's feature space: the k images for which the sum of each image's distance 1 - x·x' to the nearest of them is
+least, so that they cover what the class looks like. The rows that lie farthest from the rest, or are read as another
+class, may not be chosen and need not be covered.
+
+Of the rules tried on re-split suites (benchmarks/selection.py), choosing the rows nearest to the class's mean was
+worse than a random draw: shots that look alike say little of the class, and leave-one-shot-out takes it for easier
+than it is.
+
+Letters: m images of one class's pool, k shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from jclip_fewshot.data.contest import (Contest, LabelledPath, PathLike, by_class, count_of, natural_key,
+                                        read_labelled, require_present)
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import write_text
+
+KEPT = 0.9  # share of a pool that counts as typical: a tenth may be wrong labels and odd pictures
+
+
+def medoids(distance: np.ndarray, k: int) -> List[int]:
+    """Indices of k medoids under an (m, m) distance matrix: greedy start, then swaps while they help."""
+    m = len(distance)
+    if m <= k:
+        return list(range(m))
+    chosen: List[int] = []
+    nearest = np.full(m, np.inf)
+    for _ in range(k):
+        cost = np.minimum(distance, nearest[:, None]).sum(axis=0)
+        cost[chosen] = np.inf
+        chosen.append(int(cost.argmin()))
+        nearest = np.minimum(nearest, distance[:, chosen[-1]])
+    improved = True
+    while improved:
+        improved = False
+        for place in range(k):
+            others = chosen[:place] + chosen[place + 1:]
+            reach = distance[:, others].min(axis=1) if others else np.full(m, np.inf)
+            cost = np.minimum(distance, reach[:, None]).sum(axis=0)
+            cost[others] = np.inf
+            best = int(cost.argmin())
+            if cost[best] < cost[chosen[place]] - 1e-9:
+                chosen[place] = best
+                improved = True
+    return sorted(chosen)
+
+
+def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> List[int]:
+    """k of a class's (m, D) unit rows that stand for it, as sorted indices.
+
+    text (K, D): every class's text row, to tell rows that are read as another class than `label`.
+    """
+    rows = np.asarray(rows, np.float64)
+    if len(rows) <= k:
+        return list(range(len(rows)))
+    # Near the pool's own mean, and nearer to its own text than to the most similar other one.
+    similarity = rows @ text.T.astype(np.float64)
+    rival = np.delete(similarity, label, axis=1).max(axis=1) if len(text) > 1 else 0.0
+    typical = standard(rows @ rows.mean(axis=0)) + standard(similarity[:, label] - rival)
+    kept = np.sort(np.argsort(-typical, kind="stable")[:max(k, int(np.ceil(KEPT * len(rows))))])
+    return [int(kept[i]) for i in medoids(1 - rows[kept] @ rows[kept].T, k)]
+
+
+def standard(values: np.ndarray) -> np.ndarray:
+    """Values with mean 0 and spread 1; zeros where all are equal."""
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
+
+
+def choose_representative(labelled: Sequence[Tuple[str, int]], rows: np.ndarray, text: np.ndarray,
+                          k: int) -> List[Tuple[str, int]]:
+    """k images of each class from a pool: `labelled` (path, class id) with their (n, D) unit rows."""
+    labels = np.array([label for _, label in labelled], np.int64)
+    chosen: List[Tuple[str, int]] = []
+    for label in np.unique(labels):
+        inside = np.flatnonzero(labels == label)
+        chosen += [labelled[inside[i]] for i in representative(rows[inside], k, text, int(label))]
+    return chosen
+
+
+def rule(settings) -> str:
+    """How the shots of a run were chosen, for its record."""
+    if settings.shot_list:
+        return f"list {settings.shot_list}"
+    if settings.select == "representative":
+        return f"representative: k-medoids, {settings.shots} of {settings.pool} a class, seed {settings.seed}"
+    return f"random: {settings.shots} a class, seed {settings.seed}"
+
+
+def choose(contest: Contest, settings, source, text: np.ndarray) -> List[Tuple[str, int]]:
+    """The shots of a run as the settings ask: a list, a seeded draw, or representative of a larger pool.
+
+    text (K, D): the classes' text rows. The pool is a seeded draw too, encoded once and cached.
+    Raises:
+        UserError: fewer images than shots, or a shot list that does not fit the data set.
+    """
+    if settings.shot_list or settings.select == "random":
+        return choose_shots(contest, settings.shots, settings.seed, settings.shot_list or None)
+    choose_shots(contest, settings.shots, settings.seed)  # complains of classes that are too small
+    pool = draw_pool(contest, max(settings.pool, settings.shots), settings.seed)
+    rows, bad = source.images(contest.root, [path for path, _ in pool], stage="pool")
+    readable = [index for index in range(len(pool)) if index not in bad]
+    return choose_representative([pool[i] for i in readable], rows[readable], text, settings.shots)
+
+
+def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
+                 shot_list: Optional[PathLike] = None) -> List[LabelledPath]:
+    """The training images to learn from: `shots` of every class that has any, sorted by class.
+
+    A class's images are ordered by the SHA-256 of seed and path, and the first ones taken: the same on every
+    machine and Python, whatever the other classes are; fewer shots are always a part of more.
+
+    Args:
+        contest: from read_contest.
+        shots: images a class; 0 for none at all.
+        seed: another seed, another choice.
+        shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
+
+    Raises:
+        UserError: a class has fewer images than shots (but some); what is wrong with the shot list.
+    """
+    if shot_list is not None:
+        return read_shot_list(shot_list, contest)
+    if shots < 0:
+        raise UserError(f"--shots is {shots}; it must be 0 or more")
+    by_class = _paths_by_class(contest)
+    for label, paths in enumerate(by_class):
+        if 0 < len(paths) < shots:
+            fewest = min(len(others) for others in by_class if others)
+            raise UserError(f"class {contest.class_names[label]} has {count_of(len(paths), 'training image')}, "
+                            f"fewer than the {shots} shots asked for; use --shots {fewest} or a --shot-list")
+    return draw_pool(contest, shots, seed)
+
+
+def draw_pool(contest: Contest, most: int, seed: int = 0) -> List[LabelledPath]:
+    """Up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
+    drawn = []
+    for label, paths in enumerate(_paths_by_class(contest)):
+        paths = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())[:most]
+        drawn += [(path, label) for path in sorted(paths, key=natural_key)]
+    return drawn
+
+
+def _paths_by_class(contest: Contest) -> List[List[str]]:
+    by_class: List[List[str]] = [[] for _ in contest.class_names]
+    for path, label in contest.train:
+        by_class[label].append(path)
+    return by_class
+
+
+def read_shot_list(path: PathLike, contest: Contest) -> List[LabelledPath]:
+    """Reads chosen training images, `path label` a line, the path below the data folder.
+
+    Raises:
+        UserError: no such file; a line that does not parse; an id out of range or other than train.txt's; an
+            image twice or absent; no line at all.
+    """
+    path = Path(path)
+    listed = read_labelled(path, len(contest.class_names))
+    if not listed:
+        raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
+    known, seen = dict(contest.train), {}
+    for number, image, label in listed:
+        if image in seen:
+            raise UserError(f"{path}, line {number}: {image} is on line {seen[image]} too; remove one")
+        if known.get(image, label) != label:
+            raise UserError(f"{path}, line {number}: {image} has class {label} here, "
+                            f"but {known[image]} in the data set; was the list made for another board?")
+        seen[image] = number
+    require_present(contest.root, path, [(number, image) for number, image, _ in listed])
+    return by_class((image, label) for _, image, label in listed)
+
+
+def write_shot_list(path: PathLike, shots: Iterable[LabelledPath]) -> None:
+    """Writes chosen training images in the format that read_shot_list reads."""
+    write_text(path, "".join(f"{image} {label}\n" for image, label in shots))

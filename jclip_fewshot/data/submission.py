@@ -1,0 +1,201 @@
+"""The submission: result.txt, the archive around it, and the check of both.
+
+A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five likeliest classes, best first.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Dict, List, Optional, Sequence
+
+from jclip_fewshot.data.contest import CLASS_ID, PathLike, count_of, natural_key
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import atomic_write
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ResultCheck:
+    """What is wrong with a submission file, what is unusual but harmless, and how many lines it has."""
+
+    problems: List[str]
+    notes: List[str]
+    lines: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
+                 num_classes: Optional[int] = None) -> Path:
+    """Writes a submission in natural order, reads it back and checks it, and zips it beside.
+
+    Both files are written whole or not at all, and the same result makes the same bytes. The archive holds
+    `result.txt` whatever `path` is called; one that stood there before is removed first, so that it never
+    disagrees with the text beside it.
+
+    Args:
+        path: result.txt.
+        names: the N test images.
+        top5: (N, min(5, K)) class ids, best first.
+        num_classes: K, where known; the ids are then checked against it.
+
+    Returns:
+        the archive's path, `path` with the suffix .zip.
+
+    Raises:
+        ValueError: names and ids that make no valid submission.
+        UserError: the file cannot be written or does not read back.
+    """
+    path = Path(path)
+    archive = path.with_suffix(".zip")
+    if path == archive:
+        raise UserError(f"{path}: the result is a .txt file; the .zip is written beside it")
+    rows = [[int(label) for label in row] for row in top5]
+    if len(rows) != len(names):
+        raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")
+    if num_classes is None:
+        num_classes = max((max(row) for row in rows if row), default=-1) + 1
+    lines = sorted(zip(names, rows), key=lambda line: natural_key(line[0]))
+    text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
+    check = _check_bytes(text, names, num_classes)
+    if not check.ok:
+        raise ValueError("no valid submission: " + "; ".join(check.problems))
+    try:
+        if archive.exists():
+            archive.unlink()
+        with atomic_write(path) as file:
+            file.write(text)
+        if path.read_bytes() != text:
+            raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
+        with atomic_write(archive) as file:
+            file.write(_zipped(text))
+    except OSError as error:
+        raise UserError(f"cannot write {path} or {archive.name}: {error.strerror or error}") from error
+    return archive
+
+
+def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> ResultCheck:
+    """Finds everything that is wrong with a submission file (.txt, or the .zip around it).
+
+    Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF,
+    tabs, commas, header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image
+    twice, unknown, or without a line. Notes: an order other than the natural one, no newline at the end.
+
+    Args:
+        path: the file.
+        names: the N test images (TestSet.names).
+        num_classes: K.
+
+    Raises:
+        UserError: no such file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not data.startswith(b"PK\x03\x04"):
+        return _check_bytes(data, names, num_classes)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            inside = archive.namelist()
+            if inside != ["result.txt"]:
+                return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "
+                                    "it must hold result.txt and nothing else"], [], 0)
+            return _check_bytes(archive.read("result.txt"), names, num_classes)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        return ResultCheck([f"the archive cannot be read: {error}"], [], 0)
+
+
+def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
+    count = min(TOP, num_classes)
+    found: Dict[str, List[str]] = {}  # kind of problem -> its messages, in the order of the kinds' first one
+
+    def problem(kind: str, message: str) -> None:
+        found.setdefault(kind, []).append(message)
+
+    notes = []
+    if data.startswith(b"\xef\xbb\xbf"):
+        problem("bom", "the file begins with a byte-order mark; save it as UTF-8 without one")
+        data = data[3:]
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[:error.start].count(b"\n") + 1
+        return ResultCheck([*found.get("bom", []), f"line {line}: not UTF-8 text"], [], 0)
+    if "\r" in text:
+        problem("crlf", "lines end in CR LF (Windows); they must end in LF alone")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text and not text.endswith("\n"):
+        notes.append("no newline at the end of the last line")
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        return ResultCheck(["the file is empty"], [], 0)
+
+    known = set(names)
+    first: Dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            problem("empty", f"line {number} is empty")
+            continue
+        for sign, word in (("\t", "tab"), (",", "comma")):
+            if sign in line:
+                problem(word, f"line {number}: a {word}; one space goes between name and ids")
+        line = line.replace("\t", " ").replace(",", " ")
+        if line != " ".join(line.split()):
+            problem("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
+        name, *ids = line.rsplit(None, count)
+        if name not in known:  # too many ids, or no such image: only known names may hold spaces
+            name, *ids = line.split()
+        if number == 1 and name not in known and not any(CLASS_ID.fullmatch(text) for text in ids):
+            problem("header", f"line 1 looks like a header ({line!r}); the file has none")
+            continue
+        if name in first:
+            problem("again", f"line {number}: {name} is on line {first[name]} already")
+        elif name not in known:
+            alone = PurePosixPath(name.replace("\\", "/")).name
+            problem("unknown", f"line {number}: {name} has a folder; {alone} alone is right"
+                    if alone in known else f"line {number}: {name} is no test image")
+        first.setdefault(name, number)
+        if len(ids) != count:
+            problem("count", f"line {number}: {count_of(len(ids), 'id')} instead of {count}")
+        wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
+        if wrong:
+            problem("no id", f"line {number}: {wrong[0]!r} is no class id")
+        outside = [text for text in ids if CLASS_ID.fullmatch(text) and int(text) >= num_classes]
+        if outside:
+            problem("range", f"line {number}: id {outside[0]} is outside 0..{num_classes - 1}")
+        double = [text for place, text in enumerate(ids) if text in ids[:place]]
+        if double:
+            problem("double", f"line {number}: id {double[0]} stands there more than once")
+    missing = sorted((name for name in known if name not in first), key=natural_key)
+    for name in missing:
+        problem("missing", f"no line for {name}")
+    if not missing and list(first) != sorted(first, key=natural_key):
+        notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
+    problems = []
+    for messages in found.values():
+        problems += messages[:3]
+        if len(messages) > 3:
+            problems[-1] += f" (and {len(messages) - 3} more of this kind)"
+    return ResultCheck(problems, notes, len(lines))
+
+
+def _zipped(text: bytes) -> bytes:
+    """A zip archive with result.txt, its date fixed: the same text makes the same bytes."""
+    entry = zipfile.ZipInfo("result.txt", date_time=(1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.create_system = 3  # Unix, on every platform
+    entry.external_attr = 0o644 << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(entry, text)
+    return buffer.getvalue()

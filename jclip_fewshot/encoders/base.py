@@ -1,0 +1,58 @@
+"""What every encoder offers.
+
+Letters: B batch, R pixels a side, L tokens, W width of a tower, D feature width.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence, Union
+
+import numpy as np
+
+from jclip_fewshot.storage.files import content_digest
+
+ROWS, UNPROJECTED = "rows", "unprojected"
+Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
+
+PREPROCESSING = "clip-1"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
+
+
+class Encoder:
+    """Images or sentences in, rows out, not normalised.
+
+    name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the
+    arithmetic. image_size: R. width: D. scale: of the cosines in zero-shot logits, exp of the checkpoint's
+    logit_scale. batch_size: B, images a batch. device: "cpu" or "cuda". parameters: numbers in both towers.
+    has_text: False for an image tower without a text tower.
+    """
+
+    has_text = True
+
+    def __init__(self, name: str, weights_digest: str, precision: str, image_size: int, width: int, scale: float,
+                 batch_size: int, device: str = "cpu", parameters: int = 0) -> None:
+        self.name, self.weights_digest, self.precision = name, weights_digest, precision
+        self.image_size, self.width, self.scale = image_size, width, scale
+        self.batch_size, self.device, self.parameters = batch_size, device, parameters
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, preprocessing and precision: two encoders with one fingerprint give the same rows."""
+        return content_digest(f"{self.weights_digest} {PREPROCESSING} {self.precision}".encode()).hex()
+
+    def shape_at(self, depth: Depth = ROWS) -> tuple:
+        """Shape of one image's numbers at a depth: (D,), (W,) or (L, W)."""
+        if depth == ROWS:
+            return (self.width,)
+        raise ValueError(f"{self.name} cannot stop at depth {depth!r}")
+
+    def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+        """(B, R, R, 3) uint8 RGB -> (B, *shape_at(depth)) float32."""
+        raise NotImplementedError
+
+    def texts(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, L) int32 -> (B, D) float32."""
+        raise NotImplementedError
+
+    def tokens(self, sentences: Sequence[str]) -> np.ndarray:
+        """B sentences -> (B, L) int32."""
+        raise NotImplementedError

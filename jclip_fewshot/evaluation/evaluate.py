@@ -1,0 +1,206 @@
+"""The pipeline of train.py and test.py on a labelled feature suite: a row a method.
+
+    python -m jclip_fewshot evaluate --suite FILE.npz
+
+Letters: N test rows, S shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import softmax
+from jclip_fewshot.combine.em_dirichlet import em_dirichlet
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation.memory import PeakMemory
+from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
+from jclip_fewshot.evaluation.suites import Suite
+from jclip_fewshot.evaluation.tasks import draw_tasks
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.task import zero_shot_logits
+
+EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
+Z95 = 1.96  # half of a normal 95 % interval, in standard errors
+
+
+def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> Tuple[Dict[str, np.ndarray], Dict[str, dict]]:
+    """Fits the pipeline on the suite's shots and applies every method to its test rows.
+
+    Returns {method: (N, K) logits or probabilities} and {method: {"seconds", "megabytes"}}; a head's
+    seconds hold its search, its folds and its logits, its megabytes the peak above what was in use before.
+    """
+    logits: Dict[str, np.ndarray] = {}
+    costs: Dict[str, dict] = {}
+    meter = PeakMemory()
+
+    def done(name: str, seconds: float) -> None:
+        begun = time.perf_counter()
+        if name in pipeline.heads_:
+            logits[name] = pipeline.heads_[name].logits(suite.features)
+        costs[name] = {"seconds": seconds + time.perf_counter() - begun, "megabytes": meter.lap()}
+        tell(name)
+
+    pipeline.fit(suite.task, done)
+    begun = time.perf_counter()
+    answers = dict(logits)
+    answers["ensemble"] = pipeline.ensemble_.probs(logits)
+    costs["ensemble"]["seconds"] += time.perf_counter() - begun
+    meter.lap()
+    for name, method in transductive(suite.task, pipeline).items():
+        begun = time.perf_counter()
+        answers[name] = method(suite.features, answers["ensemble"])
+        costs[name] = {"seconds": time.perf_counter() - begun, "megabytes": meter.lap()}
+        tell(name)
+    return answers, costs
+
+
+def transductive(task, pipeline: Pipeline) -> dict:
+    """The methods that look at the test rows as a whole: name → (features (N, D), ensemble probs (N, K)) → (N, K).
+
+    em_dirichlet and em_dirichlet_hard run as published, on zero-shot probabilities, with the authors'
+    settings for tasks of few classes; ensemble_refined is the project's own.
+    """
+    support = _simplex(task.features, task.text)
+
+    def published(hard: bool):
+        def run(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+            fit = em_dirichlet(_simplex(features, task.text), support, task.labels, hard=hard)
+            return fit.scores
+        return run
+
+    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return pipeline.refine(features, probs).probs
+
+    return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), "ensemble_refined": refined}
+
+
+def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """z = softmax(T x tᵀ), (N, K)."""
+    logits = zero_shot_logits(features, text).astype(np.float64) * (EM_TEMPERATURE / 100)
+    return softmax(logits)
+
+
+def evaluate(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> dict:
+    """Scores of every method on the suite, and which test rows each got right.
+
+    Returns {"suite", "n", "k", "methods": {name: {"top1", "top5", "macro", "domains", "seconds",
+    "megabytes"}}, "settings": {name: {...}}, "correct": {name: a 0 or 1 a row}}.
+    """
+    answers, costs = predict(suite, pipeline, tell)
+    methods, correct = {}, {}
+    for name, answer in answers.items():
+        best = best_classes(answer)
+        methods[name] = {**score(best, suite.labels, suite.domains), **costs[name]}
+        correct[name] = "".join(map(str, (best[:, 0] == suite.labels).astype(int)))
+    return {"suite": suite.name, "n": len(suite.labels), "k": len(suite.classes), "methods": methods,
+            "settings": pipeline.settings(), "correct": correct}
+
+
+def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, queries: int, seed: int,
+                   tell=lambda name: None) -> dict:
+    """The transductive papers' protocol: many small tasks whose queries come from few classes.
+
+    Each task draws `classes` classes and up to `queries` of their test rows; all K classes compete. Returns
+    {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1", "half_width"}}}:
+    the mean top-1 over tasks and half of its 95 % interval.
+    """
+    drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
+    pipeline.fit(suite.task, lambda name, seconds: tell(name))
+    answers = pipeline.answer(suite.features, refine="off").by_method()
+    hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.items()}
+    accuracy: Dict[str, List[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
+    for name, method in transductive(suite.task, pipeline).items():
+        accuracy[name] = []
+        for rows in drawn:
+            answer = method(suite.features[rows], answers["ensemble"][rows])
+            accuracy[name].append(percent(answer.argmax(axis=1) == suite.labels[rows]))
+        tell(name)
+    methods = {name: {"top1": float(np.mean(values)), "half_width": half_width(values)}
+               for name, values in accuracy.items()}
+    return {"suite": suite.name, "tasks": len(drawn), "task_classes": classes, "task_queries": queries,
+            "seed": seed, "methods": methods}
+
+
+def half_width(values: List[float]) -> float:
+    """Half of the 95 % interval of the mean of `values`; 0 for fewer than two."""
+    return float(Z95 * np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def bootstrap(correct: str, resamples: int, seed: int = 0) -> Tuple[float, float]:
+    """95 % interval of the top-1 accuracy, in percent, by resampling the test rows."""
+    hits = np.frombuffer(correct.encode(), np.uint8) - ord("0")
+    # the number of hits among N rows drawn with replacement is binomial
+    share = np.random.default_rng(seed).binomial(len(hits), hits.mean(), resamples) / len(hits)
+    low, high = np.percentile(100 * share, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(ours: str, theirs: str) -> Tuple[int, int, float]:
+    """(rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
+
+    McNemar 1947: without a difference, each row in which just one is right is a fair coin.
+    """
+    wins = sum(a > b for a, b in zip(ours, theirs))
+    losses = sum(a < b for a, b in zip(ours, theirs))
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2 ** n if n else 1.0
+    return wins, losses, min(1.0, 2 * tail)
+
+
+def read_results(path: Path) -> dict:
+    """A JSON that `evaluate --json` wrote.
+
+    Raises:
+        UserError: absent, or not such a file.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["suite"], results["correct"]
+    except OSError as error:
+        raise UserError(f"--compare {path}: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--compare {path}: not a file that evaluate --json wrote")
+    return results
+
+
+def comparison_table(results: dict, other: dict) -> str:
+    """A row a method of both results: top-1, theirs, rows won and lost, McNemar's p."""
+    if (results["suite"], results["n"]) != (other["suite"], other["n"]):
+        raise UserError(f"--compare: that file is of {other['suite']} with {other['n']} rows, "
+                        f"this is {results['suite']} with {results['n']}")
+    rows = []
+    for name, correct in results["correct"].items():
+        if name in other["correct"]:
+            wins, losses, p = mcnemar(correct, other["correct"][name])
+            rows.append([name, f"{results['methods'][name]['top1']:.2f}", f"{other['methods'][name]['top1']:.2f}",
+                         str(wins), str(losses), f"{p:.3g}"])
+    return table(["method", "top-1", "theirs", "wins", "losses", "p"], rows)
+
+
+def tasks_table(results: dict) -> str:
+    """A row a method: mean top-1 over the tasks and half of its 95 % interval."""
+    rows = [[name, f"{scores['top1']:.2f}", f"{scores['half_width']:.2f}"]
+            for name, scores in results["methods"].items()]
+    return table(["method", "top-1", "± 95 %"], rows)
+
+
+def results_table(results: dict, resamples: int = 0) -> str:
+    """The scores; with `resamples`, each method's bootstrap interval of the top-1 below."""
+    text = score_table(results["methods"])
+    if resamples:
+        rows = [[name, *(f"{bound:.2f}" for bound in bootstrap(correct, resamples))]
+                for name, correct in results["correct"].items()]
+        text += "\n\n" + table(["95 % of top-1", "from", "to"], rows)
+    return text
+
+
+def save_results(path: Path, results: dict) -> None:
+    """Writes results as JSON, whole or not at all."""
+    write_text(path, json.dumps(results, indent=1) + "\n")

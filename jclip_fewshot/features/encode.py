@@ -1,0 +1,211 @@
+"""Images and sentences -> unit feature rows.
+
+    encoder = open_encoder("ViT-B/32")
+    cache = FeatureCache(".cache")
+    rows, bad = encode_images(encoder, paths, cache=cache)             # (N, D), {index: reason}
+    text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
+
+Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
+(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit,
+whatever is encoded beside it and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
+anew, need not.
+
+Letters: N images, V views an image, K classes, D feature width, R pixels a side, B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.console import progress, tell
+from jclip_fewshot.data.decode import Decoder, Recipe
+from jclip_fewshot.encoders.base import Encoder
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.row_store import FeatureCache, as_keys
+
+TEXT_BATCH = 64
+TEXT_STEP = 8  # the last texts are filled up to a multiple of this
+IMAGES_A_WORKER = 64  # fewer are decoded sooner than a worker starts
+FILES_A_WORKER = 512  # the same for reading alone
+
+Bad = Dict[int, str]
+
+
+def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
+                  shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
+    """Feature rows of image files.
+
+    paths: N files. cache: where rows are looked for and kept; None computes them all.
+    views: 0 or 1 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
+        and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
+    workers: decoding processes; None fits them to the machine, 0 decodes in this process.
+    draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see
+        decode.open_image).
+    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
+        does not have them. Afterwards every rank calls again without it and finds all rows in the common
+        cache.
+
+    Returns:
+        rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of
+        zeros.
+    Raises:
+        UserError: a worker died; the encoder gave rows that are no numbers.
+        KeyboardInterrupt: Ctrl-C; workers are stopped and all finished rows are in the cache.
+    """
+    rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
+                             draft=draft, shard=shard, stage=stage)
+    return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
+
+
+def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+                 seed: int = 0, workers: Optional[int] = None, draft: bool = False,
+                 shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
+    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length."""
+    views = max(1, views)
+    recipe = Recipe(encoder.image_size, views, seed if views > 1 else 0, draft and views == 1)
+    n, width = len(paths), encoder.width
+    rows = np.zeros((n, views, width), np.float32)
+    found = np.zeros(n, bool)
+    marks, store = np.zeros((n, 2), np.uint64), None
+    if cache is not None:
+        about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+        store = cache.rows(about, rows[:1].nbytes)
+        store.refresh()
+        digests, known, marks = cache.known_files(paths)
+        if len(store):
+            _read_unknown(paths, digests, known, marks, recipe, workers, cache)
+            rows_found, found = store.get(digests)
+            rows = rows_found.view(np.float32).reshape(n, views, width)
+            found &= known
+
+    batch_images = _images_a_batch(encoder, views)
+    rank, ranks = shard
+    wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch_images % ranks == rank]
+    if workers is None:
+        workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
+    bad: Bad = {}
+    finished = 0
+    decoder = Decoder(paths, recipe, batch_images, workers)
+    with decoder, progress(stage=stage, unit="images", total=len(wanted)) as bar:
+        try:
+            for indices, pixels, done in decoder.batches(wanted):
+                bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
+                features = _encode_batch(encoder, pixels)
+                good = [place for place, result in enumerate(done) if not result.reason]
+                if not np.isfinite(features[good]).all():
+                    raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
+                                    f"{paths[indices[0]]}: is the checkpoint sound? (float16 may overflow)")
+                placed = [indices[place] for place in good]
+                rows[placed] = features[good]
+                if store is not None and good:
+                    keys = as_keys([done[place].digest for place in good])
+                    store.put(keys, rows[placed].reshape(len(good), -1).view(np.uint8))
+                    cache.remember_files(marks[placed], keys)
+                finished += len(indices)
+                bar.update(len(indices))
+        except KeyboardInterrupt:
+            kept = "they are kept" if store is not None else "without a cache they are lost"
+            tell(f"\n{stage}: stopped after {finished} of {len(wanted)}; {kept}")
+            raise
+        finally:
+            if cache is not None:
+                cache.flush()
+    return rows, bad
+
+
+def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
+    """Reads the files that the cache has not seen at this place; fills in their `digests` and `known`."""
+    unknown = np.flatnonzero(~known).tolist()
+    if workers is None:
+        workers = min(default_workers(), len(unknown) // FILES_A_WORKER)
+    with Decoder(paths, recipe, 1, workers if unknown else 0) as decoder:
+        read = decoder.digests(unknown)
+        for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
+            if not done.reason:
+                digests[index] = as_keys([done.digest])[0]
+                known[index] = True
+    now_known = [i for i in unknown if known[i]]
+    cache.remember_files(marks[now_known], digests[now_known])
+
+
+def _images_a_batch(encoder: Encoder, views: int) -> int:
+    """Images whose views come nearest to the encoder's batch."""
+    return max(1, round(encoder.batch_size / views))
+
+
+def _encode_batch(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
+    """pixels (n, V, R, R, 3) -> unit rows (n, V, D)."""
+    n, views = pixels.shape[:2]
+    batch = pixels.reshape((n * views,) + pixels.shape[2:])
+    missing = _images_a_batch(encoder, views) * views - len(batch)
+    if missing:
+        batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], np.uint8)])
+    return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
+
+
+def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
+                 cache: Optional[FeatureCache] = None, stage: str = "sentences") -> np.ndarray:
+    """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
+
+    sentences_by_class: K lists of at least one sentence.
+
+    Returns:
+        (K, D) float32 unit rows.
+    Raises:
+        UserError: a class without sentences; a sentence that is too long.
+    """
+    for k, sentences in enumerate(sentences_by_class):
+        if not len(sentences):
+            raise UserError(f"class {k} has no sentence: give it at least one prompt")
+    different = dict.fromkeys(s for sentences in sentences_by_class for s in sentences)
+    number = {sentence: i for i, sentence in enumerate(different)}
+    rows = _encode_sentences(encoder, list(number), cache, stage)
+    means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
+    return unit_rows(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
+
+
+def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
+    """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
+    tokens = encoder.tokens(sentences) if sentences else np.zeros((0, 1), np.int32)
+    tokens, back = np.unique(tokens, axis=0, return_inverse=True)
+    tokens = np.ascontiguousarray(tokens, np.int32)
+    rows = np.zeros((len(tokens), encoder.width), np.float32)
+    found = np.zeros(len(tokens), bool)
+    keys, store = None, None
+    if cache is not None and len(tokens):
+        store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, rows[:1].nbytes)
+        store.refresh()
+        keys = as_keys([content_digest(row.tobytes()) for row in tokens])
+        rows, found = store.get(keys)
+        rows = rows.view(np.float32).reshape(len(tokens), -1)
+    # The end mark has the highest id: all columns behind it are idle. Similar lengths share a batch.
+    wanted = np.flatnonzero(~found)
+    wanted = wanted[np.argsort(tokens[wanted].argmax(axis=1), kind="stable")]
+    try:
+        with progress(stage=stage, unit="sentences", total=len(wanted)) as bar:
+            for begin in range(0, len(wanted), TEXT_BATCH):
+                part = wanted[begin:begin + TEXT_BATCH]
+                filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
+                features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
+                if not np.isfinite(features).all():
+                    raise UserError(f"the encoder {encoder.name} gives text rows that are no numbers: "
+                                    "is the checkpoint sound?")
+                rows[part] = features
+                if store is not None:
+                    store.put(keys[part], rows[part].view(np.uint8))
+                bar.update(len(part))
+    finally:
+        if cache is not None:
+            cache.flush()
+    return rows[np.asarray(back).reshape(-1)]
+
+
+def default_workers() -> int:
+    """Decoding processes: one a core. Beside a CPU encoder they get what it leaves, between its batches all of it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,181 @@
+"""Fit and answer, wired once: heads, ensemble and refinement. Both scripts, the classifier, validate and evaluate
+call it.
+
+Letters: N images, S shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from jclip_fewshot.combine.ensemble import Ensemble
+from jclip_fewshot.combine.refinement import Refinement, refine
+from jclip_fewshot.errors import UserError, nearest
+from jclip_fewshot.heads import HEADS
+from jclip_fewshot.heads.base import Head
+from jclip_fewshot.task import Task
+
+TASK_ARRAYS = ("features", "labels", "text", "domains")
+# told of each method as it is done: its name and the seconds of its fit
+OnFit = Callable[[str, float], None]
+
+
+def head_names(listed: str) -> List[str]:
+    """`--heads` as names; every head where it is empty.
+
+    Raises:
+        UserError: a name that is no head's.
+    """
+    names = [name.strip() for name in listed.split(",") if name.strip()] or list(HEADS)
+    for name in names:
+        if name not in HEADS:
+            raise UserError(f"--heads: unknown method {name!r}{nearest(name, HEADS)}; there are {', '.join(HEADS)}")
+    return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
+
+
+def make_head(name: str, seed: int) -> Head:
+    """A head with its default settings; trained heads take the seed."""
+    head = HEADS[name]
+    return head(seed=seed) if head.seeded else head()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a pipeline says about N images.
+
+    logits: {head: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the images as a
+    set; None where it was switched off.
+    """
+
+    logits: Dict[str, np.ndarray]
+    probs: np.ndarray
+    refinement: Optional[Refinement] = None
+
+    @property
+    def final(self) -> np.ndarray:
+        """(N, K) probabilities that result.txt is written from."""
+        return self.probs if self.refinement is None else self.refinement.probs
+
+    def by_method(self) -> Dict[str, np.ndarray]:
+        """(N, K) of every head, the ensemble and the refinement, in the order of the results table."""
+        answers = {**self.logits, "ensemble": self.probs}
+        if self.refinement is not None:
+            answers["ensemble_refined"] = self.refinement.probs
+        return answers
+
+
+class Pipeline:
+    """Heads fitted on the same shots, the ensemble that combines them, and the refinement of its answers.
+
+    After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
+    the shots held out, `seconds_` {name: seconds of the fit and its folds}.
+    """
+
+    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
+        self.names = list(names or HEADS)
+        self.seed = seed
+
+    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
+        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self."""
+        self.task_ = task
+        self.heads_: Dict[str, Head] = {}
+        self.seconds_: Dict[str, float] = {}
+        held_out: Dict[str, np.ndarray] = {}
+        for name in self.names:
+            begun = time.perf_counter()
+            self.heads_[name] = make_head(name, self.seed).fit(task)
+            held_out[name] = self.heads_[name].held_out_logits()
+            self.seconds_[name] = time.perf_counter() - begun
+            on_fit(name, self.seconds_[name])
+        begun = time.perf_counter()
+        self.ensemble_ = Ensemble().fit(held_out, task)
+        self.held_out_probs_ = self.ensemble_.held_out_probs_
+        self.seconds_["ensemble"] = time.perf_counter() - begun
+        on_fit("ensemble", self.seconds_["ensemble"])
+        return self
+
+    def answer(self, features: np.ndarray, refine: str = "auto") -> Answers:
+        """Answers N images, (N, D) rows.
+
+        refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
+            "on" refines it whatever they say.
+        """
+        logits = {name: head.logits(features) for name, head in self.heads_.items()}
+        probs = self.ensemble_.probs(logits)
+        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"))
+
+    def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
+        """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
+        return refine(probs, features, self.task_, self.held_out_probs_, force)
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Everything that a test run needs, as arrays with names like `heads/gda/weight`."""
+        arrays = {f"heads/{name}/{key}": value for name, head in self.heads_.items()
+                  for key, value in head.state().items()}
+        arrays.update({f"ensemble/{key}": value for key, value in self.ensemble_.state().items()})
+        arrays.update({f"shots/{key}": getattr(self.task_, key) for key in TASK_ARRAYS})
+        arrays["shots/scale"] = np.array(self.task_.scale)
+        arrays["names"] = np.array(self.names)
+        arrays["held_out_probs"] = self.held_out_probs_
+        return arrays
+
+    @classmethod
+    def from_state(cls, arrays: Dict[str, np.ndarray]) -> "Pipeline":
+        """The inverse of `state`.
+
+        Raises:
+            UserError: arrays of another version of this program.
+        """
+        try:
+            pipeline = cls([str(name) for name in arrays["names"]])
+            pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
+                                  scale=float(arrays["shots/scale"]))
+            pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
+                               for name in pipeline.names}
+            pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
+            pipeline.held_out_probs_ = arrays["held_out_probs"]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the run was made by another version of this program ({error}): train again")
+        return pipeline
+
+    def settings(self) -> Dict[str, dict]:
+        """What each method chose on the shots, with its cross-validated score."""
+        chosen = {name: head.settings_ for name, head in self.heads_.items()}
+        chosen["ensemble"] = self.ensemble_.settings_
+        return chosen
+
+    def histories(self) -> Dict[str, list]:
+        """The training curves of the trained heads."""
+        return {name: head.history_ for name, head in self.heads_.items() if head.history_}
+
+
+def _under(arrays: Dict[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]:
+    return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def settings_table(settings: Dict[str, dict]) -> str:
+    """A row a method: its cross-validated top-1 and what it chose on the shots."""
+    rows = []
+    for name, chosen in settings.items():
+        score = chosen.get("held_out_top1")
+        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
+                         if not key.startswith("held_out_"))
+        rows.append([name, "" if score is None else f"{score:.1f}", said])
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
+    return "\n".join([header] + [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows])
+
+
+def _short(value: object) -> str:
+    """A setting as a person reads it: 0.333 rather than 0.3333333."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)

@@ -1,0 +1,372 @@
+"""Rows on disk, found again by content: nothing is computed twice.
+
+A store is a folder of shards, a shard one file of blocks that are appended and never changed:
+
+    header   magic, number of rows n, bytes a row, CRC-32 of all that stands before the rows
+    keys     n x 16 bytes
+    sums     n x uint32, the CRC-32 of each row
+    rows     n x bytes a row
+
+Every process appends to a shard of its own, so that none waits for another. A block that was not finished
+(kill -9, full disk) fails its checksum and is dropped, so is a row that rotted on the disk: both are computed
+again. Shards that nobody writes any more are merged when a store has gathered many of them. Who writes a
+shard holds its flock, which the kernel releases however the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import secrets
+import struct
+import time
+import warnings
+import zlib
+from hashlib import blake2b
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+
+import numpy as np
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import DIGEST_BYTES, atomic_write, write_text
+
+MAGIC = b"JCFROWS1"
+HEADER = struct.Struct("<8sIII")  # magic, n, bytes a row, CRC-32
+FLUSH_SECONDS = 2.0
+MANY_SHARDS = 8  # merged when there are more
+LARGE_SHARD = 256 << 20  # bytes; merged no further
+MERGE_ROWS = 8192  # rows a block of a merged shard
+AT_ONCE = 256  # shards a merge at most: each is an open file
+RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
+
+
+def as_keys(digests: Sequence[bytes]) -> np.ndarray:
+    """(n, 2) uint64 from n digests of 16 bytes."""
+    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+
+
+class _Block(NamedTuple):
+    keys: np.ndarray  # (n, 2) uint64
+    sums: np.ndarray  # (n,) uint32
+    start: int        # where its rows begin in the file
+
+
+def _encode_block(keys: np.ndarray, rows: np.ndarray) -> List[bytes]:
+    """keys (n, 2) uint64 and rows (n, row_bytes) uint8 -> the pieces of one block."""
+    sums = np.array([zlib.crc32(row) for row in rows], "<u4").tobytes()
+    keys = np.ascontiguousarray(keys, "<u8").tobytes()
+    sizes = struct.pack("<II", len(rows), rows.shape[1])
+    return [HEADER.pack(MAGIC, *rows.shape, zlib.crc32(sizes + keys + sums)), keys, sums, rows.tobytes()]
+
+
+def _read_blocks(data: memoryview, row_bytes: int) -> Tuple[List[_Block], bool]:
+    """The sound blocks of a shard, and whether they are all there is to it."""
+    blocks, at = [], 0
+    while at + HEADER.size <= len(data):
+        magic, n, size, checksum = HEADER.unpack_from(data, at)
+        head = at + HEADER.size
+        start = head + n * (DIGEST_BYTES + 4)
+        end = start + n * size
+        if magic != MAGIC or size != row_bytes or end > len(data):
+            break
+        if zlib.crc32(data[head:start], zlib.crc32(struct.pack("<II", n, size))) != checksum:
+            break
+        keys = np.frombuffer(data, "<u8", 2 * n, head).reshape(n, 2)
+        blocks.append(_Block(keys, np.frombuffer(data, "<u4", n, head + n * DIGEST_BYTES), start))
+        at = end
+    return blocks, at == len(data)
+
+
+def _map(fd: int) -> memoryview:
+    """A file's bytes, mapped; they stay readable after it is deleted."""
+    return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ) if os.fstat(fd).st_size else b"")
+
+
+def _lock(fd: int) -> bool:
+    """Takes the file's lock if nobody has it (false also where the file system knows no locks)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+
+
+class RowStore:
+    """Fixed-size rows of bytes by 16-byte key, in a folder. Several processes may share it."""
+
+    def __init__(self, folder: Union[str, Path], row_bytes: int):
+        self.folder = Path(folder)
+        self.row_bytes = row_bytes
+        self._writer: Optional[int] = None
+        self._writable = True
+        self._pending: List[Tuple[np.ndarray, np.ndarray]] = []
+        self._flushed = time.monotonic()
+        self._damaged: Set[str] = set()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"feature cache: cannot make {self.folder} ({error.strerror}); choose another")
+        self.refresh()
+        self._merge()
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def refresh(self) -> None:
+        """Reads the index again: rows that any process has written since become visible."""
+        while True:
+            try:
+                return self._read_index()
+            except FileNotFoundError:  # merged away by another process between listing and opening
+                continue
+
+    def _read_index(self) -> None:
+        self._maps: List[memoryview] = []
+        self._names: List[str] = []
+        keys, sums, shard, offset = [np.zeros((0, 2), "<u8")], [np.zeros(0, "<u4")], [[]], [[]]
+        for name in self._shard_names():
+            fd = os.open(self.folder / name, os.O_RDONLY)
+            try:
+                data = _map(fd)
+                blocks, whole = _read_blocks(data, self.row_bytes)
+                if not whole and _lock(fd):  # locked by its writer: a block in the making, no damage
+                    self._drop(name, "its end is damaged or half-written")
+            finally:
+                os.close(fd)
+            for block in blocks:
+                n = len(block.keys)
+                keys.append(block.keys)
+                sums.append(block.sums)
+                shard.append(np.full(n, len(self._maps)))
+                offset.append(block.start + np.arange(n) * self.row_bytes)
+            self._maps.append(data)
+            self._names.append(name)
+        keys = np.concatenate(keys)
+        # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation,
+        # and there is one such pair in a cache of six billion rows.
+        order = np.argsort(keys[:, 0], kind="stable")
+        self._first, self._second = keys[order, 0], keys[order, 1]
+        self._sums = np.concatenate(sums)[order]
+        self._shard = np.concatenate(shard).astype(np.int32)[order]
+        self._offset = np.concatenate(offset).astype(np.int64)[order]
+
+    def _shard_names(self) -> List[str]:
+        return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))
+
+    def _drop(self, name: str, why: str) -> None:
+        if name not in self._damaged:
+            warnings.warn(f"feature cache: {self.folder / name}: {why}; "
+                          "that part is dropped and computed again")
+        self._damaged.add(name)
+
+    def get(self, keys: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """keys (n, 2) uint64 -> rows (n, row_bytes) uint8, zeros where there is none, and found (n,) bool."""
+        n, size = len(keys), self.row_bytes
+        rows, found = np.zeros((n, size), np.uint8), np.zeros(n, bool)
+        if not n or not len(self):
+            return rows, found
+        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self) - 1)
+        hits = np.flatnonzero((self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1]))
+        at = at[hits]
+        order = np.lexsort((self._offset[at], self._shard[at]))  # as they lie on the disk
+        hits, at = hits[order], at[order]
+        found[hits] = True
+        out = memoryview(rows.reshape(-1))
+        crc32, maps = zlib.crc32, self._maps
+        for i, s, begin, checksum in zip(hits.tolist(), self._shard[at].tolist(), self._offset[at].tolist(),
+                                         self._sums[at].tolist()):
+            row = maps[s][begin:begin + size]
+            if crc32(row) != checksum:
+                found[i] = False
+                self._drop(self._names[s], "a row fails its checksum")
+                continue
+            out[i * size:i * size + size] = row
+        return rows, found
+
+    def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        """Adds rows (n, row_bytes) uint8; they are written with the first put after FLUSH_SECONDS."""
+        if len(keys):
+            self._pending.append((np.array(keys, "<u8"), np.array(rows, np.uint8)))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands everything to the operating system: from here on not even kill -9 loses it."""
+        self._flushed = time.monotonic()
+        pending, self._pending = self._pending, []
+        if not pending or not self._writable:
+            return
+        keys, rows = map(np.concatenate, zip(*pending))
+        try:
+            if self._writer is None:
+                self._writer = self._new_shard()
+            view = memoryview(b"".join(_encode_block(keys, rows)))
+            while view:
+                view = view[os.write(self._writer, view):]
+        except OSError as error:
+            self._writable = False
+            warnings.warn(f"feature cache: cannot write to {self.folder} ({error.strerror}); "
+                          "going on without")
+
+    def _new_shard(self) -> int:
+        name = f"{time.time_ns():016x}-{secrets.token_hex(4)}"
+        fd = os.open(self.folder / f".{name}.tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
+        _lock(fd)  # before it has its name, or a merge could take it for abandoned
+        os.rename(self.folder / f".{name}.tmp", self.folder / f"{name}.rows")
+        return fd
+
+    def close(self) -> None:
+        """Writes what is pending and mends shards that were found damaged."""
+        self.flush()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(self._writer)
+            os.close(self._writer)
+            self._writer = None
+        if self._damaged:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Merges small shards where there are many, and rewrites damaged ones without their damage."""
+        names = self._shard_names()
+        if len(names) <= MANY_SHARDS and not self._damaged:
+            return
+        try:
+            guard = os.open(self.folder / "merge.lock", os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:  # a folder that may only be read
+            return
+        held = [guard]
+        try:
+            if not _lock(guard):
+                return
+            merged: Dict[str, memoryview] = {}
+            for name in names[:AT_ONCE]:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(self.folder / name, os.O_RDONLY)
+                    held.append(fd)
+                    small = len(names) > MANY_SHARDS and os.fstat(fd).st_size < LARGE_SHARD
+                    if (small or name in self._damaged) and _lock(fd):
+                        merged[name] = _map(fd)
+            if len(merged) > 1 or self._damaged & set(merged):
+                with atomic_write(self.folder / f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows") as file:
+                    for block in self._sound_rows(list(merged.values())):
+                        file.writelines(_encode_block(*block))
+                for name in merged:
+                    os.unlink(self.folder / name)
+                self._damaged.clear()
+        except OSError as error:
+            warnings.warn(f"feature cache: cannot merge shards in {self.folder} ({error.strerror or error})")
+        finally:
+            for fd in held:
+                os.close(fd)
+        self.refresh()
+
+    def _sound_rows(self, shards: List[memoryview]) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """(keys, rows) of all rows that pass their checksum, each key once, in blocks of MERGE_ROWS."""
+        keys, rows, seen = [], [], set()
+        for data in shards:
+            for block in _read_blocks(data, self.row_bytes)[0]:
+                for i, checksum in enumerate(block.sums.tolist()):
+                    key = block.keys[i].tobytes()
+                    begin = block.start + i * self.row_bytes
+                    row = data[begin:begin + self.row_bytes]
+                    if key in seen or zlib.crc32(row) != checksum:
+                        continue
+                    seen.add(key)
+                    keys.append(key)
+                    rows.append(row)
+                    if len(rows) == MERGE_ROWS:
+                        yield as_keys(keys), self._as_rows(rows)
+                        keys, rows = [], []
+        if rows:
+            yield as_keys(keys), self._as_rows(rows)
+
+    def _as_rows(self, rows: List[memoryview]) -> np.ndarray:
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, self.row_bytes)
+
+
+class FeatureCache:
+    """Features by encoder, preprocessing and content, in a folder that many processes may use at once."""
+
+    def __init__(self, folder: Union[str, Path]):
+        self.folder = Path(folder)
+        self._stores: Dict[str, RowStore] = {}
+
+    def __enter__(self) -> "FeatureCache":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Hands what is pending to the operating system."""
+        for store in self._stores.values():
+            store.flush()
+
+    def close(self) -> None:
+        """Writes what is pending. The cache may be used again afterwards."""
+        for store in self._stores.values():
+            store.close()
+
+    def rows(self, about: dict, row_bytes: int) -> RowStore:
+        """The store of what `about` describes: encoder fingerprint, preprocessing, views."""
+        text = json.dumps(about, sort_keys=True)
+        name = blake2b(text.encode(), digest_size=8).hexdigest()
+        if name not in self._stores:
+            self._stores[name] = RowStore(self.folder / name, row_bytes)
+            with contextlib.suppress(OSError):
+                if not (self.folder / name / "about.json").exists():
+                    write_text(self.folder / name / "about.json", text + "\n")
+        return self._stores[name]
+
+    @property
+    def _files(self) -> RowStore:
+        if "files" not in self._stores:
+            self._stores["files"] = RowStore(self.folder / "files", DIGEST_BYTES)
+        return self._stores["files"]
+
+    def known_files(self, paths: Sequence) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Recognises files that have not changed since their content was last read, by one `stat` each.
+
+        Returns digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
+        """
+        marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
+        self._files.refresh()
+        rows, known = self._files.get(marks)
+        return rows.view("<u8").reshape(-1, 2), known, marks
+
+    def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
+        """Notes the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
+        sure = marks.any(axis=1)
+        rows = np.ascontiguousarray(digests[sure]).view(np.uint8).reshape(-1, DIGEST_BYTES)
+        self._files.put(marks[sure], rows)
+
+
+def _marks(paths: Sequence) -> List[bytes]:
+    """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
+
+    The change time is part of it because tools that copy over a file like to restore its modification
+    time.
+    """
+    here = os.path.join(os.getcwd(), "")
+    unknown = bytes(DIGEST_BYTES)
+    lately = time.time_ns() - int(RACY_SECONDS * 1e9)
+    marks = []
+    for path in paths:
+        path = os.fspath(path)
+        try:
+            stat = os.stat(path)
+        except (OSError, ValueError):
+            marks.append(unknown)
+            continue
+        if stat.st_ctime_ns > lately or stat.st_mtime_ns > lately:
+            marks.append(unknown)
+            continue
+        whole = path if path[:1] == "/" else here + path
+        text = f"{whole}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+        marks.append(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest())
+    return marks

@@ -1,0 +1,146 @@
+"""A few-shot task: support rows with labels, text rows, domains; and the folds that leave shots out.
+
+Letters: N query rows, S shots, K classes, D feature width. `logits` are on CLIP's scale, 100 x cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import List, Optional, Sequence
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import matmul, unit_rows
+
+CLIP_SCALE = 100.0  # exp(logit_scale) of every model that OpenAI released; an Encoder knows its own
+MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head may learn from. Rows may come in float16: they are upcast and normalised again.
+
+    A class may have no shot, and counts may differ; S may be 0.
+    """
+
+    features: np.ndarray  # (S, D) float32 unit rows
+    labels: np.ndarray  # (S,) int64 in 0..K-1
+    text: np.ndarray  # (K, D) float32 unit rows
+    domains: Optional[np.ndarray] = None  # (K,) int64, each class's domain; None: one domain
+    scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
+
+    def __post_init__(self):
+        text = unit_rows(self.text)
+        features = np.asarray(self.features, np.float32)
+        features = unit_rows(features.reshape(-1, text.shape[1]) if features.size == 0 else features)
+        labels = np.asarray(self.labels, np.int64).reshape(-1)
+        classes = len(text)
+        domains = np.zeros(classes, np.int64) if self.domains is None else np.asarray(self.domains, np.int64)
+        if features.shape != (len(labels), text.shape[1]):
+            raise ValueError(f"{features.shape} shot features do not fit {len(labels)} labels "
+                             f"and text rows of width {text.shape[1]}")
+        if domains.shape != (classes,):
+            raise ValueError(f"{classes} text rows need as many domains, not {domains.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"shot labels must lie in 0..{classes - 1}, not {labels.min()}..{labels.max()}")
+        if not (np.isfinite(features).all() and np.isfinite(text).all()):
+            raise ValueError("a feature row holds a value that is not finite")
+        if not 0 < self.scale < np.inf:
+            raise ValueError(f"the scale of the cosines must be a positive number, not {self.scale}")
+        for name, value in (("features", features), ("labels", labels), ("text", text), ("domains", domains)):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.text)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Shots of each class, (K,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Which classes have a shot, (K,) bool."""
+        return self.counts > 0
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        """L (S, K) float32."""
+        return np.eye(self.num_classes, dtype=np.float32)[self.labels]
+
+    def take(self, rows: np.ndarray) -> "Task":
+        """The same classes with only those shots: indices or a mask over S."""
+        return replace(self, features=self.features[rows], labels=self.labels[rows])
+
+    def zero_shot(self, features: np.ndarray) -> np.ndarray:
+        """Zero-shot logits (N, K) of unit rows (N, D)."""
+        return zero_shot_logits(features, self.text, self.scale)
+
+    @property
+    def has_company(self) -> np.ndarray:
+        """Which shots are not the only one of their class, (S,) bool: those that can be left out."""
+        return self.counts[self.labels] > 1
+
+    def folds(self) -> "List[Fold]":
+        """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one.
+
+        A shot that is the only one of its class is kept in every fold. Empty where none has company.
+        """
+        place, folds = fold_of_shots(self.labels, MAX_FOLDS), []
+        for fold in range(place.max() + 1 if len(self) else 0):
+            left_out = (place == fold) & self.has_company
+            if left_out.any():
+                folds.append(Fold(self.take(~left_out), np.flatnonzero(~left_out), np.flatnonzero(left_out)))
+        return folds
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a fit may see, and the shots it is judged on."""
+
+    task: Task  # with the kept shots alone
+    kept: np.ndarray  # their rows among all shots
+    left_out: np.ndarray  # the other rows
+
+    @classmethod
+    def whole(cls, task: Task) -> "Fold":
+        """The fit on every shot, judged on none."""
+        return cls(task, np.arange(len(task)), np.zeros(0, np.int64))
+
+
+def zero_shot_logits(features: np.ndarray, text: np.ndarray, scale: float = CLIP_SCALE) -> np.ndarray:
+    """scale x tᵀ: (N, D), (K, D) -> (N, K). Radford et al. 2021."""
+    return matmul(np.float32(scale) * features, text.T)
+
+
+def domain_indices(domains: Sequence[str]) -> np.ndarray:
+    """Each class's domain as a number, in order of first appearance: (K,) int64."""
+    order = {domain: index for index, domain in enumerate(dict.fromkeys(domains))}
+    return np.array([order[domain] for domain in domains], np.int64)
+
+
+def fold_of_shots(labels: np.ndarray, max_folds: Optional[int] = None) -> np.ndarray:
+    """The fold that leaves each shot out, (S,): its place among its class's shots, modulo `max_folds`."""
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1] if len(labels) else np.zeros(0, int)
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    return place if max_folds is None else place % max_folds
+
+
+def class_sums(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Sum of each class's rows in float64: (S, D), (S,) -> (K, D); zero where a class has none."""
+    sums = np.zeros((num_classes, rows.shape[1]))
+    np.add.at(sums, labels, rows)
+    return sums
+
+
+def class_means(task: Task) -> np.ndarray:
+    """Mean shot of each class, not renormalised, (K, D) float64; zero where a class has no shot."""
+    sums = class_sums(task.features, task.labels, task.num_classes)
+    return sums / np.maximum(task.counts, 1)[:, None]

@@ -1,0 +1,239 @@
+"""The ensemble: by property, on a small made-up problem with heads of known worth."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.combine.ensemble import (Ensemble, class_bias, fit_pool, likeliest, stack_weights, temperature,
+                                            unseen_offset)
+from jclip_fewshot.task import Task, zero_shot_logits
+
+
+def make_shots(num_classes=6, per_class=4, width=16, unseen=(), seed=0):
+    rng = np.random.default_rng(seed)
+    text = rng.standard_normal((num_classes, width))
+    labels = np.repeat(np.setdiff1d(np.arange(num_classes), list(unseen)), per_class).astype(int)
+    features = 3 * text[labels] / np.linalg.norm(text[labels], axis=1, keepdims=True)
+    features = features + rng.standard_normal(features.shape)
+    return Task(features, labels, text, np.arange(num_classes) % 2)
+
+
+def noisy_head(labels, num_classes, skill, seed):
+    """Logits whose label column is raised by `skill`."""
+    logits = np.random.default_rng(seed).standard_normal((len(labels), num_classes)).astype(np.float32)
+    logits[np.arange(len(labels)), labels] += skill
+    return logits
+
+
+def heads_of(task, labels, skills=(3.0, 2.0, 0.0), seed=1):
+    K = task.num_classes
+    return {f"head{i}": noisy_head(labels, K, skill, seed + i) for i, skill in enumerate(skills)}
+
+
+def check_probs(probs, shape):
+    assert probs.shape == shape and probs.dtype == np.float32
+    assert np.isfinite(probs).all() and (probs > 0).all()
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+
+
+def test_better_heads_weigh_more_and_beat_a_plain_mean():
+    task = make_shots(num_classes=20)
+    labels = np.random.default_rng(9).integers(0, 20, 2000)
+    ensemble = Ensemble().fit(heads_of(task, task.labels), task)
+    test = heads_of(task, labels, seed=50)
+    probs = ensemble.probs(test)
+    check_probs(probs, (2000, 20))
+    weights = list(ensemble.settings_["weights"].values())
+    assert weights[0] > weights[1] > weights[2]
+    mean = np.mean(list(test.values()), axis=0)
+    assert (probs.argmax(1) == labels).mean() > (mean.argmax(1) == labels).mean()
+
+
+def test_probabilities_are_calibrated_whatever_the_heads_scale():
+    task = make_shots(num_classes=20, per_class=16)
+    labels = np.random.default_rng(9).integers(0, 20, 4000)
+    scales = {"head0": 30.0, "head1": 0.1, "head2": 1.0}
+    held_out = {name: scales[name] * one for name, one in heads_of(task, task.labels).items()}
+    test = {name: scales[name] * one for name, one in heads_of(task, labels, seed=50).items()}
+    probs = Ensemble().fit(held_out, task).probs(test)
+    assert abs(probs.max(1).mean() - (probs.argmax(1) == labels).mean()) < 0.05
+
+
+@pytest.mark.parametrize("task", [
+    make_shots(num_classes=2), make_shots(per_class=1), make_shots(unseen=(1, 4)),
+    make_shots(unseen=range(6)), make_shots(num_classes=2, unseen=(0,)),
+    make_shots(per_class=2, unseen=(0,))])
+def test_odd_shapes(task):
+    labels = np.arange(30) % task.num_classes
+    for count in (1, 2):
+        held_out = heads_of(task, task.labels, (2.0,) * count)
+        ensemble = Ensemble().fit(held_out, task)
+        check_probs(ensemble.held_out_probs_, (len(task), task.num_classes))
+        check_probs(ensemble.probs(heads_of(task, labels, (2.0,) * count)), (30, task.num_classes))
+
+
+def test_unequal_counts_and_lonely_shots():
+    task = make_shots()
+    task = task.take(np.r_[0:4, 4:6, 8:9, 12:24])
+    ensemble = Ensemble().fit(heads_of(task, task.labels), task)
+    check_probs(ensemble.held_out_probs_, (len(task), 6))
+
+
+def test_with_one_shot_a_class_weights_are_equal_and_the_probe_is_silent():
+    task = make_shots(per_class=1)
+    held_out = {**heads_of(task, task.labels), "linear_probe": np.zeros((6, 6), np.float32)}
+    ensemble = Ensemble().fit(held_out, task)
+    assert list(ensemble.settings_["weights"].values()) == [0.3333, 0.3333, 0.3333, 0]
+    alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task)
+    assert alone.settings_["weights"] == {"linear_probe": 1.0}
+
+
+def test_one_head_alone_keeps_its_order_up_to_the_bias():
+    task = make_shots(num_classes=8)
+    test = heads_of(task, np.arange(8), (2.0,))
+    probs = Ensemble(rho=1e9).fit(heads_of(task, task.labels, (2.0,)), task).probs(test)
+    np.testing.assert_array_equal(np.argsort(probs, axis=1), np.argsort(test["head0"], axis=1))
+
+
+def test_state_returns_the_same_answers():
+    task = make_shots(unseen=(2,))
+    ensemble = Ensemble().fit(heads_of(task, task.labels), task)
+    test = heads_of(task, np.arange(6))
+    back = Ensemble.from_state(ensemble.state())
+    np.testing.assert_array_equal(back.probs(test), ensemble.probs(test))
+    with pytest.raises(ValueError, match="lacks bias"):
+        Ensemble.from_state({k: v for k, v in ensemble.state().items() if k != "bias"})
+
+
+def test_is_deterministic_and_leaves_its_input_alone():
+    task = make_shots(unseen=(2,))
+    held_out = heads_of(task, task.labels)
+    copies = {name: one.copy() for name, one in held_out.items()}
+    first, second = Ensemble().fit(held_out, task), Ensemble().fit(held_out, task)
+    np.testing.assert_array_equal(first.held_out_probs_, second.held_out_probs_)
+    for name, one in held_out.items():
+        np.testing.assert_array_equal(one, copies[name])
+
+
+def test_permuting_the_heads_changes_nothing():
+    task = make_shots()
+    held_out, test = heads_of(task, task.labels), heads_of(task, np.arange(6))
+    probs = Ensemble().fit(held_out, task).probs(test)
+    turned = Ensemble().fit(dict(reversed(list(held_out.items()))), task).probs(test)
+    np.testing.assert_allclose(turned, probs, atol=1e-4)
+
+
+def test_held_out_probs_do_not_know_their_own_shot():
+    """With heads that know nothing, the cross-fitted answers stay near chance."""
+    task = make_shots(num_classes=10, per_class=8)
+    held_out = heads_of(task, task.labels, (0.0,) * 6)
+    probs = Ensemble(kappa=1e-3, rho=1e-2).fit(held_out, task).held_out_probs_
+    assert -np.log(probs[np.arange(80), task.labels]).mean() > np.log(10) - 0.02
+
+
+def test_errors_say_what_is_wrong():
+    task = make_shots()
+    held_out = heads_of(task, task.labels)
+    with pytest.raises(ValueError, match="at least one head"):
+        Ensemble().fit({}, task)
+    with pytest.raises(ValueError, match="head1 hold"):
+        Ensemble().fit({**held_out, "head1": np.full((24, 6), np.nan)}, task)
+    with pytest.raises(ValueError, match="missing"):
+        Ensemble().fit(held_out, task).probs({"head0": held_out["head0"]})
+    with pytest.raises(ValueError, match="call fit"):
+        Ensemble().probs(held_out)
+
+
+def test_stack_weights_reach_the_optimum_and_never_climb():
+    labels = np.arange(60) % 6
+    log_probs = log_softmax(np.stack([noisy_head(labels, 6, 2 - seed, seed) for seed in range(3)]))
+    prior, v = np.full(3, 1 / 3), np.ones(60)
+    w, trace, converged = stack_weights(log_probs, labels, v, prior, 10.0, steps=1000)
+    assert converged and (np.diff(trace) <= 1e-6).all()
+
+    def objective(w):
+        p = log_softmax(np.tensordot(w, log_probs.astype(float), 1))
+        return -p[np.arange(60), labels].sum() + 10 * (w * np.log(w / prior) - w + prior).sum()
+
+    best = minimize(objective, prior, bounds=[(1e-9, None)] * 3)
+    assert objective(w) < best.fun + 0.01
+    strong, _, _ = stack_weights(log_probs, labels, v, prior, 1e6)
+    np.testing.assert_allclose(strong, prior, atol=1e-3)
+
+
+def test_temperature_and_bias_reach_their_optima():
+    labels = np.arange(60) % 6
+    logits, v = noisy_head(labels, 6, 2, 0), np.ones(60)
+    a = temperature(7 * logits, labels, v)
+
+    def loss(log_a):
+        p = log_softmax(np.exp(log_a[0]) * 7 * logits.astype(float))
+        return -p[np.arange(60), labels].sum() + 0.5 * log_a[0] ** 2
+
+    assert loss([np.log(a)]) < minimize(loss, [0.0]).fun + 0.01
+
+    b = class_bias(log_softmax(logits), labels, v, 2.0, steps=500)
+
+    def penalised(b):
+        p = log_softmax(logits + b)
+        return -p[np.arange(60), labels].sum() + (b ** 2).sum()
+
+    assert penalised(b) < minimize(penalised, np.zeros(6)).fun + 1e-3
+
+
+def test_bias_takes_from_a_class_that_attracts_everything():
+    labels = np.arange(80) % 8
+    logits = noisy_head(labels, 8, 3, 0)
+    logits[:, 5] += 2
+    b = class_bias(log_softmax(logits), labels, np.ones(80), 2.0)
+    assert b.argmin() == 5 and b[5] < -1
+
+
+def test_likeliest_holds_the_label():
+    labels = np.arange(20) % 10
+    columns, place = likeliest(noisy_head(labels, 10, 0, 3), labels, 4)
+    assert columns.shape == (20, 4)
+    np.testing.assert_array_equal(columns[np.arange(20), place], labels)
+    assert likeliest(np.zeros((20, 10)), labels, 10)[0] is None
+
+
+def test_few_columns_give_nearly_the_same_pool():
+    task = make_shots(num_classes=200, per_class=4, width=32)
+    held_out = np.stack(list(heads_of(task, task.labels, (5.0, 4.0)).values()))
+    prior = np.full(2, 0.5)
+    pool = fit_pool(held_out, task.labels, prior, 10.0, 4.0)
+    v = np.ones(len(task))
+    log_probs = np.stack([log_softmax(np.float32(a) * one) for a, one in zip(pool.scale, held_out)])
+    whole, _, _ = stack_weights(log_probs, task.labels, v, prior, 10.0)
+    np.testing.assert_allclose(pool.weights, whole, atol=0.1)
+
+
+def test_unseen_classes_are_not_drowned():
+    """A pool sure of its seen classes must not take the images of an unseen one that zero-shot finds."""
+    rng = np.random.default_rng(0)
+    task = make_shots(num_classes=20, per_class=6, width=64, unseen=(17, 18, 19))
+    zero_shot = zero_shot_logits(task.features, task.text)
+    sure = zero_shot.copy()
+    sure[np.arange(len(task)), task.labels] += 10
+    held_out = {"zero_shot": zero_shot, "sure": sure}
+    ensemble = Ensemble().fit(held_out, task)
+    labels = np.repeat([17, 18, 19], 50)
+    text = task.text[labels]
+    features = 3 * text + rng.standard_normal(text.shape) / 4
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    test = zero_shot_logits(features, task.text)
+    probs = ensemble.probs({"zero_shot": test, "sure": test})
+    assert (probs.argmax(1) == labels).mean() >= (test.argmax(1) == labels).mean() - 0.01
+
+
+def test_offset_is_zero_where_the_pool_is_zero_shot_and_grows_with_sureness():
+    task = make_shots(num_classes=20, per_class=6, width=64, unseen=(19,))
+    zero_shot = log_softmax(0.2 * zero_shot_logits(task.features, task.text))
+    seen = task.seen
+    plain = log_softmax(zero_shot[:, seen])
+    same, found = unseen_offset(plain, zero_shot, task.labels, seen, task.domains)
+    assert same <= 0.25
+    assert found["held_out_top1_called_unseen"] >= found["held_out_top1_called_unseen_zero_shot"] - 1e-9
+    surer, _ = unseen_offset(log_softmax(5 * plain), zero_shot, task.labels, seen, task.domains)
+    assert surer >= same

@@ -1,0 +1,393 @@
+"""The contest's files: what is read, what is written, and which mistakes are named how."""
+
+import os
+import random
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.data.contest import (CLASS_LISTS, domain_of, domains_of, read_classes, read_contest, read_labels,
+                                        test_images)
+from jclip_fewshot.data.shots import choose_shots, read_shot_list, write_shot_list
+from jclip_fewshot.data.submission import check_result, write_result
+from jclip_fewshot.errors import UserError
+
+CLASSES = ["Animal_Polar_bear", "Animal_Owl", "Stanford-Cars_Dodge_Charger_SRT-8_2009"]
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three classes; the last one, board B's only addition, has no training image. No final newlines."""
+    root = tmp_path / "Dataset"
+    root.mkdir()
+    (root / "classes.txt").write_text("\n".join(f"{name} {i}" for i, name in enumerate(CLASSES[:2])))
+    (root / "classes_b.txt").write_text("\n".join(f"{name} {i}" for i, name in enumerate(CLASSES)) + "\n")
+    lines = []
+    for label, name in enumerate(["Polar_bear", "Owl"]):
+        for i in range(12, 0, -1):
+            path = f"TrainSet/Animal/{name}/{i}.jp{'e' * (i == 3)}g"
+            touch(root / path)
+            lines.append(f"{path} {label}")
+    (root / "train.txt").write_text("\n".join(lines))
+    for name in ["image_10.jpg", "image_9.JPG", "image_1.jpeg", "image_2.JPEG", "._image_1.jpg", "Thumbs.db",
+                 "a.png"]:
+        touch(root / "TestSetA" / name)
+    return root
+
+
+def fails_with(*parts):
+    return pytest.raises(UserError, match=".*".join(parts))
+
+
+def test_reads_both_boards(dataset):
+    a, b = read_contest(dataset, "A"), read_contest(dataset, "B")
+    assert (a.class_names, b.class_names) == (CLASSES[:2], CLASSES)
+    assert b.domains == ["Animal", "Animal", "Stanford-Cars"]
+    assert a.train == b.train and len(a.train) == 24
+    assert a.train[:3] == [(f"TrainSet/Animal/Polar_bear/{name}", 0) for name in ("1.jpg", "2.jpg", "3.jpeg")]
+    assert a.train[11] == ("TrainSet/Animal/Polar_bear/12.jpg", 0) and a.train[12][1] == 1
+    assert a.notes == []
+    assert b.notes == ["1 of 3 classes have no training image; text alone knows them"]
+
+
+def test_test_images_come_in_natural_order_and_others_are_counted(dataset):
+    found = test_images(dataset, "A")
+    assert found.names == ["image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
+    assert found.paths == [dataset / "TestSetA" / name for name in found.names]
+    assert found.ignored == 3
+
+
+def test_nothing_hangs_on_the_order_of_a_folder_listing(dataset, monkeypatch):
+    (dataset / "classes.txt").unlink(), (dataset / "classes_b.txt").unlink(), (dataset / "train.txt").unlink()
+    before = read_contest(dataset), test_images(dataset)
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = list(entries)
+            random.Random(1).shuffle(self.entries)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    assert (read_contest(dataset), test_images(dataset)) == before
+
+
+def test_lists_with_windows_lines_byte_order_mark_and_any_order(dataset):
+    lines = [f"{name}\t{i}\r\n" for i, name in enumerate(CLASSES)]
+    (dataset / "classes_b.txt").write_bytes(("\ufeff" + "".join(lines[::-1]) + "\r\n").encode())
+    assert read_classes(dataset, "B") == CLASSES
+
+
+@pytest.mark.parametrize("text, message", [
+    ("Animal_Bear 0\nAnimal_Bee\n", "classes.txt, line 2: 'Animal_Bee' is not of the form <class name> <id>"),
+    ("Animal_Bear 0\n\nAnimal_Bee one\n", "classes.txt, line 3: 'Animal_Bee one' is not"),
+    ("Animal_Bear 0\nAnimal_Bee -1\n", "classes.txt, line 2: 'Animal_Bee -1' is not"),
+    ("Animal_Bear 0\nAnimal_Bee 1\nAnimal_Bear 2\n", "line 3: class Animal_Bear is on line 1 too"),
+    ("Animal_Bear 0\nAnimal_Bee 0\n", r"line 2: id 0 of Animal_Bee belongs to Animal_Bear \(line 1\)"),
+    ("Animal_Bear 1\nAnimal_Bee 2\n", r"2 classes need the ids 0..1, but 0 is missing and 2 is there"),
+    ("", "holds no class"),
+])
+def test_mistakes_in_a_class_list(dataset, text, message):
+    (dataset / "classes.txt").write_text(text)
+    with fails_with(message):
+        read_contest(dataset)
+
+
+@pytest.mark.parametrize("line, message", [
+    ("TrainSet/Animal/Owl/1.jpg", "train.txt, line 25: .* is not of the form <image path> <class id>"),
+    ("TrainSet/Animal/Owl/1.jpg 2", "train.txt, line 25: class id 2 is outside 0..1"),
+    ("TrainSet/Animal/Owl/1.jpg 0", "line 25: TrainSet/Animal/Owl/1.jpg has class 0 here and 1 on line 24"),
+    ("TrainSet/Animal/Owl/99.jpg 1", "line 25: TrainSet/Animal/Owl/99.jpg is listed but absent: no file"),
+    ("TrainSet/Animal/Elk/1.jpg 1\nTrainSet/Animal/Elk/2.jpg 1",
+     r"line 25: TrainSet/Animal/Elk/1.jpg is listed but absent: no folder .*Elk \(1 more "),
+])
+def test_mistakes_in_the_training_list(dataset, line, message):
+    with open(dataset / "train.txt", "a") as file:
+        file.write("\n" + line)
+    with fails_with(message):
+        read_contest(dataset)
+
+
+def test_an_image_listed_twice_alike_is_taken_once_and_said(dataset):
+    with open(dataset / "train.txt", "a") as file:
+        file.write("\nTrainSet/Animal/Owl/1.jpg 1")
+    contest = read_contest(dataset)
+    assert len(contest.train) == 24
+    assert contest.notes == ["train.txt lists 1 image more than once"]
+
+
+def test_missing_pieces_are_named(dataset, tmp_path):
+    with fails_with("no folder .*nowhere: give the data set's folder with --data"):
+        read_contest(tmp_path / "nowhere")
+    with fails_with("no folder .*TestSetB: the test images of split B belong there"):
+        test_images(dataset, "B")
+    (dataset / "TestSetB").mkdir()
+    touch(dataset / "TestSetB" / "notes.txt")
+    with fails_with(r"no .jpg or .jpeg image in .*TestSetB \(1 other file there\)"):
+        test_images(dataset, "B")
+    (dataset / "classes_b.txt").unlink()
+    with fails_with("no classes_b.txt in .*: board B takes its classes from there"):
+        read_contest(dataset, "B")
+    (dataset / "train.txt").unlink()
+    with fails_with("no train.txt in .*; it needs lines of the form <image path> <class id>"):
+        read_contest(dataset)
+    with fails_with("holds no classes.txt, but .*Dataset has lists; did you mean --data .*Dataset"):
+        read_contest(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with fails_with("holds neither classes.txt and train.txt nor class folders"):
+        read_contest(tmp_path / "empty")
+    (dataset / "classes.txt").write_bytes(b"Animal_B\xe4r 0\n")
+    with fails_with("classes.txt is no UTF-8 text"):
+        read_contest(dataset)
+
+
+def test_domains():
+    assert domains_of(CLASSES) == ["Animal", "Animal", "Stanford-Cars"]
+    assert domains_of(["golden_retriever", "beagle"]) == ["", ""]
+    assert domain_of("beagle") == ""
+
+
+def test_a_plain_tree_serves_without_lists(tmp_path):
+    for name in ["golden_retriever/b2.jpg", "golden_retriever/b10.JPG", "beagle/1.jpg", "beagle/readme.txt",
+                 "test/beagle/7.jpg", "test/golden_retriever/8.jpg", ".git/x.jpg", "loose.jpg"]:
+        touch(tmp_path / name)
+    contest = read_contest(tmp_path, "B")
+    assert contest.class_names == ["beagle", "golden_retriever"] == read_classes(tmp_path)
+    assert contest.domains == ["", ""]
+    assert contest.train == [("beagle/1.jpg", 0), ("golden_retriever/b2.jpg", 1),
+                             ("golden_retriever/b10.JPG", 1)]
+    assert "2 classes named and numbered by their folders" in contest.notes[0]
+    assert "2 files" in contest.notes[1] and "ignored" in contest.notes[1]
+    assert test_images(tmp_path, "test").names == ["beagle/7.jpg", "golden_retriever/8.jpg"]
+    assert read_labels(contest, "test") == {"beagle/7.jpg": 0, "golden_retriever/8.jpg": 1}
+
+
+def test_a_tree_of_two_levels_has_domains(tmp_path):
+    for name in ["train/Tools/wind_gauge/1.jpg", "train/Tools/hammer/1.jpg", "train/Fruit/fig/1.jpg",
+                 "val/1.jpg"]:
+        touch(tmp_path / name)
+    contest = read_contest(tmp_path)
+    assert contest.class_names == ["Fruit_fig", "Tools_hammer", "Tools_wind_gauge"]
+    assert contest.domains == ["Fruit", "Tools", "Tools"]
+    assert contest.train[0] == ("train/Fruit/fig/1.jpg", 0)
+    touch(tmp_path / "train/Tools_hammer/2.jpg")
+    with fails_with("another folder makes the class Tools_hammer too"):
+        read_contest(tmp_path)
+
+
+def test_shots_are_seeded_and_nested(dataset):
+    contest = read_contest(dataset, "B")
+    four = choose_shots(contest, 4, seed=1)
+    assert [label for _, label in four] == [0] * 4 + [1] * 4
+    assert set(four) <= set(contest.train) and four == choose_shots(contest, 4, seed=1)
+    assert set(choose_shots(contest, 2, seed=1)) < set(four)
+    assert four == choose_shots(read_contest(dataset, "A"), 4, seed=1)
+    assert len({tuple(choose_shots(contest, 4, seed=seed)) for seed in range(8)}) == 8
+    assert choose_shots(contest, 0) == []
+
+
+def test_fewer_images_than_shots(dataset):
+    with fails_with("class Animal_Polar_bear has 12 training images, fewer than the 16 shots asked for; "
+                    "use --shots 12"):
+        choose_shots(read_contest(dataset), 16)
+    with fails_with("--shots is -1"):
+        choose_shots(read_contest(dataset), -1)
+
+
+def test_shot_lists(dataset, tmp_path):
+    contest, path = read_contest(dataset), tmp_path / "shots.txt"
+    shots = choose_shots(contest, 3)
+    write_shot_list(path, shots)
+    assert read_shot_list(path, contest) == shots == choose_shots(contest, 4, shot_list=path)
+    touch(dataset / "extra" / "my owl.jpg")
+    path.write_text("extra/my owl.jpg 1\n")
+    assert read_shot_list(path, contest) == [("extra/my owl.jpg", 1)]
+    for text, message in [
+        ("", "shots.txt lists no image"),
+        ("TrainSet/Animal/Owl/1.jpg\n", "shots.txt, line 1: .* is not of the form"),
+        ("TrainSet/Animal/Owl/1.jpg 0\n", "line 1: .* has class 0 here, but 1 in the data set"),
+        ("TrainSet/Animal/Owl/1.jpg 1\nTrainSet/Animal/Owl/1.jpg 1\n", "line 2: .* is on line 1 too"),
+        ("TrainSet/Animal/Owl/77.jpg 1\n", "line 1: TrainSet/Animal/Owl/77.jpg is listed but absent"),
+        ("TrainSet/Animal/Owl/1.jpg 5\n", "line 1: class id 5 is outside 0..1"),
+    ]:
+        path.write_text(text)
+        with fails_with(message):
+            read_shot_list(path, contest)
+    with fails_with("no none.txt in"):
+        read_shot_list(tmp_path / "none.txt", contest)
+
+
+def test_labels(dataset):
+    contest, path = read_contest(dataset), dataset / "labels_TestSetA.txt"
+    assert read_labels(contest, "A") is None
+    path.write_text("image_1.jpeg 1\nimage_2.JPEG 0")
+    assert read_labels(contest, "A") == {"image_1.jpeg": 1, "image_2.JPEG": 0}
+    path.write_text("image_1.jpeg 1\nimage_1.jpeg 0")
+    with fails_with("labels_TestSetA.txt, line 2: image_1.jpeg stands there twice"):
+        read_labels(contest, "A")
+    path.write_text("image_1.jpeg 2\n")
+    with fails_with("line 1: class id 2 is outside 0..1"):
+        read_labels(contest, "A")
+
+
+NAMES = ["image_10.jpg", "image_2.jpeg", "image_1.jpg"]
+TOP5 = np.array([[5, 4, 3, 2, 1], [9, 0, 1, 2, 3], [7, 6, 5, 4, 373]])
+TEXT = b"image_1.jpg 7 6 5 4 373\nimage_2.jpeg 9 0 1 2 3\nimage_10.jpg 5 4 3 2 1\n"
+
+
+def test_a_result_is_sorted_valid_and_zipped(tmp_path):
+    path = tmp_path / "out" / "result.txt"
+    archive = write_result(path, NAMES, TOP5, 374)
+    assert path.read_bytes() == TEXT
+    assert archive == tmp_path / "out" / "result.zip"
+    with zipfile.ZipFile(archive) as zipped:
+        assert zipped.namelist() == ["result.txt"] and zipped.read("result.txt") == TEXT
+    for file in (path, archive):
+        check = check_result(file, NAMES, 374)
+        assert check.ok and not check.notes and check.lines == 3
+    again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1])
+    assert again.read_bytes() == archive.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["other.txt", "other.zip", "out"]
+
+
+def test_fewer_than_five_classes_take_all(tmp_path):
+    write_result(tmp_path / "result.txt", ["a.jpg"], [[2, 0, 1]], 3)
+    assert (tmp_path / "result.txt").read_text() == "a.jpg 2 0 1\n"
+
+
+@pytest.mark.parametrize("names, top5", [
+    (NAMES, TOP5[:2]), (NAMES[:2] * 2, [*TOP5[:2], *TOP5[:2]]), (["a.jpg"], [[1, 1, 2, 3, 4]]),
+    (["a.jpg"], [[1, 2, 3, 4]]), (["a.jpg"], [[374, 2, 3, 4, 5]]), (["a.jpg"], [[-1, 2, 3, 4, 5]]), ([], []),
+])
+def test_an_invalid_result_is_never_written(tmp_path, names, top5):
+    with pytest.raises(ValueError):
+        write_result(tmp_path / "result.txt", names, top5, 374)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.txt"
+    write_result(path, NAMES, TOP5)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with fails_with("cannot write .*result.txt.*No space left on device"):
+        write_result(path, NAMES, TOP5[:, ::-1])
+    assert path.read_bytes() == TEXT
+    assert os.listdir(tmp_path) == ["result.txt"]  # no leftovers, no archive that disagrees
+    with fails_with("the result is a .txt file"):
+        write_result(tmp_path / "result.zip", NAMES, TOP5)
+
+
+@pytest.mark.parametrize("change, problems", [
+    (lambda text: b"\xef\xbb\xbf" + text,
+     ["the file begins with a byte-order mark; save it as UTF-8 without one"]),
+    (lambda text: text.replace(b"\n", b"\r\n"), ["lines end in CR LF (Windows); they must end in LF alone"]),
+    (lambda text: b"image top1 top2\n" + text,
+     ["line 1 looks like a header ('image top1 top2'); the file has none"]),
+    (lambda text: text.replace(b" 7", b"  7"),
+     ["line 1: exactly one space goes between name and ids, none at the ends"]),
+    (lambda text: text.replace(b" 373", b" 373 "),
+     ["line 1: exactly one space goes between name and ids, none at the ends"]),
+    (lambda text: text.replace(b" 9 ", b"\t9 "), ["line 2: a tab; one space goes between name and ids"]),
+    (lambda text: text.replace(b" 9 ", b",9 "), ["line 2: a comma; one space goes between name and ids"]),
+    (lambda text: text + b"\n", ["line 4 is empty"]),
+    (lambda text: text.replace(b" 2 1\n", b" 2\n"), ["line 3: 4 ids instead of 5"]),
+    (lambda text: text.replace(b" 2 1\n", b" 2 1 0\n"), ["line 3: 6 ids instead of 5"]),
+    (lambda text: text.replace(b" 2 1\n", b" 2 2\n"), ["line 3: id 2 stands there more than once"]),
+    (lambda text: text.replace(b" 373", b" 374"), ["line 1: id 374 is outside 0..373"]),
+    (lambda text: text.replace(b" 373", b" 3.5"), ["line 1: '3.5' is no class id"]),
+    (lambda text: text.replace(b" 373", b" -1"), ["line 1: '-1' is no class id"]),
+    (lambda text: text.replace(b"image_2.jpeg", b"image_1.jpg"),
+     ["line 2: image_1.jpg is on line 1 already", "no line for image_2.jpeg"]),
+    (lambda text: text.replace(b"image_2.jpeg", b"TestSetA/image_2.jpeg"),
+     ["line 2: TestSetA/image_2.jpeg has a folder; image_2.jpeg alone is right", "no line for image_2.jpeg"]),
+    (lambda text: text.replace(b"image_2.jpeg", b"image_3.jpeg"),
+     ["line 2: image_3.jpeg is no test image", "no line for image_2.jpeg"]),
+    (lambda text: text.split(b"\n", 1)[1], ["no line for image_1.jpg"]),
+    (lambda text: b"", ["the file is empty"]),
+    (lambda text: text.replace(b"image_2", b"\xff"), ["line 2: not UTF-8 text"]),
+    (lambda text: b"PK\x03\x04 broken", ["the archive cannot be read: File is not a zip file"]),
+])
+def test_the_check_names_what_is_wrong(tmp_path, change, problems):
+    (tmp_path / "mine.txt").write_bytes(change(TEXT))
+    assert check_result(tmp_path / "mine.txt", NAMES, 374).problems == problems
+
+
+def test_the_check_notes_what_is_only_unusual(tmp_path):
+    lines = TEXT.rstrip(b"\n").split(b"\n")
+    (tmp_path / "mine.txt").write_bytes(b"\n".join(lines[::-1]))
+    check = check_result(tmp_path / "mine.txt", NAMES, 374)
+    assert check.ok and check.lines == 3
+    assert [note.split()[0] for note in check.notes] == ["no", "the"]  # no newline, the order
+
+
+def test_the_check_is_brief_about_many_mistakes_of_a_kind(tmp_path):
+    names = [f"image_{i}.jpg" for i in range(1, 101)]
+    (tmp_path / "mine.txt").write_text("".join(f"{name} 0 1 2 3\n" for name in names))
+    problems = check_result(tmp_path / "mine.txt", names, 374).problems
+    assert problems[0] == "line 1: 4 ids instead of 5" and problems[-1].endswith("(and 97 more of this kind)")
+    assert len(problems) == 3
+
+
+def test_the_check_opens_archives_and_misses_no_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / "result.zip", "w") as archive:
+        archive.writestr("out/result.txt", TEXT)
+    problem, = check_result(tmp_path / "result.zip", NAMES, 374).problems
+    assert problem == "the archive holds out/result.txt; it must hold result.txt and nothing else"
+    with fails_with("cannot read .*none.txt: No such file"):
+        check_result(tmp_path / "none.txt", NAMES, 374)
+
+
+def test_names_with_spaces_survive(tmp_path):
+    names = ["my owl 3.jpg", "my owl 20.jpg"]
+    write_result(tmp_path / "result.txt", names, TOP5[:2])
+    assert check_result(tmp_path / "result.txt", names, 374).ok
+
+
+def test_the_real_contest_lists_and_photographs(shared, tmp_path):
+    for board, count in (("A", 374), ("B", 403)):
+        (tmp_path / CLASS_LISTS[board]).write_bytes(
+            (shared / "competition" / CLASS_LISTS[board]).read_bytes())
+        names = read_classes(tmp_path, board)
+        assert len(names) == count
+        assert set(domains_of(names)) == {"Animal", "Caltech-101", "Food-101", "Thu-dog"} | (
+            {"Stanford-Cars"} if board == "B" else set())
+    contest = read_contest(shared / "photos")
+    assert len(contest.class_names) == 30 and len(contest.train) == 180 and contest.notes == []
+    names = test_images(shared / "photos").names
+    assert names[:2] == ["image_1.jpg", "image_2.jpg"] and len(names) == 240
+    assert sorted(read_labels(contest)) == sorted(names)
+    assert len(choose_shots(contest)) == 120
+
+
+def test_a_list_of_many_images_is_read_fast(tmp_path):
+    """As many images a second as keeps the contest's 181,729 well under half a minute."""
+    lines = []
+    for label in range(20):
+        folder = tmp_path / "TrainSet" / "Many" / f"kind{label}"
+        folder.mkdir(parents=True)
+        for i in range(100):
+            (folder / f"{i}.jpg").touch()
+            lines.append(f"TrainSet/Many/kind{label}/{i}.jpg {label}")
+    (tmp_path / "classes.txt").write_text("\n".join(f"Many_kind{label} {label}" for label in range(20)))
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    start = time.perf_counter()
+    contest = read_contest(tmp_path)
+    assert len(contest.train) == 2000
+    assert time.perf_counter() - start < 2000 / 181729 * 30 + 0.5

@@ -1,0 +1,133 @@
+"""Suites in, tables and JSON out; the statistics against hand and brute force."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation import evaluate
+from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.pipeline import Pipeline, head_names
+
+
+def small_suite(path, classes=("Cat_tabby", "Cat_lynx", "Dog_pug", "Dog_husky", "Dog_beagle", "Dog_boxer"), task=3,
+                tests=8, width=24, seed=0, **changes):
+    """Clusters around text rows: easy, but not trivial."""
+    rng = np.random.default_rng(seed)
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
+    k = len(classes)
+    text = unit(rng.standard_normal((k, width)) + 2)
+    means = unit(text + 0.5 * rng.standard_normal((k, width)) / np.sqrt(width))
+    draw = lambda labels: unit(means[labels] + 0.6 * rng.standard_normal((len(labels), width)) / np.sqrt(width))  # noqa: E731
+    train_y, test_y = np.repeat(np.arange(k), task), np.repeat(np.arange(k), tests)
+    arrays = {"train_x": draw(train_y).astype(np.float16), "train_y": train_y,
+              "test_x": draw(test_y).astype(np.float16),
+              "test_y": test_y, "text": text.astype(np.float16), "classes": np.array(classes), **changes}
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def test_a_suite_is_normalised_again(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    for rows in (suite.features, suite.task.features, suite.task.text):
+        assert rows.dtype == np.float32 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert suite.domains[:3] == ["Cat", "Cat", "Dog"] and suite.task.domains.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"text": None}, "no text"),
+    ({"test_y": np.full(48, 9)}, "test_y must name classes 0..5"),
+    ({"train_y": np.full(18, -1)}, "labels must lie in 0..5"),
+    ({"train_x": np.zeros((18, 7))}, "do not fit"),
+    ({"test_x": np.full((48, 24), np.nan)}, "not finite"),
+    ({"text": np.ones((5, 24))}, "5 text rows need as many domains"),
+])
+def test_suites_that_do_not_fit(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_suite(small_suite(tmp_path / "s.npz", **changes))
+
+
+def test_evaluate_has_the_fixed_interface(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    results = evaluate.evaluate(suite, Pipeline(["zero_shot", "tip_adapter", "gda"]))
+    assert (results["suite"], results["n"], results["k"]) == ("s", 48, 6)
+    assert list(results["methods"]) == ["zero_shot", "tip_adapter", "gda", "ensemble", "em_dirichlet",
+                                        "em_dirichlet_hard", "ensemble_refined"]
+    for scores in results["methods"].values():
+        assert set(scores) >= {"top1", "top5", "macro", "domains", "seconds"}
+        assert {d: set(inside) for d, inside in scores["domains"].items()} == {
+            "Cat": {"n", "top1", "top5"}, "Dog": {"n", "top1", "top5"}}
+        assert 0 <= scores["top1"] <= scores["top5"] <= 100
+    hits = [int(hit) for hit in results["correct"]["ensemble"]]
+    assert 100 * np.mean(hits) == pytest.approx(results["methods"]["ensemble"]["top1"])
+    evaluate.save_results(tmp_path / "out.json", results)
+    assert json.loads((tmp_path / "out.json").read_text())["methods"] == results["methods"]
+    assert "ensemble_refined" in evaluate.results_table(results, resamples=100)
+
+
+def test_the_same_seed_gives_the_same_answers(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    names = ["zero_shot", "clip_adapter", "jclip_adapter"]
+    one, two = (evaluate.predict(suite, Pipeline(names, seed=5))[0] for _ in range(2))
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_saved_pipeline_answers_the_same(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    pipeline = Pipeline().fit(suite.task)
+    again = Pipeline.from_state(pipeline.state())
+    ours, theirs = pipeline.answer(suite.features), again.answer(suite.features)
+    assert list(ours.logits) == list(theirs.logits)
+    assert all((ours.logits[name] == theirs.logits[name]).all() for name in ours.logits)
+    assert (ours.probs == theirs.probs).all()
+    assert np.allclose(ours.final, theirs.final, atol=1e-6)  # products may add up in another order
+
+
+def test_a_state_of_another_version_is_named(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    state = Pipeline(["zero_shot", "gda"]).fit(suite.task).state()
+    state = {name: value for name, value in state.items() if not name.startswith("heads/gda/")}
+    with pytest.raises(UserError, match="another version"):
+        Pipeline.from_state(state)
+
+
+def test_tasks_of_few_classes(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
+    assert results["tasks"] == 6
+    for scores in results["methods"].values():
+        assert 0 <= scores["top1"] <= 100 and scores["half_width"] >= 0
+    assert "ensemble_refined" in evaluate.tasks_table(results)
+
+
+def test_bootstrap_covers_the_accuracy():
+    low, high = evaluate.bootstrap("1" * 80 + "0" * 20, 4000)
+    assert low == pytest.approx(80 - 1.96 * 4, abs=1.2) and high == pytest.approx(80 + 1.96 * 4, abs=1.2)
+    assert evaluate.bootstrap("1" * 50, 100) == (100, 100)
+
+
+def test_mcnemar_is_the_exact_sign_test():
+    assert evaluate.mcnemar("1110", "1110") == (0, 0, 1.0)
+    assert evaluate.mcnemar("11111100", "00000000")[:2] == (6, 0)
+    assert evaluate.mcnemar("111111", "000000")[2] == pytest.approx(2 / 64)
+    assert evaluate.mcnemar("10", "01")[2] == 1.0
+
+
+def test_comparison_wants_the_same_suite(tmp_path):
+    ours = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 66.7}}, "correct": {"gda": "110"}}
+    theirs = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 33.3}}, "correct": {"gda": "100"}}
+    assert "66.70" in evaluate.comparison_table(ours, theirs)
+    with pytest.raises(UserError, match="of b with 3 rows"):
+        evaluate.comparison_table(ours, {**theirs, "suite": "b"})
+    (tmp_path / "x.json").write_text("[]")
+    for name in ("x.json", "absent.json"):
+        with pytest.raises(UserError, match="--compare"):
+            evaluate.read_results(tmp_path / name)
+
+
+def test_heads_by_name():
+    assert head_names("gda") == ["zero_shot", "gda"]
+    assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
+    with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
+        head_names("tip_adaptor")

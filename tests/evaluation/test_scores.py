@@ -1,0 +1,56 @@
+"""Scores by counting, and the lines of images that nobody can read."""
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
+
+DOMAINS = ["Cat", "Cat", "Dog", "Dog", "Dog", "Dog"]
+
+
+def test_score_by_hand():
+    best = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [3, 2, 1, 0, 4], [5, 4, 3, 2, 1]])
+    labels = np.array([0, 0, 2, 0])
+    scores = score(best, labels, DOMAINS)
+    assert scores["top1"] == 25 and scores["top5"] == 75
+    assert scores["macro"] == pytest.approx((100 / 3 + 0) / 2)  # class 0: one of three, class 2: none
+    assert scores["domains"]["Cat"] == {"n": 3, "top1": pytest.approx(100 / 3), "top5": pytest.approx(200 / 3)}
+    assert scores["domains"]["Dog"] == {"n": 1, "top1": 0, "top5": 100}
+
+
+def test_classes_without_a_domain_are_in_no_domain():
+    assert score(np.array([[0]]), np.array([0]), ["", ""])["domains"] == {}
+
+
+def test_best_classes_breaks_ties_by_id_and_takes_all_of_few():
+    assert best_classes(np.array([[1.0, 2, 2, 0, 5, 2, 1]])).tolist() == [[4, 1, 2, 5, 0]]
+    assert best_classes(np.array([[0.1, 0.9]])).tolist() == [[1, 0]]
+
+
+def test_unreadable_images_get_the_prior():
+    probs = np.eye(6)[[2, 2, 4]] + 0.01 * np.arange(6)[::-1]
+    lines = with_unreadable(best_classes(probs), probs, [0, 2, 3], 4)
+    assert lines.shape == (4, 5)
+    assert lines[0, 0] == 2 and lines[3, 0] == 4
+    assert lines[1, :2].tolist() == [2, 4]
+
+
+def test_all_images_unreadable():
+    lines = with_unreadable(np.zeros((0, 5), int), np.zeros((0, 9)), [], 3)
+    assert lines.tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_truth_needs_every_answer():
+    assert truth_of({"a.jpg": 1, "b.jpg": 0}, ["b.jpg", "a.jpg"]).tolist() == [0, 1]
+    with pytest.raises(UserError, match="2 test images .b.jpg is the first"):
+        truth_of({"a.jpg": 1}, ["a.jpg", "b.jpg", "c.jpg"])
+
+
+def test_table_has_domains_only_where_they_differ():
+    one = {"top1": 50.0, "top5": 90.0, "macro": 49.0, "domains": {"Dog": {"n": 2, "top1": 50.0, "top5": 90.0}}}
+    assert "Dog" not in score_table({"zero_shot": one})
+    two = {**one, "domains": {**one["domains"], "Cat": {"n": 1, "top1": 0.0, "top5": 0.0}}, "seconds": 1.0}
+    text = score_table({"zero_shot": one, "ensemble": two})
+    assert "Dog" in text and "Cat" in text and "seconds" in text
+    assert len({len(line) for line in text.splitlines()[1:2]}) == 1

@@ -1,0 +1,252 @@
+"""The feature cache: nothing lost, nothing wrong, whatever happens to its files or beside it."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage import row_store as feature_cache
+from jclip_fewshot.storage.row_store import FeatureCache, RowStore, as_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+BYTES = 48
+
+
+def some(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 2 ** 63, (n, 2)).astype("<u8"), rng.integers(0, 256, (n, BYTES)).astype(np.uint8)
+
+
+def write(folder, keys, rows, blocks=1):
+    store = RowStore(folder, BYTES)
+    for k, r in zip(np.array_split(keys, blocks), np.array_split(rows, blocks)):
+        store.put(k, r)
+        store.flush()
+    store.close()
+
+
+def shards(folder):
+    return sorted(folder.glob("*.rows"))
+
+
+def quietly(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return RowStore(folder, BYTES)
+
+
+def test_gives_back_what_was_put_and_nothing_else(tmp_path):
+    keys, rows = some(100)
+    write(tmp_path, keys[:90], rows[:90], blocks=7)
+    order = np.random.default_rng(1).permutation(100)
+    got, found = quietly(tmp_path).get(keys[order])
+    assert (found == (order < 90)).all()
+    assert (got[found] == rows[order][found]).all() and not got[~found].any()
+
+
+def test_empty_store_and_empty_question(tmp_path):
+    store = quietly(tmp_path)
+    assert not store.get(some(3)[0])[1].any()
+    write(tmp_path, *some(3))
+    assert quietly(tmp_path).get(np.zeros((0, 2), "<u8"))[0].shape == (0, BYTES)
+
+
+def test_what_another_store_wrote_appears_with_refresh(tmp_path):
+    reader, writer = RowStore(tmp_path, BYTES), RowStore(tmp_path, BYTES)
+    keys, rows = some(5)
+    writer.put(keys, rows)
+    writer.flush()
+    assert not reader.get(keys)[1].any()
+    reader.refresh()
+    assert (reader.get(keys)[0] == rows).all()
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100, BYTES * 10, BYTES * 10 + 250])
+def test_half_written_end_is_dropped_noticed_and_mended(tmp_path, cut):
+    keys, rows = some(40)
+    write(tmp_path, keys, rows, blocks=4)
+    shard, = shards(tmp_path)
+    os.truncate(shard, shard.stat().st_size - cut)
+    with pytest.warns(UserWarning, match="half-written.*computed again"):
+        store = RowStore(tmp_path, BYTES)
+    got, found = store.get(keys)
+    kept = 30 if cut < BYTES * 10 + 240 else 20
+    assert found[:kept].all() and not found[kept:].any() and (got[:kept] == rows[:kept]).all()
+    store.put(keys[kept:], rows[kept:])
+    store.close()
+    got, found = quietly(tmp_path).get(keys)
+    assert found.all() and (got == rows).all()
+
+
+def test_any_flipped_byte_loses_at_most_its_block_and_is_never_believed(tmp_path):
+    keys, rows = some(12)
+    write(tmp_path / "whole", keys, rows, blocks=3)
+    data = shards(tmp_path / "whole")[0].read_bytes()
+    for at in range(0, len(data), 29):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        (folder / "a.rows").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        with pytest.warns(UserWarning, match="dropped"):
+            store = RowStore(folder, BYTES)
+            got, found = store.get(keys)
+            store.close()
+        assert not found.all() and (got[found] == rows[found]).all()
+        got, again = quietly(folder).get(keys)
+        assert (again >= found).all() and (got[again] == rows[again]).all()
+
+
+def test_damaged_row_costs_that_row_alone_and_is_replaced(tmp_path):
+    keys, rows = some(10)
+    write(tmp_path, keys, rows)
+    shard, = shards(tmp_path)
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    store = quietly(tmp_path)
+    with pytest.warns(UserWarning, match="checksum"):
+        assert store.get(keys)[1].tolist() == [True] * 9 + [False]
+    store.put(keys[9:], rows[9:])
+    store.close()
+    got, found = quietly(tmp_path).get(keys)
+    assert found.all() and (got == rows).all()
+
+
+@pytest.mark.parametrize("content", [b"x", b"garbage" * 99, b"JCFROWS1", b"JCFROWS1" + b"\xff" * 60])
+def test_foreign_files_are_dropped(tmp_path, content):
+    write(tmp_path, *some(3))
+    (tmp_path / "0.rows").write_bytes(content)
+    with pytest.warns(UserWarning, match="dropped"):
+        store = RowStore(tmp_path, BYTES)
+    assert store.get(some(3)[0])[1].all()
+    assert quietly(tmp_path).get(some(3)[0])[1].all()
+
+
+def test_rows_of_another_size_are_not_taken_for_ours(tmp_path):
+    write(tmp_path, *some(3))
+    with pytest.warns(UserWarning):
+        assert not len(RowStore(tmp_path, BYTES + 4))
+
+
+def test_many_shards_become_one_and_duplicates_one(tmp_path):
+    keys, rows = some(200)
+    for part in range(20):
+        write(tmp_path, keys[part * 9:part * 9 + 29], rows[part * 9:part * 9 + 29])
+    store = quietly(tmp_path)
+    assert len(shards(tmp_path)) <= feature_cache.MANY_SHARDS + 1
+    assert (store.get(keys)[0] == rows).all()
+    assert (quietly(tmp_path).get(keys)[0] == rows).all()
+
+
+def test_large_shards_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "LARGE_SHARD", 300)
+    keys, rows = some(100)
+    write(tmp_path, keys[:80], rows[:80])
+    large, = shards(tmp_path)
+    for i in range(80, 100):
+        write(tmp_path, keys[i:i + 1], rows[i:i + 1])
+    assert (quietly(tmp_path).get(keys)[0] == rows).all()
+    assert large.exists() and len(shards(tmp_path)) < 20
+
+
+def test_a_shard_in_the_making_is_neither_merged_nor_called_damaged(tmp_path):
+    keys, rows = some(30)
+    writer = RowStore(tmp_path, BYTES)
+    writer.put(keys[:1], rows[:1])
+    writer.flush()
+    os.write(writer._writer, b"JCFROWS1 and more to come")
+    for i in range(1, 20):
+        write(tmp_path, keys[i:i + 1], rows[i:i + 1])
+    live, = [path for path in shards(tmp_path) if b"more to come" in path.read_bytes()]
+    assert quietly(tmp_path).get(keys)[1].sum() == 20
+    assert live.exists()
+
+
+WRITER = """
+import sys, numpy as np
+from jclip_fewshot.storage.row_store import RowStore
+me = int(sys.argv[2])
+for life in range(6):
+    store = RowStore(sys.argv[1], 48)
+    for i in range(20):
+        key = np.array([[(life * 20 + i) * 8 + me, me]], "<u8") * np.uint64(0x9E3779B97F4A7C15)
+        store.put(key, np.full((1, 48), (life * 20 + i) % 256, np.uint8))
+        store.flush()
+    store.close()
+"""
+
+
+def test_processes_writing_and_merging_at_once_lose_nothing(tmp_path):
+    count = 4
+    command = [sys.executable, "-W", "error", "-c", WRITER, str(tmp_path)]
+    children = [subprocess.Popen(command + [str(me)], cwd=ROOT) for me in range(count)]
+    assert [child.wait() for child in children] == [0] * count
+    store = quietly(tmp_path)
+    for me in range(count):
+        keys = np.array([[i * 8 + me, me] for i in range(120)], "<u8") * np.uint64(0x9E3779B97F4A7C15)
+        rows, found = store.get(keys)
+        assert found.all() and (rows == np.arange(120)[:, None]).all()
+
+
+def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    store = RowStore(tmp_path, BYTES)
+    monkeypatch.setattr(feature_cache.os, "write", full)
+    store.put(*some(3))
+    with pytest.warns(UserWarning, match="No space left on device.*going on"):
+        store.flush()
+    store.put(*some(3))
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        RowStore(tmp_path / "file" / "cache", BYTES)
+
+
+def test_spaces_are_kept_apart(tmp_path):
+    cache = FeatureCache(tmp_path)
+    keys, rows = some(2)
+    cache.rows({"encoder": "a"}, BYTES).put(keys, rows)
+    cache.close()
+    cache = FeatureCache(tmp_path)
+    assert cache.rows({"encoder": "a"}, BYTES).get(keys)[1].all()
+    assert not cache.rows({"encoder": "b"}, BYTES).get(keys)[1].any()
+
+
+def test_files_are_recognised_until_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "RACY_SECONDS", 0)
+    paths = [tmp_path / f"{i}.jpg" for i in range(5)]
+    for path in paths:
+        path.write_text(path.name)
+    time.sleep(0.02)
+    with FeatureCache(tmp_path / "cache") as cache:
+        _, known, marks = cache.known_files(paths)
+        assert not known.any() and marks.any(axis=1).all()
+        cache.remember_files(marks, as_keys([bytes([i]) * 16 for i in range(5)]))
+    paths[0].write_text("longer than before")
+    paths[1].write_text("9.jpg")  # same length
+    stat = paths[2].stat()
+    paths[2].write_text("8.jpg")
+    os.utime(paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as rsync and cp -p do
+    paths[3].unlink()
+    time.sleep(0.02)
+    digests, known, marks = FeatureCache(tmp_path / "cache").known_files(paths)
+    assert known.tolist() == [False, False, False, False, True]
+    assert digests[4].tobytes() == b"\x04" * 16
+    assert not marks[3].any()
+
+
+def test_a_file_changed_just_now_is_not_trusted(tmp_path):
+    (tmp_path / "a.jpg").write_text("a")
+    with FeatureCache(tmp_path / "cache") as cache:
+        _, _, marks = cache.known_files([tmp_path / "a.jpg"])
+        cache.remember_files(marks, as_keys([b"a" * 16]))
+    assert not FeatureCache(tmp_path / "cache").known_files([tmp_path / "a.jpg"])[1].any()
