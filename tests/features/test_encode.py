@@ -15,6 +15,7 @@ from PIL import Image
 from jclip_fewshot.clip.preprocess import image_array, normalize, resize_and_crop
 from jclip_fewshot.data import decode
 from jclip_fewshot.encoders.base import ROWS, Encoder
+from jclip_fewshot.encoders.clip_encoder import normalize_on_device
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
@@ -389,8 +390,8 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_finished(paths, tmp_path, de
 
 KILLED = """
 import sys, time
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import test_features as toy
+sys.path[:0] = [{root!r}]
+from tests.features import test_encode as toy
 from jclip_fewshot.data import decode
 from jclip_fewshot.storage import row_store as feature_cache
 from jclip_fewshot.features import encode as features
@@ -406,7 +407,7 @@ def images(batch):
     print("batch", flush=True)
     time.sleep(0.2)
     return toy.project(batch)
-toy.encode_images(toy.replace(toy.ENCODER, images=images), sys.argv[2:], workers=2,
+toy.encode_images(toy.ToyEncoder(images=images), sys.argv[2:], workers=2,
                   cache=toy.FeatureCache(sys.argv[1]))
 """
 
@@ -543,7 +544,7 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
     with FeatureCache(tmp_path) as cache:
         folder = shared / "reference/clip"
         files = [folder / "tiny_vit.safetensors", folder / "tiny_vit_torchscript.pt"]
-        encoder = features.open_encoder(files[0], cache=cache)
+        encoder = open_encoder(files[0], cache=cache)
         rows, bad = encode_images(encoder, paths[:3], cache=cache)
         reference = np.load(folder / "tiny_vit_expected.npz")
         assert rows.shape == (3, encoder.width) and not bad
@@ -552,10 +553,10 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
         direct = model.encode_image(pixels).numpy()
         np.testing.assert_allclose(rows, direct / np.linalg.norm(direct, axis=1, keepdims=True), atol=1e-5)
         np.testing.assert_allclose(encoder.texts(reference["tokens"]), reference["text_features"], atol=1e-4)
-        assert features.open_encoder(files[0], cache=cache).fingerprint == encoder.fingerprint
-        assert features.open_encoder(files[1]).fingerprint != encoder.fingerprint
+        assert open_encoder(files[0], cache=cache).fingerprint == encoder.fingerprint
+        assert open_encoder(files[1]).fingerprint != encoder.fingerprint
 
 
 def test_normalising_on_the_device_is_normalising():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    np.testing.assert_allclose(features._normalize_on_device(pixels).numpy(), normalize(pixels), atol=1e-6)
+    np.testing.assert_allclose(normalize_on_device(pixels).numpy(), normalize(pixels), atol=1e-6)
