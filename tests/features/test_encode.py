@@ -15,7 +15,7 @@ from PIL import Image
 from jclip_fewshot.clip.preprocess import image_array, normalize, resize_and_crop
 from jclip_fewshot.data import decode
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.encoders.clip_encoder import normalize_on_device
+from jclip_fewshot.encoders.clip_encoder import normalize_on_device, open_encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
