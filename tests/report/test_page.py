@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,121 +16,13 @@ from PIL import Image
 
 from jclip_fewshot import runs
 from jclip_fewshot.__main__ import report as report_command
-from jclip_fewshot.data.contest import read_contest, read_labels
-from jclip_fewshot.data.contest import test_images as read_test_images
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, score
-from jclip_fewshot.report import figures as report_pictures
-from jclip_fewshot.report import run as report
-from jclip_fewshot.storage.arrays import load_arrays, save_arrays, save_json
-
-NASTY = 'Cat_<b>&"$x_1$\'</b>'  # markup, quotes, and what matplotlib takes for a formula
-NAMES = ["Cat_tabby", "Cat_siamese", NASTY, "Dog_pug", "Dog_beagle", "Dog_golden_retriever"]
-WIDTH = 16
-
-
-class Elements(HTMLParser):
-    """Every element as (tag, attributes), and all text outside the style sheet."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.text, self._inside = [], "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        self._inside = tag
-
-    def handle_data(self, data):
-        self.text += "" if self._inside == "style" else data
-
-    def of(self, *tags):
-        return [attributes for tag, attributes in self.found if tag in tags]
-
-
-def softmax(logits):
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def make_contest(root, labelled):
-    rng = np.random.default_rng(0)
-
-    def draw(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (40, 56, 3), np.uint8)).save(path)
-
-    (root / "TrainSet").mkdir(parents=True)
-    (root / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(NAMES)), encoding="utf-8")
-    lines = [f"TrainSet/{k}_{n}.jpg {k}\n" for k in range(6) for n in range(3)]
-    for text in lines:
-        draw(root / text.split()[0])
-    (root / "train.txt").write_text("".join(lines))
-    for n in range(1, 31):
-        draw(root / f"TestSetA/image_{n}.jpg")
-    if labelled:
-        (root / "labels_TestSetA.txt").write_text("".join(f"image_{n}.jpg {n % 6}\n" for n in range(1, 31)))
-    return root
-
-
-def make_run(folder, root, refined=True, tested=True):
-    """What train.py and test.py would leave for that contest, in their own words."""
-    rng = np.random.default_rng(1)
-    contest = read_contest(root)
-    text = rng.standard_normal((6, WIDTH)).astype(np.float32)
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
-
-    def near(labels):
-        rows = text[labels] + rng.standard_normal((len(labels), WIDTH)).astype(np.float32) / 3
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    labels = np.array([label for _, label in contest.train])
-    folder.mkdir(parents=True)
-    save_arrays(folder / runs.MODEL, {
-        "shots/features": near(labels), "shots/labels": labels, "shots/text": text,
-        "shots/domains": np.array([0, 0, 0, 1, 1, 1]), "heads/tip_adapter/text_": text,
-        "heads/tip_adapter/keys_": np.zeros((18, WIDTH), np.float32), "heads/tip_adapter/seen_": np.ones(6, bool),
-        "heads/clip_adapter/learned.w": np.zeros((4, WIDTH), np.float32), "ensemble/weights": np.zeros(3, np.float32),
-        "names": np.array(["zero_shot", "tip_adapter", "clip_adapter"])})
-    history = [{"epoch": 0, "held_out_loss": 2.0, "held_out_top1": 50.0}] + [
-        {"epoch": e, "loss": 1 / e, "train_top1": 60.0 + e, "held_out_loss": 1 + 1 / e, "held_out_top1": 55.0 + e}
-        for e in range(1, 6)]
-    runs.save_record(folder, {
-        "command": "python train.py --data 'a <b>'", "date": "2025-11-21 03:12:44", "versions": runs.versions(),
-        "device": "the CPU", "config": {"data": str(root), "board": "A", "demo": False, "shots": 3, "name": ""},
-        "encoder": {"model": "ViT-B/32", "parameters": 151_277_313}, "classes": contest.class_names,
-        "domains": contest.domains, "shots": {"rule": "random: 3 a class, seed 0",
-                                              "files": [path for path, _ in contest.train], "labels": labels},
-        "settings": {"zero_shot": {}, "tip_adapter": {"alpha": [1.5, 2.5], "beta": 5.5, "held_out_top1": 81.0},
-                     "clip_adapter": {"epoch": 3, "lr": 1e-3, "held_out_top1": 82.0},
-                     "ensemble": {"temperature": 1.2}},
-        "histories": {"clip_adapter": history},
-        "seconds": {"sentences": 1.0, "shots": 2.0, "heads": 3.0, "head clip_adapter": 2.5}})
-    if tested:
-        answer(folder, contest, near, text, refined)
-    return folder
-
-
-def answer(folder, contest, near, text, refined):
-    rng = np.random.default_rng(2)
-    tests = read_test_images(contest.root)
-    known = read_labels(contest)
-    truth = np.arange(1, 31) % 6
-    features = near(truth)
-    readable = [index for index in range(30) if index != 4]
-    before = softmax(25 * features[readable] @ text.T)
-    final = softmax(np.log(before) + rng.standard_normal(before.shape)) if refined else before
-    answers = {"zero_shot": 100 * features[readable] @ text.T, "ensemble": before}
-    answers.update({"ensemble_refined": final} if refined else {})
-    scores = {} if known is None else {name: score(best_classes(a), truth[readable], contest.domains)
-                                       for name, a in answers.items()}
-    runs.save_test(folder, "A", {
-        "command": "python test.py", "date": "2025-11-21 03:13:00", "device": "the CPU", "config": {"data": ""},
-        "images": 30, "unreadable": {"image_5.jpg": "cut <short>"},
-        "refinement": {"gate": True, "trace": [1, 2]} if refined else None, "scores": scores,
-        "seconds": {"features": 4.0}},
-        {"names": tests.names, "best": best_classes(final), "probs": final, "before": before, "readable": readable,
-         "features": features})
+from jclip_fewshot.report import analysis, drawing, figures
+from jclip_fewshot.report import page as page_module
+from jclip_fewshot.report.page import write_report
+from jclip_fewshot.report.reading import read_run
+from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from tests.report.samples import WIDTH, Elements, cells, make_contest, make_run, make_validation
 
 
 @pytest.fixture
@@ -146,7 +37,7 @@ def run(tmp_path_factory):
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("report")
     made = make_run(folder / "runs/one", make_contest(folder / "data", labelled=True))
-    assert report.write_report(made) == made / "report/index.html"
+    assert write_report(made) == made / "report/index.html"
     return made
 
 
@@ -158,7 +49,8 @@ def page(run):
 def sources(page):
     """Every address that the page loads something from."""
     elements = Elements(page)
-    return [element[key] for element in elements.of("img", "source") for key in ("src", "srcset") if key in element]
+    return [element[key] for element in elements.of("img", "source", "image") for key in ("src", "srcset", "href")
+            if key in element]
 
 
 def check_images(page):
@@ -183,28 +75,22 @@ def test_every_picture_is_inside_the_page_and_decodes(run, page):
 
 def test_nothing_is_fetched(page):
     elements = Elements(page)
-    assert not elements.of("script", "link", "iframe", "object")
-    assert all(link["href"].startswith("#") for link in elements.of("a"))
+    assert not elements.of("link", "iframe", "object") and elements.of("script") == [{}]
+    assert all(link["href"].startswith("#") for link in elements.of("a", "use"))
     assert "url(" not in page and "@import" not in page and "http" not in elements.text
     anchors = {element["id"] for _, element in elements.found if "id" in element}
-    assert {link["href"][1:] for link in elements.of("a")} <= anchors
+    assert {link["href"][1:] for link in elements.of("a", "use")} <= anchors
 
 
 def test_accessible(page):
     elements = Elements(page)
     assert all(element.get("alt") for element in elements.of("img"))
+    assert all(element.get("aria-label") or element.get("aria-hidden") for element in elements.of("svg"))
     levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
     ids = [element["id"] for _, element in elements.found if "id" in element]
     assert len(ids) == len(set(ids))
-
-
-def cells(page, row):
-    """The table row that carries the attribute `row`: [(attributes, text) of its cells]."""
-    found = re.search(rf"<tr[^>]*{re.escape(row)}[^>]*>(.*?)</tr>", page, re.DOTALL).group(1)
-    return [(Elements(start).found[0][1], Elements(text).text) for start, text in
-            re.findall(r"(<td[^>]*>)(.*?)</td>", found, re.DOTALL)]
 
 
 def test_the_scores_are_the_records(run, page):
@@ -258,7 +144,8 @@ def test_names_are_escaped(page):
 
 
 def test_the_map_is_what_the_head_computes(run):
-    found = report.alpha_beta_map(report.read_run(run))
+    made = read_run(run)
+    found = analysis.alpha_beta_map(made.record, made.arrays)
     assert found.top1.shape == (len(found.alphas), len(found.betas)) and found.shots == 18
     assert found.chosen == [("Cat", 1.5, 5.5), ("Dog", 2.5, 5.5)]
     # by the formula, for one α and β: fold j leaves out the j-th shot of every class
@@ -273,22 +160,22 @@ def test_the_map_is_what_the_head_computes(run):
 
 
 def test_dark_drawings_hold_no_light_colour(run):
-    drawn = report_pictures.ladder({"": {"zero_shot": 70.0, "gda": 75.0, "ensemble": 60.0}})
+    drawn = figures.ladder({"": {"zero_shot": 70.0, "gda": 75.0, "ensemble": 60.0}})
     for variant in (drawn.wide, drawn.narrow):
-        for light, dark in ((report_pictures.INK, "#e8eaec"), (report_pictures.BLUE, "#56b4e9")):
+        for light, dark in ((drawing.INK, "#e8eaec"), (drawing.BLUE, "#56b4e9")):
             assert light in variant.light and light not in variant.dark and dark in variant.dark
     assert "75.0" in drawn.alt and drawn.narrow.width < 360
 
 
 def test_the_same_run_makes_the_same_page(run, page, tmp_path, bare):
-    one = report.write_report(run, out=tmp_path / "one").read_bytes()
-    assert report.write_report(run, "A", tmp_path / "two").read_bytes() == one
+    one = write_report(run, out=tmp_path / "one").read_bytes()
+    assert write_report(run, "A", tmp_path / "two").read_bytes() == one
 
 
 def test_without_matplotlib_the_tables_remain(run, tmp_path, bare):
-    path = report.write_report(run, out=tmp_path)
+    path = write_report(run, out=tmp_path)
     text = path.read_text(encoding="utf-8")
-    assert report.INSTALL.replace("'", "&#x27;") in text and not list(tmp_path.glob("*.png"))
+    assert page_module.INSTALL.replace("'", "&#39;") in text and not list(tmp_path.glob("*.png"))
     scores = json.loads((run / "test_A.json").read_text())["scores"]
     assert float(cells(text, 'data-method="ensemble"')[0][0]["data-value"]) == scores["ensemble"]["top1"]
     assert "last epoch" in Elements(text).text and len(Elements(text).of("table")) >= 8
@@ -297,14 +184,14 @@ def test_without_matplotlib_the_tables_remain(run, tmp_path, bare):
 
 def test_without_truth_all_that_needs_none_is_there(tmp_path, bare):
     made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
-    text = report.write_report(made).read_text(encoding="utf-8")
+    text = write_report(made).read_text(encoding="utf-8")
     elements = Elements(text)
     assert "not known here" in elements.text and "✓" not in elements.text
-    assert 'id="scores"' not in text and 'id="confusions"' not in text and 'id="sureness"' in text
+    assert 'id="scores"' not in text and 'id="confusions"' not in text and 'id="confidence"' in text
     arrays = load_arrays(made / "test_A.npz")
-    assert "The 29 least sure" in elements.text
+    assert "The 29 least confident" in elements.text
     least = arrays["names"][arrays["readable"]][arrays["probs"].max(axis=1).argmin()]
-    assert re.search(r'least sure</h3><ul[^>]*><li[^>]*data-image="([^"]+)"', text).group(1) == least
+    assert re.search(r'least confident</h3>\s*<ul[^>]*>\s*<li[^>]*data-image="([^"]+)"', text).group(1) == least
     guess = arrays["probs"].argmax(axis=1)
     assert int(cells(text, 'data-domain="Dog"')[0][0]["data-value"]) == (guess >= 3).sum()
 
@@ -312,40 +199,153 @@ def test_without_truth_all_that_needs_none_is_there(tmp_path, bare):
 def test_an_unrefined_run_a_run_without_test_and_images_that_are_gone(tmp_path, bare):
     root = make_contest(tmp_path / "data", labelled=True)
     plain = make_run(tmp_path / "runs/plain", root, refined=False)
-    text = report.write_report(plain).read_text(encoding="utf-8")
-    assert "Changed by refinement" not in text and 'id="confusions"' in text
+    text = write_report(plain).read_text(encoding="utf-8")
+    assert "Changed by refinement" not in text and "Refining" not in text and 'id="confusions"' in text
     (root / "TestSetA/image_3.jpg").write_bytes(b"no picture")
     shutil.rmtree(root / "TrainSet")
-    gone = report.write_report(plain).read_text(encoding="utf-8")
+    gone = write_report(plain).read_text(encoding="utf-8")
     assert "no image" in gone and "the file is gone" in gone
     untested = make_run(tmp_path / "runs/untested", make_contest(tmp_path / "other", labelled=True), tested=False)
-    text = report.write_report(untested).read_text(encoding="utf-8")
+    text = write_report(untested).read_text(encoding="utf-8")
     assert "No test set has been answered yet" in text and 'id="learned"' in text
     shutil.rmtree(root)
-    assert "no image" in report.write_report(plain).read_text(encoding="utf-8")
+    assert "no image" in write_report(plain).read_text(encoding="utf-8")
 
 
-def make_validation(folder):
-    curve = {count: {name: {"top1": [70.0 + s + count, 71.0, 73.5], "top5": [90.0, 91.0, 92.0],
-                            "domains": {"Cat": [60.0, 61.0, 62.0], "Dog": [80.0, 81.0, 83.0]}}
-                     for s, name in enumerate(("zero_shot", "gda", "ensemble", "ensemble_refined"))}
-             for count in (1, 4)}
-    folder.mkdir(parents=True)
-    save_json(folder / report.VALIDATE, {
-        "command": "python -m jclip_fewshot validate", "date": "2025-11-21", "versions": {"numpy": "1"},
-        "config": {"seeds": 3, "board_mix": True}, "n": 3740, "k": 374, "curve": curve, "held_out": []})
-    return folder
+def test_the_headline_says_what_refining_gained_or_lost(run, page, tmp_path, bare):
+    tested = json.loads((run / "test_A.json").read_text())
+    scores = tested["scores"]
+    effect = scores["ensemble_refined"]["top1"] - scores["ensemble"]["top1"]
+    assert effect < 0  # the sample's refinement is noise
+    text = Elements(page).text
+    assert f"lost {-effect:.2f} points" in text and f"−{-effect:.2f}" in text
+    shutil.copytree(run, tmp_path / "better")
+    tested["scores"]["ensemble"]["top1"] = scores["ensemble_refined"]["top1"] - 1.25
+    (tmp_path / "better/test_A.json").write_text(json.dumps(tested))
+    better = Elements(write_report(tmp_path / "better").read_text(encoding="utf-8")).text
+    assert "gained 1.25 points" in better and "+1.25" in better
+
+
+def test_confusions_say_of_how_many_and_by_domain(run, page):
+    answers = read_run(run).answers
+    for pair in analysis.confused_pairs(answers.truth, answers.guess):
+        body = re.search(rf'data-pair="{pair.first},{pair.second}"(.*?)</li>', page, re.DOTALL).group(1)
+        told = [Elements(part).text for part in re.findall(r'<p class="quiet">(.*?)</p>', body, re.DOTALL)]
+        images = [int((answers.truth == label).sum()) for label in (pair.first, pair.second)]
+        rows = [len(pair.as_second) or "none", len(pair.as_first) or "none"]
+        assert [text.split(" read as ")[0] for text in told] == [f"{n} of {m}" for n, m in zip(rows, images)]
+    found = [int(attributes["data-value"]) for domain in ("Cat", "Dog")
+             for attributes, _ in cells(page, f'data-truth="{domain}"')]
+    truth, guess = answers.truth >= 3, answers.guess >= 3
+    assert found == [int(((truth == a) & (guess == b)).sum()) for a in (False, True) for b in (False, True)]
+
+
+def test_a_class_shows_its_shots_and_mistakes_and_the_lowest_are_counted(run, page):
+    made = read_run(run)
+    answers, drawn = made.answers, len(re.findall("<image ", page))
+    for k in range(6):
+        card = re.search(rf'id="class-{k}">(.*?)</div>\s*</div>', page, re.DOTALL).group(1)
+        misread = int(((answers.truth == k) & (answers.guess != k)).sum())
+        taken = int(((answers.truth != k) & (answers.guess == k)).sum())
+        assert card.count("<use ") == 3 + misread + taken
+        assert f"Misread: {misread} image" in card or not misread
+    wrong = int((answers.truth != answers.guess).sum())
+    assert drawn == 18 + wrong  # every shot and every mistake once, however often it is shown
+    listed = re.search(r'<table[^>]*data-search="mistakes".*?</table>', page, re.DOTALL).group()
+    assert listed.count("<use ") == wrong
+    accuracy, _ = analysis.class_accuracy(answers.truth, answers.guess, 6)
+    sharing = int((accuracy == accuracy.min()).sum())
+    assert (f"shared by {sharing} classes" if sharing > 1 else "Lowest:") in Elements(page).text
+    assert "0 of 0" not in page
+
+
+def test_a_class_without_test_images_is_never_0_of_0(tmp_path, bare):
+    root = make_contest(tmp_path / "data", labelled=True)
+    made = make_run(tmp_path / "runs/one", root)
+    arrays = load_arrays(made / "test_A.npz")
+    truth = np.arange(1, 31) % 6
+    truth[truth == 2] = 1  # the first class that is read as a class without any image
+    save_arrays(made / "test_A.npz", {**arrays, "truth": truth})
+    text = write_report(made).read_text(encoding="utf-8")
+    assert "0 of 0" not in text and "no test image" in text and ">none</td>" in text
+
+
+def test_the_cost_of_none_of_these(run, page):
+    answers = read_run(run).answers
+    sure, right = answers.probs.max(axis=1), answers.guess == answers.truth
+    for threshold in (30, 50, 70, 90):
+        found = [float(attributes["data-value"]) for attributes, _ in cells(page, f'data-threshold="{threshold}"')]
+        low = sure < threshold / 100
+        assert found == pytest.approx([100 * low.mean(), 100 * right[~low].mean(), 100 * (right & low).mean()])
+
+
+def test_commit_and_checkpoint_are_among_the_versions(run, page):
+    commit = json.loads((run / "record.json").read_text())["versions"]["git commit"]
+    text = Elements(page).text
+    assert f"git commit{commit}" in text and "checkpointabcd1234" in text
+
+
+def test_without_truth_held_out_shots_give_an_estimate(tmp_path, bare):
+    made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
+    text = write_report(made).read_text(encoding="utf-8")
+    found = read_run(made)
+    estimate = analysis.held_out_estimate(found.arrays["held_out_probs"], found.shot_labels, found.domains,
+                                          found.answers.guess)
+    assert f"about {estimate.top1:.0f}\u00a0%" in Elements(text).text
+    rejected = float(cells(text, 'data-threshold="50"')[0][0]["data-value"])
+    assert rejected == pytest.approx(100 * (found.answers.probs.max(axis=1) < 0.5).mean())
+
+
+def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
+    root = make_contest(tmp_path / "data", labelled=True, names=["cat", "dog"])
+    made = make_run(tmp_path / "runs/one", root)
+    text = Elements(write_report(made).read_text(encoding="utf-8")).text
+    assert "one of five" not in text and "two likeliest" in text and "Domains" not in text
+    older = {name: {key: value for key, value in load_arrays(made / name).items() if not re.match(prefix, key)}
+             for name, prefix in ((runs.MODEL, "alpha_beta|held_out"), ("test_A.npz", "nearest"))}
+    for name, arrays in older.items():
+        save_arrays(made / name, arrays)
+    text = write_report(made).read_text(encoding="utf-8")
+    assert "nearest shot of" not in text and "α and β" not in text and 'id="confidence"' in text
+    (root / "labels_TestSetA.txt").unlink()
+    assert "suggest" not in write_report(made).read_text(encoding="utf-8")
+
+
+def test_marks_beyond_the_map_are_arrows():
+    pytest.importorskip("matplotlib")
+    grid = np.geomspace(0.5, 16, 4)
+    chosen = [("Cat", 40.0, 2.0), ("Dog", 1.0, 2.0)]
+    found = analysis.AlphaBetaMap(grid, grid, np.arange(16.0).reshape(4, 4), chosen, 18)
+    drawn = figures.alpha_beta(found)
+    assert "Cat (α 40, β 2)" in drawn.wide.light and "Dog (α" not in drawn.wide.light
+
+
+def test_the_report_never_starts_jittor(run, tmp_path):
+    code = ("import sys; sys.modules['jittor'] = None\n"
+            "from jclip_fewshot.report.page import write_report\n"
+            f"write_report({str(run)!r}, out={str(tmp_path)!r})")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
+    assert (tmp_path / "alpha_beta.png").is_file()
+
+
+def test_without_jinja2_one_line_says_what_brings_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UserError, match="needs jinja2: pip install"):
+        write_report(run)
+    assert page_module.report_line(run).startswith("no report, as jinja2 is not installed: pip install")
 
 
 def test_the_leaderboard(tmp_path):
     pytest.importorskip("matplotlib")
-    path = report.write_report(make_validation(tmp_path / "runs/local"))
+    path = write_report(make_validation(tmp_path / "runs/local"))
     text = path.read_text(encoding="utf-8")
     check_images(text)
     assert {found.stem for found in path.parent.glob("*.png")} == {"shot_curve", "ladder"}
     wanted = [np.mean([70.0 + 3 + count, 71.0, 73.5]) for count in (1, 4)]
     found = cells(text, 'data-method="ensemble_refined"')
     assert [float(attributes["data-value"]) for attributes, _ in found] == pytest.approx(wanted)
+    assert "<code>python -m jclip_fewshot validate</code>" in text  # the module's file alone cannot be run
     spread = np.std([77.0, 71.0, 73.5], ddof=1)
     assert found[1][1] == f"{wanted[1]:.2f} ± {spread:.2f}" and "374" in text
 
@@ -365,35 +365,27 @@ def test_the_command_finds_the_newest_and_says_what_is_wrong(tmp_path, capsys, m
         report_command(["runs/one", "--split", "B"])
 
 
-def test_confused_pairs_count_both_ways():
-    truth = np.array([0, 0, 0, 1, 1, 2, 2, 2])
-    guess = np.array([0, 1, 1, 0, 1, 0, 2, 2])
-    pairs = report.confused_pairs(truth, guess)
-    assert [(pair.first, pair.second, pair.total) for pair in pairs] == [(0, 1, 3), (2, 0, 1)]
-    assert list(pairs[0].as_second) == [1, 2] and list(pairs[0].as_first) == [3]
-    assert report.confused_pairs(truth, truth) == [] and len(report.confused_pairs(truth, guess, most=1)) == 1
-
-
-def test_calibration_of_perfect_and_overconfident_answers():
-    sure = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 5]
-    assert report.calibration(sure, np.array([0, 1, 2, 3] * 5)).ece == 0
-    assert report.calibration(sure, np.array([1, 2, 3, 0] * 5)).ece == pytest.approx(1)
-
-
-def test_changed_rows_and_orders():
-    before = np.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])
-    after = np.array([[0.4, 0.6], [0.8, 0.2], [0.1, 0.9]])
-    assert list(report.changed_rows(before, after)) == [2, 0]
-    assert list(report.least_sure(after, 2)) == [0, 1]
-    assert list(report.surest_mistakes(after, np.array([0, 0, 0]))) == [2, 0]
-
-
 FRAMES = """<!doctype html><title>waiting</title>{frames}<script>addEventListener("load", () => {{
   const pages = [...document.querySelectorAll("iframe")].map(frame => frame.contentDocument);
   for (const page of pages) for (const image of page.images) image.loading = "eager";
-  setTimeout(() => {{ document.title = JSON.stringify(pages.map(page => ({{
-    images: page.images.length, broken: [...page.images].filter(image => !image.naturalWidth).length,
-    width: page.documentElement.scrollWidth }}))); }}, 500); }});</script>"""
+  setTimeout(() => {{ document.title = JSON.stringify(pages.map(page => {{
+    const seen = {{
+      images: page.images.length, broken: [...page.images].filter(image => !image.naturalWidth).length,
+      width: page.documentElement.scrollWidth }};
+    const table = page.querySelector("[data-search=classes]"), visible = () => [...table.tBodies[0].rows].filter(
+      row => !row.hidden).map(row => row.cells[0].textContent);
+    const link = page.querySelector("a[data-card]"), card = page.getElementById(link.dataset.card);
+    link.click();
+    seen.opened = [link.getAttribute("aria-expanded"), card.getBoundingClientRect().height > 100,
+                   card.closest("tr").previousElementSibling === link.closest("tr")];
+    table.tHead.rows[0].cells[0].querySelector("button").click();
+    seen.closed = [link.getAttribute("aria-expanded"), card.getBoundingClientRect().height];
+    seen.sorted = visible();
+    const input = table.closest("details").querySelector("input");
+    input.value = "BEAG";
+    input.dispatchEvent(new Event("input"));
+    seen.filtered = visible();
+    return seen; }})); }}, 500); }});</script>"""
 
 
 def test_a_browser_opens_it_without_complaint_on_desktop_and_phone(page, tmp_path):
@@ -412,5 +404,9 @@ def test_a_browser_opens_it_without_complaint_on_desktop_and_phone(page, tmp_pat
     assert done.returncode == 0, done.stderr.decode()[-500:]
     assert "CONSOLE" not in done.stderr.decode(), done.stderr.decode()[-2000:]
     seen = json.loads(re.search(r"<title>(\[.*?\])</title>", done.stdout.decode(), re.DOTALL).group(1))
-    assert all(frame["images"] > 20 and frame["broken"] == 0 for frame in seen)
+    assert all(frame["images"] > 15 and frame["broken"] == 0 for frame in seen)
+    for frame in seen:
+        assert frame["opened"] == ["true", True, True] and frame["closed"] == ["false", 0]
+        assert frame["sorted"] == sorted(frame["sorted"], key=str.lower) and len(frame["sorted"]) == 6
+        assert frame["filtered"] == ["beagle"]
     assert [frame["width"] for frame in seen] == list(widths), "the page scrolls sideways"
