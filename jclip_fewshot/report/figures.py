@@ -232,9 +232,11 @@ def alpha_beta(found: AlphaBetaMap) -> Picture:
             mark = "<" if alpha < x else ">" if alpha > x else "v" if beta < y else "^" if beta > y else \
                 DOMAIN_MARKS[i % 5]
             ax.plot(x, y, "o", markersize=13, color=PAPER, clip_on=False)
-            label = (domain or "chosen") + (f" (α {alpha:.3g}, β {beta:.3g})" if mark in "<>v^" else "")
+            label = _shorten(domain or "chosen", 16) + (f" (α {alpha:.3g}, β {beta:.3g})" if mark in "<>v^" else "")
             ax.plot(x, y, mark, markersize=7, color=VERMILLION, label=label, clip_on=False)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, handletextpad=0.3, borderpad=0.2)
+        longest = max(len(handle.get_label()) for handle in ax.lines[1::2])
+        columns = (3 if wide else 2) if longest < 17 else (2 if wide else 1)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handletextpad=0.3, borderpad=0.2)
         bar = figure.colorbar(mesh, ax=ax, fraction=0.045, pad=0.02)
         bar.outline.set_visible(False)
         mesh.set_gid("mesh")

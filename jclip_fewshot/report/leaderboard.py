@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any, Callable, Dict, Sequence, Tuple
 
@@ -33,8 +34,10 @@ def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
     final = list(curve[counts[-1]])[-1]
     menu = [("curve", "Curve")] * (len(counts) > 1) + [(f"shots-{count}", f"{count}-shot") for count in counts[::-1]]
     headings = {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts}
-    return {"record": record, "menu": menu + [("run", "Run")], "headings": headings, "boards": boards,
-            "counts": counts, "spread": spread, "final": final, "domains": list(panels)[1:],
+    share = spread[counts[-1]][final][0] / 100
+    return {"sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
+            "same": not any(deviation for _, deviation in spread[counts[-1]].values()), "record": record,
+            "menu": menu + [("run", "Run")], "headings": headings, "boards": boards, "counts": counts, "spread": spread, "final": final, "domains": list(panels)[1:],
             "seeds": len(curve[counts[-1]][final]["top1"]), "top1": spread[counts[-1]][final]}
 
 

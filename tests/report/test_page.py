@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+
+pytest.importorskip("jinja2")
 
 from jclip_fewshot import runs
 from jclip_fewshot.__main__ import report as report_command
@@ -314,9 +317,11 @@ def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
 def test_marks_beyond_the_map_are_arrows():
     pytest.importorskip("matplotlib")
     grid = np.geomspace(0.5, 16, 4)
-    chosen = [("Cat", 40.0, 2.0), ("Dog", 1.0, 2.0)]
+    chosen = [("Cat", 40.0, 2.0), ("Dog", 1.0, 2.0), ("Caltech-101", 50.0, 2.0), ("Food-101", 60.0, 2.0)]
     found = analysis.AlphaBetaMap(grid, grid, np.arange(16.0).reshape(4, 4), chosen, 18)
-    drawn = figures.alpha_beta(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a layout without room
+        drawn = figures.alpha_beta(found)
     assert "Cat (α 40, β 2)" in drawn.wide.light and "Dog (α" not in drawn.wide.light
 
 
@@ -346,6 +351,8 @@ def test_the_leaderboard(tmp_path):
     found = cells(text, 'data-method="ensemble_refined"')
     assert [float(attributes["data-value"]) for attributes, _ in found] == pytest.approx(wanted)
     assert "<code>python -m jclip_fewshot validate</code>" in text  # the module's file alone cannot be run
+    share = wanted[1] / 100
+    assert f"standard error of about {100 * np.sqrt(share * (1 - share) / 3740):.1f} points" in text
     spread = np.std([77.0, 71.0, 73.5], ddof=1)
     assert found[1][1] == f"{wanted[1]:.2f} ± {spread:.2f}" and "374" in text
 
