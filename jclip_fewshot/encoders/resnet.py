@@ -65,8 +65,9 @@ def layout(tensors: Dict[str, np.ndarray]) -> Dict[str, Tuple[int, ...]]:
         planes = int(planes[0]) if planes else 0
         for block in range(len(blocks)):
             name = f"layer{stage}.{block}"
-            shapes.update({f"{name}.conv1.weight": (planes, inputs, 1, 1), f"{name}.conv2.weight": (planes, planes, 3, 3),
-                           f"{name}.conv3.weight": (4 * planes, planes, 1, 1)})
+            shapes[f"{name}.conv1.weight"] = (planes, inputs, 1, 1)
+            shapes[f"{name}.conv2.weight"] = (planes, planes, 3, 3)
+            shapes[f"{name}.conv3.weight"] = (4 * planes, planes, 1, 1)
             for number, width in ((1, planes), (2, planes), (3, 4 * planes)):
                 shapes.update(_norm(f"{name}.bn{number}", width))
             if block == 0:
