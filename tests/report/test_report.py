@@ -99,7 +99,7 @@ def make_run(folder, root, refined=True, tested=True):
     runs.save_record(folder, {
         "command": "python train.py --data 'a <b>'", "date": "2025-11-21 03:12:44", "versions": runs.versions(),
         "device": "the CPU", "config": {"data": str(root), "board": "A", "demo": False, "shots": 3, "name": ""},
-        "encoder": {"model": "ViT-B/32", "parameters": 151_277_313}, "classes": contest.class_names,
+        "encoder": {"model": "ViT-B/32", "weights": "", "parameters": 151_277_313}, "classes": contest.class_names,
         "domains": contest.domains, "shots": {"rule": "random: 3 a class, seed 0",
                                               "files": [path for path, _ in contest.train], "labels": labels},
         "settings": {"zero_shot": {}, "tip_adapter": {"alpha": [1.5, 2.5], "beta": 5.5, "held_out_top1": 81.0},
@@ -128,7 +128,7 @@ def answer(folder, contest, near, text, refined):
     runs.save_test(folder, "A", {
         "command": "python test.py", "date": "2025-11-21 03:13:00", "device": "the CPU", "config": {"data": ""},
         "images": 30, "unreadable": {"image_5.jpg": "cut <short>"},
-        "refinement": {"gate": True, "trace": [1, 2]} if refined else None, "scores": scores,
+        "refinement": {"converged": True, "trace": [1, 2]} if refined else None, "scores": scores,
         "seconds": {"features": 4.0}},
         {"names": tests.names, "best": best_classes(final), "probs": final, "before": before, "readable": readable,
          "features": features})
