@@ -53,7 +53,7 @@ def convert(arguments: List[str]) -> int:
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
     parser.add_argument("target", metavar="OUT.safetensors")
     given = parser.parse_args(arguments)
-    from jclip_fewshot.clip.weights import convert as convert_checkpoint
+    from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
     convert_checkpoint(given.source, given.target)
     print(f"{given.target}: {Path(given.target).stat().st_size / 1e6:.1f} MB")
     return 0
