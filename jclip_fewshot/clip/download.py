@@ -52,6 +52,11 @@ def release(name: str) -> Release:
     return Release(file, f"{_BASE}/{sha256}/{file}", sha256, mebibytes)
 
 
+def released_digest(path: Union[str, Path]) -> Optional[str]:
+    """The SHA-256 that a file of this name has if it is OpenAI's; None where they released none of that name."""
+    return {file: sha for file, sha, _ in _RELEASED.values()}.get(Path(path).name)
+
+
 def weights_folder() -> Path:
     """weights/ beside the package in a checkout, else in the working directory."""
     root = Path(__file__).resolve().parents[2]
