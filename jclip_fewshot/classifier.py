@@ -20,10 +20,13 @@ from jclip_fewshot.data.contest import domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.features.sources import open_source, require_readable
-from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names
+from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
 
+_SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
+           **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
+           "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
 Images = Union[Sequence[Union[str, Path]], np.ndarray]
 
 
@@ -115,10 +118,8 @@ class FewShotClassifier:
         Raises:
             UserError: absent, damaged, or of another version.
         """
-        arrays = load_arrays(Path(path))
+        arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        if "classifier/classes" not in arrays:
-            raise UserError(f"{path} is a run's model, not a saved classifier")
         classifier = cls(str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=int(arrays["classifier/seed"]),
                          weights=str(arrays["classifier/weights"]))

@@ -17,11 +17,18 @@ from jclip_fewshot.combine.refinement import Refinement, refine
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
+from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Task
 
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 TASK_ARRAYS = ("features", "labels", "text", "domains")
+# what `state` must hold, for load_arrays; the heads' own arrays are asked one question when they are put together
+STATE_SCHEMA = {
+    "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
+    "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
+    "shots/domains": Field("whole", "K", low=0, below="K"), "shots/scale": Field("float", ""),
+    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
 
@@ -141,7 +148,7 @@ class Pipeline:
             UserError: arrays of another version of this program.
         """
         try:
-            pipeline = cls([str(name) for name in arrays["names"]])
+            pipeline = cls(arrays["names"].tolist())
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
                                   scale=float(arrays["shots/scale"]))
             pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
@@ -150,7 +157,22 @@ class Pipeline:
             pipeline.held_out_probs_ = arrays["held_out_probs"]
         except (KeyError, ValueError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again")
+        pipeline._require_answers()
         return pipeline
+
+    def _require_answers(self) -> None:
+        """One question, so that arrays of heads that do not fit each other are found here.
+
+        Raises:
+            UserError: some head cannot answer, or not with finite numbers.
+        """
+        try:
+            probs = self.answer(self.task_.text[:1], refine="off").probs
+        except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
+        if probs.shape != (1, self.task_.num_classes) or not np.isfinite(probs).all():
+            raise UserError("the run's arrays give answers that are not finite: train again")
 
     def settings(self) -> Dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""

@@ -276,9 +276,11 @@ def _stages(run: Run) -> Dict[str, float]:
 
 
 def _versions(record: dict) -> Dict[str, str]:
-    """With the encoder's fingerprint, which tells one checkpoint from another."""
-    digest = record["encoder"].get("fingerprint")
-    return {**record["versions"], **({"checkpoint": digest} if digest else {})}
+    """With the digests that tell one checkpoint, or one file of features, from another."""
+    encoder = record["encoder"]
+    told = {"checkpoint": encoder.get("weights_digest") or encoder.get("fingerprint"),
+            "features": encoder.get("features_digest"), "precision": encoder.get("precision")}
+    return {**record["versions"], **{key: value for key, value in told.items() if value}}
 
 
 def short(value: object) -> str:
