@@ -61,7 +61,7 @@ def main() -> None:
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     folder = runs.new_run(settings.runs, settings.name, settings.board)
     write_shot_list(folder / runs.SHOTS, shots)
-    save_arrays(folder / runs.MODEL, pipeline.state())
+    save_arrays(folder / runs.MODEL, {**pipeline.state(), **pipeline.alpha_beta()})
     runs.save_record(folder, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
         "device": str(device), "config": vars(settings), "encoder": source.record(),
