@@ -15,9 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Tuple, Union
 
+from jclip_fewshot.clip.checkpoint import convert, read_state_dict
+from jclip_fewshot.clip.download import available_models, find_checkpoint
 from jclip_fewshot.clip.preprocess import image_array
 from jclip_fewshot.clip.tokenizer import token_array
-from jclip_fewshot.clip.weights import available_models, convert, find_checkpoint, read_state_dict
 
 __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
            "read_state_dict", "token_array", "tokenize"]
