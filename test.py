@@ -7,6 +7,10 @@
 Everything about the method comes from the run; the flags here say only which images to answer.
 """
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import time
 
 from jclip_fewshot import runs
