@@ -21,7 +21,7 @@ from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Task
 
 TASK_ARRAYS = ("features", "labels", "text", "domains")
-# what `state` must hold, for load_arrays; the heads' own arrays are asked one question when they are put together
+# what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
 STATE_SCHEMA = {
     "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
     "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
@@ -151,17 +151,20 @@ class Pipeline:
         return pipeline
 
     def _require_answers(self) -> None:
-        """One question, so that arrays of heads that do not fit each other are found here.
+        """A few questions, so that arrays of heads that do not fit each other are found here.
 
         Raises:
             UserError: some head cannot answer, or not with finite numbers.
         """
+        task = self.task_
+        # as many rows as no axis is long, lest a wrong one broadcast
+        n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
-            probs = self.answer(self.task_.text[:1], refine="off").probs
+            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
-        if probs.shape != (1, self.task_.num_classes) or not np.isfinite(probs).all():
+        if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
             raise UserError("the run's arrays give answers that are not finite: train again")
 
     def settings(self) -> Dict[str, dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, Optional, Tuple, Union
 
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
