@@ -26,7 +26,8 @@ STATE_SCHEMA = {
     "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
     "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
     "shots/domains": Field("whole", "K", low=0, below="K"), "shots/scale": Field("float", ""),
-    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K")}
+    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K"),
+    "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
 
@@ -145,7 +146,7 @@ class Pipeline:
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.held_out_probs_ = arrays["held_out_probs"]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again")
         pipeline._require_answers()
         return pipeline

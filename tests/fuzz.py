@@ -265,7 +265,7 @@ def member(mutate: List[Callable]) -> Callable[[random.Random, bytes], bytes]:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-        except (zipfile.BadZipFile, KeyError, RuntimeError, ValueError, NotImplementedError):
+        except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, NotImplementedError):
             return flip(rng, data)
         name = rng.choice(sorted(files, key=lambda name: (not name.endswith("data.pkl"), name))[:rng.choice((1, 99))])
         what = rng.random()
@@ -552,7 +552,7 @@ def make_case(kind: Kind, label: str, seed: int, index: int) -> Tuple[str, bytes
         if data:
             try:
                 data = rng.choice(kind.mutate)(rng, data)
-            except (ValueError, TypeError, IndexError, KeyError):  # damaged already, beyond what this way can change
+            except Exception:  # damaged already, beyond what this way can change
                 data = flip(rng, data)
     return name, data
 
