@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path
@@ -128,8 +132,8 @@ def validate(arguments: List[str]) -> int:
     if len(results["curve"]) > 1:
         print("\n" + validation.shot_curve(results["curve"]))
     folder = validation.save(settings, results)
-    from jclip_fewshot.report.run import write_report
-    print(f"\nsaved: {folder}\nreport: {write_report(Path(folder))}")
+    from jclip_fewshot.report.page import report_line
+    print(f"\nsaved: {folder}\n{report_line(folder)}")
     return 0
 
 
@@ -141,7 +145,8 @@ def report(arguments: List[str]) -> int:
     parser.add_argument("--split", default="", metavar="A|B", help="the test set [the one that was answered last]")
     parser.add_argument("--out", default="", metavar="DIR", help="where to write [the folder report in the run's]")
     given = parser.parse_args(arguments)
-    from jclip_fewshot.report.run import find_run, write_report
+    from jclip_fewshot.report.page import write_report
+    from jclip_fewshot.report.reading import find_run
     print(write_report(find_run(given.run, given.runs), given.split, given.out or None))
     return 0
 

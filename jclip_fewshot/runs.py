@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+import shlex
+import shutil
 import sys
 import time
 from importlib import metadata
@@ -111,9 +114,37 @@ def versions() -> Dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "absent"
-    return found
+    return {**found, "git commit": git_commit(Path(__file__).parents[1])}
+
+
+def git_commit(checkout: Path) -> str:
+    """The commit that a checkout stands at, "absent" where it is none. Read from its files: a child process that
+    fails would be taken by Jittor for one of its own."""
+    try:
+        folder = checkout / ".git"
+        if folder.is_file():  # a worktree: "gitdir: PATH"
+            folder = checkout / folder.read_text().split(":", 1)[1].strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head
+        name, common = head.split()[1], folder / "commondir"
+        shared = folder / common.read_text().strip() if common.is_file() else folder
+        if (shared / name).is_file():
+            return (shared / name).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next(parts[0] for parts in packed if parts[1:] == [name])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "absent"
 
 
 def command_line() -> str:
-    """How this process was called."""
-    return " ".join([Path(sys.executable).name] + sys.argv)
+    """How this process was called, as a line for the shell; `python -m` in place of the module's file."""
+    program, *arguments = sys.argv
+    python = Path(sys.executable).name
+    if shutil.which(python) != sys.executable:  # an environment that is not active
+        python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
+    if Path(program).name == "__main__.py":
+        arguments = ["-m", Path(program).parent.name, *arguments]
+    else:
+        arguments = [program, *arguments]
+    return shlex.join([python, *arguments])
