@@ -17,7 +17,6 @@ import numpy as np
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domains_of
-from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.features.sources import open_source, require_readable
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names

@@ -23,12 +23,13 @@ from jclip_fewshot.task import Task
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 TASK_ARRAYS = ("features", "labels", "text", "domains")
-# what `state` must hold, for load_arrays; the heads' own arrays are asked one question when they are put together
+# what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
 STATE_SCHEMA = {
     "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
     "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
     "shots/domains": Field("whole", "K", low=0, below="K"), "shots/scale": Field("float", ""),
-    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K")}
+    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K"),
+    "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
 
@@ -155,23 +156,26 @@ class Pipeline:
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.held_out_probs_ = arrays["held_out_probs"]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again")
         pipeline._require_answers()
         return pipeline
 
     def _require_answers(self) -> None:
-        """One question, so that arrays of heads that do not fit each other are found here.
+        """A few questions, so that arrays of heads that do not fit each other are found here.
 
         Raises:
             UserError: some head cannot answer, or not with finite numbers.
         """
+        task = self.task_
+        # as many rows as no axis is long, lest a wrong one broadcast
+        n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
-            probs = self.answer(self.task_.text[:1], refine="off").probs
+            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
-        if probs.shape != (1, self.task_.num_classes) or not np.isfinite(probs).all():
+        if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
             raise UserError("the run's arrays give answers that are not finite: train again")
 
     def settings(self) -> Dict[str, dict]:
