@@ -44,7 +44,8 @@ def main() -> int:
             continue
         values = [getattr(found, one) for one in MEASURES]
         holds = all(value <= limit for value, limit in zip(values, method.limits)) and not found.wrong
-        said = "  ".join(f"{one} {value:.1e} ({limit:.0e})" for one, value, limit in zip(MEASURES, values, method.limits))
+        said = "  ".join(f"{one} {value:.1e} ({limit:.0e})"
+                         for one, value, limit in zip(MEASURES, values, method.limits))
         unequal = f"  not equal: {', '.join(found.wrong)}" if found.wrong else ""
         print(f"{file.name}: {method.name}  {said}  {'holds' if holds else 'FAILS'}{unequal}", flush=True)
         status = status or int(not holds)

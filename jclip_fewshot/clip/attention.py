@@ -52,7 +52,8 @@ def softmax(scores: "jt.Var") -> "jt.Var":
 
 
 _FORWARD = """
-    jclip::attend_all(in0_shape0, in0_shape2 / jclip::HEAD, in0_shape1, in1_shape1, in0_p, in1_p, in2_p, out0_p, out1_p);
+    jclip::attend_all(in0_shape0, in0_shape2 / jclip::HEAD, in0_shape1, in1_shape1, in0_p, in1_p, in2_p,
+                      out0_p, out1_p);
 """
 _BACKWARD = """
     jclip::attend_back(in0_shape0, in0_shape2 / jclip::HEAD, in0_shape1, in1_shape1, in0_p, in1_p, in2_p, in3_p,

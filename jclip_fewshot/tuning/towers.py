@@ -1,43 +1,17 @@
-"""A CLIP whose tensors change while it trains: variables put in their place, rows with gradients.
-
-Names are OpenAI's: `visual.transformer.resblocks.11.ln_1.weight`. Layouts are the model's, which keeps matrices
-(inputs, outputs); vectors and projections are as OpenAI has them.
+"""Rows of both towers with gradients, and the names of what may train in them.
 
 B images or sentences · R pixels a side · L tokens · W width · D feature width
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Iterator, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.model import CLIP, build_model, normalized, numpy_state_dict
-from jclip_fewshot.tuning.training import Vars
-
-
-def part(model: CLIP, path: str):
-    """The module or tensor under OpenAI's name."""
-    for name in path.split("."):
-        model = model[int(name)] if name.isdigit() else getattr(model, name)
-    return model
-
-
-@contextmanager
-def replaced(model: CLIP, values: Vars) -> Iterator[CLIP]:
-    """The model with `values` in the place of its tensors of those names, while the block runs."""
-    places = {name: name.rpartition(".") for name in values}
-    owners = {name: part(model, path) if path else model for name, (path, _, _) in places.items()}
-    before = {name: getattr(owners[name], places[name][2]) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owners[name], places[name][2], value)
-        yield model
-    finally:
-        for name, value in before.items():
-            setattr(owners[name], places[name][2], value)
+from jclip_fewshot.clip.replace import part
 
 
 def norm_names(model: CLIP, tower: str, blocks: List[int]) -> List[str]:

@@ -74,7 +74,7 @@ def cosine(lr: float, steps: int, least: float = 0.0) -> np.ndarray:
 
 
 def cosine_by_epoch(lr: float, epochs: int, steps: int, warm_up: float = 1e-5) -> np.ndarray:
-    """Dassl's: the first epoch at `warm_up`, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
+    """Dassl's: epoch 1 at `warm_up`, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
     rates = np.r_[warm_up, cosine(lr, epochs)[:epochs - 1]]
     return np.repeat(rates, steps)
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.heads.training import product, unit_var
 from jclip_fewshot.tuning.lora import LEAST_LR, LR, WEIGHT_DECAY
-from jclip_fewshot.tuning.towers import blocks_of, norm_names, part, replaced
+from jclip_fewshot.tuning.towers import blocks_of, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 
 STEPS_A_SHOT, FIRST_SHARE = 300, 0.6  # the authors'

@@ -13,6 +13,7 @@ import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.tuning import coop, lora, prolip, towers, two_stage
 from jclip_fewshot.tuning.training import batches
@@ -43,7 +44,8 @@ class Deviation:
         return self
 
     def worst(self, other: "Deviation") -> "Deviation":
-        return Deviation(*(largest(getattr(self, one), getattr(other, one)) for one in MEASURES), self.wrong + other.wrong)
+        return Deviation(*(largest(getattr(self, one), getattr(other, one)) for one in MEASURES),
+                         self.wrong + other.wrong)
 
 
 class Recorder:
@@ -170,7 +172,7 @@ def replay_lora(reference: Reference) -> Deviation:
         found = reference.compare(run, recorder, final, lora.cosine(rate, len(steps), lora.LEAST_LR))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
             weights = {name: jt.array(value) for name, value in lora.merged(model, p).items()}
-            with towers.replaced(model, weights):
+            with replaced(model, weights):
                 ours = lora.SCALE * reference.image_rows(reference["held"]) @ text().numpy().T
             found.with_logits(ours, reference[run + key])
         worst = worst.worst(found)
@@ -219,7 +221,7 @@ def replay_two_stage(reference: Reference) -> Deviation:
             start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]),
             lambda: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr, recorder)
         found = reference.compare(first, recorder, norms, lora.cosine(lr, count, lora.LEAST_LR))
-        with towers.replaced(model, {name: jt.array(value) for name, value in norms.items()}):
+        with replaced(model, {name: jt.array(value) for name, value in norms.items()}):
             rows, held = jt.array(reference.image_rows(reference["images"])), reference.image_rows(reference["held"])
             text = towers.text_rows(model, tokens).numpy()
         found.logits = largest(found.logits, np.abs(text - reference.start(second)["classifier"]).max())
