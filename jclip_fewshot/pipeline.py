@@ -18,12 +18,22 @@ from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
+from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Task
 
+# of the map that the report draws: wider than what Tip-Adapter searches
+ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
 TASK_ARRAYS = ("features", "labels", "text", "domains")
+# what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
+STATE_SCHEMA = {
+    "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
+    "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
+    "shots/domains": Field("whole", "K", low=0, below="K"), "shots/scale": Field("float", ""),
+    "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K"),
+    "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
 
@@ -164,6 +174,14 @@ class Pipeline:
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
+    def alpha_beta(self) -> Dict[str, np.ndarray]:
+        """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
+        head = self.heads_.get("tip_adapter")
+        if head is None or not self.task_.has_company.any():
+            return {}
+        found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(self.task_, ALPHAS, BETAS)}
+        return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
+
     @classmethod
     def from_state(cls, arrays: Dict[str, np.ndarray]) -> "Pipeline":
         """The inverse of `state`.
@@ -172,7 +190,7 @@ class Pipeline:
             UserError: arrays of another version of this program.
         """
         try:
-            pipeline = cls([str(name) for name in arrays["names"]])
+            pipeline = cls(arrays["names"].tolist())
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
                                   scale=float(arrays["shots/scale"]))
             pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
@@ -183,9 +201,27 @@ class Pipeline:
                 else HEADS[name].from_state(_under(arrays, f"check/heads/{name}/")) for name in CHECK_HEADS}
             pipeline.check_ensemble_ = Ensemble.from_state(_under(arrays, "check/ensemble/"))
             pipeline.held_out_probs_ = arrays["held_out_probs"]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again")
+        pipeline._require_answers()
         return pipeline
+
+    def _require_answers(self) -> None:
+        """A few questions, so that arrays of heads that do not fit each other are found here.
+
+        Raises:
+            UserError: some head cannot answer, or not with finite numbers.
+        """
+        task = self.task_
+        # as many rows as no axis is long, lest a wrong one broadcast
+        n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
+        try:
+            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
+        except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
+        if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
+            raise UserError("the run's arrays give answers that are not finite: train again")
 
     def settings(self) -> Dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
