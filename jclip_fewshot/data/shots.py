@@ -21,8 +21,8 @@ from typing import Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from jclip_fewshot.data.contest import (Contest, LabelledPath, PathLike, by_class, count_of, natural_key,
-                                        read_labelled, require_present)
+from jclip_fewshot.data.contest import Contest, by_class
+from jclip_fewshot.data.listing import LabelledPath, PathLike, count_of, natural_key, read_labelled, require_present
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Dict, List, Optional, Sequence
 
-from jclip_fewshot.data.contest import CLASS_ID, PathLike, count_of, natural_key
+from jclip_fewshot.data.listing import CLASS_ID, PathLike, count_of, natural_key
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
