@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import sys
 import time
@@ -15,7 +14,9 @@ import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.config import MachineConfig, TrainConfig, checked
+from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
@@ -43,8 +44,11 @@ def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) 
         return folder
     finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime, reverse=True)
     for record in finished:
-        if load_record(record.parent)["config"]["demo"] == demo:
-            return record.parent
+        try:
+            if load_record(record.parent)["config"]["demo"] == demo:
+                return record.parent
+        except UserError as error:
+            warn(f"{error}; looking at the run before it")
     raise UserError(f"no finished run under {runs}: python train.py{' --demo' if demo else ''} makes one")
 
 
@@ -95,11 +99,8 @@ def save_record(folder: Path, record: dict) -> None:
 
 
 def load_record(folder: Path) -> dict:
-    """The record of a finished run."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / RECORD}: not JSON ({error}); train again")
+    """The record of a finished run, checked: see storage/records.py."""
+    return records.load_record(folder / RECORD)
 
 
 def versions() -> Dict[str, str]:

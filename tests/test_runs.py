@@ -10,10 +10,12 @@ from jclip_fewshot import runs
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 
+from .storage.samples import RECORD, changed
+
 
 def finished(folder, name, demo=False, **record):
     run = runs.new_run(folder, name, "A")
-    runs.save_record(run, {"config": {"demo": demo}, **record})
+    runs.save_record(run, {**changed(RECORD, "config", "demo", demo), **record})
     return run
 
 
@@ -52,6 +54,16 @@ def test_the_newest_finished_run_of_its_kind_is_found(tmp_path):
     assert runs.find_run("", tmp_path) == first
     assert runs.find_run("", tmp_path, demo=True) == demo
     assert runs.find_run(demo, "elsewhere") == demo
+
+
+def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
+    good = finished(tmp_path, "good")
+    time.sleep(0.05)
+    for name, content in [("cut", "{"), ("odd", json.dumps(changed(RECORD, "config", None))), ("deep", "[" * 99_999)]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / runs.RECORD).write_text(content)
+    assert runs.find_run("", tmp_path) == good
+    assert capsys.readouterr().err.count("looking at the run before it") == 3
 
 
 def test_no_run(tmp_path):
