@@ -8,6 +8,7 @@ from typing import Iterable, Optional
 from tqdm import tqdm
 
 quiet = False  # set by --quiet: results and warnings alone
+verbose = False  # set by --verbose: full error traces
 
 
 def progress(iterable: Optional[Iterable] = None, *, stage: str, unit: str, total: Optional[int] = None) -> tqdm:

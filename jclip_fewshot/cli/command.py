@@ -30,7 +30,7 @@ def run(main: Callable[[], Optional[int]]) -> None:
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        if "--verbose" in sys.argv:
+        if console.verbose:
             traceback.print_exc()
         if ranks.first():  # the others have met the same mistake
             print(f"error: {error}", file=sys.stderr)

@@ -19,9 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Dict, Iterable, List, Optional, Sequence
 
-from jclip_fewshot.data.listing import (CONTEST_SUFFIXES, TREE_SUFFIXES, LabelledPath, PathLike, count_of, entries_of,
-                                        images_of, kinds_of, natural_key, read_labelled, read_pairs,
-                                        require_plain_name, require_present, walk)
+from jclip_fewshot.data.listing import (
+    CONTEST_SUFFIXES,
+    TREE_SUFFIXES,
+    LabelledPath,
+    PathLike,
+    count_of,
+    entries_of,
+    images_of,
+    kinds_of,
+    natural_key,
+    read_labelled,
+    read_pairs,
+    require_plain_name,
+    require_present,
+    walk,
+)
 from jclip_fewshot.data.prompts import known_domains
 from jclip_fewshot.errors import UserError
 
