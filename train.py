@@ -58,7 +58,8 @@ def main() -> None:
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
-    folder = runs.save_run(settings.runs, settings.name, settings.board, shots, pipeline.state(), {
+    arrays = {**pipeline.state(), **pipeline.alpha_beta()}
+    folder = runs.save_run(settings.runs, settings.name, settings.board, shots, arrays, {
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
         "shots": {"rule": rule(**draw), "files": [path for path, _ in shots],

@@ -6,6 +6,8 @@ Letters: N images, S shots, K classes, D feature width.
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional, Sequence
@@ -19,6 +21,8 @@ from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.task import Task
 
+# of the map that the report draws: wider than what Tip-Adapter searches
+ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
@@ -123,6 +127,14 @@ class Pipeline:
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
+    def alpha_beta(self) -> Dict[str, np.ndarray]:
+        """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where there is nothing to map."""
+        head = self.heads_.get("tip_adapter")
+        if head is None or not self.task_.has_company.any():
+            return {}
+        found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(self.task_, ALPHAS, BETAS)}
+        return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
+
     @classmethod
     def from_state(cls, arrays: Dict[str, np.ndarray]) -> "Pipeline":
         """The inverse of `state`.
@@ -166,8 +178,12 @@ def settings_table(settings: Dict[str, dict]) -> str:
                          if not key.startswith("held_out_"))
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    begin = sum(widths) + 4
+    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, begin + 20), subsequent_indent=" " * begin,
+                                break_long_words=False, break_on_hyphens=False)
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows])
+    return "\n".join([header] + [wrap.fill(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip())
+                                 for row in rows])
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
@@ -19,13 +20,14 @@ from jclip_fewshot import __version__
 from jclip_fewshot.config import DEMO_SEED, MachineConfig, TrainConfig, checked
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.shots import write_shot_list
+from jclip_fewshot.data.submission import move_aside, write_result
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
 from jclip_fewshot.storage.files import require_writable_folder
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
-LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")  # by later commands
+LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")  # by other commands
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 
@@ -43,14 +45,14 @@ def require_new_run(runs: Union[str, Path], name: str) -> None:
         require_writable_folder(Path(runs, name), "--name")
 
 
-def new_run(runs: Union[str, Path], name: str, board: str) -> Path:
-    """The folder of a new run: `name`, or date, time and board, and a number where that is taken.
+def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> Path:
+    """The folder of a new run: `name`, or `prefix`, date, time and board, and a number where that is taken.
 
     Of an older run of the same name, what later commands have left there goes: old answers do not stand beside a
     new model.
     """
     require_new_run(runs, name)
-    stamp = time.strftime(f"%Y%m%d-%H%M%S-{board}")
+    stamp = prefix + time.strftime(f"%Y%m%d-%H%M%S-{board}")
     number = 1
     while not name:
         folder = Path(runs, stamp if number == 1 else f"{stamp}-{number}")
@@ -197,6 +199,21 @@ def require_same_classes(folder: Path, record: dict, class_names: Sequence[str])
                         "this data set, or in another order: train again, or give the right --run or --data")
 
 
+def save_result(result: Path, folder: Path, split: str, own_split: str, names: Sequence[str], best: np.ndarray,
+                num_classes: int) -> Path:
+    """Writes the submission and the run's own copy of it; returns the archive to submit.
+
+    A file that stands at `result` and that none of these runs has written is moved aside first, with a line.
+    """
+    for path in (result, result.with_suffix(".zip")):
+        aside = move_aside(path, kept_results(folder, path.suffix))
+        if aside:
+            tell(f"{path} was none of these runs': it is {aside} now")
+    archive = write_result(result, names, best, num_classes)
+    write_result(own_result(folder, split, own_split), names, best, num_classes)
+    return archive
+
+
 def own_result(folder: Path, split: str, own_split: str) -> Path:
     """A run's own copy of its submission: result.txt, with the split in its name where that is not the run's own."""
     return folder / ("result.txt" if split == own_split else f"result_{split}.txt")
@@ -249,11 +266,38 @@ def versions() -> Dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "absent"
-    return found
+    return {**found, "git commit": git_commit(Path(__file__).parents[1])}
+
+
+def git_commit(checkout: Path) -> str:
+    """The commit that a checkout stands at, "absent" where it is none. Read from its files: a child process that
+    fails would be taken by Jittor for one of its own."""
+    try:
+        folder = checkout / ".git"
+        if folder.is_file():  # a worktree: "gitdir: PATH"
+            folder = checkout / folder.read_text().split(":", 1)[1].strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head
+        name, common = head.split()[1], folder / "commondir"
+        shared = folder / common.read_text().strip() if common.is_file() else folder
+        if (shared / name).is_file():
+            return (shared / name).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next(parts[0] for parts in packed if parts[1:] == [name])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "absent"
 
 
 def command_line() -> str:
-    """How this process was called, so that typing it again does the same."""
-    script, *arguments = sys.argv
-    command = ["-m", "jclip_fewshot"] if Path(script).name == "__main__.py" else [script]
-    return " ".join(map(shlex.quote, [Path(sys.executable).name, *command, *arguments]))
+    """How this process was called, as a line for the shell; `python -m` in place of the module's file."""
+    program, *arguments = sys.argv
+    python = Path(sys.executable).name
+    if shutil.which(python) != sys.executable:  # an environment that is not active
+        with suppress(ValueError):
+            python = str(Path(sys.executable).relative_to(Path.cwd()))
+    if Path(program).name == "__main__.py":
+        arguments = ["-m", Path(program).parent.name, *arguments]
+    else:
+        arguments = [program, *arguments]
+    return shlex.join([python, *arguments])

@@ -198,19 +198,11 @@ def read_classes(root: PathLike, board: str = "A") -> List[str]:
 
 
 def default_split(root: PathLike, board: str = "A") -> str:
-    """The test set that is meant where none is named: the board's, or the first test folder of a plain tree.
-
-    Raises:
-        UserError: a plain tree without a test folder.
-    """
+    """The test set that is meant where none is named: the board's, or the first test folder of a plain tree."""
     root = _data_folder(root)
     if has_lists(root) or (root / _split_folder(board)).is_dir():
         return board
-    found = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if found is None:
-        raise UserError(f"no test images in {root}: put them into {root / TEST_FOLDERS[0]}, "
-                        "or name their folder with --split")
-    return found
+    return next((name for name in TEST_FOLDERS if (root / name).is_dir()), TEST_FOLDERS[0])
 
 
 def test_images(root: PathLike, split: str = "A") -> TestSet:

@@ -16,6 +16,7 @@ import numpy as np
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.runtime import on_cuda
 from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
 from jclip_fewshot.errors import UserError
@@ -218,6 +219,27 @@ def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]],
         raise UserError(f"none of the {len(images)} training images can be read ({images[0][0]}: {bad[0]}); "
                         "unpack the data set again")
     return rows[kept], [images[i] for i in kept], bad
+
+
+def test_rows(source: Source, root: Path, tests: TestSet) -> Tuple[np.ndarray, Bad]:
+    """Feature rows of a test set and why some images could not be read: {index: reason}, each named in a warning.
+
+    Raises:
+        UserError: none can be read.
+    """
+    rows, bad = source.images(root, tests.files)
+    if not ranks.first():  # the first rank says it
+        return rows, bad
+    if len(bad) == len(tests.names):
+        index, reason = next(iter(bad.items()))
+        raise UserError(f"{tests.folder}: none of the {len(tests.names)} images can be read ({tests.names[index]}: "
+                        f"{reason}); unpack the test set again")
+    for index, reason in sorted(bad.items()):
+        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
+    return rows, bad
+
+
+test_rows.__test__ = False  # pytest: no test function
 
 
 def duration_text(seconds: float) -> str:

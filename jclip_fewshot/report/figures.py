@@ -19,6 +19,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from jclip_fewshot.report.analysis import AlphaBetaMap, Calibration, Rejection
+
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
 BLUE, VERMILLION, GREEN, AMBER, PURPLE = "#0072b2", "#b84500", "#007a5c", "#8f6400", "#94487f"
@@ -283,10 +285,11 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
             mean = float(np.mean(accuracy[inside]))
             ax.plot([mean], [-0.75], marker="^", color=INK, markersize=7, clip_on=False)
             ax.set(xlim=(-2.5, 102.5), ylim=(-1.3, tall + 0.6), yticks=[])
-            worst = min(inside, key=lambda k: (accuracy[k], k))
+            lowest = [k for k in inside if accuracy[k] == min(accuracy[inside])]
+            worst = _shorten(names[lowest[0]], 22) if len(lowest) == 1 else f"{len(lowest)} classes"
             ax.set_title(f"{domain or 'All classes'}: {len(inside)} classes, mean {mean:.1f}")
             if spots[0][0] > (20 if wide else 45):  # left of the lowest class there is no dot
-                ax.annotate(_shorten(names[worst], 22), spots[0], (-9, 0), textcoords="offset points", fontsize=11,
+                ax.annotate(worst, spots[0], (-9, 0), textcoords="offset points", fontsize=11,
                             color=MUTED, ha="right", va="center")
             ax.tick_params(labelbottom=True)
         axes[-1].set_xlabel("top-1 of a class, %")
@@ -294,12 +297,12 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
 
     means = [f"{domain or 'all classes'} {np.mean(accuracy[inside]):.1f}" for domain, inside in groups.items()]
     return picture("classes", f"Top-1 by class; mean of {', '.join(means)} percent.",
-                   "A dot is a class; the triangle marks a domain's mean; the lowest class is named where there is "
-                   "room.", draw)
+                   "A dot is a class; the triangle marks a domain's mean; the lowest is named where there is "
+                   "room, or how many share its place.", draw)
 
 
-def alpha_beta(found) -> Picture:
-    """Held-out top-1 of Tip-Adapter over α and β: `found` is a report.AlphaBetaMap."""
+def alpha_beta(found: AlphaBetaMap) -> Picture:
+    """Held-out top-1 of Tip-Adapter over α and β; a value beyond the map is an arrow at its edge."""
     def edges(values: np.ndarray) -> np.ndarray:
         logs = np.log(values)
         middle = (logs[1:] + logs[:-1]) / 2
@@ -321,9 +324,12 @@ def alpha_beta(found) -> Picture:
             axis.set_minor_formatter(NullFormatter())
         ax.minorticks_off()
         for i, (domain, alpha, beta) in enumerate(found.chosen):
-            alpha = float(np.clip(alpha, found.alphas[0], found.alphas[-1]))
-            ax.plot(alpha, beta, "o", markersize=13, color=PAPER)
-            ax.plot(alpha, beta, DOMAIN_MARKS[i % 5], markersize=7, color=VERMILLION, label=domain or "chosen")
+            x, y = np.clip(alpha, *found.alphas[[0, -1]]), np.clip(beta, *found.betas[[0, -1]])
+            mark = "<" if alpha < x else ">" if alpha > x else "v" if beta < y else "^" if beta > y else \
+                DOMAIN_MARKS[i % 3]
+            ax.plot(x, y, "o", markersize=13, color=PAPER, clip_on=False)
+            label = (domain or "chosen") + (f" (α {alpha:.3g}, β {beta:.3g})" if mark in "<>v^" else "")
+            ax.plot(x, y, mark, markersize=7, color=VERMILLION, label=label, clip_on=False)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, handletextpad=0.3, borderpad=0.2)
         bar = figure.colorbar(mesh, ax=ax, fraction=0.045, pad=0.02)
         bar.outline.set_visible(False)
@@ -338,41 +344,56 @@ def alpha_beta(found) -> Picture:
     return picture("alpha_beta",
                    f"Held-out top-1 of Tip-Adapter between {low:.1f} and {high:.1f} percent. {chosen}.",
                    f"Leave-one-shot-out top-1 of {found.shots} shots; darker is better on a light page, lighter on a "
-                   f"dark one. Marked: what the held-out log-loss chose ({chosen}).", draw)
+                   f"dark one. Marked: what the held-out log-loss chose ({chosen}); an arrow points to a value beyond the map.",
+                   draw)
 
 
-def reliability(curves: Dict[str, object], answers: Dict[str, np.ndarray]) -> Picture:
-    """Right answers against sureness, and how sure the first guesses are.
+def reliability(curves: Dict[str, Calibration], answers: Dict[str, np.ndarray], costs: Sequence[Rejection]) -> Picture:
+    """Right answers against confidence, how confident the first guesses are, and what rejecting the low ones costs.
 
-    curves: {what answers: report.Calibration}, at most two; answers: {the same: (N,) probabilities}.
+    curves: {what answers: its calibration}, at most two; answers: {the same: (N,) probabilities}; costs: of the
+    last one, by rising threshold.
     """
     def draw(wide: bool):
-        figure = _figure(wide, 380 if wide else 600)
-        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1]) if wide else \
-            figure.subplots(2, 1, height_ratios=[1.5, 1])
+        figure = _figure(wide, 460 if wide else 900)
+        if wide:
+            grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1])
+            left, right, below = (figure.add_subplot(grid[place]) for place in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
+        else:
+            left, right, below = figure.subplots(3, 1, height_ratios=[1.5, 1, 1])
         left.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         styles = [(INK, "s"), (BLUE, "o")][-len(curves):]
         for (name, found), (colour, mark) in zip(curves.items(), styles):
             held = found.counts > 0
-            x, y = 100 * found.sureness[held], 100 * found.accuracy[held]
+            x, y = 100 * found.confidence[held], 100 * found.accuracy[held]
             left.plot(x, y, color=colour, linewidth=1, alpha=0.55)
             # the area says how many images a point stands for
             left.scatter(x, y, s=12 + 260 * found.counts[held] / found.counts.sum(), color=colour, marker=mark,
-                         linewidths=0, alpha=0.9, zorder=3, label=f"{name}, calibration error {100 * found.ece:.1f}")
+                         linewidths=0, alpha=0.9, zorder=3, label=f"{method_title(name)}, calibration error {100 * found.ece:.1f}")
         left.set(xlim=(0, 104), ylim=(-3, 104), ylabel="right, %", xlabel="probability of the first guess, %")
         left.grid()
         _histogram(right, answers)
+        x = [cost.threshold for cost in costs]
+        below.plot(x, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
+        below.plot(x, [cost.rejected for cost in costs], color=VERMILLION, linestyle=(0, (4, 1.6)), label="rejected")
+        below.set(xlim=(0, 100), ylim=(-3, 104), xlabel="threshold of rejection, %", ylabel="%")
+        below.grid()
+        below.legend(loc="best")
         legend = figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2 if wide else 1)
         for handle in legend.legend_handles:
             handle.set_sizes([36])
         return figure
 
-    said = "; ".join(f"{name}: expected calibration error {100 * found.ece:.1f} points"
+    said = "; ".join(f"{method_title(name)}: expected calibration error {100 * found.ece:.1f} points"
                      for name, found in curves.items())
-    return picture("calibration", f"Reliability diagram and histogram of sureness. {said}.",
-                   "Answers of a certain sureness and how many of them are right: above the dashed line it is too "
-                   "modest, below it too sure; a larger mark stands for more images. The histogram counts images by "
-                   "sureness.", draw)
+    half = min(costs, key=lambda cost: abs(cost.threshold - 50))
+    return picture("calibration", f"Reliability diagram, histogram of confidence, cost of rejection. {said}. Rejecting "
+                   f"answers below {half.threshold:.0f} percent rejects {half.rejected:.1f} percent of the images; of the "
+                   f"rest {half.accuracy:.1f} percent are right.",
+                   "How many answers of a certain confidence are right: above the dashed line it is underconfident, "
+                   "below it overconfident; a larger mark stands for more images. The histogram counts images by "
+                   "confidence. Lower curves: what answering “None of these” below a threshold rejects, and how often "
+                   "the rest is right.", draw)
 
 
 def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
@@ -380,13 +401,13 @@ def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
         last = i == len(answers) - 1
         look = dict(histtype="stepfilled", color=BLUE, alpha=0.75, linewidth=0) if last else \
             dict(histtype="step", color=INK, linewidth=1.6, zorder=2)
-        ax.hist(100 * values, bins=np.arange(0, 101, 5), label=name, **look)
+        ax.hist(100 * values, bins=np.arange(0, 101, 5), label=method_title(name), **look)
     ax.set(xlim=(0, 100), xlabel="probability of the first guess, %", ylabel="images")
     ax.grid(axis="y")
 
 
-def sureness(answers: Dict[str, np.ndarray]) -> Picture:
-    """How sure the first guesses are: {what answers: (N,) probabilities}, at most two."""
+def confidence(answers: Dict[str, np.ndarray]) -> Picture:
+    """How confident the first guesses are: {what answers: (N,) probabilities}, at most two."""
     def draw(wide: bool):
         figure = _figure(wide, 260)
         ax = figure.subplots()
@@ -395,8 +416,8 @@ def sureness(answers: Dict[str, np.ndarray]) -> Picture:
             figure.legend(loc="outside upper left", ncols=2)
         return figure
 
-    means = ", ".join(f"{name} {100 * values.mean():.1f}" for name, values in answers.items())
-    return picture("sureness", f"Histogram of the first guess's probability; means in percent: {means}.",
+    means = ", ".join(f"{method_title(name)} {100 * values.mean():.1f}" for name, values in answers.items())
+    return picture("confidence", f"Histogram of the first guess's probability; means in percent: {means}.",
                    "Images by the probability of their first guess.", draw)
 
 
