@@ -177,7 +177,7 @@ def _plain_labels(labels: Sequence) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.dtype == object:
         plain = np.array(labels.tolist())
-        if plain.dtype == object or [str(label) for label in plain] != [str(label) for label in labels]:
+        if plain.dtype == object or (plain.dtype.kind == "U" and not all(isinstance(label, str) for label in labels)):
             raise ValueError("labels must all be of one kind: texts, or numbers")
         labels = plain
     if labels.ndim != 1:

@@ -27,7 +27,8 @@ from jclip_fewshot.storage.arrays import save_arrays, save_json
 from jclip_fewshot.storage.files import require_writable_folder
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
-LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")  # by other commands
+# what other commands leave in a run's folder
+LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 

@@ -194,7 +194,7 @@ def spread_note(seeds: int, same: bool) -> str:
     if seeds < 2:
         said += " --seeds 3 shows what other shots change."
     elif same:
-        said = (f"All {seeds} seeds drew the same shots, as no class has more images than are asked for: ± beside top-1 "
+        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± beside top-1 "
                 f"holds random views and training alone, not other shots. {said}")
     else:
         said = f"± beside top-1: standard deviation over {seeds} draws of the shots. {said}"
