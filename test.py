@@ -9,6 +9,10 @@ Everything about the method comes from the run; the flags here say only which im
 where checkpoint, features and images lie now if they were moved.
 """
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 from pathlib import Path
 
 from jclip_fewshot import runs

@@ -9,6 +9,10 @@ Images and class names are turned into CLIP features once and kept in .cache/; t
 features alone, choose their settings by leave-one-shot-out, and an ensemble combines them.
 """
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command

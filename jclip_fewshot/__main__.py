@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import sys
 
 from jclip_fewshot.cli import command, commands

@@ -128,7 +128,7 @@ class Pipeline:
         return arrays
 
     def alpha_beta(self) -> Dict[str, np.ndarray]:
-        """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where there is nothing to map."""
+        """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
         head = self.heads_.get("tip_adapter")
         if head is None or not self.task_.has_company.any():
             return {}

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
@@ -295,8 +294,7 @@ def command_line() -> str:
     program, *arguments = sys.argv
     python = Path(sys.executable).name
     if shutil.which(python) != sys.executable:  # an environment that is not active
-        with suppress(ValueError):
-            python = str(Path(sys.executable).relative_to(Path.cwd()))
+        python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
     if Path(program).name == "__main__.py":
         arguments = ["-m", Path(program).parent.name, *arguments]
     else:

@@ -26,9 +26,10 @@ def doctor(arguments: List[str]) -> int:
     parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
     given = _parsed(parser, arguments)
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(given.data, given.model, given.weights, given.device)
+    return doctors_report(given.data, given.model, given.weights, given.device, given.deep)
 
 
 def check(arguments: List[str]) -> int:
@@ -63,7 +64,7 @@ def convert(arguments: List[str]) -> int:
     parser.add_argument("target", metavar="OUT.safetensors")
     given = _parsed(parser, arguments)
     require_writable(given.target)
-    from jclip_fewshot.clip.weights import convert as convert_checkpoint
+    from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
     convert_checkpoint(given.source, given.target)
     print(f"{given.target}: {Path(given.target).stat().st_size / 1e6:.1f} MB")
     return 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.runtime import on_cuda
-from jclip_fewshot.console import tell, warn
+from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
@@ -79,7 +79,7 @@ class EncoderSource:
         encoder.images(pixels)
         rate = encoder.batch_size / (time.perf_counter() - begun)
         what = f"{images:,} images" + (f" x {views} views" if views else "")
-        tell(f"{stage}: {what} to encode, about {duration_text(images * each / rate)} here "
+        tell(f"{stage}: {what} to encode, about {duration(images * each / rate)} here "
              f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
@@ -240,14 +240,6 @@ def test_rows(source: Source, root: Path, tests: TestSet) -> Tuple[np.ndarray, B
 
 
 test_rows.__test__ = False  # pytest: no test function
-
-
-def duration_text(seconds: float) -> str:
-    """"40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size_text(size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any, Callable, Dict, Sequence, Tuple
 
@@ -12,7 +13,7 @@ Methods = Dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "do
 
 
 def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
-    """draw(drawing, *arguments) keeps a figure for the page; record: what `validate` left.
+    """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left.
 
     Raises:
         UserError: a record without scores.
@@ -32,10 +33,12 @@ def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
                       for name, row in methods.items()} for count, methods in curve.items()}
     final = list(curve[counts[-1]])[-1]
     menu = [("curve", "Curve")] * (len(counts) > 1) + [(f"shots-{count}", f"{count}-shot") for count in counts[::-1]]
-    return {"record": record, "menu": menu + [("run", "Run")],
-            "headings": {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts}, "boards": boards, "counts": counts, "spread": spread, "final": final,
-            "domains": list(panels)[1:], "seeds": len(curve[counts[-1]][final]["top1"]),
-            "top1": spread[counts[-1]][final]}
+    headings = {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts}
+    share = spread[counts[-1]][final][0] / 100
+    return {"sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
+            "same": not any(deviation for _, deviation in spread[counts[-1]].values()), "record": record,
+            "menu": menu + [("run", "Run")], "headings": headings, "boards": boards, "counts": counts, "spread": spread, "final": final, "domains": list(panels)[1:],
+            "seeds": len(curve[counts[-1]][final]["top1"]), "top1": spread[counts[-1]][final]}
 
 
 def mean_and_deviation(values: Sequence[float]) -> Tuple[float, float]:

@@ -18,10 +18,11 @@ import numpy as np
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes
-from jclip_fewshot.report import analysis, figures
-from jclip_fewshot.report.figures import Picture, method_title
+from jclip_fewshot.report import analysis, drawing, figures
+from jclip_fewshot.report.drawing import Picture
+from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
-from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_json, read_run
+from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_run, read_validation
 from jclip_fewshot.storage.files import atomic_write, write_text
 
 FOLDER, PAGE = "report", "index.html"
@@ -48,7 +49,7 @@ def write_report(run_folder: Union[str, Path], split: str = "", out: Union[str, 
     target = Path(out) if out else folder / FOLDER
     page = Page(folder)
     if (folder / VALIDATE).is_file():
-        text = page.render("validation.html.j2", **leaderboard_page(page.draw, read_json(folder / VALIDATE)))
+        text = page.render("validation.html.j2", **leaderboard_page(page.draw, read_validation(folder)))
     else:
         text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
     for picture in page.pictures.values():
@@ -77,14 +78,15 @@ class Page:
         except ImportError:
             raise UserError(f"the report needs jinja2: {INSTALL}")
         here = Path(__file__).parent
-        self.draws = figures.available()
+        self.draws = drawing.available()
         self.pictures: Dict[str, Picture] = {}
         thumbnails = Thumbnails()
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
             trim_blocks=True, lstrip_blocks=True)
         self._environment.filters.update(
-            n="{:,}".format, fixed=lambda value, digits=1: f"{value:.{digits}f}", value=lambda value: repr(float(value)),
+            n="{:,}".format, fixed=lambda value, digits=1: f"{value:.{digits}f}",
+            value=lambda value: repr(value.item() if isinstance(value, np.generic) else value),
             signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "−"), short=short, method=method_title,
             svg=lambda text: "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
         self._environment.globals.update(
@@ -92,10 +94,10 @@ class Page:
             thumbnails=thumbnails, style=Markup((here / "style.css").read_text(encoding="utf-8")),
             script=Markup((here / "page.js").read_text(encoding="utf-8")))
 
-    def draw(self, drawing, *arguments: object) -> None:
-        """Keeps the picture that `drawing(*arguments)` makes; nothing without matplotlib."""
+    def draw(self, figure, *arguments: object) -> None:
+        """Keeps the picture that `figure(*arguments)` makes; nothing without matplotlib."""
         if self.draws:
-            found = drawing(*arguments)
+            found = figure(*arguments)
             self.pictures[found.name] = found
 
     def render(self, template: str, **context: object) -> str:
@@ -197,10 +199,10 @@ def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
             true = answers.truth == k
             groups = {"Misread": shown(np.flatnonzero(true & ~mine), answers.guess, "read as"),
                       "Others read as this class": shown(np.flatnonzero(mine & ~true), answers.truth, "truth:")}
-        of_class = run.shots_of(k)
+        files = [(run.shot_paths[shot], run.record["shots"]["files"][shot]) for shot in run.shots_of(k)[:SHOTS]]
         rows.append({"id": int(k), "top1": accuracy[k], "images": int(images[k]), "predicted": int(predicted[k]),
-                     "shots": int(shots[k]), "groups": {title: group for title, group in groups.items() if group["total"]},
-                     "shown": [(run.shot_paths[shot], run.record["shots"]["files"][shot]) for shot in of_class[:SHOTS]]})
+                     "shots": int(shots[k]), "shown": files,
+                     "groups": {title: group for title, group in groups.items() if group["total"]}})
     lowest = [k for k in known if accuracy[k] == accuracy[known[0]] and accuracy[k] < 100]
     return {"rows": rows, "known": len(known), "perfect": int((accuracy[known] == 100).sum()) if known else 0,
             "lowest": lowest, "low": accuracy[lowest[0]] if lowest else None}
@@ -267,9 +269,10 @@ def _sizes(run: Run) -> Dict[str, Any]:
 
 
 def _stages(run: Run) -> Dict[str, float]:
-    seconds = {f"train: {stage}": value for stage, value in run.record["seconds"].items() if not stage.startswith("head ")}
+    trained = {f"train: {stage}": value for stage, value in run.record["seconds"].items()
+               if not stage.startswith("head ")}
     tested = run.answers.record["seconds"] if run.answers else {}
-    return {**seconds, **{f"test: {stage}": value for stage, value in tested.items()}}
+    return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
 
 
 def _versions(record: dict) -> Dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
@@ -142,6 +143,17 @@ def _images_and_truth(root: str, record: dict, split: str,
     except UserError:
         return [None] * len(names), None
     return [where.get(name) for name in names], truth
+
+
+def read_validation(folder: Path) -> dict:
+    """What `python -m jclip_fewshot validate` left, its command as a shell can run it.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    record = read_json(folder / VALIDATE)
+    # earlier versions recorded the module's file, which cannot be run by itself
+    return {**record, "command": re.sub(r"\S*jclip_fewshot/__main__\.py", "-m jclip_fewshot", record["command"])}
 
 
 def read_json(path: Path) -> dict:
