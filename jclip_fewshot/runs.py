@@ -18,6 +18,7 @@ import numpy as np
 from jclip_fewshot import __version__
 from jclip_fewshot.config import DEMO_SEED, MachineConfig, TrainConfig, checked
 from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data.listing import shown
 from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.data.submission import move_aside, write_result
 from jclip_fewshot.errors import UserError
@@ -38,7 +39,7 @@ def require_new_run(runs: Union[str, Path], name: str) -> None:
         UserError: no plain name, or no folder where runs could be made.
     """
     if name and not records.is_file_name(name):
-        said = name if len(name) <= 60 else name[:60] + "…"
+        said = shown(name if len(name) <= 60 else name[:60] + "…")
         raise UserError(f"--name {said}: a plain name of at most 100 bytes, not a path; --runs says where runs lie")
     require_writable_folder(runs, "--runs")
     if name:

@@ -191,6 +191,10 @@ def test_evaluate_and_compare(contest, tmp_path):
     done = call(tmp_path, *line[:-2], "--compare", "a.json")
     assert done.returncode == 0 and "wins" in done.stdout
     fails(call(tmp_path, "jclip_fewshot", "evaluate", "--suite", "absent.npz"), "absent.npz", "missing")
+    tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--seeds", "50")
+    assert call(tmp_path, *tasks).returncode == 0
+    done = call(tmp_path, *tasks, "--compare", "t.json")
+    assert done.returncode == 0 and "difference" in done.stdout and "95 % of top-1" in done.stdout, done.stderr
 
 
 def test_validate_scores_held_out_images(contest):
@@ -315,5 +319,5 @@ def test_the_whole_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     scores = json.loads(next((tmp_path / "runs").glob("*/test_A.json")).read_text())["scores"]
     assert 35 < scores["zero_shot"]["top1"] < scores["tip_adapter"]["top1"] < scores["ensemble"]["top1"] < 95
-    assert len((tmp_path / "result.txt").read_text().splitlines()) >= 600
+    assert len((tmp_path / "demo/result.txt").read_text().splitlines()) >= 600 and not (tmp_path / "result.txt").exists()
     assert "report: " in done.stdout and next((tmp_path / "runs").glob("*/report/index.html")).stat().st_size > 1e5
