@@ -56,7 +56,7 @@ def main() -> None:
         tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
     labels = read_labels(contest, split)
     truth = None if labels is None else scoring.truth_of(labels, tests.names)
-    result = Path(settings.result or Path(config["data"] if config["demo"] else "", "result.txt"))
+    result = Path(settings.result or Path(root if config["demo"] else "", "result.txt"))
     require_target(result)
     runs.require_writable_run(folder)
 

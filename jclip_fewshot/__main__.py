@@ -6,7 +6,9 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
+import shutil
 import sys
+import textwrap
 
 from jclip_fewshot.cli import command, commands
 from jclip_fewshot.errors import UserError, nearest
@@ -16,7 +18,9 @@ COMMANDS = {"doctor": commands.doctor, "check": commands.check, "convert": comma
 
 
 def main() -> int:
-    names = "\n".join(f"  {name:10} {function.__doc__}" for name, function in COMMANDS.items())
+    width = min(110, shutil.get_terminal_size().columns)
+    names = "\n".join(textwrap.fill(f"  {name:10} {function.__doc__}", width, subsequent_indent=" " * 13)
+                      for name, function in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: python -m jclip_fewshot COMMAND [-h]\n\n{names}\n\n"
               "The main job: python train.py, then python test.py.")

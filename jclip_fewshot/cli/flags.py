@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import textwrap
 from dataclasses import fields
 from typing import Any, Dict, List, Optional, Tuple, Type
 
@@ -87,6 +88,17 @@ class Compact(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         width = max(40, min(110, shutil.get_terminal_size().columns))
         super().__init__(prog, max_help_position=28 if width >= 80 else 20, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled; indented lines, examples of commands, stay lines."""
+        filled = []
+        for paragraph in text.strip().split("\n\n"):
+            if not paragraph.startswith(" "):
+                filled.append(textwrap.fill(paragraph, width))
+                continue
+            filled.append("\n".join(textwrap.fill(line, width, subsequent_indent=" " * 8, break_on_hyphens=False)
+                                    if len(line) > width else line for line in paragraph.split("\n")))
+        return "\n\n".join(filled)
 
 
 def read_toml(path: str, config: Type) -> Dict[str, Any]:
