@@ -25,7 +25,7 @@ from jclip_fewshot.data.contest import default_split, read_contest, read_labels,
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import reopen_source, test_rows
-from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
@@ -40,7 +40,7 @@ def main() -> None:
     folder = runs.find_run(settings.run, settings.runs, settings.demo, settings.demo_seed)
     record = runs.load_record(folder)
     config, class_names = record["config"], record["classes"]
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL))
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
     task = pipeline.task_
     tell(f"run {folder}: {', '.join(pipeline.names)}")
 

@@ -76,7 +76,7 @@ def test_help_obeys_columns(config, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit):
         parse(config, "What it does, in a line that is longer than any of the terminals here, and even longer.\n\n"
-                      "    python x.py          an example that is longer than one of the terminals here is\n", ["--help"])
+              "    python x.py          an example that is longer than one of the terminals here is\n", ["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
 

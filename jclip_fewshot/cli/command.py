@@ -35,6 +35,7 @@ def set_up(settings: MachineConfig) -> runtime.Plan:
     ranks.ignore_left_over()
     _cache = "" if getattr(settings, "features", "") else settings.cache
     if settings.verbose:
+        console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
     if start.signals_are_ours():
@@ -79,13 +80,15 @@ def run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if console.verbose or "--verbose" in sys.argv:
+        if console.verbose:
             traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
         print(f"error: the results could not be printed ({out.lost}); what was to be saved is saved", file=sys.stderr)
         status = 1
+    if start.signals_are_ours():
+        start.finish(status)
     sys.exit(status)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.data import demo
-from tests.cli.test_scripts import TRAIN, call, contest, fails, trained  # noqa: F401  (fixtures)
+from tests.cli.scripts import TRAIN, call, fails
 
 NAMES = ("brown_bear", "polar_bear", "black_bear")
 ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "1")

@@ -8,8 +8,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.contest import (CLASS_LISTS, default_split, domain_of, domains_of, read_classes, read_contest,
-                                        read_labels, test_images)
+from jclip_fewshot.data.contest import (
+    CLASS_LISTS,
+    default_split,
+    domain_of,
+    domains_of,
+    read_classes,
+    read_contest,
+    read_labels,
+    test_images,
+)
 from jclip_fewshot.data.listing import natural_key
 from jclip_fewshot.data.shots import choose_shots, read_shot_list, shortage, write_shot_list
 from jclip_fewshot.data.submission import check_result, move_aside, require_names, require_target, write_result
