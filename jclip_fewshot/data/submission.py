@@ -162,6 +162,8 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
             if sign in line:
                 problem(word, f"line {number}: a {word}; one space goes between name and ids")
         line = line.replace("\t", " ").replace(",", " ")
+        if not line.strip():
+            continue
         if line != " ".join(line.split()):
             problem("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
         name, *ids = line.rsplit(None, count)
