@@ -14,6 +14,7 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 
+from jclip_fewshot.backend import exclusive
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domains_of
@@ -40,6 +41,10 @@ class FewShotClassifier:
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
     Images are paths, or an (N, D) array of CLIP features of the same model.
+
+    Threads may share one, and use several at once: they take turns, since Jittor computes for one at a time. It can be
+    pickled and copied (the copy opens its checkpoint again when it encodes). A process that was forked after
+    something was computed gets a UserError: multiprocessing has to "spawn".
     """
 
     def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, augment: int = 10,
@@ -52,6 +57,10 @@ class FewShotClassifier:
         self.cache = cache
         self._source = None
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_source": None}  # a loaded checkpoint and open files are no state
+
+    @exclusive()
     def fit(self, images: Images, labels: Sequence, class_names: Optional[Sequence[str]] = None,
             text: Optional[np.ndarray] = None) -> "FewShotClassifier":
         """Learns from S images.
@@ -84,6 +93,7 @@ class FewShotClassifier:
         self.n_features_in_ = task.text.shape[1]
         return self
 
+    @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
@@ -93,6 +103,7 @@ class FewShotClassifier:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
         return self._labels(self.predict_proba(images), top)
 
+    @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
