@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -583,7 +584,9 @@ def make_case(kind: Kind, label: str, seed: int, index: int) -> Tuple[str, bytes
     for _ in range(rng.choice((1, 1, 1, 2))):
         if data:
             try:
-                data = rng.choice(kind.mutate)(rng, data)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    data = rng.choice(kind.mutate)(rng, data)
             except Exception:  # damaged already, beyond what this way can change
                 data = flip(rng, data)
     return name, data
