@@ -218,7 +218,8 @@ class Pipeline:
         # as many rows as no axis is long, lest a wrong one broadcast
         n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
-            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
+            with np.errstate(all="ignore"):
+                probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")

@@ -98,6 +98,16 @@ def test_a_state_of_another_version_is_named(tmp_path):
         Pipeline.from_state(state)
 
 
+@pytest.mark.parametrize("name, change, message", [
+    ("heads/gda/b_", lambda b: b[:, None], "do not fit together"), ("heads/gda/W_", lambda w: w[:, :2], "do not fit"),
+    ("heads/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
+    ("heads/gda/W_", lambda w: np.full_like(w, 1e38), "not finite|do not fit")])
+def test_a_state_whose_arrays_do_not_fit_is_refused(tmp_path, name, change, message):
+    state = Pipeline(["zero_shot", "gda"]).fit(load_suite(small_suite(tmp_path / "s.npz")).task).state()
+    with pytest.raises(UserError, match=message):
+        Pipeline.from_state({**state, name: change(state[name])})
+
+
 def test_tasks_of_few_classes(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
