@@ -182,6 +182,7 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, layers, heads, causal=False)
         self.ln_post = LayerNorm(width)
         self.proj = normal((width, output_dim), scale)
+        self.matrices = cpu.Matrices()
 
     def shape_at(self, block: Optional[int] = None) -> tuple:
         """Shape of an image's numbers before the projection (None) or in front of a block: (W,) or (L, W)."""
@@ -207,18 +208,27 @@ class VisionTransformer(nn.Module):
 
     def activations(self, images, block: Optional[int] = None):
         """(B, 3, R, R) -> (B, *shape_at(block)), float32."""
+        shape = self.shape_at(block)
+        if self._fused():
+            return self._run(images, projected=False, block=block).reshape((images.shape[0],) + shape)
         x = self.embed(images.cast(str(self.proj.dtype)))
         return (self.unprojected(x) if block is None else self.transformer.part(x, 0, block)).float32()
 
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
-        if not self.is_training() and cpu.available():
-            embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding,
-                         self.ln_pre.weight, self.ln_pre.bias]
-            return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
-                           [self.ln_post.weight, self.ln_post.bias, self.proj],
-                           self.positional_embedding.shape[0], self.input_resolution, self.patch_size)
+        if self._fused():
+            return self._run(images)
         return jt.matmul(self.unprojected(self.embed(images)), self.proj)
+
+    def _fused(self) -> bool:
+        return not self.is_training() and cpu.available()
+
+    def _run(self, images, projected: bool = True, block: Optional[int] = None):
+        embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding,
+                     self.ln_pre.weight, self.ln_pre.bias]
+        return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
+                       [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices,
+                       self.positional_embedding.shape[0], self.input_resolution, self.patch_size, projected, block)
 
 
 class BatchNorm(nn.Module):
@@ -328,11 +338,12 @@ class ModifiedResNet(nn.Module):
                 inputs = 4 * planes
             setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
         self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
+        self.matrices = cpu.Matrices()
 
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
         if not self.is_training() and cpu.available():
-            return cpu.run_resnet(images, self)
+            return cpu.run_resnet(images, self, self.matrices)
         x = nn.relu(self.bn1(self.conv1(images)))
         x = nn.relu(self.bn2(self.conv2(x)))
         x = _halve(nn.relu(self.bn3(self.conv3(x))), 2)
@@ -376,10 +387,21 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = normal((transformer_width, embed_dim), transformer_width ** -0.5)
         self.logit_scale = jt.array(np.array([math.log(1 / 0.07)], dtype=np.float32))
+        self.matrices = self.visual.matrices
 
     @property
     def dtype(self) -> str:
+        """Of the parameters."""
         return str(self.visual.conv1.weight.dtype)
+
+    @property
+    def precision(self) -> str:
+        """Of the frozen towers' products: the parameters' type, or "bfloat16" (on the CPU, beside float32 ones)."""
+        return self.dtype if self.matrices.precision == "float32" else self.matrices.precision
+
+    def set_precision(self, precision: str) -> None:
+        """What the frozen towers multiply in on the CPU: "float32" or "bfloat16". Training stays in float32."""
+        self.matrices = self.visual.matrices = cpu.Matrices(precision)
 
     def encode_image(self, images):
         """Image features, not normalised.
@@ -415,7 +437,7 @@ class CLIP(nn.Module):
         if not self.is_training() and cpu.available():
             return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding],
                            self.transformer,
-                           [self.ln_final.weight, self.ln_final.bias, self.text_projection], length)
+                           [self.ln_final.weight, self.ln_final.bias, self.text_projection], self.matrices, length)
         return self.encode_embeddings(self.token_embedding(ids), ends)
 
     def encode_embeddings(self, embeddings, ends):
