@@ -35,7 +35,7 @@ _RESNET_SOURCE = """
 """
 _PACK_SOURCE = "jclip::pack_half(in0_shape0, in0_shape1, in0_p, (uint16_t*)out0_p);"
 _KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
-_PANEL = 48  # product.cpp's PANEL
+_PANEL, _LINE = 48, 32  # product.cpp's PANEL, and its LINE in numbers of 2 bytes
 _FEATURES, _UNPROJECTED = -1, -2  # tower.cpp's; a block's number asks for its input
 # Rows (tokens of all sequences) that go through a tower together; see benchmarks/encode.py.
 _ROWS = 1600
@@ -72,7 +72,7 @@ class Matrices:
         known = self._packed.get(id(parameter))
         if known is None or known[0] is not parameter or known[1] != parameter.id:
             inputs, outputs = parameter.shape
-            size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2)
+            size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2) + _LINE
             packed = jt.code((size,), "int16", [parameter.float32()], cpu_header=_header("product.cpp"),
                              cpu_src=_PACK_SOURCE).stop_grad()
             known = self._packed[id(parameter)] = parameter, parameter.id, packed

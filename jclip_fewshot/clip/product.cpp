@@ -26,6 +26,7 @@ constexpr int LANES = 16, ROWS = 8, COLUMNS = 3;  // 8 x 3 sums, 3 vectors of we
 constexpr int LANES = 8, ROWS = 6, COLUMNS = 2;  // and 16
 #endif
 constexpr int PANEL = 48;  // columns of weights that lie together; a multiple of COLUMNS * LANES
+constexpr int LINE = 64, AHEAD = 16;  // bytes of a cache line; rows that are fetched ahead
 typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef float Word __attribute__((may_alias));
@@ -53,6 +54,22 @@ struct Half {
         uint32_t bits;
         std::memcpy(&bits, &x, 4);
         return (Number)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+};
+
+// Memory that begins with a cache line: vectors that straddle two take twice as long to load.
+template <class Number>
+inline Number* aligned(Number* at) {
+    return (Number*)(((uintptr_t)at + LINE - 1) / LINE * LINE);
+}
+
+template <class Number>
+struct Memory {
+    std::vector<Number> kept;
+    Number* at_least(int64_t size) {
+        size += LINE / sizeof(Number);
+        if ((int64_t)kept.size() < size) kept.resize(size);
+        return aligned(kept.data());
     }
 };
 
@@ -116,6 +133,8 @@ inline void interleave(int64_t inputs, int64_t columns, const From* from, int64_
     for (int64_t k = 0; k < inputs; k += T::PAIR, to += wide * T::PAIR) {
         for (int d = 0; d < T::PAIR; d++) {
             const From* row = from + (k + d) * stride;
+            // far apart, the rows come from memory one by one unless they are asked for in time
+            for (int64_t j = 0; j < columns; j += LINE / sizeof(From)) __builtin_prefetch(row + AHEAD * stride + j);
             if (k + d < inputs)
                 for (int64_t j = 0; j < columns; j++) to[j * T::PAIR + d] = convert(T{}, row[j]);
             else
@@ -140,6 +159,7 @@ inline void pack(int64_t inputs, int64_t outputs, const float* from, int64_t fir
 }
 
 inline void pack_half(int64_t inputs, int64_t outputs, const float* from, uint16_t* to) {
+    to = aligned(to);
     int64_t panels = (outputs + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t panel = 0; panel < panels; panel++)
@@ -152,20 +172,19 @@ struct Matrix {
     int64_t inputs, outputs;
     const void* weight;
     // Panels from `first` to `last`, packed into `scratch` where they are not yet.
-    const typename T::Number* panels(int64_t first, int64_t last, std::vector<typename T::Number>& scratch) const;
+    const typename T::Number* panels(int64_t first, int64_t last, Memory<typename T::Number>& scratch) const;
 };
 
 template <>
-inline const uint16_t* Matrix<Half>::panels(int64_t first, int64_t, std::vector<uint16_t>&) const {
-    return (const uint16_t*)weight + first * panel_size<Half>(inputs);
+inline const uint16_t* Matrix<Half>::panels(int64_t first, int64_t, Memory<uint16_t>&) const {
+    return aligned((const uint16_t*)weight) + first * panel_size<Half>(inputs);
 }
 
 template <>
-inline const float* Matrix<Single>::panels(int64_t first, int64_t last, std::vector<float>& scratch) const {
-    int64_t size = (last - first) * panel_size<Single>(inputs);
-    if ((int64_t)scratch.size() < size) scratch.resize(size);
-    pack<Single>(inputs, outputs, (const float*)weight, first, last, scratch.data());
-    return scratch.data();
+inline const float* Matrix<Single>::panels(int64_t first, int64_t last, Memory<float>& scratch) const {
+    float* packed = scratch.at_least((last - first) * panel_size<Single>(inputs));
+    pack<Single>(inputs, outputs, (const float*)weight, first, last, packed);
+    return packed;
 }
 
 // Rows `begin` to `end` of A times the panels of `first` to `last`, of which columns [from, to) are wanted:
@@ -175,7 +194,7 @@ inline void multiply(int64_t begin, int64_t end, int64_t inputs, const typename 
                      const typename T::Number* panels, int64_t first, int64_t last, int64_t from, int64_t to,
                      const Put& put) {
     int64_t words = whole<T>(inputs) / T::PAIR, blocks = (end - begin + ROWS - 1) / ROWS;
-    float tile[ROWS * PANEL];
+    alignas(LINE) float tile[ROWS * PANEL];
     for (int64_t block = 0; block < blocks; block++) {  // of equal height, as near as may be
         int64_t row = begin + (end - begin) * block / blocks, below = begin + (end - begin) * (block + 1) / blocks;
         for (int64_t panel = first; panel < last; panel++) {
@@ -201,7 +220,7 @@ inline void product(int64_t rows, const typename T::Number* a, int64_t lda, Matr
     int64_t parts = std::max<int64_t>(1, std::min(threads / groups, rows / ROWS));
 #pragma omp parallel
     {
-        static thread_local std::vector<typename T::Number> scratch;
+        static thread_local Memory<typename T::Number> scratch;
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t g = 0; g < groups; g++)
             for (int64_t part = 0; part < parts; part++) {
@@ -220,9 +239,8 @@ inline void product(int64_t rows, const typename T::Number* a, int64_t lda, Matr
 // Buffers live on between calls: fresh memory costs as much as some of the arithmetic.
 template <class Number>
 inline Number* buffer(int which, int64_t size) {
-    static std::vector<Number> kept[8];
-    if ((int64_t)kept[which].size() < size) kept[which].resize(size);
-    return kept[which].data();
+    static Memory<Number> kept[8];
+    return kept[which].at_least(size);
 }
 
 }  // namespace jclip

@@ -90,18 +90,18 @@ inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kerne
         }
         return product<T>(rows, plain, lda, weight, put);
     }
-    static std::vector<Number> packed;
+    static Memory<Number> packed;
     const Number* all = weight.panels(0, panels, packed);
     int64_t tiles = (rows + tile - 1) / tile;
 #pragma omp parallel
     {
-        static thread_local std::vector<Number> gathered;
-        if (!plain && (int64_t)gathered.size() < tile * lda) gathered.resize(tile * lda);
+        static thread_local Memory<Number> gathered;
+        Number* own = plain ? nullptr : gathered.at_least(tile * lda);
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < tiles; t++) {
             int64_t first = t * tile, count = std::min(tile, rows - first);
-            if (!plain) gather<T>(first, count, side, stride, kernel, channels, x, gathered.data());
-            multiply<T>(0, count, k, plain ? plain + first * lda : gathered.data(), lda, all, 0, panels, 0,
+            if (!plain) gather<T>(first, count, side, stride, kernel, channels, x, own);
+            multiply<T>(0, count, k, plain ? plain + first * lda : own, lda, all, 0, panels, 0,
                         weight.outputs, [&](int64_t row, int64_t column, int64_t n, const float* sums) {
                             put(first + row, column, n, sums);
                         });

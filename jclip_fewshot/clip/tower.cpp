@@ -48,10 +48,9 @@ inline void norm(int64_t rows, int64_t width, const float* x, const float* const
 template <class T>
 inline void attend(int64_t queries, int64_t length, const typename T::Number* q, int64_t q_stride,
                    const typename T::Number* k, const typename T::Number* v, int64_t stride, const int* last,
-                   bool causal, typename T::Number* out, int64_t out_stride, std::vector<float>& scratch) {
+                   bool causal, typename T::Number* out, int64_t out_stride, Memory<float>& scratch) {
     const int64_t words = HEAD / T::PAIR, padded = (length + LANES - 1) / LANES * LANES;
-    scratch.resize((words + 2 * ROWS + HEAD) * padded + ROWS * HEAD);
-    Word* keys = scratch.data();
+    Word* keys = scratch.at_least((words + 2 * ROWS + HEAD) * padded + ROWS * HEAD);
     float *scores = keys + words * padded, *mixed = scores + ROWS * padded;
     auto* chances = (typename T::Number*)(mixed + ROWS * HEAD);
     auto* values = (typename T::Number*)(mixed + ROWS * HEAD + ROWS * padded);
@@ -102,7 +101,7 @@ inline void attention(int64_t batch, int64_t heads, int64_t queries, int64_t len
     int64_t width = heads * HEAD;
 #pragma omp parallel
     {
-        static thread_local std::vector<float> scratch;
+        static thread_local Memory<float> scratch;
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < heads; h++) {
