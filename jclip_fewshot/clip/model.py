@@ -28,7 +28,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.weights import Architecture, check_state_dict, layout
+from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
 from jclip_fewshot.errors import UserError
 
 nn = jt.nn
