@@ -54,6 +54,26 @@ def available() -> bool:
     return not jt.flags.use_cuda
 
 
+@lru_cache(maxsize=None)
+def lacks_bfloat16() -> str:
+    """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    if "avx512_bf16" not in flags:
+        return "this processor has no AVX512_BF16"
+    source = """
+        #ifdef __AVX512BF16__
+        out0_p[0] = 1;
+        #else
+        out0_p[0] = 0;
+        #endif
+    """
+    compiled = int(jt.code((1,), "int32", [], cpu_src=source).item())
+    return "" if compiled else "the compiler knows no AVX512_BF16 (g++ does from version 10 on)"
+
+
 class Matrices:
     """A model's weight matrices as the fused towers take them.
 

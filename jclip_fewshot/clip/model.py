@@ -29,6 +29,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
+from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 
 nn = jt.nn
@@ -507,18 +508,36 @@ def numpy_state_dict(model: CLIP) -> Dict[str, np.ndarray]:
             for name, value in model.state_dict().items()}
 
 
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
 def build_model(state_dict: Dict[str, np.ndarray], dtype: str = "float32") -> CLIP:
     """A frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
-    dtype: "float32"; "float16" takes half the memory on CUDA. The CPU computes in float32 always.
+    dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on
+        CPUs with AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
     Raises:
         UserError: missing, unexpected or misshapen tensors; an unknown dtype.
     """
-    if dtype not in ("float32", "float16"):
-        raise UserError(f"dtype {dtype!r} is neither float32 nor float16")
-    if not jt.flags.use_cuda:
+    if dtype not in PRECISIONS:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(PRECISIONS)}")
+    lacking = _lacks(dtype)
+    if lacking:
+        warn(f"{dtype}: {lacking}; computing in float32")
         dtype = "float32"
     model = CLIP(**asdict(check_state_dict(state_dict)))
-    model.load_parameters(state_dict, dtype)
+    model.load_parameters(state_dict, "float16" if dtype == "float16" else "float32")
     model.eval()
+    if dtype == "bfloat16":
+        model.set_precision(dtype)
     return model
+
+
+def _lacks(precision: str) -> str:
+    """Why this machine does not compute in a precision; empty where it does."""
+    cuda = bool(jt.flags.use_cuda)
+    if precision == "float16" and not cuda:
+        return "no gain on the CPU"
+    if precision == "bfloat16":
+        return "for the CPU alone (on CUDA float16 is the fast one)" if cuda else cpu.lacks_bfloat16()
+    return ""

@@ -122,13 +122,13 @@ def reopen_source(record: dict, settings: MachineConfig) -> Source:
 
 
 def _encoder_source(model: str, weights: str, settings: MachineConfig) -> EncoderSource:
-    from jclip_fewshot.backend.runtime import on_cuda
     ranks.require_cache(settings.cache)
     cache = FeatureCache(settings.cache) if settings.cache else None
-    encoder = open_encoder(model, download_root=weights, dtype="float16" if on_cuda() else "float32",
+    encoder = open_encoder(model, download_root=weights, dtype=settings.precision,
                            batch_size=settings.batch_size or None, cache=cache)
-    tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images")
-    record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint, "width": encoder.width,
+    tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
+    record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
+              "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters}
     return EncoderSource(encoder, cache, settings.workers or None, record)
 
