@@ -53,13 +53,13 @@ class Views:
 class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`.
+    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`: 0 views is the plain image.
     """
 
-    def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+    def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                  seed: int = 0, workers: Optional[int] = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
-        self._cache, self._views, self._seed, self._workers = cache, max(1, views), seed, workers
+        self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
         self._at: Dict[Depth, Views] = {}
 
     @classmethod
@@ -80,7 +80,7 @@ class Bank:
         return self._at[depth]
 
     def _encoded(self, depth: Depth) -> List[np.ndarray]:
-        shape = (self._views,) + self.encoder.shape_at(depth)
+        shape = (max(1, self._views),) + self.encoder.shape_at(depth)
         step = max(1, CHUNK_BYTES // (4 * int(np.prod(shape))))
         held: List[np.ndarray] = []
         for begin in range(0, len(self.paths), step):
@@ -94,7 +94,7 @@ class Bank:
         return held if self._cache is None else self._mapped(depth, shape)
 
     def _mapped(self, depth: Depth, shape: tuple) -> List[np.ndarray]:
-        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views > 1 else 0)
+        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
         kind = np.float32 if depth == "rows" else np.float16
         store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth),
                                  int(np.prod(shape)) * np.dtype(kind).itemsize)

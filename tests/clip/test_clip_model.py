@@ -8,8 +8,8 @@ import pytest
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.model import CLIP, build_model, numpy_state_dict
 from jclip_fewshot.clip.checkpoint import Architecture, layout, openai_names, write_safetensors
+from jclip_fewshot.clip.model import CLIP, build_model, numpy_state_dict
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, inputs, random_weights
@@ -189,7 +189,7 @@ def test_load_and_preprocess(tmp_path, vit):
     image = preprocess(Image.new("RGB", (50, 40), (255, 0, 0))).unsqueeze(0)
     assert image.shape == [1, 3, 32, 32]
     assert model.encode_image(image).shape == [1, 16]
-    with pytest.raises(UserError, match="neither float32 nor float16"):
+    with pytest.raises(UserError, match="none of float32, float16, bfloat16"):
         clip.load("ViT-B/32", download_root=tmp_path, dtype="int8")
 
 
