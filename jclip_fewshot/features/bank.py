@@ -44,16 +44,12 @@ class Views:
         """images (n,), views (n,) -> (n, *shape) float32."""
         return np.stack([self._images[i][v] for i, v in zip(images, views)]).astype(np.float32)
 
-    def digest(self) -> str:
-        """Of the content: half precision, image by image."""
-        sums = [content_digest(np.ascontiguousarray(image, np.float16).tobytes()) for image in self._images]
-        return content_digest(b"".join(sums)).hex()
-
 
 class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`: 0 views is the plain image.
+    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
+    image.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
@@ -78,6 +74,16 @@ class Bank:
         if depth not in self._at:
             self._at[depth] = Views(self._encoded(depth))
         return self._at[depth]
+
+    def digest(self, images: np.ndarray) -> str:
+        """Names some of the images by their content and the views of them, in order."""
+        if not self.paths:
+            held = next(iter(self._at.values()))
+            chosen = np.asarray(images)
+            parts = [held.take(np.repeat(i, held.count), np.arange(held.count)).tobytes() for i in chosen]
+        else:
+            parts = [_file_digest(self.paths[i]) for i in images]
+        return content_digest(f"{self._views} {self._seed} ".encode() + b"".join(parts)).hex()
 
     def _encoded(self, depth: Depth) -> List[np.ndarray]:
         shape = (max(1, self._views),) + self.encoder.shape_at(depth)
@@ -109,6 +115,11 @@ class Bank:
             else:
                 rows.append(np.frombuffer(row, kind).reshape(shape))
         return rows
+
+
+def _file_digest(path: object) -> bytes:
+    with open(str(path), "rb") as file:
+        return content_digest(file.read())
 
 
 def _said(depth: Depth) -> str:
