@@ -35,6 +35,7 @@ def set_up(settings: MachineConfig) -> runtime.Plan:
     ranks.ignore_left_over()
     _cache = "" if getattr(settings, "features", "") else settings.cache
     if settings.verbose:
+        console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
     if start.signals_are_ours():
@@ -52,23 +53,28 @@ def run(main: Callable[[], Optional[int]]) -> None:
     Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
     SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
     """
+    try:
+        _run(main)
+    except KeyboardInterrupt as stop:  # raised anywhere, within the handling of another error too
+        sys.stdout.flush()
+        start.leave(_last_line(str(stop)))
+
+
+def _run(main: Callable[[], Optional[int]]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
     try:
         start.working(True)
-        status = main() or 0
+        status = _traced(main) or 0
     except UserError as error:
         said = str(error)
-    except KeyboardInterrupt as stop:
-        sys.stdout.flush()
-        start.leave(_last_line(str(stop)))
     except MemoryError:
         said = _NO_MEMORY
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
         said += f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
-        if error.errno not in _REMEDIES and "--verbose" not in sys.argv:
+        if error.errno not in _REMEDIES and not console.verbose:
             said += " (--verbose shows where)"
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
@@ -79,14 +85,24 @@ def run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if "--verbose" in sys.argv:
-            traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
         print(f"error: the results could not be printed ({out.lost}); what was to be saved is saved", file=sys.stderr)
         status = 1
+    if start.signals_are_ours():
+        start.finish(status)
     sys.exit(status)
+
+
+def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:
+    """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
+    try:
+        return main()
+    except Exception:
+        if console.verbose:
+            traceback.print_exc()
+        raise
 
 
 def _last_line(what: str) -> str:

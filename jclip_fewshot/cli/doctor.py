@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 from jclip_fewshot.backend import runtime
-from jclip_fewshot.data.contest import read_contest
+from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
 from jclip_fewshot.errors import UserError
 
 
@@ -83,7 +83,8 @@ def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
         return Finding("checkpoint", False, f"no file {model}, and no model of that name")
     if found is None:
         source = release(model)
-        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
+        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
+                                            f"{source.url}")
     try:
         if not deep:
             inspect(found)
@@ -102,6 +103,6 @@ def _data(data: str) -> Finding:
         contest = read_contest(data)
     except UserError as error:
         return Finding("data set", False, str(error))
-    tests = [split for split in ("A", "B") if (Path(data) / f"TestSet{split}").is_dir()]
+    tests = [name for name in TEST_FOLDERS if (Path(data) / name).is_dir()]
     return Finding("data set", True, f"{data}: {len(contest.class_names)} classes, {len(contest.train)} training "
                                      f"images, test sets: {', '.join(tests) or 'none'}")

@@ -46,7 +46,7 @@ _NUMBERS = 8 * 112 * 112 * 64
 
 
 @lru_cache(maxsize=None)
-def _header(*names: str) -> str:
+def header(*names: str) -> str:
     return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
 
 
@@ -94,7 +94,7 @@ class Matrices:
             inputs, outputs = parameter.shape
             size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2) + _LINE
             packed = jt.code((size,), _NUMBER[self.precision], [parameter.float32()],
-                             cpu_header=_header("product.cpp"),
+                             cpu_header=header("product.cpp"),
                              cpu_src=_PACK_SOURCE.replace("KIND", _KIND[self.precision])).stop_grad()
             known = self._packed[id(parameter)] = parameter, parameter.id, packed
         return known[2]
@@ -125,7 +125,7 @@ def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, 
     data = {"length": length, "width": width, "heads": transformer.heads, "features": features, "stop": stop,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal), "resolution": resolution,
             "patch": patch, "at_once": max(1, round(_ROWS / length))}
-    return jt.code(shape, "float32", [source, at] + weights, cpu_header=_header("product.cpp", "tower.cpp"),
+    return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
                    cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
 
 
@@ -152,5 +152,5 @@ def run_resnet(images: "jt.Var", net, matrices: Matrices) -> "jt.Var":
     data = {"width": net.width, "at_once": max(1, _NUMBERS // ((net.input_resolution // 2) ** 2 * net.width))}
     data.update({f"blocks{number}": len(stage) for number, stage in enumerate(stages, start=1)})
     return jt.code((images.shape[0], net.output_dim), "float32", [images] + weights,
-                   cpu_header=_header("product.cpp", "tower.cpp", "resnet.cpp"),
+                   cpu_header=header("product.cpp", "tower.cpp", "resnet.cpp"),
                    cpu_src=_RESNET_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)

@@ -6,16 +6,21 @@ A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five likeliest 
 from __future__ import annotations
 
 import io
+import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
-from jclip_fewshot.data.contest import CLASS_ID, PathLike, count_of, natural_key
+from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import atomic_write
+from jclip_fewshot.storage.arrays import open_zip
+from jclip_fewshot.storage.files import atomic_write, require_writable
 
 TOP = 5
+MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,67 @@ class ResultCheck:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+
+def require_target(path: PathLike, flag: str = "--result") -> None:
+    """Finds out before the work whether a result can be written to `path`, and its archive beside it.
+
+    Raises:
+        UserError: no regular file's name, no writable folder, or the name of the archive itself.
+    """
+    path = Path(path)
+    require_writable(path, flag)
+    if path.suffix == ".zip":
+        raise UserError(f"{flag} {path}: the result is a .txt file; the .zip is written beside it".lstrip())
+    require_writable(path.with_suffix(".zip"), flag)
+
+
+def require_names(folder: PathLike, names: Sequence[str]) -> None:
+    """Finds out before the work whether result.txt can hold the names of the test images.
+
+    Raises:
+        UserError: names the first that it cannot, and says why.
+    """
+    wrong = [(name, why) for name, why in ((name, _why_not(name)) for name in names) if why]
+    if wrong:
+        name, why = wrong[0]
+        more = f" ({len(wrong) - 1} more such names)" if len(wrong) > 1 else ""
+        raise UserError(f"{folder}: result.txt cannot hold the name {name!r}, which has {why}; rename it{more}")
+
+
+def _why_not(name: str) -> str:
+    """What keeps a name out of a line `name id id id id id`; "" for nothing."""
+    if not is_utf8(name):
+        return "bytes that are no UTF-8"
+    for sign, word in ((",", "a comma"), ("\t", "a tab"), ("\n", "a line break"), ("\r", "a line break")):
+        if sign in name:
+            return word
+    if any(sign < " " or "\x7f" <= sign < "\xa0" for sign in name) or name.startswith("\ufeff"):
+        return "a control character"
+    if name != " ".join(name.split()):
+        return "a space at an end, two in a row, or one that is not the plain space"
+    return ""
+
+
+def move_aside(path: PathLike, ours: Iterable[Path]) -> Optional[Path]:
+    """Moves a file that equals none of `ours` out of the way, to result.previous.txt; returns where it lies now.
+
+    Nothing is lost: where that name is taken, a number is added to it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    for other in ours:
+        if other.is_file() and other.stat().st_size == len(content) and other.read_bytes() == content:
+            return None
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.stem}.previous{'' if number == 1 else f'-{number}'}{path.suffix}")
+        if not aside.exists():
+            os.replace(path, aside)
+            return aside
+        number += 1
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
@@ -53,9 +119,8 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
         UserError: the file cannot be written or does not read back.
     """
     path = Path(path)
+    require_target(path, flag="")
     archive = path.with_suffix(".zip")
-    if path == archive:
-        raise UserError(f"{path}: the result is a .txt file; the .zip is written beside it")
     rows = [[int(label) for label in row] for row in top5]
     if len(rows) != len(names):
         raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")
@@ -97,20 +162,27 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
     """
     path = Path(path)
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+            raise UserError(f"cannot read {path}: no regular file, or more than {MAX_BYTES >> 20} MB")
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not data.startswith(b"PK\x03\x04"):
         return _check_bytes(data, names, num_classes)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inside = archive.namelist()
+        with open_zip(io.BytesIO(data)) as archive:
+            inside = [_printable(name) for name in archive.namelist()[:100]]
             if inside != ["result.txt"]:
                 return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "
                                     "it must hold result.txt and nothing else"], [], 0)
-            return _check_bytes(archive.read("result.txt"), names, num_classes)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        return ResultCheck([f"the archive cannot be read: {error}"], [], 0)
+            with archive.open("result.txt") as file:
+                text = file.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                return ResultCheck([f"result.txt has more than {MAX_BYTES >> 20} MB"], [], 0)
+            return _check_bytes(text, names, num_classes)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, NotImplementedError,
+            RuntimeError, OSError) as error:
+        return ResultCheck([f"the archive cannot be read: {_printable(str(error))}"], [], 0)
 
 
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
@@ -150,36 +222,40 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
             if sign in line:
                 problem(word, f"line {number}: a {word}; one space goes between name and ids")
         line = line.replace("\t", " ").replace(",", " ")
+        if not line.strip():
+            continue
         if line != " ".join(line.split()):
             problem("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
         name, *ids = line.rsplit(None, count)
         if name not in known:  # too many ids, or no such image: only known names may hold spaces
             name, *ids = line.split()
         if number == 1 and name not in known and not any(CLASS_ID.fullmatch(text) for text in ids):
-            problem("header", f"line 1 looks like a header ({line!r}); the file has none")
+            problem("header", f"line 1 looks like a header ({_printable(line)!r}); the file has none")
             continue
         if name in first:
-            problem("again", f"line {number}: {name} is on line {first[name]} already")
+            problem("again", f"line {number}: {_printable(name)} is on line {first[name]} already")
         elif name not in known:
             alone = PurePosixPath(name.replace("\\", "/")).name
-            problem("unknown", f"line {number}: {name} has a folder; {alone} alone is right"
-                    if alone in known else f"line {number}: {name} is no test image")
+            shown = _printable(name)
+            problem("unknown", f"line {number}: {shown} has a folder; {alone} alone is right"
+                    if alone in known else f"line {number}: {shown} is no test image")
         first.setdefault(name, number)
         if len(ids) != count:
             problem("count", f"line {number}: {count_of(len(ids), 'id')} instead of {count}")
         wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
         if wrong:
-            problem("no id", f"line {number}: {wrong[0]!r} is no class id")
-        outside = [text for text in ids if CLASS_ID.fullmatch(text) and int(text) >= num_classes]
+            problem("no id", f"line {number}: {_printable(wrong[0])!r} is no class id")
+        outside = [text for text in ids if CLASS_ID.fullmatch(text)
+                   and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
         if outside:
-            problem("range", f"line {number}: id {outside[0]} is outside 0..{num_classes - 1}")
+            problem("range", f"line {number}: id {_printable(outside[0])} is outside 0..{num_classes - 1}")
         double = [text for place, text in enumerate(ids) if text in ids[:place]]
         if double:
-            problem("double", f"line {number}: id {double[0]} stands there more than once")
+            problem("double", f"line {number}: id {_printable(double[0])} stands there more than once")
     missing = sorted((name for name in known if name not in first), key=natural_key)
     for name in missing:
         problem("missing", f"no line for {name}")
-    if not missing and list(first) != sorted(first, key=natural_key):
+    if not missing and "unknown" not in found and list(first) != sorted(first, key=natural_key):
         notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
     problems = []
     for messages in found.values():
@@ -187,6 +263,12 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
         if len(messages) > 3:
             problems[-1] += f" (and {len(messages) - 3} more of this kind)"
     return ResultCheck(problems, notes, len(lines))
+
+
+def _printable(text: str) -> str:
+    """A text from outside for a message: no control characters, not too long."""
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:81])
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _zipped(text: bytes) -> bytes:

@@ -12,6 +12,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from jclip_fewshot.task import Task
+
 LIMIT = 500_000_000  # the contest's bound on a model's parameters
 CALIBRATION_BINS = 15  # as Guo et al. 2017
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
@@ -78,15 +80,15 @@ class Calibration:
 
 def calibration(probs: np.ndarray, truth: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
     """Bins the first guesses by their probability, in equal widths."""
-    sure = probs.max(axis=1).astype(float)
+    first = probs.max(axis=1).astype(float)
     right = probs.argmax(axis=1) == truth
-    place = np.clip((sure * bins).astype(int), 0, bins - 1)
+    place = np.clip((first * bins).astype(int), 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, weights=sure, minlength=bins) / counts
+        confidence = np.bincount(place, weights=first, minlength=bins) / counts
         accuracy = np.bincount(place, weights=right, minlength=bins) / counts
     held = counts > 0
-    ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(sure), 1))
+    ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(first), 1))
     return Calibration(confidence, accuracy, counts, ece)
 
 
@@ -105,9 +107,9 @@ class Rejection(NamedTuple):
 
 def rejection(probs: np.ndarray, truth: Optional[np.ndarray], thresholds: Sequence[float]) -> List[Rejection]:
     """The cost of each threshold, in 0..1; at least one image."""
-    sure, rows = probs.max(axis=1), []
+    confidence, rows = probs.max(axis=1), []
     for threshold in thresholds:
-        low = sure < threshold
+        low = confidence < threshold
         rejected = 100 * float(low.mean())
         if truth is None:
             rows.append(Rejection(100 * threshold, rejected, None, None))
@@ -184,6 +186,20 @@ def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
             near = features[rows] @ shots[inside].T
             index[rows], cosine[rows] = inside[near.argmax(axis=1)], near.max(axis=1)
     return index, cosine
+
+
+def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: Optional[np.ndarray],
+                   task: Task) -> Dict[str, np.ndarray]:
+    """What the report shows of nearest shots: of the class that was answered, and of the true one where it is known.
+
+    rows (N, D), probs (N, K), truth (N,). Returns {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
+    """
+    classes = {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}
+    arrays = {}
+    for kind, of in classes.items():
+        index, cosine = nearest_shots(rows, of, task.features, task.labels)
+        arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
+    return arrays
 
 
 def parameter_count(encoder: Optional[int], arrays: Dict[str, np.ndarray]) -> Tuple[Dict[str, int], int]:
