@@ -26,7 +26,7 @@ class MachineConfig:
     """What every command takes."""
 
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
-    precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where it is safe and fast",
+    precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)

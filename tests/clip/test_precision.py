@@ -89,7 +89,7 @@ def test_products_of_any_shape(rows, inputs_, outputs):
                       });
     """
     for name, weight, rounded in (("Single", jt.array(b), lambda x: x), ("Half", half(jt.array(b)), bfloat16)):
-        got = jt.code((rows, outputs), "float32", [jt.array(a), weight], cpu_header=cpu._header("product.cpp"),
+        got = jt.code((rows, outputs), "float32", [jt.array(a), weight], cpu_header=cpu.header("product.cpp"),
                       cpu_src=source.replace("KIND", name)).numpy()
         expected = rounded(a).astype(float) @ rounded(b).astype(float)
         assert np.abs(got - expected).max() <= 1e-5 * np.sqrt(inputs_) + 1e-6 * np.abs(expected).max()
