@@ -28,6 +28,7 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
+LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
 STATE_SCHEMA = {
@@ -191,6 +192,10 @@ class Pipeline:
         Raises:
             UserError: arrays of another version of this program.
         """
+        huge = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.size
+                and not np.abs(array).max() < LARGEST]
+        if huge:
+            raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
             pipeline = cls(arrays["names"].tolist())
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
