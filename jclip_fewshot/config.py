@@ -59,7 +59,8 @@ class SourceConfig(MachineConfig):
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
+    heads: str = option("", "all; fast for those without training (about a tenth of the time, 0.2 points less); or "
+                        "names with commas", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 

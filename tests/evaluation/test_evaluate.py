@@ -8,6 +8,7 @@ import pytest
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
@@ -173,5 +174,7 @@ def test_comparison_wants_the_same_suite(tmp_path):
 def test_heads_by_name():
     assert head_names("gda") == ["zero_shot", "gda"]
     assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
+    assert head_names("") == head_names("all") == list(HEADS)
+    assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
         head_names("tip_adaptor")
