@@ -25,6 +25,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -45,6 +46,7 @@ from jclip_fewshot.storage.files import require_writable_folder, write_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
+LEAST_FILES = 32  # open at once
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 # Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _BUILD_FILES, _BUILD_SECONDS = 314, 95
@@ -98,6 +100,7 @@ def plan(device: str = "auto") -> Plan:
         if os.environ.get("cc_path"):
             raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    _require_open_files()
     home = jittor_home()
     try:
         require_writable_folder(home / ".cache/jittor", "Jittor builds in")
@@ -131,6 +134,16 @@ def plan(device: str = "auto") -> Plan:
     if onednn == "none":
         environment["use_mkl"] = "0"
     return Plan(chosen, reason, onednn, environment, compiler, header)
+
+
+def _require_open_files() -> None:
+    """Raises the limit of open files where it is low and may be raised; Jittor's compiler waits for ever without."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+        if wanted < LEAST_FILES:
+            raise UserError(f"only {hard} open files are allowed, Jittor needs {LEAST_FILES}: ulimit -n 1024")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _choose_device(device: str, home: Path) -> tuple:

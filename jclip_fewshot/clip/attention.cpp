@@ -35,8 +35,7 @@ inline void attend_all(int64_t batch, int64_t heads, int64_t queries, int64_t le
                 for (int64_t i0 = 0; i0 < queries; i0 += ROWS) {
                     int rows = (int)std::min<int64_t>(ROWS, queries - i0);
                     int64_t at = (b * queries + i0) * width + h * HEAD;
-                    small_product<Single>(rows, padded, HEAD, q + at, width, keys.data(), padded, scores.data(),
-                                          padded);
+                    small_product<Single>(rows, padded, HEAD, q + at, width, keys.data(), padded, scores.data(), padded);
                     for (int i = 0; i < rows; i++) {
                         float *row = scores.data() + i * padded, *to = p + (i0 + i) * length;
                         int64_t open = seen[b * queries + i0 + i];
@@ -51,8 +50,7 @@ inline void attend_all(int64_t batch, int64_t heads, int64_t queries, int64_t le
                         for (int64_t j = 0; j < open; j++) to[j] /= sum;
                         for (int64_t j = open; j < length; j++) to[j] = 0.f;
                     }
-                    small_product<Single>(rows, HEAD, length, p + i0 * length, length, k + width, 2 * width, out + at,
-                                          width);
+                    small_product<Single>(rows, HEAD, length, p + i0 * length, length, k + width, 2 * width, out + at, width);
                 }
             }
     }
@@ -83,8 +81,7 @@ inline void attend_back(int64_t batch, int64_t heads, int64_t queries, int64_t l
                 transposed(queries, length, ds.data(), padded, 1.f, turned.data(), across);
                 one_thread(length, HEAD, queries, turned.data(), across, q + at, width, dkv + key, 2 * width);
                 transposed(queries, length, p, length, 1.f, turned.data(), across);
-                one_thread(length, HEAD, queries, turned.data(), across, dout + at, width, dkv + key + width,
-                           2 * width);
+                one_thread(length, HEAD, queries, turned.data(), across, dout + at, width, dkv + key + width, 2 * width);
             }
     }
 }
