@@ -78,7 +78,7 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
+    parser.add_argument("--heads", default="", metavar="LIST", help="all, fast, or names with commas [all]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="95 %% interval of top-1 from N bootstrap samples of the test rows, or of the tasks")
