@@ -13,8 +13,8 @@ import textwrap
 from jclip_fewshot.cli import command, commands
 from jclip_fewshot.errors import UserError, nearest
 
-COMMANDS = {"train": commands.train, "test": commands.test, "doctor": commands.doctor, "check": commands.check, "convert": commands.convert,
-            "evaluate": commands.evaluate, "validate": commands.validate, "report": commands.report}
+COMMANDS = {name: getattr(commands, name) for name in (
+    "train", "test", "validate", "evaluate", "report", "check", "convert", "doctor")}
 
 
 def main() -> int:
