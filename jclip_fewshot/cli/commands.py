@@ -6,6 +6,7 @@ Imports stand inside the functions where they start Jittor or are heavy: `check`
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 import textwrap
 from pathlib import Path
@@ -17,7 +18,26 @@ from jclip_fewshot.cli.flags import Compact, parse
 from jclip_fewshot.config import MachineConfig, ValidateConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import require_writable, require_writable_folder
+from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+
+PROGRAM = "jclip-fewshot" if Path(sys.argv[0]).name == "jclip-fewshot" else "python -m jclip_fewshot"
+
+
+def train(arguments: List[str]) -> int:
+    """Learns from a few images a class: train.py."""
+    return _script("train", arguments)
+
+
+def test(arguments: List[str]) -> int:
+    """Answers a test set with a trained run: test.py."""
+    return _script("test", arguments)
+
+
+def _script(name: str, arguments: List[str]) -> int:
+    """Runs a script that lies beside the package in a checkout, and inside it when installed."""
+    path = shipped_folder("scripts", ".") / f"{name}.py"
+    sys.argv = [f"{PROGRAM} {name}", *arguments]
+    return runpy.run_path(str(path))["main"]() or 0
 
 
 def doctor(arguments: List[str]) -> int:
@@ -167,7 +187,7 @@ def report(arguments: List[str]) -> int:
 
 
 def _parser(name: str, description: str, needed: str = "") -> argparse.ArgumentParser:
-    prog = f"python -m jclip_fewshot {name}"
+    prog = f"{PROGRAM} {name}"
     parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=Compact,
                                      usage=textwrap.fill(f"{prog} {needed}[settings]", 50, subsequent_indent="    "))
     parser.add_argument("--verbose", action="store_true", help="show full error traces")
