@@ -380,6 +380,7 @@ def _import(home: Path):
 
     Under mpirun without the sign by which it would insist on an MPI of its own.
     """
+    folder, python = _jittor_folder().parent, _plain_python()  # while HOME is the user's: links lie there
     changed = {**_DURING_IMPORT, **_home_variables(home)}
     hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
     before = {name: os.environ.get(name) for name in [*changed, *hidden, "use_parallel_op_compiler"]}
@@ -387,9 +388,9 @@ def _import(home: Path):
         del os.environ[name]
     os.environ.update(changed)
     imported_before_us = "jittor" in sys.modules
-    executable, sys.executable = sys.executable, _plain_python()  # Jittor keeps it, for its operators' command lines
+    executable, sys.executable = sys.executable, python  # Jittor keeps it, for its operators' command lines
     try:
-        with importing_from(_jittor_folder().parent):
+        with importing_from(folder):
             with _signals_kept():
                 utils = importlib.import_module("jittor_utils")
                 getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
