@@ -26,6 +26,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -368,6 +369,20 @@ def start(device: Optional[str] = None) -> Plan:
     return started
 
 
+def _python_for_operators(home: Path) -> str:
+    """The Python by which Jittor runs its assembler for each new operator: in an environment that writes no config."""
+    python = _plain_python()
+    if str(home) == os.environ.get("HOME"):
+        return python
+    lent = " ".join(f"{name}={shlex.quote(value)}" for name, value in _home_variables(home).items())
+    text = f'#!/bin/sh\n{lent} exec {shlex.quote(python)} "$@"\n'
+    script = home / ".cache/jittor/jclip_python" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not script.exists():
+        write_text(script, text)
+    script.chmod(0o755)
+    return str(script)
+
+
 # What Jittor and its compile pool would otherwise do at the import, each undone afterwards.
 _DURING_IMPORT = {
     "DISABLE_MULTIPROCESSING": "1",  # no pool of compilers outlives the import: what there is to compile is compiled
@@ -380,7 +395,7 @@ def _import(home: Path):
 
     Under mpirun without the sign by which it would insist on an MPI of its own.
     """
-    folder, python = _jittor_folder().parent, _plain_python()  # while HOME is the user's: links lie there
+    folder, python = _jittor_folder().parent, _python_for_operators(home)  # while HOME is the user's: links lie there
     changed = {**_DURING_IMPORT, **_home_variables(home)}
     hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
     before = {name: os.environ.get(name) for name in [*changed, *hidden, "use_parallel_op_compiler"]}
