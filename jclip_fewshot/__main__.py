@@ -14,7 +14,8 @@ from jclip_fewshot.cli import command, commands
 from jclip_fewshot.errors import UserError, nearest
 
 COMMANDS = {"doctor": commands.doctor, "check": commands.check, "convert": commands.convert,
-            "evaluate": commands.evaluate, "validate": commands.validate, "report": commands.report}
+            "evaluate": commands.evaluate, "validate": commands.validate, "report": commands.report,
+            "predict": commands.predict, "export": commands.export, "runs": commands.history, "cache": commands.cache}
 
 
 def main() -> int:
