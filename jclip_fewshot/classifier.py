@@ -330,7 +330,7 @@ def _plain_labels(labels: Sequence) -> np.ndarray:
     if labels.dtype == object or (labels.dtype.kind == "U" and not all(isinstance(label, str) for label in given)):
         raise ValueError("labels must all be of one kind: texts, or numbers")
     if labels.ndim == 2 and labels.shape[1] == 1:
-        warnings.warn(f"labels of shape {labels.shape} are taken as one axis",
+        warnings.warn("A column-vector y was passed when a 1d array was expected; it is taken as one",
                       _sklearns("DataConversionWarning", UserWarning))
         labels = labels[:, 0]
     if labels.ndim != 1:

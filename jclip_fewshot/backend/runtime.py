@@ -25,6 +25,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -38,12 +39,14 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from jclip_fewshot.backend import headers, toolkit
+from jclip_fewshot.backend.plain_paths import importing_from, plain
 from jclip_fewshot.console import progress, tell, warn
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.storage.files import require_writable_folder, write_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
+LEAST_FILES = 32  # open at once
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 # Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _BUILD_FILES, _BUILD_SECONDS = 314, 95
@@ -81,7 +84,7 @@ def jittor_home() -> Path:
             home = json.loads(config.read_text()).get("JITTOR_HOME")
         except (OSError, ValueError):
             home = None
-    return Path(home or Path.home()).absolute()
+    return plain(Path(home or Path.home()))
 
 
 def plan(device: str = "auto") -> Plan:
@@ -97,9 +100,12 @@ def plan(device: str = "auto") -> Plan:
         if os.environ.get("cc_path"):
             raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    _require_open_files()
     home = jittor_home()
-    if not os.access(_existing_parent(home), os.W_OK):
-        raise UserError(f"{home} is not writable and Jittor keeps its builds there; set JITTOR_HOME to another folder")
+    try:
+        require_writable_folder(home / ".cache/jittor", "Jittor builds in")
+    except UserError as error:
+        raise UserError(f"{error} by setting JITTOR_HOME")
     # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
     # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
     environment = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
@@ -128,6 +134,16 @@ def plan(device: str = "auto") -> Plan:
     if onednn == "none":
         environment["use_mkl"] = "0"
     return Plan(chosen, reason, onednn, environment, compiler, header)
+
+
+def _require_open_files() -> None:
+    """Raises the limit of open files where it is low and may be raised; Jittor's compiler waits for ever without."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+        if wanted < LEAST_FILES:
+            raise UserError(f"only {hard} open files are allowed, Jittor needs {LEAST_FILES}: ulimit -n 1024")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _choose_device(device: str, home: Path) -> tuple:
@@ -164,7 +180,7 @@ def _jittor_folder() -> Path:
     package = importlib.util.find_spec("jittor")
     if package is None:
         raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
-    return Path(package.origin).parent
+    return plain(Path(package.origin).parents[1]) / "jittor"
 
 
 def _choose_onednn(home: Path) -> str:
@@ -179,12 +195,6 @@ def _choose_onednn(home: Path) -> str:
         warn("oneDNN is missing, matrix products run about five times slower; "
              f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
         return "none"
-
-
-def _existing_parent(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def build_stamp(started: Plan) -> Path:
@@ -203,6 +213,10 @@ def _build(started: Plan, stamp: Path) -> None:
     """Imports Jittor in child processes until one gets through; shows how far it is."""
     environment = {**os.environ, **started.environment, "log_silent": "0", **_home_variables(jittor_home())}
     environment = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
+    own = Path(importlib.util.find_spec("jittor").origin).parents[1]
+    packages = [path for path in (str(_jittor_folder().parent), os.environ.get("PYTHONPATH", "")) if path]
+    if Path(packages[0]) != own:  # a link to it
+        environment["PYTHONPATH"] = os.pathsep.join(packages)
     log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     tell(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores ({stamp.parent})")
@@ -344,12 +358,13 @@ def _import(home: Path):
     os.environ.update(changed)
     imported_before_us = "jittor" in sys.modules
     try:
-        with _signals_kept():
-            utils = importlib.import_module("jittor_utils")
-            getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
-        _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
-        with _signals_kept():
-            module = importlib.import_module("jittor")
+        with importing_from(_jittor_folder().parent):
+            with _signals_kept():
+                utils = importlib.import_module("jittor_utils")
+                getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
+            _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
+            with _signals_kept():
+                module = importlib.import_module("jittor")
         if imported_before_us and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGCHLD):  # to Python, which takes its own for still in place
                 signal.signal(number, signal.getsignal(number))

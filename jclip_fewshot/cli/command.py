@@ -66,7 +66,7 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     status, said = 2, ""
     try:
         start.working(True)
-        status = main() or 0
+        status = _traced(main) or 0
     except UserError as error:
         said = str(error)
     except MemoryError:
@@ -85,8 +85,6 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if console.verbose:
-            traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
@@ -97,6 +95,16 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     sys.exit(status)
 
 
+def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:
+    """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
+    try:
+        return main()
+    except Exception:
+        if console.verbose:
+            traceback.print_exc()
+        raise
+
+
 def _last_line(what: str) -> str:
     if what:
         return f"stopped; {what}"
@@ -105,8 +113,8 @@ def _last_line(what: str) -> str:
 
 def _machine_error(text: str) -> str:
     """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
-    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory", "can't start new thread",
-                 "Resource temporarily unavailable"):
+    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
+                 "can't start new thread", "Resource temporarily unavailable"):
         if sign in text:
             return _NO_MEMORY
     for number in (errno.ENOSPC, errno.EMFILE, errno.EFBIG):

@@ -6,7 +6,9 @@ Imports stand inside the functions where they start Jittor or are heavy: `check`
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import List
@@ -17,7 +19,26 @@ from jclip_fewshot.cli.flags import Compact, add_flag, parse
 from jclip_fewshot.config import MachineConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import require_writable, require_writable_folder
+from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+
+PROGRAM = "jclip-fewshot" if Path(sys.argv[0]).name == "jclip-fewshot" else "python -m jclip_fewshot"
+
+
+def train(arguments: List[str]) -> int:
+    """Learns from a few images a class: train.py."""
+    return _script("train", arguments)
+
+
+def test(arguments: List[str]) -> int:
+    """Answers a test set with a trained run: test.py."""
+    return _script("test", arguments)
+
+
+def _script(name: str, arguments: List[str]) -> int:
+    """Runs a script that lies beside the package in a checkout, and inside it when installed."""
+    path = shipped_folder("scripts", ".") / f"{name}.py"
+    sys.argv = [f"{PROGRAM} {name}", *arguments]
+    return runpy.run_path(str(path))["main"]() or 0
 
 
 def doctor(arguments: List[str]) -> int:
@@ -26,7 +47,8 @@ def doctor(arguments: List[str]) -> int:
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
     parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
     parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
     given = _parsed(parser, arguments)
     from jclip_fewshot.cli.doctor import report as doctors_report
@@ -35,7 +57,7 @@ def doctor(arguments: List[str]) -> int:
 
 def check(arguments: List[str]) -> int:
     """Says whether a submission file is valid for a test set, and what is wrong with it."""
-    parser = _parser("check", check.__doc__)
+    parser = _parser("check", check.__doc__, "result.txt ")
     parser.add_argument("result", metavar="result.txt", help="a submission, .txt or the .zip around it")
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
     parser.add_argument("--split", default="", metavar="A|B|DIR",
@@ -60,7 +82,7 @@ def check(arguments: List[str]) -> int:
 
 def convert(arguments: List[str]) -> int:
     """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
-    parser = _parser("convert", convert.__doc__)
+    parser = _parser("convert", convert.__doc__, "IN OUT.safetensors ")
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
     parser.add_argument("target", metavar="OUT.safetensors")
     given = _parsed(parser, arguments)
@@ -73,11 +95,11 @@ def convert(arguments: List[str]) -> int:
 
 def evaluate(arguments: List[str]) -> int:
     """Scores every method on a labelled feature suite: the stack of train.py and test.py, same defaults."""
-    parser = _parser("evaluate", evaluate.__doc__)
+    parser = _parser("evaluate", evaluate.__doc__, "--suite FILE.npz ")
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
+    parser.add_argument("--heads", default="", metavar="LIST", help="all, fast, or names with commas [all]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="95 %% interval of top-1 from N bootstrap samples of the test rows, or of the tasks")
@@ -85,7 +107,8 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--tasks", type=int, default=0, metavar="N", help="N tasks of few classes instead of all rows")
     parser.add_argument("--task-classes", type=int, default=5, metavar="N", help="classes a task [5]")
     parser.add_argument("--task-queries", type=int, default=75, metavar="N", help="test rows a task, at most [75]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the table alone")
     given = _parsed(parser, arguments)
     for flag, least in (("seed", 0), ("seeds", 0), ("tasks", 0), ("task_classes", 1), ("task_queries", 1)):
@@ -150,7 +173,7 @@ def validate(arguments: List[str]) -> int:
 
 def report(arguments: List[str]) -> int:
     """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
-    parser = _parser("report", report.__doc__)
+    parser = _parser("report", report.__doc__, "[RUN] ")
     parser.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's folder [the newest]")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where the newest run is looked for [runs]")
     parser.add_argument("--split", default="", metavar="A|B|DIR", help="the test set [the one that was answered last]")
@@ -166,7 +189,7 @@ def report(arguments: List[str]) -> int:
 
 def predict(arguments: List[str]) -> int:
     """Answers any pictures with a run, a line each as they come: files, folders, patterns, names from a pipe."""
-    parser = _parser("predict", predict.__doc__)
+    parser = _parser("predict", predict.__doc__, "RUN IMAGE... ")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE",
                         help="files, folders, patterns like 'a/*.jpg'; - reads names from standard input")
@@ -203,10 +226,11 @@ def predict(arguments: List[str]) -> int:
 
 def export(arguments: List[str]) -> int:
     """Writes a run as one linear classifier that NumPy alone can use, given CLIP rows (docs/export.md)."""
-    parser = _parser("export", export.__doc__)
+    parser = _parser("export", export.__doc__, "RUN OUT ")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("target", metavar="OUT", help="a file that ends in .npz or .safetensors")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where Jittor runs [auto]")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the result alone")
     given = _parsed(parser, arguments)
     from jclip_fewshot import export as exporting
@@ -247,7 +271,7 @@ def history(arguments: List[str]) -> int:
 
 def cache(arguments: List[str]) -> int:
     """Says how large the feature cache is, or empties it."""
-    parser = _parser("cache", cache.__doc__)
+    parser = _parser("cache", cache.__doc__, "--size|--clear ")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--size", action="store_true", help="print its size")
     what.add_argument("--clear", action="store_true", help="delete all that it keeps; it fills again by itself")
@@ -280,9 +304,10 @@ def _machine(given: argparse.Namespace) -> MachineConfig:
     return checked(MachineConfig, {f.name: getattr(given, f.name) for f in fields(MachineConfig)})
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m jclip_fewshot {name}", description=description,
-                                     formatter_class=Compact)
+def _parser(name: str, description: str, needed: str = "") -> argparse.ArgumentParser:
+    prog = f"{PROGRAM} {name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=Compact,
+                                     usage=textwrap.fill(f"{prog} {needed}[settings]", 50, subsequent_indent="    "))
     parser.add_argument("--verbose", action="store_true", help="show full error traces")
     return parser
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import shipped_folder
 
 DEFAULT_DOMAIN = "default"
 ARTICLES = ("a", "an", "-")
@@ -133,9 +134,7 @@ def fill(template: str, name: str, article: Optional[str] = None) -> str:
 
 def builtin_folder() -> Path:
     """The prompts that come with the package: inside it when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "prompt_data"
-    return installed if installed.is_dir() else package.parent / "prompts"
+    return shipped_folder("prompt_data", "prompts")
 
 
 def load(folder: Union[str, Path, None] = None) -> Prompts:
