@@ -13,8 +13,10 @@ import textwrap
 from jclip_fewshot.cli import command, commands
 from jclip_fewshot.errors import UserError, nearest
 
-COMMANDS = {name: getattr(commands, name) for name in (
-    "train", "test", "validate", "evaluate", "report", "check", "convert", "doctor")}
+COMMANDS = {
+    "train": commands.train, "test": commands.test, "predict": commands.predict, "runs": commands.history,
+    "report": commands.report, "export": commands.export, "check": commands.check, "validate": commands.validate,
+    "evaluate": commands.evaluate, "convert": commands.convert, "cache": commands.cache, "doctor": commands.doctor}
 
 
 def main() -> int:

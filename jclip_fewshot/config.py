@@ -57,6 +57,8 @@ class SourceConfig(MachineConfig):
     features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
+    names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
+    templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
     heads: str = option("", "all; fast for those without training (about a tenth of the time, 0.2 points less); or "

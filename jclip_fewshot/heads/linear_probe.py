@@ -25,7 +25,6 @@ from jclip_fewshot.heads.base import Head, log_loss, top1
 from jclip_fewshot.heads.training import cross_entropy, fits_of, product, var
 from jclip_fewshot.task import Task
 
-
 MAX_ITERATIONS = 200
 MEMORY = 10  # steps that L-BFGS remembers
 
