@@ -44,7 +44,8 @@ def main() -> None:
     contest = read_contest(settings.data, settings.board, settings.domains)
     for note in contest.notes + [shortage(contest, settings.shots)]:
         tell(note) if note else None
-    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts)
+    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
+                                        settings.templates)
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)

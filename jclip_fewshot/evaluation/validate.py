@@ -134,7 +134,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     mix = BOARD_MIX if settings.board_mix else None
     if mix:
         domain_weights(domains, mix)  # complains before the work
-    sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts)
+    sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts, settings.names,
+                                        settings.templates)
     source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)
     text = source.texts(contest.class_names, sentences)
     features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
