@@ -197,7 +197,7 @@ class FewShotClassifier:
         """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
 
         Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
-        where no shot can be left out.
+        where none can be.
         """
         self._require_fit()
         require_export_name(path)
@@ -255,7 +255,7 @@ class FewShotClassifier:
             ValueError: in scikit-learn's words, which programs look for.
         """
         if rows.ndim != 2:
-            raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: one row "
+            raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: a row "
                              "is array.reshape(1, -1)")
         if 0 in rows.shape:
             raise ValueError(f"Found array with 0 {'sample' if len(rows) == 0 else 'feature'}(s) (shape={rows.shape}) "

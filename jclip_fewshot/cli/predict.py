@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -113,8 +113,8 @@ class Printer:
             self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
                                 *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
         else:
-            print(shown(path), *([NONE_OF_THESE] if rejected else []), *(f"{name} {100 * p:.1f} %" for name, p in answers),
-                  sep="\t")
+            said = [f"{name} {100 * p:.1f} %" for name, p in answers]
+            print(shown(path), *([NONE_OF_THESE] if rejected else []), *said, sep="\t")
         sys.stdout.flush()
 
 

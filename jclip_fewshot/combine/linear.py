@@ -59,7 +59,7 @@ class Linear:
 
 
 def linear_form(logits: Logits, rows: np.ndarray) -> Optional[Form]:
-    """W (K, D) and b (K,), up to what all classes have alike, of logits (N, D) -> (N, K) that are linear on unit rows; None where they are not.
+    """W (K, D) and b (K,) of logits that are linear on unit rows, up to what all classes have alike; None of others.
 
     rows (N, D): where the answers are compared, beside random ones.
     """
