@@ -29,9 +29,10 @@ from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, open_source
-from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, RowsUnder, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
+from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
 _SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
@@ -48,6 +49,7 @@ class FewShotClassifier:
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
         shots, as for rows of an encoder without text. `fit` takes it, too.
     heads: names of the methods in the ensemble; None for all.
+    tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
     augment: random views averaged per training image; 0 takes the plain image.
     seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
@@ -67,13 +69,14 @@ class FewShotClassifier:
     _source: Optional[Source] = None
 
     def __init__(self, model: str = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
-                 text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, augment: int = 10,
-                 seed: int = 0, weights: Optional[str] = None, cache: Optional[str] = ".cache",
+                 text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
+                 augment: int = 10, seed: int = 0, weights: Optional[str] = None, cache: Optional[str] = ".cache",
                  domains: Union[None, bool, Sequence[str]] = None) -> None:
         self.model = model
         self.class_names = class_names
         self.text = text
         self.heads = heads
+        self.tune = tune
         self.augment = augment
         self.seed = seed
         self.weights = weights
@@ -136,8 +139,15 @@ class FewShotClassifier:
         text = self._text_rows(text, names, domains, rows.shape[1])
         scale = self._source.scale if self._source is not None else CLIP_SCALE
         task = Task(rows, numbers, text, domain_indices(domains), scale)
+        paths = self._paths(images)
+        tuning = Tuning([])
+        if paths:
+            tuning = plan(self.tune, task, self._opened(), Path(), paths, self.augment, self.seed,
+                          prompts.plain_sentences(names, domains))
+        elif tune_names(self.tune) not in ([], ["auto"]):
+            raise ValueError("tuning a tower needs images as paths, not as features or pictures")
         self.classes_, self.class_names_ = classes, names
-        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task)
+        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task, tuning=tuning)
         self.n_features_in_ = task.text.shape[1]
         return self
 
@@ -145,7 +155,7 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, "image to classify"), refine="off").probs
+        return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
@@ -155,7 +165,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, "image to classify")).final
+        return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -236,6 +246,18 @@ class FewShotClassifier:
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
         return [str(domain) for domain in self.domains]
 
+    @staticmethod
+    def _paths(images: Images) -> List[str]:
+        """The images as paths; none where they are features or pictures."""
+        if isinstance(images, np.ndarray) or not all(isinstance(image, (str, Path)) for image in images):
+            return []
+        return [str(image) for image in images]
+
+    def _rows_under(self, images: Images) -> Optional[RowsUnder]:
+        """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
+        paths = self._paths(pictures_or_rows(images))
+        return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
+
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
         images = pictures_or_rows(images)
         if isinstance(images, np.ndarray):
@@ -255,8 +277,8 @@ class FewShotClassifier:
             ValueError: in scikit-learn's words, which programs look for.
         """
         if rows.ndim != 2:
-            raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: a row "
-                             "is array.reshape(1, -1)")
+            raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: one "
+                             "row is array.reshape(1, -1)")
         if 0 in rows.shape:
             raise ValueError(f"Found array with 0 {'sample' if len(rows) == 0 else 'feature'}(s) (shape={rows.shape}) "
                              "while a minimum of 1 is required.")

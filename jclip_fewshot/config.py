@@ -63,6 +63,7 @@ class SourceConfig(MachineConfig):
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
     heads: str = option("", "all; fast for those without training (about a tenth of the time, 0.2 points less); or "
                         "names with commas", "method", metavar="LIST")
+    tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 

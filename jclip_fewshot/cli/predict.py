@@ -17,6 +17,7 @@ from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, shown,
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.sources import Source, TableSource
 from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.tuning.plan import tuned_rows
 
 SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
@@ -113,8 +114,8 @@ class Printer:
             self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
                                 *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
         else:
-            said = [f"{name} {100 * p:.1f} %" for name, p in answers]
-            print(shown(path), *([NONE_OF_THESE] if rejected else []), *said, sep="\t")
+            said = [NONE_OF_THESE] if rejected else []
+            print(shown(path), *said, *(f"{name} {100 * p:.1f} %" for name, p in answers), sep="\t")
         sys.stdout.flush()
 
 
@@ -141,7 +142,8 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
         good = [index for index in range(len(paths)) if index not in bad]
         read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
         if good:
-            answers = pipeline.answer(rows[good], "auto" if refine else "off")
+            answers = pipeline.answer(rows[good], "auto" if refine else "off",
+                                      tuned_rows(source, Path(), [paths[index] for index in good]))
             for index, probs in zip(good, answers.final):
                 printer.write(paths[index], probs)
     if not read:

@@ -92,6 +92,11 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str],
     return [sentences(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
+def plain_sentences(class_names: Sequence[str], domains: Sequence[str]) -> List[str]:
+    """One sentence a class, "a photo of a bear.": what trains a text tower."""
+    return [fill("a photo of a {}.", display_name(name, domain)) for name, domain in zip(class_names, domains)]
+
+
 def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[str, Path] = "",
                    templates: Union[str, Path] = "") -> Prompts:
     """The prompts with a user's names and templates in place of theirs.
