@@ -207,7 +207,7 @@ class FewShotClassifier:
         """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
 
         Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
-        where no shot can be left out.
+        where none can be.
         """
         self._require_fit()
         require_export_name(path)
