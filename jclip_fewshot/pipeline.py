@@ -6,6 +6,8 @@ Letters: N images, S shots, K classes, D feature width.
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
@@ -15,17 +17,21 @@ import numpy as np
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.members import Member
+from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
+LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
 STATE_SCHEMA = {
@@ -36,6 +42,7 @@ STATE_SCHEMA = {
     "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
+RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
 
 def head_names(listed: str) -> List[str]:
@@ -64,13 +71,15 @@ def make_head(name: str, seed: int) -> Head:
 class Answers:
     """What a pipeline says about N images.
 
-    logits: {head: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the images as a
-    set; None where it was switched off.
+    logits: {head or tuned member: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the
+    images as a set; None where it was switched off. frozen (N, K): the probabilities of an ensemble of the heads
+    alone; None where no tuned member has a say.
     """
 
     logits: Dict[str, np.ndarray]
     probs: np.ndarray
     refinement: Optional[Refinement] = None
+    frozen: Optional[np.ndarray] = None
 
     @property
     def final(self) -> np.ndarray:
@@ -80,6 +89,8 @@ class Answers:
     def by_method(self) -> Dict[str, np.ndarray]:
         """(N, K) of every head, the ensemble and the refinement, in the order of the results table."""
         answers = {**self.logits, "ensemble": self.probs}
+        if self.frozen is not None:
+            answers.update(ensemble=self.frozen, ensemble_tuned=self.probs)
         if self.refinement is not None:
             answers["ensemble_refined"] = self.refinement.probs
         return answers
@@ -90,15 +101,15 @@ class Pipeline:
 
     After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
     the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_heads_` and `check_ensemble_`, the
-    cheaper stack that the refinement is checked with.
+    cheaper stack that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
     """
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
         self.names = list(names or HEADS)
         self.seed = seed
 
-    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
-        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self."""
+    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> "Pipeline":
+        """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self."""
         self.task_ = task
         self.heads_: Dict[str, Head] = {}
         self.seconds_: Dict[str, float] = {}
@@ -109,13 +120,33 @@ class Pipeline:
             held_out[name] = self.heads_[name].held_out_logits()
             self.seconds_[name] = time.perf_counter() - begun
             on_fit(name, self.seconds_[name])
+        self.tuned_: Dict[str, Member] = {}
+        for member in tuning.members:
+            begun = time.perf_counter()
+            self.tuned_[member.name] = member.fit(task, tuning.bank, tuning.fits)
+            self.seconds_[member.name] = time.perf_counter() - begun
+            on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
-        self.ensemble_ = Ensemble().fit(held_out, task)
+        self.frozen_ensemble_ = Ensemble().fit(held_out, task)
+        self.ensemble_ = self._with_tuned(held_out, task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
+
+    def _with_tuned(self, held_out: Dict[str, np.ndarray], task: Task) -> Ensemble:
+        """The ensemble of the heads and of those tuned members that lower its held-out log-loss, best first."""
+        best, known = self.frozen_ensemble_, dict(held_out)
+        for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
+            joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
+            wanted = joined.settings_.get("held_out_loss", np.inf) < best.settings_.get("held_out_loss", np.inf)
+            if wanted:
+                best, known[member.name] = joined, member.held_out_logits()
+            else:
+                tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
+            member.settings_["in_ensemble"] = bool(wanted)
+        return best
 
     def _fit_check(self, held_out: Dict[str, np.ndarray]) -> None:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
@@ -128,15 +159,19 @@ class Pipeline:
                      for name, head in self.check_heads_.items()}
             self.check_ensemble_ = Ensemble().fit(known, self.task_)
 
-    def answer(self, features: np.ndarray, refine: str = "auto") -> Answers:
+    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None) -> Answers:
         """Answers N images, (N, D) rows.
 
+        rows_under: the same images by a tuned tower; without it the heads alone answer.
         refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
             "on" refines it whatever they say.
         """
         logits = {name: head.logits(features) for name, head in self.heads_.items()}
-        probs = self.ensemble_.probs(logits)
-        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"))
+        probs, frozen = self.frozen_ensemble_.probs(logits), None
+        if self.tuned_ and rows_under is not None:
+            logits.update({name: member.logits(rows_under(member), features) for name, member in self.tuned_.items()})
+            probs, frozen = self.ensemble_.probs(logits), probs
+        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"), frozen)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
@@ -174,6 +209,11 @@ class Pipeline:
         arrays.update({f"shots/{key}": getattr(self.task_, key) for key in TASK_ARRAYS})
         arrays["shots/scale"] = np.array(self.task_.scale)
         arrays["names"] = np.array(self.names)
+        if self.tuned_:
+            arrays["tuned"] = np.array(list(self.tuned_))
+            arrays.update({f"tuned/{name}/{key}": value for name, member in self.tuned_.items()
+                           for key, value in member.state().items()})
+            arrays.update({f"frozen_ensemble/{key}": value for key, value in self.frozen_ensemble_.state().items()})
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
@@ -192,6 +232,10 @@ class Pipeline:
         Raises:
             UserError: arrays of another version of this program.
         """
+        huge = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.size
+                and not np.abs(array).max() < LARGEST]
+        if huge:
+            raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
             pipeline = cls(arrays["names"].tolist())
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
@@ -199,6 +243,10 @@ class Pipeline:
             pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
+            pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
+                               for name in (arrays["tuned"].tolist() if "tuned" in arrays else [])}
+            pipeline.frozen_ensemble_ = (Ensemble.from_state(_under(arrays, "frozen_ensemble/")) if pipeline.tuned_
+                                         else pipeline.ensemble_)
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
                 else HEADS[name].from_state(_under(arrays, f"check/heads/{name}/")) for name in CHECK_HEADS}
@@ -219,7 +267,8 @@ class Pipeline:
         # as many rows as no axis is long, lest a wrong one broadcast
         n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
-            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
+            with np.errstate(all="ignore"):
+                probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
@@ -228,7 +277,7 @@ class Pipeline:
 
     def settings(self) -> Dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
-        chosen = {name: head.settings_ for name, head in self.heads_.items()}
+        chosen = {name: one.settings_ for name, one in {**self.heads_, **self.tuned_}.items()}
         chosen["ensemble"] = self.ensemble_.settings_
         return chosen
 
@@ -250,8 +299,12 @@ def settings_table(settings: Dict[str, dict]) -> str:
                          if not key.startswith("held_out_"))
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    begin = sum(widths) + 4
+    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, begin + 20), subsequent_indent=" " * begin,
+                                break_long_words=False, break_on_hyphens=False)
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows])
+    return "\n".join([header] + [wrap.fill(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip())
+                                 for row in rows])
 
 
 def _short(value: object) -> str:

@@ -53,17 +53,22 @@ def run(main: Callable[[], Optional[int]]) -> None:
     Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
     SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
     """
+    try:
+        _run(main)
+    except KeyboardInterrupt as stop:  # raised anywhere, within the handling of another error too
+        sys.stdout.flush()
+        start.leave(_last_line(str(stop)))
+
+
+def _run(main: Callable[[], Optional[int]]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
     try:
         start.working(True)
-        status = main() or 0
+        status = _traced(main) or 0
     except UserError as error:
         said = str(error)
-    except KeyboardInterrupt as stop:
-        sys.stdout.flush()
-        start.leave(_last_line(str(stop)))
     except MemoryError:
         said = _NO_MEMORY
     except OSError as error:
@@ -80,8 +85,6 @@ def run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if console.verbose:
-            traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
@@ -92,6 +95,16 @@ def run(main: Callable[[], Optional[int]]) -> None:
     sys.exit(status)
 
 
+def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:
+    """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
+    try:
+        return main()
+    except Exception:
+        if console.verbose:
+            traceback.print_exc()
+        raise
+
+
 def _last_line(what: str) -> str:
     if what:
         return f"stopped; {what}"
@@ -100,8 +113,8 @@ def _last_line(what: str) -> str:
 
 def _machine_error(text: str) -> str:
     """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
-    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory", "can't start new thread",
-                 "Resource temporarily unavailable"):
+    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
+                 "can't start new thread", "Resource temporarily unavailable"):
         if sign in text:
             return _NO_MEMORY
     for number in (errno.ENOSPC, errno.EMFILE, errno.EFBIG):

@@ -16,14 +16,14 @@ Letters: N images, V views an image, K classes, D feature width, R pixels a side
 from __future__ import annotations
 
 import os
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.console import progress, tell
 from jclip_fewshot.data.decode import Decoder, Recipe
-from jclip_fewshot.encoders.base import Encoder
+from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import FeatureCache, as_keys
@@ -34,15 +34,17 @@ IMAGES_A_WORKER = 64  # fewer are decoded sooner than a worker starts
 FILES_A_WORKER = 512  # the same for reading alone
 
 Bad = Dict[int, str]
+OnStart = Callable[[int], None]
 
 
-def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                   seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                  shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
+                  shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                  on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
     """Feature rows of image files.
 
     paths: N files. cache: where rows are looked for and kept; None computes them all.
-    views: 0 or 1 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
+    views: 0 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
         and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
     workers: decoding processes; None fits them to the machine, 0 decodes in this process.
     draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see
@@ -50,6 +52,7 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
     shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
         does not have them. Afterwards every rank calls again without it and finds all rows in the common
         cache.
+    on_start: told before the first batch how many images this process will encode.
 
     Returns:
         rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of
@@ -59,29 +62,33 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
         KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
     """
     rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
-                             draft=draft, shard=shard, stage=stage)
+                             draft=draft, shard=shard, stage=stage, on_start=on_start)
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
-def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                 shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
-    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length."""
+                 shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                 on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> Tuple[np.ndarray, Bad]:
+    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
+
+    depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
+    """
+    recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not views)
     views = max(1, views)
-    recipe = Recipe(encoder.image_size, views, seed if views > 1 else 0, draft and views == 1)
-    n, width = len(paths), encoder.width
-    rows = np.zeros((n, views, width), np.float32)
+    n, kind = len(paths), np.float32 if depth == ROWS else np.float16
+    rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
     found = np.zeros(n, bool)
     marks, store = np.zeros((n, 2), np.uint64), None
     if cache is not None:
-        about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+        about = depth_of_rows(encoder, recipe, depth)
         store = cache.rows(about, rows[:1].nbytes)
         store.refresh()
         digests, known, marks = cache.known_files(paths)
         if len(store):
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
             rows_found, found = store.get(digests)
-            rows = rows_found.view(np.float32).reshape(n, views, width)
+            rows = rows_found.view(kind).reshape(rows.shape)
             found &= known
 
     batch_images = _images_a_batch(encoder, views)
@@ -90,6 +97,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     if workers is None:
         workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
     workers = min(workers, len(wanted))
+    if wanted:
+        on_start(len(wanted))
     bad: Bad = {}
     cached = int(found.sum())
     finished, total = cached, cached + len(wanted)
@@ -101,7 +110,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
         try:
             for indices, pixels, done in decoder.batches(wanted):
                 bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
-                features = _encode_batch(encoder, pixels)
+                features = _encode_batch(encoder, pixels, depth)
                 good = [place for place, result in enumerate(done) if not result.reason]
                 if not np.isfinite(features[good]).all():
                     raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
@@ -121,6 +130,12 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
             if cache is not None:
                 cache.flush()
     return rows, bad
+
+
+def depth_of_rows(encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> dict:
+    """What the cache calls the rows of an encoder at a depth."""
+    about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+    return about if depth == ROWS else dict(about, depth=depth)
 
 
 def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
@@ -143,13 +158,15 @@ def _images_a_batch(encoder: Encoder, views: int) -> int:
     return max(1, round(encoder.batch_size / views))
 
 
-def _encode_batch(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
-    """pixels (n, V, R, R, 3) -> unit rows (n, V, D)."""
+def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+    """pixels (n, V, R, R, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
     n, views = pixels.shape[:2]
     batch = pixels.reshape((n * views,) + pixels.shape[2:])
     missing = _images_a_batch(encoder, views) * views - len(batch)
     if missing:
         batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], np.uint8)])
+    if depth != ROWS:
+        return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
 
 

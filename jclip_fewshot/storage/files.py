@@ -25,7 +25,10 @@ def require_writable(path: Union[str, Path], flag: str = "") -> None:
     Raises:
         UserError: a folder, device or pipe stands there; its folder cannot be made or written to; no such name.
     """
-    name = f"{flag} {path}" if flag else str(path)
+    _require_writable(path, f"{flag} {path}".strip())
+
+
+def _require_writable(path: Union[str, Path], name: str) -> None:
     _require_regular(path, name)
     folder = _target(path).parent
     while not folder.exists():
@@ -33,8 +36,8 @@ def require_writable(path: Union[str, Path], flag: str = "") -> None:
     if not folder.is_dir():
         raise UserError(f"{name}: {folder} is a file, not a folder; give another path")
     try:
-        with tempfile.TemporaryFile(dir=str(folder)):  # the superuser's rights say nothing of a read-only disk
-            pass
+        with tempfile.TemporaryFile(dir=str(folder)) as file:  # the superuser's rights say nothing of a read-only disk
+            file.write(bytes(1 << 16))  # nor does an empty file of a full one
     except OSError as error:
         raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path")
 
@@ -43,7 +46,7 @@ def require_writable_folder(path: Union[str, Path], flag: str = "") -> None:
     """The same for files that will lie in the folder `path`, which may not exist yet."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
-    require_writable(Path(path) / "record", flag)
+    _require_writable(Path(path) / "record", f"{flag} {path}".strip())
 
 
 def _target(path: Union[str, Path]) -> Path:
@@ -103,3 +106,10 @@ def write_text(path: Union[str, Path], text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def shipped_folder(inside: str, beside: str) -> Path:
+    """A folder that comes with the program: `inside` the package when installed, `beside` it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / inside
+    return installed if installed.is_dir() else package.parent / beside
