@@ -61,7 +61,8 @@ def train(start: np.ndarray, views: np.ndarray, labels: np.ndarray, text: np.nda
 class ProLIP(Member):
     """ProLIP as a member of the ensemble, with λ = 1/n², n the mean of the shots a class.
 
-    lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with this λ (69.7 to 70.1 with 1/n). Views in turn, as theirs.
+    lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with this λ (69.7 to 70.1 with 1/n). Views come in turn, as
+    theirs.
     """
 
     name = "prolip"
