@@ -185,7 +185,8 @@ def test_alpha_zero_is_the_frozen_tower(case, encoder):
 
 def test_merged_updates_equal_updates_beside_the_weights(encoder, case):
     rng, model = np.random.default_rng(0), encoder.model
-    places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in towers.blocks_of(model, tower)]
+    places = [lora.attention_path(tower, block)
+              for tower in ("visual.", "") for block in towers.blocks_of(model, tower)]
     arrays = {name: (0.1 * rng.standard_normal(value.shape)).astype("f")
               for name, value in lora.random_start(model, places, rng).items()}
     images, tokens = jt.array(case[2]), case[1].class_tokens
