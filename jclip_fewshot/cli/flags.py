@@ -32,6 +32,11 @@ def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
         if isinstance(f.default, bool):
             groups[group].add_argument(flag, dest=f.name, action="store_true", default=None, help=text)
             continue
+        if isinstance(f.default, tuple):
+            shown = f" [{', '.join(f.default)}]" if f.default else ""
+            groups[group].add_argument(flag, dest=f.name, action="append", default=None, metavar=_metavar(f),
+                                       help=text + shown)
+            continue
         shown = "" if f.default == "" else f" [{f.default}]"
         groups[group].add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=None,
                                    choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
@@ -122,7 +127,7 @@ def read_toml(path: str, config: Type) -> Dict[str, Any]:
     for name in values:
         if name not in known:
             raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")
-    return values
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def to_toml(settings: Any) -> str:
@@ -131,6 +136,8 @@ def to_toml(settings: Any) -> str:
     for name, value in dataclasses.asdict(settings).items():
         if isinstance(value, bool):
             text = "true" if value else "false"
+        elif isinstance(value, tuple):
+            text = json.dumps(value, ensure_ascii=False)
         elif isinstance(value, str):
             # TOML's basic strings; JSON's escapes are a subset of theirs
             text = json.dumps(value, ensure_ascii=False)

@@ -99,14 +99,15 @@ class LinearProbe(Head):
     """C: inverse strength of the penalty, the contest's 8.96."""
 
     name = "linear_probe"
+    needs_text = False
     state_names = ("weight_", "bias_")
 
     def __init__(self, C: float = 8.96, max_iterations: int = 200):
         self.C, self.max_iterations = C, max_iterations
 
     def _fit(self, task: Task) -> None:
-        fits = fits_of(task)
-        held_out = task.zero_shot(task.features)
+        fits = fits_of(task.evidence)
+        held_out, task = task.zero_shot(task.features), task.evidence
         for fit in progress(fits, stage=self.name, unit="fits"):
             W, b, found = logistic_regression(fit.task, self.C, self.max_iterations)
             held_out[fit.left_out] = matmul(task.features[fit.left_out], W.T) + b
@@ -120,7 +121,7 @@ class LinearProbe(Head):
             self.settings_["held_out_top1"] = top1(held_out[tested], task.labels[tested])
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(features, self.weight_.T) + self.bias_
+        return matmul(self.own(features), self.weight_.T) + self.bias_
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._probe_held_out
