@@ -25,6 +25,7 @@ from jclip_fewshot.data.shots import choose, rule, shortage
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table
 from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning.plan import plan, tune_names
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     if settings.from_run:
         settings = runs.repeated(settings, given)
     names = head_names(settings.heads)
+    tune_names(settings.tune)  # complains before the work
     runs.require_new_run(settings.runs, settings.name)
     device = command.set_up(settings)
     watch = runs.Stopwatch()
@@ -42,7 +44,8 @@ def main() -> None:
     contest = read_contest(settings.data, settings.board, settings.domains)
     for note in contest.notes + [shortage(contest, settings.shots)]:
         tell(note) if note else None
-    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts)
+    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
+                                        settings.templates)
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
@@ -59,7 +62,10 @@ def main() -> None:
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale, source.parts)
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
-    pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
+                  settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
+    pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"),
+                                                  tuning)
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.

@@ -32,7 +32,7 @@ def main():
     uncached = open_source(options.model or str(demo.checkpoint), "weights")
     few = demo.tests.files[:200]
     uncached.images(demo.contest.root, few[:20])  # compiles
-    print("| views | zero-shot | ensemble | against one | refined | against one | time |\n|---|---|---|---|---|---|---|")
+    print("| views | zero-shot | ensemble | against one | refined | against one | time |\n" + "|---" * 7 + "|")
     base, seconds = None, None
     for views in options.views:
         tests, _ = source.images(demo.contest.root, demo.tests.files, test_views=views)

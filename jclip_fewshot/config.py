@@ -55,7 +55,7 @@ class SourceConfig(MachineConfig):
     demo_seed: int = option(DEMO_SEED, "draw it from seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    model: Tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several encoders",
+    model: Tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
     features: Tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
@@ -64,9 +64,13 @@ class SourceConfig(MachineConfig):
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
+    names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
+    templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
+    heads: str = option("", "all; fast for those without training (about a tenth of the time, 0.2 points less); or "
+                        "names with commas", "method", metavar="LIST")
+    tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 
@@ -111,7 +115,8 @@ class TestConfig(MachineConfig):
     features: Tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
                                        metavar="FILE")
     features_extra: Tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
-    views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V", low=1)
+    views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
+                        low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
     result: str = option("", "the submission; .zip beside it [result.txt; in the demo's folder with --demo]", "output",
                          metavar="FILE")
@@ -146,15 +151,15 @@ def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
 
 def _several(flag: str, value: Any) -> Tuple[str, ...]:
     """One text, or a list of different ones, as a tuple."""
-    found = (value,) if isinstance(value, str) and value else tuple(value) if isinstance(value, (str, list, tuple)) else None
-    if found is None or not all(isinstance(one, str) and one for one in found):
+    found = (value,) if isinstance(value, str) and value else value
+    if not isinstance(found, (str, list, tuple)) or not all(isinstance(one, str) and one for one in found):
         raise UserError(f"{flag} takes text, or a list of texts, not {_brief(value)}")
     for one in found:
         if "\0" in one:
             raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(one)}")
         if found.count(one) > 1:
             raise UserError(f"{flag} {one} is given twice; each encoder counts once")
-    return found
+    return tuple(found)
 
 
 def _brief(value: Any) -> str:

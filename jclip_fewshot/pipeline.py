@@ -17,11 +17,14 @@ import numpy as np
 from jclip_fewshot.combine.ensemble import OF, Ensemble
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.heads import HEADS
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
+from jclip_fewshot.tuning.members import Member
+from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
@@ -41,18 +44,22 @@ STATE_SCHEMA = {
     "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
+RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
 
 def head_names(listed: str) -> List[str]:
-    """`--heads` as names; every head where it is empty.
+    """`--heads` as names: `all` (also where it is empty), `fast` for those without training, or names with commas.
 
     Raises:
         UserError: a name that is no head's.
     """
-    names = [name.strip() for name in listed.split(",") if name.strip()] or list(HEADS)
-    for name in names:
-        if name not in HEADS:
-            raise UserError(f"--heads: unknown method {name!r}{nearest(name, HEADS)}; there are {', '.join(HEADS)}")
+    groups = {"all": list(HEADS), "fast": list(TRAINING_FREE)}
+    names: List[str] = []
+    for name in (part.strip() for part in (listed or "all").split(",") if part.strip()):
+        if name not in HEADS and name not in groups:
+            raise UserError(f"--heads: unknown method {name!r}{nearest(name, [*groups, *HEADS])}; there are all, fast, "
+                            + ", ".join(HEADS))
+        names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
 
 
@@ -91,13 +98,15 @@ def _split(name: str) -> Tuple[str, str]:
 class Answers:
     """What a pipeline says about N images.
 
-    logits: {head: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the images as a
-    set; None where it was switched off.
+    logits: {head or tuned member: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the
+    images as a set; None where it was switched off. frozen (N, K): the probabilities of an ensemble of the heads
+    alone; None where no tuned member has a say.
     """
 
     logits: Dict[str, np.ndarray]
     probs: np.ndarray
     refinement: Optional[Refinement] = None
+    frozen: Optional[np.ndarray] = None
 
     @property
     def final(self) -> np.ndarray:
@@ -107,6 +116,8 @@ class Answers:
     def by_method(self) -> Dict[str, np.ndarray]:
         """(N, K) of every head, the ensemble and the refinement, in the order of the results table."""
         answers = {**self.logits, "ensemble": self.probs}
+        if self.frozen is not None:
+            answers.update(ensemble=self.frozen, ensemble_tuned=self.probs)
         if self.refinement is not None:
             answers["ensemble_refined"] = self.refinement.probs
         return answers
@@ -117,20 +128,20 @@ class Pipeline:
 
     After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
     the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_heads_` and `check_ensemble_`, the
-    cheaper stack that the refinement is checked with.
+    cheaper stack that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
 
-    Several encoders: rows and the task are joined (see Task), each has heads of its own, the ensemble weighs all, and
-    the refinement looks at the joined rows.
+    Several encoders: rows and the task are joined (see Task), each has heads of its own, the first one's tower may be
+    tuned, the ensemble weighs all, and the refinement looks at the joined rows.
     """
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
         self.names = list(names or HEADS)
         self.seed = seed
 
-    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
-        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self."""
+    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> "Pipeline":
+        """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self."""
         self.task_ = task
-        self.names = names_on(dict.fromkeys(_split(name)[0] for name in self.names), task.parts)
+        self.names = names_on(self.bare_names, task.parts)
         self.heads_: Dict[str, Head] = {}
         self.seconds_: Dict[str, float] = {}
         held_out: Dict[str, np.ndarray] = {}
@@ -140,13 +151,33 @@ class Pipeline:
             held_out[name] = self.heads_[name].held_out_logits()
             self.seconds_[name] = time.perf_counter() - begun
             on_fit(name, self.seconds_[name])
+        self.tuned_: Dict[str, Member] = {}
+        for member in tuning.members:
+            begun = time.perf_counter()
+            self.tuned_[member.name] = member.fit(task.of(self._first), tuning.bank, tuning.fits)
+            self.seconds_[member.name] = time.perf_counter() - begun
+            on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
-        self.ensemble_ = Ensemble().fit(held_out, task)
+        self.frozen_ensemble_ = Ensemble().fit(held_out, task)
+        self.ensemble_ = self._with_tuned(held_out, task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
+
+    def _with_tuned(self, held_out: Dict[str, np.ndarray], task: Task) -> Ensemble:
+        """The ensemble of the heads and of those tuned members that lower its held-out log-loss, best first."""
+        best, known = self.frozen_ensemble_, dict(held_out)
+        for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
+            joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
+            wanted = joined.settings_.get("held_out_loss", np.inf) < best.settings_.get("held_out_loss", np.inf)
+            if wanted:
+                best, known[member.name] = joined, member.held_out_logits()
+            else:
+                tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
+            member.settings_["in_ensemble"] = bool(wanted)
+        return best
 
     def _fit_check(self, held_out: Dict[str, np.ndarray]) -> None:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
@@ -159,6 +190,16 @@ class Pipeline:
                      for name, head in self.check_heads_.items()}
             self.check_ensemble_ = Ensemble().fit(known, self.task_)
 
+    @property
+    def bare_names(self) -> List[str]:
+        """The heads without their encoders."""
+        return list(dict.fromkeys(_split(name)[0] for name in self.names))
+
+    @property
+    def _first(self) -> str:
+        """The encoder whose tower may be tuned and whose logits the others correct; "" where it is the only one."""
+        return self.task_.parts[0].name if self.task_.parts else ""
+
     def _made(self, name: str, seed: int) -> Head:
         """A head, fitted on the shots as its encoder sees them."""
         head, encoder = _split(name)
@@ -169,15 +210,21 @@ class Pipeline:
         parts = {part.name: features[:, self.task_.columns(part.name)] for part in self.task_.parts}
         return {name: head.logits(parts.get(_split(name)[1], features)) for name, head in heads.items()}
 
-    def answer(self, features: np.ndarray, refine: str = "auto") -> Answers:
+    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None) -> Answers:
         """Answers N images, (N, D) rows.
 
+        rows_under: the same images by a tuned tower; without it the heads alone answer.
         refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
             "on" refines it whatever they say.
         """
         logits = self._logits(self.heads_, features)
-        probs = self.ensemble_.probs(logits)
-        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"))
+        probs, frozen = self.frozen_ensemble_.probs(logits), None
+        if self.tuned_ and rows_under is not None:
+            frozen_rows = features[:, self.task_.columns(self._first)] if self._first else features
+            logits.update({name: member.logits(rows_under(member), frozen_rows)
+                           for name, member in self.tuned_.items()})
+            probs, frozen = self.ensemble_.probs(logits), probs
+        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"), frozen)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
@@ -216,16 +263,20 @@ class Pipeline:
         arrays.update({f"parts/{key}": np.array([getattr(part, key) for part in self.task_.parts])
                        for key in Part._fields if self.task_.parts})
         arrays["names"] = np.array(self.names)
+        if self.tuned_:
+            arrays["tuned"] = np.array(list(self.tuned_))
+            arrays.update({f"tuned/{name}/{key}": value for name, member in self.tuned_.items()
+                           for key, value in member.state().items()})
+            arrays.update({f"frozen_ensemble/{key}": value for key, value in self.frozen_ensemble_.state().items()})
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
     def alpha_beta(self) -> Dict[str, np.ndarray]:
         """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
-        first = self.task_.parts[0].name if self.task_.parts else ""
-        head = self.heads_.get(f"tip_adapter{OF}{first}" if first else "tip_adapter")
+        head = self.heads_.get(f"tip_adapter{OF}{self._first}" if self._first else "tip_adapter")
         if head is None or not self.task_.has_company.any():
             return {}
-        task = self.task_.of(first)
+        task = self.task_.of(self._first)
         found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(task, ALPHAS, BETAS)}
         return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
 
@@ -247,6 +298,10 @@ class Pipeline:
             pipeline.heads_ = {name: HEADS[_split(name)[0]].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
+            pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
+                               for name in (arrays["tuned"].tolist() if "tuned" in arrays else [])}
+            pipeline.frozen_ensemble_ = (Ensemble.from_state(_under(arrays, "frozen_ensemble/")) if pipeline.tuned_
+                                         else pipeline.ensemble_)
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
                 else HEADS[_split(name)[0]].from_state(_under(arrays, f"check/heads/{name}/"))
@@ -278,7 +333,7 @@ class Pipeline:
 
     def settings(self) -> Dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
-        chosen = {name: head.settings_ for name, head in self.heads_.items()}
+        chosen = {name: one.settings_ for name, one in {**self.heads_, **self.tuned_}.items()}
         chosen["ensemble"] = self.ensemble_.settings_
         return chosen
 

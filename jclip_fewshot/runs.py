@@ -147,7 +147,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
-    for name in ("data", "weights", "prompts"):
+    for name in ("data", "weights", "prompts", "names", "templates"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
     for name in ("features", "features_extra"):
         given_then = values.get(name) or []
@@ -161,8 +161,9 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     elif "shot_list" not in changed:
         values["shot_list"] = ""
     if changed:
-        listed = " ".join(f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
-                          for name, value in changed.items() for one in (value if isinstance(value, list) else [value]))
+        every = [(name.replace("_", "-"), one) for name, value in changed.items()
+                 for one in (value if isinstance(value, (list, tuple)) else [value])]
+        listed = " ".join(f"--{name}" + ("" if one is True else f" {shlex.quote(str(one))}") for name, one in every)
         tell(f"as {folder}, but {listed}")
     return checked(TrainConfig, values)
 

@@ -14,9 +14,9 @@ symmetric cross-entropy over the batch. Every second batch comes from one domain
 pairs are hard ones.
 
 Model: a ViT on 60-pixel images in 12-pixel patches, width 128, 3 blocks, 2 heads; a text tower of width 64,
-3 blocks, context 32; D = 64. With --tower resnet: a ModifiedResNet on 64-pixel images, width 16, (1, 2, 2, 1) blocks;
-its batch norms use the batch's statistics while it trains. The checkpoint has OpenAI's names and whole vocabulary; tokens that no sentence
-uses are zero rows (training sees only the used ones, in a table of their own).
+3 blocks, context 32; D = 64. With --tower resnet: a ModifiedResNet on 64-pixel images, width 16, (1, 2, 2, 1)
+blocks; its batch norms use the batch's statistics while it trains. The checkpoint has OpenAI's names and whole
+vocabulary; tokens that no sentence uses are zero rows (training sees only the used ones, in a table of their own).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from jclip_fewshot.clip import preprocess  # noqa: E402
-from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
 from jclip_fewshot.clip.checkpoint import read_state_dict, write_safetensors  # noqa: E402
+from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
 from jclip_fewshot.data import (
     demo,  # noqa: E402
     prompts,  # noqa: E402

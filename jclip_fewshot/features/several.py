@@ -49,6 +49,24 @@ class SeveralSources:
         """Of the joined rows' cosines in zero-shot logits."""
         return joined_scale(self.parts)
 
+    @property
+    def model(self) -> object:
+        """The first one's CLIP, for tuning; None where it is none that can be tuned."""
+        return self._sources[0].model
+
+    @property
+    def fits(self):
+        """Where finished trainings of the first one are kept."""
+        return self._sources[0].fits
+
+    def bank(self, *args, **kwargs):
+        """The first one's images at any depth (EncoderSource.bank)."""
+        return self._sources[0].bank(*args, **kwargs)
+
+    def under(self, make):
+        """The first one's source with another encoder (EncoderSource.under)."""
+        return self._sources[0].under(make)
+
     def record(self) -> dict:
         """What test.py needs to open the same source again: the first one's record, and the others in it."""
         first, *others = [{**source.record(), "name": part.name} for part, source in zip(self.parts, self._sources)]

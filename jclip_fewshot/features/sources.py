@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
 from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources
 from jclip_fewshot.features.table import FeatureTable
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import FeatureCache
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
@@ -132,6 +134,27 @@ class EncoderSource:
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
+    def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
+             sentences: Sequence[str] = ()) -> Bank:
+        """The images at any depth of the tower, for what tunes it, and a sentence a class."""
+        root = os.path.abspath(root)
+        tokens = self._encoder.tokens(sentences) if sentences else None
+        return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
+                    seed=seed, workers=self._workers, class_tokens=tokens)
+
+    def under(self, make: Callable[[Encoder], Encoder]) -> "EncoderSource":
+        """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
+        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record)
+
+    @property
+    def model(self) -> object:
+        """The CLIP that encodes; None where it is none that can be tuned."""
+        return getattr(self._encoder, "model", None)
+
+    @property
+    def fits(self) -> Optional[FitCache]:
+        """Where finished trainings are kept: beside the cached rows."""
+        return None if self._cache is None else FitCache(self._cache.folder / "fits")
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
@@ -157,6 +180,7 @@ class TableSource:
 
     scale = CLIP_SCALE  # a feature file does not say
     parts = ()  # one encoder
+    model = None  # nothing that could be tuned
 
     @property
     def part(self) -> Part:
@@ -248,6 +272,8 @@ def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], clas
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
                         "program made it; train again")
+    if precision == "auto":  # the run's own, where this machine has it
+        precision = saved.get("precision") or precision
     source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
@@ -329,8 +355,9 @@ def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]],
 
 
 def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> Tuple[np.ndarray, Bad]:
-    """Feature rows of a test set, the mean of that many views, and why some images could not be read: {index: reason}, each named in a warning.
+    """Feature rows of a test set and why some images could not be read: {index: reason}, each named in a warning.
 
+    views: test-time views of each image that are averaged.
     Raises:
         UserError: none can be read.
     """

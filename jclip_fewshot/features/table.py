@@ -42,7 +42,8 @@ class FeatureTable:
         file, flag = Path(file), _flag(with_text)
         content = load_arrays(file, _SCHEMA, others=None, said=f"{flag} {file}")
         if "text" in content and not with_text:
-            raise UserError(f"{flag} {file}: holds text rows, so it is no encoder without text; give it with --features")
+            raise UserError(f"{flag} {file}: holds text rows, so its encoder has a text tower; give it with "
+                            "--features")
         paths = [path.replace("\\", "/") for path in content["path"].tolist()]
         feature, text, classes = unit_rows(content["feature"]), content.get("text"), content.get("classes")
         if classes is not None:

@@ -8,7 +8,10 @@ import pytest
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.evaluation.tasks import draw_tasks
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.task import zero_shot_logits
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
 
@@ -112,8 +115,11 @@ def test_tasks_of_few_classes(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
     assert results["tasks"] == 6
-    for scores in results["methods"].values():
-        assert 0 <= scores["top1"] <= 100 and scores["half_width"] >= 0
+    hits = zero_shot_logits(suite.features, suite.task.text).argmax(1) == suite.labels
+    by_task = [100 * hits[rows].mean() for rows in draw_tasks(suite.labels, 6, 6, 2, 10, 1)]
+    scores = results["methods"]["zero_shot"]
+    assert scores["top1"] == pytest.approx(np.mean(by_task))
+    assert scores["half_width"] == pytest.approx(1.96 * np.std(by_task, ddof=1) / np.sqrt(6))
     assert "ensemble_refined" in evaluate.tasks_table(results)
 
 
@@ -173,5 +179,7 @@ def test_comparison_wants_the_same_suite(tmp_path):
 def test_heads_by_name():
     assert head_names("gda") == ["zero_shot", "gda"]
     assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
+    assert head_names("") == head_names("all") == list(HEADS)
+    assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
         head_names("tip_adaptor")
