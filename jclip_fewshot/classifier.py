@@ -240,15 +240,15 @@ class FewShotClassifier:
             return (), text
         given = list(text) if isinstance(text, (list, tuple)) else [text]
         if len(given) != len(images) or not isinstance(given[0], np.ndarray):
-            raise ValueError(f"features of {len(images)} encoders need text rows of as many, a list; None for an encoder "
-                             "without text, and the first has text")
+            raise ValueError(f"features of {len(images)} encoders need text rows of as many, a list; None for an "
+                             "encoder without text, and the first has text")
         classes = len(given[0])
         given = [np.zeros((classes, rows.shape[1]), np.float32) if one is None else np.asarray(one)
                  for one, rows in zip(given, images)]
         for number, (one, rows) in enumerate(zip(given, images), 1):
             if one.shape != (classes, rows.shape[1]):
-                raise ValueError(f"encoder {number}: text rows {one.shape} do not fit {classes} classes and features of "
-                                 f"width {rows.shape[1]}")
+                raise ValueError(f"encoder {number}: text rows {one.shape} do not fit {classes} classes and features "
+                                 f"of width {rows.shape[1]}")
         parts = tuple(Part(f"encoder{number}", rows.shape[1], bool(one.any()))
                       for number, (one, rows) in enumerate(zip(given, images), 1))
         return parts, joined(given)
