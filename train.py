@@ -48,7 +48,8 @@ def main() -> None:
                                         settings.templates)
 
     # 2. Images and sentences become unit feature rows.
-    source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)
+    source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
+                         **settings.encoding)
     text = source.texts(contest.class_names, sentences)
     watch.lap("sentences")
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
@@ -59,7 +60,7 @@ def main() -> None:
         return
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale)
+    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale, source.parts)
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
                   settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
