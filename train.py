@@ -3,6 +3,7 @@
 
     python train.py --data Dataset            the contest: 4 images of each of 374 classes
     python train.py --data Dataset --board B  board B: 29 more classes, without images
+    python train.py --data Dataset --shots 0  no training image at all: the class names alone
     python train.py --demo                    the built-in small contest; needs no download
 
 Images and class names are turned into CLIP features once and kept in .cache/; the heads learn from
@@ -37,14 +38,16 @@ def main() -> None:
     # 1. What is there to learn from?
     if settings.demo:
         settings = demo.settings(settings)
-    contest = read_contest(settings.data, settings.board)
+    contest = read_contest(settings.data, settings.board, labelled=settings.shots > 0)
     for note in contest.notes:
         tell(note)
-    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts)
+    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts,
+                                        settings.prompt_set, settings.descriptions)
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings)
-    text = source.texts(contest.class_names, sentences)
+    scores_averaged = settings.prompt_set == prompts.VISDESC
+    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
     watch.lap("sentences")
     shots = choose(contest, settings, source, text)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
@@ -53,7 +56,8 @@ def main() -> None:
         return
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale)
+    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
+                keep_lengths=scores_averaged)
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("heads")

@@ -66,6 +66,8 @@ def evaluate(arguments: List[str]) -> int:
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
     parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
+    parser.add_argument("--shots", type=int, default=None, metavar="N",
+                        help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="95 %% interval of top-1 from N bootstrap samples of the test rows")
@@ -76,14 +78,16 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
     parser.add_argument("--quiet", action="store_true", help="the table alone")
     given = parser.parse_args(arguments)
-    for flag, least in (("seed", 0), ("seeds", 0), ("tasks", 0), ("task_classes", 1), ("task_queries", 1)):
-        if getattr(given, flag) < least:
+    for flag, least in (("seed", 0), ("seeds", 0), ("tasks", 0), ("task_classes", 1), ("task_queries", 1), ("shots", 0)):
+        if getattr(given, flag) is not None and getattr(given, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')} takes a number from {least} up, not {getattr(given, flag)}")
 
     from jclip_fewshot.evaluation import evaluate as evaluation
-    from jclip_fewshot.evaluation.suites import load_suite
+    from jclip_fewshot.evaluation.suites import load_suite, with_shots
     from jclip_fewshot.pipeline import Pipeline, head_names
     suite, names = load_suite(given.suite), head_names(given.heads)
+    if given.shots is not None:
+        suite = with_shots(suite, given.shots)
     other = evaluation.read_results(Path(given.compare)) if given.compare else None
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
     pipeline = Pipeline(names, given.seed)

@@ -50,9 +50,9 @@ class FewShotClassifier:
         self.cache = cache
         self._source = None
 
-    def fit(self, images: Images, labels: Sequence, class_names: Optional[Sequence[str]] = None,
+    def fit(self, images: Images = (), labels: Sequence = (), class_names: Optional[Sequence[str]] = None,
             text: Optional[np.ndarray] = None) -> "FewShotClassifier":
-        """Learns from S images.
+        """Learns from S images; from `class_names` alone where there are none.
 
         labels (S,): anything sortable. With `class_names`, labels are indices into it, and classes
         without an image are known by their text alone.
@@ -61,16 +61,20 @@ class FewShotClassifier:
         text (K, D): the classes' text features; encoded from the names by default.
         Returns self.
         Raises:
-            UserError: an image that cannot be read. ValueError: shapes that do not fit.
+            UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit, neither
+            images nor names.
         """
         labels = np.asarray(labels)
         if class_names is None:
+            if not len(labels):
+                raise ValueError("fit needs images with labels, or class_names")
             self.classes_, numbers = np.unique(labels, return_inverse=True)
             self.class_names_ = [str(name) for name in self.classes_]
         else:
             self.class_names_ = [str(name) for name in class_names]
             self.classes_ = np.arange(len(self.class_names_))
             numbers = labels.astype(np.int64)
+            prompts.require_different(self.class_names_)
         domains = domains_of(self.class_names_)
         if text is None:
             sentences = prompts.class_sentences(self.class_names_, domains)
@@ -137,6 +141,8 @@ class FewShotClassifier:
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             return images
         paths = [str(path) for path in images]
+        if not paths:
+            return np.zeros((0, 0), np.float32)
         rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
         require_readable([(path, 0) for path in paths], bad, skip=False)
         return rows

@@ -44,6 +44,10 @@ class SourceConfig(MachineConfig):
     features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
+    prompt_set: str = option("both", "which sentences stand for a class", "features",
+                             ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"))
+    descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
+                               metavar="FILE.json")
     heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
@@ -54,7 +58,7 @@ class TrainConfig(SourceConfig):
     """train.py"""
 
     from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images a class", "shots", metavar="N", low=1)
+    shots: int = option(4, "training images a class; 0 learns from the names alone", "shots", metavar="N", low=0)
     seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))

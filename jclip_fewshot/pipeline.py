@@ -14,6 +14,7 @@ import numpy as np
 
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.refinement import Refinement, refine
+from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
@@ -61,10 +62,15 @@ class Answers:
         return self.probs if self.refinement is None else self.refinement.probs
 
     def by_method(self) -> Dict[str, np.ndarray]:
-        """(N, K) of every head, the ensemble and the refinement, in the order of the results table."""
-        answers = {**self.logits, "ensemble": self.probs}
+        """(N, K) of every head, the ensemble and the refinement, in the order of the results table.
+
+        Where zero-shot is alone, there is no ensemble, and the refinement is called zero_shot_refined.
+        """
+        answers, name = dict(self.logits), "zero_shot"
+        if len(self.logits) > 1:
+            answers["ensemble"], name = self.probs, "ensemble"
         if self.refinement is not None:
-            answers["ensemble_refined"] = self.refinement.probs
+            answers[f"{name}_refined"] = self.refinement.probs
         return answers
 
 
@@ -80,7 +86,12 @@ class Pipeline:
         self.seed = seed
 
     def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
-        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self."""
+        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self.
+
+        Without any shot, the heads that need one are left out.
+        """
+        if not len(task):
+            self.names = [name for name in self.names if not HEADS[name].needs_shots]
         self.task_ = task
         self.heads_: Dict[str, Head] = {}
         self.seconds_: Dict[str, float] = {}
@@ -110,6 +121,8 @@ class Pipeline:
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
+        if not len(self.task_):
+            return refine_zero_shot(probs, features, self.task_)
         return refine(probs, features, self.task_, self.held_out_probs_, force)
 
     def state(self) -> Dict[str, np.ndarray]:
@@ -133,7 +146,7 @@ class Pipeline:
         try:
             pipeline = cls([str(name) for name in arrays["names"]])
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]))
+                                  scale=float(arrays["shots/scale"]), keep_lengths=True)
             pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))

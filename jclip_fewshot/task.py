@@ -20,7 +20,8 @@ MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every four
 class Task:
     """What a head may learn from. Rows may come in float16: they are upcast and normalised again.
 
-    A class may have no shot, and counts may differ; S may be 0.
+    A class may have no shot, and counts may differ; S may be 0. keep_lengths: text rows stay as long as they are,
+    which makes a class's score the mean of its sentences' scores (VisDesc).
     """
 
     features: np.ndarray  # (S, D) float32 unit rows
@@ -28,9 +29,10 @@ class Task:
     text: np.ndarray  # (K, D) float32 unit rows
     domains: Optional[np.ndarray] = None  # (K,) int64, each class's domain; None: one domain
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
+    keep_lengths: bool = False
 
     def __post_init__(self):
-        text = unit_rows(self.text)
+        text = np.asarray(self.text, np.float32) if self.keep_lengths else unit_rows(self.text)
         features = np.asarray(self.features, np.float32)
         features = unit_rows(features.reshape(-1, text.shape[1]) if features.size == 0 else features)
         labels = np.asarray(self.labels, np.int64).reshape(-1)

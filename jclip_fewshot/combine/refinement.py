@@ -124,7 +124,7 @@ def refine(probs, features, task: Task, held_out=None, force: bool = False) -> R
                          f" text {task.text.shape}")
     if held_out is not None and np.shape(held_out) != (len(task.labels), num_classes):
         raise ValueError(f"held_out must be {(len(task.labels), num_classes)}, not {np.shape(held_out)}")
-    first, copy_of = _distinct(features)
+    first, copy_of = distinct(features)
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_QUERIES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
@@ -150,7 +150,7 @@ def refine(probs, features, task: Task, held_out=None, force: bool = False) -> R
     evidence, gate["evidence"] = _audition(start, features, task, held_out, bias, sparse, evidence, force)
     weights = (concentration, len(probs) / max(present, 1)) if sparse else None
     refined, trace = _rounds(start, features, task, evidence, weights)
-    refined = _keep_ranking(np.exp(start), refined)
+    refined = keep_ranking(np.exp(start), refined)
     if copy_of is not None:
         refined = refined[copy_of]
     return _result(refined, given, task, trace, not trace or trace[-1] < TOLERANCE, gate)
@@ -246,7 +246,7 @@ def _rounds(start, features, task, evidence, weights=None) -> tuple:
     return refined, trace
 
 
-def _distinct(features) -> tuple:
+def distinct(features) -> tuple:
     """First row of each distinct image, in order, and which of them each row copies (None: no copies)."""
     _, first, inverse = np.unique(features.view(np.uint32), axis=0, return_index=True, return_inverse=True)
     if len(first) == len(features):
@@ -288,13 +288,13 @@ class _Means:
         self.shot_counts = 1.0 + np.bincount(task.labels, minlength=num_classes)
         self.scatter = np.zeros((width, width))
         for rows in (shot_rows, text, self.x):
-            for block in _blocks(len(rows)):
+            for block in blocks(len(rows)):
                 self.scatter += _product(rows[block].T, rows[block])
 
     def fit(self, u) -> tuple:
         """Means (K, D), counts (K,), inverse of the pooled covariance (D, D) for assignments u (N, K)."""
         sums = self.shot_sums.copy()
-        for block in _blocks(len(u)):
+        for block in blocks(len(u)):
             sums += _product(u[block].T, self.x[block])
         counts = self.shot_counts + u.sum(0, dtype=np.float64)
         means = sums / counts[:, None]
@@ -309,7 +309,7 @@ class _Means:
         shot_means = self.shot_sums / self.shot_counts[:, None]
         extra = (counts - self.shot_counts).mean()
         result = np.empty_like(u)
-        for block in _blocks(len(u)):
+        for block in blocks(len(u)):
             x, mine = self.x[block], u[block]
             norms = (_product(x, precision) * x).sum(1, keepdims=True)
             others = (counts - mine).astype(np.float32)
@@ -400,11 +400,11 @@ def _product(a, b) -> np.ndarray:
                      jt.array(np.ascontiguousarray(b, np.float32))).numpy()
 
 
-def _blocks(rows) -> list:
-    return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
+def blocks(rows, size=BLOCK) -> list:
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
-def _keep_ranking(start, refined) -> np.ndarray:
+def keep_ranking(start, refined) -> np.ndarray:
     """Refined rows: the first answer stays, with its probability; the rest is ranked half as in the start."""
     rows, first = np.arange(len(refined)), refined.argmax(1)
     share = refined[rows, first]

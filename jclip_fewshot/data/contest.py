@@ -101,12 +101,13 @@ def domains_of(class_names: Sequence[str]) -> List[str]:
     return domains if all(domains) else [""] * len(domains)
 
 
-def read_contest(root: PathLike, board: str = "A") -> Contest:
+def read_contest(root: PathLike, board: str = "A", labelled: bool = True) -> Contest:
     """Reads a data set's classes and training images; opens no image.
 
     Args:
         root: data folder in the contest's layout, or a plain tree with a folder a class.
         board: "A" (classes.txt) or "B" (classes_b.txt); a plain tree has one list of classes for both.
+        labelled: False where no training image is asked for: a data set with lists then needs no train.txt.
 
     Raises:
         UserError: no such folder or list; a list line that does not parse; ids that are not 0..K-1; a class
@@ -116,6 +117,8 @@ def read_contest(root: PathLike, board: str = "A") -> Contest:
     if not _has_lists(root):
         return _read_tree(root)
     class_names = read_classes(root, board)
+    if not labelled:
+        return Contest(root, class_names, domains_of(class_names), [])
     listed = read_labelled(root / TRAIN_LIST, len(class_names))
     train, lines, notes = [], {}, []
     for number, path, label in listed:

@@ -91,6 +91,8 @@ def choose_representative(labelled: Sequence[Tuple[str, int]], rows: np.ndarray,
 
 def rule(settings) -> str:
     """How the shots of a run were chosen, for its record."""
+    if settings.shots == 0 and not settings.shot_list:
+        return "none: class names alone"
     if settings.shot_list:
         return f"list {settings.shot_list}"
     if settings.select == "representative":
@@ -105,7 +107,7 @@ def choose(contest: Contest, settings, source, text: np.ndarray) -> List[Tuple[s
     Raises:
         UserError: fewer images than shots, or a shot list that does not fit the data set.
     """
-    if settings.shot_list or settings.select == "random":
+    if settings.shot_list or settings.select == "random" or settings.shots == 0:
         return choose_shots(contest, settings.shots, settings.seed, settings.shot_list or None)
     choose_shots(contest, settings.shots, settings.seed)  # complains of classes that are too small
     pool = draw_pool(contest, max(settings.pool, settings.shots), settings.seed)

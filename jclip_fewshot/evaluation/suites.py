@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Union
 
@@ -12,7 +12,7 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.data.contest import domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import load_arrays
-from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.task import Task, domain_indices, fold_of_shots
 
 KEYS = ("train_x", "train_y", "test_x", "test_y", "text", "classes")
 
@@ -27,6 +27,11 @@ class Suite:
     labels: np.ndarray  # (N,)
     classes: List[str]  # (K,)
     domains: List[str]  # (K,) the part of the class name before the first underscore, "" without
+
+
+def with_shots(suite: Suite, shots: int) -> Suite:
+    """The suite with at most `shots` shots of each class, its first ones; 0 leaves the class names alone."""
+    return replace(suite, task=suite.task.take(fold_of_shots(suite.task.labels) < shots))
 
 
 def load_suite(path: Union[str, Path]) -> Suite:

@@ -28,6 +28,7 @@ class Head:
     """
 
     name = ""
+    needs_shots = True  # False: it has an answer of its own without any
     seeded = False  # whether the constructor takes `seed`
     state_names: Tuple[str, ...] = ()
 
