@@ -7,6 +7,10 @@
 Everything about the method comes from the run; the flags here say only which images to answer.
 """
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import time
 
 from jclip_fewshot import runs
@@ -21,7 +25,8 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
 from jclip_fewshot.features.sources import reopen_source
 from jclip_fewshot.pipeline import Pipeline
-from jclip_fewshot.report.run import write_report
+from jclip_fewshot.report.analysis import nearest_shots
+from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
 
 
@@ -76,15 +81,21 @@ def main() -> None:
         scores = {name: score(with_unreadable(best_classes(a), a, readable, len(truth)), truth, contest.domains)
                   for name, a in answers.by_method().items()}
         print(score_table(scores))
+    # the report shows the nearest shots of an image: of the class that was answered, and of the true one
+    classes = {"guess": answers.final.argmax(axis=1), **({} if labels is None else {"truth": truth[readable]})}
+    nearest = {}
+    for kind, of in classes.items():
+        found = nearest_shots(features[readable], of, pipeline.task_.features, pipeline.task_.labels)
+        nearest.update({f"nearest_{kind}": found[0], f"nearest_{kind}_cosine": found[1]})
     runs.save_test(folder, split, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": str(device),
         "config": vars(settings), "images": len(tests.names), "unreadable": {tests.names[i]: r for i, r in bad.items()},
         "refinement": answers.refinement.record() if answers.refinement else None, "scores": scores,
         "seconds": watch.seconds},
         {"names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
-         "features": features, **({} if labels is None else {"truth": truth})})
+         **nearest, **({} if labels is None else {"truth": truth})})
     if settings.demo:
-        print(f"report: {write_report(folder, split)}")
+        print(report_line(folder, split))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ Images and class names are turned into CLIP features once and kept in .cache/; t
 features alone, choose their settings by leave-one-shot-out, and an ensemble combines them.
 """
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import time
 
 from jclip_fewshot import runs
@@ -65,7 +69,7 @@ def main() -> None:
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     folder = runs.new_run(settings.runs, settings.name, settings.board)
     write_shot_list(folder / runs.SHOTS, shots)
-    save_arrays(folder / runs.MODEL, pipeline.state())
+    save_arrays(folder / runs.MODEL, {**pipeline.state(), **pipeline.alpha_beta()})
     runs.save_record(folder, {
         "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
         "device": str(device), "config": vars(settings), "encoder": source.record(),

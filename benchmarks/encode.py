@@ -39,8 +39,8 @@ SENTENCE_TOKENS = (9, 10, 11, 11, 12, 12, 13, 14, 15, 17)
 
 def layout(model: str) -> dict:
     """Name and shape of the model's tensors."""
-    from jclip_fewshot.clip import weights
-    return weights.layout(weights.Architecture(**ARCHITECTURES[model]._asdict()))
+    from jclip_fewshot.clip import checkpoint
+    return checkpoint.layout(checkpoint.Architecture(**ARCHITECTURES[model]._asdict()))
 
 
 def random_state_dict(shapes: dict) -> dict:

@@ -108,7 +108,7 @@ def contest_size(options):
     from encode import layout, random_state_dict
     from PIL import Image
 
-    from jclip_fewshot.clip.weights import write_safetensors
+    from jclip_fewshot.clip.checkpoint import write_safetensors
     from jclip_fewshot.encoders.clip_encoder import open_encoder
     from jclip_fewshot.features.encode import encode_images
     count = 64 if options.small else 3073

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path
@@ -20,9 +24,10 @@ def doctor(arguments: List[str]) -> int:
     parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
     given = parser.parse_args(arguments)
     from jclip_fewshot.cli.doctor import report
-    return report(given.data, given.model, given.weights, given.device)
+    return report(given.data, given.model, given.weights, given.device, given.deep)
 
 
 def check(arguments: List[str]) -> int:
@@ -53,7 +58,7 @@ def convert(arguments: List[str]) -> int:
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
     parser.add_argument("target", metavar="OUT.safetensors")
     given = parser.parse_args(arguments)
-    from jclip_fewshot.clip.weights import convert as convert_checkpoint
+    from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
     convert_checkpoint(given.source, given.target)
     print(f"{given.target}: {Path(given.target).stat().st_size / 1e6:.1f} MB")
     return 0
@@ -131,8 +136,8 @@ def validate(arguments: List[str]) -> int:
     if len(results["curve"]) > 1:
         print("\n" + validation.shot_curve(results["curve"]))
     folder = validation.save(settings, results)
-    from jclip_fewshot.report.run import write_report
-    print(f"\nsaved: {folder}\nreport: {write_report(Path(folder))}")
+    from jclip_fewshot.report.page import report_line
+    print(f"\nsaved: {folder}\n{report_line(folder)}")
     return 0
 
 
@@ -144,7 +149,8 @@ def report(arguments: List[str]) -> int:
     parser.add_argument("--split", default="", metavar="A|B", help="the test set [the one that was answered last]")
     parser.add_argument("--out", default="", metavar="DIR", help="where to write [the folder report in the run's]")
     given = parser.parse_args(arguments)
-    from jclip_fewshot.report.run import find_run, write_report
+    from jclip_fewshot.report.page import write_report
+    from jclip_fewshot.report.reading import find_run
     print(write_report(find_run(given.run, given.runs), given.split, given.out or None))
     return 0
 

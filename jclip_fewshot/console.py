@@ -1,20 +1,85 @@
-"""What a person sees while waiting: progress bars, lines and warnings, all on standard error."""
+"""What a person sees while waiting: progress, lines and warnings, all on standard error."""
 
 from __future__ import annotations
 
 import sys
-from typing import Iterable, Optional
+import time
+from typing import Any, Iterable, Iterator, Optional
 
 from tqdm import tqdm
 
 quiet = False  # set by --quiet: results and warnings alone
+LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 
-def progress(iterable: Optional[Iterable] = None, *, stage: str, unit: str, total: Optional[int] = None) -> tqdm:
-    """A tqdm bar with rate and time left, hidden with --quiet or where standard error is no terminal."""
-    hidden = quiet or not sys.stderr.isatty()
-    return tqdm(iterable, desc=stage, unit=f" {unit}", total=total, disable=hidden,
-                dynamic_ncols=True, leave=False, mininterval=0.2)
+def progress(iterable: Optional[Iterable] = None, *, stage: str, unit: str, total: Optional[int] = None,
+             initial: int = 0) -> Any:
+    """A bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, a line every ten seconds
+    elsewhere (logs, nohup, mpirun), nothing with --quiet.
+
+    initial: how much of `total` was done before, as what is found in the cache.
+    """
+    bar, hidden = tqdm, quiet
+    if not quiet and _in_notebook():
+        from tqdm.auto import tqdm as bar
+    elif not quiet and not sys.stderr.isatty():
+        return _Lines(iterable, stage, unit, total, initial)
+    return bar(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=hidden,
+               dynamic_ncols=True, leave=False, mininterval=0.2)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class _Lines:
+    """The part of tqdm that this package uses, as lines of a log."""
+
+    def __init__(self, iterable: Optional[Iterable], stage: str, unit: str, total: Optional[int],
+                 initial: int) -> None:
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)
+        self.n, self.total = initial, total
+        self._iterable, self._stage, self._unit, self._initial = iterable, stage, unit, initial
+        self._begun = self._said = time.monotonic()
+
+    def __iter__(self) -> Iterator:
+        for item in self._iterable:
+            yield item
+            self.update(1)
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS:
+            self._said = now
+            rate = (self.n - self._initial) / (now - self._begun)
+            done = f"{self.n:,}" if self.total is None else f"{self.n:,} of {self.total:,}"
+            left = ""
+            if rate > 0 and self.total is not None:
+                left = f", {duration((self.total - self.n) / rate)} left"
+            tell(f"{self._stage}: {done} {self._unit}, {rate:.3g} {self._unit}/s{left}")
+
+    def close(self) -> None:
+        """As tqdm's."""
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def tell(text: str = "") -> None:

@@ -20,6 +20,8 @@ from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.task import Task
 
+# of the map that the report draws: wider than what Tip-Adapter searches
+ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
@@ -135,6 +137,14 @@ class Pipeline:
         arrays["names"] = np.array(self.names)
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
+
+    def alpha_beta(self) -> Dict[str, np.ndarray]:
+        """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
+        head = self.heads_.get("tip_adapter")
+        if head is None or not self.task_.has_company.any():
+            return {}
+        found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(self.task_, ALPHAS, BETAS)}
+        return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
 
     @classmethod
     def from_state(cls, arrays: Dict[str, np.ndarray]) -> "Pipeline":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import platform
+import shlex
+import shutil
 import sys
 import time
 from importlib import metadata
@@ -15,7 +17,9 @@ import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.config import MachineConfig, TrainConfig, checked
+from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
@@ -43,8 +47,11 @@ def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) 
         return folder
     finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime, reverse=True)
     for record in finished:
-        if load_record(record.parent)["config"]["demo"] == demo:
-            return record.parent
+        try:
+            if load_record(record.parent)["config"]["demo"] == demo:
+                return record.parent
+        except UserError as error:
+            warn(f"{error}; looking at the run before it")
     raise UserError(f"no finished run under {runs}: python train.py{' --demo' if demo else ''} makes one")
 
 
@@ -95,11 +102,8 @@ def save_record(folder: Path, record: dict) -> None:
 
 
 def load_record(folder: Path) -> dict:
-    """The record of a finished run."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / RECORD}: not JSON ({error}); train again")
+    """The record of a finished run, checked: see storage/records.py."""
+    return records.load_record(folder / RECORD)
 
 
 def versions() -> Dict[str, str]:
@@ -110,9 +114,37 @@ def versions() -> Dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "absent"
-    return found
+    return {**found, "git commit": git_commit(Path(__file__).parents[1])}
+
+
+def git_commit(checkout: Path) -> str:
+    """The commit that a checkout stands at, "absent" where it is none. Read from its files: a child process that
+    fails would be taken by Jittor for one of its own."""
+    try:
+        folder = checkout / ".git"
+        if folder.is_file():  # a worktree: "gitdir: PATH"
+            folder = checkout / folder.read_text().split(":", 1)[1].strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head
+        name, common = head.split()[1], folder / "commondir"
+        shared = folder / common.read_text().strip() if common.is_file() else folder
+        if (shared / name).is_file():
+            return (shared / name).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next(parts[0] for parts in packed if parts[1:] == [name])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "absent"
 
 
 def command_line() -> str:
-    """How this process was called."""
-    return " ".join([Path(sys.executable).name] + sys.argv)
+    """How this process was called, as a line for the shell; `python -m` in place of the module's file."""
+    program, *arguments = sys.argv
+    python = Path(sys.executable).name
+    if shutil.which(python) != sys.executable:  # an environment that is not active
+        python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
+    if Path(program).name == "__main__.py":
+        arguments = ["-m", Path(program).parent.name, *arguments]
+    else:
+        arguments = [program, *arguments]
+    return shlex.join([python, *arguments])

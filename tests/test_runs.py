@@ -1,7 +1,10 @@
 """Run folders: written whole, read back, mistakes named."""
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ from jclip_fewshot import runs
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 
+from .storage.samples import RECORD, changed
+
 
 def finished(folder, name, demo=False, **record):
     run = runs.new_run(folder, name, "A")
-    runs.save_record(run, {"config": {"demo": demo}, **record})
+    runs.save_record(run, {**changed(RECORD, "config", "demo", demo), **record})
     return run
 
 
@@ -54,6 +59,16 @@ def test_the_newest_finished_run_of_its_kind_is_found(tmp_path):
     assert runs.find_run(demo, "elsewhere") == demo
 
 
+def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
+    good = finished(tmp_path, "good")
+    time.sleep(0.05)
+    for name, content in [("cut", "{"), ("odd", json.dumps(changed(RECORD, "config", None))), ("deep", "[" * 99_999)]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / runs.RECORD).write_text(content)
+    assert runs.find_run("", tmp_path) == good
+    assert capsys.readouterr().err.count("looking at the run before it") == 3
+
+
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="python train.py --demo makes one"):
         runs.find_run("", tmp_path, demo=True)
@@ -82,3 +97,36 @@ def test_stopwatch_counts_each_stage():
     watch.lap("sleep")
     watch.lap("nothing")
     assert watch.seconds["sleep"] > 0.015 > watch.seconds["nothing"] >= 0
+
+
+def test_the_command_is_a_line_that_a_shell_runs(monkeypatch):
+    module = str(Path(runs.__file__).with_name("__main__.py"))
+    monkeypatch.setattr(sys, "argv", [module, "report", "--out", "a b", "--help"])
+    line = runs.command_line()
+    assert line.endswith(" -m jclip_fewshot report --out 'a b' --help")
+    done = subprocess.run(line, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0 and "usage: python -m jclip_fewshot report" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "a b"])
+    assert runs.command_line().endswith("python train.py --data 'a b'")
+
+
+def test_the_commit_of_a_checkout_is_read_from_its_files(tmp_path):
+    commit, git = "0123456789abcdef0123456789abcdef01234567", tmp_path / "one/.git"
+    assert runs.git_commit(tmp_path / "one") == "absent"
+    git.mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert runs.git_commit(tmp_path / "one") == "absent"
+    (git / "packed-refs").write_text(f"# pack-refs\n{'0' * 40} refs/heads/other\n{commit} refs/heads/main\n")
+    assert runs.git_commit(tmp_path / "one") == commit
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "refs/heads/main").write_text("f" * 40 + "\n")
+    assert runs.git_commit(tmp_path / "one") == "f" * 40
+    tree = git / "worktrees/two"
+    tree.mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/.git").write_text(f"gitdir: {tree}\n")
+    (tree / "commondir").write_text("../..\n")
+    (tree / "HEAD").write_text("ref: refs/heads/main\n")
+    assert runs.git_commit(tmp_path / "two") == "f" * 40
+    (tree / "HEAD").write_text(commit + "\n")
+    assert runs.git_commit(tmp_path / "two") == commit

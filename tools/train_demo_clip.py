@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 
 from jclip_fewshot.clip import preprocess  # noqa: E402
 from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
-from jclip_fewshot.clip.weights import write_safetensors  # noqa: E402
+from jclip_fewshot.clip.checkpoint import write_safetensors  # noqa: E402
 from jclip_fewshot.data import (
     demo,  # noqa: E402
     prompts,  # noqa: E402

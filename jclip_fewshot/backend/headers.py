@@ -81,7 +81,16 @@ def prepare(header: Path, jittor: Path, compiler: str) -> None:
         command = [compiler, "-x", "c++-header", str(header), *_ALWAYS.split(), *version.split(), *includes,
                    "-o", str(temporary)]
         running[temporary] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if any([process.wait() for process in running.values()]):  # a Jittor with other headers: nothing is gained
+    try:
+        statuses = [process.wait() for process in running.values()]
+    except BaseException:  # Ctrl-C
+        for temporary, process in running.items():
+            process.kill()
+            process.wait()
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        raise
+    if any(statuses):  # a Jittor with other headers: nothing is gained
         for temporary in running:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()

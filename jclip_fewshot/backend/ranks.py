@@ -12,41 +12,74 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Union
+from typing import Callable, Optional, Tuple, Union
 
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 
-# launchers and how they tell a process its number: Open MPI, MPICH and Intel MPI, Slurm's srun
-_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+# launchers and how they tell a process its number, and how many there are, and its number on its own machine:
+# Open MPI, MPICH and Intel MPI, Slurm's srun
+_LAUNCHERS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+              ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+              ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 _JOB = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "SLURM_JOB_ID")
+VARIABLES = tuple(name for launcher in _LAUNCHERS for name in launcher) + _JOB
+# The programs that start ranks: one of them is an ancestor of each.
+_PROGRAMS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "pmi_proxy", "slurmstepd",
+             "srun", "jsrun", "aprun")
 PATIENCE = 24 * 3600.0  # seconds that a rank waits for the others
+DOUBT = 60.0  # the same for one that has given no sign where no launcher is to be seen
+SAY_AFTER, SAY_AGAIN = 10.0, 300.0  # seconds after which a line says who is waited for
 
 
-def _number(names: Sequence[str], default: int) -> int:
-    for name in names:
-        value = os.environ.get(name, "")
-        if value.isdigit():
-            return int(value)
-    return default
+def _numbers() -> Tuple[int, int, int]:
+    """(rank, size, local rank) by the first launcher that gives rank and size; one that gives half is a left-over."""
+    for names in _LAUNCHERS:
+        rank, size, local = (os.environ.get(name, "") for name in names)
+        if rank.isdigit() and size.isdigit() and int(rank) < int(size):
+            return int(rank), int(size), int(local) if local.isdigit() else int(rank)
+    return 0, 1, 0
+
+
+def started_by_launcher() -> bool:
+    """False where /proc shows that no mpirun, mpiexec or srun is among this process's ancestors."""
+    process = os.getpid()
+    try:
+        while process > 1:
+            status = Path(f"/proc/{process}/stat").read_text()
+            name, rest = status[status.index("(") + 1:status.rindex(")")], status[status.rindex(")") + 2:]
+            if name.startswith(_PROGRAMS) or any(name == program[:15] for program in _PROGRAMS):
+                return True
+            process = int(rest.split()[1])
+    except (OSError, ValueError):
+        return True  # nothing is to be seen
+    return False
+
+
+def ignore_left_over() -> None:
+    """Says so where a launcher's variables are there in part: they are left over from another job."""
+    for rank, size, _ in _LAUNCHERS:
+        if os.environ.get(size, "").isdigit() and int(os.environ[size]) > 1 and not os.environ.get(rank) and first():
+            tell(f"{size}={os.environ[size]} is ignored: there is no {rank} beside it, so it is left over from a job")
 
 
 def rank() -> int:
     """This process's number, 0 without a launcher."""
-    return _number(_RANK, 0) if size() > 1 else 0
+    return _numbers()[0]
 
 
 def size() -> int:
     """How many processes share the work, 1 without a launcher."""
-    return max(1, _number(_SIZE, 1))
+    return _numbers()[1]
 
 
 def local_rank() -> int:
     """This process's number on its own machine: which GPU is its own."""
-    return _number(_LOCAL_RANK, rank())
+    return _numbers()[2]
 
 
 def first() -> bool:
@@ -55,12 +88,21 @@ def first() -> bool:
 
 
 def use_own_gpu() -> None:
-    """Shows each rank of a machine one of its GPUs. To be called before CUDA starts."""
-    if size() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        from jclip_fewshot.backend.toolkit import find_gpu
-        gpu = find_gpu()
-        if not isinstance(gpu, str):
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank() % gpu.count)
+    """Shows each rank of a machine one of its GPUs. CUDA reads what it is shown once, at its start (cuInit), so the
+    GPUs are counted in a process of their own, and nothing in this one may have asked for them before."""
+    if size() == 1:
+        return
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        gpus = [name for name in shown.split(",") if name.strip()]
+    else:
+        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(getattr(find_gpu(), 'count', 0))"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+        counted = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL)
+        gpus = [str(number) for number in range(int(counted.stdout or 0))]
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank() % len(gpus)]
 
 
 def require_cache(cache: str) -> None:
@@ -70,16 +112,20 @@ def require_cache(cache: str) -> None:
 
 
 def wait_until(done: Callable[[], bool], whom: Union[str, Callable[[], str]], patience: float = PATIENCE) -> None:
-    """Returns when `done()` is true.
+    """Returns when `done()` is true; says now and then whom it waits for.
 
     Raises:
         UserError: it is not in `patience` seconds; names whom it waited for.
     """
-    begun, pause = time.monotonic(), 0.01
+    begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
     while not done():
-        if time.monotonic() - begun > patience:
-            raise UserError(f"waited {patience:.0f} s in vain for {whom if isinstance(whom, str) else whom()}; what is "
-                            "encoded is kept in the cache: run the same command again")
+        waited, name = time.monotonic() - begun, whom if isinstance(whom, str) else whom()
+        if waited > patience:
+            raise UserError(f"waited {patience:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
+                            "the same command again")
+        if waited > say:
+            tell(f"waiting for {name} ({waited:.0f} s)")
+            say += SAY_AGAIN
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
 
@@ -95,22 +141,33 @@ class Barrier:
         digest = hashlib.sha256(job.encode()).hexdigest()[:16]
         self._folder = Path(folder) / "ranks" / digest
         self._stage = 0
+        if size() > 1:
+            self._sign(0)
 
     def wait(self, patience: float = PATIENCE) -> None:
         """Returns when all ranks have called it as often as this one.
 
         Raises:
-            UserError: another rank has not come in `patience` seconds.
+            UserError: another rank has not come in `patience` seconds, or in `DOUBT` where neither it nor a launcher
+                has been seen.
         """
         if size() == 1:
             return
         self._stage += 1
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / f"{self._stage}.{rank()}").touch()
-        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
+        self._sign(self._stage)
+        if self._missing(0) is not None and not started_by_launcher():
+            hint = (f"rank {self._missing(0)} of {size()}; no mpirun, mpiexec or srun has started this process: unset "
+                    f"{' and '.join(name for name in VARIABLES if os.environ.get(name))}")
+            wait_until(lambda: self._missing(0) is None, hint, min(patience, DOUBT))
+        wait_until(lambda: self._missing(self._stage) is None,
+                   lambda: f"rank {self._missing(self._stage)} of {size()}", patience)
 
-    def _missing(self) -> Optional[int]:
+    def _sign(self, stage: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"{stage}.{rank()}").touch()
+
+    def _missing(self, stage: int) -> Optional[int]:
         for other in range(size()):
-            if not (self._folder / f"{self._stage}.{other}").exists():
+            if not (self._folder / f"{stage}.{other}").exists():
                 return other
         return None

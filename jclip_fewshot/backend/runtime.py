@@ -18,6 +18,7 @@ not wait for it. `start(device)` starts it on a chosen device; the environment v
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import importlib.util
@@ -200,7 +201,7 @@ def build_stamp(started: Plan) -> Path:
 
 def _build(started: Plan, stamp: Path) -> None:
     """Imports Jittor in child processes until one gets through; shows how far it is."""
-    environment = {**os.environ, **started.environment, "log_silent": "0"}
+    environment = {**os.environ, **started.environment, "log_silent": "0", **_home_variables(jittor_home())}
     environment = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
     log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -215,8 +216,10 @@ def _build(started: Plan, stamp: Path) -> None:
                                      stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 _watch(child, started, begun)
-            except BaseException:
-                os.killpg(child.pid, signal.SIGTERM)
+            except BaseException:  # its compilers are in its group; what they leave half-written, Jittor makes anew
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                log.unlink()
                 raise
         text = log.read_text(errors="replace")
         if child.returncode != 0:
@@ -274,7 +277,7 @@ def start(device: Optional[str] = None) -> Plan:
     os.environ[DEVICE_VARIABLE] = started.device  # child processes follow
     tell(str(started))
     try:
-        _jittor = _import()
+        _jittor = _import(jittor_home())
     except SystemExit:
         # The stamp was older than the build: Jittor rebuilt a part and wants a new process.
         stamp.unlink()
@@ -285,7 +288,6 @@ def start(device: Optional[str] = None) -> Plan:
         os.environ["JCLIP_RESTARTED"] = "1"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable] + _own_arguments())
-    _take_back_signals()
     # Jittor's kernels are built with -Ofast, which flushes subnormal numbers to zero; numpy remarks on it.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
@@ -293,27 +295,69 @@ def start(device: Optional[str] = None) -> Plan:
     return started
 
 
-def _import():
-    """Imports Jittor; under mpirun without the sign by which it would insist on an MPI of its own."""
-    launcher = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_LAUNCHER)}
-    try:
-        return importlib.import_module("jittor")
-    finally:
-        os.environ.update(launcher)
+# What Jittor and its compile pool would otherwise do at the import, each undone afterwards.
+_DURING_IMPORT = {
+    "DISABLE_MULTIPROCESSING": "1",  # no pool of compilers outlives the import: what there is to compile is compiled
+    "JPY_PARENT_PID": "1",  # Jittor leaves SIGINT alone
+}
 
 
-def _take_back_signals() -> None:
-    """Undoes Jittor's handlers of Ctrl-C and of ended children.
+def _import(home: Path):
+    """Imports Jittor without its traces: signal handlers, a pool of processes, a HOME that sticks.
 
-    Both end the process on the spot, without a word of Python's: Ctrl-C always, a child (a decode worker, a
-    compiler) where it was killed. Jittor sets them behind Python's back, so that Python takes its own for
-    still in place.
+    Under mpirun without the sign by which it would insist on an MPI of its own.
     """
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGCHLD):
-            handler = signal.getsignal(number)
-            if handler is not None:
-                signal.signal(number, handler)
+    changed = {**_DURING_IMPORT, **_home_variables(home)}
+    hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
+    before = {name: os.environ.get(name) for name in [*changed, *hidden, "use_parallel_op_compiler"]}
+    for name in hidden:
+        del os.environ[name]
+    os.environ.update(changed)
+    imported_before_us = "jittor" in sys.modules
+    try:
+        with _signals_kept():
+            utils = importlib.import_module("jittor_utils")
+            getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
+        _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
+        with _signals_kept():
+            module = importlib.import_module("jittor")
+        if imported_before_us and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGCHLD):  # to Python, which takes its own for still in place
+                signal.signal(number, signal.getsignal(number))
+        return module
+    finally:
+        for name in before:
+            _restore(name, before)
+
+
+def _restore(name: str, before: Dict[str, Optional[str]]) -> None:
+    if before[name] is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before[name]
+
+
+def _home_variables(home: Path) -> Dict[str, str]:
+    """Jittor writes a JITTOR_HOME other than HOME into HOME's config.json and goes by it ever after."""
+    return {"JITTOR_HOME": str(home), "HOME": str(home)}
+
+
+@contextlib.contextmanager
+def _signals_kept():
+    """Jittor's handlers, set behind Python's back, end the process on the spot without a word of Python's: at Ctrl-C
+    always, and where a child (a decode worker, a compiler) was killed. From C, since Python's own way works in the
+    main thread alone."""
+    process = ctypes.CDLL(None)
+    kept = {}
+    for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, signal.SIGILL, signal.SIGBUS, signal.SIGFPE,
+                   signal.SIGSEGV):
+        kept[number] = ctypes.create_string_buffer(512)  # a struct sigaction, and room
+        process.sigaction(int(number), None, kept[number])
+    try:
+        yield
+    finally:
+        for number, action in kept.items():
+            process.sigaction(int(number), action, None)
 
 
 def _own_arguments() -> list:

@@ -1,46 +1,138 @@
-"""What every command does around its work: device, quietness, and mistakes said in one line."""
+"""What every command does around its work: device, quietness, mistakes said in one line, and a way out."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 import traceback
 import warnings
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, TextIO
 
 from jclip_fewshot import console
-from jclip_fewshot.backend import ranks, runtime
+from jclip_fewshot.backend import ranks, runtime, watchdog
+from jclip_fewshot.cli import start
 from jclip_fewshot.config import MachineConfig
 from jclip_fewshot.errors import UserError
+
+_cache = ""  # where the features of this command are kept, if they are
+
+# What to do about the errors that a machine's limits raise.
+_REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024", errno.ENFILE: "close other programs",
+             errno.ENOSPC: "free some space, or choose another folder", errno.EDQUOT: "free some of your quota",
+             errno.EFBIG: "raise the limit of a file's size: ulimit -f unlimited",
+             errno.ENOMEM: "free memory, or raise the limit: ulimit -v unlimited",
+             errno.EAGAIN: "raise the limit of processes: ulimit -u",
+             errno.EROFS: "choose a folder that can be written", errno.EACCES: "choose a folder that is yours"}
+_NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), or take fewer --workers"
 
 
 def set_up(settings: MachineConfig) -> runtime.Plan:
     """Starts Jittor as the settings say and tells the rest how talkative to be."""
+    global _cache
     console.quiet = settings.quiet or not ranks.first()
-    ranks.use_own_gpu()
+    ranks.ignore_left_over()
+    _cache = "" if getattr(settings, "features", "") else settings.cache
     if settings.verbose:
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
+    if start.signals_are_ours():
+        start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
+                                    runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.last_line_to(),
+                                    _last_line(""), start.GRACE)
+    if settings.device != "cpu":
+        ranks.use_own_gpu()
     return runtime.start(settings.device)
 
 
 def run(main: Callable[[], Optional[int]]) -> None:
-    """Calls `main` and leaves: a UserError is one line and status 2, Ctrl-C one line and status 130."""
+    """Calls `main` and leaves.
+
+    Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
+    SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
+    """
+    out = sys.stdout = _Lasting(sys.stdout, 1)
+    sys.stderr = _Lasting(sys.stderr, 2)
+    status, said = 2, ""
     try:
+        start.working(True)
         status = main() or 0
-        sys.stdout.flush()
     except UserError as error:
+        said = str(error)
+    except KeyboardInterrupt as stop:
+        sys.stdout.flush()
+        start.leave(_last_line(str(stop)))
+    except MemoryError:
+        said = _NO_MEMORY
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        said += f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        if error.errno not in _REMEDIES and "--verbose" not in sys.argv:
+            said += " (--verbose shows where)"
+    except Exception as error:
+        if start.heard:  # a compiler that died of the same Ctrl-C
+            start.leave(_last_line(""))
+        said = _machine_error(str(error))
+        if not said:
+            raise
+    finally:
+        start.working(False)
+    if said:
         if "--verbose" in sys.argv:
             traceback.print_exc()
-        if ranks.first():  # the others have met the same mistake
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            print(f"rank {ranks.rank()}: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
+    sys.stdout.flush()
+    if out.lost and status == 0:
+        print(f"error: the results could not be printed ({out.lost}); what was to be saved is saved", file=sys.stderr)
+        status = 1
     sys.exit(status)
+
+
+def _last_line(what: str) -> str:
+    if what:
+        return f"stopped; {what}"
+    return f"stopped; features that are finished are kept in {_cache}" if _cache else "stopped"
+
+
+def _machine_error(text: str) -> str:
+    """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
+    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory", "can't start new thread",
+                 "Resource temporarily unavailable"):
+        if sign in text:
+            return _NO_MEMORY
+    for number in (errno.ENOSPC, errno.EMFILE, errno.EFBIG):
+        if os.strerror(number) in text:
+            return f"Jittor: {os.strerror(number)}; {_REMEDIES[number]}"
+    return ""
+
+
+class _Lasting:
+    """A stream that outlives its reader: once nothing can be written, what comes is dropped and `lost` says why."""
+
+    def __init__(self, stream: Optional[TextIO], number: int) -> None:
+        self.lost = "" if stream else "closed"
+        self._number = number
+        self._stream = stream or open(os.devnull, "w")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # LANG=C knows no ✓
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        self.lost = getattr(error, "strerror", None) or str(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)  # what still waits in buffers goes there
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -24,11 +24,11 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, model: str, weights: str, device: str) -> int:
-    """Prints the table; 0 if the main job can run, else 2."""
+def report(data: str, model: str, weights: str, device: str, deep: bool = False) -> int:
+    """Prints the table; 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
     findings = [_python(), _compiler(), _jittor()]
     findings += _device(device)
-    findings += [_checkpoint(model, weights), _data(data)]
+    findings += [_checkpoint(model, weights, deep), _data(data)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
@@ -74,15 +74,27 @@ def _device(device: str) -> List[Finding]:
             Finding("kernel cache", True, cache)]
 
 
-def _checkpoint(model: str, weights: str) -> Finding:
-    from jclip_fewshot.clip.weights import available_models, local_checkpoint, release
+def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
+    """The file is there, and its size and header fit its tensors; `deep`: its numbers and digest are sound too."""
+    from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict
+    from jclip_fewshot.clip.download import available_models, local_checkpoint, release, released_digest, sha256
     found = local_checkpoint(model, weights)
-    if found is not None:
-        return Finding("checkpoint", True, str(found))
-    if model not in available_models():
+    if found is None and model not in available_models():
         return Finding("checkpoint", False, f"no file {model}, and no model of that name")
-    source = release(model)
-    return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
+    if found is None:
+        source = release(model)
+        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
+    try:
+        if not deep:
+            inspect(found)
+            return Finding("checkpoint", True, f"{found}: size and header fit; --deep compares the digest")
+        check_state_dict(read_state_dict(found))
+        digest, expected = sha256(found), released_digest(found)
+    except UserError as error:
+        return Finding("checkpoint", False, f"{error}; fetch it again")
+    if expected and digest != expected:
+        return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
+    return Finding("checkpoint", True, f"{found}: SHA-256 {digest}, {'as OpenAI released it' if expected else 'sound'}")
 
 
 def _data(data: str) -> Finding:

@@ -12,15 +12,22 @@ Tokenizer, preprocessing and checkpoint reading work without Jittor, which start
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Tuple, Union
-
-from jclip_fewshot.clip.preprocess import image_array
-from jclip_fewshot.clip.tokenizer import token_array
-from jclip_fewshot.clip.weights import available_models, convert, find_checkpoint, read_state_dict
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
            "read_state_dict", "token_array", "tokenize"]
+
+_MODULES = {"image_array": "preprocess", "token_array": "tokenizer", "available_models": "download",
+            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    # late, so that a decode worker, which wants preprocess.py, loads neither tokenizer nor downloader
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(name_or_path: Union[str, Path], device: Optional[str] = None,
@@ -39,6 +46,9 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
     Raises:
         UserError: no such model, a damaged or foreign checkpoint, no network to download from.
     """
+    from jclip_fewshot.clip.checkpoint import read_state_dict
+    from jclip_fewshot.clip.download import find_checkpoint
+    from jclip_fewshot.clip.preprocess import image_array
     state_dict = read_state_dict(find_checkpoint(name_or_path, download_root))
     from jclip_fewshot.backend import runtime
     runtime.start(device)
@@ -61,4 +71,5 @@ def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77,
              truncate: bool = False) -> "jt.Var":  # noqa: F821
     """`token_array` as a Var: (B, context_length) int32."""
     from jclip_fewshot.backend import jt
+    from jclip_fewshot.clip.tokenizer import token_array
     return jt.array(token_array(texts, context_length, truncate))

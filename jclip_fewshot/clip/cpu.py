@@ -41,7 +41,7 @@ _NUMBERS = 8 * 112 * 112 * 64
 
 
 @lru_cache(maxsize=None)
-def _header(*names: str) -> str:
+def header(*names: str) -> str:
     return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
 
 
@@ -68,7 +68,7 @@ def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, 
             "layers": len(transformer.resblocks), "causal": int(transformer.causal), "resolution": resolution,
             "patch": patch, "at_once": max(1, round(_ROWS / length))}
     return jt.code((source.shape[0], readout[-1].shape[1]), "float32", [source, at] + weights,
-                   cpu_header=_header("tower.cpp"), cpu_src=_SOURCE, data=data)
+                   cpu_header=header("tower.cpp"), cpu_src=_SOURCE, data=data)
 
 
 def run_resnet(images: "jt.Var", net) -> "jt.Var":
@@ -94,4 +94,4 @@ def run_resnet(images: "jt.Var", net) -> "jt.Var":
     data = {"width": net.width, "at_once": max(1, _NUMBERS // ((net.input_resolution // 2) ** 2 * net.width))}
     data.update({f"blocks{number}": len(stage) for number, stage in enumerate(stages, start=1)})
     return jt.code((images.shape[0], net.output_dim), "float32", [images] + weights,
-                   cpu_header=_header("tower.cpp", "resnet.cpp"), cpu_src=_RESNET_SOURCE, data=data)
+                   cpu_header=header("tower.cpp", "resnet.cpp"), cpu_src=_RESNET_SOURCE, data=data)

@@ -22,13 +22,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
-from typing import Dict, Optional, Tuple, Union
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.weights import Architecture, check_state_dict, layout
+from jclip_fewshot.clip.attention import attend, softmax, split_heads
+from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
 from jclip_fewshot.errors import UserError
 
 nn = jt.nn
@@ -68,7 +69,12 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused query, key and value."""
+    """Multi-head self-attention with fused query, key and value.
+
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains (tuning/lora.py).
+    """
+
+    lora: Optional[Callable] = None
 
     def __init__(self, width: int, heads: int, std: float, out_std: float):
         self.heads = heads
@@ -78,38 +84,19 @@ class Attention(nn.Module):
 
     def execute(self, x, causal: bool = False, at: Optional["jt.Var"] = None):
         """x (B, L, W) -> (B, L, W); with `at` (B,) only the outputs at those tokens: (B, 1, W)."""
-        batch, length, width = x.shape
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        if at is None:
-            qkv = jt.matmul(x, weight) + bias  # (B, L, 3W)
-            q, k, v = _heads(qkv, 3, self.heads)
-        else:
-            q = jt.matmul(_take(x, at), weight[:, :width]) + bias[:width]  # (B, 1, W)
-            q, = _heads(q, 1, self.heads)
-            k, v = _heads(jt.matmul(x, weight[:, width:]) + bias[width:], 2, self.heads)
-        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))  # (B, H, L or 1, L)
+        batch, length, _ = x.shape
+        q, kv = self._project(x if at is None else _take(x, at), 0, 1), self._project(x, 1, 3)
+        seen = None
         if causal:
-            column = jt.arange(length)
-            row = column if at is None else at
-            future = column.reshape((1, 1, 1, -1)) > (row.reshape((1, 1, -1, 1)) if at is None
-                                                      else row.reshape((-1, 1, 1, 1)))
-            scores = jt.ternary(future.broadcast(scores.shape),
-                                jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
-        mixed = jt.matmul(_softmax(scores), v)  # (B, H, L or 1, W/H)
-        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, -1, width)))
+            seen = (at + 1).reshape((batch, 1)) if at is not None else (jt.index((batch, length), 1) + 1)
+        return self.out_proj(attend(q, kv, self.heads, seen))
 
-
-def _softmax(scores):
-    """Over the last axis, in float32. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
-    exp = jt.exp(scores.float32() - scores.float32().max(-1, keepdims=True))
-    return (exp / exp.sum(-1, keepdims=True)).cast(scores.dtype)
-
-
-def _heads(x, parts: int, heads: int):
-    """(B, L, parts*W) -> parts times (B, H, L, W/H)."""
-    batch, length, width = x.shape
-    x = x.reshape((batch, length, parts, heads, width // parts // heads)).transpose(2, 0, 3, 1, 4)
-    return [x[part] for part in range(parts)]
+    def _project(self, x, first: int, last: int):
+        """Of query, key and value (0, 1, 2) those from `first` to before `last`, side by side."""
+        width = x.shape[2]
+        columns = slice(first * width, last * width)
+        y = jt.matmul(x, self.in_proj_weight[:, columns]) + self.in_proj_bias[columns]
+        return y if self.lora is None else y + self.lora(x, first, last)
 
 
 def _take(x, at):
@@ -302,11 +289,11 @@ class AttentionPool2d(nn.Module):
         batch, width = x.shape[:2]
         x = x.reshape((batch, width, -1)).transpose(0, 2, 1)
         x = jt.concat([x.mean(1, keepdims=True), x], dim=1) + self.positional_embedding  # (B, L, W)
-        q, = _heads(self.q_proj(x[:, :1]), 1, self.heads)
-        k, = _heads(self.k_proj(x), 1, self.heads)
-        v, = _heads(self.v_proj(x), 1, self.heads)
+        q, = split_heads(self.q_proj(x[:, :1]), 1, self.heads)
+        k, = split_heads(self.k_proj(x), 1, self.heads)
+        v, = split_heads(self.v_proj(x), 1, self.heads)
         scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(_softmax(scores), v)  # (B, H, 1, W/H)
+        mixed = jt.matmul(softmax(scores), v)  # (B, H, 1, W/H)
         return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
 
 

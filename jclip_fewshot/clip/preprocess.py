@@ -1,11 +1,13 @@
 """Photographs to CLIP's input with Pillow alone; no Jittor here, so that decode workers stay light.
 
 OpenAI's pipeline (clip/clip.py `_transform`) in its own order: resize the short side (bicubic, in the
-image's own mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation is not applied.
+image's own mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation is not applied. Images
+of 16 bits, which OpenAI's clips to white, are scaled to 8 first.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Optional, Tuple
 
 import numpy as np
@@ -16,6 +18,17 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # A table of the 256 values of each channel: the same bits as computing pixel by pixel, several times as fast.
 _VALUES = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - MEAN) / STD).T.copy()  # (3, 256)
 _BICUBIC = getattr(Image, "Resampling", Image).BICUBIC
+_LONG = 1 << 24  # pixels of a resized image; of a longer one only what is kept is resized
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel (PNG and TIFF know them) as grey of 8; Pillow would make all but the darkest white."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and values.max(initial=0) < 256:
+        return image.convert("L")
+    return Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def resize_and_crop(image: Image.Image, size: int,
@@ -26,6 +39,7 @@ def resize_and_crop(image: Image.Image, size: int,
     rounded half to even. `true_size` is the picture's (width, height) before its decoder shrank it by
     2, 4 or 8: `image` may then reach a part of a pixel beyond the picture.
     """
+    image = eight_bits(image)
     width, height = true_size or image.size
     shrunk = round(width / image.width)
     box = (0, 0, width / shrunk, height / shrunk)
@@ -34,9 +48,33 @@ def resize_and_crop(image: Image.Image, size: int,
             width, height = size, int(size * height / width)
         else:
             width, height = int(size * width / height), size
+        if width * height > _LONG:
+            return _middle(image, box, (width, height), size).convert("RGB")
         image = image.resize((width, height), _BICUBIC, box)
     left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
     return image.crop((left, top, left + size, top + size)).convert("RGB")
+
+
+def _middle(image: Image.Image, box: Tuple[float, ...], resized: Tuple[int, int], size: int) -> Image.Image:
+    """The middle `size` x `size` pixels of `box` resized to `resized`, without the rest: 1 x 40,000 pixels would become
+    224 x 8,960,000 of them. The same pixels: what is cut off lies beyond the reach of the filter."""
+    cut, source = [], []
+    for axis in (0, 1):
+        scale = box[2 + axis] / resized[axis]
+        first = int(round((resized[axis] - size) / 2.0)) * scale
+        last = first + size * scale
+        reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter
+        begin, end = max(0, int(first - reach)), min(image.size[axis], math.ceil(last + reach))
+        cut.append((begin, end))
+        source.append((first - begin, min(last, end) - begin))
+    (left, right), (top, bottom) = cut
+    image = image.crop((left, top, right, bottom))
+    if image.mode in ("LA", "RGBA"):  # colours are weighed by their opacity, as Pillow does
+        image = image.convert({"LA": "La", "RGBA": "RGBa"}[image.mode])
+    for axis, (begin, end) in enumerate(source):  # one after the other, as Pillow does where no box is given
+        to = (size, image.height) if axis == 0 else (size, size)
+        image = image.resize(to, _BICUBIC, (begin, 0, end, image.height) if axis == 0 else (0, begin, size, end))
+    return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:

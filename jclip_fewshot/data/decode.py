@@ -1,6 +1,6 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own that has imported Pillow and NumPy and nothing else: never a
+A worker is this module in a Python of its own that has imported Pillow, NumPy and clip/preprocess.py: never a
 fork of the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
 multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Python's lock while it computes.
 
@@ -26,6 +26,7 @@ import random
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from jclip_fewshot.clip.preprocess import resize_and_crop
+from jclip_fewshot.clip.preprocess import eight_bits, resize_and_crop
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 
@@ -46,6 +47,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 BUFFERS = 3  # batches in flight: one with the encoder, two being decoded
 PACKET_IMAGES = 8  # images a task at most
 PACKET_BYTES = 1 << 20
+MOST_BYTES = 256 << 20  # of an image file, and of its pixels as they are decoded
+# Bytes a pixel at the most, with the copy that is made where colours have to be converted.
+_PIXEL_BYTES = {"RGB": 4, "RGBA": 8, "LA": 8, "PA": 8, "CMYK": 8, "YCbCr": 8, "I;16": 8, "I": 12, "F": 8}
 
 
 class Recipe(NamedTuple):
@@ -79,8 +83,15 @@ def open_image(data: bytes, shrink_to: int = 0) -> Tuple[Image.Image, Tuple[int,
         true_size = image.size
         if shrink_to:
             image.draft(None, (shrink_to, shrink_to))
+        need = image.width * image.height * _PIXEL_BYTES.get(image.mode, 5)
+        if need > MOST_BYTES:
+            raise TooLarge(f"{image.width} x {image.height} pixels ({image.mode}) would take {need >> 20} MB")
         image.load()
     return image, true_size
+
+
+class TooLarge(Exception):
+    """More bytes than `MOST_BYTES`."""
 
 
 def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
@@ -109,7 +120,8 @@ def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Im
         image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
         yield resize_and_crop(image, recipe.size, true_size)
         return
-    image = open_image(data)[0].convert("RGB")
+    image = eight_bits(open_image(data)[0])
+    image = image if image.mode == "RGB" else image.convert("RGB")
     # random.Random(int).random() is the one generator whose numbers Python promises to keep.
     rng = random.Random(int.from_bytes(digest, "little") + (recipe.seed << (8 * DIGEST_BYTES)))
     for _ in range(recipe.views):
@@ -120,6 +132,11 @@ def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
     """Fills out (V, R, R, 3) uint8 from a file, or only reads its digest. No bad file makes it raise."""
     digest = bytes(DIGEST_BYTES)
     try:
+        kind = os.stat(path)
+        if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
+            return _failed(digest, "unreadable: a device or pipe, no file", out)
+        if kind.st_size > MOST_BYTES:
+            raise TooLarge(f"the file has {kind.st_size >> 20} MB")
         with open(path, "rb") as file:
             data = file.read()
         if not data:
@@ -144,6 +161,8 @@ def _reason(error: Exception) -> str:
         return "not an image"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return "decompression bomb: more than %d megapixels" % (Image.MAX_IMAGE_PIXELS // 10**6)
+    if isinstance(error, TooLarge):
+        return f"too large: {error}, {MOST_BYTES >> 20} MB are the limit"
     if isinstance(error, OSError) and error.errno is not None:
         return f"unreadable: {error.strerror}"
     return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
@@ -169,7 +188,10 @@ def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: in
     tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
     shared = _Shared(memory_fd, batch_shape, workers)
     while True:
-        packet = tasks.recv(PACKET_BYTES)
+        try:
+            packet = tasks.recv(PACKET_BYTES)
+        except OSError:  # the parent was killed
+            return
         if not packet:
             return
         done = []
@@ -181,7 +203,7 @@ def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: in
         shared.in_hand[me] = -1
         try:
             results.send(pickle.dumps(done))
-        except BrokenPipeError:
+        except OSError:
             return
 
 

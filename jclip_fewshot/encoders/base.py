@@ -14,7 +14,7 @@ from jclip_fewshot.storage.files import content_digest
 ROWS, UNPROJECTED = "rows", "unprojected"
 Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
 
-PREPROCESSING = "clip-1"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
+PREPROCESSING = "clip-2"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
 
 
 class Encoder:

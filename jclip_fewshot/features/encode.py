@@ -56,7 +56,7 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
         zeros.
     Raises:
         UserError: a worker died; the encoder gave rows that are no numbers.
-        KeyboardInterrupt: Ctrl-C; workers are stopped and all finished rows are in the cache.
+        KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
     """
     rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
                              draft=draft, shard=shard, stage=stage)
@@ -89,10 +89,15 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch_images % ranks == rank]
     if workers is None:
         workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
+    workers = min(workers, len(wanted))
     bad: Bad = {}
-    finished = 0
+    cached = int(found.sum())
+    finished, total = cached, cached + len(wanted)
+    if cached and wanted:
+        tell(f"{stage}: {cached:,} of {total:,} cached")
+    named = stage if views == 1 else f"{stage} x {views} views"  # the rate is of images, not of views
     decoder = Decoder(paths, recipe, batch_images, workers)
-    with decoder, progress(stage=stage, unit="images", total=len(wanted)) as bar:
+    with decoder, progress(stage=named, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
                 bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
@@ -110,9 +115,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                 finished += len(indices)
                 bar.update(len(indices))
         except KeyboardInterrupt:
-            kept = "they are kept" if store is not None else "without a cache they are lost"
-            tell(f"\n{stage}: stopped after {finished} of {len(wanted)}; {kept}")
-            raise
+            kept = " and kept; the same command goes on from there" if store is not None else ""
+            raise KeyboardInterrupt(f"{stage}: {finished:,} of {total:,} are encoded{kept}")
         finally:
             if cache is not None:
                 cache.flush()
@@ -124,7 +128,7 @@ def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
     unknown = np.flatnonzero(~known).tolist()
     if workers is None:
         workers = min(default_workers(), len(unknown) // FILES_A_WORKER)
-    with Decoder(paths, recipe, 1, workers if unknown else 0) as decoder:
+    with Decoder(paths, recipe, 1, min(workers, len(unknown))) as decoder:
         read = decoder.digests(unknown)
         for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
             if not done.reason:

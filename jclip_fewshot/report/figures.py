@@ -1,37 +1,32 @@
-"""The report's pictures, drawn with matplotlib: each once for a desktop, once for a phone.
-
-In the page a picture is an SVG whose text is text, so it takes the page's fonts; the dark one is the light
-one with its colours exchanged. Beside the page lies a PNG of each for other uses.
-
-Colours after Okabe and Ito, "Color Universal Design", darkened until they are legible on white; nothing is
-said by colour alone.
-"""
+"""The report's figures, from the numbers of a run to the drawing; how they become pictures: drawing.py."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-# light → dark
-INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
-BLUE, VERMILLION, GREEN, AMBER, PURPLE = "#0072b2", "#b84500", "#007a5c", "#8f6400", "#94487f"
-DARK = {INK: "#e8eaec", MUTED: "#a4acb5", HAIR: "#3b424a", PAPER: "#16191d", BLUE: "#56b4e9",
-        VERMILLION: "#ff9a63", GREEN: "#45cba0", AMBER: "#e8bf3c", PURPLE: "#dc9dc8"}
-RAMP = ["#eef3f7", "#d9e6f0", "#c2d8e8", "#a9c9e0", "#8fb9d7", "#74a8cd", "#5896c1", "#3f83b3", "#2a70a3", "#185d91",
-        "#0a4a7d", "#033866"]
-DARK_RAMP = ["#1d242b", "#1e2d39", "#1f3748", "#204257", "#224e67", "#255a77", "#2a6788", "#33769a", "#4086ad",
-             "#5399c1", "#70afd6", "#9acbee"]
-DARK.update(zip(RAMP, DARK_RAMP))
-DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osD^v"
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
-WIDE, NARROW = 920, 340  # CSS pixels
+from jclip_fewshot.report.analysis import AlphaBetaMap, Calibration, Rejection
+from jclip_fewshot.report.drawing import (
+    AMBER,
+    BLUE,
+    GREEN,
+    HAIR,
+    INK,
+    MUTED,
+    NARROW,
+    PAPER,
+    PURPLE,
+    RAMP,
+    VERMILLION,
+    WIDE,
+    Picture,
+    new_figure,
+    picture,
+)
+
+DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
 TALLEST = 11  # dots of a stack before they begin to overlap
 
 TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal": "Cross-modal",
@@ -41,98 +36,9 @@ TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal
           "ensemble": "Ensemble", "ensemble_refined": "Ensemble, refined"}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One drawing as SVG text, and its size in CSS pixels."""
-
-    light: str
-    width: int
-    height: int
-
-    @property
-    def dark(self) -> str:
-        """The same drawing for a dark page."""
-        return re.sub("|".join(DARK), lambda found: DARK[found.group()], self.light)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture for both widths; `alt` says in words what it shows."""
-
-    name: str
-    alt: str
-    caption: str
-    wide: Variant
-    narrow: Variant
-    png: bytes
-
-
 def method_title(name: str) -> str:
     """What the papers call a method: tip_adapter_f is Tip-Adapter-F."""
     return TITLES.get(name, name.replace("_", " "))
-
-
-def available() -> bool:
-    """Whether matplotlib is there, and new enough."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    return matplotlib.__version_info__[:2] >= (3, 7)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-    with warnings.catch_warnings(), matplotlib.rc_context({
-            "backend": "Agg",
-            "font.family": "DejaVu Sans", "font.size": 12.5, "legend.fontsize": 12, "legend.frameon": False,
-            "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 12,
-            "xtick.labelsize": 11.5, "ytick.labelsize": 12, "xtick.major.size": 0, "ytick.major.size": 0,
-            "xtick.major.pad": 5, "ytick.major.pad": 5, "axes.facecolor": "none", "figure.facecolor": "none",
-            "text.color": INK, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "xtick.color": MUTED,
-            "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR, "grid.linewidth": 0.8,
-            "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-            "axes.spines.left": False, "axes.axisbelow": True, "lines.linewidth": 1.8,
-            "svg.fonttype": "none", "svg.hashsalt": "jclip_fewshot",  # the same picture makes the same bytes
-            "text.parse_math": False}):  # a class name may hold a $
-        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the PNG's font lacks
-        yield
-
-
-def picture(name: str, alt: str, caption: str, draw: Callable[[bool], object]) -> Picture:
-    """Draws both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
-    import matplotlib.pyplot as plt
-    variants: List[Variant] = []
-    png = io.BytesIO()
-    with _style():
-        for wide in (True, False):
-            figure = draw(wide)
-            if wide:
-                figure.savefig(png, format="png", dpi=144, facecolor=PAPER, metadata={"Software": None})
-                figure.set_layout_engine("none")  # it is laid out already
-            variants.append(_variant(figure))
-            plt.close(figure)
-    return Picture(name, alt, caption, variants[0], variants[1], png.getvalue())
-
-
-def _variant(figure) -> Variant:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    width, height = (int(round(72 * inches)) for inches in figure.get_size_inches())
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg"):]
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', rf'<svg \1width="{width}"', svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', rf'<svg \1height="{height}"', svg, count=1)
-    svg = re.sub(r'<g id="mesh', r'<g shape-rendering="crispEdges" id="mesh', svg)  # no seams between cells
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("'DejaVu Sans'", FONTS)
-    return Variant(re.sub(r"\n\s*", "\n", svg), width, height)
-
-
-def _figure(wide: bool, height: float, **layout):
-    import matplotlib.pyplot as plt
-    return plt.figure(figsize=((WIDE if wide else NARROW) / 72, height / 72), layout="constrained", **layout)
 
 
 def _bounds(values: Sequence[float], room: float = 0.08) -> Tuple[float, float]:
@@ -183,14 +89,14 @@ def ladder(panels: Dict[str, Dict[str, float]], spread: Optional[Dict[str, float
         row = 24 if wide else 22
         one = row * len(methods) + 62
         if wide:
-            figure = _figure(True, one)
+            figure = new_figure(True, one)
             widths = [2.1 if domains else 1] + [1] * len(domains)
             columns = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
             for i, (ax, name) in enumerate(zip(columns, panels)):
                 rungs(ax, panels[name], _shorten(name, 14) or "All images", i == 0, i == 0)
         else:
             rows = (len(domains) + 1) // 2
-            figure = _figure(False, one + rows * (0.8 * one))
+            figure = new_figure(False, one + rows * (0.8 * one))
             grid = figure.add_gridspec(1 + rows, 2, height_ratios=[1] + [0.8] * rows)
             rungs(figure.add_subplot(grid[0, :]), panels[""], "All images", True, True)
             for i, name in enumerate(domains):
@@ -221,7 +127,7 @@ def training_curves(histories: Dict[str, List[dict]], chosen: Dict[str, Optional
     def draw(wide: bool):
         columns = min(len(names), 4 if wide else 2)
         rows = -(-len(names) // columns)
-        figure = _figure(wide, rows * (250 if wide else 220) + 34)
+        figure = new_figure(wide, rows * (250 if wide else 220) + 34)
         grid = figure.add_gridspec(2 * rows, columns)
         for i, name in enumerate(names):
             place = 2 * (i // columns), i % columns
@@ -269,7 +175,7 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
         cells = np.rint(np.nan_to_num(accuracy) / 100 * (bins - 1)).astype(int)
         tallest = {domain: max(int(np.bincount(cells[inside]).max()), 4) for domain, inside in groups.items()}
         heights = [min(tall, TALLEST) for tall in tallest.values()]
-        figure = _figure(wide, sum(heights) * size * 1.25 + 66 * len(groups) + 30)
+        figure = new_figure(wide, sum(heights) * size * 1.25 + 66 * len(groups) + 30)
         axes = figure.subplots(len(groups), 1, squeeze=False, sharex=True,
                                height_ratios=[height + 2 for height in heights])[:, 0]
         for i, (ax, (domain, inside)) in enumerate(zip(axes, groups.items())):
@@ -283,10 +189,11 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
             mean = float(np.mean(accuracy[inside]))
             ax.plot([mean], [-0.75], marker="^", color=INK, markersize=7, clip_on=False)
             ax.set(xlim=(-2.5, 102.5), ylim=(-1.3, tall + 0.6), yticks=[])
-            worst = min(inside, key=lambda k: (accuracy[k], k))
+            lowest = [k for k in inside if accuracy[k] == min(accuracy[inside])]
+            worst = _shorten(names[lowest[0]], 22) if len(lowest) == 1 else f"{len(lowest)} classes"
             ax.set_title(f"{domain or 'All classes'}: {len(inside)} classes, mean {mean:.1f}")
             if spots[0][0] > (20 if wide else 45):  # left of the lowest class there is no dot
-                ax.annotate(_shorten(names[worst], 22), spots[0], (-9, 0), textcoords="offset points", fontsize=11,
+                ax.annotate(worst, spots[0], (-9, 0), textcoords="offset points", fontsize=11,
                             color=MUTED, ha="right", va="center")
             ax.tick_params(labelbottom=True)
         axes[-1].set_xlabel("top-1 of a class, %")
@@ -294,12 +201,12 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
 
     means = [f"{domain or 'all classes'} {np.mean(accuracy[inside]):.1f}" for domain, inside in groups.items()]
     return picture("classes", f"Top-1 by class; mean of {', '.join(means)} percent.",
-                   "A dot is a class; the triangle marks a domain's mean; the lowest class is named where there is "
-                   "room.", draw)
+                   "A dot is a class; the triangle marks a domain's mean; the lowest is named where there is "
+                   "room, or how many share its place.", draw)
 
 
-def alpha_beta(found) -> Picture:
-    """Held-out top-1 of Tip-Adapter over α and β: `found` is a report.AlphaBetaMap."""
+def alpha_beta(found: AlphaBetaMap) -> Picture:
+    """Held-out top-1 of Tip-Adapter over α and β; a value beyond the map is an arrow at its edge."""
     def edges(values: np.ndarray) -> np.ndarray:
         logs = np.log(values)
         middle = (logs[1:] + logs[:-1]) / 2
@@ -310,7 +217,7 @@ def alpha_beta(found) -> Picture:
     def draw(wide: bool):
         from matplotlib.colors import ListedColormap
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-        figure = _figure(wide, 380 if wide else 370)
+        figure = new_figure(wide, 380 if wide else 370)
         ax = figure.subplots()
         mesh = ax.pcolormesh(edges(found.alphas), edges(found.betas), found.top1.T, cmap=ListedColormap(RAMP),
                              vmin=low, vmax=max(high, low + 0.1), antialiased=False)
@@ -321,10 +228,15 @@ def alpha_beta(found) -> Picture:
             axis.set_minor_formatter(NullFormatter())
         ax.minorticks_off()
         for i, (domain, alpha, beta) in enumerate(found.chosen):
-            alpha = float(np.clip(alpha, found.alphas[0], found.alphas[-1]))
-            ax.plot(alpha, beta, "o", markersize=13, color=PAPER)
-            ax.plot(alpha, beta, DOMAIN_MARKS[i % 5], markersize=7, color=VERMILLION, label=domain or "chosen")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, handletextpad=0.3, borderpad=0.2)
+            x, y = np.clip(alpha, *found.alphas[[0, -1]]), np.clip(beta, *found.betas[[0, -1]])
+            mark = "<" if alpha < x else ">" if alpha > x else "v" if beta < y else "^" if beta > y else \
+                DOMAIN_MARKS[i % 5]
+            ax.plot(x, y, "o", markersize=13, color=PAPER, clip_on=False)
+            label = _shorten(domain or "chosen", 16) + (f" (α {alpha:.3g}, β {beta:.3g})" if mark in "<>v^" else "")
+            ax.plot(x, y, mark, markersize=7, color=VERMILLION, label=label, clip_on=False)
+        longest = max(len(handle.get_label()) for handle in ax.lines[1::2])
+        columns = (3 if wide else 2) if longest < 17 else (2 if wide else 1)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handletextpad=0.3, borderpad=0.2)
         bar = figure.colorbar(mesh, ax=ax, fraction=0.045, pad=0.02)
         bar.outline.set_visible(False)
         mesh.set_gid("mesh")
@@ -338,41 +250,56 @@ def alpha_beta(found) -> Picture:
     return picture("alpha_beta",
                    f"Held-out top-1 of Tip-Adapter between {low:.1f} and {high:.1f} percent. {chosen}.",
                    f"Leave-one-shot-out top-1 of {found.shots} shots; darker is better on a light page, lighter on a "
-                   f"dark one. Marked: what the held-out log-loss chose ({chosen}).", draw)
+                   f"dark one. Marked: what the held-out log-loss chose ({chosen}); an arrow points off the map.", draw)
 
 
-def reliability(curves: Dict[str, object], answers: Dict[str, np.ndarray]) -> Picture:
-    """Right answers against sureness, and how sure the first guesses are.
+def reliability(curves: Dict[str, Calibration], answers: Dict[str, np.ndarray], costs: Sequence[Rejection]) -> Picture:
+    """Right answers against confidence, how confident the first guesses are, and what rejecting the low ones costs.
 
-    curves: {what answers: report.Calibration}, at most two; answers: {the same: (N,) probabilities}.
+    curves: {what answers: its calibration}, at most two; answers: {the same: (N,) probabilities}; costs: of the
+    last one, by rising threshold.
     """
     def draw(wide: bool):
-        figure = _figure(wide, 380 if wide else 600)
-        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1]) if wide else \
-            figure.subplots(2, 1, height_ratios=[1.5, 1])
+        figure = new_figure(wide, 460 if wide else 900)
+        if wide:
+            grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1])
+            left, right, below = (figure.add_subplot(grid[place]) for place in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
+        else:
+            left, right, below = figure.subplots(3, 1, height_ratios=[1.5, 1, 1])
         left.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         styles = [(INK, "s"), (BLUE, "o")][-len(curves):]
         for (name, found), (colour, mark) in zip(curves.items(), styles):
             held = found.counts > 0
-            x, y = 100 * found.sureness[held], 100 * found.accuracy[held]
+            x, y = 100 * found.confidence[held], 100 * found.accuracy[held]
             left.plot(x, y, color=colour, linewidth=1, alpha=0.55)
             # the area says how many images a point stands for
             left.scatter(x, y, s=12 + 260 * found.counts[held] / found.counts.sum(), color=colour, marker=mark,
-                         linewidths=0, alpha=0.9, zorder=3, label=f"{name}, calibration error {100 * found.ece:.1f}")
+                         linewidths=0, alpha=0.9, zorder=3,
+                         label=f"{method_title(name)}, calibration error {100 * found.ece:.1f}")
         left.set(xlim=(0, 104), ylim=(-3, 104), ylabel="right, %", xlabel="probability of the first guess, %")
         left.grid()
         _histogram(right, answers)
+        x = [cost.threshold for cost in costs]
+        below.plot(x, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
+        below.plot(x, [cost.rejected for cost in costs], color=VERMILLION, linestyle=(0, (4, 1.6)), label="rejected")
+        below.set(xlim=(0, 100), ylim=(-3, 104), xlabel="threshold of rejection, %", ylabel="%")
+        below.grid()
+        below.legend(loc="best")
         legend = figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2 if wide else 1)
         for handle in legend.legend_handles:
             handle.set_sizes([36])
         return figure
 
-    said = "; ".join(f"{name}: expected calibration error {100 * found.ece:.1f} points"
+    said = "; ".join(f"{method_title(name)}: expected calibration error {100 * found.ece:.1f} points"
                      for name, found in curves.items())
-    return picture("calibration", f"Reliability diagram and histogram of sureness. {said}.",
-                   "Answers of a certain sureness and how many of them are right: above the dashed line it is too "
-                   "modest, below it too sure; a larger mark stands for more images. The histogram counts images by "
-                   "sureness.", draw)
+    half = min(costs, key=lambda cost: abs(cost.threshold - 50))
+    return picture("calibration", f"Reliability diagram, histogram of confidence, cost of rejection. {said}. A "
+                   f"threshold of {half.threshold:.0f} percent rejects {half.rejected:.1f} percent of the images; of "
+                   f"the rest {half.accuracy:.1f} percent are right.",
+                   "How many answers of a certain confidence are right: above the dashed line it is underconfident, "
+                   "below it overconfident; a larger mark stands for more images. The histogram counts images by "
+                   "confidence. The last panel: how many images a threshold rejects as “None of these”, and how often "
+                   "the rest is right.", draw)
 
 
 def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
@@ -380,23 +307,23 @@ def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
         last = i == len(answers) - 1
         look = dict(histtype="stepfilled", color=BLUE, alpha=0.75, linewidth=0) if last else \
             dict(histtype="step", color=INK, linewidth=1.6, zorder=2)
-        ax.hist(100 * values, bins=np.arange(0, 101, 5), label=name, **look)
+        ax.hist(100 * values, bins=np.arange(0, 101, 5), label=method_title(name), **look)
     ax.set(xlim=(0, 100), xlabel="probability of the first guess, %", ylabel="images")
     ax.grid(axis="y")
 
 
-def sureness(answers: Dict[str, np.ndarray]) -> Picture:
-    """How sure the first guesses are: {what answers: (N,) probabilities}, at most two."""
+def confidence(answers: Dict[str, np.ndarray]) -> Picture:
+    """How confident the first guesses are: {what answers: (N,) probabilities}, at most two."""
     def draw(wide: bool):
-        figure = _figure(wide, 260)
+        figure = new_figure(wide, 260)
         ax = figure.subplots()
         _histogram(ax, answers)
         if len(answers) > 1:
             figure.legend(loc="outside upper left", ncols=2)
         return figure
 
-    means = ", ".join(f"{name} {100 * values.mean():.1f}" for name, values in answers.items())
-    return picture("sureness", f"Histogram of the first guess's probability; means in percent: {means}.",
+    means = ", ".join(f"{method_title(name)} {100 * values.mean():.1f}" for name, values in answers.items())
+    return picture("confidence", f"Histogram of the first guess's probability; means in percent: {means}.",
                    "Images by the probability of their first guess.", draw)
 
 
@@ -408,7 +335,7 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[n
     def draw(wide: bool):
         columns = (3 if len(groups) in (3, 5, 6) else min(len(groups), 2)) if wide else 1
         rows = -(-len(groups) // columns)
-        figure = _figure(wide, rows * 190 + 40)
+        figure = new_figure(wide, rows * 190 + 40)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax in axes[len(groups):]:
             ax.set_axis_off()
@@ -449,7 +376,7 @@ def shot_curve(curve: Dict[int, Dict[str, Tuple[float, float]]]) -> Picture:
 
     def draw(wide: bool):
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-        figure = _figure(wide, 380 if wide else 400)
+        figure = new_figure(wide, 380 if wide else 400)
         ax = figure.subplots()
         colours = iter(DOMAIN_COLOURS)
         for name in methods:

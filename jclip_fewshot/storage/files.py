@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Iterator, Union
+
+from jclip_fewshot.errors import UserError
 
 DIGEST_BYTES = 16
 
@@ -15,16 +18,70 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
+def require_writable(path: Union[str, Path], flag: str = "") -> None:
+    """Finds out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leaves nothing behind.
+
+    flag: how the user named it (`--result`), for the message.
+    Raises:
+        UserError: a folder, device or pipe stands there; its folder cannot be made or written to; no such name.
+    """
+    name = f"{flag} {path}" if flag else str(path)
+    _require_regular(path, name)
+    folder = _target(path).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{name}: {folder} is a file, not a folder; give another path")
+    try:
+        with tempfile.TemporaryFile(dir=str(folder)):  # the superuser's rights say nothing of a read-only disk
+            pass
+    except OSError as error:
+        raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path")
+
+
+def require_writable_folder(path: Union[str, Path], flag: str = "") -> None:
+    """The same for files that will lie in the folder `path`, which may not exist yet."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
+    require_writable(Path(path) / "record", flag)
+
+
+def _target(path: Union[str, Path]) -> Path:
+    """Where a file is written: what a link points at, so that the link stays."""
+    return Path(os.path.realpath(str(path)))
+
+
+def _require_regular(path: Union[str, Path], name: str) -> None:
+    try:
+        mode = os.stat(str(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not Path(path).name or str(path).endswith(os.sep):
+            raise UserError(f"{name}: a folder, not a file's name")
+        if len(os.fsencode(Path(path).name)) > 255:
+            raise UserError(f"{name[:60]}…: the name is longer than the 255 bytes of a file's name")
+        return
+    except (OSError, ValueError) as error:  # a name too long, a NUL, a loop of links
+        raise UserError(f"{name[:200]}: no file can have that name ({getattr(error, 'strerror', None) or error})")
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{name}: a folder, not a file's name")
+    if not stat.S_ISREG(mode) or os.path.abspath(str(path)).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+        raise UserError(f"{name}: a device or pipe, which cannot be written whole or not at all; name a regular file")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Union[str, Path]) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`; renames it to `path` when the block ends well.
 
     After an error, Ctrl-C or kill -9, `path` is as it was before.
+    Raises:
+        UserError: `path` is a folder, a device or a pipe. OSError, which names `path`: it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _require_regular(path, str(path))
+    target = _target(path)
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=str(target.parent))
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -32,10 +89,13 @@ def atomic_write(path: Union[str, Path]) -> Iterator[BinaryIO]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        os.replace(temporary, str(target))
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
 
 

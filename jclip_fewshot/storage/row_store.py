@@ -20,7 +20,10 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import secrets
+import shutil
+import stat
 import struct
 import time
 import warnings
@@ -41,6 +44,8 @@ MANY_SHARDS = 8  # merged when there are more
 LARGE_SHARD = 256 << 20  # bytes; merged no further
 MERGE_ROWS = 8192  # rows a block of a merged shard
 AT_ONCE = 256  # shards a merge at most: each is an open file
+MAP_FROM = 4 << 20  # bytes; smaller shards are read, for a mapped one is an open file
+TRIES = 20  # of listing a folder whose shards other processes merge
 RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
 
 
@@ -81,9 +86,31 @@ def _read_blocks(data: memoryview, row_bytes: int) -> Tuple[List[_Block], bool]:
     return blocks, at == len(data)
 
 
-def _map(fd: int) -> memoryview:
-    """A file's bytes, mapped; they stay readable after it is deleted."""
-    return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ) if os.fstat(fd).st_size else b"")
+def _content(fd: int) -> memoryview:
+    """A file's bytes, mapped where it is large; they stay readable after it is deleted."""
+    size = os.fstat(fd).st_size
+    if size >= MAP_FROM:
+        return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+    with open(fd, "rb", closefd=False) as file:
+        return memoryview(file.read())
+
+
+def _open_shard(path: Path) -> Optional[int]:
+    """A file descriptor; None where a folder, a pipe or a link to nowhere has a shard's name.
+
+    Raises:
+        FileNotFoundError: merged away by another process since it was listed.
+    """
+    try:
+        fd = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if path.is_symlink():
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
 
 
 def _lock(fd: int) -> bool:
@@ -99,39 +126,56 @@ class RowStore:
     """Fixed-size rows of bytes by 16-byte key, in a folder. Several processes may share it."""
 
     def __init__(self, folder: Union[str, Path], row_bytes: int):
-        self.folder = Path(folder)
+        self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
         self.row_bytes = row_bytes
         self._writer: Optional[int] = None
         self._writable = True
         self._pending: List[Tuple[np.ndarray, np.ndarray]] = []
         self._flushed = time.monotonic()
         self._damaged: Set[str] = set()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"feature cache: cannot make {self.folder} ({error.strerror}); choose another")
+        self._make_folder()
         self.refresh()
         self._merge()
 
     def __len__(self) -> int:
         return len(self._first)
 
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"feature cache: cannot make {self.folder} ({error.strerror}); choose another")
+
     def refresh(self) -> None:
-        """Reads the index again: rows that any process has written since become visible."""
-        while True:
+        """Reads the index again: rows that any process has written since become visible.
+
+        Raises:
+            UserError: its files cannot be read, or vanish as fast as they are listed.
+        """
+        for _ in range(TRIES):
             try:
                 return self._read_index()
             except FileNotFoundError:  # merged away by another process between listing and opening
-                continue
+                if not self.folder.is_dir():
+                    warnings.warn(f"feature cache: {self.folder} has been deleted; it is made anew, and what was in it "
+                                  "is computed again")
+                    self._make_folder()
+                time.sleep(0.01)
+            except PermissionError as error:
+                raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache")
+        raise UserError(f"feature cache: files in {self.folder} vanish while they are read; choose another --cache")
 
     def _read_index(self) -> None:
         self._maps: List[memoryview] = []
         self._names: List[str] = []
         keys, sums, shard, offset = [np.zeros((0, 2), "<u8")], [np.zeros(0, "<u4")], [[]], [[]]
         for name in self._shard_names():
-            fd = os.open(self.folder / name, os.O_RDONLY)
+            fd = _open_shard(self.folder / name)
+            if fd is None:
+                self._drop(name, "is no file")
+                continue
             try:
-                data = _map(fd)
+                data = _content(fd)
                 blocks, whole = _read_blocks(data, self.row_bytes)
                 if not whole and _lock(fd):  # locked by its writer: a block in the making, no damage
                     self._drop(name, "its end is damaged or half-written")
@@ -181,11 +225,24 @@ class RowStore:
                                          self._sums[at].tolist()):
             row = maps[s][begin:begin + size]
             if crc32(row) != checksum:
-                found[i] = False
                 self._drop(self._names[s], "a row fails its checksum")
-                continue
+                row = self._sound_copy(keys[i])
+                if row is None:
+                    found[i] = False
+                    continue
             out[i * size:i * size + size] = row
         return rows, found
+
+    def _sound_copy(self, key: np.ndarray) -> Optional[memoryview]:
+        """A row of that key which passes its checksum, from whichever shard."""
+        at = np.searchsorted(self._first, key[0])
+        while at < len(self) and self._first[at] == key[0]:
+            begin = self._offset[at]
+            row = self._maps[self._shard[at]][begin:begin + self.row_bytes]
+            if self._second[at] == key[1] and zlib.crc32(row) == self._sums[at]:
+                return row
+            at += 1
+        return None
 
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
         """Adds rows (n, row_bytes) uint8; they are written with the first put after FLUSH_SECONDS."""
@@ -202,6 +259,9 @@ class RowStore:
             return
         keys, rows = map(np.concatenate, zip(*pending))
         try:
+            if self._writer is not None and os.fstat(self._writer).st_nlink == 0:  # somebody deleted it
+                os.close(self._writer)
+                self._writer = None
             if self._writer is None:
                 self._writer = self._new_shard()
             view = memoryview(b"".join(_encode_block(keys, rows)))
@@ -213,14 +273,21 @@ class RowStore:
                           "going on without")
 
     def _new_shard(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns():016x}-{secrets.token_hex(4)}"
         fd = os.open(self.folder / f".{name}.tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
         _lock(fd)  # before it has its name, or a merge could take it for abandoned
         os.rename(self.folder / f".{name}.tmp", self.folder / f"{name}.rows")
         return fd
 
+    def heal(self) -> None:
+        """Writes what is pending and rewrites shards that were found damaged without their damage."""
+        self.flush()
+        if self._damaged:
+            self._merge()
+
     def close(self) -> None:
-        """Writes what is pending and mends shards that were found damaged."""
+        """Writes what is pending and rewrites shards that were found damaged."""
         self.flush()
         if self._writer is not None:
             with contextlib.suppress(OSError):
@@ -244,20 +311,24 @@ class RowStore:
             if not _lock(guard):
                 return
             merged: Dict[str, memoryview] = {}
-            for name in names[:AT_ONCE]:
+            for name in sorted(names, key=lambda name: name not in self._damaged)[:AT_ONCE]:
                 with contextlib.suppress(FileNotFoundError):
-                    fd = os.open(self.folder / name, os.O_RDONLY)
+                    fd = _open_shard(self.folder / name)
+                    if fd is None:
+                        merged[name] = memoryview(b"")
+                        continue
                     held.append(fd)
                     small = len(names) > MANY_SHARDS and os.fstat(fd).st_size < LARGE_SHARD
                     if (small or name in self._damaged) and _lock(fd):
-                        merged[name] = _map(fd)
+                        merged[name] = _content(fd)
             if len(merged) > 1 or self._damaged & set(merged):
                 with atomic_write(self.folder / f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows") as file:
                     for block in self._sound_rows(list(merged.values())):
                         file.writelines(_encode_block(*block))
                 for name in merged:
-                    os.unlink(self.folder / name)
-                self._damaged.clear()
+                    with contextlib.suppress(IsADirectoryError):
+                        os.unlink(self.folder / name)
+                self._damaged -= set(merged)
         except OSError as error:
             warnings.warn(f"feature cache: cannot merge shards in {self.folder} ({error.strerror or error})")
         finally:
@@ -293,7 +364,7 @@ class FeatureCache:
     """Features by encoder, preprocessing and content, in a folder that many processes may use at once."""
 
     def __init__(self, folder: Union[str, Path]):
-        self.folder = Path(folder)
+        self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
         self._stores: Dict[str, RowStore] = {}
 
     def __enter__(self) -> "FeatureCache":
@@ -302,15 +373,44 @@ class FeatureCache:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder}  # a copy opens the shards itself
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["folder"])
+
     def flush(self) -> None:
-        """Hands what is pending to the operating system."""
+        """Hands what is pending to the operating system, and heals what was found damaged."""
         for store in self._stores.values():
-            store.flush()
+            store.heal()
 
     def close(self) -> None:
         """Writes what is pending. The cache may be used again afterwards."""
         for store in self._stores.values():
             store.close()
+
+    def _folders(self) -> List[Path]:
+        """Those of the cache's own making, whoever made them."""
+        try:
+            entries = sorted(self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [path for path in entries if re.fullmatch("[0-9a-f]{16}|files|ranks", path.name)
+                and path.is_dir() and not path.is_symlink()]
+
+    def size(self) -> int:
+        """Bytes on the disk."""
+        files = [file for folder in self._folders() for file in folder.rglob("*")]
+        return sum(file.lstat().st_size for file in files if file.is_file())
+
+    def clear(self) -> int:
+        """Deletes everything that the cache has ever kept, and nothing else in its folder; returns the bytes."""
+        self.close()
+        self._stores = {}
+        freed = self.size()
+        for folder in self._folders():
+            shutil.rmtree(str(folder))
+        return freed
 
     def rows(self, about: dict, row_bytes: int) -> RowStore:
         """The store of what `about` describes: encoder fingerprint, preprocessing, views."""
@@ -359,14 +459,14 @@ def _marks(paths: Sequence) -> List[bytes]:
     for path in paths:
         path = os.fspath(path)
         try:
-            stat = os.stat(path)
+            facts = os.stat(path)
         except (OSError, ValueError):
             marks.append(unknown)
             continue
-        if stat.st_ctime_ns > lately or stat.st_mtime_ns > lately:
+        if facts.st_ctime_ns > lately or facts.st_mtime_ns > lately:
             marks.append(unknown)
             continue
         whole = path if path[:1] == "/" else here + path
-        text = f"{whole}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+        text = f"{whole}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
         marks.append(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest())
     return marks

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jclip_fewshot.clip import preprocess
 from jclip_fewshot.clip.preprocess import MEAN, STD, image_array, normalize, resize_and_crop
 
 from .preprocess_reference import CASES, EXPECTED, SIZE, draw
@@ -42,6 +43,28 @@ def test_no_exif_rotation():
     turned = draw("RGB", 60, 40)
     turned.info["exif"] = exif.tobytes()
     assert np.array_equal(image_array(image, 32), image_array(turned, 32))
+
+
+@pytest.mark.parametrize("width, height",
+                         [(101, 67), (67, 101), (20, 330), (900, 7), (3, 5000), (41, 28), (640, 480)])
+def test_cropping_before_resizing_gives_the_same_pixels(width, height, monkeypatch):
+    for mode in ("RGB", "L", "RGBA", "P"):
+        image = draw(mode, width, height)
+        whole = np.asarray(resize_and_crop(image, 60)).astype(int)
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocess, "_LONG", 0)
+            part = np.asarray(resize_and_crop(image, 60)).astype(int)
+        assert np.abs(part - whole).max() <= 1 and (part != whole).mean() < 2e-3
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    expected = np.asarray(resize_and_crop(Image.fromarray((ramp // 257).astype(np.uint8)), 32)).astype(int)
+    for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
+        assert image.mode.startswith("I")
+        assert np.abs(np.asarray(resize_and_crop(image, 32)).astype(int) - expected).max() <= 1
+    dark = Image.fromarray((ramp // 257).astype(np.int32))  # 32 bits that hold no more than 8
+    assert np.abs(np.asarray(resize_and_crop(dark, 32)).astype(int) - expected).max() <= 1
 
 
 def test_without_jittor():

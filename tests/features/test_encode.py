@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import random
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def decoded(monkeypatch):
         def __init__(self, *args):
             super().__init__(*args)
             self.made.append(self)
+            self.most = len(self.workers)
 
         def batches(self, indices):
             self.files.extend(indices)
@@ -166,6 +168,38 @@ def test_bad_images_are_named_and_hurt_nobody_else(tmp_path, paths, expected, wo
                 assert reason in reasons[2 * index]
             assert not rows[0::2].any()
             np.testing.assert_allclose(rows[1::2], expected[:7], atol=1e-6)
+
+
+def test_pipes_and_huge_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jpg")
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(decode.MOST_BYTES + 1)
+    Image.new("RGBA", (8000, 5000)).save(tmp_path / "wide.png", compress_level=1)
+    _, reasons = encode_images(ENCODER, [tmp_path / name for name in ("fifo.jpg", "huge.jpg", "wide.png")], workers=0)
+    assert "pipe" in reasons[0] and "too large" in reasons[1] and "8000 x 5000" in reasons[2]
+
+
+def test_a_thin_image_takes_little_memory(tmp_path):
+    picture(3, (1, 40000)).save(tmp_path / "thin.jpg")
+    code = (f"from jclip_fewshot.data import decode\nimport numpy, resource\n"
+            f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            f"for views in (1, 3):\n"
+            f"    out = numpy.zeros((views, 224, 224, 3), numpy.uint8)\n"
+            f"    assert not decode.decode({str(tmp_path / 'thin.jpg')!r}, decode.Recipe(224, views), out).reason\n"
+            f"    assert out.std() > 5\n"
+            f"print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert int(done.stdout) < 64 << 10  # kB
+
+
+def test_a_worker_imports_little():
+    code = ("import sys; from jclip_fewshot.data.decode import serve; print(*sys.modules)")
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+    ours = {name for name in loaded.stdout.split() if name.startswith("jclip_fewshot")}
+    assert ours == {"jclip_fewshot", "jclip_fewshot.errors", "jclip_fewshot.data", "jclip_fewshot.data.decode",
+                    "jclip_fewshot.clip", "jclip_fewshot.clip.preprocess", "jclip_fewshot.storage",
+                    "jclip_fewshot.storage.files"}
+    assert not {"jittor", "tqdm", "urllib.request", "zipfile"} & set(loaded.stdout.split())
 
 
 # Views
@@ -379,13 +413,38 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_finished(paths, tmp_path, de
         if len(calls) == 3:
             raise KeyboardInterrupt
         return project(batch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"{2 * BATCH} of 45 are encoded and kept"):
         encode_images(ToyEncoder(images=images), paths, workers=2, cache=FeatureCache(tmp_path))
-    assert f"stopped after {2 * BATCH} of 45" in capsys.readouterr().err
     assert not decoded.made[-1].workers
     decoded.files.clear()
     encode_images(ENCODER, paths, cache=FeatureCache(tmp_path))
     assert decoded.files == list(range(2 * BATCH, 45))
+    assert f"images: {2 * BATCH} of 45 cached" in capsys.readouterr().err
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        encode_images(ToyEncoder(images=images), paths, workers=0)
+    assert "kept" not in str(stopped.value)
+
+
+def test_a_bar_counts_images_from_the_cached_ones_on(paths, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, **about):
+            bars.append(about)
+            self.update = lambda n: bars.append(n)
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+    cache = FeatureCache(tmp_path)
+    encode_images(ENCODER, paths[:10], cache=cache, views=3, workers=0)
+    monkeypatch.setattr(features, "progress", lambda _=None, **about: Bar(**about) if _ is None else _)
+    encode_images(ENCODER, paths[:20], cache=cache, views=3, workers=0)
+    assert bars[0] == dict(stage="images x 3 views", unit="images", total=20, initial=10) and sum(bars[1:]) == 10
+
+
+def test_there_are_never_more_workers_than_images(paths, decoded):
+    encode_images(ENCODER, paths[:3], workers=300)
+    assert [decoder.most for decoder in decoded.made] == [3]
 
 
 KILLED = """
@@ -414,7 +473,7 @@ toy.encode_images(toy.ToyEncoder(images=images), sys.argv[2:], workers=2,
 
 def test_kill_9_leaves_no_worker_and_the_next_run_goes_on(paths, tmp_path, decoded):
     command = [sys.executable, "-c", KILLED.format(root=str(ROOT)), str(tmp_path)] + list(map(str, paths))
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     workers = [int(word) for word in child.stdout.readline().split()[1:]]
     for _ in range(4):
         assert child.stdout.readline() == "batch\n"
@@ -422,6 +481,7 @@ def test_kill_9_leaves_no_worker_and_the_next_run_goes_on(paths, tmp_path, decod
     child.wait()
     assert len(workers) == 2
     wait_until(lambda: not any(map(alive, workers)))
+    assert child.stderr.read() == ""  # the workers wrote there too
     encode_images(ENCODER, paths, cache=FeatureCache(tmp_path))
     assert decoded.files == list(range(3 * BATCH, 45))
 

@@ -1,6 +1,10 @@
 """The feature cache: nothing lost, nothing wrong, whatever happens to its files or beside it."""
 
+import contextlib
+import copy
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -250,3 +254,106 @@ def test_a_file_changed_just_now_is_not_trusted(tmp_path):
         _, _, marks = cache.known_files([tmp_path / "a.jpg"])
         cache.remember_files(marks, as_keys([b"a" * 16]))
     assert not FeatureCache(tmp_path / "cache").known_files([tmp_path / "a.jpg"])[1].any()
+
+
+def rot(shard, at=-1):
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1
+    shard.write_bytes(data)
+
+
+def test_a_rotten_row_neither_hides_its_copy_nor_warns_twice(tmp_path):
+    keys, rows = some(10)
+    write(tmp_path, keys, rows)
+    rot(*shards(tmp_path))
+    with contextlib.closing(RowStore(tmp_path, BYTES)) as store, pytest.warns(UserWarning, match="checksum"):
+        assert not store.get(keys)[1][9]
+        store.put(keys[9:], rows[9:])
+        store.heal()  # what encode_images does at its end; nothing is ever closed
+        assert len(shards(tmp_path)) == 2 and store.get(keys)[1][:9].all()
+        got, found = quietly(tmp_path).get(keys)
+    assert found.all() and (got == rows).all()
+
+
+def test_of_two_copies_the_sound_one_is_taken(tmp_path):
+    keys, rows = some(10)
+    write(tmp_path, keys, rows)
+    write(tmp_path, keys[9:], rows[9:])
+    rot(shards(tmp_path)[0])
+    with pytest.warns(UserWarning, match="checksum"):
+        got, found = RowStore(tmp_path, BYTES).get(keys)
+    assert found.all() and (got == rows).all()
+
+
+def test_the_folder_may_be_deleted_under_way(tmp_path):
+    keys, rows = some(10)
+    store = RowStore(tmp_path / "cache", BYTES)
+    store.put(keys[:5], rows[:5])
+    store.flush()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.warns(UserWarning, match="has been deleted"):
+        store.refresh()
+    store.put(keys[5:], rows[5:])
+    store.close()
+    assert quietly(tmp_path / "cache").get(keys)[1].tolist() == [False] * 5 + [True] * 5
+
+
+def test_the_working_folder_may_change(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cache = FeatureCache("cache")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    keys, rows = some(3)
+    cache.rows({}, BYTES).put(keys, rows)
+    cache.close()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert FeatureCache(tmp_path / "cache").rows({}, BYTES).get(keys)[1].all()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_only_has_a_shards_name_is_dropped(tmp_path, kind):
+    write(tmp_path, *some(3))
+    stranger = tmp_path / "0.rows"
+    make = {"link": lambda: stranger.symlink_to("nowhere"), "folder": stranger.mkdir, "pipe": lambda: os.mkfifo(stranger)}
+    make[kind]()
+    with pytest.warns(UserWarning, match="no file"):
+        store = RowStore(tmp_path, BYTES)
+    assert store.get(some(3)[0])[1].all()
+    if kind != "folder":
+        assert quietly(tmp_path).get(some(3)[0])[1].all()
+
+
+def test_shards_that_vanish_for_ever_are_an_error_not_a_loop(tmp_path, monkeypatch):
+    store = RowStore(tmp_path, BYTES)
+    monkeypatch.setattr(store, "_shard_names", lambda: ["ghost.rows"])
+    with pytest.raises(UserError, match="vanish"):
+        store.refresh()
+
+
+def test_size_and_clear_concern_the_caches_own_files(tmp_path):
+    cache = FeatureCache(tmp_path)
+    assert FeatureCache(tmp_path / "absent").size() == 0
+    cache.rows({"encoder": "a"}, BYTES).put(*some(100))
+    cache.flush()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert 100 * BYTES < cache.size() < 200 * BYTES
+    assert cache.clear() > 100 * BYTES and cache.size() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert not cache.rows({"encoder": "a"}, BYTES).get(some(3)[0])[1].any()
+
+
+def test_a_cache_is_copied_by_its_folder(tmp_path):
+    cache = FeatureCache(tmp_path)
+    cache.rows({}, BYTES).put(*some(3))
+    cache.flush()
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert other.rows({}, BYTES).get(some(3)[0])[1].all()
+
+
+def test_a_store_of_many_shards_holds_few_files_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for part in range(8):
+        write(tmp_path, *some(3, seed=part))
+    store = RowStore(tmp_path, BYTES)
+    assert len(shards(tmp_path)) == 8 and len(store) == 24
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,110 @@
+"""Imported first by the scripts, before anything heavy: Ctrl-C, a missing .venv and closed streams meet no traceback.
+
+From here on SIGINT and SIGTERM end a script within two seconds, wherever it is, with status 130 or 143 and one
+line. While modules are being imported they do so on the spot; inside `command.run` the first one raises
+KeyboardInterrupt, so that finished rows are written, and a second one, or `GRACE` seconds, ends it all the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from typing import Optional
+
+GRACE = 1.5  # seconds for the orderly way out
+SCRIPTS = ("train.py", "test.py", "__main__.py", "jclip-fewshot")
+NEEDED = ("numpy", "PIL", "tqdm", "jittor")
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+heard = 0  # the signal that ends this process, once there was one
+native = False  # backend/watchdog.py times the way out
+_working = False  # inside command.run
+_stderr = 2  # where the last line goes; file descriptor 2 itself is silenced when a signal is heard
+
+
+def begin() -> None:
+    """Takes the signals and opens closed streams; for a script's first line."""
+    global _stderr
+    for number in range(3):  # a closed one would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    _stderr = os.dup(2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
+            signal.signal(number, _hear)
+
+
+def working(on: bool) -> None:
+    """Whether the first signal raises KeyboardInterrupt (inside `command.run`) or ends the process."""
+    global _working
+    _working = on
+
+
+def signals_are_ours() -> bool:
+    """True in a script, false in a program or notebook that uses the package."""
+    return signal.getsignal(signal.SIGTERM) is _hear or signal.getsignal(signal.SIGINT) is _hear
+
+
+def last_line_to() -> int:
+    """The file descriptor for the last line."""
+    return _stderr
+
+
+def _hear(number: int, frame: object) -> None:
+    global heard
+    if heard or not _working:
+        heard = heard or number
+        leave("stopped")
+    heard = number
+    if not native:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # compilers and Jittor complain of the same signal
+        signal.signal(signal.SIGALRM, lambda *_: leave("stopped"))
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
+    raise KeyboardInterrupt
+
+
+def leave(line: str) -> None:
+    """Ends the process at once with the status of the signal that was heard; no exit handler may wait for a child."""
+    try:
+        clear = "\r\033[K" if os.isatty(_stderr) else ""
+        os.write(_stderr, f"{clear}{line}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass
+    os._exit(128 + (heard or signal.SIGINT))
+
+
+def own_arguments() -> list:
+    """This process's command line after the interpreter, `-m package` included."""
+    original = getattr(sys, "orig_argv", None)
+    if original:
+        return original[1:]
+    module = os.path.basename(sys.argv[0]) == "__main__.py"  # before Python 3.10
+    return (["-m", "jclip_fewshot"] if module else sys.argv[:1]) + sys.argv[1:]
+
+
+def find_packages() -> None:
+    """Goes on in the checkout's .venv where this Python lacks the packages; else says what to type."""
+    missing = _missing_package()
+    if missing is None:
+        return
+    python = os.path.join(_ROOT, ".venv", "bin", "python")
+    ready = os.path.exists(os.path.join(_ROOT, ".venv", "ready"))  # make writes it when everything is installed
+    if ready and os.access(python, os.X_OK) and os.environ.get("JCLIP_VENV") != python:
+        os.environ["JCLIP_VENV"] = python  # once, should something be missing there too
+        os.execv(python, [python] + own_arguments())
+    os.write(_stderr, f"error: {sys.executable} has no package {missing}; in {_ROOT} type make demo, which sets up "
+                      ".venv, or install by yourself: pip install -e .\n".encode())
+    os._exit(2)
+
+
+def _missing_package() -> Optional[str]:
+    return next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
+
+
+if os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "") in SCRIPTS:
+    begin()
+    find_packages()

@@ -1,0 +1,14 @@
+"""Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
+
+`read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `names` and `architecture` what
+a CLIP is. Nothing in a file is run, and no file makes it allocate much more than its size. Imports storage alone;
+neither torch nor Jittor.
+"""
+
+from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture, check_state_dict, layout
+from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
+from jclip_fewshot.clip.checkpoint.read import inspect, read_state_dict, read_tensors
+from jclip_fewshot.clip.checkpoint.write import convert, write_safetensors
+
+__all__ = ["Architecture", "StateDict", "architecture", "check_state_dict", "convert", "inspect", "layout",
+           "openai_names", "read_state_dict", "read_tensors", "write_safetensors"]

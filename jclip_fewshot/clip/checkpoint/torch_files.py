@@ -1,0 +1,110 @@
+"""Checkpoints that are pickles: torch.save of both generations, TorchScript archives, Jittor's."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from typing import Any, BinaryIO, Dict
+
+from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
+from jclip_fewshot.clip.checkpoint.pickles import Array, Budget, Machine, Namespace, Tensor, Unreadable
+
+MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents; RN50x64 has 0.2 MB
+MAX_PICKLE = 64 << 20  # bytes; ViT-L as TorchScript has less than 1 MB
+MAX_PLACES = 200_000  # containers and values that are looked at
+MAX_DEPTH = 50
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> StateDict:
+    """torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage, all stored.
+
+    outline: read the pickle alone; storages are compared by size, arrays have shape and type but no numbers.
+    """
+    directory = zipfile._EndRecData(file)
+    if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
+        raise Unreadable("its table of contents is larger than any checkpoint's")
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise Unreadable("a zip file, but no torch archive: it has no data.pkl")
+        root = pickles[0][:-len("data.pkl")]
+        order = entries.get(root + "byteorder")
+        if order is not None and _stored(archive, order, 100).strip() == b"big":
+            raise Unreadable("written on a big-endian machine; that is not supported")
+        machine = Machine(memoryview(_stored(archive, entries[pickles[0]], min(MAX_PICKLE, size))))
+        content = machine.load()
+        if sum(storage.nbytes for storage in machine.storages.values()) > size:
+            raise Unreadable("its storages are larger than the file")
+        for key, storage in machine.storages.items():
+            entry = entries.get(f"{root}data/{key}")
+            if entry is None or entry.file_size != storage.nbytes or entry.header_offset + entry.file_size > size:
+                raise Unreadable(f"damaged: storage {key[:20]!a} is not {storage.nbytes} bytes long")
+            if not outline:
+                storage.data = _stored(archive, entry, size)
+    return tensors_of(content, size, outline)
+
+
+def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+    """An entry's bytes, its CRC-32 compared; torch compresses nothing but code, and a compressed one could be huge."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > most:
+        raise Unreadable(f"no torch archive: {entry.filename[:60]!a} is compressed or too large")
+    return archive.read(entry)
+
+
+def read_pickle(data: memoryview, outline: bool) -> StateDict:
+    """Jittor's pickles (with or without their check sum) and torch.save files from before 1.6.
+
+    outline: the check sum and a storage's numbers are not looked at.
+    """
+    size = len(data)
+    if bytes(data[-8:]) == b"HCAJSLHD":
+        if not outline and hashlib.sha1(data[:-28]).digest() != bytes(data[-28:-8]):
+            raise Unreadable("damaged: its SHA-1 is wrong; fetch it again")
+        data = data[:-28]
+    machine = Machine(data)
+    content = machine.load()
+    if type(content) is not int or content != LEGACY_MAGIC:
+        return tensors_of(content, size, outline)
+    for _ in range(2):  # protocol version; the writing machine's properties
+        machine.load()
+    content, keys = machine.load(), machine.load()
+    if type(keys) is not list or len(keys) > len(machine.storages):
+        raise Unreadable("damaged: its list of storages is none")
+    for key in keys:
+        storage = machine.storages.get(str(key) if type(key) in (str, int) else "")
+        if storage is None or machine.number("Q") != storage.numel:
+            raise Unreadable("damaged: a storage has another size than its tensors need")
+        storage.data = machine.take(storage.nbytes)
+    if any(storage.data is None for storage in machine.storages.values()):
+        raise Unreadable("damaged: a tensor's numbers are missing from it")
+    return tensors_of(content, size, outline)
+
+
+def tensors_of(content: Any, size: int, outline: bool) -> StateDict:
+    """Tensors and arrays of nested dictionaries and namespaces, dotted names joined."""
+    if type(content) is dict and type(content.get("state_dict")) is dict:
+        content = content["state_dict"]  # a training run's checkpoint
+    found: Dict[str, Any] = {}
+    waiting, places = [("", content, 0)], 0
+    while waiting:
+        name, value, depth = waiting.pop()
+        places += 1
+        if places > MAX_PLACES or depth > MAX_DEPTH:
+            raise Unreadable("it contains itself, or more than any checkpoint")
+        if isinstance(value, (Tensor, Array)):
+            if not is_tensor_name(name):
+                raise Unreadable("the name of a tensor in it is no name")
+            found[name] = value
+        elif isinstance(value, (dict, Namespace)) and len(name) < 300:
+            items = value if isinstance(value, dict) else value.attributes
+            if places + len(waiting) + len(items) > MAX_PLACES:
+                raise Unreadable("it contains itself, or more than any checkpoint")
+            waiting += [(f"{name}.{str(key)[:300]}" if name else str(key)[:300], child, depth + 1)
+                        for key, child in reversed(list(items.items()))]
+    budget = Budget(size + (1 << 20))
+    arrays = {name: value.outline() if outline else value.array(budget) for name, value in found.items()}
+    if arrays and all(name.startswith("module.") for name in arrays):  # torch's DataParallel
+        arrays = {name[len("module."):]: array for name, array in arrays.items()}
+    return arrays

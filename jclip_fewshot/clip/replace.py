@@ -1,0 +1,35 @@
+"""A CLIP with other tensors in the place of some of its own, for as long as a block runs.
+
+Names are OpenAI's: `visual.transformer.resblocks.11.ln_1.weight`. Layouts are the model's, which keeps matrices
+(inputs, outputs); vectors and projections are as OpenAI has them.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Dict, Iterator
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.model import CLIP
+
+
+def part(model: CLIP, path: str):
+    """The module or tensor under OpenAI's name."""
+    for name in path.split("."):
+        model = model[int(name)] if name.isdigit() else getattr(model, name)
+    return model
+
+
+@contextmanager
+def replaced(model: CLIP, values: Dict[str, "jt.Var"]) -> Iterator[CLIP]:
+    """The model with `values` in the place of its tensors of those names, while the block runs."""
+    places = {name: name.rpartition(".") for name in values}
+    owners = {name: part(model, path) if path else model for name, (path, _, _) in places.items()}
+    before = {name: getattr(owners[name], places[name][2]) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owners[name], places[name][2], value)
+        yield model
+    finally:
+        for name, value in before.items():
+            setattr(owners[name], places[name][2], value)

@@ -1,0 +1,230 @@
+"""The numbers of a report, taken out of a run's answers: pure functions on arrays.
+
+Letters: N test images that could be read, S shots, K classes, D feature width. probs (N, K): rows sum to 1;
+truth, guess (N,): class ids. The confidence of an answer is the probability of its first guess.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+LIMIT = 500_000_000  # the contest's bound on a model's parameters
+CALIBRATION_BINS = 15  # as Guo et al. 2017
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
+HELD_OUT_SCORE = "held_out_top1"  # what heads and ensemble call their score on left-out shots
+
+
+class ConfusedPair(NamedTuple):
+    """Two classes, the rows of images of the first read as the second, and of the second read as the first."""
+
+    first: int
+    second: int
+    as_second: np.ndarray
+    as_first: np.ndarray
+
+    @property
+    def total(self) -> int:
+        return len(self.as_second) + len(self.as_first)
+
+
+def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> List[ConfusedPair]:
+    """The pairs of classes that are taken for each other most often, both directions together, most first.
+
+    In a pair the first class is the one that is misread more often.
+    """
+    wrong = np.flatnonzero(truth != guess)
+    counts = Counter(tuple(sorted((int(truth[i]), int(guess[i])))) for i in wrong)
+    pairs = []
+    for (a, b), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
+        ab = np.flatnonzero((truth == a) & (guess == b))
+        ba = np.flatnonzero((truth == b) & (guess == a))
+        pairs.append(ConfusedPair(a, b, ab, ba) if len(ab) >= len(ba) else ConfusedPair(b, a, ba, ab))
+    return pairs
+
+
+def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> Dict[str, Dict[str, int]]:
+    """{domain of the true class: {domain of the first guess: images}}; `domains` names each class's domain."""
+    of_class = np.array(domains)
+    names = list(dict.fromkeys(domains))
+    return {name: {other: int(((of_class[truth] == name) & (of_class[guess] == other)).sum()) for other in names}
+            for name in names}
+
+
+def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> Tuple[np.ndarray, np.ndarray]:
+    """(top-1 of each class in percent, nan where no image is of it; images of each class), both (K,)."""
+    counts = np.bincount(truth, minlength=num_classes)
+    hits = np.bincount(truth[truth == guess], minlength=num_classes)
+    with np.errstate(invalid="ignore"):
+        return 100 * hits / counts, counts
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often answers of a certain confidence are right.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks". confidence, accuracy (B,) in 0..1, nan for
+    empty bins; counts (B,); ece: the mean of |accuracy - confidence|, each bin weighed by its images.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    counts: np.ndarray
+    ece: float
+
+
+def calibration(probs: np.ndarray, truth: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
+    """Bins the first guesses by their probability, in equal widths."""
+    sure = probs.max(axis=1).astype(float)
+    right = probs.argmax(axis=1) == truth
+    place = np.clip((sure * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(place, weights=sure, minlength=bins) / counts
+        accuracy = np.bincount(place, weights=right, minlength=bins) / counts
+    held = counts > 0
+    ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(sure), 1))
+    return Calibration(confidence, accuracy, counts, ece)
+
+
+class Rejection(NamedTuple):
+    """What it costs to answer "None of these" below a confidence; all in percent.
+
+    rejected: of all images. accuracy: of the rest, nan where all are rejected. lost: right answers that are
+    rejected, of all images. The last two are None where the truth is not known.
+    """
+
+    threshold: float
+    rejected: float
+    accuracy: Optional[float]
+    lost: Optional[float]
+
+
+def rejection(probs: np.ndarray, truth: Optional[np.ndarray], thresholds: Sequence[float]) -> List[Rejection]:
+    """The cost of each threshold, in 0..1; at least one image."""
+    sure, rows = probs.max(axis=1), []
+    for threshold in thresholds:
+        low = sure < threshold
+        rejected = 100 * float(low.mean())
+        if truth is None:
+            rows.append(Rejection(100 * threshold, rejected, None, None))
+            continue
+        right = probs.argmax(axis=1) == truth
+        accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
+        rows.append(Rejection(100 * threshold, rejected, accuracy, 100 * float((right & low).mean())))
+    return rows
+
+
+class Estimate(NamedTuple):
+    """Top-1 in percent, its standard error in points, and the number of shots behind them."""
+
+    top1: float
+    error: float
+    shots: int
+
+
+def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[str],
+                      guess: np.ndarray) -> Optional[Estimate]:
+    """What a test set without labels should score, by shots that were answered by fits without them.
+
+    probs (S, K), labels (S,): of the shots. Only shots with another one of their class count; None where there
+    is none. Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
+    """
+    of_class = np.array(domains)
+    usable = np.bincount(labels, minlength=len(domains))[labels] > 1
+    right = probs.argmax(axis=1) == labels
+    top1 = variance = weights = 0.0
+    for domain in dict.fromkeys(domains):
+        hits = right[usable & (of_class[labels] == domain)]
+        weight = float((of_class[guess] == domain).mean()) if len(guess) else 0.0
+        if len(hits) and weight:
+            top1, weights = top1 + weight * hits.mean(), weights + weight
+            share = (hits.sum() + 1) / (len(hits) + 2)  # Laplace: an error of 0 would claim too much
+            variance += weight ** 2 * share * (1 - share) / len(hits)
+    if not weights:
+        return None
+    return Estimate(100 * top1 / weights, 100 * variance ** 0.5 / weights, int(usable.sum()))
+
+
+def mean_confidence(probs: np.ndarray) -> float:
+    """In 0..1; 0 for no image."""
+    return float(probs.max(axis=1).mean()) if len(probs) else 0.0
+
+
+def confident_mistakes(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Rows of wrong first guesses, the most confident first."""
+    wrong = np.flatnonzero(probs.argmax(axis=1) != truth)
+    return wrong[np.argsort(-probs[wrong].max(axis=1), kind="stable")]
+
+
+def least_confident(probs: np.ndarray, most: int = 50) -> np.ndarray:
+    """Rows whose first guess has the least probability, the least first."""
+    return np.argsort(probs.max(axis=1), kind="stable")[:most]
+
+
+def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Rows whose first guess the refinement changed, the largest change first."""
+    rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
+    return rows[np.argsort(-np.abs(after[rows] - before[rows]).sum(axis=1), kind="stable")]
+
+
+def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
+                  labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """For each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
+
+    features (N, D), shots (S, D): unit rows; classes (N,), labels (S,): class ids.
+    """
+    index, cosine = np.full(len(features), -1, np.int32), np.zeros(len(features), np.float32)
+    for label in np.unique(classes):
+        rows, inside = np.flatnonzero(classes == label), np.flatnonzero(labels == label)
+        if len(inside):
+            near = features[rows] @ shots[inside].T
+            index[rows], cosine[rows] = inside[near.argmax(axis=1)], near.max(axis=1)
+    return index, cosine
+
+
+def parameter_count(encoder: Optional[int], arrays: Dict[str, np.ndarray]) -> Tuple[Dict[str, int], int]:
+    """({head, or "ensemble": numbers it keeps}, the sum with the encoder's) of all that answers an image.
+
+    encoder: its parameters, image and text; None where they are not recorded. Counted strictly: stored shots
+    included. Copies of the text rows, which the encoder makes, are not counted again.
+    """
+    sizes: Dict[str, int] = {}
+    for key, array in arrays.items():
+        part, _, rest = key.partition("/")
+        name, _, field = rest.partition("/")
+        if array.dtype.kind == "f" and (part == "ensemble" or part == "heads" and field != "text_"):
+            group = name if part == "heads" else part
+            sizes[group] = sizes.get(group, 0) + int(array.size)
+    return sizes, sum(sizes.values()) + (encoder or 0)
+
+
+@dataclass(frozen=True)
+class AlphaBetaMap:
+    """Tip-Adapter's held-out top-1 in percent, (A, B), over its weight α and sharpness β; what was chosen.
+
+    chosen: (domain, or "" for all; α; β). shots: how many were answered.
+    """
+
+    alphas: np.ndarray
+    betas: np.ndarray
+    top1: np.ndarray
+    chosen: List[Tuple[str, float, float]]
+    shots: int
+
+
+def alpha_beta_map(record: dict, arrays: Dict[str, np.ndarray]) -> Optional[AlphaBetaMap]:
+    """The map that train.py left in the run's arrays; None where it left none."""
+    settings = record["settings"].get("tip_adapter", {})
+    if "alpha_beta/top1" not in arrays or "alpha" not in settings or "beta" not in settings:
+        return None
+    names = list(dict.fromkeys(record["domains"]))
+    values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]
+    labels = names if len(values) == len(names) > 1 else [""] * len(values)
+    chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]
+    counts = np.bincount(arrays["shots/labels"])
+    return AlphaBetaMap(*(arrays[f"alpha_beta/{key}"].astype(float) for key in ("alphas", "betas", "top1")), chosen,
+                        int(counts[counts > 1].sum()))

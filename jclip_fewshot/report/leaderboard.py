@@ -1,0 +1,55 @@
+"""What the page of a local leaderboard shows: a table for each number of shots, and the curve over them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any, Callable, Dict, Sequence, Tuple
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.report import figures
+
+Methods = Dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "domains": {domain: [...]}}}
+
+
+def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
+    """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left.
+
+    Raises:
+        UserError: a record without scores.
+    """
+    curve: Dict[int, Methods] = {int(count): methods for count, methods in record["curve"].items()}
+    if not curve or not all(curve.values()):
+        raise UserError("this validation holds no scores: validate again")
+    counts = sorted(curve)
+    spread = {count: {name: mean_and_deviation(row["top1"]) for name, row in methods.items()}
+              for count, methods in curve.items()}
+    if len(counts) > 1:
+        draw(figures.shot_curve, spread)
+    panels = mean_panels(curve[counts[-1]])
+    draw(figures.ladder, panels, {name: deviation for name, (_, deviation) in spread[counts[-1]].items()})
+    boards = {count: {name: {"top1": spread[count][name], "top5": mean_and_deviation(row["top5"]),
+                             "domains": {domain: statistics.mean(values) for domain, values in row["domains"].items()}}
+                      for name, row in methods.items()} for count, methods in curve.items()}
+    final = list(curve[counts[-1]])[-1]
+    menu = [("curve", "Curve")] * (len(counts) > 1) + [(f"shots-{count}", f"{count}-shot") for count in counts[::-1]]
+    headings = {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts}
+    share = spread[counts[-1]][final][0] / 100
+    return {"sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
+            "same": not any(deviation for _, deviation in spread[counts[-1]].values()), "record": record,
+            "menu": menu + [("run", "Run")], "headings": headings, "boards": boards, "counts": counts, "spread": spread, "final": final, "domains": list(panels)[1:],
+            "seeds": len(curve[counts[-1]][final]["top1"]), "top1": spread[counts[-1]][final]}
+
+
+def mean_and_deviation(values: Sequence[float]) -> Tuple[float, float]:
+    """The standard deviation is 0 for one value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_panels(methods: Methods) -> Dict[str, Dict[str, float]]:
+    """{"" for the total, or a domain: {method: mean top-1}}; the total alone unless there are two domains."""
+    panels = {"": {name: statistics.mean(row["top1"]) for name, row in methods.items()}}
+    for domain in dict.fromkeys(domain for row in methods.values() for domain in row["domains"]):
+        panels[domain] = {name: statistics.mean(row["domains"][domain]) for name, row in methods.items()
+                          if domain in row["domains"]}
+    return panels if len(panels) > 2 else {"": panels[""]}

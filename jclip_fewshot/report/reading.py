@@ -1,0 +1,210 @@
+"""A run's files, read back for its report: record, arrays, where its images lie, its answers.
+
+Letters: N test images that could be read, S shots, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image
+
+from jclip_fewshot import runs
+from jclip_fewshot.clip.preprocess import resize_and_crop
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation.scores import truth_of
+from jclip_fewshot.storage.arrays import load_arrays
+
+VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a run's folder
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a test run answered; rows are the images that could be read.
+
+    probs (N, K) float32: the final answer; before (N, K): the ensemble's, each image by itself.
+    truth (N,) int64, None where it is not known. nearest: {"guess" or "truth": (N,) the nearest shot of that
+    class, -1 for none}, and their cosines under "guess_cosine", "truth_cosine"; empty where they were not kept.
+    paths: where each image lies, None where it is gone. refined: the test set was refined as a whole.
+    """
+
+    split: str
+    record: dict
+    names: List[str]
+    paths: List[Optional[Path]]
+    probs: np.ndarray
+    before: np.ndarray
+    truth: Optional[np.ndarray]
+    nearest: Dict[str, np.ndarray]
+    refined: bool
+
+    @property
+    def guess(self) -> np.ndarray:
+        """(N,) the class that is answered first; ties go to the lower id, as in result.txt."""
+        return self.probs.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, read back: record, arrays, where its shots lie and, after test.py, its answers."""
+
+    folder: Path
+    record: dict
+    arrays: Dict[str, np.ndarray]
+    shot_paths: List[Optional[Path]]
+    answers: Optional[Answers]
+
+    @property
+    def shot_labels(self) -> np.ndarray:
+        """(S,) int64."""
+        return self.arrays["shots/labels"]
+
+    @property
+    def class_names(self) -> List[str]:
+        """Raw names, by id."""
+        return self.record["classes"]
+
+    @property
+    def domains(self) -> List[str]:
+        """Each class's domain, by id."""
+        return self.record["domains"]
+
+    def shots_of(self, label: int) -> np.ndarray:
+        """Which shots are of a class."""
+        return np.flatnonzero(self.shot_labels == label)
+
+
+def find_run(run: Union[str, Path], runs_folder: Union[str, Path]) -> Path:
+    """`run`, or what was trained, tested or validated last under `runs_folder`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if run:
+        return Path(run) if Path(run, VALIDATE).is_file() else runs.find_run(run, runs_folder)
+    folders = [path.parent for path in Path(runs_folder).glob(f"*/{runs.RECORD}")]
+    records = [path for folder in folders for path in (folder / runs.RECORD, *folder.glob("test_*.json"))]
+    records += Path(runs_folder).glob(f"*/{VALIDATE}")
+    if not records:
+        raise UserError(f"no finished run under {runs_folder}: python train.py makes one")
+    return max(records, key=lambda path: path.stat().st_mtime).parent
+
+
+def read_run(folder: Path, split: str = "") -> Run:
+    """Reads a run's record, arrays and, where test.py has been, its answers.
+
+    Raises:
+        UserError: no such run, no answers of `split`, a damaged file.
+    """
+    record = runs.load_record(runs.find_run(folder, ""))
+    tests = sorted(folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
+    if split and not (folder / f"test_{split}.json").is_file():
+        raise UserError(f"{folder} has not answered test set {split}: "
+                        f"python test.py --run {folder} --split {split} does")
+    answers, root = None, record["config"]["data"]
+    if split or tests:
+        answers = _read_answers(folder, record, split or tests[-1].stem[len("test_"):])
+        root = answers.record["config"].get("data") or root
+    shots = [Path(root, path) for path in record["shots"]["files"]]
+    return Run(folder, record, load_arrays(folder / runs.MODEL),
+               [path if path.is_file() else None for path in shots], answers)
+
+
+def _read_answers(folder: Path, record: dict, split: str) -> Answers:
+    tested, arrays = read_json(folder / f"test_{split}.json"), load_arrays(folder / f"test_{split}.npz")
+    readable = arrays["readable"].astype(np.int64)
+    names = [str(name) for name in arrays["names"][readable]]
+    root = tested["config"].get("data") or record["config"]["data"]
+    paths, truth = _images_and_truth(root, record, split, names)
+    if "truth" in arrays:  # what the scores were taken with
+        truth = arrays["truth"][readable]
+    nearest = {key[len("nearest_"):]: value for key, value in arrays.items() if key.startswith("nearest_")}
+    return Answers(split, tested, names, paths, arrays["probs"], arrays["before"], truth, nearest,
+                   bool(tested["refinement"]))
+
+
+def _images_and_truth(root: str, record: dict, split: str,
+                      names: Sequence[str]) -> Tuple[List[Optional[Path]], Optional[np.ndarray]]:
+    """Where the test images lie and their answers, as far as the data set is still there and the same."""
+    try:
+        tests = test_images(root, split)
+        where = dict(zip(tests.names, tests.paths))
+        contest = read_contest(root, record["config"]["board"])
+        labels = read_labels(contest, split) if contest.class_names == record["classes"] else None
+        truth = None if labels is None else truth_of(labels, names)
+    except UserError:
+        return [None] * len(names), None
+    return [where.get(name) for name in names], truth
+
+
+def read_validation(folder: Path) -> dict:
+    """What `python -m jclip_fewshot validate` left, its command as a shell can run it.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    record = read_json(folder / VALIDATE)
+    # earlier versions recorded the module's file, which cannot be run by itself
+    return {**record, "command": re.sub(r"\S*jclip_fewshot/__main__\.py", "-m jclip_fewshot", record["command"])}
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of a run.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})")
+
+
+class Thumbnails:
+    """Squares of images, as CLIP sees them, as data: URIs; each file is decoded once a size.
+
+    Small ones are drawn in many places: the page holds each once, under a number, and refers to it.
+    """
+
+    SMALL, LARGE = 64, 160  # pixels
+    MOST = 4000  # small ones in a page: 8 MB
+
+    def __init__(self) -> None:
+        self._small: Dict[Path, Optional[int]] = {}
+        self._large: Dict[Path, Optional[str]] = {}
+        self.shared: List[str] = []
+
+    def large(self, path: Optional[Path]) -> Optional[str]:
+        """The URI; None where the image is gone or cannot be read."""
+        if path is not None and path not in self._large:
+            self._large[path] = _data_uri(path, self.LARGE)
+        return self._large.get(path)
+
+    def small(self, path: Optional[Path]) -> Optional[int]:
+        """The place in `shared`; None where the image is gone, cannot be read, or the page is full."""
+        if path is not None and path not in self._small:
+            uri = _data_uri(path, self.SMALL) if len(self.shared) < self.MOST else None
+            self._small[path] = None if uri is None else len(self.shared)
+            self.shared += [] if uri is None else [uri]
+        return self._small.get(path)
+
+
+def _data_uri(path: Path, size: int) -> Optional[str]:
+    try:
+        with Image.open(path) as image:
+            true_size = image.size
+            image.draft("RGB", (size, size))  # lets JPEG decode at a fraction of its size
+            square = resize_and_crop(image, min(size, *true_size), true_size)
+            buffer = io.BytesIO()
+            square.save(buffer, "JPEG", quality=76, optimize=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

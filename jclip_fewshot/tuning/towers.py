@@ -1,0 +1,56 @@
+"""Rows of both towers with gradients, and the names of what may train in them.
+
+B images or sentences · R pixels a side · L tokens · W width · D feature width
+"""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.model import CLIP, build_model, normalized, numpy_state_dict
+from jclip_fewshot.clip.replace import part
+
+
+def norm_names(model: CLIP, tower: str, blocks: List[int]) -> List[str]:
+    """Names of the norms in some blocks of a tower, "visual." or "" (text)."""
+    return [f"{tower}transformer.resblocks.{block}.{norm}.{kind}" for block in blocks for norm in ("ln_1", "ln_2")
+            for kind in ("weight", "bias")]
+
+
+def blocks_of(model: CLIP, tower: str) -> List[int]:
+    """Numbers of the blocks of a tower, "visual." or "" (text)."""
+    return list(range(len(part(model, tower + "transformer").resblocks)))
+
+
+def image_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
+    """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
+    visual = model.visual
+    return normalized(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
+
+
+def rows_from(model: CLIP, x: "jt.Var", block: int) -> "jt.Var":
+    """x (B, L, W), the input of an image block -> (B, D) unit rows, with gradients."""
+    return normalized(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
+
+
+def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """(B, L) ids -> those up to the longest sentence's end token, and where each ends, (B,) int32.
+
+    Causal attention never looks further: the rows are the same, their price is that of the longest sentence.
+    """
+    ends = tokens.argmax(axis=1).astype(np.int32)
+    return np.ascontiguousarray(tokens[:, :int(ends.max()) + 1], np.int32), ends
+
+
+def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
+    """(B, L) ids -> (B, D) unit rows, with gradients."""
+    ids, ends = cut(tokens)
+    return normalized(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
+
+
+def in_single_precision(model: CLIP) -> CLIP:
+    """The model itself, or a float32 copy of one in half precision: gradients of 1e-7 do not fit a half."""
+    return model if model.dtype == "float32" else build_model(numpy_state_dict(model))

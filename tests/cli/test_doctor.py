@@ -1,0 +1,54 @@
+"""What doctor says about checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.cli.doctor import _checkpoint
+from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
+
+DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"
+SIZES = Architecture(16, 32, 1, 64, 16, 20, 100, 64, 1, 1)
+
+
+def tiny(path, **changes):
+    tensors = {name: np.ones(shape, np.float32) for name, shape in layout(SIZES).items()}
+    write_safetensors(path, {**tensors, **changes})
+    return path
+
+
+def test_a_sound_file():
+    assert _checkpoint(str(DEMO), "weights").ok
+    assert "sound" in _checkpoint(str(DEMO), "weights", deep=True).said
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 5000, -1, -4])
+def test_a_file_cut_short(tmp_path, kept):
+    path = tiny(tmp_path / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:kept])
+    found = _checkpoint(str(path), "weights")
+    assert not found.ok and found.needed and "cut.safetensors" in found.said
+
+
+def test_torch_files_cut_short(tmp_path):
+    for name in ("legacy_torch.pt", "training_torch.pt"):
+        content = (Path(__file__).parents[1] / "data" / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-30])
+        found = _checkpoint(str(tmp_path / name), "weights")
+        assert not found.ok and "missing:" not in found.said
+
+
+def test_numbers_are_looked_at_with_deep_alone(tmp_path):
+    path = tiny(tmp_path / "nan.safetensors", ln_final_bias=np.ones(1, np.float32))
+    assert "unexpected: ln_final_bias" in _checkpoint(str(path), "weights").said
+    path = tiny(tmp_path / "nan.safetensors", **{"ln_final.bias": np.full(64, np.nan, np.float32)})
+    assert _checkpoint(str(path), "weights").ok
+    assert "ln_final.bias holds NaN" in _checkpoint(str(path), "weights", deep=True).said
+
+
+def test_a_released_name_has_a_released_digest(tmp_path):
+    path = tiny(tmp_path / "ViT-B-32.safetensors")
+    path.rename(tmp_path / "ViT-B-32.pt")  # not OpenAI's file
+    found = _checkpoint("ViT-B/32", str(tmp_path), deep=True)
+    assert not found.ok and "SHA-256" in found.said
