@@ -43,7 +43,7 @@ def main() -> None:
 
     # 2. The test images become unit feature rows. One that cannot be read is answered by the prior.
     root = settings.data or record["config"]["data"]
-    contest = read_contest(root, record["config"]["board"], labelled=record["config"]["shots"] > 0)
+    contest = read_contest(root, record["config"]["board"], labelled=False)
     runs.require_same_classes(folder, record, contest.class_names)
     split = settings.split or record["config"]["board"]
     tests = test_images(root, split)

@@ -60,6 +60,8 @@ class TrainConfig(SourceConfig):
     from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
     shots: int = option(4, "training images a class; 0 learns from the names alone", "shots", metavar="N", low=0)
     seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
+    support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
+    support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)

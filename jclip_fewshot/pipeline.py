@@ -7,8 +7,8 @@ Letters: N images, S shots, K classes, D feature width.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
+from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.task import Task
 
 # of the map that the report draws: wider than what Tip-Adapter searches
@@ -25,6 +26,21 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
+
+
+def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_only: bool = False
+                 ) -> Tuple[Task, np.ndarray]:
+    """The task with support images (M, D) as further shots, and which of them stay, (M,) bool.
+
+    One stays where zero-shot ranks its class among the first few (SuS-X); with `unseen_only`, of classes without a
+    shot alone.
+    """
+    labels = np.asarray(labels, np.int64)
+    kept = keep_support(rows, labels, task.text)
+    if unseen_only:
+        kept &= ~task.seen[labels]
+    features = np.concatenate([task.features, rows[kept]]) if len(task) else rows[kept]
+    return replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])), kept
 
 
 def head_names(listed: str) -> List[str]:

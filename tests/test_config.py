@@ -43,7 +43,7 @@ def test_toml_round_trip(tmp_path, capsys):
 @pytest.mark.parametrize("text, message", [
     ("shot = 4", "unknown setting 'shot'; did you mean 'shots'?"),
     ("shots = 'four'", "--shots takes a whole number, not 'four'"),
-    ("shots = 0", "--shots takes a number from 1 up, not 0"),
+    ("shots = -1", "--shots takes a number from 0 up, not -1"),
     ("demo = 1", "--demo takes true or false, not 1"),
     ("device = 'tpu'", "--device takes auto, cpu, cuda, not 'tpu'"),
     ("shots = ", "not TOML"),

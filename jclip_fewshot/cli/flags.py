@@ -46,7 +46,8 @@ def parse(config: Type[Config], description: str, arguments: Optional[List[str]]
         UserError: a --config file with an unknown key, a wrong type or a bad value.
         SystemExit: --help and --print-config (0), a flag that argparse does not know (2).
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Compact)
+    parser = argparse.ArgumentParser(usage="%(prog)s [FLAG VALUE ...]", description=description,
+                                     formatter_class=_Compact)
     add_flags(parser, config)
     given = vars(parser.parse_args(arguments))
     file, show = given.pop("config"), given.pop("print_config")

@@ -5,9 +5,10 @@ from typing import List
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.heads import sus_x
 from jclip_fewshot.tuning import clip_pr, coop, fixmatch, lafter, towers, upl
-from tests.tuning.replay import Deviation, Recorder, Reference, largest
+from tests.tuning.reference import Deviation, Recorder, Reference, largest
 
 
 def as_vars(arrays):
@@ -131,9 +132,8 @@ def replay_clip_pr(reference: Reference) -> Deviation:
             if epoch == 1:
                 tower, carried = clip_pr.train_tower(tower, h, model, rows_at(first), these, prior, shares, weight,
                                                      rates[of], recorder, note)
-                tower_gradients = recorder.gradients
             else:
-                with towers.replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
+                with replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
                                                      for name, value in tower.items()})):
                     h = clip_pr.train(h, rows_at(first), these, prior, shares, weight, rates[of], recorder, carried,
                                       note)
@@ -150,7 +150,7 @@ def replay_clip_pr(reference: Reference) -> Deviation:
             moved = np.linalg.norm((reference[f"{run}final/{name}"] - began).astype(np.float64))
             gone = np.linalg.norm((value - reference[f"{run}final/{name}"]).astype(np.float64))
             found.update = largest(found.update, gone / moved)
-        with towers.replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
+        with replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
                                              for name, value in tower.items()})):
             held = reference.image_rows(reference["held"])
         found.with_logits(clip_pr.answer(h, held), reference[run + "logits_after"])
