@@ -24,7 +24,7 @@ from jclip_fewshot.data.submission import write_result
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
 from jclip_fewshot.features.sources import reopen_source
-from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.report.analysis import nearest_shots
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
@@ -38,7 +38,7 @@ def main() -> None:
     # 1. The run: what was learned, and from what.
     folder = runs.find_run(settings.run, settings.runs, demo=settings.demo)
     record = runs.load_record(folder)
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL))
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
     tell(f"run {folder}: {', '.join(pipeline.names)}")
 
     # 2. The test images become unit feature rows. One that cannot be read is answered by the prior.

@@ -14,16 +14,19 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 
+from jclip_fewshot.backend import exclusive
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domains_of
-from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.features.sources import open_source, require_readable
-from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names
+from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
 
+_SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
+           **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
+           "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
 Images = Union[Sequence[Union[str, Path]], np.ndarray]
 
 
@@ -38,6 +41,10 @@ class FewShotClassifier:
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
     Images are paths, or an (N, D) array of CLIP features of the same model.
+
+    Threads may share one, and use several at once: they take turns, since Jittor computes for one at a time. It can be
+    pickled and copied (the copy opens its checkpoint again when it encodes). A process that was forked after
+    something was computed gets a UserError: multiprocessing has to "spawn".
     """
 
     def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, augment: int = 10,
@@ -50,6 +57,10 @@ class FewShotClassifier:
         self.cache = cache
         self._source = None
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_source": None}  # a loaded checkpoint and open files are no state
+
+    @exclusive()
     def fit(self, images: Images = (), labels: Sequence = (), class_names: Optional[Sequence[str]] = None,
             text: Optional[np.ndarray] = None) -> "FewShotClassifier":
         """Learns from S images; from `class_names` alone where there are none.
@@ -86,6 +97,7 @@ class FewShotClassifier:
         self.n_features_in_ = task.text.shape[1]
         return self
 
+    @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
@@ -95,6 +107,7 @@ class FewShotClassifier:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
         return self._labels(self.predict_proba(images), top)
 
+    @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
@@ -119,10 +132,8 @@ class FewShotClassifier:
         Raises:
             UserError: absent, damaged, or of another version.
         """
-        arrays = load_arrays(Path(path))
+        arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        if "classifier/classes" not in arrays:
-            raise UserError(f"{path} is a run's model, not a saved classifier")
         classifier = cls(str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=int(arrays["classifier/seed"]),
                          weights=str(arrays["classifier/weights"]))

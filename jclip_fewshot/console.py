@@ -9,6 +9,7 @@ from typing import Any, Iterable, Iterator, Optional
 from tqdm import tqdm
 
 quiet = False  # set by --quiet: results and warnings alone
+verbose = False  # set by --verbose: full error traces
 LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 

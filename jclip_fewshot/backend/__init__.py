@@ -4,6 +4,6 @@ In: a device. Out: `jt`, started when first used. The only folder that imports J
 console and errors, nothing else of the package.
 """
 
-from jclip_fewshot.backend.runtime import jt, on_cuda, start
+from jclip_fewshot.backend.runtime import exclusive, jt, on_cuda, start
 
-__all__ = ["jt", "on_cuda", "start"]
+__all__ = ["exclusive", "jt", "on_cuda", "start"]

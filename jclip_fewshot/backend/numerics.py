@@ -1,4 +1,4 @@
-"""The few numeric operations that everything shares, each once: NumPy in and out, or Jittor variables.
+"""The few numeric operations that everything shares, each once: for NumPy arrays, and below for Jittor variables.
 
 Letters: N rows, K classes, D feature width.
 """
@@ -19,27 +19,54 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norms > 0, norms, np.float32(1))
 
 
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a (n, m) @ b (m, k), on the GPU where there is one; float64 where both are, else float32.
+
+    a b.T needs no function of its own: a transposed view costs BLAS nothing.
+    """
+    kind = np.float64 if a.dtype == b.dtype == np.float64 else np.float32
+    a, b = np.asarray(a, kind), np.asarray(b, kind)
+    if not jt.flags.use_cuda or 0 in a.shape or 0 in b.shape:  # Jittor has no empty arrays
+        return a @ b  # BLAS: Jittor's float64 product on a CPU is a plain loop, a twentieth of the speed
+    with jt.flag_scope(auto_convert_64_to_32=0):
+        return jt.matmul(jt.array(np.ascontiguousarray(a)), jt.array(np.ascontiguousarray(b))).numpy()
+
+
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
     """(N, K) -> (N, 1), stable."""
-    top = logits.max(axis=1, keepdims=True)
-    return top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
-
-
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a (n, m) @ b (m, k) in Jittor, float32: on the GPU where there is one."""
-    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    if 0 in a.shape or 0 in b.shape:  # Jittor has no empty arrays
-        return np.zeros((len(a), b.shape[1]), np.float32)
-    return jt.matmul(jt.array(a), jt.array(b)).numpy()
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise, stable; keeps the float type."""
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exp / exp.sum(axis=-1, keepdims=True)
+    top = logits.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Row-wise, stable; keeps the float type."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise, stable; keeps the float type."""
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exp /= exp.sum(axis=-1, keepdims=True)
+    return exp
+
+
+def var(array: np.ndarray) -> "jt.Var":
+    """A float32 Jittor variable."""
+    return jt.array(np.ascontiguousarray(array, np.float32))
+
+
+def unit_var(rows: "jt.Var") -> "jt.Var":
+    """Rows (n, D) over their length."""
+    return rows / jt.sqrt((rows * rows).sum(1, keepdims=True) + 1e-12)
+
+
+def product(a: "jt.Var", b: "jt.Var") -> "jt.Var":
+    """a (n, D) @ b (m, D)ᵀ."""
+    return jt.nn.matmul_transpose(a, b)
+
+
+def log_softmax_var(logits: "jt.Var") -> "jt.Var":
+    """Of each row. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
+    centred = logits - logits.max(1, keepdims=True).stop_grad()
+    return centred - jt.log(jt.exp(centred).sum(1, keepdims=True))

@@ -254,14 +254,43 @@ def _last_words(text: str) -> str:
 
 _started: Optional[Plan] = None
 _jittor = None
+_lock = threading.RLock()
+_forked = False
 
 
+def _after_fork() -> None:
+    global _forked
+    _forked = _started is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _refuse_fork() -> None:
+    if _forked:
+        raise UserError("this process was forked after Jittor had started, and Jittor's threads do not survive that: "
+                        "fork before anything is computed, or take a new process (multiprocessing's spawn)")
+
+
+@contextlib.contextmanager
+def exclusive():
+    """For whoever may be called from several threads: Jittor works in any of them, but in one at a time.
+
+    Also a decorator. Raises UserError in a process that was forked after Jittor had started.
+    """
+    _refuse_fork()
+    with _lock:
+        yield
+
+
+@exclusive()
 def start(device: Optional[str] = None) -> Plan:
     """Starts Jittor, once per process; later calls must ask for the same device.
 
     device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
     Raises:
-        UserError: Jittor cannot be started so; the message says what is missing.
+        UserError: Jittor cannot be started so; the message says what is missing. Or see `exclusive`.
     """
     global _started, _jittor
     asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"
@@ -369,6 +398,7 @@ class _Jittor:
     """Stands for the module: starts Jittor when an attribute is first asked for."""
 
     def __getattr__(self, name: str):
+        _refuse_fork()
         if _jittor is None:
             if name.startswith("__"):  # inspection (doctest, pickle, hasattr) must not start a build
                 raise AttributeError(name)

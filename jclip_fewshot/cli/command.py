@@ -35,6 +35,7 @@ def set_up(settings: MachineConfig) -> runtime.Plan:
     ranks.ignore_left_over()
     _cache = "" if getattr(settings, "features", "") else settings.cache
     if settings.verbose:
+        console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
     if start.signals_are_ours():
@@ -68,7 +69,7 @@ def run(main: Callable[[], Optional[int]]) -> None:
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
         said += f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
-        if error.errno not in _REMEDIES and "--verbose" not in sys.argv:
+        if error.errno not in _REMEDIES and not console.verbose:
             said += " (--verbose shows where)"
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
@@ -79,13 +80,15 @@ def run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if "--verbose" in sys.argv:
+        if console.verbose:
             traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
         print(f"error: the results could not be printed ({out.lost}); what was to be saved is saved", file=sys.stderr)
         status = 1
+    if start.signals_are_ours():
+        start.finish(status)
     sys.exit(status)
 
 

@@ -83,7 +83,8 @@ def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
         return Finding("checkpoint", False, f"no file {model}, and no model of that name")
     if found is None:
         source = release(model)
-        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
+        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
+                                            f"{source.url}")
     try:
         if not deep:
             inspect(found)

@@ -37,19 +37,19 @@ Letters: M heads, N rows, S shots, K classes.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp
-from jclip_fewshot.task import Task, fold_of_shots
+from jclip_fewshot.task import Fold, Task
 
 EVIDENCE_FOR_EQUAL = 10.0  # κ, in shots
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
 NEED_SHOTS = ("linear_probe",)  # no voice where nothing shows what it is worth
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: its likeliest ones
-MAX_FOLDS = 4
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
 FLOOR = 1e-30  # least probability: log and products stay finite
@@ -227,7 +227,7 @@ class Ensemble:
         if not usable.any():
             prior = prior / prior.sum() if prior.any() else np.full(len(prior), 1 / len(prior))
             columns = int(task.seen.sum()) or task.num_classes
-            self.pool_ = Pool(np.ones(len(prior)), prior, np.zeros(columns))
+            self.pool_, self.fold_pools_ = Pool(np.ones(len(prior)), prior, np.zeros(columns)), []
             self.held_out_probs_ = self._probs(logits)
             self.settings_ = {"weights": self._named(prior), "chosen_by": "fixed: nothing can be left out"}
             return self
@@ -237,7 +237,7 @@ class Ensemble:
         labels = np.searchsorted(columns, task.labels)
         prior = np.full(len(self.names_), 1 / len(self.names_))
         self.pool_ = fit_pool(inner[:, usable], labels[usable], prior, self.kappa, self.rho)
-        crossed = self._cross_fitted(inner, labels, prior, usable)
+        crossed = self._cross_fitted(inner, labels, prior, task.folds())
         if not task.seen.all():
             zero_shot = log_softmax(task.zero_shot(task.features[usable]))
             self.offset_, found = unseen_offset(crossed[usable], zero_shot, task.labels[usable], task.seen,
@@ -265,8 +265,10 @@ class Ensemble:
 
     def state(self) -> Dict[str, np.ndarray]:
         """Everything that `probs` needs."""
-        return {"names": np.array(self.names_), "scale": self.pool_.scale, "weights": self.pool_.weights,
-                "bias": self.pool_.bias, "seen": self.seen_, "offset": np.array(self.offset_)}
+        pools = [self.pool_, *self.fold_pools_]  # all with the same scale
+        return {"names": np.array(self.names_), "scale": self.pool_.scale,
+                "weights": np.stack([pool.weights for pool in pools]), "bias": np.stack([pool.bias for pool in pools]),
+                "seen": self.seen_, "offset": np.array(self.offset_)}
 
     @classmethod
     def from_state(cls, state: Dict[str, np.ndarray]) -> "Ensemble":
@@ -277,7 +279,9 @@ class Ensemble:
             raise ValueError(f"ensemble: the saved state lacks {', '.join(missing)}")
         ensemble = cls()
         ensemble.names_ = [str(name) for name in state["names"]]
-        ensemble.pool_ = Pool(*(np.asarray(state[name], float) for name in ("scale", "weights", "bias")))
+        ensemble.pool_, *ensemble.fold_pools_ = [
+            Pool(np.asarray(state["scale"], float), weights, bias)
+            for weights, bias in zip(np.asarray(state["weights"], float), np.asarray(state["bias"], float))]
         ensemble.seen_, ensemble.offset_ = np.asarray(state["seen"], bool), float(state["offset"])
         return ensemble
 
@@ -293,16 +297,25 @@ class Ensemble:
     def _named(self, weights: np.ndarray) -> Dict[str, float]:
         return {name: round(float(weight), 4) for name, weight in zip(self.names_, weights)}
 
+    def without_fold(self, fold: int) -> "Ensemble":
+        """The ensemble whose pool did not see the shots that fold number `fold` of the task leaves out."""
+        other = copy.copy(self)
+        other.pool_ = self.fold_pools_[fold]
+        return other
+
     def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, prior: np.ndarray,
-                      usable: np.ndarray) -> np.ndarray:
+                      folds: List[Fold]) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
-        place = fold_of_shots(labels, MAX_FOLDS)
-        for fold in range(place.max() + 1):
-            rows, rest = usable & (place == fold), usable & (place != fold)
-            if rows.any() and rest.any():
-                pool = fit_pool(inner[:, rest], labels[rest], prior, self.kappa, self.rho, start=self.pool_)
-                crossed[rows] = pool(inner[:, rows])
+        usable = np.zeros(len(labels), bool)
+        usable[np.concatenate([fold.left_out for fold in folds])] = True
+        self.fold_pools_ = []
+        for fold in folds:
+            rest = usable.copy()
+            rest[fold.left_out] = False
+            self.fold_pools_.append(fit_pool(inner[:, rest], labels[rest], prior, self.kappa, self.rho,
+                                             start=self.pool_) if rest.any() else self.pool_)
+            crossed[fold.left_out] = self.fold_pools_[-1](inner[:, fold.left_out])
         return crossed
 
     def _probs(self, logits: np.ndarray) -> np.ndarray:

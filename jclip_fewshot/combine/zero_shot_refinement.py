@@ -22,7 +22,8 @@ from typing import Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
-from jclip_fewshot.combine.refinement import Refinement, blocks, choose_concentration, distinct, keep_ranking
+from jclip_fewshot.combine.refinement import (Refinement, blocks, choose_concentration, distinct, keep_ranking,
+                                              result_of)
 from jclip_fewshot.task import Task
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
@@ -53,12 +54,13 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Ref
     first, copy_of = distinct(features)  # copies of an image count once
     if len(first) < MIN_IMAGES:
         why = f"{len(first)} images are too few to learn from each other; the answers stay as they are"
-        return _result(probs, probs, task, {"size": {"why": why}})
+        return result_of(probs, probs, task, num_classes, {"size": {"why": why}})
     refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text)
     if refined is None:
-        return _result(probs, probs, task, {"names alone": decision})
+        return result_of(probs, probs, task, num_classes, {"names alone": decision})
     refined = keep_ranking(probs[first], refined)
-    return _result(refined if copy_of is None else refined[copy_of], probs, task, {"names alone": decision})
+    present = round(decision["present"])
+    return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"names alone": decision})
 
 
 def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[Optional[np.ndarray], dict]:
@@ -69,8 +71,8 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
         mixture = TextMixture(features, text, assignments, kappa)
         kappa = mixture.found_kappa
         if not mixture.neighbours:
-            return None, {"why": f"{len(features)} images of about {mixture.present:.0f} classes: about one a class has "
-                                 "nothing to learn from; the answers stay as they are"}
+            return None, {"why": f"{len(features)} images of about {mixture.present:.0f} classes: one has nobody to learn "
+                                 "from; the answers stay as they are"}
         logits = np.empty_like(start)
         for rows in blocks(len(start)):
             logits[rows] = start[rows] + np.float32(EVIDENCE / mixture.freedom) * mixture.evidence(rows)
@@ -80,7 +82,7 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
         previous, assignments = assignments, softmax(logits)
         moved.append(float(np.abs(assignments - previous).sum(axis=1).mean() / 2))
     return assignments, {
-        "text_scale": round(mixture.scale, 3), "neighbours": mixture.neighbours, "balanced": balanced,
+        "present": mixture.present, "text_scale": round(mixture.scale, 3), "neighbours": mixture.neighbours, "balanced": balanced,
         "kappa": round(mixture.kappa, 2), "moved": moved,
         "why": f"about {mixture.present:.0f} of {len(text)} classes seem to have an image here; images differ by "
                f"{mixture.scale:.2f} of what their names differ"
@@ -157,10 +159,3 @@ class TextMixture:
     def _squared(self, rows: slice, means: np.ndarray) -> np.ndarray:
         """Squared distances (n, K)."""
         return np.maximum(self.squares[rows] - 2 * matmul(self.x[rows], means.T) + (means ** 2).sum(axis=1), 0)
-
-
-def _result(refined: np.ndarray, probs: np.ndarray, task: Task, decisions: dict) -> Refinement:
-    balance = refined.mean(axis=0, dtype=np.float64)
-    changed = np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1))
-    return Refinement(refined.astype(np.float32), changed, balance, np.bincount(task.domains, weights=balance),
-                      ROUNDS, True, [], decisions)

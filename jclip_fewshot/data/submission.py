@@ -6,16 +6,21 @@ A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five likeliest 
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Dict, List, Optional, Sequence
 
 from jclip_fewshot.data.contest import CLASS_ID, PathLike, count_of, natural_key
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import open_zip
 from jclip_fewshot.storage.files import atomic_write
 
 TOP = 5
+MAX_DIGITS = 9  # of a class id
+MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,27 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
     """
     path = Path(path)
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+            raise UserError(f"cannot read {path}: no regular file, or more than {MAX_BYTES >> 20} MB")
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not data.startswith(b"PK\x03\x04"):
         return _check_bytes(data, names, num_classes)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inside = archive.namelist()
+        with open_zip(io.BytesIO(data)) as archive:
+            inside = [_printable(name) for name in archive.namelist()[:100]]
             if inside != ["result.txt"]:
                 return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "
                                     "it must hold result.txt and nothing else"], [], 0)
-            return _check_bytes(archive.read("result.txt"), names, num_classes)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        return ResultCheck([f"the archive cannot be read: {error}"], [], 0)
+            with archive.open("result.txt") as file:
+                text = file.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                return ResultCheck([f"result.txt has more than {MAX_BYTES >> 20} MB"], [], 0)
+            return _check_bytes(text, names, num_classes)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, NotImplementedError,
+            RuntimeError, OSError) as error:
+        return ResultCheck([f"the archive cannot be read: {_printable(str(error))}"], [], 0)
 
 
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
@@ -150,36 +162,40 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
             if sign in line:
                 problem(word, f"line {number}: a {word}; one space goes between name and ids")
         line = line.replace("\t", " ").replace(",", " ")
+        if not line.strip():
+            continue
         if line != " ".join(line.split()):
             problem("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
         name, *ids = line.rsplit(None, count)
         if name not in known:  # too many ids, or no such image: only known names may hold spaces
             name, *ids = line.split()
         if number == 1 and name not in known and not any(CLASS_ID.fullmatch(text) for text in ids):
-            problem("header", f"line 1 looks like a header ({line!r}); the file has none")
+            problem("header", f"line 1 looks like a header ({_printable(line)!r}); the file has none")
             continue
         if name in first:
-            problem("again", f"line {number}: {name} is on line {first[name]} already")
+            problem("again", f"line {number}: {_printable(name)} is on line {first[name]} already")
         elif name not in known:
             alone = PurePosixPath(name.replace("\\", "/")).name
-            problem("unknown", f"line {number}: {name} has a folder; {alone} alone is right"
-                    if alone in known else f"line {number}: {name} is no test image")
+            shown = _printable(name)
+            problem("unknown", f"line {number}: {shown} has a folder; {alone} alone is right"
+                    if alone in known else f"line {number}: {shown} is no test image")
         first.setdefault(name, number)
         if len(ids) != count:
             problem("count", f"line {number}: {count_of(len(ids), 'id')} instead of {count}")
         wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
         if wrong:
-            problem("no id", f"line {number}: {wrong[0]!r} is no class id")
-        outside = [text for text in ids if CLASS_ID.fullmatch(text) and int(text) >= num_classes]
+            problem("no id", f"line {number}: {_printable(wrong[0])!r} is no class id")
+        outside = [text for text in ids if CLASS_ID.fullmatch(text)
+                   and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
         if outside:
-            problem("range", f"line {number}: id {outside[0]} is outside 0..{num_classes - 1}")
+            problem("range", f"line {number}: id {_printable(outside[0])} is outside 0..{num_classes - 1}")
         double = [text for place, text in enumerate(ids) if text in ids[:place]]
         if double:
-            problem("double", f"line {number}: id {double[0]} stands there more than once")
+            problem("double", f"line {number}: id {_printable(double[0])} stands there more than once")
     missing = sorted((name for name in known if name not in first), key=natural_key)
     for name in missing:
         problem("missing", f"no line for {name}")
-    if not missing and list(first) != sorted(first, key=natural_key):
+    if not missing and "unknown" not in found and list(first) != sorted(first, key=natural_key):
         notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
     problems = []
     for messages in found.values():
@@ -187,6 +203,12 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
         if len(messages) > 3:
             problems[-1] += f" (and {len(messages) - 3} more of this kind)"
     return ResultCheck(problems, notes, len(lines))
+
+
+def _printable(text: str) -> str:
+    """A text from outside for a message: no control characters, not too long."""
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:80])
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _zipped(text: bytes) -> bytes:

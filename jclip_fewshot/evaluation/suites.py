@@ -11,10 +11,12 @@ import numpy as np
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.data.contest import domains_of
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.arrays import load_arrays
+from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.task import Task, domain_indices, fold_of_shots
 
-KEYS = ("train_x", "train_y", "test_x", "test_y", "text", "classes")
+SCHEMA = {"train_x": Field("float", "S D", rows=True), "train_y": Field("whole", "S", low=0, below="K"),
+          "test_x": Field("float", "N D", rows=True), "test_y": Field("whole", "N", low=0, below="K"),
+          "text": Field("float", "K D", rows=True), "classes": Field("text", "K")}
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,14 @@ def load_suite(path: Union[str, Path]) -> Suite:
 
     Rows of any float type are normalised again.
     Raises:
-        UserError: absent, not an .npz, a key missing, shapes that do not fit, labels out of range.
+        UserError: absent, not an .npz, a key missing, types or shapes that do not fit, labels out of range.
     """
-    arrays = load_arrays(Path(path))
-    missing = [key for key in KEYS if key not in arrays]
-    if missing:
-        raise UserError(f"{path}: no {', '.join(missing)}; a suite has {', '.join(KEYS)}")
-    classes = [str(name) for name in arrays["classes"]]
+    arrays = load_arrays(Path(path), SCHEMA, others=None)
+    classes = arrays["classes"].tolist()
+    labels = arrays["test_y"].astype(np.int64)
+    if not len(labels) or not len(classes):
+        raise UserError(f"{path}: a suite has at least one test row and one class")
     domains = domains_of(classes)
-    labels = np.asarray(arrays["test_y"], np.int64)
-    try:
-        features = unit_rows(arrays["test_x"])
-        task = Task(arrays["train_x"], arrays["train_y"], arrays["text"], domain_indices(domains))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}")
-    if len(classes) != task.num_classes or features.shape != (len(labels), task.text.shape[1]):
-        raise UserError(f"{path}: {len(classes)} classes, text {task.text.shape}, test_x {features.shape} "
-                        f"and test_y {labels.shape} do not fit together")
-    if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < len(classes):
-        raise UserError(f"{path}: test_y must name classes 0..{len(classes) - 1} of at least one test row")
-    if not np.isfinite(features).all():
-        raise UserError(f"{path}: test_x holds a value that is not finite")
+    features = unit_rows(arrays["test_x"])
+    task = Task(arrays["train_x"], arrays["train_y"], arrays["text"], domain_indices(domains))
     return Suite(Path(path).stem, task, features, labels, classes, domains)

@@ -115,7 +115,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                 finished += len(indices)
                 bar.update(len(indices))
         except KeyboardInterrupt:
-            kept = " and kept; the same command goes on from there" if store is not None else ""
+            kept = " and kept; the same command goes on from there" if store is not None and finished else ""
             raise KeyboardInterrupt(f"{stage}: {finished:,} of {total:,} are encoded{kept}")
         finally:
             if cache is not None:

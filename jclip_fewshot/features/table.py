@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Union
@@ -11,6 +10,10 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import Field, load_arrays
+
+_SCHEMA = {"path": Field("text", "N"), "feature": Field("float", "N D", rows=True),
+           "classes": Field("text", "K", needed=False), "text": Field("float", "K D", rows=True, needed=False)}
 
 
 @dataclass(frozen=True)
@@ -32,30 +35,16 @@ class FeatureTable:
         """Reads and checks a file.
 
         Raises:
-            UserError: absent, not an .npz, arrays missing or of shapes that do not fit.
+            UserError: absent, not an .npz, arrays missing, of other types or of shapes that do not fit.
         """
         file = Path(file)
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                names = [name for name in ("path", "feature", "text", "classes") if name in arrays]
-                content = {name: arrays[name] for name in names}
-        except FileNotFoundError:
-            raise UserError(f"--features {file}: no such file")
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"--features {file}: cannot be read as .npz ({error})")
-        for name in ("path", "feature"):
-            if name not in content:
-                raise UserError(f"--features {file}: has no array {name!r}; path and feature are needed")
-        paths = [str(path).replace("\\", "/") for path in content["path"].reshape(-1)]
-        feature = _checked_rows(file, "feature", content["feature"], len(paths))
-        text, classes = content.get("text"), content.get("classes")
+        content = load_arrays(file, _SCHEMA, others=None, said=f"--features {file}")
+        paths = [path.replace("\\", "/") for path in content["path"].tolist()]
+        feature, text, classes = unit_rows(content["feature"]), content.get("text"), content.get("classes")
         if classes is not None:
-            classes = [str(name) for name in classes.reshape(-1)]
+            classes = classes.tolist()
         if text is not None:
-            text = _checked_rows(file, "text", text, len(text) if classes is None else len(classes))
-            if text.shape[1] != feature.shape[1]:
-                raise UserError(f"--features {file}: text rows have width {text.shape[1]}, "
-                                f"features {feature.shape[1]}")
+            text = unit_rows(text)
         index = {path[2:] if path.startswith("./") else path: i for i, path in enumerate(paths)}
         if len(index) < len(paths):
             raise UserError(f"--features {file}: {len(paths) - len(index)} paths stand there twice")
@@ -97,18 +86,6 @@ class FeatureTable:
             raise UserError(f"--features {self.file}: no text row for {_some(missing)} "
                             f"({len(missing)} of {len(class_names)} classes)")
         return self.text[[number[name] for name in class_names]]
-
-
-def _checked_rows(file: Path, name: str, rows: np.ndarray, count: int) -> np.ndarray:
-    if rows.ndim != 2 or len(rows) != count or rows.dtype.kind not in "fiu":
-        raise UserError(f"--features {file}: {name} is {rows.dtype} of shape {rows.shape}, "
-                        f"numbers of shape ({count}, D) are needed")
-    rows = rows.astype(np.float32)
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
-    if len(broken):
-        raise UserError(f"--features {file}: row {broken[0]} of {name} is zero or not finite "
-                        f"({len(broken)} such rows)")
-    return unit_rows(rows)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

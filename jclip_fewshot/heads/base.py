@@ -6,6 +6,7 @@ Letters: N queries, S shots, K classes, D feature width. Feature rows are unit l
 
 from __future__ import annotations
 
+import copy
 from typing import Dict, List, Optional, Tuple
 
 import numpy as np
@@ -52,6 +53,8 @@ class Head:
         if features.shape[1] != self.text_.shape[1]:
             raise ValueError(f"{self.name}: learned from rows of width {self.text_.shape[1]}, "
                              f"asked about rows of width {features.shape[1]}")
+        if self.seen_.all() and len(features):
+            return np.asarray(self._logits(features), np.float32)
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)
         if not self.seen_.any() or len(features) == 0:
             return zero_shot
@@ -75,6 +78,17 @@ class Head:
                 self._held_out[company] = held_out[company]
         return self._held_out.copy()
 
+    def refit(self, task: Task) -> "Head":
+        """This head's settings, with what it learns from other shots of the same classes: few products, no search.
+
+        For a head that can do without training; others say so by NotImplementedError.
+        """
+        other = copy.copy(self)
+        other.text_, other.domains_, other.seen_ = task.text, task.domains, task.seen
+        if len(task):
+            other._relearn(task)
+        return other
+
     def state(self) -> Dict[str, np.ndarray]:
         """Everything that `logits` needs, as arrays."""
         names = [name for name in self.state_names if hasattr(self, name)]  # none without shots
@@ -96,6 +110,10 @@ class Head:
 
     def _fit(self, task: Task) -> None:
         """Learns from at least one shot."""
+        raise NotImplementedError
+
+    def _relearn(self, task: Task) -> None:
+        """`_fit` with the settings as they were chosen, on at least one shot."""
         raise NotImplementedError
 
     def _logits(self, features: np.ndarray) -> np.ndarray:

@@ -136,6 +136,10 @@ class EvidenceHead(Head):
         """Sets the learned arrays from all the shots."""
         raise NotImplementedError
 
+    def _chosen(self) -> dict:
+        """The settings that `_learn` was last given, from the learned arrays."""
+        raise NotImplementedError
+
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         """(N, D) -> (M, N, K) from the learned arrays."""
         raise NotImplementedError
@@ -200,6 +204,9 @@ class EvidenceHead(Head):
         for domain in np.flatnonzero(held_out_shots >= DOMAIN_SHOTS):
             rows = row_domains == domain
             self.alpha_[:, domain] = fit_mixture(C[:, rows], labels[rows], common.weights, spread).alpha
+
+    def _relearn(self, task: Task) -> None:
+        self._learn(task, self._chosen())
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)

@@ -71,7 +71,7 @@ class GDA(EvidenceHead):
     """
 
     name = "gda"
-    state_names = ("W_", "b_", "alpha_")
+    state_names = ("W_", "b_", "alpha_", "text_shots_")
 
     def __init__(self, alpha=None, text_shots=None, per_domain: bool = True):
         super().__init__(alpha, per_domain)
@@ -117,6 +117,10 @@ class GDA(EvidenceHead):
     def _learn(self, task: Task, settings: dict) -> None:
         W, b = next(self._classifiers(task, self._has_spread(task), [settings["text_shots"]]))
         self.W_, self.b_ = W.astype(np.float32), b.astype(np.float32)
+        self.text_shots_ = settings["text_shots"]
+
+    def _chosen(self) -> dict:
+        return {"text_shots": float(self.text_shots_)}
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return (matmul(features, self.W_) + self.b_)[None]

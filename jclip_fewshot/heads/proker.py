@@ -42,7 +42,7 @@ class ProKeR(EvidenceHead):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
     name = "proker"
-    state_names = ("keys_", "A_", "alpha_", "beta_")
+    state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
 
     def __init__(self, alpha=None, beta=None, lam=None, per_domain: bool = True):
         super().__init__(alpha, per_domain)
@@ -66,9 +66,12 @@ class ProKeR(EvidenceHead):
         yield settings, evidence
 
     def _learn(self, task: Task, settings: dict) -> None:
-        self.keys_, self.beta_ = task.features, settings["beta"]
+        self.keys_, self.beta_, self.lambda_ = task.features, settings["beta"], settings["lambda"]
         A = np.linalg.solve(*ridge_system(task, settings["beta"], settings["lambda"]))
         self.A_ = (task.scale * A).astype(np.float32)
+
+    def _chosen(self) -> dict:
+        return {"beta": float(self.beta_), "lambda": float(self.lambda_)}
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.A_, self.beta_)[None]

@@ -46,7 +46,7 @@ class TextProfile(GDA):
     """α, γ and κ (`text_shots`, see `gda`) by leave-one-shot-out."""
 
     name = "text_profile"
-    state_names = ("W_", "b_", "alpha_", "log_profiles_")
+    state_names = ("W_", "b_", "alpha_", "text_shots_", "log_profiles_")
     evidence_names = ("alpha", "gamma")
 
     def __init__(self, alpha=None, gamma=None, text_shots=None, per_domain: bool = True):

@@ -88,6 +88,9 @@ class TipAdapter(EvidenceHead):
         self.keys_, self.values_ = self._cache(task)
         self.beta_ = settings["beta"]
 
+    def _chosen(self) -> dict:
+        return {"beta": float(self.beta_)}
+
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
 

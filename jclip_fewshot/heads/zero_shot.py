@@ -19,6 +19,9 @@ class ZeroShot(Head):
     def _fit(self, task: Task) -> None:
         """The text rows are all there is."""
 
+    def _relearn(self, task: Task) -> None:
+        """Nothing was learned."""
+
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return zero_shot_logits(features, self.text_, self.scale_)
 

@@ -78,15 +78,15 @@ class Calibration:
 
 def calibration(probs: np.ndarray, truth: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
     """Bins the first guesses by their probability, in equal widths."""
-    sure = probs.max(axis=1).astype(float)
+    first = probs.max(axis=1).astype(float)
     right = probs.argmax(axis=1) == truth
-    place = np.clip((sure * bins).astype(int), 0, bins - 1)
+    place = np.clip((first * bins).astype(int), 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, weights=sure, minlength=bins) / counts
+        confidence = np.bincount(place, weights=first, minlength=bins) / counts
         accuracy = np.bincount(place, weights=right, minlength=bins) / counts
     held = counts > 0
-    ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(sure), 1))
+    ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(first), 1))
     return Calibration(confidence, accuracy, counts, ece)
 
 
@@ -105,9 +105,9 @@ class Rejection(NamedTuple):
 
 def rejection(probs: np.ndarray, truth: Optional[np.ndarray], thresholds: Sequence[float]) -> List[Rejection]:
     """The cost of each threshold, in 0..1; at least one image."""
-    sure, rows = probs.max(axis=1), []
+    confidence, rows = probs.max(axis=1), []
     for threshold in thresholds:
-        low = sure < threshold
+        low = confidence < threshold
         rejected = 100 * float(low.mean())
         if truth is None:
             rows.append(Rejection(100 * threshold, rejected, None, None))

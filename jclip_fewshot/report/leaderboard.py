@@ -32,13 +32,16 @@ def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
                              "domains": {domain: statistics.mean(values) for domain, values in row["domains"].items()}}
                       for name, row in methods.items()} for count, methods in curve.items()}
     final = list(curve[counts[-1]])[-1]
-    menu = [("curve", "Curve")] * (len(counts) > 1) + [(f"shots-{count}", f"{count}-shot") for count in counts[::-1]]
-    headings = {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts}
-    share = spread[counts[-1]][final][0] / 100
-    return {"sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
-            "same": not any(deviation for _, deviation in spread[counts[-1]].values()), "record": record,
-            "menu": menu + [("run", "Run")], "headings": headings, "boards": boards, "counts": counts, "spread": spread, "final": final, "domains": list(panels)[1:],
-            "seeds": len(curve[counts[-1]][final]["top1"]), "top1": spread[counts[-1]][final]}
+    top1 = spread[counts[-1]][final]
+    share = top1[0] / 100
+    return {
+        "record": record, "boards": boards, "counts": counts, "spread": spread, "final": final, "top1": top1,
+        "domains": list(panels)[1:], "seeds": len(curve[counts[-1]][final]["top1"]),
+        "sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
+        "same": not any(deviation for _, deviation in spread[counts[-1]].values()),
+        "headings": {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts},
+        "menu": [*[("curve", "Curve")] * (len(counts) > 1),
+                 *((f"shots-{count}", f"{count}-shot") for count in counts[::-1]), ("run", "Run")]}
 
 
 def mean_and_deviation(values: Sequence[float]) -> Tuple[float, float]:

@@ -171,7 +171,7 @@ def _confusions(run: Run) -> Dict[str, Any]:
 def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
     """A row a class, the lowest top-1 first, with the images that are shown at a click."""
     answers, count = run.answers, len(names)
-    sure = answers.probs.max(axis=1)
+    confidence = answers.probs.max(axis=1)
     shots, predicted = (np.bincount(ids, minlength=count) for ids in (run.shot_labels, answers.guess))
     known: List[int] = []
     order, accuracy, images = np.argsort(-predicted, kind="stable"), np.full(count, np.nan), np.zeros(count, int)
@@ -184,10 +184,10 @@ def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
 
     def shown(rows: np.ndarray, others: Optional[np.ndarray], word: str) -> Dict[str, Any]:
         """At most MISTAKES images, the most confident first: where each lies, its name, what is said of it."""
-        rows = rows[np.argsort(-sure[rows], kind="stable")]
+        rows = rows[np.argsort(-confidence[rows], kind="stable")]
         said = [f"{word} {names[others[row]]}, " if others is not None else "" for row in rows[:MISTAKES]]
         return {"more": max(len(rows) - MISTAKES, 0), "total": len(rows), "images": [
-            (answers.paths[row], answers.names[row], f"{text}{100 * sure[row]:.0f}\u00a0%")
+            (answers.paths[row], answers.names[row], f"{text}{100 * confidence[row]:.0f}\u00a0%")
             for row, text in zip(rows, said)]}
 
     rows = []
@@ -276,9 +276,11 @@ def _stages(run: Run) -> Dict[str, float]:
 
 
 def _versions(record: dict) -> Dict[str, str]:
-    """With the encoder's fingerprint, which tells one checkpoint from another."""
-    digest = record["encoder"].get("fingerprint")
-    return {**record["versions"], **({"checkpoint": digest} if digest else {})}
+    """With the digests that tell one checkpoint, or one file of features, from another."""
+    encoder = record["encoder"]
+    told = {"checkpoint": encoder.get("weights_digest") or encoder.get("fingerprint"),
+            "features": encoder.get("features_digest"), "precision": encoder.get("precision")}
+    return {**record["versions"], **{key: value for key, value in told.items() if value}}
 
 
 def short(value: object) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,21 @@ from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
-from jclip_fewshot.storage.arrays import load_arrays
+from jclip_fewshot.storage.arrays import Field, load_arrays
+from jclip_fewshot.storage.records import load_test_record, load_validation
 
+# arrays that a report reads, for load_arrays: N images in all, R that could be read, S shots, K classes, D width
+MODEL_SCHEMA = {
+    "shots/features": Field("float", "S D"), "shots/labels": Field("whole", "S", low=0, below="K"),
+    "shots/text": Field("float", "K D"), "held_out_probs": Field("float", "S K", needed=False),
+    "alpha_beta/alphas": Field("float", "A", low=1e-6, needed=False),
+    "alpha_beta/betas": Field("float", "B", low=1e-6, needed=False),
+    "alpha_beta/top1": Field("float", "A B", needed=False)}
+ANSWERS_SCHEMA = {
+    "names": Field("text", "N"), "readable": Field("whole", "R", low=0, below="N"), "probs": Field("float", "R K"),
+    "before": Field("float", "R K"), "truth": Field("whole", "N", low=0, below="K", needed=False),
+    **{f"nearest_{kind}": Field("whole", "R", low=-1, needed=False) for kind in ("guess", "truth")},
+    **{f"nearest_{kind}_cosine": Field("float", "R", needed=False) for kind in ("guess", "truth")}}
 VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a run's folder
 
 
@@ -105,6 +117,9 @@ def read_run(folder: Path, split: str = "") -> Run:
         UserError: no such run, no answers of `split`, a damaged file.
     """
     record = runs.load_record(runs.find_run(folder, ""))
+    arrays = load_arrays(folder / runs.MODEL, MODEL_SCHEMA)
+    _require_fit(folder / runs.MODEL, len(arrays["shots/text"]) == len(record["classes"])
+                 and len(arrays["shots/labels"]) == len(record["shots"]["files"]))
     tests = sorted(folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
     if split and not (folder / f"test_{split}.json").is_file():
         raise UserError(f"{folder} has not answered test set {split}: "
@@ -114,12 +129,21 @@ def read_run(folder: Path, split: str = "") -> Run:
         answers = _read_answers(folder, record, split or tests[-1].stem[len("test_"):])
         root = answers.record["config"].get("data") or root
     shots = [Path(root, path) for path in record["shots"]["files"]]
-    return Run(folder, record, load_arrays(folder / runs.MODEL),
-               [path if path.is_file() else None for path in shots], answers)
+    if answers:
+        _require_fit(folder / f"test_{answers.split}.npz", answers.probs.shape[1] == len(record["classes"])
+                     and all(found.max(initial=-1) < len(shots) for found in answers.nearest.values()
+                             if found.dtype.kind == "i"))
+    return Run(folder, record, arrays, [path if path.is_file() else None for path in shots], answers)
+
+
+def _require_fit(file: Path, fits: bool) -> None:
+    if not fits:
+        raise UserError(f"{file} does not fit the run's record: train and test again")
 
 
 def _read_answers(folder: Path, record: dict, split: str) -> Answers:
-    tested, arrays = read_json(folder / f"test_{split}.json"), load_arrays(folder / f"test_{split}.npz")
+    tested, arrays = load_test_record(folder / f"test_{split}.json"), load_arrays(
+        folder / f"test_{split}.npz", ANSWERS_SCHEMA)
     readable = arrays["readable"].astype(np.int64)
     names = [str(name) for name in arrays["names"][readable]]
     root = tested["config"].get("data") or record["config"]["data"]
@@ -149,23 +173,11 @@ def read_validation(folder: Path) -> dict:
     """What `python -m jclip_fewshot validate` left, its command as a shell can run it.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: see `load_validation`.
     """
-    record = read_json(folder / VALIDATE)
+    record = load_validation(folder / VALIDATE)
     # earlier versions recorded the module's file, which cannot be run by itself
     return {**record, "command": re.sub(r"\S*jclip_fewshot/__main__\.py", "-m jclip_fewshot", record["command"])}
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file of a run.
-
-    Raises:
-        UserError: it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})")
 
 
 class Thumbnails:

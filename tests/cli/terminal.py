@@ -27,12 +27,13 @@ class Ended(NamedTuple):
     status: Optional[int]
     seconds: float
     screen: str
-    left: List[int]  # processes of its session and their children that live on
+    after: str  # what came on the screen after the key
+    left: List[int]  # its children and theirs that live on
 
     def said(self) -> List[str]:
-        """The lines after the terminal's echo of Ctrl-C, without a bar's remains."""
-        after = self.screen.rsplit("^C", 1)[-1].replace("\r\033[K", "\n").replace("\r", "\n")
-        return [line for line in after.split("\n") if line.strip()]
+        """The lines after the key, without the terminal's echo and a bar's remains."""
+        after = self.after.replace("^C", "\n").replace("\r\033[K", "\n").replace("\r", "\n")
+        return [line for line in after.split("\n") if line.strip() and "%|" not in line]
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -102,6 +103,8 @@ def press(command: List[str], cwd: Path, after: float = 0.0, words: str = "", ke
             assert time.monotonic() < begun + 300, f"never said {words!r}: {screen!r}"
             read(0.005)
         family = descendants(child.pid)
+        read(0)
+        mark = len(screen)
         pressed = time.monotonic()
         if send:
             child.send_signal(send)
@@ -117,7 +120,8 @@ def press(command: List[str], cwd: Path, after: float = 0.0, words: str = "", ke
         end = time.monotonic() + 2
         while any(map(alive, family)) and time.monotonic() < end:
             time.sleep(0.02)
-        return Ended(child.poll(), seconds, screen.decode(errors="replace"), [pid for pid in family if alive(pid)])
+        return Ended(child.poll(), seconds, screen.decode(errors="replace"),
+                     screen[mark:].decode(errors="replace"), [pid for pid in family if alive(pid)])
     finally:
         for pid in [child.pid, *family]:
             if alive(pid):

@@ -8,8 +8,8 @@ import pytest
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.model import CLIP, build_model, numpy_state_dict
 from jclip_fewshot.clip.checkpoint import Architecture, layout, openai_names, write_safetensors
+from jclip_fewshot.clip.model import CLIP, build_model, numpy_state_dict
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, inputs, random_weights

@@ -36,12 +36,17 @@ def test_a_suite_is_normalised_again(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"text": None}, "no text"),
-    ({"test_y": np.full(48, 9)}, "test_y must name classes 0..5"),
-    ({"train_y": np.full(18, -1)}, "labels must lie in 0..5"),
-    ({"train_x": np.zeros((18, 7))}, "do not fit"),
-    ({"test_x": np.full((48, 24), np.nan)}, "not finite"),
-    ({"text": np.ones((5, 24))}, "5 text rows need as many domains"),
+    ({"text": None}, "no array 'text'"),
+    ({"test_y": np.full(48, 9)}, "test_y holds 9; numbers below 6"),
+    ({"train_y": np.full(18, -1)}, "train_y holds -1; numbers from 0"),
+    ({"train_x": np.zeros((18, 24))}, "row 0 of train_x is zero"),
+    ({"test_x": np.ones((48, 7))}, r"test_x is float64 of shape \(48, 7\); .* of shape \(N, 24\)"),
+    ({"test_x": np.full((48, 24), np.nan)}, "not finite"), ({"test_x": np.full((48, 24), 1e30)}, "not a feature"),
+    ({"test_x": np.ones((48, 24), complex)}, "c16"), ({"test_x": np.ones((48, 24), np.int8)}, "int8"),
+    ({"test_x": np.ones((48, 24), bool)}, "bool"), ({"test_y": np.ones(48)}, "whole numbers"),
+    ({"train_y": np.zeros((18, 1), int)}, r"shape \(18, 1\)"),
+    ({"test_x": np.zeros((0, 24)), "test_y": np.zeros(0, int)}, "at least one test row"),
+    ({"text": np.ones((5, 24))}, r"classes is .* of shape \(6,\); texts of shape \(5\) are needed"),
 ])
 def test_suites_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):

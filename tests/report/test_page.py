@@ -314,6 +314,19 @@ def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
     assert "suggest" not in write_report(made).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name, key, change", [
+    (runs.MODEL, "shots/labels", lambda a: a[:-1]), (runs.MODEL, "shots/text", lambda a: np.r_[a, a]),
+    ("test_A.npz", "probs", lambda a: a[:, :-1]), ("test_A.npz", "nearest_guess", lambda a: a + 100),
+    ("test_A.npz", "readable", lambda a: a + 5), ("test_A.npz", "names", lambda a: a.size)])
+def test_arrays_that_do_not_fit_are_one_line(run, tmp_path, bare, name, key, change):
+    made = tmp_path / "one"
+    shutil.copytree(run, made)
+    arrays = load_arrays(made / name)
+    save_arrays(made / name, {**arrays, key: change(arrays[key])})
+    with pytest.raises(UserError, match=f"{made / name}"):
+        write_report(made)
+
+
 def test_marks_beyond_the_map_are_arrows():
     pytest.importorskip("matplotlib")
     grid = np.geomspace(0.5, 16, 4)

@@ -94,7 +94,8 @@ def _tensors(file, size: int, suffix: str, outline: bool) -> StateDict:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         found = read_pickle(data, outline) if pickled else read_safetensors(data, outline)
         return {name: np.broadcast_to(np.zeros((), array.dtype), array.shape) for name, array in found.items()}
-    data = memoryview(file.read())
+    file.raw.seek(0)
+    data = memoryview(file.raw.readall())  # file.read() would join this with its buffer: a second copy
     return read_pickle(data, outline) if pickled else read_safetensors(data, outline)
 
 

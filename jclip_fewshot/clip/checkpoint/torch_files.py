@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, Dict
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
 from jclip_fewshot.clip.checkpoint.pickles import Array, Budget, Machine, Namespace, Tensor, Unreadable
+from jclip_fewshot.storage.arrays import open_zip
 
-MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents; RN50x64 has 0.2 MB
 MAX_PICKLE = 64 << 20  # bytes; ViT-L as TorchScript has less than 1 MB
 MAX_PLACES = 200_000  # containers and values that are looked at
 MAX_DEPTH = 50
@@ -21,10 +21,7 @@ def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> StateDict:
 
     outline: read the pickle alone; storages are compared by size, arrays have shape and type but no numbers.
     """
-    directory = zipfile._EndRecData(file)
-    if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
-        raise Unreadable("its table of contents is larger than any checkpoint's")
-    with zipfile.ZipFile(file) as archive:
+    with open_zip(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
