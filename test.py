@@ -1,31 +1,32 @@
 #!/usr/bin/env python3
 """Answers a test set with a trained run and writes result.txt and result.zip, ready to submit.
 
-    python test.py              the newest run, its own data set and board
-    python test.py --demo       the built-in small contest, scored against its known answers
+    python test.py                        the newest run, its own data set and board
+    python test.py --demo                 the built-in small contest, scored against its known answers
+    python test.py --data DIR --split val a plain tree: the images in DIR/val
 
-Everything about the method comes from the run; the flags here say only which images to answer.
+Everything about the method comes from the run; the flags here say only which images to answer, and
+where checkpoint, features and images lie now if they were moved.
 """
 
 import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
 
 # isort: split
 
-import time
+from pathlib import Path
 
 from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TestConfig
-from jclip_fewshot.console import tell, warn
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
-from jclip_fewshot.data.submission import write_result
-from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
-from jclip_fewshot.features.sources import reopen_source
+from jclip_fewshot.console import tell
+from jclip_fewshot.data.contest import default_split, read_contest, read_labels, test_images
+from jclip_fewshot.data.submission import require_names, require_target
+from jclip_fewshot.evaluation import scores as scoring
+from jclip_fewshot.features.sources import reopen_source, test_rows
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-from jclip_fewshot.report.analysis import nearest_shots
+from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
 
@@ -36,65 +37,64 @@ def main() -> None:
     watch = runs.Stopwatch()
 
     # 1. The run: what was learned, and from what.
-    folder = runs.find_run(settings.run, settings.runs, demo=settings.demo)
+    folder = runs.find_run(settings.run, settings.runs, settings.demo, settings.demo_seed)
     record = runs.load_record(folder)
+    config, class_names = record["config"], record["classes"]
     pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
+    task = pipeline.task_
     tell(f"run {folder}: {', '.join(pipeline.names)}")
 
-    # 2. The test images become unit feature rows. One that cannot be read is answered by the prior.
-    root = settings.data or record["config"]["data"]
-    contest = read_contest(root, record["config"]["board"], labelled=False)
+    # 2. The test images and, where somebody has them, their answers. What is wrong with them is found now.
+    root = settings.data or runs.where_now(folder, record, config["data"])
+    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
     runs.require_same_classes(folder, record, contest.class_names)
-    split = settings.split or record["config"]["board"]
+    own_split = default_split(root, config["board"])
+    split = settings.split or own_split
     tests = test_images(root, split)
+    require_names(tests.folder, tests.names)
     if tests.ignored:
-        tell(f"{tests.folder}: {tests.ignored} files that are no .jpg or .jpeg are left out")
-    source = reopen_source(record, settings)
-    features, bad = source.images(contest.root, [str(path.relative_to(contest.root)) for path in tests.paths])
+        tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
+    labels = read_labels(contest, split)
+    truth = None if labels is None else scoring.truth_of(labels, tests.names)
+    result = Path(settings.result or Path(root if config["demo"] else "", "result.txt"))
+    require_target(result)
+    runs.require_writable_run(folder)
+
+    # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
+    where = runs.sources_now(folder, record, settings)
+    source = reopen_source(record["encoder"], where, record["shots"]["files"], class_names, task, **settings.encoding)
+    features, bad = test_rows(source, contest.root, tests)
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
-    if len(bad) == len(tests.names):
-        index, reason = next(iter(bad.items()))
-        raise UserError(f"{tests.folder}: none of the {len(tests.names)} images can be read ({tests.names[index]}: "
-                        f"{reason}); unpack the test set again")
-    for index, reason in bad.items():
-        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
+    readable = [index for index in range(len(tests.names)) if index not in bad]
+    rows = features[readable]
     watch.lap("features")
 
-    # 3. Heads and ensemble answer each image by itself; the refinement looks at all of them.
-    readable = [index for index in range(len(tests.names)) if index not in bad]
-    answers = pipeline.answer(features[readable], settings.refine)
+    # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
+    answers = pipeline.answer(rows, settings.refine)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")
 
-    # 4. The submission: written whole, read back and checked.
-    best = with_unreadable(best_classes(answers.final), answers.final, readable, len(tests.names))
-    archive = write_result(settings.result, tests.names, best, len(contest.class_names))
-    print(f"{settings.result}: {len(tests.names)} images; submit {archive}")
+    # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
+    best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(tests.names))
+    archive = runs.save_result(result, folder, split, own_split, tests.names, best, len(class_names))
+    print(f"{result}: {len(tests.names)} images; submit {archive}")
 
-    # 5. Where the answers are known: the score of every method.
-    labels = read_labels(contest, split)
-    scores = {}
-    if labels is not None:
-        truth = truth_of(labels, tests.names)
-        scores = {name: score(with_unreadable(best_classes(a), a, readable, len(truth)), truth, contest.domains)
-                  for name, a in answers.by_method().items()}
-        print(score_table(scores))
-    # the report shows the nearest shots of an image: of the class that was answered, and of the true one
-    classes = {"guess": answers.final.argmax(axis=1), **({} if labels is None else {"truth": truth[readable]})}
-    nearest = {}
-    for kind, of in classes.items():
-        found = nearest_shots(features[readable], of, pipeline.task_.features, pipeline.task_.labels)
-        nearest.update({f"nearest_{kind}": found[0], f"nearest_{kind}_cosine": found[1]})
+    # 6. Where the answers are known: the score of every method.
+    scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, record["domains"])
+    if scores:
+        print(scoring.score_table(scores))
+        print(scoring.gain_text(scores), end="")
     runs.save_test(folder, split, {
-        "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": str(device),
-        "config": vars(settings), "images": len(tests.names), "unreadable": {tests.names[i]: r for i, r in bad.items()},
+        "device": str(device), "config": vars(settings), "images": len(tests.names),
+        "unreadable": {tests.names[i]: r for i, r in bad.items()},
         "refinement": answers.refinement.record() if answers.refinement else None, "scores": scores,
         "seconds": watch.seconds},
         {"names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
-         **nearest, **({} if labels is None else {"truth": truth})})
-    if settings.demo:
+         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], task),
+         **({} if truth is None else {"truth": truth})})
+    if config["demo"]:
         print(report_line(folder, split))
 
 

@@ -14,51 +14,50 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-import time
-
 from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import parse
+from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest
-from jclip_fewshot.data.shots import choose, rule, write_shot_list
+from jclip_fewshot.data.shots import choose, rule, shortage
 from jclip_fewshot.data.support import read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
-from jclip_fewshot.storage.arrays import save_arrays
 from jclip_fewshot.task import Task, domain_indices
 
 
 def main() -> None:
-    settings = parse(TrainConfig, __doc__)
+    settings, given = parse_given(TrainConfig, __doc__)
     if settings.from_run:
-        settings = runs.repeated(settings)
+        settings = runs.repeated(settings, given)
     names = head_names(settings.heads)
+    runs.require_new_run(settings.runs, settings.name)
     device = command.set_up(settings)
     watch = runs.Stopwatch()
 
     # 1. What is there to learn from?
     if settings.demo:
         settings = demo.settings(settings)
-    contest = read_contest(settings.data, settings.board, labelled=settings.shots > 0 or bool(settings.shot_list))
-    for note in contest.notes:
-        tell(note)
-    found = read_support(settings.support, contest.class_names) if settings.support else []
+    contest = read_contest(settings.data, settings.board, settings.domains,
+                           labelled=settings.shots > 0 or bool(settings.shot_list))
+    for note in contest.notes + [shortage(contest, settings.shots)]:
+        tell(note) if note else None
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts,
                                         settings.prompt_set, settings.descriptions)
+    found = read_support(settings.support, contest.class_names) if settings.support else []
 
     # 2. Images and sentences become unit feature rows.
-    source = open_source(settings)
+    source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)
     scores_averaged = settings.prompt_set == prompts.VISDESC
     text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
     watch.lap("sentences")
-    shots = choose(contest, settings, source, text)
-    rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
-    support_rows, found, _ = labelled_rows(source, contest.root, found, skip_bad=True, views=settings.augment,
-                                           stage="support")
+    draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
+    shots = choose(contest, source, text, **draw)
+    rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
+    support, found, _ = labelled_rows(source, contest.root, found, True, settings.augment, settings.seed, "support")
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
@@ -66,28 +65,26 @@ def main() -> None:
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
                 keep_lengths=scores_averaged)
-    task, kept = with_support(task, support_rows, [label for _, label in found], settings.support_for != "all")
+    task, kept = with_support(task, support, [label for _, label in found], settings.support_for != "all")
+    labelled = shots
     if found:
         tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
-        shots = shots + [image for image, stays in zip(found, kept) if stays]
+        shots = labelled + [image for image, stays in zip(found, kept) if stays]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
-    folder = runs.new_run(settings.runs, settings.name, settings.board)
-    write_shot_list(folder / runs.SHOTS, shots[:len(shots) - int(kept.sum())])
-    save_arrays(folder / runs.MODEL, {**pipeline.state(), **pipeline.alpha_beta()})
-    runs.save_record(folder, {
-        "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
+    arrays = {**pipeline.state(), **pipeline.alpha_beta()}
+    folder = runs.save_run(settings.runs, settings.name, settings.board, labelled, arrays, {
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
-        "shots": {"rule": rule(settings), "files": [path for path, _ in shots],
+        "shots": {"rule": rule(**draw), "files": [path for path, _ in shots],
                   "labels": [label for _, label in shots], "unreadable": bad, "support": int(kept.sum())},
         "settings": pipeline.settings(), "histories": pipeline.histories(),
         "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
     print(settings_table(pipeline.settings()))
-    print(f"run saved: {folder}  (next: python test.py{' --demo' if settings.demo else ''})")
+    print(f"run saved: {folder}  (next: python test.py{runs.demo_flags(settings.demo, settings.demo_seed)})")
 
 
 if __name__ == "__main__":

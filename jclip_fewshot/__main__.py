@@ -1,4 +1,4 @@
-"""python -m jclip_fewshot COMMAND: doctor, check, convert, evaluate, validate, report."""
+"""python -m jclip_fewshot COMMAND: the table of commands; cli/commands.py holds what each does."""
 
 from __future__ import annotations
 
@@ -6,171 +6,27 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-import argparse
+import shutil
 import sys
-from pathlib import Path
-from typing import List
+import textwrap
 
-from jclip_fewshot.cli import command
-from jclip_fewshot.config import MachineConfig
-from jclip_fewshot.console import tell
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.cli import command, commands
+from jclip_fewshot.errors import UserError, nearest
 
-
-def doctor(arguments: List[str]) -> int:
-    """Looks whether the main job can run here; says what to do where it cannot."""
-    parser = _parser("doctor", doctor.__doc__)
-    parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
-    parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
-    parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
-    parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
-    given = parser.parse_args(arguments)
-    from jclip_fewshot.cli.doctor import report
-    return report(given.data, given.model, given.weights, given.device, given.deep)
-
-
-def check(arguments: List[str]) -> int:
-    """Says whether a submission file is valid for a test set, and what is wrong with it."""
-    parser = _parser("check", check.__doc__)
-    parser.add_argument("result", metavar="result.txt", help="a submission, .txt or the .zip around it")
-    parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
-    parser.add_argument("--split", default="A", metavar="A|B", help="the test set [A]")
-    given = parser.parse_args(arguments)
-    from jclip_fewshot.data.contest import read_classes, test_images
-    from jclip_fewshot.data.submission import check_result
-    classes = read_classes(given.data, given.split if given.split in ("A", "B") else "A")
-    tests = test_images(given.data, given.split)
-    found = check_result(given.result, tests.names, len(classes))
-    for note in found.notes:
-        print(f"note: {note}")
-    if found.ok:
-        print(f"{given.result} is valid: {found.lines} images, {len(classes)} classes")
-        return 0
-    for problem in found.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2
-
-
-def convert(arguments: List[str]) -> int:
-    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
-    parser = _parser("convert", convert.__doc__)
-    parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
-    parser.add_argument("target", metavar="OUT.safetensors")
-    given = parser.parse_args(arguments)
-    from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
-    convert_checkpoint(given.source, given.target)
-    print(f"{given.target}: {Path(given.target).stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-def evaluate(arguments: List[str]) -> int:
-    """Scores every method on a labelled feature suite: the stack of train.py and test.py, same defaults."""
-    parser = _parser("evaluate", evaluate.__doc__)
-    parser.add_argument("--suite", required=True, metavar="FILE.npz",
-                        help="train_x, train_y, test_x, test_y, text, classes")
-    parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
-    parser.add_argument("--shots", type=int, default=None, metavar="N",
-                        help="shots a class, at most; 0 for class names alone [all that the suite has]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
-    parser.add_argument("--seeds", type=int, default=0, metavar="N",
-                        help="95 %% interval of top-1 from N bootstrap samples of the test rows")
-    parser.add_argument("--compare", metavar="OTHER.json", help="paired comparison with another --json")
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="N tasks of few classes instead of all rows")
-    parser.add_argument("--task-classes", type=int, default=5, metavar="N", help="classes a task [5]")
-    parser.add_argument("--task-queries", type=int, default=75, metavar="N", help="test rows a task, at most [75]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
-    parser.add_argument("--quiet", action="store_true", help="the table alone")
-    given = parser.parse_args(arguments)
-    for flag, least in (("seed", 0), ("seeds", 0), ("tasks", 0), ("task_classes", 1), ("task_queries", 1), ("shots", 0)):
-        if getattr(given, flag) is not None and getattr(given, flag) < least:
-            raise UserError(f"--{flag.replace('_', '-')} takes a number from {least} up, not {getattr(given, flag)}")
-
-    from jclip_fewshot.evaluation import evaluate as evaluation
-    from jclip_fewshot.evaluation.suites import load_suite, with_shots
-    from jclip_fewshot.pipeline import Pipeline, head_names
-    suite, names = load_suite(given.suite), head_names(given.heads)
-    if given.shots is not None:
-        suite = with_shots(suite, given.shots)
-    other = evaluation.read_results(Path(given.compare)) if given.compare else None
-    command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    pipeline = Pipeline(names, given.seed)
-    tell(f"{suite.name}: {len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes")
-
-    def on_method(name: str) -> None:
-        tell(f"  {name}")
-
-    if given.tasks:
-        results = evaluation.evaluate_tasks(suite, pipeline, given.tasks, given.task_classes, given.task_queries,
-                                            given.seed, on_method)
-        print(evaluation.tasks_table(results))
-    else:
-        results = evaluation.evaluate(suite, pipeline, on_method)
-        print(evaluation.results_table(results, given.seeds))
-        if given.seeds:
-            results["intervals"] = {name: evaluation.bootstrap(correct, given.seeds)
-                                    for name, correct in results["correct"].items()}
-        if other:
-            print("\n" + evaluation.comparison_table(results, other))
-    if given.json:
-        evaluation.save_results(Path(given.json), results)
-    return 0
-
-
-def validate(arguments: List[str]) -> int:
-    """Scores the whole stack on labelled training images that are no shots: the local leaderboard."""
-    from jclip_fewshot.cli.flags import parse
-    from jclip_fewshot.config import ValidateConfig
-    settings = parse(ValidateConfig, validate.__doc__, arguments)
-    command.set_up(settings)
-    if settings.demo:
-        from jclip_fewshot.data import demo
-        settings = demo.settings(settings)
-    from jclip_fewshot.evaluation import validate as validation
-    results = validation.validate(settings)
-    for count, methods in results["curve"].items():
-        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
-              + (", domains weighed as on board A" if settings.board_mix else ""))
-        print(validation.leaderboard(methods))
-    if len(results["curve"]) > 1:
-        print("\n" + validation.shot_curve(results["curve"]))
-    folder = validation.save(settings, results)
-    from jclip_fewshot.report.page import report_line
-    print(f"\nsaved: {folder}\n{report_line(folder)}")
-    return 0
-
-
-def report(arguments: List[str]) -> int:
-    """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
-    parser = _parser("report", report.__doc__)
-    parser.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's folder [the newest]")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where the newest run is looked for [runs]")
-    parser.add_argument("--split", default="", metavar="A|B", help="the test set [the one that was answered last]")
-    parser.add_argument("--out", default="", metavar="DIR", help="where to write [the folder report in the run's]")
-    given = parser.parse_args(arguments)
-    from jclip_fewshot.report.page import write_report
-    from jclip_fewshot.report.reading import find_run
-    print(write_report(find_run(given.run, given.runs), given.split, given.out or None))
-    return 0
-
-
-COMMANDS = {"doctor": doctor, "check": check, "convert": convert, "evaluate": evaluate, "validate": validate,
-            "report": report}
-
-
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"python -m jclip_fewshot {name}", description=description)
+COMMANDS = {"doctor": commands.doctor, "check": commands.check, "convert": commands.convert,
+            "evaluate": commands.evaluate, "validate": commands.validate, "report": commands.report}
 
 
 def main() -> int:
-    names = "\n".join(f"  {name:10} {function.__doc__}" for name, function in COMMANDS.items())
+    width = min(110, shutil.get_terminal_size().columns)
+    names = "\n".join(textwrap.fill(f"  {name:10} {function.__doc__}", width, subsequent_indent=" " * 13)
+                      for name, function in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: python -m jclip_fewshot COMMAND [-h]\n\n{names}\n\n"
               "The main job: python train.py, then python test.py.")
         return 0 if len(sys.argv) > 1 else 2
     if sys.argv[1] not in COMMANDS:
-        raise UserError(f"no command {sys.argv[1]!r}; there are {', '.join(COMMANDS)}")
+        raise UserError(f"no command {sys.argv[1]!r}{nearest(sys.argv[1], COMMANDS)}; there are {', '.join(COMMANDS)}")
     return COMMANDS[sys.argv[1]](sys.argv[2:])
 
 

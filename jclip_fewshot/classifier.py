@@ -10,16 +10,16 @@ Letters: N images, S shots, K classes, D feature width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import exclusive
-from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import domains_of
+from jclip_fewshot.data.contest import domain_of, domains_of
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
-from jclip_fewshot.features.sources import open_source, require_readable
+from jclip_fewshot.features.sources import Source, open_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
@@ -38,6 +38,9 @@ class FewShotClassifier:
     augment: random views averaged per training image; 0 takes the plain image.
     seed: of the views and of training.
     weights, cache: folders of checkpoints and of computed features; cache None keeps none.
+    domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
+        underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
+        True: that part of every name. A list (K,): the domain of each class, "" for none.
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
     Images are paths, or an (N, D) array of CLIP features of the same model.
@@ -48,13 +51,15 @@ class FewShotClassifier:
     """
 
     def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, augment: int = 10,
-                 seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache") -> None:
+                 seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache",
+                 domains: Union[None, bool, Sequence[str]] = None) -> None:
         self.model = model
         self.heads = heads
         self.augment = augment
         self.seed = seed
         self.weights = weights
         self.cache = cache
+        self.domains = domains
         self._source = None
 
     def __getstate__(self) -> dict:
@@ -67,15 +72,14 @@ class FewShotClassifier:
 
         labels (S,): anything sortable. With `class_names`, labels are indices into it, and classes
         without an image are known by their text alone.
-        class_names (K,): what the prompts say; by default the labels themselves. `Domain_name` where all
-        have a domain.
+        class_names (K,): what the prompts say; by default the labels themselves.
         text (K, D): the classes' text features; encoded from the names by default.
         Returns self.
         Raises:
             UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit, neither
             images nor names.
         """
-        labels = np.asarray(labels)
+        labels = _plain_labels(labels)
         if class_names is None:
             if not len(labels):
                 raise ValueError("fit needs images with labels, or class_names")
@@ -85,12 +89,14 @@ class FewShotClassifier:
             self.class_names_ = [str(name) for name in class_names]
             self.classes_ = np.arange(len(self.class_names_))
             numbers = labels.astype(np.int64)
+            if labels.dtype.kind not in "iufb" or (numbers != labels).any():
+                raise ValueError("with class_names, labels are whole numbers, the classes' places in it")
             prompts.require_different(self.class_names_)
-        domains = domains_of(self.class_names_)
+        domains = self._domains_of(self.class_names_)
         if text is None:
             sentences = prompts.class_sentences(self.class_names_, domains)
             text = self._opened().texts(self.class_names_, sentences)
-        rows = self._rows(images, self.augment)
+        rows = self._rows(images, "training image", self.augment)
         scale = self._source.scale if self._source is not None else CLIP_SCALE
         task = Task(rows, numbers, text, domain_indices(domains), scale)
         self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task)
@@ -101,7 +107,7 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, 0), refine="off").probs
+        return self.pipeline_.answer(self._rows(images, "image to classify"), refine="off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
@@ -111,7 +117,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, 0)).final
+        return self.pipeline_.answer(self._rows(images, "image to classify")).final
 
     def score(self, images: Images, labels: Sequence) -> float:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -143,19 +149,31 @@ class FewShotClassifier:
         classifier.n_features_in_ = pipeline.task_.text.shape[1]
         return classifier
 
-    def _opened(self):
+    def _opened(self) -> Source:
         if self._source is None:
-            self._source = open_source(TrainConfig(model=self.model, weights=self.weights, cache=self.cache or ""))
+            self._source = open_source(self.model, self.weights, cache=self.cache or "")
         return self._source
 
-    def _rows(self, images: Images, views: int) -> np.ndarray:
+    def _domains_of(self, class_names: Sequence[str]) -> List[str]:
+        if self.domains is None or self.domains is False:
+            return domains_of(class_names) if self.domains is None else [""] * len(class_names)
+        if self.domains is True:
+            return [domain_of(name) for name in class_names]
+        if isinstance(self.domains, str) or len(self.domains) != len(class_names):
+            raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
+        return [str(domain) for domain in self.domains]
+
+    def _rows(self, images: Images, what: str, views: int = 0) -> np.ndarray:
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             return images
         paths = [str(path) for path in images]
         if not paths:
             return np.zeros((0, 0), np.float32)
         rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
-        require_readable([(path, 0) for path in paths], bad, skip=False)
+        if bad:
+            index = min(bad)
+            raise UserError(f"the {what} {paths[index]} cannot be read ({bad[index]}); replace it or leave it out"
+                            + (f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""))
         return rows
 
     def _labels(self, probs: np.ndarray, top: int) -> np.ndarray:
@@ -165,3 +183,20 @@ class FewShotClassifier:
     def _require_fit(self) -> None:
         if not hasattr(self, "pipeline_"):
             raise ValueError("call fit before predict")
+
+
+def _plain_labels(labels: Sequence) -> np.ndarray:
+    """Labels as an array that an .npz can hold: pandas and lists of Python objects come as objects.
+
+    Raises:
+        ValueError: labels of several kinds, or of none that can be sorted and saved.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype == object:
+        plain = np.array(labels.tolist())
+        if plain.dtype == object or (plain.dtype.kind == "U" and not all(isinstance(label, str) for label in labels)):
+            raise ValueError("labels must all be of one kind: texts, or numbers")
+        labels = plain
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be one axis, not of shape {labels.shape}")
+    return labels

@@ -11,12 +11,14 @@ from typing import Any, Dict, Optional, Sequence, Type, TypeVar
 from jclip_fewshot.errors import UserError, nearest
 
 Config = TypeVar("Config")
+DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 
 def option(default: Any, help: str, group: str, choices: Optional[Sequence[str]] = None,
-           metavar: Optional[str] = None, low: Optional[int] = None) -> Any:
-    """A field with what its flag needs; `low` is the least value that makes sense."""
-    return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low))
+           metavar: Optional[str] = None, low: Optional[int] = None, implies: str = "") -> Any:
+    """A field with what its flag needs: `low` is the least value that makes sense; `implies` a switch it turns on."""
+    return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low,
+                                                implies=implies))
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class MachineConfig:
     quiet: bool = option(False, "print results and warnings alone", "machine")
     verbose: bool = option(False, "show Jittor's own log and full error traces", "machine")
 
+    @property
+    def encoding(self) -> Dict[str, Any]:
+        """What open_source and reopen_source take of them."""
+        return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers}
+
 
 @dataclass(frozen=True)
 class SourceConfig(MachineConfig):
@@ -37,7 +44,10 @@ class SourceConfig(MachineConfig):
 
     data: str = option("Dataset", "the contest's folder, or a folder a class", "data", metavar="DIR")
     board: str = option("A", "B adds the classes of classes_b.txt", "data", ("A", "B"))
+    domains: bool = option(False, "a class name's part before the first _ is its domain", "data")
     demo: bool = option(False, "the built-in small contest and its small CLIP", "data")
+    demo_seed: int = option(DEMO_SEED, "draw it from seed N; turns --demo on", "data", metavar="N", low=0,
+                            implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
     model: str = option("ViT-B/32", "a released CLIP by name, or a checkpoint file", "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
@@ -48,6 +58,8 @@ class SourceConfig(MachineConfig):
                              ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"))
     descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
+    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
+    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
     heads: str = option("", "comma-separated methods; empty for all", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
@@ -58,13 +70,11 @@ class TrainConfig(SourceConfig):
     """train.py"""
 
     from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images a class; 0 learns from the names alone", "shots", metavar="N", low=0)
-    seed: int = option(0, "of the draw and of all training", "shots", metavar="N", low=0)
+    shots: int = option(4, "training images a class, in a plain tree at most; 0: names alone", "shots", metavar="N", low=0)
+    seed: int = option(0, "of the draw, the random views and all training", "shots", metavar="N", low=0)
     support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
-    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
-    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,17 @@ class TestConfig(MachineConfig):
     run: str = option("", "a run's folder; empty for the newest", "run", metavar="DIR")
     runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
     data: str = option("", "the contest's folder; empty for the run's own", "data", metavar="DIR")
-    split: str = option("", "test set; empty for the run's board", "data", ("", "A", "B"))
+    split: str = option("", "a test set, or a folder in the data folder; empty for the run's board", "data",
+                        metavar="A|B|DIR")
     demo: bool = option(False, "the built-in small contest's newest run", "data")
+    demo_seed: int = option(DEMO_SEED, "the one of seed N; turns --demo on", "data", metavar="N", low=0,
+                            implies="demo")
+    model: str = option("", "where the run's checkpoint lies now, if it was moved", "features", metavar="FILE")
+    weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
+    features: str = option("", "where the run's feature file lies now", "features", metavar="FILE")
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
-    result: str = option("result.txt", "the submission; its .zip lies beside it", "output", metavar="FILE")
+    result: str = option("", "the submission; .zip beside it [result.txt; in the demo's folder with --demo]", "output",
+                         metavar="FILE")
 
 
 def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
@@ -105,13 +122,22 @@ def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
         f = known[name]
         flag = "--" + name.replace("_", "-")
         if type(value) is not type(f.default):
-            raise UserError(f"{flag} takes {_KINDS[type(f.default)]}, not {value!r}")
+            raise UserError(f"{flag} takes {_KINDS[type(f.default)]}, not {_brief(value)}")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(value)}")
         choices, low = f.metadata["choices"], f.metadata["low"]
         if choices and value not in choices:
-            raise UserError(f"{flag} takes {', '.join(c for c in choices if c)}, not {value!r}")
-        if low is not None and value < low:
-            raise UserError(f"{flag} takes a number from {low} up, not {value}")
+            raise UserError(f"{flag} takes {', '.join(c for c in choices if c)}, not {_brief(value)}")
+        if low is not None and not low <= value < 2**31:
+            raise UserError(f"{flag} takes a number from {low} up, not {_brief(value)}")
     return config(**values)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**31:
+        return "one so large"  # Python refuses to print thousands of digits
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -6,6 +6,8 @@ Letters: N images, S shots, K classes, D feature width.
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import time
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -245,7 +247,8 @@ class Pipeline:
         # as many rows as no axis is long, lest a wrong one broadcast
         n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
-            probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
+            with np.errstate(all="ignore"):
+                probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
@@ -276,8 +279,12 @@ def settings_table(settings: Dict[str, dict]) -> str:
                          if not key.startswith("held_out_"))
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    begin = sum(widths) + 4
+    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, begin + 20), subsequent_indent=" " * begin,
+                                break_long_words=False, break_on_hyphens=False)
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows])
+    return "\n".join([header] + [wrap.fill(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip())
+                                 for row in rows])
 
 
 def _short(value: object) -> str:

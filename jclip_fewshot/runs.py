@@ -1,4 +1,4 @@
-"""A run's folder: record.json, which a person reads, and model.npz, which test.py reads."""
+"""A run's folder: record.json, which a person reads, model.npz, which test.py reads, and what test.py leaves there."""
 
 from __future__ import annotations
 
@@ -11,32 +11,104 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Sequence, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot import __version__
-from jclip_fewshot.config import MachineConfig, TrainConfig, checked
-from jclip_fewshot.console import warn
+from jclip_fewshot.config import DEMO_SEED, MachineConfig, TrainConfig, checked
+from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data.listing import shown
+from jclip_fewshot.data.shots import write_shot_list
+from jclip_fewshot.data.submission import move_aside, write_result
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
+from jclip_fewshot.storage.files import require_writable_folder
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+# what other commands leave in a run's folder
+LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")
+DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 
-def new_run(runs: Union[str, Path], name: str, board: str) -> Path:
-    """The folder of a new run; `name`, or date, time and board. A run of the same name is replaced on saving."""
-    if name and Path(name).name != name:
-        raise UserError(f"--name {name}: a plain name, not a path; --runs says where runs lie")
-    folder = Path(runs, name or time.strftime(f"%Y%m%d-%H%M%S-{board}"))
+def require_new_run(runs: Union[str, Path], name: str) -> None:
+    """Finds out before the work whether a run of that name can be saved.
+
+    Raises:
+        UserError: no plain name, or no folder where runs could be made.
+    """
+    if name and not records.is_file_name(name):
+        said = shown(name if len(name) <= 60 else name[:60] + "…")
+        raise UserError(f"--name {said}: a plain name of at most 100 bytes, not a path; --runs says where runs lie")
+    require_writable_folder(runs, "--runs")
+    if name:
+        require_writable_folder(Path(runs, name), "--name")
+
+
+def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> Path:
+    """The folder of a new run: `name`, or `prefix`, date, time and board, and a number where that is taken.
+
+    Of an older run of the same name, what later commands have left there goes: old answers do not stand beside a
+    new model.
+    """
+    require_new_run(runs, name)
+    stamp = prefix + time.strftime(f"%Y%m%d-%H%M%S-{board}")
+    number = 1
+    while not name:
+        folder = Path(runs, stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run has ended in the same second
+            number += 1
+    folder = Path(runs, name)
     folder.mkdir(parents=True, exist_ok=True)
+    left = sorted(path for pattern in (RECORD, *LEFT_BEHIND) for path in folder.glob(pattern))
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if left:
+        tell(f"{folder} was there: the older run's {', '.join(path.name for path in left)} "
+             f"{'is' if len(left) == 1 else 'are'} removed")
     return folder
 
 
-def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) -> Path:
+def save_run(runs: Union[str, Path], name: str, board: str, shots: Iterable[Tuple[str, int]],
+             arrays: Dict[str, np.ndarray], record: Dict[str, Any]) -> Path:
+    """Writes a run whole, the record last, or nothing; returns its folder.
+
+    record: see storage/records.py. How, when, where and by which versions it was made is added here.
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = new_run(runs, name, board)
+    try:
+        write_shot_list(folder / SHOTS, shots)
+        save_arrays(folder / MODEL, arrays)
+        save_record(folder, {**made_by(), **record})
+    except BaseException as error:
+        for part in (RECORD, MODEL, SHOTS):
+            (folder / part).unlink() if (folder / part).exists() else None
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); nothing of it is left "
+                            "there, and what is encoded is kept in the cache") from error
+        raise
+    return folder
+
+
+def made_by() -> Dict[str, Any]:
+    """How, when and where this process runs, for a record."""
+    return {"command": command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "folder": os.getcwd(),
+            "versions": versions()}
+
+
+def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False,
+             demo_seed: Optional[int] = None) -> Path:
     """`run`, or the newest finished run under `runs`: of the built-in contest with `demo`, else of another.
 
+    demo_seed: with `demo`, of the contest of that seed alone.
     Raises:
         UserError: there is none, or it was not finished.
     """
@@ -48,26 +120,77 @@ def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False) 
     finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime, reverse=True)
     for record in finished:
         try:
-            if load_record(record.parent)["config"]["demo"] == demo:
-                return record.parent
+            config = load_record(record.parent)["config"]
         except UserError as error:
             warn(f"{error}; looking at the run before it")
-    raise UserError(f"no finished run under {runs}: python train.py{' --demo' if demo else ''} makes one")
+            continue
+        if config["demo"] == demo and (not demo or demo_seed in (None, config.get("demo_seed", demo_seed))):
+            return record.parent
+    raise UserError(f"no finished run under {runs}: python train.py{demo_flags(demo, demo_seed)} makes one")
 
 
-def repeated(settings: TrainConfig) -> TrainConfig:
-    """The settings of the run that `--from-run` names, with its very shots; what the machine and the new
-    run's folder are called comes from `settings`.
+def demo_flags(demo: bool, demo_seed: Optional[int]) -> str:
+    """" --demo" or " --demo-seed 7" for a command line."""
+    return "" if not demo else " --demo" if demo_seed in (None, DEMO_SEED) else f" --demo-seed {demo_seed}"
 
+
+def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
+    """The settings of the run that `--from-run` names, with its very shots, but those that are `given` beside it.
+
+    A given flag that decides on the shots draws them anew. What is the machine's, and the new run's name, comes from
+    `settings`.
     Raises:
         UserError: no such run, or settings that this version does not know.
     """
     folder = find_run(settings.from_run, settings.runs)
-    saved = load_record(folder)["config"]
-    machine = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
-    same = {name: value for name, value in saved.items() if name not in machine}
-    kept = {name: value for name, value in vars(settings).items() if name in machine}
-    return checked(TrainConfig, {**same, **kept, "shot_list": str(folder / SHOTS)})
+    record = load_record(folder)
+    saved = record["config"]
+    own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
+    values = {name: value for name, value in saved.items() if name not in own}
+    for name in ("data", "features", "weights", "prompts"):
+        values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
+    values.update({name: value for name, value in vars(settings).items() if name in own})
+    changed = {name: value for name, value in given.items() if name not in own}
+    values.update(changed)
+    if not any(name in changed for name in DRAW):
+        values["shot_list"] = str(folder / SHOTS)
+    elif "shot_list" not in changed:
+        values["shot_list"] = ""
+    if changed:
+        listed = " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+                          for name, value in changed.items())
+        tell(f"as {folder}, but {listed}")
+    return checked(TrainConfig, values)
+
+
+def where_now(folder: Path, record: Dict[str, Any], saved: str) -> str:
+    """Where a file or folder that a run's record names lies now.
+
+    A relative path is looked for below the working folder, below the project's that holds the run (runs/NAME) and
+    below the one where train.py ran; an absolute one where it was, and then in the same places. Last comes its bare
+    name in the run, here and in weights/. Where it is in none of them, `saved` itself.
+    """
+    was = record.get("folder") or os.getcwd()
+    whole = Path(os.path.abspath(os.path.join(was, saved)))
+    below = os.path.relpath(whole, was)
+    project = folder.resolve().parent.parent
+    places = [whole] if os.path.isabs(saved) else []
+    places += [Path(below), project / below, whole, folder / whole.name, Path(whole.name), project / whole.name,
+              Path("weights", whole.name), project / "weights" / whole.name]
+    return next((str(place) for place in places if os.path.exists(place)), saved)
+
+
+def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, str]:
+    """{"model", "weights", "features"}: as `given` (flags of those names), or where the run's own lie now."""
+    saved = record["encoder"]
+    if given.features and "features" not in saved:
+        raise UserError(f"{folder} was trained with the checkpoint {saved['model']}, not with a feature file; "
+                        "give --model or --weights instead of --features")
+    if (given.model or given.weights) and "features" in saved:
+        raise UserError(f"{folder} was trained with the feature file {saved['features']}; give --features instead of "
+                        "--model or --weights")
+    return {name: getattr(given, name) or (where_now(folder, record, saved[name]) if saved.get(name) else "")
+            for name in ("model", "weights", "features")}
 
 
 def require_same_classes(folder: Path, record: dict, class_names: Sequence[str]) -> None:
@@ -77,10 +200,40 @@ def require_same_classes(folder: Path, record: dict, class_names: Sequence[str])
                         "this data set, or in another order: train again, or give the right --run or --data")
 
 
+def save_result(result: Path, folder: Path, split: str, own_split: str, names: Sequence[str], best: np.ndarray,
+                num_classes: int) -> Path:
+    """Writes the submission and the run's own copy of it; returns the archive to submit.
+
+    A file that stands at `result` and that none of these runs has written is moved aside first, with a line.
+    """
+    for path in (result, result.with_suffix(".zip")):
+        aside = move_aside(path, kept_results(folder, path.suffix))
+        if aside:
+            tell(f"{path} was none of these runs': it is {aside} now")
+    archive = write_result(result, names, best, num_classes)
+    write_result(own_result(folder, split, own_split), names, best, num_classes)
+    return archive
+
+
+def own_result(folder: Path, split: str, own_split: str) -> Path:
+    """A run's own copy of its submission: result.txt, with the split in its name where that is not the run's own."""
+    return folder / ("result.txt" if split == own_split else f"result_{split}.txt")
+
+
+def kept_results(folder: Path, suffix: str) -> List[Path]:
+    """The copies of submissions that a run and its neighbours keep: what this program wrote, and may write over."""
+    return sorted(folder.resolve().parent.glob(f"*/result*{suffix}"))
+
+
+def require_writable_run(folder: Path) -> None:
+    """Finds out before the work whether answers can be left in a run's folder."""
+    require_writable_folder(folder, "--run")
+
+
 def save_test(folder: Path, split: str, record: dict, arrays: Dict[str, np.ndarray]) -> None:
     """What a test run leaves in its run's folder: test_A.json and test_A.npz for split A."""
     save_arrays(folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
-    save_json(folder / f"test_{split}.json", record)
+    save_json(folder / f"test_{split}.json", {**made_by(), **record})
 
 
 class Stopwatch:

@@ -60,6 +60,51 @@ def test_saved_and_loaded_answers_are_the_same(task, tmp_path):
         FewShotClassifier.load(tmp_path / "absent.npz")
 
 
+@pytest.mark.parametrize("domains, said", [
+    (None, ["", "", ""]), (True, ["polar", "brown", "black"]), (False, ["", "", ""]), (["x", "", "x"], ["x", "", "x"]),
+])
+def test_domains_only_where_the_user_says_so(domains, said):
+    bears = ["polar_bear", "brown_bear", "black_bear"]
+    assert FewShotClassifier(domains=domains)._domains_of(bears) == said
+    assert FewShotClassifier()._domains_of(["Animal_Bear", "Thu-dog_pug"]) == ["Animal", "Thu-dog"]
+    for wrong in (["x"], "abc"):
+        with pytest.raises(ValueError, match="a list of 3"):
+            FewShotClassifier(domains=wrong)._domains_of(bears)
+
+
+class Unreadable:
+    """A source of which nothing can be read."""
+
+    scale = 100.0
+
+    def images(self, root, paths, views=0, seed=0, stage="images"):
+        return np.zeros((len(paths), 32), np.float32), {index: "the file is empty" for index in range(len(paths))}
+
+
+def test_a_bad_query_is_called_one(task):
+    text, shots, labels, _, _ = task
+    classifier = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+    classifier._source = Unreadable()
+    for answer in (classifier.predict, classifier.refine):
+        with pytest.raises(UserError, match="the image to classify one.jpg cannot be read .the file is empty") as error:
+            answer(["one.jpg", "two.jpg"])
+        assert "training" not in str(error.value) and "--skip-bad" not in str(error.value)
+    with pytest.raises(UserError, match="the training image one.jpg"):
+        classifier.fit(["one.jpg"], [0], class_names=list("abcdef"), text=text)
+
+
+def test_labels_are_whole_or_named(task, tmp_path):
+    text, shots, labels, queries, _ = task
+    classifier = FewShotClassifier(heads=HEADS)
+    with pytest.raises(ValueError, match="whole numbers"):
+        classifier.fit(shots, labels + 0.5, class_names=list("abcdef"), text=text)
+    names = np.array(["ant", "bee", "cat", "dog", "elk", "fox"], object)
+    classifier.fit(shots, names[labels], text=text).save(tmp_path / "c.npz")
+    assert FewShotClassifier.load(tmp_path / "c.npz").predict(queries[:1])[0] in names
+    with pytest.raises(ValueError, match="one kind"):
+        classifier.fit(shots, [*names[labels][:-1], 3], text=text)
+
+
 def test_predict_before_fit():
     with pytest.raises(ValueError, match="call fit"):
         FewShotClassifier().predict(np.zeros((1, 8)))

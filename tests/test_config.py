@@ -1,22 +1,23 @@
 """Settings: one place for defaults, flags and TOML made from it, mistakes named."""
 
 import dataclasses
-import shutil
 
 import pytest
 
-from jclip_fewshot.cli.flags import parse, read_toml, to_toml
-from jclip_fewshot.config import TestConfig, TrainConfig
+from jclip_fewshot import console
+from jclip_fewshot.cli.flags import parse, parse_given, read_toml, to_toml
+from jclip_fewshot.config import TestConfig, TrainConfig, ValidateConfig
 from jclip_fewshot.errors import UserError
 
 
 @pytest.mark.parametrize("config", [TrainConfig, TestConfig])
 def test_help_fits_a_screen_and_shows_defaults(config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as leave:
         parse(config, "what it does", ["--help"])
     assert leave.value.code == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 55
+    assert len(text.splitlines()) <= 60
     assert all(len(line) <= 110 for line in text.splitlines())
     for f in dataclasses.fields(config):
         assert "--" + f.name.replace("_", "-") in text
@@ -69,8 +70,43 @@ def test_settings_cannot_be_changed():
         TrainConfig().shots = 5
 
 
-def test_terminal_width_does_not_matter(capsys, monkeypatch):
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: (40, 24))
+@pytest.mark.parametrize("config", [TrainConfig, TestConfig, ValidateConfig])
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_obeys_columns(config, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit):
-        parse(TrainConfig, "", ["--help"])
-    assert len(capsys.readouterr().out.splitlines()) <= 55
+        parse(config, "What it does, in a line that is longer than any of the terminals here, and even longer.\n\n"
+              "    python x.py          an example that is longer than one of the terminals here is\n", ["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
+def test_what_was_given_by_flag_or_file_is_known(tmp_path):
+    (tmp_path / "run.toml").write_text("shots = 8\n")
+    _, given = parse_given(TrainConfig, "", ["--config", str(tmp_path / "run.toml"), "--heads", "gda"])
+    assert given == {"shots": 8, "heads": "gda"}
+
+
+def test_a_demo_seed_turns_the_demo_on():
+    for config in (TrainConfig, TestConfig, ValidateConfig):
+        settings = parse(config, "", ["--demo-seed", "7"])
+        assert settings.demo and settings.demo_seed == 7
+        assert not parse(config, "", []).demo
+
+
+def test_verbose_in_a_file_counts_as_the_flag(tmp_path):
+    (tmp_path / "run.toml").write_text("verbose = true\nshots = 0\n")
+    with pytest.raises(UserError):
+        parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")])
+    assert console.verbose
+    parse(TrainConfig, "", [])
+    assert not console.verbose
+
+
+@pytest.mark.parametrize("text, said", [
+    ('data = "a\\u0000b"', "--data holds a NUL byte"), ("seed = " + "9" * 5000, "run.toml"),
+    ("seed = 99999999999", "so large"),
+])
+def test_names_and_numbers_that_no_machine_takes(tmp_path, text, said):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")])

@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jclip_fewshot import runs
+from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 
@@ -130,3 +133,100 @@ def test_the_commit_of_a_checkout_is_read_from_its_files(tmp_path):
     assert runs.git_commit(tmp_path / "two") == "f" * 40
     (tree / "HEAD").write_text(commit + "\n")
     assert runs.git_commit(tmp_path / "two") == commit
+
+
+def trained(folder, name="", **config):
+    record = changed(RECORD, "config", "demo", False)
+    record = {**record, "config": {**record["config"], **config}}
+    return runs.save_run(folder, name, "A", [("a/1.jpg", 0)], {"x": np.zeros(3)}, record)
+
+
+def test_runs_that_end_in_the_same_second_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: trained(tmp_path), range(24)))
+    assert len(set(folders)) == 24 and all((folder / runs.MODEL).is_file() for folder in folders)
+
+
+def test_a_name_used_twice_leaves_no_answers_of_the_older_run(tmp_path, capsys):
+    folder = trained(tmp_path, "base")
+    assert capsys.readouterr().err == ""
+    runs.save_test(folder, "A", {"scores": {}}, {"probs": np.zeros(3)})
+    for name in ("result.txt", "result.zip", "notes.txt"):
+        (folder / name).write_text("old")
+    (folder / "report").mkdir()
+    (folder / "report/index.html").write_text("old")
+    assert trained(tmp_path, "base") == folder
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "test_A.json" in said[0] and "removed" in said[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.npz", "notes.txt", "record.json", "shots.txt"]
+
+
+def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, record):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(runs, "save_json", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        trained(tmp_path, "base")
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "x" * 300, "a\nb", "a\0b", " a"])
+def test_names_that_are_no_folder(tmp_path, name):
+    with pytest.raises(UserError, match="--name .*plain name"):
+        runs.require_new_run(tmp_path, name)
+
+
+def test_runs_on_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--runs .*file"):
+        runs.require_new_run(tmp_path / "file", "")
+
+
+def test_given_flags_win_over_the_repeated_run_and_are_listed(tmp_path, capsys):
+    record = {**changed(RECORD, "config", "demo", False),
+              "config": vars(TrainConfig(heads="tip_adapter", seed=3, shots=2, data=str(tmp_path)))}
+    folder = runs.save_run(tmp_path, "base", "A", [("a/1.jpg", 0)], {}, record)
+    settings = TrainConfig(from_run=str(folder))
+    same = runs.repeated(settings, {"from_run": str(folder)})
+    assert (same.heads, same.seed, same.shot_list) == ("tip_adapter", 3, str(folder / "shots.txt"))
+    assert capsys.readouterr().err == ""
+    other = runs.repeated(settings, {"from_run": str(folder), "heads": "gda"})
+    assert (other.heads, other.seed, other.shot_list) == ("gda", 3, str(folder / "shots.txt"))
+    assert "but --heads gda" in capsys.readouterr().err
+    drawn = runs.repeated(settings, {"from_run": str(folder), "shots": 8})
+    assert (drawn.shots, drawn.shot_list, drawn.heads) == (8, "", "tip_adapter")  # drawn anew, or 8 would be ignored
+
+
+def test_what_a_run_names_is_found_where_it_lies_now(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for place in (old / "weights", old / "data"):
+        place.mkdir(parents=True)
+    (old / "weights/clip.pt").write_text("")
+    monkeypatch.chdir(old)
+    folder = trained("runs", "base")
+    record = runs.load_record(folder)
+    assert runs.where_now(folder, record, "data") == "data"
+    old.rename(new)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("new/runs/base")
+    assert Path(runs.where_now(folder, record, "data")).samefile(new / "data")
+    assert Path(runs.where_now(folder, record, str(old / "weights/clip.pt"))).samefile(new / "weights/clip.pt")
+    assert runs.where_now(folder, record, "ViT-B/32") == "ViT-B/32"
+
+
+def test_flags_of_the_wrong_kind_of_source_are_refused(tmp_path):
+    given = SimpleNamespace(model="", weights="", features="f.npz")
+    with pytest.raises(UserError, match="trained with the checkpoint ViT-B/32"):
+        runs.sources_now(tmp_path, {"encoder": {"model": "ViT-B/32", "weights": "weights"}}, given)
+    given = SimpleNamespace(model="ViT-B/32", weights="", features="")
+    with pytest.raises(UserError, match="trained with the feature file f.npz"):
+        runs.sources_now(tmp_path, {"encoder": {"features": "f.npz"}}, given)
+
+
+def test_the_demo_of_another_seed_is_another_kind(tmp_path):
+    folder = runs.new_run(tmp_path, "seven", "A")
+    record = changed(RECORD, "config", "demo", True)
+    runs.save_record(folder, {**record, "config": {**record["config"], "demo_seed": 7}})
+    assert runs.find_run("", tmp_path, True, 7) == folder
+    with pytest.raises(UserError, match="python train.py --demo makes one"):
+        runs.find_run("", tmp_path, True, 1)

@@ -53,6 +53,14 @@ def run(main: Callable[[], Optional[int]]) -> None:
     Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
     SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
     """
+    try:
+        _run(main)
+    except KeyboardInterrupt as stop:  # raised anywhere, within the handling of another error too
+        sys.stdout.flush()
+        start.leave(_last_line(str(stop)))
+
+
+def _run(main: Callable[[], Optional[int]]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
@@ -61,9 +69,6 @@ def run(main: Callable[[], Optional[int]]) -> None:
         status = main() or 0
     except UserError as error:
         said = str(error)
-    except KeyboardInterrupt as stop:
-        sys.stdout.flush()
-        start.leave(_last_line(str(stop)))
     except MemoryError:
         said = _NO_MEMORY
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 from jclip_fewshot.backend import runtime
-from jclip_fewshot.data.contest import read_contest
+from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
 from jclip_fewshot.errors import UserError
 
 
@@ -103,6 +103,6 @@ def _data(data: str) -> Finding:
         contest = read_contest(data)
     except UserError as error:
         return Finding("data set", False, str(error))
-    tests = [split for split in ("A", "B") if (Path(data) / f"TestSet{split}").is_dir()]
+    tests = [name for name in TEST_FOLDERS if (Path(data) / name).is_dir()]
     return Finding("data set", True, f"{data}: {len(contest.class_names)} classes, {len(contest.train)} training "
                                      f"images, test sets: {', '.join(tests) or 'none'}")

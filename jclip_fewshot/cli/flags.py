@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import shutil
+import textwrap
 from dataclasses import fields
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
+from jclip_fewshot import console
 from jclip_fewshot.config import Config, checked
 from jclip_fewshot.errors import UserError, nearest
 
@@ -29,8 +33,17 @@ def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
             groups[group].add_argument(flag, dest=f.name, action="store_true", default=None, help=text)
             continue
         shown = "" if f.default == "" else f" [{f.default}]"
-        groups[group].add_argument(flag, dest=f.name, type=type(f.default), default=None,
+        groups[group].add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=None,
                                    choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
+
+
+def _number(text: str) -> int:
+    if len(text) > 20:  # int() takes time squared in the digits, and refuses thousands
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+_number.__name__ = "int"  # argparse names the type in its message
 
 
 def _metavar(f: dataclasses.Field) -> Optional[str]:
@@ -39,34 +52,53 @@ def _metavar(f: dataclasses.Field) -> Optional[str]:
     return f.metadata["metavar"]
 
 
-def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None, **fixed: Any) -> Config:
-    """Command line → frozen settings. `fixed` overrides the defaults below file and flags.
+def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None) -> Config:
+    """Command line → frozen settings.
 
     Raises:
         UserError: a --config file with an unknown key, a wrong type or a bad value.
         SystemExit: --help and --print-config (0), a flag that argparse does not know (2).
     """
-    parser = argparse.ArgumentParser(usage="%(prog)s [FLAG VALUE ...]", description=description,
-                                     formatter_class=_Compact)
+    return parse_given(config, description, arguments)[0]
+
+
+def parse_given(config: Type[Config], description: str,
+                arguments: Optional[List[str]] = None) -> Tuple[Config, Dict[str, Any]]:
+    """The same, and those of the settings that were given, by flag or file, rather than left at their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=Compact, usage="%(prog)s [settings]")
     add_flags(parser, config)
-    given = vars(parser.parse_args(arguments))
-    file, show = given.pop("config"), given.pop("print_config")
-    values = dict(fixed)
-    if file:
-        values.update(read_toml(file, config))
-    values.update({name: value for name, value in given.items() if value is not None})
-    settings = checked(config, values)
+    flags = vars(parser.parse_args(arguments))
+    file, show = flags.pop("config"), flags.pop("print_config")
+    given = read_toml(file, config) if file else {}
+    given.update({name: value for name, value in flags.items() if value is not None})
+    console.verbose = given.get("verbose") is True  # from here on a mistake may be shown with its trace
+    for f in fields(config):
+        if f.name in given and f.metadata["implies"]:
+            given[f.metadata["implies"]] = True
+    settings = checked(config, given)
     if show:
         print(to_toml(settings), end="")
         raise SystemExit(0)
-    return settings
+    return settings, given
 
 
-class _Compact(argparse.RawDescriptionHelpFormatter):
-    """Wide enough that each flag takes one line."""
+class Compact(argparse.RawDescriptionHelpFormatter):
+    """As wide as the terminal (or as COLUMNS says), up to where each flag takes one line."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=110)
+        width = max(40, min(110, shutil.get_terminal_size().columns))
+        super().__init__(prog, max_help_position=28 if width >= 80 else 20, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled; indented lines, examples of commands, stay lines."""
+        filled = []
+        for paragraph in text.strip().split("\n\n"):
+            if not paragraph.startswith(" "):
+                filled.append(textwrap.fill(paragraph, width))
+                continue
+            filled.append("\n".join(textwrap.fill(line, width, subsequent_indent=" " * 8, break_on_hyphens=False)
+                                    if len(line) > width else line for line in paragraph.split("\n")))
+        return "\n\n".join(filled)
 
 
 def read_toml(path: str, config: Type) -> Dict[str, Any]:
@@ -84,8 +116,8 @@ def read_toml(path: str, config: Type) -> Dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}")
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"--config {path}: not TOML ({error})")
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nesting
+        raise UserError(f"--config {path}: not TOML ({str(error)[:200]})")
     known = {f.name for f in fields(config)}
     for name in values:
         if name not in known:
@@ -101,7 +133,6 @@ def to_toml(settings: Any) -> str:
             text = "true" if value else "false"
         elif isinstance(value, str):
             # TOML's basic strings; JSON's escapes are a subset of theirs
-            import json
             text = json.dumps(value, ensure_ascii=False)
         else:
             text = repr(value)

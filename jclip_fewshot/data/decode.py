@@ -56,7 +56,7 @@ class Recipe(NamedTuple):
     """What becomes of an image file."""
 
     size: int               # R
-    views: int = 1          # 1: CLIP's own preprocessing; more: that many random views instead
+    views: int = 0          # 0: CLIP's own preprocessing; more: that many random views instead
     seed: int = 0           # of the random views
     draft: bool = False     # see `open_image`
 
@@ -116,7 +116,7 @@ def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
 
 def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Image]:
     """The V views of one image, R x R, RGB; random ones are seeded by its content, not by its place."""
-    if recipe.views == 1:
+    if recipe.views == 0:
         image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
         yield resize_and_crop(image, recipe.size, true_size)
         return
@@ -221,7 +221,7 @@ class Decoder:
         self.paths = paths
         self.recipe = recipe
         self.batch_images = batch_images
-        self.batch_shape = (batch_images, recipe.views, recipe.size, recipe.size, 3)
+        self.batch_shape = (batch_images, max(1, recipe.views), recipe.size, recipe.size, 3)
         self.workers: List[subprocess.Popen] = []
         self._waiting: deque = deque()  # packets that the task socket has not taken yet
         self._done = {}  # index -> Done

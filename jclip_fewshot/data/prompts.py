@@ -27,7 +27,7 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jclip_fewshot.errors import UserError, nearest
 
@@ -292,6 +292,11 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is no UTF-8 text; save it as such") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def known_domains() -> FrozenSet[str]:
+    """The domains that the built-in prompts have templates for."""
+    return frozenset(load().templates) - {DEFAULT_DOMAIN}
 
 
 def _domain(class_name: str, domain: Optional[str]) -> str:

@@ -17,16 +17,24 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
-from jclip_fewshot.data.contest import (Contest, LabelledPath, PathLike, by_class, count_of, natural_key,
-                                        read_labelled, require_present)
+from jclip_fewshot.data.contest import Contest, by_class
+from jclip_fewshot.data.listing import LabelledPath, PathLike, count_of, natural_key, read_labelled, require_present
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
 KEPT = 0.9  # share of a pool that counts as typical: a tenth may be wrong labels and odd pictures
+
+
+class Source(Protocol):
+    """What encodes images (features/sources.py)."""
+
+    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
+               stage: str = "images") -> Tuple[np.ndarray, Dict[int, str]]:
+        """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
 
 
 def medoids(distance: np.ndarray, k: int) -> List[int]:
@@ -89,36 +97,49 @@ def choose_representative(labelled: Sequence[Tuple[str, int]], rows: np.ndarray,
     return chosen
 
 
-def rule(settings) -> str:
+def rule(shots: int, seed: int, select: str = "random", pool: int = 0, shot_list: str = "") -> str:
     """How the shots of a run were chosen, for its record."""
-    if settings.shots == 0 and not settings.shot_list:
+    if shots == 0 and not shot_list:
         return "none: class names alone"
-    if settings.shot_list:
-        return f"list {settings.shot_list}"
-    if settings.select == "representative":
-        return f"representative: k-medoids, {settings.shots} of {settings.pool} a class, seed {settings.seed}"
-    return f"random: {settings.shots} a class, seed {settings.seed}"
+    if shot_list:
+        return f"list {shot_list}"
+    if select == "representative":
+        return f"representative: k-medoids, {shots} of {pool} a class, seed {seed}"
+    return f"random: {shots} a class, seed {seed}"
 
 
-def choose(contest: Contest, settings, source, text: np.ndarray) -> List[Tuple[str, int]]:
-    """The shots of a run as the settings ask: a list, a seeded draw, or representative of a larger pool.
+def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
+           pool: int = 64, shot_list: str = "") -> List[LabelledPath]:
+    """The shots of a run: a list, a seeded draw, or representative of a larger pool.
 
-    text (K, D): the classes' text rows. The pool is a seeded draw too, encoded once and cached.
+    source: encodes the pool, a seeded draw too. text (K, D): the classes' text rows.
     Raises:
         UserError: fewer images than shots, or a shot list that does not fit the data set.
     """
-    if settings.shot_list or settings.select == "random" or settings.shots == 0:
-        return choose_shots(contest, settings.shots, settings.seed, settings.shot_list or None)
-    choose_shots(contest, settings.shots, settings.seed)  # complains of classes that are too small
-    pool = draw_pool(contest, max(settings.pool, settings.shots), settings.seed)
-    rows, bad = source.images(contest.root, [path for path, _ in pool], stage="pool")
-    readable = [index for index in range(len(pool)) if index not in bad]
-    return choose_representative([pool[i] for i in readable], rows[readable], text, settings.shots)
+    drawn = choose_shots(contest, shots, seed, shot_list or None)  # complains of classes that are too small
+    if shot_list or select == "random" or shots == 0:
+        return drawn
+    candidates = draw_pool(contest, max(pool, shots), seed)
+    rows, bad = source.images(contest.root, [path for path, _ in candidates], stage="pool")
+    readable = [index for index in range(len(candidates)) if index not in bad]
+    return choose_representative([candidates[i] for i in readable], rows[readable], text, shots)
+
+
+def shortage(contest: Contest, shots: int) -> str:
+    """What to say where classes of a plain tree have fewer images than shots; "" where all have enough."""
+    counts = [len(paths) for paths in _paths_by_class(contest) if paths]
+    few = [count for count in counts if count < shots]
+    if not contest.plain or not few:
+        return ""
+    return (f"{count_of(len(few), 'class has', 'classes have')} fewer than {shots} images (the fewest: {min(few)}); "
+            "they give all they have")
 
 
 def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
                  shot_list: Optional[PathLike] = None) -> List[LabelledPath]:
     """The training images to learn from: `shots` of every class that has any, sorted by class.
+
+    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
 
     A class's images are ordered by the SHA-256 of seed and path, and the first ones taken: the same on every
     machine and Python, whatever the other classes are; fewer shots are always a part of more.
@@ -130,7 +151,7 @@ def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
         shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
 
     Raises:
-        UserError: a class has fewer images than shots (but some); what is wrong with the shot list.
+        UserError: a class of the contest has fewer images than shots (but some); what is wrong with the shot list.
     """
     if shot_list is not None:
         return read_shot_list(shot_list, contest)
@@ -138,7 +159,7 @@ def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
         raise UserError(f"--shots is {shots}; it must be 0 or more")
     by_class = _paths_by_class(contest)
     for label, paths in enumerate(by_class):
-        if 0 < len(paths) < shots:
+        if 0 < len(paths) < shots and not contest.plain:
             fewest = min(len(others) for others in by_class if others)
             raise UserError(f"class {contest.class_names[label]} has {count_of(len(paths), 'training image')}, "
                             f"fewer than the {shots} shots asked for; use --shots {fewest} or a --shot-list")

@@ -6,20 +6,20 @@ A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five likeliest 
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
-from jclip_fewshot.data.contest import CLASS_ID, PathLike, count_of, natural_key
+from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import open_zip
-from jclip_fewshot.storage.files import atomic_write
+from jclip_fewshot.storage.files import atomic_write, require_writable
 
 TOP = 5
-MAX_DIGITS = 9  # of a class id
 MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
 
 
@@ -34,6 +34,67 @@ class ResultCheck:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+
+def require_target(path: PathLike, flag: str = "--result") -> None:
+    """Finds out before the work whether a result can be written to `path`, and its archive beside it.
+
+    Raises:
+        UserError: no regular file's name, no writable folder, or the name of the archive itself.
+    """
+    path = Path(path)
+    require_writable(path, flag)
+    if path.suffix == ".zip":
+        raise UserError(f"{flag} {path}: the result is a .txt file; the .zip is written beside it".lstrip())
+    require_writable(path.with_suffix(".zip"), flag)
+
+
+def require_names(folder: PathLike, names: Sequence[str]) -> None:
+    """Finds out before the work whether result.txt can hold the names of the test images.
+
+    Raises:
+        UserError: names the first that it cannot, and says why.
+    """
+    wrong = [(name, why) for name, why in ((name, _why_not(name)) for name in names) if why]
+    if wrong:
+        name, why = wrong[0]
+        more = f" ({len(wrong) - 1} more such names)" if len(wrong) > 1 else ""
+        raise UserError(f"{folder}: result.txt cannot hold the name {name!r}, which has {why}; rename it{more}")
+
+
+def _why_not(name: str) -> str:
+    """What keeps a name out of a line `name id id id id id`; "" for nothing."""
+    if not is_utf8(name):
+        return "bytes that are no UTF-8"
+    for sign, word in ((",", "a comma"), ("\t", "a tab"), ("\n", "a line break"), ("\r", "a line break")):
+        if sign in name:
+            return word
+    if any(sign < " " or "\x7f" <= sign < "\xa0" for sign in name) or name.startswith("\ufeff"):
+        return "a control character"
+    if name != " ".join(name.split()):
+        return "a space at an end, two in a row, or one that is not the plain space"
+    return ""
+
+
+def move_aside(path: PathLike, ours: Iterable[Path]) -> Optional[Path]:
+    """Moves a file that equals none of `ours` out of the way, to result.previous.txt; returns where it lies now.
+
+    Nothing is lost: where that name is taken, a number is added to it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    for other in ours:
+        if other.is_file() and other.stat().st_size == len(content) and other.read_bytes() == content:
+            return None
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.stem}.previous{'' if number == 1 else f'-{number}'}{path.suffix}")
+        if not aside.exists():
+            os.replace(path, aside)
+            return aside
+        number += 1
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
@@ -58,9 +119,8 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
         UserError: the file cannot be written or does not read back.
     """
     path = Path(path)
+    require_target(path, flag="")
     archive = path.with_suffix(".zip")
-    if path == archive:
-        raise UserError(f"{path}: the result is a .txt file; the .zip is written beside it")
     rows = [[int(label) for label in row] for row in top5]
     if len(rows) != len(names):
         raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")

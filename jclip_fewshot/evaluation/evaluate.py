@@ -25,6 +25,7 @@ from jclip_fewshot.evaluation.tasks import draw_tasks
 from jclip_fewshot.heads.clip_dn import clip_dn_logits
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.storage.records import read_json
 from jclip_fewshot.task import zero_shot_logits
 
 EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
@@ -135,10 +136,16 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
     """The transductive papers' protocol: many small tasks whose queries come from few classes.
 
     Each task draws `classes` classes and up to `queries` of their test rows; all K classes compete. Returns
-    {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1", "half_width"}}}:
-    the mean top-1 over tasks and half of its 95 % interval.
+    {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1", "half_width"}}, "accuracy":
+    {name: top-1 of each task}}: the mean top-1 over tasks and half of its 95 % interval.
+
+    Raises:
+        UserError: more classes a task than have test rows.
     """
-    drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
+    try:
+        drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
+    except ValueError as error:
+        raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}")
     pipeline.fit(suite.task, lambda name, seconds: tell(name))
     answers = pipeline.answer(suite.features, refine="off")
     hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
@@ -152,7 +159,7 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
     methods = {name: {"top1": float(np.mean(values)), "half_width": half_width(values)}
                for name, values in accuracy.items()}
     return {"suite": suite.name, "tasks": len(drawn), "task_classes": classes, "task_queries": queries,
-            "seed": seed, "methods": methods}
+            "seed": seed, "methods": methods, "accuracy": accuracy}
 
 
 def half_width(values: List[float]) -> float:
@@ -169,6 +176,22 @@ def bootstrap(correct: str, resamples: int, seed: int = 0) -> Tuple[float, float
     return float(low), float(high)
 
 
+def bootstrap_mean(values: List[float], resamples: int, seed: int = 0) -> Tuple[float, float]:
+    """95 % interval of the mean of `values` by resampling them: of the tasks' top-1."""
+    rng, means = np.random.default_rng(seed), np.empty(resamples)
+    for place in range(resamples):
+        means[place] = np.mean(rng.choice(values, len(values)))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def intervals(results: dict, resamples: int) -> Dict[str, Tuple[float, float]]:
+    """Each method's 95 % interval of the top-1, from `evaluate` or `evaluate_tasks`."""
+    if "accuracy" in results:
+        return {name: bootstrap_mean(values, resamples) for name, values in results["accuracy"].items()}
+    return {name: bootstrap(correct, resamples) for name, correct in results["correct"].items()}
+
+
 def mcnemar(ours: str, theirs: str) -> Tuple[int, int, float]:
     """(rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
 
@@ -181,19 +204,27 @@ def mcnemar(ours: str, theirs: str) -> Tuple[int, int, float]:
     return wins, losses, min(1.0, 2 * tail)
 
 
-def read_results(path: Path) -> dict:
-    """A JSON that `evaluate --json` wrote.
+def read_results(path: Path, tasks: bool = False) -> dict:
+    """A JSON that `evaluate --json` wrote; `tasks`: with --tasks.
 
     Raises:
         UserError: absent, or not such a file.
     """
+    detail = "accuracy" if tasks else "correct"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results["suite"], results["correct"]
-    except OSError as error:
-        raise UserError(f"--compare {path}: {error.strerror}")
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"--compare {path}: not a file that evaluate --json wrote")
+        results = read_json(path)
+    except UserError as error:
+        raise UserError(f"--compare {error}")
+    if not isinstance(results.get("suite"), str) or not all(
+            isinstance(results.get(key), dict) and results[key] for key in ("methods", detail)):
+        raise UserError(f"--compare {path}: not a file that evaluate --json wrote {'with' if tasks else 'without'} "
+                        "--tasks")
+    try:
+        for name, values in results[detail].items():
+            float(results["methods"][name]["top1"]), [float(value) for value in values]
+        results["tasks" if tasks else "n"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"--compare {path}: damaged; evaluate again")
     return results
 
 
@@ -211,21 +242,40 @@ def comparison_table(results: dict, other: dict) -> str:
     return table(["method", "top-1", "theirs", "wins", "losses", "p"], rows)
 
 
-def tasks_table(results: dict) -> str:
-    """A row a method: mean top-1 over the tasks and half of its 95 % interval."""
+def tasks_comparison(results: dict, other: dict) -> str:
+    """A row a method of both results: mean top-1, theirs, the mean difference on the same tasks and its 95 %."""
+    same = ("suite", "tasks", "task_classes", "task_queries", "seed")
+    for key in same:
+        if results[key] != other.get(key):
+            raise UserError(f"--compare: that file has {key} {other.get(key)}, this is {results[key]}; tasks can only "
+                            "be compared where they are the same")
+    rows = []
+    for name, ours in results["accuracy"].items():
+        theirs = other["accuracy"].get(name, [])
+        if len(theirs) == len(ours):
+            gains = [a - b for a, b in zip(ours, theirs)]
+            rows.append([name, f"{np.mean(ours):.2f}", f"{np.mean(theirs):.2f}", f"{np.mean(gains):+.2f}",
+                         f"{half_width(gains):.2f}"])
+    return table(["method", "top-1", "theirs", "difference", "± 95 %"], rows)
+
+
+def tasks_table(results: dict, resamples: int = 0) -> str:
+    """A row a method: mean top-1 over the tasks and half of its 95 % interval; with `resamples` the bootstrap's too."""
     rows = [[name, f"{scores['top1']:.2f}", f"{scores['half_width']:.2f}"]
             for name, scores in results["methods"].items()]
-    return table(["method", "top-1", "± 95 %"], rows)
+    return table(["method", "top-1", "± 95 %"], rows) + _intervals_table(results, resamples)
 
 
 def results_table(results: dict, resamples: int = 0) -> str:
     """The scores; with `resamples`, each method's bootstrap interval of the top-1 below."""
-    text = score_table(results["methods"])
-    if resamples:
-        rows = [[name, *(f"{bound:.2f}" for bound in bootstrap(correct, resamples))]
-                for name, correct in results["correct"].items()]
-        text += "\n\n" + table(["95 % of top-1", "from", "to"], rows)
-    return text
+    return score_table(results["methods"]) + _intervals_table(results, resamples)
+
+
+def _intervals_table(results: dict, resamples: int) -> str:
+    if not resamples:
+        return ""
+    rows = [[name, *(f"{bound:.2f}" for bound in bounds)] for name, bounds in intervals(results, resamples).items()]
+    return "\n\n" + table(["95 % of top-1", "from", "to"], rows)
 
 
 def save_results(path: Path, results: dict) -> None:

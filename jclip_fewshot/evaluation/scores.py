@@ -5,7 +5,10 @@ Letters: N images, K classes. Accuracies are in percent.
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+import re
+import shutil
+import textwrap
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -70,15 +73,60 @@ def percent(hits: np.ndarray) -> float:
     return float(100 * np.mean(hits)) if len(hits) else 0.0
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left, the rest to the right."""
-    widths = [max(len(row[i]) for row in [list(header)] + [list(r) for r in rows]) for i in range(len(header))]
-    lines = []
-    for row in [header] + list(rows):
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+def score_methods(answers: Dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
+                  domains: Sequence[str]) -> Dict[str, dict]:
+    """{method: score} of {method: (R, K) logits or probabilities of the readable images} against (N,) labels."""
+    return {name: score(with_unreadable(best_classes(answer), answer, readable, len(truth)), truth, domains)
+            for name, answer in answers.items()}
+
+
+def gain_text(scores: Dict[str, dict]) -> str:
+    """A line that says what refining the set did, and how to go without; "" where it was not refined."""
+    if "ensemble_refined" not in scores:
+        return ""
+    before, after = scores["ensemble"]["top1"], scores["ensemble_refined"]["top1"]
+    did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
+    said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
+    return f"{said} ({before:.2f} to {after:.2f}); --refine off answers each image by itself\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[int] = None,
+          width: Optional[int] = None) -> str:
+    """Columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
+
+    Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
+    `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
+    """
+    width = width or shutil.get_terminal_size().columns
+    if _total(header, rows) > width:
+        parts = [re.sub(r"(?<=-)(?=.)| ", "\n", name).split("\n") if len(name) > 6 else [name] for name in header]
+        lines = [[""] * (max(map(len, parts)) - len(part)) + part for part in parts]
+    else:
+        lines = [[name] for name in header]
+    heads = [list(line) for line in zip(*lines)]  # a row of the header each
+    shown = len(header)
+    while keep is not None and shown > keep and _total(header, rows, shown, heads) > width:
+        shown -= 1
+    widths = _widths([*heads, *rows], shown)
+    text = []
+    for row in [*heads, ["-" * wide for wide in widths], *rows]:
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(wide) for cell, wide in zip(row[1:shown], widths[1:])]
+        text.append("  ".join(cells).rstrip())
+    if shown < len(header):
+        left_out = f"(too narrow for {', '.join(header[shown:])}: COLUMNS={_total(header, rows)} shows all)"
+        text += textwrap.wrap(left_out, max(width, 20))
+    return "\n".join(text)
+
+
+def _widths(rows: Sequence[Sequence[str]], shown: int) -> List[int]:
+    return [max(len(row[i]) for row in rows) for i in range(shown)]
+
+
+def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: Optional[int] = None,
+           heads: Optional[Sequence[Sequence[str]]] = None) -> int:
+    """Width of a table: of all columns under a header of one line, or of the first `shown` under `heads`."""
+    widths = _widths([*(heads or [header]), *rows], shown or len(header))
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def score_table(methods: Dict[str, dict]) -> str:
@@ -94,4 +142,4 @@ def score_table(methods: Dict[str, dict]) -> str:
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
         row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
         rows.append(row)
-    return table(header, rows)
+    return table(header, rows, keep=4)

@@ -28,7 +28,7 @@ class Suite:
     features: np.ndarray  # (N, D) unit rows
     labels: np.ndarray  # (N,)
     classes: List[str]  # (K,)
-    domains: List[str]  # (K,) the part of the class name before the first underscore, "" without
+    domains: List[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
 
 
 def with_shots(suite: Suite, shots: int) -> Suite:

@@ -3,8 +3,8 @@
     python -m jclip_fewshot validate --data Dataset --seeds 3
 
 Labelled training images that are not shots serve as a test set. The whole stack of train.py and test.py
-runs on them, once a seed (other shots, same held-out images), and a row a method says mean and standard
-deviation.
+runs on them, once a seed (other shots, other random views, same held-out images), and a row a method says mean and
+standard deviation over the seeds, and the sampling error that the held-out images alone bring.
 
 Letters: N held-out images, S shots, K classes.
 """
@@ -12,18 +12,23 @@ Letters: N held-out images, S shots, K classes.
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
 import statistics
+import textwrap
 import time
-from typing import Dict, List, Tuple
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot import runs
-from jclip_fewshot.config import TrainConfig, ValidateConfig
+from jclip_fewshot.backend import ranks
+from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import Contest, LabelledPath, read_contest
-from jclip_fewshot.data.shots import choose, draw_pool
+from jclip_fewshot.data.shots import choose, draw_pool, shortage
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
 from jclip_fewshot.features.sources import labelled_rows, open_source
@@ -59,14 +64,33 @@ def hold_out(contest: Contest, per_class: int, shots: int) -> Tuple[List[Labelle
     return held, dataclasses.replace(contest, train=rest)
 
 
-def mixed(scores: dict, mix: Dict[str, float]) -> dict:
-    """The totals as a mean over domains with the weights `mix`, those that are there scaled to one."""
-    weights = {domain: mix[domain] for domain in scores["domains"] if domain in mix}
+def domain_weights(domains: Sequence[str], mix: Dict[str, float]) -> Dict[str, float]:
+    """The weights `mix` of those domains that are there, scaled to one."""
+    weights = {domain: mix[domain] for domain in dict.fromkeys(domains) if domain in mix}
     if not weights:
         raise UserError(f"--board-mix knows {', '.join(mix)}; this data set has none of these domains")
-    total = sum(weights.values())
-    return {**scores, **{key: sum(weights[d] * scores["domains"][d][key] for d in weights) / total
+    return {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
+
+
+def mixed(scores: dict, mix: Dict[str, float]) -> dict:
+    """The totals as a mean over domains with the weights `mix`, those that are there scaled to one."""
+    weights = domain_weights(list(scores["domains"]), mix)
+    return {**scores, **{key: sum(weight * scores["domains"][domain][key] for domain, weight in weights.items())
                          for key in ("top1", "top5")}}
+
+
+def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: Optional[Dict[str, float]] = None) -> float:
+    """Standard error, in percent, that another draw of as many images would bring to the mean of `hits` (N,).
+
+    √(p(1-p)/N); with `mix`, of the mean over domains with those weights, each domain an independent draw.
+    """
+    def variance(inside: np.ndarray) -> float:
+        return inside.mean() * (1 - inside.mean()) / len(inside)
+    if not mix:
+        return 100 * math.sqrt(variance(hits))
+    of_domain = np.asarray(of_domain)
+    return 100 * math.sqrt(sum(weight ** 2 * variance(hits[of_domain == domain])
+                               for domain, weight in domain_weights(of_domain.tolist(), mix).items()))
 
 
 def parse_shots(text: str) -> List[int]:
@@ -75,52 +99,76 @@ def parse_shots(text: str) -> List[int]:
     Raises:
         UserError: not numbers from 1 up.
     """
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise UserError(f"--shots takes numbers from 1 up, separated by commas, not {text!r}")
+    parts = text.split(",")
+    counts = [int(part) for part in parts if part.strip().isdecimal() and len(part) < 9]
+    if len(counts) < len(parts) or min(counts) < 1:
+        raise UserError(f"--shots takes numbers from 1 up, separated by commas, not {text[:80]!r}")
     return list(dict.fromkeys(counts))
 
 
-def validate(settings: ValidateConfig) -> dict:
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """The shots of one fit and what was learned from their images."""
+
+    count: int
+    seed: int
+    shots: List[LabelledPath]
+    rows: np.ndarray
+
+
+def validate(settings: ValidateConfig) -> Optional[dict]:
     """Runs the stack for every number of shots and every seed.
 
-    Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "domains":
-    {domain: [...]}}}}, "held_out": their paths}.
+    Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
+    {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is
+    the sampling error of top1. None on all ranks under mpirun but the first, which fits.
     """
-    counts = parse_shots(settings.shots)
-    contest = read_contest(settings.data, settings.board)
+    counts, names = parse_shots(settings.shots), head_names(settings.heads)
+    contest = read_contest(settings.data, settings.board, settings.domains)
     held, contest = hold_out(contest, settings.per_class, max(counts))
+    for note in contest.notes + [shortage(contest, max(counts))]:
+        tell(note) if note else None
     domains = contest.domains
+    mix = BOARD_MIX if settings.board_mix else None
+    if mix:
+        domain_weights(domains, mix)  # complains before the work
     sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts)
-    source = open_source(settings)
+    source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)
     text = source.texts(contest.class_names, sentences)
     features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
     labels = np.array([label for _, label in held], np.int64)
     tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
-
-    curve: Dict[int, Dict[str, dict]] = {}
+    draws = []
     for count in counts:
-        methods = curve.setdefault(count, {})
         for seed in range(settings.seeds):
-            begun = time.perf_counter()
-            shots = choose(contest, TrainConfig(shots=count, seed=seed), source, text)
-            rows, shots, _ = labelled_rows(source, contest.root, shots, settings.skip_bad, views=settings.augment)
-            task = Task(rows, [label for _, label in shots], text, domain_indices(domains), source.scale)
-            pipeline = Pipeline(head_names(settings.heads), seed).fit(task)
-            for name, answer in pipeline.answer(features).by_method().items():
-                scores = score(best_classes(answer), labels, domains)
-                if settings.board_mix:
-                    scores = mixed(scores, BOARD_MIX)
-                row = methods.setdefault(name, {"top1": [], "top5": [], "domains": {}})
-                row["top1"].append(scores["top1"])
-                row["top5"].append(scores["top5"])
-                for domain, inside in scores["domains"].items():
-                    row["domains"].setdefault(domain, []).append(inside["top1"])
-            tell(f"  {count} shots, seed {seed}: {time.perf_counter() - begun:.1f} s")
-    return {"n": len(held), "k": len(contest.class_names), "curve": curve, "held_out": [path for path, _ in held]}
+            shots = choose(contest, source, text, count, seed, settings.select, settings.pool)
+            rows, shots, _ = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, seed,
+                                           f"{count} shots, seed {seed}")
+            draws.append(_Draw(count, seed, shots, rows))
+    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
+        return None
+
+    curve: Dict[int, Dict[str, dict]] = {count: {} for count in counts}
+    of_domain = [domains[label] for label in labels]
+    for number, draw in enumerate(draws, 1):
+        begun = time.perf_counter()
+        task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale)
+        answers = Pipeline(names, draw.seed).fit(task).answer(features).by_method()
+        for name, answer in answers.items():
+            best = best_classes(answer)
+            scores = score(best, labels, domains)
+            scores = mixed(scores, mix) if mix else scores
+            row = curve[draw.count].setdefault(name, {"top1": [], "top5": [], "error": [], "domains": {}})
+            row["top1"].append(scores["top1"])
+            row["top5"].append(scores["top5"])
+            row["error"].append(sampling_error(best[:, 0] == labels, of_domain, mix))
+            for domain, inside in scores["domains"].items():
+                row["domains"].setdefault(domain, []).append(inside["top1"])
+        tell(f"fit {number} of {len(draws)}: {draw.count} shots, seed {draw.seed}, {time.perf_counter() - begun:.1f} s")
+    same = [count for count in counts if settings.seeds > 1
+            and len({tuple(draw.shots) for draw in draws if draw.count == count}) == 1]
+    return {"n": len(held), "k": len(contest.class_names), "curve": curve, "held_out": [path for path, _ in held],
+            "same_shots": same}
 
 
 def mean_and_spread(values: List[float]) -> str:
@@ -131,26 +179,43 @@ def mean_and_spread(values: List[float]) -> str:
 
 
 def leaderboard(methods: Dict[str, dict]) -> str:
-    """A row a method: top-1 and top-5 with their spread over seeds, mean top-1 by domain."""
+    """A row a method: top-1 and top-5 with their spread over seeds, the images' sampling error, top-1 by domain."""
     domains = list(dict.fromkeys(domain for row in methods.values() for domain in row["domains"]))
     domains = domains if len(domains) > 1 else []
-    rows = [[name, mean_and_spread(row["top1"]), mean_and_spread(row["top5"])]
+    rows = [[name, mean_and_spread(row["top1"]), f"± {statistics.mean(row['error']):.2f}", mean_and_spread(row["top5"])]
             + [f"{statistics.mean(row['domains'][domain]):.1f}" for domain in domains]
             for name, row in methods.items()]
-    return table(["method", "top-1", "top-5"] + domains, rows)
+    return table(["method", "top-1", "images", "top-5"] + domains, rows, keep=4)
+
+
+def spread_note(seeds: int, same: bool) -> str:
+    """What the two ± of a leaderboard stand for."""
+    said = "± images: what another draw of as many held-out images would change (one standard error)."
+    if seeds < 2:
+        said += " --seeds 3 shows what other shots change."
+    elif same:
+        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± beside top-1 "
+                f"holds random views and training alone, not other shots. {said}")
+    else:
+        said = f"± beside top-1: standard deviation over {seeds} draws of the shots. {said}"
+    return textwrap.fill(said, shutil.get_terminal_size().columns)
 
 
 def shot_curve(curve: Dict[int, Dict[str, dict]]) -> str:
     """A row a method, a column a number of shots: mean top-1 and its spread."""
     names = list(next(iter(curve.values())))
     rows = [[name] + [mean_and_spread(curve[count][name]["top1"]) for count in curve] for name in names]
-    return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows)
+    return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
 
 
-def save(settings: ValidateConfig, results: dict) -> str:
+def require_new(settings: ValidateConfig) -> None:
+    """Finds out before the work whether its numbers can be saved."""
+    parse_shots(settings.shots)
+    runs.require_new_run(settings.runs, settings.name)
+
+
+def save(settings: ValidateConfig, results: dict) -> Path:
     """Leaves the numbers as a record in a run folder of its own; returns the folder."""
-    folder = runs.new_run(settings.runs, settings.name or time.strftime("validate-%Y%m%d-%H%M%S"), settings.board)
-    save_json(folder / "validate.json", {
-        "command": runs.command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": runs.versions(),
-        "config": vars(settings), **results})
-    return str(folder)
+    folder = runs.new_run(settings.runs, settings.name, settings.board, prefix="validate-")
+    save_json(folder / "validate.json", {**runs.made_by(), "config": vars(settings), **results})
+    return folder

@@ -16,7 +16,7 @@ Letters: N images, V views an image, K classes, D feature width, R pixels a side
 from __future__ import annotations
 
 import os
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,15 +34,17 @@ IMAGES_A_WORKER = 64  # fewer are decoded sooner than a worker starts
 FILES_A_WORKER = 512  # the same for reading alone
 
 Bad = Dict[int, str]
+OnStart = Callable[[int], None]
 
 
-def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                   seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                  shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
+                  shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                  on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
     """Feature rows of image files.
 
     paths: N files. cache: where rows are looked for and kept; None computes them all.
-    views: 0 or 1 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
+    views: 0 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
         and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
     workers: decoding processes; None fits them to the machine, 0 decodes in this process.
     draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see
@@ -50,6 +52,7 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
     shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
         does not have them. Afterwards every rank calls again without it and finds all rows in the common
         cache.
+    on_start: told before the first batch how many images this process will encode.
 
     Returns:
         rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of
@@ -59,16 +62,17 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
         KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
     """
     rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
-                             draft=draft, shard=shard, stage=stage)
+                             draft=draft, shard=shard, stage=stage, on_start=on_start)
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
-def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 1,
+def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                 shard: Tuple[int, int] = (0, 1), stage: str = "images") -> Tuple[np.ndarray, Bad]:
+                 shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                 on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
     """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length."""
+    recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not views)
     views = max(1, views)
-    recipe = Recipe(encoder.image_size, views, seed if views > 1 else 0, draft and views == 1)
     n, width = len(paths), encoder.width
     rows = np.zeros((n, views, width), np.float32)
     found = np.zeros(n, bool)
@@ -90,6 +94,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     if workers is None:
         workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
     workers = min(workers, len(wanted))
+    if wanted:
+        on_start(len(wanted))
     bad: Bad = {}
     cached = int(found.sum())
     finished, total = cached, cached + len(wanted)

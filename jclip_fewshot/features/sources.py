@@ -5,21 +5,28 @@ train.py and test.py do not care which: both sources answer `images` and `texts`
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import ranks
-from jclip_fewshot.config import MachineConfig, TrainConfig
-from jclip_fewshot.console import tell, warn
+from jclip_fewshot.backend.runtime import on_cuda
+from jclip_fewshot.console import duration, tell, warn
+from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
-from jclip_fewshot.encoders.clip_encoder import open_encoder
+from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.table import FeatureTable
 from jclip_fewshot.storage.row_store import FeatureCache
-from jclip_fewshot.task import CLIP_SCALE
+from jclip_fewshot.task import CLIP_SCALE, Task
+
+BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
+SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
 class EncoderSource:
@@ -38,13 +45,42 @@ class EncoderSource:
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
                stage: str = "images") -> Tuple[np.ndarray, Bad]:
         """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
+        root = os.path.abspath(root)
+
         def encode(shard: Tuple[int, int] = (0, 1)) -> Tuple[np.ndarray, Bad]:
-            return encode_images(self._encoder, [root / path for path in paths], cache=self._cache, views=views,
-                                 seed=seed, workers=self._workers, stage=stage, shard=shard)
+            return encode_images(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache,
+                                 views=views, seed=seed, workers=self._workers, stage=stage, shard=shard,
+                                 on_start=lambda images: self._forecast(stage, images, views))
         if ranks.size() > 1:
             encode((ranks.rank(), ranks.size()))
             self._barrier.wait()
         return encode()
+
+    def _forecast(self, stage: str, images: int, views: int) -> None:
+        """Says before a long encoding how long it will take here, by timing a batch, and how much disk it needs.
+
+        Raises:
+            UserError: the disk of the cache has less room than that.
+        """
+        encoder, each = self._encoder, max(1, views)
+        row_bytes = each * encoder.width * 4 + 64
+        where = ""
+        if self._cache is not None:
+            free = shutil.disk_usage(self._cache.folder if self._cache.folder.exists() else os.curdir).free
+            where = f"; {size_text(images * row_bytes)} in {self._cache.folder}"
+            if free < images * row_bytes:
+                raise UserError(f"{stage}: the cache {self._cache.folder} needs {size_text(images * row_bytes)}, and "
+                                f"its disk has {size_text(free)} left; give another --cache, or --cache '' for none")
+        if images * each < BATCHES_TO_SAY * encoder.batch_size or not ranks.first():
+            return
+        pixels = np.zeros((encoder.batch_size, encoder.image_size, encoder.image_size, 3), np.uint8)
+        encoder.images(pixels)  # compiles
+        begun = time.perf_counter()
+        encoder.images(pixels)
+        rate = encoder.batch_size / (time.perf_counter() - begun)
+        what = f"{images:,} images" + (f" x {views} views" if views else "")
+        tell(f"{stage}: {what} to encode, about {duration(images * each / rate)} here "
+             f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
         """(K, D) rows, the mean over each class's sentences; normalised again with `unit`."""
@@ -68,8 +104,10 @@ class EncoderSource:
 class TableSource:
     """Looks rows up in a --features file; views and sentences went into them when they were made."""
 
-    def __init__(self, table: FeatureTable) -> None:
+    def __init__(self, table: FeatureTable, digest: str, given: str) -> None:
         self._table = table
+        self._digest = digest
+        self._given = given
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
                stage: str = "images") -> Tuple[np.ndarray, Bad]:
@@ -84,76 +122,126 @@ class TableSource:
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
-        return {"features": str(self._table.file)}
+        return {"features": self._given, "features_digest": self._digest}
 
 
 Source = Union[EncoderSource, TableSource]
 
 
-def open_source(settings: TrainConfig) -> Source:
-    """The source that train.py's settings name.
+def open_source(model: str, weights: str, features: str = "", *, cache: str = "", batch_size: int = 0,
+                workers: int = 0) -> Source:
+    """A source by what the flags of the same names say.
 
     Raises:
-        UserError: no such checkpoint or feature file, or a damaged one.
+        UserError: no such checkpoint or feature file, or a damaged one; a folder that is none.
     """
-    if settings.features:
-        return TableSource(FeatureTable.read(settings.features))
-    return _encoder_source(settings.model, settings.weights, settings)
+    if features:
+        table = FeatureTable.read(features)
+        return TableSource(table, file_digest(Path(features)), features)
+    return _encoder_source(model, weights, cache, batch_size, workers)
 
 
-def reopen_source(record: dict, settings: MachineConfig) -> Source:
+def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
+                  cache: str = "", batch_size: int = 0, workers: int = 0) -> Source:
     """The source that a run was trained with.
 
+    saved: what `record` of that source said. where: "model", "weights", "features" as they lie now.
+    shots (S,): the run's training images, class_names (K,), task: what it learned from, to recognise rows.
     Raises:
-        UserError: it is gone, or the checkpoint is another one now.
+        UserError: it is gone, or another one now.
     """
-    saved = record["encoder"]
     if "features" in saved:
-        return TableSource(FeatureTable.read(saved["features"]))
-    source = _encoder_source(saved["model"], saved["weights"], settings)
-    if source.record()["fingerprint"] != saved["fingerprint"]:
-        message = f"{saved['model']} is not the checkpoint that the run was trained with"
-        if settings.device == "auto":
-            # half precision on a GPU and single on the CPU give features that agree to about 1e-3
-            warn(f"{message}, or runs in another precision here")
-        else:
-            raise UserError(f"{message}: train again, or put the old file back")
+        source = open_source("", "", where["features"])
+        if source.record()["features_digest"] != saved.get("features_digest"):
+            _require_same_rows(source, where["features"], shots, class_names, task)
+        return source
+    if "weights_digest" not in saved:
+        raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
+                        "program made it; train again")
+    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers)
+    now = source.record()
+    if now["weights_digest"] != saved["weights_digest"]:
+        raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
+                        f"now, {saved.get('width')} then; the content differs): train again, or say with --model or "
+                        "--weights where the old file lies")
+    if now["precision"] != saved.get("precision"):
+        warn(f"the run was trained in {saved.get('precision')} and is tested in {now['precision']}; features agree to "
+             "about 1e-3")
     return source
 
 
-def _encoder_source(model: str, weights: str, settings: MachineConfig) -> EncoderSource:
-    from jclip_fewshot.backend.runtime import on_cuda
-    ranks.require_cache(settings.cache)
-    cache = FeatureCache(settings.cache) if settings.cache else None
+def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], class_names: Sequence[str],
+                       task: Task) -> None:
+    """Raises UserError where a feature file that has changed holds other rows than those the run learned from."""
+    try:
+        same = all(len(now) == len(then) and now.shape == then.shape and np.abs(now - then).max(initial=0) < SAME_ROWS
+                   for now, then in ((source.images(Path(), shots)[0], task.features),
+                                     (source.texts(class_names, []), task.text)))
+    except UserError as error:
+        raise UserError(f"{file} is not the feature file that the run was trained with, and cannot be compared with it "
+                        f"({error}): train again, or give the old one with --features")
+    if not same:
+        raise UserError(f"{file} is not the feature file that the run was trained with: its shots' or text rows differ;"
+                        " train again, or give the old one with --features")
+    tell(f"{file} has changed since the run was trained, but not in what the run learned from")
+
+
+def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int) -> EncoderSource:
+    ranks.require_cache(cache)
+    if os.path.exists(weights) and not os.path.isdir(weights):
+        raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
+    store = FeatureCache(os.path.abspath(cache)) if cache else None
     encoder = open_encoder(model, download_root=weights, dtype="float16" if on_cuda() else "float32",
-                           batch_size=settings.batch_size or None, cache=cache)
+                           batch_size=batch_size or None, cache=store)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images")
-    record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint, "width": encoder.width,
+    record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
+              "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters}
-    return EncoderSource(encoder, cache, settings.workers or None, record)
+    return EncoderSource(encoder, store, workers or None, record)
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
-                  stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  seed: int = 0, stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
     Raises:
-        UserError: an image that cannot be read, without `skip_bad`.
+        UserError: an image that cannot be read, without `skip_bad`; not one that can.
     """
-    rows, bad = source.images(root, [path for path, _ in images], views=views, stage=stage)
-    kept = require_readable(images, bad, skip_bad)
+    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage)
+    for index in sorted(bad):
+        path = images[index][0]
+        if not skip_bad:
+            raise UserError(f"training image {path} cannot be read ({bad[index]}); replace it, "
+                            "or --skip-bad goes without")
+        warn(f"training image {path} cannot be read ({bad[index]}); left out")
+    kept = [index for index in range(len(images)) if index not in bad]
+    if images and not kept:
+        raise UserError(f"none of the {len(images)} training images can be read ({images[0][0]}: {bad[0]}); "
+                        "unpack the data set again")
     return rows[kept], [images[i] for i in kept], bad
 
 
-def require_readable(shots: Sequence[Tuple[str, int]], bad: Dict[int, str], skip: bool) -> List[int]:
-    """Indices of the shots that could be read; with `skip`, the others are named in warnings.
+def test_rows(source: Source, root: Path, tests: TestSet) -> Tuple[np.ndarray, Bad]:
+    """Feature rows of a test set and why some images could not be read: {index: reason}, each named in a warning.
 
     Raises:
-        UserError: a shot that cannot be read, without `skip`.
+        UserError: none can be read.
     """
-    for index in sorted(bad):
-        path = shots[index][0]
-        if not skip:
-            raise UserError(f"training image {path} cannot be read ({bad[index]}); mend it, or --skip-bad goes without")
-        warn(f"training image {path} cannot be read ({bad[index]}); left out")
-    return [index for index in range(len(shots)) if index not in bad]
+    rows, bad = source.images(root, tests.files)
+    if not ranks.first():  # the first rank says it
+        return rows, bad
+    if len(bad) == len(tests.names):
+        index, reason = next(iter(bad.items()))
+        raise UserError(f"{tests.folder}: none of the {len(tests.names)} images can be read ({tests.names[index]}: "
+                        f"{reason}); unpack the test set again")
+    for index, reason in sorted(bad.items()):
+        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
+    return rows, bad
+
+
+test_rows.__test__ = False  # pytest: no test function
+
+
+def size_text(size: float) -> str:
+    """"15 MB", "1.2 GB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

@@ -12,6 +12,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from jclip_fewshot.task import Task
+
 LIMIT = 500_000_000  # the contest's bound on a model's parameters
 CALIBRATION_BINS = 15  # as Guo et al. 2017
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
@@ -184,6 +186,20 @@ def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
             near = features[rows] @ shots[inside].T
             index[rows], cosine[rows] = inside[near.argmax(axis=1)], near.max(axis=1)
     return index, cosine
+
+
+def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: Optional[np.ndarray],
+                   task: Task) -> Dict[str, np.ndarray]:
+    """What the report shows of nearest shots: of the class that was answered, and of the true one where it is known.
+
+    rows (N, D), probs (N, K), truth (N,). Returns {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
+    """
+    classes = {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}
+    arrays = {}
+    for kind, of in classes.items():
+        index, cosine = nearest_shots(rows, of, task.features, task.labels)
+        arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
+    return arrays
 
 
 def parameter_count(encoder: Optional[int], arrays: Dict[str, np.ndarray]) -> Tuple[Dict[str, int], int]:

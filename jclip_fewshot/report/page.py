@@ -144,7 +144,8 @@ def _scores(page: Page, scores: Dict[str, dict]) -> Optional[Dict[str, Any]]:
               for key in ["top1", *domains]}
     page.draw(figures.ladder, panels)
     final = list(scores)[-1]
-    gain = scores[final]["top1"] - scores["ensemble"]["top1"] if final == "ensemble_refined" else None
+    both = final == "ensemble_refined" and "ensemble" in scores
+    gain = scores[final]["top1"] - scores["ensemble"]["top1"] if both else None
     return {"rows": rows, "columns": columns, "domains": domains, "final": final, "refinement": gain,
             "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns},
             "images": {domain: inside["n"] for domain, inside in scores[final]["domains"].items()}}

@@ -33,8 +33,8 @@ def require_writable(path: Union[str, Path], flag: str = "") -> None:
     if not folder.is_dir():
         raise UserError(f"{name}: {folder} is a file, not a folder; give another path")
     try:
-        with tempfile.TemporaryFile(dir=str(folder)):  # the superuser's rights say nothing of a read-only disk
-            pass
+        with tempfile.TemporaryFile(dir=str(folder)) as file:  # the superuser's rights say nothing of a read-only disk
+            file.write(bytes(1 << 16))  # nor does an empty file of a full one
     except OSError as error:
         raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path")
 

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 from typing import List, NamedTuple, Optional
@@ -73,11 +76,10 @@ def press(command: List[str], cwd: Path, after: float = 0.0, words: str = "", ke
     again: presses it once more, so many seconds later. send: a signal to the process alone, instead of the key.
     """
     main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def own_terminal() -> None:
         os.setsid()
-        import fcntl
-        import termios
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     child = subprocess.Popen(command, cwd=str(cwd), stdin=side, stdout=side, stderr=side, preexec_fn=own_terminal,

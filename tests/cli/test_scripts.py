@@ -11,76 +11,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from jclip_fewshot.backend import runtime
 from jclip_fewshot.data import demo
 from jclip_fewshot.data.contest import test_images
 from jclip_fewshot.data.submission import check_result
+from tests.cli.scripts import TRAIN, call, fails
 from tests.conftest import ROOT, hear_ctrl_c
-
-DOMAINS = ("Cat", "Dog")
-
-
-def call(folder, *command, **environment):
-    """Runs a script of the checkout with `folder` as working directory."""
-    script, *arguments = command
-    line = [sys.executable] + (["-m", "jclip_fewshot"] if script == "jclip_fewshot" else [str(ROOT / script)])
-    inherited = {name: value for name, value in os.environ.items() if name != runtime.DEVICE_VARIABLE}
-    return subprocess.run(line + [str(argument) for argument in arguments], cwd=folder, timeout=600,
-                          env={**inherited, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
-
-
-def fails(done, *said):
-    """Status 2, one line that says it, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    for words in said:
-        assert words in lines[0], lines[0]
-
-
-@pytest.fixture(scope="module")
-def contest(tmp_path_factory):
-    """Six classes of two domains, tiny images, and a file of features that stands for CLIP."""
-    root = tmp_path_factory.mktemp("contest")
-    rng = np.random.default_rng(0)
-    names = [f"{domain}_{name}" for domain in DOMAINS for name in ("a", "b", "c")]
-    unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
-    text = unit(rng.standard_normal((6, 32)) + 2)
-    (root / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
-    paths, features, lists, answers = [], [], [], []
-
-    def add(path, label):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(root / path)
-        paths.append(path)
-        features.append(unit(text[label] + 0.5 * rng.standard_normal(32) / np.sqrt(32)))
-
-    for label, name in enumerate(names):
-        for n in range(6):
-            add(f"TrainSet/{name.replace('_', '/')}/{n}.jpg", label)
-            lists.append(f"{paths[-1]} {label}\n")
-    for n in range(1, 31):
-        add(f"TestSetA/image_{n}.{'jpeg' if n % 7 == 0 else 'jpg'}", n % 6)
-        answers.append(f"{paths[-1].split('/')[1]} {n % 6}\n")
-    (root / "train.txt").write_text("".join(lists))
-    (root / "labels_TestSetA.txt").write_text("".join(answers))
-    np.savez(root / "features.npz", path=np.array(paths), feature=np.array(features, np.float16), text=text,
-             classes=np.array(names))
-    return root
-
-
-TRAIN = ("train.py", "--data", ".", "--features", "features.npz", "--heads", "tip_adapter,gda")
-
-
-@pytest.fixture(scope="module")
-def trained(contest):
-    done = call(contest, *TRAIN, "--name", "base")
-    assert done.returncode == 0, done.stderr
-    return contest / "runs/base"
 
 
 def test_from_photographs_to_a_valid_submission(contest, trained):
@@ -191,6 +127,10 @@ def test_evaluate_and_compare(contest, tmp_path):
     done = call(tmp_path, *line[:-2], "--compare", "a.json")
     assert done.returncode == 0 and "wins" in done.stdout
     fails(call(tmp_path, "jclip_fewshot", "evaluate", "--suite", "absent.npz"), "absent.npz", "missing")
+    tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--seeds", "50")
+    assert call(tmp_path, *tasks).returncode == 0
+    done = call(tmp_path, *tasks, "--compare", "t.json")
+    assert done.returncode == 0 and "difference" in done.stdout and "95 % of top-1" in done.stdout, done.stderr
 
 
 def test_validate_scores_held_out_images(contest):
@@ -315,5 +255,6 @@ def test_the_whole_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     scores = json.loads(next((tmp_path / "runs").glob("*/test_A.json")).read_text())["scores"]
     assert 35 < scores["zero_shot"]["top1"] < scores["tip_adapter"]["top1"] < scores["ensemble"]["top1"] < 95
-    assert len((tmp_path / "result.txt").read_text().splitlines()) >= 600
+    assert len((tmp_path / "demo/result.txt").read_text().splitlines()) >= 600
+    assert not (tmp_path / "result.txt").exists()
     assert "report: " in done.stdout and next((tmp_path / "runs").glob("*/report/index.html")).stat().st_size > 1e5

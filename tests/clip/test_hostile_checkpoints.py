@@ -16,25 +16,14 @@ from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_
 from jclip_fewshot.errors import UserError
 
 from .. import fuzz
+from ..fuzz import text_step as text
 
 TINY = fuzz.tiny_clip(np.random.default_rng(0))
 
 
-def text(value):
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def number(value):
-    return b"J" + struct.pack("<i", value)
-
-
 def rebuilt(numel=6, offset=0, size=(2, 3), stride=(3, 1), storage="FloatStorage"):
     """{"a": tensor} as torch.save pickles it."""
-    shape = [b"(" + b"".join(map(number, one)) + b"t" for one in (size, stride)]
-    return (b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\n"
-            + storage.encode() + b"\n" + text("0") + text("cpu") + number(numel) + b"tQ" + number(offset) + shape[0]
-            + shape[1] + b"\x89ccollections\nOrderedDict\n)RtRs.")
+    return b"\x80\x02}" + text("a") + fuzz.tensor_steps(numel, size, stride, offset, storage=storage) + b"s."
 
 
 def torch_zip(path, pickled, numbers=bytes(24), kind=zipfile.ZIP_STORED):
@@ -52,6 +41,10 @@ def test_the_pickle_made_here_is_sound(tmp_path):
     assert read_tensors(path)["a"].tolist() == [[0, 2, 4], [1, 3, 5]]
     bits = (np.array([1.5, -2], np.float32).view(np.uint32) >> 16).astype("<u2")
     path = torch_zip(tmp_path / "b.pt", rebuilt(2, 0, (2,), (1,), "BFloat16Storage"), bits.tobytes())
+    for script in (False, True):
+        (tmp_path / "clip.pt").write_bytes(fuzz.as_torch_zip(TINY, script))
+        found = read_state_dict(tmp_path / "clip.pt")
+        assert found.keys() == TINY.keys() and all((found[name] == TINY[name]).all() for name in TINY)
     assert read_tensors(path)["a"].tolist() == [1.5, -2] and read_tensors(path, outline=True)["a"].shape == (2,)
 
 
@@ -134,8 +127,7 @@ def test_a_zip_of_a_million_entries(tmp_path):
 def test_one_storage_under_many_names_is_copied_once_at_most(tmp_path):
     """Ten thousand transposed views of one storage would be ten thousand copies."""
     n = 1000
-    rebuild = rebuilt(n * n, 0, (n, n), (1, n))
-    tensor = rebuild[rebuild.index(b"ctorch._utils"):-2]
+    tensor = fuzz.tensor_steps(n * n, (n, n), (1, n))
     body = b"\x80\x02}" + b"".join(text(str(i)) + tensor + b"s" for i in range(300)) + b"."
     path = torch_zip(tmp_path / "a.pt", body, bytes(4 * n * n))
     with pytest.raises(UserError, match="the same numbers too many times"):

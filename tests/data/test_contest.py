@@ -8,10 +8,19 @@ import zipfile
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.contest import (CLASS_LISTS, domain_of, domains_of, read_classes, read_contest, read_labels,
-                                        test_images)
-from jclip_fewshot.data.shots import choose_shots, read_shot_list, write_shot_list
-from jclip_fewshot.data.submission import check_result, write_result
+from jclip_fewshot.data.contest import (
+    CLASS_LISTS,
+    default_split,
+    domain_of,
+    domains_of,
+    read_classes,
+    read_contest,
+    read_labels,
+    test_images,
+)
+from jclip_fewshot.data.listing import natural_key
+from jclip_fewshot.data.shots import choose_shots, read_shot_list, shortage, write_shot_list
+from jclip_fewshot.data.submission import check_result, move_aside, require_names, require_target, write_result
 from jclip_fewshot.errors import UserError
 
 CLASSES = ["Animal_Polar_bear", "Animal_Owl", "Stanford-Cars_Dodge_Charger_SRT-8_2009"]
@@ -158,6 +167,115 @@ def test_domains():
     assert domains_of(CLASSES) == ["Animal", "Animal", "Stanford-Cars"]
     assert domains_of(["golden_retriever", "beagle"]) == ["", ""]
     assert domain_of("beagle") == ""
+
+
+BEARS = ["polar_bear", "brown_bear", "black_bear"]
+
+
+def listed(root, names, folder_of):
+    """A data set in the contest's layout with one image a class."""
+    for label, name in enumerate(names):
+        touch(root / folder_of(name) / "1.jpg")
+    (root / "classes.txt").write_text("".join(f"{name} {label}\n" for label, name in enumerate(names)))
+    (root / "train.txt").write_text("".join(f"{folder_of(name)}/1.jpg {i}\n" for i, name in enumerate(names)))
+    return root
+
+
+def test_a_domain_is_followed_by_a_folder_of_that_name(tmp_path):
+    flat = listed(tmp_path / "flat", BEARS, lambda name: f"TrainSet/{name}")
+    assert read_contest(flat).domains == ["", "", ""]
+    assert read_contest(flat, domains=True).domains == ["polar", "brown", "black"]
+    deep = listed(tmp_path / "deep", BEARS, lambda name: f"TrainSet/{name.replace('_', '/')}")
+    assert read_contest(deep).domains == ["polar", "brown", "black"]
+    names = ["Sea_life_eel", "Sea_life_cod"]
+    deep = listed(tmp_path / "sea", names, lambda name: f"TrainSet/Sea_life/{name[9:]}")
+    assert read_contest(deep).domains == ["Sea_life", "Sea_life"]
+    (deep / "classes_b.txt").write_text("Sea_life_eel 0\nSea_life_cod 1\nVehicle_van 2\n")
+    assert read_contest(deep, "B").domains[2] == "Vehicle"  # the layout shows domains for all that have images
+    contest = listed(tmp_path / "contest", ["Animal_Bear", "Thu-dog_pug"], lambda name: f"TrainSet/{name[0]}")
+    assert read_contest(contest).domains == ["Animal", "Thu-dog"]  # the contest's own names, whatever the folders
+
+
+def test_names_alone_have_a_domain_only_where_all_are_known():
+    assert domains_of(BEARS) == ["", "", ""]
+    assert domains_of([*BEARS, "Animal_Bear"]) == [""] * 4
+    assert domains_of(["Animal_Bear", "Food-101_pho"]) == ["Animal", "Food-101"]
+
+
+def test_a_plain_tree_takes_more_kinds_of_images(tmp_path):
+    for name in ["train/dog/1.PNG", "train/dog/2.webp", "train/cat/3.Bmp", "train/cat/4.JPEG", "train/cat/5.gif",
+                 "test/dog/6.png", "test/7.JPG", "holdout/8.jpg"]:
+        touch(tmp_path / name)
+    contest = read_contest(tmp_path)
+    assert contest.plain and len(contest.train) == 4
+    assert default_split(tmp_path) == "test" and test_images(tmp_path, "test").names == ["7.JPG", "dog/6.png"]
+    assert test_images(tmp_path, "holdout").files == ["holdout/8.jpg"]
+    for split in ("../test", "test/dog", "."):
+        with fails_with("--split"):
+            test_images(tmp_path, split)
+    with fails_with("no folder .*testing"):
+        test_images(tmp_path, "testing")
+
+
+def test_shots_are_up_to_in_a_plain_tree(tmp_path):
+    for name in ["train/dog/1.png", "train/dog/2.png", "train/dog/3.png", "train/cat/1.png"]:
+        touch(tmp_path / name)
+    contest = read_contest(tmp_path)
+    assert [label for _, label in choose_shots(contest, 2)] == [0, 1, 1]
+    assert shortage(contest, 2) == "1 class has fewer than 2 images (the fewest: 1); they give all they have"
+    assert shortage(contest, 1) == ""
+
+
+def test_links_pipes_and_loops(dataset, tmp_path):
+    folder = dataset / "TestSetA"
+    os.mkfifo(folder / "image_7.jpg")
+    assert len(test_images(dataset).names) == 4  # a pipe would hang whoever reads it
+    (folder / "image_8.jpg").symlink_to(folder / "gone.jpg")
+    assert "image_8.jpg" in test_images(dataset).names  # named later as one that cannot be read
+    (folder / "image_5.jpg").symlink_to(folder / "image_5.jpg")
+    with fails_with("cannot look at .*image_5.jpg"):
+        test_images(dataset)
+    tree = tmp_path / "tree"
+    touch(tree / "train/dog/1.jpg")
+    (tree / "train/dog/again").symlink_to(tree / "train")
+    with fails_with("again is a link to a folder above itself"):
+        read_contest(tree)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for root in (tmp_path / "loop", tmp_path / ("x" * 300), "a\0b"):
+        with fails_with("no folder .*--data"):
+            read_contest(root)
+
+
+def test_an_unreadable_folder_is_named(dataset, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("TestSetA"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with fails_with("cannot look at .*TestSetA .Permission denied"):
+        test_images(dataset)
+
+
+@pytest.mark.parametrize("line", ["TrainSet/Animal/Owl/1.jpg " + "1" * 5000, "TrainSet/Animal/\0/1.jpg 1"])
+def test_lines_that_no_machine_takes(dataset, line):
+    with open(dataset / "train.txt", "a") as file:
+        file.write("\n" + line)
+    with fails_with("train.txt, line 25: .* is not of the form"):
+        read_contest(dataset)
+
+
+def test_numbers_of_any_length_are_in_natural_order():
+    names = ["a" + "9" * 5000, "a10", "a9", "a1" + "0" * 5000, "a09"]
+    assert sorted(names, key=natural_key) == ["a09", "a9", "a10", "a" + "9" * 5000, "a1" + "0" * 5000]
+
+
+def test_a_name_in_a_tree_that_no_list_can_hold(tmp_path):
+    touch(tmp_path / "train/dog/1\n2.jpg")
+    with fails_with("line break"):
+        read_contest(tmp_path)
 
 
 def test_a_plain_tree_serves_without_lists(tmp_path):
@@ -352,6 +470,86 @@ def test_the_check_opens_archives_and_misses_no_file(tmp_path):
     assert problem == "the archive holds out/result.txt; it must hold result.txt and nothing else"
     with fails_with("cannot read .*none.txt: No such file"):
         check_result(tmp_path / "none.txt", NAMES, 374)
+
+
+@pytest.mark.parametrize("name, why", [
+    ("a  b.jpg", "two in a row"), (" a.jpg", "a space at an end"), ("a\u00a0b.jpg", "not the plain space"),
+    ("a,b.jpg", "a comma"), ("a\tb.jpg", "a tab"), ("a\nb.jpg", "a line break"), ("a\rb.jpg", "a line break"),
+    ("a\u2028b.jpg", "not the plain space"), ("a\x85b.jpg", "a control"), ("a\x1fb.jpg", "a control"),
+    ("\ufeffa.jpg", "a control"), (os.fsdecode(b"a\xffb.jpg"), "no UTF-8"),
+])
+def test_names_that_a_result_cannot_hold(name, why):
+    with pytest.raises(UserError) as error:
+        require_names("TestSetA", ["good.jpg", name])
+    assert why in str(error.value) and repr(name) in str(error.value) and "rename" in str(error.value)
+    str(error.value).encode("utf-8")
+
+
+def test_every_name_that_is_accepted_can_be_written(tmp_path):
+    draw = random.Random(0)
+    signs = "ab1 .,\t\u00a0\u200b\ufeff\u3000é\x07\x1c字_'\"#"
+    accepted = []
+    for _ in range(3000):
+        name = "".join(draw.choice(signs) for _ in range(draw.randint(1, 6))) + ".jpg"
+        try:
+            require_names("x", [name])
+            accepted.append(name)
+        except UserError:
+            continue
+    accepted = list(dict.fromkeys(accepted))
+    assert len(accepted) > 100
+    write_result(tmp_path / "result.txt", accepted, [[0, 1, 2, 3, 4]] * len(accepted), 5)
+
+
+def test_a_foreign_result_is_moved_aside(tmp_path):
+    ours = tmp_path / "runs" / "one" / "result.txt"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("ours")
+    result = tmp_path / "result.txt"
+    assert move_aside(result, [ours]) is None
+    result.write_text("ours")
+    assert move_aside(result, [ours]) is None and result.exists()
+    for name in ("result.previous.txt", "result.previous-2.txt"):
+        result.write_text(name)
+        assert move_aside(result, [ours]) == tmp_path / name and not result.exists()
+    assert (tmp_path / "result.previous.txt").read_text() == "result.previous.txt"
+
+
+@pytest.mark.parametrize("target", [".", "result.zip", "/dev/null", "x" * 300, "file.txt/result.txt"])
+def test_targets_that_are_none_are_found_at_once(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(UserError, match="--result"):
+        require_target(target)
+
+
+def test_mutated_submissions_are_checked_without_a_trace(tmp_path):
+    draw = random.Random(1)
+    archive = write_result(tmp_path / "result.txt", NAMES, TOP5, 374)
+    file = tmp_path / "mutant"
+    for source in (TEXT, archive.read_bytes()):
+        for _ in range(400):
+            data = bytearray(source)
+            for _ in range(draw.randint(1, 6)):
+                at = draw.randrange(len(data))
+                kind = draw.randrange(4)
+                if kind == 0:
+                    data[at] = draw.randrange(256)
+                elif kind == 1:
+                    del data[at:at + draw.randrange(30)]
+                elif kind == 2:
+                    data[at:at] = draw.choice([b",", b"\t", b"\n", b"\r", b" ", b"\n,\n", b"9" * 5000, b"\xc2\x85"])
+                else:
+                    data[at:at + 4] = draw.randrange(2**32).to_bytes(4, "little")
+                data = data or bytearray(b"x")
+            file.write_bytes(data)
+            check = check_result(file, NAMES, 374)
+            "".join(check.problems + check.notes).encode("utf-8")
+    (tmp_path / "comma").write_bytes(TEXT + b",\n")
+    assert not check_result(tmp_path / "comma", NAMES, 374).ok
+    os.mkfifo(tmp_path / "pipe")
+    with fails_with("no regular file"):
+        check_result(tmp_path / "pipe", NAMES, 374)
 
 
 def test_names_with_spaces_survive(tmp_path):

@@ -139,11 +139,15 @@ def test_prepare_says_that_the_checkpoint_is_missing(tmp_path, monkeypatch):
         demo.prepare(tmp_path / "demo")
 
 
-def test_settings_change_only_data_and_model(monkeypatch):
-    monkeypatch.setattr(contest_files, "prepare", lambda: (Path("demo"), Path("weights/demo_clip.safetensors")))
-    given = TrainConfig(demo=True, shots=2, board="B")
-    assert demo.settings(given) == TrainConfig(demo=True, shots=2, board="A", data="demo",
-                                               model=str(Path("weights/demo_clip.safetensors")))
+@pytest.mark.parametrize("seed, folder", [(demo.SEED, "demo"), (7, "demo-7")])
+def test_settings_change_only_data_and_model(monkeypatch, seed, folder):
+    checkpoint = Path("weights/demo_clip.safetensors")
+    drawn = []
+    monkeypatch.setattr(contest_files, "prepare", lambda *given: drawn.append(given) or (given[0], checkpoint))
+    given = TrainConfig(demo=True, demo_seed=seed, shots=2, board="B")
+    assert demo.settings(given) == TrainConfig(demo=True, demo_seed=seed, shots=2, board="A", data=folder,
+                                               model=str(checkpoint))
+    assert drawn == [(Path(folder), seed)]
 
 
 @needs_checkpoint

@@ -10,9 +10,10 @@ from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite
 from jclip_fewshot.pipeline import Pipeline, head_names
 
+CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
 
-def small_suite(path, classes=("Cat_tabby", "Cat_lynx", "Dog_pug", "Dog_husky", "Dog_beagle", "Dog_boxer"), task=3,
-                tests=8, width=24, seed=0, **changes):
+
+def small_suite(path, classes=CLASSES, task=3, tests=8, width=24, seed=0, **changes):
     """Clusters around text rows: easy, but not trivial."""
     rng = np.random.default_rng(seed)
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
@@ -32,7 +33,7 @@ def test_a_suite_is_normalised_again(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     for rows in (suite.features, suite.task.features, suite.task.text):
         assert rows.dtype == np.float32 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
-    assert suite.domains[:3] == ["Cat", "Cat", "Dog"] and suite.task.domains.tolist() == [0, 0, 1, 1, 1, 1]
+    assert suite.domains[:3] == ["Animal", "Animal", "Thu-dog"] and suite.task.domains.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -62,7 +63,7 @@ def test_evaluate_has_the_fixed_interface(tmp_path):
     for scores in results["methods"].values():
         assert set(scores) >= {"top1", "top5", "macro", "domains", "seconds"}
         assert {d: set(inside) for d, inside in scores["domains"].items()} == {
-            "Cat": {"n", "top1", "top5"}, "Dog": {"n", "top1", "top5"}}
+            "Animal": {"n", "top1", "top5"}, "Thu-dog": {"n", "top1", "top5"}}
         assert 0 <= scores["top1"] <= scores["top5"] <= 100
     hits = [int(hit) for hit in results["correct"]["ensemble"]]
     assert 100 * np.mean(hits) == pytest.approx(results["methods"]["ensemble"]["top1"])
@@ -97,6 +98,16 @@ def test_a_state_of_another_version_is_named(tmp_path):
         Pipeline.from_state(state)
 
 
+@pytest.mark.parametrize("name, change, message", [
+    ("heads/gda/b_", lambda b: b[:, None], "do not fit together"), ("heads/gda/W_", lambda w: w[:, :2], "do not fit"),
+    ("heads/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
+    ("heads/gda/W_", lambda w: np.full_like(w, 1e38), "not finite|do not fit")])
+def test_a_state_whose_arrays_do_not_fit_is_refused(tmp_path, name, change, message):
+    state = Pipeline(["zero_shot", "gda"]).fit(load_suite(small_suite(tmp_path / "s.npz")).task).state()
+    with pytest.raises(UserError, match=message):
+        Pipeline.from_state({**state, name: change(state[name])})
+
+
 def test_tasks_of_few_classes(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
@@ -104,6 +115,34 @@ def test_tasks_of_few_classes(tmp_path):
     for scores in results["methods"].values():
         assert 0 <= scores["top1"] <= 100 and scores["half_width"] >= 0
     assert "ensemble_refined" in evaluate.tasks_table(results)
+
+
+def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
+    ours = {"suite": "a", "tasks": 3, "task_classes": 2, "task_queries": 5, "seed": 0, "methods": {
+        "gda": {"top1": 70.0, "half_width": 1.0}}, "accuracy": {"gda": [60.0, 70.0, 80.0]}}
+    theirs = {**ours, "accuracy": {"gda": [50.0, 60.0, 70.0]}, "methods": {"gda": {"top1": 60.0, "half_width": 1.0}}}
+    table = evaluate.tasks_comparison(ours, theirs)
+    assert "+10.00" in table and table.split()[-1] == "0.00"  # each task gains the same
+    with pytest.raises(UserError, match="seed 4"):
+        evaluate.tasks_comparison(ours, {**theirs, "seed": 4})
+    low, high = evaluate.intervals(ours, 200)["gda"]
+    assert 60 <= low < 70 < high <= 80
+    assert "from" in evaluate.tasks_table(ours, 200) and "from" not in evaluate.tasks_table(ours)
+    evaluate.save_results(tmp_path / "t.json", ours)
+    assert evaluate.read_results(tmp_path / "t.json", tasks=True)["tasks"] == 3
+    with pytest.raises(UserError, match="without --tasks"):
+        evaluate.read_results(tmp_path / "t.json")
+
+
+def test_more_classes_a_task_than_there_are(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    with pytest.raises(UserError, match="--task-classes 7"):
+        evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=2, classes=7, queries=10, seed=1)
+
+
+def test_names_of_unknown_domains_stay_whole(tmp_path):
+    bears = ("polar_bear", "brown_bear", "black_bear", "sun_bear", "sloth_bear", "Animal_cat")
+    assert set(load_suite(small_suite(tmp_path / "s.npz", classes=bears)).domains) == {""}
 
 
 def test_bootstrap_covers_the_accuracy():

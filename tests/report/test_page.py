@@ -327,6 +327,21 @@ def test_arrays_that_do_not_fit_are_one_line(run, tmp_path, bare, name, key, cha
         write_report(made)
 
 
+def test_a_record_may_be_sparse_and_no_image_readable(run, tmp_path):
+    made = tmp_path / "one"
+    shutil.copytree(run, made)
+    for name in ("record.json", "test_A.json"):
+        content = json.loads((made / name).read_text())
+        content["seconds"] = {}
+        content.get("scores", {}).pop("ensemble", None)
+        (made / name).write_text(json.dumps(content))
+    assert "Refining" not in write_report(made).read_text(encoding="utf-8")
+    arrays = load_arrays(made / "test_A.npz")
+    short = {key: value[:0] for key, value in arrays.items() if key in ("readable", "probs", "before") or "near" in key}
+    save_arrays(made / "test_A.npz", {**arrays, **short})
+    assert "No image could be read." in write_report(made).read_text(encoding="utf-8")
+
+
 def test_marks_beyond_the_map_are_arrows():
     pytest.importorskip("matplotlib")
     grid = np.geomspace(0.5, 16, 4)

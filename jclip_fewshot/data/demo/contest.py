@@ -12,7 +12,7 @@ from typing import Tuple, Union
 import numpy as np
 
 from jclip_fewshot.backend import ranks
-from jclip_fewshot.config import TrainConfig
+from jclip_fewshot.config import DEMO_SEED, Config
 from jclip_fewshot.console import progress
 from jclip_fewshot.data.demo.drawing import draw, random_size
 from jclip_fewshot.data.demo.world import DOMAINS, DemoClass, contest_classes
@@ -20,7 +20,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "weights" / "demo_clip.safetensors"
-SEED = 1
+SEED = DEMO_SEED
 COMPLETE = "complete.txt"
 EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or seed is drawn again
 TRAIN_IMAGES = 8  # a class; the default 4 shots are chosen from these
@@ -84,6 +84,11 @@ def _folder(one: DemoClass) -> str:
     return one.name.replace("_", "/", 1)
 
 
+def folder_of(seed: int = SEED) -> Path:
+    """Where the demo contest of a seed lies: demo/ for the default one, demo-7/ for seed 7."""
+    return Path("demo" if seed == SEED else f"demo-{seed}")
+
+
 def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, Path]:
     """The demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
 
@@ -113,7 +118,7 @@ def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, 
     return folder, CHECKPOINT
 
 
-def settings(given: TrainConfig) -> TrainConfig:
+def settings(given: Config) -> Config:
     """What `--demo` stands for: the same settings, on the demo contest's data and its CLIP."""
-    data, checkpoint = prepare()
-    return replace(given, data=str(data), board="A", model=str(checkpoint))
+    data, checkpoint = prepare(folder_of(given.demo_seed), given.demo_seed)
+    return replace(given, data=str(data), board="A", model=str(checkpoint), features="")

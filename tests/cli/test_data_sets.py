@@ -1,0 +1,141 @@
+"""Data sets, targets and moved runs through the scripts, as a user meets them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jclip_fewshot.data import demo
+from tests.cli.scripts import TRAIN, call, fails
+
+NAMES = ("brown_bear", "polar_bear", "black_bear")
+ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "1")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """train/ and holdout/ with a folder a class, PNG, WebP and BMP; a class with fewer images than shots."""
+    folder = tmp_path_factory.mktemp("tree")
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 255, (3, 3))
+
+    def add(path, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-40, 40, (40, 50, 3))
+        Image.fromarray(np.clip(colours[label] + noise, 0, 255).astype(np.uint8)).save(path)
+
+    for label, name in enumerate(NAMES):
+        for number in range(5 if label else 2):
+            add(folder / "data/train" / name / f"{number}.{('png', 'webp', 'BMP')[label]}", label)
+        for number in range(3):
+            add(folder / "data/test" / name / f"{number}.PNG", label)
+            add(folder / "data/holdout" / f"{name} {number}.jpg", label)
+    return folder
+
+
+def test_a_plain_tree_end_to_end(tree):
+    done = call(tree, *ENCODE, "--name", "base")
+    assert done.returncode == 0, done.stderr
+    assert "1 class has fewer than 4 images" in done.stderr
+    record = json.loads((tree / "runs/base/record.json").read_text())
+    assert record["domains"] == ["", "", ""] and len(record["shots"]["files"]) == 2 + 4 + 4
+    done = call(tree, "test.py")
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout and "refining the set" in done.stdout  # answers are known by the folders
+    lines = (tree / "result.txt").read_text().splitlines()
+    assert len(lines) == 9 and lines[0].startswith("black_bear/0.PNG ")
+    assert (tree / "runs/base/result.txt").read_bytes() == (tree / "result.txt").read_bytes()
+    assert (tree / "runs/base/result.zip").read_bytes() == (tree / "result.zip").read_bytes()
+    assert "features" not in np.load(tree / "runs/base/test_test.npz").files
+    done = call(tree, "jclip_fewshot", "check", "result.txt", "--data", "data")
+    assert done.returncode == 0 and "9 images, 3 classes" in done.stdout
+
+    done = call(tree, "test.py", "--split", "holdout")
+    assert done.returncode == 0, done.stderr
+    assert "brown_bear 0.jpg " in (tree / "result.txt").read_text()
+    assert (tree / "runs/base/result_holdout.txt").is_file() and (tree / "runs/base/test_holdout.json").is_file()
+    done = call(tree, "jclip_fewshot", "check", "result.txt", "--data", "data", "--split", "holdout")
+    assert done.returncode == 0, done.stderr
+
+
+def test_validate_on_a_plain_tree_and_its_repeat_command(tree):
+    line = ("jclip_fewshot", "validate", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter",
+            "--shots", "1", "--seeds", "2", "--augment", "1", "--per-class", "1", "--name", "local")
+    done = call(tree, *line)
+    assert done.returncode == 0, done.stderr
+    assert "fit 2 of 2" in done.stderr and "images" in done.stdout
+    command = json.loads((tree / "runs/local/validate.json").read_text())["command"].split()
+    assert command[1:4] == ["-m", "jclip_fewshot", "validate"]
+
+
+def test_one_random_view_is_not_the_plain_image(tree):
+    assert call(tree, *ENCODE[:-1], "0", "--name", "plain").returncode == 0
+    rows = [np.load(tree / "runs" / name / "model.npz")["shots/features"] for name in ("base", "plain")]
+    assert np.abs(rows[0] - rows[1]).max() > 1e-3
+
+
+def test_a_foreign_result_is_kept(contest, trained):
+    (contest / "mine.txt").write_text("a rival's\n")
+    done = call(contest, "test.py", "--run", trained, "--result", "mine.txt")
+    assert done.returncode == 0 and "mine.previous.txt" in done.stderr
+    assert (contest / "mine.previous.txt").read_text() == "a rival's\n"
+    done = call(contest, "test.py", "--run", trained, "--result", "mine.txt")
+    assert done.returncode == 0 and "previous" not in done.stderr
+
+
+@pytest.mark.parametrize("target", [".", "/dev/null", "features.npz/result.txt"])
+def test_a_bad_target_is_found_before_the_work(contest, trained, target):
+    fails(call(contest, "test.py", "--run", trained, "--result", target), "--result")
+    assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+
+
+def test_bad_names_are_found_before_the_work(contest, trained, tmp_path):
+    assert call(tmp_path, "train.py", "--name", "x" * 300).returncode == 2
+    odd = contest / "TestSetA" / "image  99.jpg"
+    odd.write_bytes(b"")
+    try:
+        fails(call(contest, "test.py", "--run", trained), "'image  99.jpg'", "rename")
+    finally:
+        odd.unlink()
+
+
+def test_label_mistakes_are_found_before_the_work(contest, trained):
+    labels = contest / "labels_TestSetA.txt"
+    whole = labels.read_text()
+    labels.write_text(whole.replace("image_3.jpg 3\n", ""))
+    (contest / "kept.txt").write_text("old\n")
+    try:
+        done = call(contest, "test.py", "--run", trained, "--result", "kept.txt")
+        fails(done, "no answer for 1 test images")
+        assert (contest / "kept.txt").read_text() == "old\n"
+    finally:
+        labels.write_text(whole)
+
+
+def test_a_moved_run_says_where_its_features_are_or_is_told(contest, trained, tmp_path):
+    moved = tmp_path / "elsewhere" / "runs" / "base"
+    moved.parent.mkdir(parents=True)
+    moved.mkdir()
+    for name in ("record.json", "model.npz", "shots.txt"):
+        (moved / name).write_bytes((trained / name).read_bytes())
+    record = json.loads((moved / "record.json").read_text())
+    (moved / "record.json").write_text(json.dumps({**record, "folder": str(tmp_path / "gone")}))
+    fails(call(tmp_path, "test.py", "--run", moved, "--data", contest), "features.npz")
+    done = call(tmp_path, "test.py", "--run", moved, "--data", contest, "--features", contest / "features.npz")
+    assert done.returncode == 0, done.stderr
+
+
+def test_verbose_in_a_file_shows_the_trace(contest):
+    (contest / "verbose.toml").write_text("verbose = true\n")
+    done = call(contest, *TRAIN, "--config", "verbose.toml", "--board", "B")
+    assert done.returncode == 2 and "Traceback" in done.stderr and "classes_b.txt" in done.stderr
+
+
+def test_tables_and_help_in_a_narrow_terminal(contest, trained):
+    done = call(contest, "test.py", "--run", trained, COLUMNS="60")
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 60, done.stdout
+    for line in (("train.py", "-h"), ("jclip_fewshot", "evaluate", "-h")):
+        done = call(contest, *line, COLUMNS="60")
+        assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 60

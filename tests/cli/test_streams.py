@@ -1,0 +1,73 @@
+"""Closed, full and cut-off output, odd locales and terminals, limits of the machine: the work goes on, or one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.test_scripts import TRAIN, contest  # noqa: F401  the fixture
+from tests.conftest import ROOT
+
+
+def shell(folder, name, after, before="", **environment):
+    """Trains in a shell with `after` behind the command; (status, output, the run's record exists)."""
+    script, *flags = TRAIN
+    line = " ".join([before, sys.executable, str(ROOT / script), *flags, "--name", name, after])
+    done = subprocess.run(["bash", "-c", line], cwd=folder, timeout=300, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    return done.returncode, done.stdout.decode(errors="replace"), (folder / f"runs/{name}/record.json").exists()
+
+
+@pytest.mark.parametrize("name, after, status", [
+    ("head", "2>&1 | head -1", 0), ("head-status", "2>&1 | head -1; exit ${PIPESTATUS[0]}", 1),
+    ("error-closed", "2>&-", 0), ("error-full", "2>/dev/full", 0),
+    ("out-closed", ">&-", 1), ("out-full", ">/dev/full", 1), ("both-closed", ">&- 2>&-", 1),
+    ("all-closed", "<&- >&- 2>&-", 1), ("both-full", ">/dev/full 2>&1", 1)])
+def test_output_that_nobody_takes_does_not_end_the_work(contest, name, after, status):  # noqa: F811
+    ended, output, saved = shell(contest, name, after)
+    assert saved and ended == status and "Traceback" not in output
+    if name in ("out-closed", "out-full"):
+        assert output.splitlines()[-1].startswith("error: the results could not be printed")
+
+
+def test_odd_locales_and_terminals(contest):  # noqa: F811
+    for name, environment in (("c", dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")),
+                              ("ascii", dict(PYTHONIOENCODING="ascii", TERM="dumb")), ("narrow", dict(COLUMNS="60"))):
+        ended, output, saved = shell(contest, f"locale-{name}", "2>&1", **environment)
+        assert ended == 0 and saved and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("name, limit, said", [
+    ("files", "ulimit -n 20", ""), ("size", "ulimit -f 2", "ulimit -f unlimited"),
+    ("memory", "ulimit -v 700000", "")])
+def test_limits_are_one_line_or_no_matter(contest, name, limit, said):  # noqa: F811
+    ended, output, saved = shell(contest, f"limit-{name}", "2>&1", limit + ";")
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in output, output
+    assert (ended, saved, lines) == (0, True, []) or (ended == 2 and not saved and len(lines) == 1), output
+    assert said in output
+
+
+def test_a_read_only_runs_folder_leaves_nothing(contest, tmp_path):  # noqa: F811
+    (contest / "file").write_text("")
+    ended, output, _ = shell(contest, "x", "--runs file 2>&1")
+    assert ended == 2 and "Traceback" not in output and "error: " in output
+
+
+def test_python_without_the_packages_finds_the_checkouts_own(tmp_path):
+    """A Python in which tqdm is missing goes on in .venv, or says what to type."""
+    (tmp_path / "checkout/jclip_fewshot/cli").mkdir(parents=True)
+    for name in ("jclip_fewshot/__init__.py", "jclip_fewshot/cli/__init__.py", "jclip_fewshot/cli/start.py"):
+        (tmp_path / "checkout" / name).write_text((ROOT / name).read_text())
+    (tmp_path / "checkout/train.py").write_text("import jclip_fewshot.cli.start\nprint('went on')\n")
+    bare = [sys.executable, "-I", "-S", "-c", "import runpy, sys; sys.path.insert(0, 'checkout'); "
+            "sys.argv = ['checkout/train.py', '--demo']; runpy.run_path('checkout/train.py', run_name='__main__')"]
+    done = subprocess.run(bare, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 2 and "make demo" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "checkout/.venv/bin").mkdir(parents=True)
+    (tmp_path / "checkout/.venv/ready").write_text("")
+    (tmp_path / "checkout/.venv/bin/python").write_text('#!/bin/sh\necho ".venv was asked: $*"\n')
+    (tmp_path / "checkout/.venv/bin/python").chmod(0o755)
+    done = subprocess.run(bare, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0 and ".venv was asked: " in done.stdout and "went on" not in done.stdout
