@@ -70,7 +70,8 @@ class TrainConfig(SourceConfig):
     """train.py"""
 
     from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images a class, in a plain tree at most; 0: names alone", "shots", metavar="N", low=0)
+    shots: int = option(4, "training images a class, in a plain tree at most; 0: names alone", "shots", metavar="N",
+                        low=0)
     seed: int = option(0, "of the draw, the random views and all training", "shots", metavar="N", low=0)
     support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))

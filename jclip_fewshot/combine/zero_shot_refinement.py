@@ -11,8 +11,9 @@
 x̄ - t̄ closes the gap between images and text for the classes that are present; s shrinks the text's differences to
 the images'; kappa says how well text then tells where class means lie. s and kappa follow from the images, C, r and the
 ridge are fixed. Safe where nothing can be checked: ln p stays in the sum; e is what the images add to the text, 0 for a
-class without any; no image votes for itself, or asks more neighbours than its class can have; where a class has about
-one image, nothing is done. Related to TransCLIP and StatA (Zanella et al. 2024, 2025). Why: docs/nolabels.md.
+class without any; no image votes for itself, or asks more neighbours than its class can have; with one or two images a
+class nothing is done; behind the first answer zero-shot's order stays. Related to TransCLIP and StatA (Zanella et al.
+2024, 2025). Why, and what it gives: docs/nolabels.md.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from typing import Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
-from jclip_fewshot.combine.refinement import (Refinement, blocks, choose_concentration, distinct, keep_ranking,
-                                              result_of)
+from jclip_fewshot.combine.refinement import Refinement, blocks, choose_concentration, distinct, result_of
 from jclip_fewshot.task import Task
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
@@ -32,6 +32,7 @@ KAPPAS = 0.25, 2.0  # bounds of what later rounds find
 EVIDENCE = 9.0  # C, in nats: what an image's distances weigh, however many dimensions they have
 AGREEMENT = 0.3  # r
 NEIGHBOURS = 5  # at most
+LEAST_NEIGHBOURS = 2  # that a class's images must be able to have for anything to be learned
 RIDGE = 3.0  # times the mean variance, added to V
 ROUNDS = 5
 BALANCE = 0.9  # rho
@@ -58,7 +59,7 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Ref
     refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text)
     if refined is None:
         return result_of(probs, probs, task, num_classes, {"names alone": decision})
-    refined = keep_ranking(probs[first], refined)
+    refined = ranked_behind(probs[first], refined)
     present = round(decision["present"])
     return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"names alone": decision})
 
@@ -66,13 +67,15 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Ref
 def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[Optional[np.ndarray], dict]:
     """The fixed point's rounds from ln p (N, K): u (N, K), None where nothing is done; and what was found."""
     assignments, moved, kappa = softmax(start), [], KAPPA
-    balanced = len(start) >= IMAGES_TO_BALANCE * len(text) and not np.isfinite(choose_concentration(assignments)[0])
+    # half of the images gain nothing from the proportions of the other half: all classes are there alike
+    alike = not np.isfinite(choose_concentration(assignments)[0])
+    balanced = alike and len(start) >= IMAGES_TO_BALANCE * len(text)
     for _ in range(ROUNDS):
-        mixture = TextMixture(features, text, assignments, kappa)
-        kappa = mixture.found_kappa
-        if not mixture.neighbours:
-            return None, {"why": f"{len(features)} images of about {mixture.present:.0f} classes: one has nobody to learn "
-                                 "from; the answers stay as they are"}
+        present = float(min(start.shape)) if alike else classes_present(assignments)
+        mixture = TextMixture(features, text, assignments, kappa, present)
+        if mixture.neighbours < LEAST_NEIGHBOURS:
+            return None, {"why": f"{len(features)} images of about {present:.0f} classes: too few of a class to learn "
+                                 "from each other; the answers stay as they are"}
         logits = np.empty_like(start)
         for rows in blocks(len(start)):
             logits[rows] = start[rows] + np.float32(EVIDENCE / mixture.freedom) * mixture.evidence(rows)
@@ -81,12 +84,28 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
             logits -= balancing_bias(logits)
         previous, assignments = assignments, softmax(logits)
         moved.append(float(np.abs(assignments - previous).sum(axis=1).mean() / 2))
-    return assignments, {
-        "present": mixture.present, "text_scale": round(mixture.scale, 3), "neighbours": mixture.neighbours, "balanced": balanced,
-        "kappa": round(mixture.kappa, 2), "moved": moved,
-        "why": f"about {mixture.present:.0f} of {len(text)} classes seem to have an image here; images differ by "
-               f"{mixture.scale:.2f} of what their names differ"
-               + ("; classes are drawn to equal shares" if balanced else "")}
+        kappa = mixture.found_kappa
+    why = (f"about {present:.0f} of {len(text)} classes seem to have an image here; images differ by "
+           f"{mixture.scale:.2f} of what their names differ" + ("; classes are drawn to equal shares" if balanced else ""))
+    return assignments, {"present": present, "text_scale": round(mixture.scale, 3), "kappa": round(mixture.kappa, 2),
+                         "neighbours": mixture.neighbours, "balanced": balanced, "moved": moved, "why": why}
+
+
+def ranked_behind(start: np.ndarray, refined: np.ndarray) -> np.ndarray:
+    """Refined rows: the first answer, with its probability; behind it the start's order and ratios."""
+    at = np.arange(len(refined)), refined.argmax(axis=1)
+    share, rest = refined[at], start.copy()
+    rest[at] = 0
+    rest *= ((1 - share) / np.maximum(rest.sum(axis=1), TINY))[:, None]
+    rest = np.minimum(rest, 0.999 * share[:, None])
+    rest[at] = share
+    return rest / rest.sum(axis=1, keepdims=True)
+
+
+def classes_present(assignments: np.ndarray) -> float:
+    """How many classes have an image, by the entropy of their shares."""
+    shares = assignments.mean(axis=0, dtype=np.float64)
+    return float(np.exp(-(shares * np.log(shares + TINY)).sum()))
 
 
 def balancing_bias(logits: np.ndarray) -> np.ndarray:
@@ -102,12 +121,12 @@ def balancing_bias(logits: np.ndarray) -> np.ndarray:
 class TextMixture:
     """The mixture of one round, of rows assigned to classes by u (N, K); everything whitened by V and a ridge."""
 
-    def __init__(self, features: np.ndarray, text: np.ndarray, assignments: np.ndarray, kappa: float) -> None:
+    def __init__(self, features: np.ndarray, text: np.ndarray, assignments: np.ndarray, kappa: float,
+                 present: float) -> None:
         self.assignments, self.kappa = assignments, kappa
         self.mass = assignments.sum(axis=0, dtype=np.float64)
         shares = self.mass / len(features)
-        self.present = float(np.exp(-(shares * np.log(shares + TINY)).sum()))  # classes, by the entropy of pi
-        self.neighbours = int(np.clip(round(len(features) / self.present) - 1, 0, min(NEIGHBOURS, len(features) - 1)))
+        self.neighbours = int(np.clip(round(len(features) / present) - 1, 0, min(NEIGHBOURS, len(features) - 1)))
         x = features - features.mean(axis=0)
         t = (text - shares @ text).astype(np.float32)
         sums = matmul(assignments.T, x).astype(np.float64)

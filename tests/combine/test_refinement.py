@@ -7,8 +7,15 @@ import pytest
 
 from jclip_fewshot.backend.numerics import softmax, unit_rows
 from jclip_fewshot.combine.held_out import HeldOutFold
-from jclip_fewshot.combine.refinement import (ClassWeights, SetEvidence, choose_concentration, distinct, keep_ranking,
-                                              neighbours_of, refine)
+from jclip_fewshot.combine.refinement import (
+    ClassWeights,
+    SetEvidence,
+    choose_concentration,
+    distinct,
+    keep_ranking,
+    neighbours_of,
+    refine,
+)
 from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
 from jclip_fewshot.task import Task, class_means
 

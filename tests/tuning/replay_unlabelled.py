@@ -84,8 +84,12 @@ def replay_fixmatch(reference: Reference) -> Deviation:
     threshold, weight = map(float, reference["threshold_weight"])
     prompts = coop.Prompts(model, reference["tokens"], reference["init/ctx"].shape[0])
     recorder = Recorder()
+
+    def note(labelled, other, mask):
+        parts.append((labelled.item(), other.item(), mask.mean()))
+
     final = fixmatch.train(reference.start(""), prompts, x, u, steps_x, steps_u, rates, reference.scale, threshold,
-                           weight, recorder, lambda *part: parts.append((part[0].item(), part[1].item(), part[2].mean())))
+                           weight, recorder, note)
     found = reference.compare("", recorder, final, rates)
     for place, key in enumerate(("part_x", "part_u", "kept_share_u")):
         ours, expected = np.array(parts)[:, place], reference[key]
