@@ -54,8 +54,8 @@ class SourceConfig(MachineConfig):
     features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
-    prompt_set: str = option("both", "which sentences stand for a class", "features",
-                             ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"))
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"), "SET")
     descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))

@@ -94,7 +94,7 @@ def test_a_demo_seed_turns_the_demo_on():
 
 
 def test_verbose_in_a_file_counts_as_the_flag(tmp_path):
-    (tmp_path / "run.toml").write_text("verbose = true\nshots = 0\n")
+    (tmp_path / "run.toml").write_text("verbose = true\nshots = -1\n")
     with pytest.raises(UserError):
         parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")])
     assert console.verbose
