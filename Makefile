@@ -29,9 +29,11 @@ bench: $(VENV)/ready
 
 # pip's output is kept out of the way unless it fails
 $(VENV)/ready: pyproject.toml
+	@echo "Setting up $(VENV): pip installs the packages, usually within a minute"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,report]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,report]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache runs demo result.txt result.zip
+	rm -rf $(VENV) .cache demo
+	@if [ -e runs ] || [ -e result.txt ]; then echo "runs/ and result.txt are yours and stay; delete them yourself"; fi

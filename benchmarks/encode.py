@@ -1,12 +1,15 @@
 """Images and texts a second through CLIP, beside what the machine's matrix products would allow.
 
     python benchmarks/encode.py [--quick] [--models ViT-B/32 RN50] [--batches 1 32] [--torch-python PATH]
+                                [--precisions float32 bfloat16] [--json FILE]
 
 Every row: images (or texts) a second, the GFLOP/s of the products that were computed, their share of
 the rate of a 1024^3 product measured in between, and the process's peak memory. With torch at hand
 (in this interpreter, or in the one named by --torch-python) OpenAI's PyTorch model runs in a process
 of its own, by turns with ours; JCLIP likewise where it is importable. Weights are random, times are
-medians over --repeats turns, so that what else the machine does falls on all alike.
+medians over --repeats turns, so that what else the machine does falls on all alike; precisions and
+libraries take turns in one run. --json writes {"rows": [{"model", "kind", "batch", "precision",
+"images_per_second" or "texts_per_second", ...}]}.
 """
 
 import argparse
@@ -113,9 +116,13 @@ class Ours:
         self.square = jt.random((1024, 1024))
 
     def prepare(self, model: str, shapes: dict) -> None:
+        from jclip_fewshot.clip.cpu import Matrices
         self.model = self.build(random_state_dict(shapes))
+        self.matrices = {precision: Matrices(precision) for precision in PRECISIONS}
 
-    def encode(self, kind: str, batch: np.ndarray) -> np.ndarray:
+    def encode(self, kind: str, batch: np.ndarray, precision: str = "float32") -> np.ndarray:
+        # as CLIP.set_precision does, but what was packed is kept for the next turn
+        self.model.matrices = self.model.visual.matrices = self.matrices[precision]
         if kind == "text":
             return self.model.encode_text(batch).numpy()
         return self.model.encode_image(self.jt.array(batch)).numpy()
@@ -139,7 +146,10 @@ class JCLIP(Ours):
         self.build = lambda weights: build_model(
             {name: self.jt.array(value) for name, value in weights.items()})
 
-    def encode(self, kind: str, batch: np.ndarray) -> np.ndarray:
+    def prepare(self, model: str, shapes: dict) -> None:
+        self.model = self.build(random_state_dict(shapes))
+
+    def encode(self, kind: str, batch: np.ndarray, precision: str = "float32") -> np.ndarray:
         with self.jt.no_grad():
             encode = self.model.encode_image if kind == "image" else self.model.encode_text
             return encode(self.jt.array(batch)).numpy()
@@ -156,14 +166,19 @@ class Torch:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
 
     def prepare(self, model: str, shapes: dict) -> None:
-        self.model = torch_clip(self.torch, ARCHITECTURES[model]).eval()
         weights = {name: self.torch.as_tensor(value) for name, value in random_state_dict(shapes).items()}
-        self.model.load_state_dict(weights, strict=False)  # the stored batch counters are not among them
+        self.models = {}
+        for precision in PRECISIONS:
+            one = torch_clip(self.torch, ARCHITECTURES[model]).eval()
+            one.load_state_dict(weights, strict=False)  # the stored batch counters are not among them
+            self.models[precision] = one.to(getattr(self.torch, precision))
 
-    def encode(self, kind: str, batch: np.ndarray) -> np.ndarray:
+    def encode(self, kind: str, batch: np.ndarray, precision: str = "float32") -> np.ndarray:
+        model, batch = self.models[precision], self.torch.from_numpy(batch)
         with self.torch.no_grad():
-            encode = self.model.encode_image if kind == "image" else self.model.encode_text
-            return encode(self.torch.from_numpy(batch)).numpy()
+            if kind == "text":
+                return model.encode_text(batch).float().numpy()
+            return model.encode_image(batch.to(getattr(self.torch, precision))).float().numpy()
 
 
 def torch_clip(torch, sizes: Architecture):
@@ -187,7 +202,8 @@ def torch_clip(torch, sizes: Architecture):
 
         def forward(self, x):
             y = self.ln_1(x)
-            x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
+            mask = self.mask if self.mask is None else self.mask.to(x.dtype)
+            x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
             return x + self.mlp(self.ln_2(x))
 
     class Transformer(nn.Module):
@@ -212,7 +228,7 @@ def torch_clip(torch, sizes: Architecture):
 
         def forward(self, x):
             x = self.conv1(x).flatten(2).permute(0, 2, 1)
-            first = self.class_embedding + torch.zeros(len(x), 1, x.shape[-1])
+            first = self.class_embedding + torch.zeros(len(x), 1, x.shape[-1], dtype=x.dtype)
             x = self.ln_pre(torch.cat([first, x], 1) + self.positional_embedding)
             x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
             return self.ln_post(x[:, 0, :]) @ self.proj
@@ -312,6 +328,7 @@ def clock() -> float:
     return time.process_time() if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter()
 
 
+PRECISIONS = ("float32", "bfloat16")
 BACKENDS = {"torch": Torch, "jclip": JCLIP}
 
 
@@ -330,18 +347,18 @@ def serve(backend: str) -> None:
             batches.clear()
             answer = {"ok": True}
         else:
-            key = (order["kind"], order["batch"])
+            key = (order["kind"], order["batch"], order["precision"])
             if key not in batches:
-                batches[key] = inputs_of(ARCHITECTURES[order["model"]], *key)
-                library.encode(order["kind"], batches[key])  # the first call is not counted
-            seconds, output = timed(library, order["kind"], batches[key])
+                batches[key] = inputs_of(ARCHITECTURES[order["model"]], *key[:2])
+                library.encode(order["kind"], batches[key], order["precision"])  # the first call is not counted
+            seconds, output = timed(library, order["kind"], batches[key], order["precision"])
             answer = {"seconds": seconds, "memory": peak_memory(), "first": output[0][:4].tolist()}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def timed(library, kind: str, batch: np.ndarray) -> tuple:
+def timed(library, kind: str, batch: np.ndarray, precision: str) -> tuple:
     begun = clock()
-    output = library.encode(kind, batch)
+    output = library.encode(kind, batch, precision)
     return clock() - begun, output
 
 
@@ -355,6 +372,7 @@ class Peer:
 
     def __init__(self, name: str, python: str):
         self.label = BACKENDS[name].label
+        self.precisions = PRECISIONS if name == "torch" else PRECISIONS[:1]
         self.process = subprocess.Popen([python, __file__, "--serve", name], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.alive = bool(self.process.stdout.readline())
@@ -378,37 +396,58 @@ class Peer:
         self.process.wait()
 
 
-def measure(ours: Ours, peers: list, model: str, kind: str, batch: int, repeats: int) -> dict:
-    """Medians over turns of: product rate, ours, each peer."""
+def measure(ours: Ours, peers: list, model: str, kind: str, batch: int, precisions: list, repeats: int) -> list:
+    """Medians over turns of: product rate, ours, each peer; one row a precision."""
     inputs = inputs_of(ARCHITECTURES[model], kind, batch)
-    first = ours.encode(kind, inputs)[0][:4]
-    seconds, rates, others = [], [], {peer.label: [] for peer in peers}
+    outputs = {precision: ours.encode(kind, inputs, precision) for precision in precisions}
+    rates, seconds = [], {precision: [] for precision in precisions}
+    others = {(precision, peer.label): [] for precision in precisions for peer in peers if precision in peer.precisions}
     for _ in range(repeats):
-        rates.append(ours.product_rate())
-        count = max(1, int(0.3 / (seconds[-1] if seconds else 1)))  # short calls: several a turn
-        seconds.append(statistics.median(timed(ours, kind, inputs)[0] for _ in range(count)))
-        rates.append(ours.product_rate())
-        for peer in peers:
-            answers = [peer.ask(do="encode", model=model, kind=kind, batch=batch) for _ in range(count)]
-            if all(answers):
-                others[peer.label].append(statistics.median(answer["seconds"] for answer in answers))
-                close = np.allclose(answers[0]["first"], first, rtol=1e-3,
-                                    atol=1e-3 * float(np.abs(first).max()))
-                assert close, f"{peer.label} computes something else: {answers[0]['first']}, {first}"
-    elapsed, rate = statistics.median(seconds), statistics.median(rates)
-    gflops = flop(ARCHITECTURES[model], kind, batch) / 1e9 / elapsed
-    return {"model": model, "kind": kind, "batch": batch, "per_second": batch / elapsed, "gflops": gflops,
-            "product_gflops": rate, "share": gflops / rate, "peak_memory_gb": peak_memory(),
-            "peers": {label: batch / statistics.median(times) for label, times in others.items() if times}}
+        for precision, taken in seconds.items():
+            rates.append(ours.product_rate())
+            count = max(1, int(0.3 / (taken[-1] if taken else 1)))  # short calls: several a turn
+            taken.append(statistics.median(timed(ours, kind, inputs, precision)[0] for _ in range(count)))
+            rates.append(ours.product_rate())
+            for peer in peers:
+                if precision not in peer.precisions:
+                    continue
+                answers = [peer.ask(do="encode", model=model, kind=kind, batch=batch, precision=precision)
+                           for _ in range(count)]
+                if all(answers):
+                    others[precision, peer.label].append(statistics.median(one["seconds"] for one in answers))
+                    require_close(answers[0]["first"], outputs[precision][0][:4], precision, peer.label)
+    rows, rate = [], statistics.median(rates)
+    for precision, taken in seconds.items():
+        elapsed = statistics.median(taken)
+        gflops = flop(ARCHITECTURES[model], kind, batch) / 1e9 / elapsed
+        rows.append({
+            "model": model, "kind": kind, "batch": batch, "precision": precision,
+            f"{kind}s_per_second": batch / elapsed, "gflops": gflops, "product_gflops": rate, "share": gflops / rate,
+            "peak_memory_gb": peak_memory(), "cosine": least_cosine(outputs[precision], outputs[precisions[0]]),
+            "peers": {label: batch / statistics.median(times)
+                      for (of, label), times in others.items() if of == precision and times}})
+    return rows
+
+
+def require_close(theirs: list, ours: np.ndarray, precision: str, label: str) -> None:
+    bound = {"float32": 1e-3, "bfloat16": 3e-2}[precision]
+    close = np.allclose(theirs, ours, rtol=bound, atol=bound * float(np.abs(ours).max()))
+    assert close, f"{label} computes something else: {theirs}, {ours}"
+
+
+def least_cosine(rows: np.ndarray, others: np.ndarray) -> float:
+    products = (rows.astype(float) * others).sum(axis=1)
+    return float((products / np.linalg.norm(rows, axis=1) / np.linalg.norm(others, axis=1)).min())
 
 
 def table_line(row: dict, columns: list) -> str:
-    line = (f"{row['model']:10} {row['kind']:5} {row['batch']:5} {row['per_second']:9.1f} "
+    per_second = row[f"{row['kind']}s_per_second"]
+    line = (f"{row['model']:10} {row['kind']:5} {row['batch']:5} {row['precision']:9} {per_second:9.1f} "
             f"{row['gflops']:8.1f} {row['product_gflops']:7.1f} {row['share']:6.2f} "
             f"{row['peak_memory_gb']:5.1f}")
     for label in columns:
         peer = row["peers"].get(label)
-        line += f" {peer:10.1f} {row['per_second'] / peer:6.2f}" if peer else f" {'-':>10} {'-':>6}"
+        line += f" {peer:10.1f} {per_second / peer:6.2f}" if peer else f" {'-':>10} {'-':>6}"
     return line
 
 
@@ -419,6 +458,8 @@ def main() -> None:
                         help=f"of {', '.join(ARCHITECTURES)} (default: all)")
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 8 32 256")
     parser.add_argument("--kinds", nargs="+", choices=("image", "text"), default=["image", "text"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"],
+                        help="by turns; cosines are to the first (default: float32)")
     parser.add_argument("--repeats", type=int, help="turns that the medians are over (default: 5)")
     parser.add_argument("--quick", action="store_true", help="ViT-B/32 and RN50, batches 1 and 32, 3 turns")
     parser.add_argument(
@@ -442,7 +483,7 @@ def main() -> None:
     peers = [peer for peer in peers if peer.alive]
     ours, rows = Ours(), []
     columns = [peer.label for peer in peers]
-    print(f"{'model':10} {'kind':5} {'batch':>5} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} {'share':>6} "
+    print(f"{'model':10} {'kind':5} {'batch':>5} {'precision':9} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} {'share':>6} "
           f"{'GB':>5}" + "".join(f" {label + '/s':>10} {'ratio':>6}" for label in columns), flush=True)
     try:
         for model in models:
@@ -453,14 +494,16 @@ def main() -> None:
             kinds = [kind for kind in arguments.kinds if kind == "image" or model in ("ViT-B/32", "ViT-L/14")]
             for kind in kinds:  # the other models' text towers are ViT-B/32's
                 for batch in batches:
-                    row = measure(ours, peers, model, kind, batch, repeats if batch < 128 else 1)
-                    rows.append(row)
-                    print(table_line(row, columns), flush=True)
+                    measured = measure(ours, peers, model, kind, batch, arguments.precisions,
+                                       repeats if batch < 128 else 1)
+                    rows += measured
+                    for row in measured:
+                        print(table_line(row, columns), flush=True)
     finally:
         for peer in peers:
             peer.close()
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

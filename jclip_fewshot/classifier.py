@@ -191,12 +191,10 @@ def _plain_labels(labels: Sequence) -> np.ndarray:
     Raises:
         ValueError: labels of several kinds, or of none that can be sorted and saved.
     """
-    labels = np.asarray(labels)
-    if labels.dtype == object:
-        plain = np.array(labels.tolist())
-        if plain.dtype == object or (plain.dtype.kind == "U" and not all(isinstance(label, str) for label in labels)):
-            raise ValueError("labels must all be of one kind: texts, or numbers")
-        labels = plain
+    given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    labels = np.array(given)
+    if labels.dtype == object or (labels.dtype.kind == "U" and not all(isinstance(label, str) for label in given)):
+        raise ValueError("labels must all be of one kind: texts, or numbers")
     if labels.ndim != 1:
         raise ValueError(f"labels must be one axis, not of shape {labels.shape}")
     return labels

@@ -26,6 +26,8 @@ class MachineConfig:
     """What every command takes."""
 
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
+    precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
+                            "machine", ("auto", "float32", "float16", "bfloat16"))
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -35,7 +37,8 @@ class MachineConfig:
     @property
     def encoding(self) -> Dict[str, Any]:
         """What open_source and reopen_source take of them."""
-        return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers}
+        return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
+                "precision": self.precision}
 
 
 @dataclass(frozen=True)

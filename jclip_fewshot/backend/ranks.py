@@ -158,7 +158,7 @@ class Barrier:
         if self._missing(0) is not None and not started_by_launcher():
             hint = (f"rank {self._missing(0)} of {size()}; no mpirun, mpiexec or srun has started this process: unset "
                     f"{' and '.join(name for name in VARIABLES if os.environ.get(name))}")
-            wait_until(lambda: self._missing(0) is None, hint, min(patience, DOUBT))
+            wait_until(lambda: None in (self._missing(0), self._missing(self._stage)), hint, min(patience, DOUBT))
         wait_until(lambda: self._missing(self._stage) is None,
                    lambda: f"rank {self._missing(self._stage)} of {size()}", patience)
 

@@ -38,9 +38,10 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from jclip_fewshot.backend import headers, toolkit
+from jclip_fewshot.backend.plain_paths import importing_from, plain
 from jclip_fewshot.console import progress, tell, warn
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.storage.files import require_writable_folder, write_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
@@ -81,7 +82,7 @@ def jittor_home() -> Path:
             home = json.loads(config.read_text()).get("JITTOR_HOME")
         except (OSError, ValueError):
             home = None
-    return Path(home or Path.home()).absolute()
+    return plain(Path(home or Path.home()))
 
 
 def plan(device: str = "auto") -> Plan:
@@ -98,8 +99,10 @@ def plan(device: str = "auto") -> Plan:
             raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
     home = jittor_home()
-    if not os.access(_existing_parent(home), os.W_OK):
-        raise UserError(f"{home} is not writable and Jittor keeps its builds there; set JITTOR_HOME to another folder")
+    try:
+        require_writable_folder(home / ".cache/jittor", "Jittor builds in")
+    except UserError as error:
+        raise UserError(f"{error} by setting JITTOR_HOME")
     # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
     # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
     environment = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
@@ -164,7 +167,7 @@ def _jittor_folder() -> Path:
     package = importlib.util.find_spec("jittor")
     if package is None:
         raise UserError("Jittor is not installed: pip install jittor==1.3.11.0")
-    return Path(package.origin).parent
+    return plain(Path(package.origin).parents[1]) / "jittor"
 
 
 def _choose_onednn(home: Path) -> str:
@@ -179,12 +182,6 @@ def _choose_onednn(home: Path) -> str:
         warn("oneDNN is missing, matrix products run about five times slower; "
              f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
         return "none"
-
-
-def _existing_parent(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def build_stamp(started: Plan) -> Path:
@@ -203,6 +200,10 @@ def _build(started: Plan, stamp: Path) -> None:
     """Imports Jittor in child processes until one gets through; shows how far it is."""
     environment = {**os.environ, **started.environment, "log_silent": "0", **_home_variables(jittor_home())}
     environment = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
+    own = Path(importlib.util.find_spec("jittor").origin).parents[1]
+    packages = [path for path in (str(_jittor_folder().parent), os.environ.get("PYTHONPATH", "")) if path]
+    if Path(packages[0]) != own:  # a link to it
+        environment["PYTHONPATH"] = os.pathsep.join(packages)
     log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     tell(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores ({stamp.parent})")
@@ -344,12 +345,13 @@ def _import(home: Path):
     os.environ.update(changed)
     imported_before_us = "jittor" in sys.modules
     try:
-        with _signals_kept():
-            utils = importlib.import_module("jittor_utils")
-            getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
-        _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
-        with _signals_kept():
-            module = importlib.import_module("jittor")
+        with importing_from(_jittor_folder().parent):
+            with _signals_kept():
+                utils = importlib.import_module("jittor_utils")
+                getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
+            _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
+            with _signals_kept():
+                module = importlib.import_module("jittor")
         if imported_before_us and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGCHLD):  # to Python, which takes its own for still in place
                 signal.signal(number, signal.getsignal(number))

@@ -66,7 +66,7 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     status, said = 2, ""
     try:
         start.working(True)
-        status = main() or 0
+        status = _traced(main) or 0
     except UserError as error:
         said = str(error)
     except MemoryError:
@@ -85,8 +85,6 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     finally:
         start.working(False)
     if said:
-        if console.verbose:
-            traceback.print_exc()
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
@@ -95,6 +93,16 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     if start.signals_are_ours():
         start.finish(status)
     sys.exit(status)
+
+
+def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:
+    """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
+    try:
+        return main()
+    except Exception:
+        if console.verbose:
+            traceback.print_exc()
+        raise
 
 
 def _last_line(what: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import List
 
@@ -25,7 +26,8 @@ def doctor(arguments: List[str]) -> int:
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
     parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
     parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
     given = _parsed(parser, arguments)
     from jclip_fewshot.cli.doctor import report as doctors_report
@@ -34,7 +36,7 @@ def doctor(arguments: List[str]) -> int:
 
 def check(arguments: List[str]) -> int:
     """Says whether a submission file is valid for a test set, and what is wrong with it."""
-    parser = _parser("check", check.__doc__)
+    parser = _parser("check", check.__doc__, "result.txt ")
     parser.add_argument("result", metavar="result.txt", help="a submission, .txt or the .zip around it")
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
     parser.add_argument("--split", default="", metavar="A|B|DIR",
@@ -59,7 +61,7 @@ def check(arguments: List[str]) -> int:
 
 def convert(arguments: List[str]) -> int:
     """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
-    parser = _parser("convert", convert.__doc__)
+    parser = _parser("convert", convert.__doc__, "IN OUT.safetensors ")
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
     parser.add_argument("target", metavar="OUT.safetensors")
     given = _parsed(parser, arguments)
@@ -72,7 +74,7 @@ def convert(arguments: List[str]) -> int:
 
 def evaluate(arguments: List[str]) -> int:
     """Scores every method on a labelled feature suite: the stack of train.py and test.py, same defaults."""
-    parser = _parser("evaluate", evaluate.__doc__)
+    parser = _parser("evaluate", evaluate.__doc__, "--suite FILE.npz ")
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
@@ -86,7 +88,8 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--tasks", type=int, default=0, metavar="N", help="N tasks of few classes instead of all rows")
     parser.add_argument("--task-classes", type=int, default=5, metavar="N", help="classes a task [5]")
     parser.add_argument("--task-queries", type=int, default=75, metavar="N", help="test rows a task, at most [75]")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the table alone")
     given = _parsed(parser, arguments)
     numbers = {"seed": 0, "seeds": 0, "tasks": 0, "task_classes": 1, "task_queries": 1}
@@ -154,7 +157,7 @@ def validate(arguments: List[str]) -> int:
 
 def report(arguments: List[str]) -> int:
     """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
-    parser = _parser("report", report.__doc__)
+    parser = _parser("report", report.__doc__, "[RUN] ")
     parser.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's folder [the newest]")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where the newest run is looked for [runs]")
     parser.add_argument("--split", default="", metavar="A|B|DIR", help="the test set [the one that was answered last]")
@@ -168,9 +171,10 @@ def report(arguments: List[str]) -> int:
     return 0
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m jclip_fewshot {name}", description=description,
-                                     formatter_class=Compact)
+def _parser(name: str, description: str, needed: str = "") -> argparse.ArgumentParser:
+    prog = f"python -m jclip_fewshot {name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=Compact,
+                                     usage=textwrap.fill(f"{prog} {needed}[settings]", 50, subsequent_indent="    "))
     parser.add_argument("--verbose", action="store_true", help="show full error traces")
     return parser
 

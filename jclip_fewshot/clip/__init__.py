@@ -39,7 +39,7 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
         `read_state_dict` knows.
     device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
-    dtype: "float32", or "float16" on CUDA; the CPU always computes in float32.
+    dtype: "float32", "float16" on CUDA, "bfloat16" on a CPU with AVX512_BF16 (see model.build_model).
 
     Returns:
         (model, preprocess): preprocess takes a PIL image and returns a Var (3, size, size).

@@ -14,7 +14,7 @@ inline void transposed(int64_t rows, int64_t columns, const float* from, int64_t
 inline void one_thread(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                        float* c, int64_t ldc) {
     for (int64_t i = 0; i < m; i += ROWS)
-        small_product((int)std::min<int64_t>(ROWS, m - i), n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+        small_product<Single>((int)std::min<int64_t>(ROWS, m - i), n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
 }
 
 inline int64_t filled(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
@@ -35,7 +35,7 @@ inline void attend_all(int64_t batch, int64_t heads, int64_t queries, int64_t le
                 for (int64_t i0 = 0; i0 < queries; i0 += ROWS) {
                     int rows = (int)std::min<int64_t>(ROWS, queries - i0);
                     int64_t at = (b * queries + i0) * width + h * HEAD;
-                    small_product(rows, padded, HEAD, q + at, width, keys.data(), padded, scores.data(), padded);
+                    small_product<Single>(rows, padded, HEAD, q + at, width, keys.data(), padded, scores.data(), padded);
                     for (int i = 0; i < rows; i++) {
                         float *row = scores.data() + i * padded, *to = p + (i0 + i) * length;
                         int64_t open = seen[b * queries + i0 + i];
@@ -50,7 +50,7 @@ inline void attend_all(int64_t batch, int64_t heads, int64_t queries, int64_t le
                         for (int64_t j = 0; j < open; j++) to[j] /= sum;
                         for (int64_t j = open; j < length; j++) to[j] = 0.f;
                     }
-                    small_product(rows, HEAD, length, p + i0 * length, length, k + width, 2 * width, out + at, width);
+                    small_product<Single>(rows, HEAD, length, p + i0 * length, length, k + width, 2 * width, out + at, width);
                 }
             }
     }

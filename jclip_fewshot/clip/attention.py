@@ -66,12 +66,12 @@ class _Attend(jt.Function):
         batch, queries, width = q.shape
         probs = (batch, width // HEAD, queries, kv.shape[1])
         out, self.probs = jt.code([q.shape, probs], ["float32", "float32"], [q, kv, seen],
-                                  cpu_header=cpu.header("tower.cpp", "attention.cpp"), cpu_src=_FORWARD)
+                                  cpu_header=cpu.header("product.cpp", "tower.cpp", "attention.cpp"), cpu_src=_FORWARD)
         self.q, self.kv = q, kv
         return out
 
     def grad(self, gradient):
         dq, dkv = jt.code([self.q.shape, self.kv.shape], ["float32", "float32"],
                           [self.q, self.kv, self.probs, gradient],
-                          cpu_header=cpu.header("tower.cpp", "attention.cpp"), cpu_src=_BACKWARD)
+                          cpu_header=cpu.header("product.cpp", "tower.cpp", "attention.cpp"), cpu_src=_BACKWARD)
         return dq, dkv, None

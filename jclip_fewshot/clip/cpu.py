@@ -1,38 +1,42 @@
-"""A frozen tower on the CPU as one Jittor operator: tower.cpp for transformers, resnet.cpp for ResNets.
+"""A frozen tower on the CPU as one Jittor operator: product.cpp and tower.cpp, for ResNets resnet.cpp too.
 
 Jittor's own operators cost a tower twice: batched products fall outside oneDNN and run as plain loops,
 and every elementwise step goes through memory (and through the compiler, once). tower.cpp runs a whole
-tower instead: products by oneDNN's sgemm on weights that need no transposing, attention, LayerNorm and
-QuickGELU in between as vector code, a cache-sized part of the batch at a time. It knows no gradients;
-training takes the towers as model.py writes them, and tests hold the two to each other.
+tower instead: products with bias, QuickGELU or the residual's sum worked in while they lie in registers,
+attention and LayerNorm in between as vector code, a cache-sized part of the batch at a time. It knows no
+gradients; training takes the towers as model.py writes them, and tests hold the two to each other.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import List
+from typing import Dict, List, Optional, Tuple
 
 from jclip_fewshot.backend import jt
 
 _SOURCE = """
     jclip::Tower t;
     t.batch = in0_shape0; t.length = data["length"]; t.width = data["width"]; t.heads = data["heads"];
-    t.layers = data["layers"]; t.features = out0_shape1; t.channels = 3;
+    t.layers = data["layers"]; t.features = data["features"]; t.channels = 3; t.stop = data["stop"];
     t.resolution = data["resolution"]; t.patch = data["patch"]; t.causal = data["causal"];
-    for (size_t i = 2; i < _inputs.size(); i++) t.weights.push_back(_inputs[i]->ptr<float>());
+    for (size_t i = 2; i < _inputs.size(); i++) t.weights.push_back(_inputs[i]->mem_ptr);
     const float* images = t.patch ? _inputs[0]->ptr<float>() : nullptr;
     const int* ids = t.patch ? nullptr : _inputs[0]->ptr<int>();
-    jclip::run_all(t, data["at_once"], images, ids, in1_p, out0_p);
+    jclip::run_all<jclip::KIND>(t, data["at_once"], images, ids, in1_p, out0_p);
 """
 _RESNET_SOURCE = """
     jclip::ResNet net;
     net.resolution = in0_shape2; net.width = data["width"]; net.features = out0_shape1;
     net.blocks[0] = data["blocks1"]; net.blocks[1] = data["blocks2"];
     net.blocks[2] = data["blocks3"]; net.blocks[3] = data["blocks4"];
-    for (size_t i = 1; i < _inputs.size(); i++) net.weights.push_back(_inputs[i]->ptr<float>());
-    jclip::run_all(net, in0_shape0, data["at_once"], in0_p, out0_p);
+    for (size_t i = 1; i < _inputs.size(); i++) net.weights.push_back(_inputs[i]->mem_ptr);
+    jclip::run_all<jclip::KIND>(net, in0_shape0, data["at_once"], in0_p, out0_p);
 """
+_PACK_SOURCE = "jclip::pack_half(in0_shape0, in0_shape1, in0_p, (uint16_t*)out0_p);"
+_KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
+_PANEL, _LINE = 48, 32  # product.cpp's PANEL, and its LINE in numbers of 2 bytes
+_FEATURES, _UNPROJECTED = -1, -2  # tower.cpp's; a block's number asks for its input
 # Rows (tokens of all sequences) that go through a tower together; see benchmarks/encode.py.
 _ROWS = 1600
 # Numbers in the largest activation (112 x 112 x 64 an image in RN50) of the images that go through a
@@ -46,37 +50,90 @@ def header(*names: str) -> str:
 
 
 def available() -> bool:
-    """Whether Jittor runs on the CPU with oneDNN, which tower.cpp multiplies with."""
-    return not jt.flags.use_cuda and getattr(jt.compile_extern, "mkl_ops", None) is not None
+    """Whether Jittor runs on the CPU, for which the fused towers are written."""
+    return not jt.flags.use_cuda
+
+
+@lru_cache(maxsize=None)
+def lacks_bfloat16() -> str:
+    """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    if "avx512_bf16" not in flags:
+        return "this processor has no AVX512_BF16"
+    source = """
+        #ifdef __AVX512BF16__
+        out0_p[0] = 1;
+        #else
+        out0_p[0] = 0;
+        #endif
+    """
+    compiled = int(jt.code((1,), "int32", [], cpu_src=source).item())
+    return "" if compiled else "the compiler knows no AVX512_BF16 (g++ does from version 10 on)"
+
+
+class Matrices:
+    """A model's weight matrices as the fused towers take them.
+
+    precision: "float32" takes the parameters as they are; "bfloat16" rounds and packs each when it is first
+    used, and again when the parameter was assigned to or updated since. (Writing through `.data` goes unseen.)
+    """
+
+    def __init__(self, precision: str = "float32") -> None:
+        self.precision = precision
+        self._packed: Dict[int, Tuple["jt.Var", int, "jt.Var"]] = {}
+
+    def __call__(self, parameter: "jt.Var") -> "jt.Var":
+        """(K, N) float32, or its panels: flat int16 (see product.cpp)."""
+        if self.precision == "float32":
+            return parameter
+        known = self._packed.get(id(parameter))
+        if known is None or known[0] is not parameter or known[1] != parameter.id:
+            inputs, outputs = parameter.shape
+            size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2) + _LINE
+            packed = jt.code((size,), "int16", [parameter.float32()], cpu_header=header("product.cpp"),
+                             cpu_src=_PACK_SOURCE).stop_grad()
+            known = self._packed[id(parameter)] = parameter, parameter.id, packed
+        return known[2]
 
 
 def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, readout: List["jt.Var"],
-        length: int, resolution: int = 0, patch: int = 0) -> "jt.Var":
+        matrices: Matrices, length: int, resolution: int = 0, patch: int = 0, projected: bool = True,
+        block: Optional[int] = None) -> "jt.Var":
     """Features (B, D) of images (B, 3, R, R) or of token ids (B, L).
 
     at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and
     norm, or token embedding and positions. readout: the last norm and the projection.
+    projected: False gives (B, W), what the projection would take. block: gives its input, (B, L, W).
     """
-    weights = list(embedding)
-    for block in transformer.resblocks:
-        attention, mlp = block.attn, block.mlp
-        weights += [block.ln_1.weight, block.ln_1.bias, attention.in_proj_weight, attention.in_proj_bias,
-                    attention.out_proj.weight, attention.out_proj.bias, block.ln_2.weight, block.ln_2.bias,
-                    mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias]
-    weights += readout
-    data = {"length": length, "width": transformer.width, "heads": transformer.heads,
+    weights = [matrices(embedding[0])] + embedding[1:] if patch else list(embedding)
+    for layer in transformer.resblocks:
+        attention, mlp = layer.attn, layer.mlp
+        weights += [layer.ln_1.weight, layer.ln_1.bias, matrices(attention.in_proj_weight), attention.in_proj_bias,
+                    matrices(attention.out_proj.weight), attention.out_proj.bias, layer.ln_2.weight, layer.ln_2.bias,
+                    matrices(mlp.c_fc.weight), mlp.c_fc.bias, matrices(mlp.c_proj.weight), mlp.c_proj.bias]
+    weights += readout[:2] + [matrices(readout[2])]
+    batch, width, features = source.shape[0], transformer.width, readout[2].shape[1]
+    stop, shape = _FEATURES, (batch, features)
+    if block is not None:
+        stop, shape = block, (batch, length, width)
+    elif not projected:
+        stop, shape = _UNPROJECTED, (batch, width)
+    data = {"length": length, "width": width, "heads": transformer.heads, "features": features, "stop": stop,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal), "resolution": resolution,
             "patch": patch, "at_once": max(1, round(_ROWS / length))}
-    return jt.code((source.shape[0], readout[-1].shape[1]), "float32", [source, at] + weights,
-                   cpu_header=header("tower.cpp"), cpu_src=_SOURCE, data=data)
+    return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
+                   cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
 
 
-def run_resnet(images: "jt.Var", net) -> "jt.Var":
+def run_resnet(images: "jt.Var", net, matrices: Matrices) -> "jt.Var":
     """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (see model.py)."""
     weights = []
 
     def add(conv, norm) -> None:
-        weights.extend((conv.weight, *norm.scale_and_shift()))
+        weights.extend((matrices(conv.weight), *norm.scale_and_shift()))
 
     for number in (1, 2, 3):
         add(getattr(net, f"conv{number}"), getattr(net, f"bn{number}"))
@@ -90,8 +147,9 @@ def run_resnet(images: "jt.Var", net) -> "jt.Var":
     pool = net.attnpool
     weights.append(pool.positional_embedding)
     for linear in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
-        weights += [linear.weight, linear.bias]
+        weights += [matrices(linear.weight), linear.bias]
     data = {"width": net.width, "at_once": max(1, _NUMBERS // ((net.input_resolution // 2) ** 2 * net.width))}
     data.update({f"blocks{number}": len(stage) for number, stage in enumerate(stages, start=1)})
     return jt.code((images.shape[0], net.output_dim), "float32", [images] + weights,
-                   cpu_header=header("tower.cpp", "resnet.cpp"), cpu_src=_RESNET_SOURCE, data=data)
+                   cpu_header=header("product.cpp", "tower.cpp", "resnet.cpp"),
+                   cpu_src=_RESNET_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)

@@ -1,75 +1,11 @@
-// A frozen CLIP tower on the CPU as one operator: see cpu.py. Plain C++14 with OpenMP and oneDNN's sgemm.
+// A frozen CLIP tower on the CPU as one operator: see cpu.py. Needs product.cpp before it.
 //
-// Row-major throughout. B sequences, L tokens, W width, D feature width; heads are 64 wide.
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-extern "C" int dnnl_sgemm(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
-                          int64_t, float, float*, int64_t);
+// Row-major throughout. B sequences, L tokens, W width, D feature width; heads are 64 wide. What is multiplied is
+// kept as T's numbers (float32 or bfloat16); the residual stream, norms and softmax are float32.
 
 namespace jclip {
 
-using std::int64_t;
-
 constexpr int HEAD = 64;
-#ifdef __AVX512F__
-constexpr int LANES = 16, COLUMNS = 4;  // 6 x 4 sums fill the 32 registers
-#else
-constexpr int LANES = 8, COLUMNS = 2;
-#endif
-constexpr int ROWS = 6;
-typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-// C (m, n) = A (m, k) B (k, n) + beta C, spread over all threads.
-inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-                    float beta, float* c, int64_t ldc) {
-    dnnl_sgemm('N', 'N', m, n, k, 1.f, a, lda, b, ldb, beta, c, ldc);
-}
-
-// A few rows of C (M, N*LANES) = A (M, k) B (k, N*LANES), sums kept in registers.
-template <int M, int N>
-inline void small_block(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                        int64_t ldc) {
-    Lanes sum[M][N];
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) sum[i][j] = Lanes{};
-    for (int64_t p = 0; p < k; p++) {
-        Lanes row[N];
-        for (int j = 0; j < N; j++) row[j] = *(const Lanes*)(b + p * ldb + j * LANES);
-        for (int i = 0; i < M; i++) {
-            float x = a[i * lda + p];
-            for (int j = 0; j < N; j++) sum[i][j] += row[j] * x;
-        }
-    }
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) *(Lanes*)(c + i * ldc + j * LANES) = sum[i][j];
-}
-
-template <int M>
-inline void small_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-                       float* c, int64_t ldc) {
-    int64_t j = 0;
-    for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
-        small_block<M, COLUMNS>(k, a, lda, b + j, ldb, c + j, ldc);
-    for (; j < n; j += LANES) small_block<M, 1>(k, a, lda, b + j, ldb, c + j, ldc);
-}
-
-// One thread's product of m <= ROWS rows; n is a multiple of LANES.
-inline void small_product(int m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-                          int64_t ldb, float* c, int64_t ldc) {
-    switch (m) {
-        case 6: small_rows<6>(n, k, a, lda, b, ldb, c, ldc); break;
-        case 5: small_rows<5>(n, k, a, lda, b, ldb, c, ldc); break;
-        case 4: small_rows<4>(n, k, a, lda, b, ldb, c, ldc); break;
-        case 3: small_rows<3>(n, k, a, lda, b, ldb, c, ldc); break;
-        case 2: small_rows<2>(n, k, a, lda, b, ldb, c, ldc); break;
-        default: small_rows<1>(n, k, a, lda, b, ldb, c, ldc);
-    }
-}
 
 // e^x to about 1e-7, written so that the compiler turns a loop of it into vector code.
 inline float fast_exp(float x) {
@@ -85,214 +21,267 @@ inline float fast_exp(float x) {
     return p * power;
 }
 
-// y = norm(x), one row; where bias is given it is added to x first, and stays there.
-inline void norm_row(int64_t width, float* x, const float* bias, const float* weight, const float* shift,
-                     float* y) {
-    float sum = 0;
-    if (bias) {
+inline float quick_gelu(float x) { return x / (1.f + fast_exp(-1.702f * x)); }
+
+// y = norm(x), one row, as T's numbers.
+template <class T>
+inline void norm_row(int64_t width, const float* x, const float* weight, const float* shift, typename T::Number* y) {
+    float sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) {
-            x[i] += bias[i];
-            sum += x[i];
-        }
-    } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) sum += x[i];
-    }
-    float mean = sum / width, square = 0;
+    for (int64_t i = 0; i < width; i++) sum += x[i];
+    float mean = sum / width;
 #pragma omp simd reduction(+ : square)
     for (int64_t i = 0; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
     float scale = 1.f / std::sqrt(square / width + 1e-5f);
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) y[i] = (x[i] - mean) * scale * weight[i] + shift[i];
+    for (int64_t i = 0; i < width; i++) y[i] = T::narrow((x[i] - mean) * scale * weight[i] + shift[i]);
 }
 
-inline void norm(int64_t rows, int64_t width, float* x, const float* bias, const float* const* p, float* y) {
+template <class T>
+inline void norm(int64_t rows, int64_t width, const float* x, const float* const* p, typename T::Number* y) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) norm_row(width, x + r * width, bias, p[0], p[1], y + r * width);
+    for (int64_t r = 0; r < rows; r++) norm_row<T>(width, x + r * width, p[0], p[1], y + r * width);
 }
 
-// x = (x + bias) sigmoid(1.702 (x + bias))
-inline void quick_gelu(int64_t rows, int64_t width, float* x, const float* bias) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float* row = x + r * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float v = row[i] + bias[i];
-            row[i] = v / (1.f + fast_exp(-1.702f * v));
-        }
-    }
-}
-
-// One head of one sequence. q: `queries` rows; k, v: `length` rows, all `stride` (q: q_stride) apart and
-// still without their bias; out: rows out_stride apart. Query i sees keys up to last[i].
-inline void attend(int64_t queries, int64_t length, const float* q, int64_t q_stride, const float* k,
-                   const float* v, int64_t stride, const float* q_bias, const float* k_bias,
-                   const float* v_bias, const int* last, bool causal, float* out, int64_t out_stride,
-                   std::vector<float>& scratch) {
-    int64_t padded = (length + LANES - 1) / LANES * LANES;
-    scratch.resize(HEAD * padded + ROWS * (padded + 2 * HEAD));
-    float *keys = scratch.data(), *scores = keys + HEAD * padded, *query = scores + ROWS * padded;
-    float* mixed = query + ROWS * HEAD;
-    for (int64_t j0 = 0; j0 < padded;
-         j0 += LANES)  // keys (HEAD, padded): transposed, so that a row of them is a vector
-        for (int d = 0; d < HEAD; d++)
+// One head of one sequence. q: `queries` rows; k, v: `length` rows, all `stride` (q: q_stride) apart; out: rows
+// out_stride apart. Query i sees keys up to last[i].
+template <class T>
+inline void attend(int64_t queries, int64_t length, const typename T::Number* q, int64_t q_stride,
+                   const typename T::Number* k, const typename T::Number* v, int64_t stride, const int* last,
+                   bool causal, typename T::Number* out, int64_t out_stride, Memory<float>& scratch) {
+    const int64_t words = HEAD / T::PAIR, padded = (length + LANES - 1) / LANES * LANES;
+    Word* keys = scratch.at_least((words + 2 * ROWS + HEAD) * padded + ROWS * HEAD);
+    float *scores = keys + words * padded, *mixed = scores + ROWS * padded;
+    auto* chances = (typename T::Number*)(mixed + ROWS * HEAD);
+    auto* values = (typename T::Number*)(mixed + ROWS * HEAD + ROWS * padded);
+    for (int64_t j0 = 0; j0 < padded; j0 += LANES)  // keys (words, padded): transposed, so that a row is a vector
+        for (int64_t d = 0; d < words; d++)
             for (int64_t j = j0; j < j0 + LANES; j++)
-                keys[d * padded + j] = j < length ? k[j * stride + d] + k_bias[d] : 0.f;
+                keys[d * padded + j] = j < length ? ((const Word*)(k + j * stride))[d] : 0.f;
+    interleave<T>(length, HEAD, v, stride, HEAD, values);
     for (int64_t i0 = 0; i0 < queries; i0 += ROWS) {
         int rows = (int)std::min<int64_t>(ROWS, queries - i0);
-        for (int i = 0; i < rows; i++)
-            for (int d = 0; d < HEAD; d++)
-                query[i * HEAD + d] = (q[(i0 + i) * q_stride + d] + q_bias[d]) * 0.125f;  // 1 / sqrt(HEAD)
         int64_t most = length;
         if (causal) {
             most = 0;
             for (int i = 0; i < rows; i++) most = std::max<int64_t>(most, (last ? last[i0 + i] : i0 + i) + 1);
         }
-        int64_t wide = (most + LANES - 1) / LANES * LANES;
-        small_product(rows, wide, HEAD, query, HEAD, keys, padded, scores, padded);
+        small_product<T>(rows, most, words, (const Word*)(q + i0 * q_stride), q_stride / T::PAIR, keys, padded, scores,
+                         padded);
         float scale[ROWS];
         for (int i = 0; i < rows; i++) {
             float* row = scores + i * padded;
+            typename T::Number* chance = chances + i * padded;
             int64_t seen = causal ? (last ? last[i0 + i] : i0 + i) + 1 : length;
             float top = row[0], sum = 0;
 #pragma omp simd reduction(max : top)
             for (int64_t j = 0; j < seen; j++) top = std::max(top, row[j]);
 #pragma omp simd reduction(+ : sum)
             for (int64_t j = 0; j < seen; j++) {
-                row[j] = fast_exp(row[j] - top);
-                sum += row[j];
+                float e = fast_exp((row[j] - top) * 0.125f);  // 1 / sqrt(HEAD)
+                chance[j] = T::narrow(e);
+                sum += e;
             }
-            for (int64_t j = seen; j < most; j++) row[j] = 0.f;
+            for (int64_t j = seen; j < whole<T>(most); j++) chance[j] = 0;
             scale[i] = 1.f / sum;
         }
-        small_product(rows, HEAD, most, scores, padded, v, stride, mixed, HEAD);
+        small_product<T>(rows, HEAD, whole<T>(most) / T::PAIR, (const Word*)chances, padded / T::PAIR,
+                         (const Word*)values, HEAD, mixed, HEAD);
         for (int i = 0; i < rows; i++)
             for (int d = 0; d < HEAD; d++)
-                out[(i0 + i) * out_stride + d] = mixed[i * HEAD + d] * scale[i] + v_bias[d];
+                out[(i0 + i) * out_stride + d] = T::narrow(mixed[i * HEAD + d] * scale[i]);
     }
 }
 
 // All heads of `batch` sequences.
-inline void attention(int64_t batch, int64_t heads, int64_t queries, int64_t length, const float* q,
-                      int64_t q_stride, const float* k, const float* v, int64_t stride, const float* bias,
-                      const int* last, bool causal, float* out) {
+template <class T>
+inline void attention(int64_t batch, int64_t heads, int64_t queries, int64_t length, const typename T::Number* q,
+                      int64_t q_stride, const typename T::Number* k, const typename T::Number* v, int64_t stride,
+                      const int* last, bool causal, typename T::Number* out) {
     int64_t width = heads * HEAD;
 #pragma omp parallel
     {
-        std::vector<float> scratch;
+        static thread_local Memory<float> scratch;
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < heads; h++) {
                 int64_t o = h * HEAD;
-                attend(queries, length, q + b * queries * q_stride + o, q_stride, k + b * length * stride + o,
-                       v + b * length * stride + o, stride, bias + o, bias + width + o, bias + 2 * width + o,
-                       last ? last + b : nullptr, causal, out + b * queries * width + o, width, scratch);
+                attend<T>(queries, length, q + b * queries * q_stride + o, q_stride, k + b * length * stride + o,
+                          v + b * length * stride + o, stride, last ? last + b : nullptr, causal,
+                          out + b * queries * width + o, width, scratch);
             }
     }
 }
+
+// What is done with a product's sums: written as numbers or floats, with a bias; added to the residual stream.
+template <class T>
+struct Write {
+    typename T::Number* to;
+    int64_t stride, from;  // column `from` of the product is the first of `to`
+    const float* bias;
+    void operator()(int64_t row, int64_t column, int64_t count, const float* sums) const {
+        typename T::Number* y = to + row * stride + column - from;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) y[i] = T::narrow(sums[i] + bias[column + i]);
+    }
+};
+
+template <class T>
+struct WriteGelu {
+    typename T::Number* to;
+    int64_t stride;
+    const float* bias;
+    void operator()(int64_t row, int64_t column, int64_t count, const float* sums) const {
+        typename T::Number* y = to + row * stride + column;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) y[i] = T::narrow(quick_gelu(sums[i] + bias[column + i]));
+    }
+};
+
+struct Add {
+    float* to;
+    int64_t stride;
+    const float* bias;
+    void operator()(int64_t row, int64_t column, int64_t count, const float* sums) const {
+        float* x = to + row * stride + column;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) x[i] += sums[i] + bias[column + i];
+    }
+};
+
+enum { FEATURES = -1, UNPROJECTED = -2 };
 
 struct Tower {
     int64_t batch, length, width, heads, layers, features;  // length: tokens a sequence
     int64_t channels, resolution, patch;                    // patch 0: a text tower
     bool causal;
-    std::vector<const float*> weights;  // in the order in which run() takes them
+    int64_t stop;                      // FEATURES, UNPROJECTED, or b: the input of block b
+    std::vector<const void*> weights;  // in the order in which run() takes them
+    int64_t size_out() const { return stop == FEATURES ? features : stop == UNPROJECTED ? width : length * width; }
+    const float* vector(size_t at) const { return (const float*)weights[at]; }
 };
 
-// Buffers live on between calls: fresh memory costs as much as some of the arithmetic.
-inline float* buffer(int which, int64_t size) {
-    static std::vector<float> kept[5];
-    if ((int64_t)kept[which].size() < size) kept[which].resize(size);
-    return kept[which].data();
-}
-
 // Patches of a few images as rows (channel, y, x), then their embedding, class token and positions.
-inline void embed_images(const Tower& t, int64_t batch, const float* images, const float* const* p, float* x,
-                         float* patches, float* product_out) {
-    int64_t side = t.resolution / t.patch, count = side * side, size = t.channels * t.patch * t.patch,
-            W = t.width;
+template <class T>
+inline void embed_images(const Tower& t, int64_t batch, const float* images, float* x) {
+    int64_t side = t.resolution / t.patch, count = side * side, size = t.channels * t.patch * t.patch, W = t.width,
+            stride = whole<T>(size);
+    typename T::Number* patches = buffer<typename T::Number>(3, batch * count * stride);
+    const float *positions = t.vector(1), *first = t.vector(2);
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t g = 0; g < count; g++) {
-            float* to = patches + (b * count + g) * size;
+            typename T::Number* to = patches + (b * count + g) * stride;
+            to[stride - 1] = 0;
             const float* from = images + b * t.channels * t.resolution * t.resolution +
                                 (g / side * t.resolution + g % side) * t.patch;
             for (int64_t c = 0; c < t.channels; c++)
                 for (int64_t y = 0; y < t.patch; y++, to += t.patch)
-                    std::memcpy(to, from + (c * t.resolution + y) * t.resolution, t.patch * sizeof(float));
+                    for (int64_t i = 0; i < t.patch; i++)
+                        to[i] = T::narrow(from[(c * t.resolution + y) * t.resolution + i]);
         }
-    product(batch * count, W, size, patches, size, p[0], W, 0.f, product_out, W);
-    const float *positions = p[1], *first = p[2];
+    product<T>(batch * count, patches, stride, Matrix<T>{size, W, t.weights[0]},
+               [=](int64_t row, int64_t column, int64_t n, const float* sums) {
+                   float* to = x + (row / count * (count + 1) + row % count + 1) * W + column;
+                   for (int64_t i = 0; i < n; i++) to[i] = sums[i];
+               });
+    const float *scale = t.vector(3), *shift = t.vector(4);
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < batch * t.length; r++) {
-        int64_t b = r / t.length, l = r % t.length;
-        const float* from = l ? product_out + (b * count + l - 1) * W : first;
-        for (int64_t i = 0; i < W; i++) x[r * W + i] = from[i] + positions[l * W + i];
-        norm_row(W, x + r * W, nullptr, p[3], p[4], x + r * W);
+        int64_t l = r % t.length;
+        float* row = x + r * W;
+        for (int64_t i = 0; i < W; i++) row[i] = (l ? row[i] : first[i]) + positions[l * W + i];
+        norm_row<Single>(W, row, scale, shift, row);
     }
 }
 
-inline void embed_tokens(const Tower& t, int64_t batch, const int* ids, const float* const* p, float* x) {
+inline void embed_tokens(const Tower& t, int64_t batch, const int* ids, float* x) {
+    const float *embedding = t.vector(0), *positions = t.vector(1);
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < batch * t.length; r++)
         for (int64_t i = 0; i < t.width; i++)
-            x[r * t.width + i] = p[0][ids[r] * t.width + i] + p[1][r % t.length * t.width + i];
+            x[r * t.width + i] = embedding[ids[r] * t.width + i] + positions[r % t.length * t.width + i];
 }
 
-// Features (batch, D) of a few sequences read out at token at[b].
-inline void run(const Tower& t, int64_t batch, const float* images, const int* ids, const int* at,
-                float* out) {
+// A block's weights, in model.py's order.
+template <class T>
+struct Block {
+    const float* norm1[2];
+    Matrix<T> qkv;
+    const float* qkv_bias;
+    Matrix<T> out;
+    const float *out_bias, *norm2[2];
+    Matrix<T> fc;
+    const float* fc_bias;
+    Matrix<T> proj;
+    const float* proj_bias;
+    Block(const Tower& t, size_t p) {
+        int64_t W = t.width;
+        for (int i = 0; i < 2; i++) norm1[i] = t.vector(p + i), norm2[i] = t.vector(p + 6 + i);
+        qkv = {W, 3 * W, t.weights[p + 2]}, out = {W, W, t.weights[p + 4]};
+        fc = {W, 4 * W, t.weights[p + 8]}, proj = {4 * W, W, t.weights[p + 10]};
+        qkv_bias = t.vector(p + 3), out_bias = t.vector(p + 5), fc_bias = t.vector(p + 9), proj_bias = t.vector(p + 11);
+    }
+    // x += the rows' outputs of both halves, once the attention's result is in `mixed`.
+    void finish(int64_t rows, int64_t W, typename T::Number* mixed, typename T::Number* hidden, float* x) const {
+        product<T>(rows, mixed, W, out, Add{x, W, out_bias});
+        norm<T>(rows, W, x, norm2, mixed);
+        product<T>(rows, mixed, W, fc, WriteGelu<T>{hidden, 4 * W, fc_bias});
+        product<T>(rows, hidden, 4 * W, proj, Add{x, W, proj_bias});
+    }
+};
+
+// Features (batch, D) of a few sequences read out at token at[b], or what Tower::stop says.
+template <class T>
+inline void run(const Tower& t, int64_t batch, const float* images, const int* ids, const int* at, float* out) {
+    typedef typename T::Number Number;
     const int64_t L = t.length, W = t.width, rows = batch * L;
-    const float* const* p = t.weights.data();
-    int64_t patch_size = t.channels * t.patch * t.patch;
-    float *x = buffer(0, rows * W), *y = buffer(1, rows * W), *qkv = buffer(2, rows * 3 * W);
-    float* hidden = buffer(3, rows * std::max(4 * W, patch_size));
-    if (t.patch) {
-        embed_images(t, batch, images, p, x, hidden, y);
-        p += 5;
-    } else {
-        embed_tokens(t, batch, ids, p, x);
-        p += 2;
+    const bool inside = t.stop >= 0;
+    float* x = inside ? out : buffer<float>(6, rows * W);
+    if (t.patch)
+        embed_images<T>(t, batch, images, x);
+    else
+        embed_tokens(t, batch, ids, x);
+    size_t p = t.patch ? 5 : 2;
+    Number *y = buffer<Number>(1, rows * W), *qkv = buffer<Number>(2, rows * 3 * W);
+    Number* hidden = buffer<Number>(3, rows * 4 * W);
+    for (int64_t layer = 0; layer < (inside ? t.stop : t.layers - 1); layer++, p += 12) {
+        Block<T> block(t, p);
+        norm<T>(rows, W, x, block.norm1, y);
+        product<T>(rows, y, W, block.qkv, Write<T>{qkv, 3 * W, 0, block.qkv_bias});
+        attention<T>(batch, t.heads, L, L, qkv, 3 * W, qkv + W, qkv + 2 * W, 3 * W, nullptr, t.causal, y);
+        block.finish(rows, W, y, hidden, x);
     }
-    const float* bias = nullptr;  // of the product that was added to x last
-    for (int64_t layer = 0; layer + 1 < t.layers; layer++, p += 12) {
-        norm(rows, W, x, bias, p, y);
-        product(rows, 3 * W, W, y, W, p[2], 3 * W, 0.f, qkv, 3 * W);
-        attention(batch, t.heads, L, L, qkv, 3 * W, qkv + W, qkv + 2 * W, 3 * W, p[3], nullptr, t.causal, y);
-        product(rows, W, W, y, W, p[4], W, 1.f, x, W);
-        norm(rows, W, x, p[5], p + 6, y);
-        product(rows, 4 * W, W, y, W, p[8], 4 * W, 0.f, hidden, 4 * W);
-        quick_gelu(rows, 4 * W, hidden, p[9]);
-        product(rows, W, 4 * W, hidden, 4 * W, p[10], W, 1.f, x, W);
-        bias = p[11];
-    }
+    if (inside) return;
     // The last block: keys and values of all tokens, everything else of one token a sequence.
-    norm(rows, W, x, bias, p, y);
-    product(rows, 2 * W, W, y, W, p[2] + W, 3 * W, 0.f, qkv, 2 * W);
-    float *one = buffer(4, batch * 3 * W), *query = one + batch * W, *mixed = query + batch * W;
+    Block<T> block(t, p);
+    norm<T>(rows, W, x, block.norm1, y);
+    product<T>(rows, y, W, block.qkv, W, 3 * W, Write<T>{qkv, 2 * W, W, block.qkv_bias});
+    float* one = buffer<float>(7, batch * W);
+    Number *query = buffer<Number>(4, 2 * batch * W), *mixed = query + batch * W;
     for (int64_t b = 0; b < batch; b++) {
         std::memcpy(one + b * W, x + (b * L + at[b]) * W, W * sizeof(float));
-        std::memcpy(mixed + b * W, y + (b * L + at[b]) * W, W * sizeof(float));
+        std::memcpy(mixed + b * W, y + (b * L + at[b]) * W, W * sizeof(Number));
     }
-    product(batch, W, W, mixed, W, p[2], 3 * W, 0.f, query, W);
-    attention(batch, t.heads, 1, L, query, W, qkv, qkv + W, 2 * W, p[3], at, t.causal, mixed);
-    product(batch, W, W, mixed, W, p[4], W, 1.f, one, W);
-    norm(batch, W, one, p[5], p + 6, mixed);
-    product(batch, 4 * W, W, mixed, W, p[8], 4 * W, 0.f, hidden, 4 * W);
-    quick_gelu(batch, 4 * W, hidden, p[9]);
-    product(batch, W, 4 * W, hidden, 4 * W, p[10], W, 1.f, one, W);
-    norm(batch, W, one, p[11], p + 12, mixed);
-    product(batch, t.features, W, mixed, W, p[14], t.features, 0.f, out, t.features);
+    product<T>(batch, mixed, W, block.qkv, 0, W, Write<T>{query, W, 0, block.qkv_bias});
+    attention<T>(batch, t.heads, 1, L, query, W, qkv, qkv + W, 2 * W, at, t.causal, mixed);
+    block.finish(batch, W, mixed, hidden, one);
+    const float* readout[2] = {t.vector(p + 12), t.vector(p + 13)};
+    if (t.stop == UNPROJECTED) return norm<Single>(batch, W, one, readout, out);
+    norm<T>(batch, W, one, readout, mixed);
+    product<T>(batch, mixed, W, Matrix<T>{W, t.features, t.weights[p + 14]},
+               [&](int64_t row, int64_t column, int64_t count, const float* sums) {
+                   std::memcpy(out + row * t.features + column, sums, count * sizeof(float));
+               });
 }
 
 // The whole batch, a few sequences at a time, so that what a block works on stays in the cache.
-inline void run_all(const Tower& t, int64_t at_once, const float* images, const int* ids, const int* at,
-                    float* out) {
+template <class T>
+inline void run_all(const Tower& t, int64_t at_once, const float* images, const int* ids, const int* at, float* out) {
     int64_t image = t.channels * t.resolution * t.resolution;
     for (int64_t b = 0; b < t.batch; b += at_once)
-        run(t, std::min(at_once, t.batch - b), images ? images + b * image : nullptr,
-            ids ? ids + b * t.length : nullptr, at + b, out + b * t.features);
+        run<T>(t, std::min(at_once, t.batch - b), images ? images + b * image : nullptr,
+               ids ? ids + b * t.length : nullptr, at + b, out + b * t.size_out());
 }
 
 }  // namespace jclip

@@ -17,6 +17,7 @@ LabelledPath = Tuple[str, int]  # path below the data folder, with "/", and clas
 CONTEST_SUFFIXES = (".jpg", ".jpeg")
 TREE_SUFFIXES = (*CONTEST_SUFFIXES, ".png", ".webp", ".bmp")
 CLASS_ID = re.compile(r"0|[1-9][0-9]*")
+MAX_LINE = 4096  # letters of a line of a list
 MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and refuses thousands
 
 
@@ -145,7 +146,8 @@ def read_pairs(path: Path, form: str) -> List[Tuple[int, str, int]]:
         if not line.strip():
             continue
         fields = line.strip().rsplit(None, 1)
-        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line:
+        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line \
+                or len(line) > MAX_LINE:
             said = repr(line.strip())
             said = said if len(said) <= 100 else said[:60] + "…" + said[-20:]
             raise UserError(f"{path}, line {number}: {said} is not of the form {form}")

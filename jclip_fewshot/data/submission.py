@@ -267,7 +267,7 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
 
 def _printable(text: str) -> str:
     """A text from outside for a message: no control characters, not too long."""
-    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:80])
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:81])
     return text if len(text) <= 80 else text[:79] + "…"
 
 

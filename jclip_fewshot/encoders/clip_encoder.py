@@ -10,9 +10,10 @@ import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.runtime import on_cuda
+from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.preprocess import MEAN, STD, normalize
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder
+from jclip_fewshot.encoders.precision import bfloat16_holds
 from jclip_fewshot.storage.files import DIGEST_BYTES
 from jclip_fewshot.storage.row_store import FeatureCache, as_keys
 
@@ -30,7 +31,7 @@ class ClipEncoder(Encoder):
                  tokenize: Optional[Callable[[Sequence[str]], np.ndarray]] = None) -> None:
         cuda = on_cuda()
         super().__init__(
-            name, weights_digest, precision=model.dtype, image_size=model.visual.input_resolution,
+            name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
             width=model.embed_dim, scale=float(np.exp(np.float64(model.logit_scale.numpy()[0]))),
             batch_size=batch_size or (CUDA_BATCH if cuda else CPU_BATCH), device="cuda" if cuda else "cpu",
             parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()))
@@ -70,16 +71,26 @@ def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None
                  tokenize: Optional[Callable[[Sequence[str]], np.ndarray]] = None) -> ClipEncoder:
     """Loads a CLIP by name or checkpoint file.
 
-    dtype: "float16" on CUDA is twice as fast or more; its features are kept apart from float32's in the
-        cache.
+    dtype: "float32", "float16" (CUDA), "bfloat16" (CPUs with AVX512_BF16), or "auto": float16 on CUDA; on the
+        CPU bfloat16 where the processor has it and this checkpoint's features stay the same by it (precision.py),
+        float32 elsewhere. Each precision's rows are kept apart in the cache.
     batch_size: None takes 16 on the CPU, 256 on CUDA.
     cache: saves reading the checkpoint twice for its fingerprint.
     Raises:
         UserError: see `clip.load`.
     """
     path = clip.find_checkpoint(name_or_path, download_root)
+    start(device)
+    auto = dtype == "auto"
+    if auto:
+        dtype = "float16" if on_cuda() else "float32"
     model, _ = clip.load(path, device=device, download_root=download_root, dtype=dtype)
-    return ClipEncoder(model, str(name_or_path), file_digest(path, cache), batch_size, tokenize)
+    digest = file_digest(path, cache)
+    encoder = ClipEncoder(model, str(name_or_path), digest, batch_size, tokenize)
+    if auto and not on_cuda() and bfloat16_holds(encoder, cache.folder if cache is not None else None):
+        model.set_precision("bfloat16")
+        encoder.precision = model.precision
+    return encoder
 
 
 def normalize_on_device(pixels: np.ndarray) -> "jt.Var":

@@ -87,7 +87,8 @@ def gain_text(scores: Dict[str, dict]) -> str:
     before, after = scores["ensemble"]["top1"], scores["ensemble_refined"]["top1"]
     did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
     said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
-    return f"{said} ({before:.2f} to {after:.2f}); --refine off answers each image by itself\n"
+    said += f" ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
+    return textwrap.fill(said, shutil.get_terminal_size().columns) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[int] = None,

@@ -14,7 +14,6 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from jclip_fewshot.backend import ranks
-from jclip_fewshot.backend.runtime import on_cuda
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
@@ -129,7 +128,7 @@ Source = Union[EncoderSource, TableSource]
 
 
 def open_source(model: str, weights: str, features: str = "", *, cache: str = "", batch_size: int = 0,
-                workers: int = 0) -> Source:
+                workers: int = 0, precision: str = "auto") -> Source:
     """A source by what the flags of the same names say.
 
     Raises:
@@ -138,11 +137,11 @@ def open_source(model: str, weights: str, features: str = "", *, cache: str = ""
     if features:
         table = FeatureTable.read(features)
         return TableSource(table, file_digest(Path(features)), features)
-    return _encoder_source(model, weights, cache, batch_size, workers)
+    return _encoder_source(model, weights, cache, batch_size, workers, precision)
 
 
 def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
-                  cache: str = "", batch_size: int = 0, workers: int = 0) -> Source:
+                  cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto") -> Source:
     """The source that a run was trained with.
 
     saved: what `record` of that source said. where: "model", "weights", "features" as they lie now.
@@ -158,7 +157,7 @@ def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], clas
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
                         "program made it; train again")
-    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers)
+    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
@@ -186,14 +185,14 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
     tell(f"{file} has changed since the run was trained, but not in what the run learned from")
 
 
-def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int) -> EncoderSource:
+def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int,
+                    precision: str) -> EncoderSource:
     ranks.require_cache(cache)
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
     store = FeatureCache(os.path.abspath(cache)) if cache else None
-    encoder = open_encoder(model, download_root=weights, dtype="float16" if on_cuda() else "float32",
-                           batch_size=batch_size or None, cache=store)
-    tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images")
+    encoder = open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size or None, cache=store)
+    tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters}

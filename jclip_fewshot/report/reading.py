@@ -17,6 +17,7 @@ from PIL import Image
 
 from jclip_fewshot import runs
 from jclip_fewshot.clip.preprocess import resize_and_crop
+from jclip_fewshot.console import warn
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
@@ -105,9 +106,13 @@ def find_run(run: Union[str, Path], runs_folder: Union[str, Path]) -> Path:
     folders = [path.parent for path in Path(runs_folder).glob(f"*/{runs.RECORD}")]
     records = [path for folder in folders for path in (folder / runs.RECORD, *folder.glob("test_*.json"))]
     records += Path(runs_folder).glob(f"*/{VALIDATE}")
-    if not records:
-        raise UserError(f"no finished run under {runs_folder}: python train.py makes one")
-    return max(records, key=lambda path: path.stat().st_mtime).parent
+    for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            load_validation(path) if path.name == VALIDATE else runs.load_record(path.parent)
+            return path.parent
+        except UserError as error:
+            warn(f"{error}; looking at the run before it")
+    raise UserError(f"no finished run under {runs_folder}: python train.py makes one")
 
 
 def read_run(folder: Path, split: str = "") -> Run:

@@ -25,7 +25,10 @@ def require_writable(path: Union[str, Path], flag: str = "") -> None:
     Raises:
         UserError: a folder, device or pipe stands there; its folder cannot be made or written to; no such name.
     """
-    name = f"{flag} {path}" if flag else str(path)
+    _require_writable(path, f"{flag} {path}".strip())
+
+
+def _require_writable(path: Union[str, Path], name: str) -> None:
     _require_regular(path, name)
     folder = _target(path).parent
     while not folder.exists():
@@ -43,7 +46,7 @@ def require_writable_folder(path: Union[str, Path], flag: str = "") -> None:
     """The same for files that will lie in the folder `path`, which may not exist yet."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
-    require_writable(Path(path) / "record", flag)
+    _require_writable(Path(path) / "record", f"{flag} {path}".strip())
 
 
 def _target(path: Union[str, Path]) -> Path:

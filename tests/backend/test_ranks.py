@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 @pytest.fixture
 def launched(monkeypatch):
     """Pretends to be rank `number` of `count`."""
-    for name in ranks._RANK + ranks._SIZE + ranks._LOCAL_RANK + ranks._JOB:
+    for name in ranks.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
     def launch(number, count, rank="OMPI_COMM_WORLD_RANK", size="OMPI_COMM_WORLD_SIZE"):
@@ -52,6 +52,86 @@ def test_a_barrier_waits_for_all(launched, tmp_path, monkeypatch):
     assert passed.is_set()
     with pytest.raises(UserError, match="in vain for rank 1 of 2"):
         mine.wait(0.2)
+
+
+def test_who_is_waited_for_is_said(launched, tmp_path, monkeypatch, capsys):
+    launched(0, 2)
+    monkeypatch.setattr(ranks, "SAY_AFTER", 0.05)
+    monkeypatch.setattr(ranks, "started_by_launcher", lambda: True)
+    with pytest.raises(UserError, match="rank 1 of 2"):
+        ranks.Barrier(tmp_path).wait(0.5)
+    assert capsys.readouterr().err.count("waiting for rank 1 of 2") == 1
+
+
+def test_numbers_left_over_from_another_job_are_not_waited_for(launched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "2")  # no rank beside it
+    assert ranks.size() == 1
+    ranks.ignore_left_over()
+    assert "PMI_SIZE=2 is ignored" in capsys.readouterr().err
+    monkeypatch.setenv("PMI_RANK", "5")  # of 2
+    assert ranks.size() == 1
+    monkeypatch.setenv("PMI_RANK", "0")  # both are there, but nobody else and no launcher among the ancestors
+    assert ranks.size() == 2 and not ranks.started_by_launcher()
+    monkeypatch.setattr(ranks, "DOUBT", 0.2)
+    with pytest.raises(UserError, match="no mpirun, mpiexec or srun .* unset PMI_RANK and PMI_SIZE"):
+        ranks.Barrier(tmp_path).wait()
+
+
+def test_a_launcher_among_the_ancestors_is_seen(tmp_path):
+    launcher = tmp_path / "mpirun"
+    launcher.symlink_to(shutil.which("bash"))
+    code = "from jclip_fewshot.backend import ranks; print(ranks.started_by_launcher())"
+    done = subprocess.run([str(launcher), "-c", f'"{sys.executable}" -c "{code}"; true'], cwd=ROOT,
+                          stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.stdout == "True\n"
+
+
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int cuInit(unsigned flags) {
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    FILE *log = fopen(getenv("FAKE_LOG"), "a");
+    fprintf(log, "%d %s\n", getpid(), shown ? shown : "all");
+    fclose(log);
+    return 0;
+}
+int cuDeviceGetCount(int *count) {
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    *count = 4;
+    if (shown)
+        for (*count = 1; *shown; shown++)
+            *count += *shown == ',';
+    return 0;
+}
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index; return 0; }
+int cuDeviceGetName(char *name, int room, int device) { strncpy(name, "fake", room); return 0; }
+int cuDeviceGetAttribute(int *value, int what, int device) { *value = 9; return 0; }
+"""
+
+
+@pytest.mark.parametrize("shown, gpus", [(None, ["0", "1", "2", "3", "0"]), ("2,3", ["2", "3", "2"]), ("1", ["1", "1"])])
+def test_each_rank_chooses_its_gpu_before_cuda_starts(tmp_path, shown, gpus):
+    (tmp_path / "driver.c").write_text(DRIVER)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-w", "driver.c", "-o", "libcuda.so.1"], cwd=tmp_path, check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "FAKE_LOG": str(tmp_path / "log"),
+                   "PYTHONPATH": str(ROOT), "OMPI_COMM_WORLD_SIZE": str(len(gpus))}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if shown is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = shown
+    code = ("import os; from jclip_fewshot.backend import ranks, toolkit; ranks.use_own_gpu()\n"
+            "toolkit.find_gpu(); print(os.getpid())")
+    for rank, gpu in enumerate(gpus):
+        (tmp_path / "log").write_text("")
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, check=True,
+                              universal_newlines=True,
+                              env={**environment, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)})
+        seen = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()
+                if line.split()[0] == done.stdout.strip()]
+        assert seen == [gpu]  # at the one start of CUDA in the rank's own process
 
 
 def test_one_process_never_waits(launched, tmp_path):
@@ -91,7 +171,7 @@ def test_mpirun_writes_the_same_bytes(tmp_path):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here (Debian: apt-get install openmpi-bin)")
 def test_a_dead_rank_stops_the_others(tmp_path):
-    code = ("import os, signal, sys, time; from jclip_fewshot import ranks; barrier = ranks.Barrier('.')\n"
+    code = ("import os, signal, sys, time; from jclip_fewshot.backend import ranks; barrier = ranks.Barrier('.')\n"
             "if ranks.rank() == 1: time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
             "barrier.wait()")
     begun = time.time()

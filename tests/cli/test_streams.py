@@ -20,20 +20,18 @@ def shell(folder, name, after, before="", **environment):
 
 
 @pytest.mark.parametrize("name, after, status", [
-    ("head", "2>&1 | head -1", 0), ("head-status", "2>&1 | head -1; exit ${PIPESTATUS[0]}", 1),
-    ("error-closed", "2>&-", 0), ("error-full", "2>/dev/full", 0),
-    ("out-closed", ">&-", 1), ("out-full", ">/dev/full", 1), ("both-closed", ">&- 2>&-", 1),
-    ("all-closed", "<&- >&- 2>&-", 1), ("both-full", ">/dev/full 2>&1", 1)])
+    ("head", "2>&1 | head -1; exit ${PIPESTATUS[0]}", 1), ("error-full", "2>/dev/full", 0),
+    ("out-full", ">/dev/full", 1), ("all-closed", "<&- >&- 2>&-", 1)])
 def test_output_that_nobody_takes_does_not_end_the_work(contest, name, after, status):  # noqa: F811
     ended, output, saved = shell(contest, name, after)
     assert saved and ended == status and "Traceback" not in output
-    if name in ("out-closed", "out-full"):
+    if name == "out-full":
         assert output.splitlines()[-1].startswith("error: the results could not be printed")
 
 
 def test_odd_locales_and_terminals(contest):  # noqa: F811
     for name, environment in (("c", dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")),
-                              ("ascii", dict(PYTHONIOENCODING="ascii", TERM="dumb")), ("narrow", dict(COLUMNS="60"))):
+                              ("narrow", dict(PYTHONIOENCODING="ascii", TERM="dumb", COLUMNS="60"))):
         ended, output, saved = shell(contest, f"locale-{name}", "2>&1", **environment)
         assert ended == 0 and saved and "Traceback" not in output, output
 

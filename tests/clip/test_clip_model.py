@@ -189,7 +189,7 @@ def test_load_and_preprocess(tmp_path, vit):
     image = preprocess(Image.new("RGB", (50, 40), (255, 0, 0))).unsqueeze(0)
     assert image.shape == [1, 3, 32, 32]
     assert model.encode_image(image).shape == [1, 16]
-    with pytest.raises(UserError, match="neither float32 nor float16"):
+    with pytest.raises(UserError, match="none of float32, float16, bfloat16"):
         clip.load("ViT-B/32", download_root=tmp_path, dtype="int8")
 
 

@@ -15,15 +15,15 @@ import pytest
 from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict, read_tensors, write_safetensors
 from jclip_fewshot.errors import UserError
 
-from .. import fuzz
-from ..fuzz import text_step as text
+from .. import fuzz, mutations
+from ..mutations import text_step as text
 
-TINY = fuzz.tiny_clip(np.random.default_rng(0))
+TINY = mutations.tiny_clip(np.random.default_rng(0))
 
 
 def rebuilt(numel=6, offset=0, size=(2, 3), stride=(3, 1), storage="FloatStorage"):
     """{"a": tensor} as torch.save pickles it."""
-    return b"\x80\x02}" + text("a") + fuzz.tensor_steps(numel, size, stride, offset, storage=storage) + b"s."
+    return b"\x80\x02}" + text("a") + mutations.tensor_steps(numel, size, stride, offset, storage=storage) + b"s."
 
 
 def torch_zip(path, pickled, numbers=bytes(24), kind=zipfile.ZIP_STORED):
@@ -42,7 +42,7 @@ def test_the_pickle_made_here_is_sound(tmp_path):
     bits = (np.array([1.5, -2], np.float32).view(np.uint32) >> 16).astype("<u2")
     path = torch_zip(tmp_path / "b.pt", rebuilt(2, 0, (2,), (1,), "BFloat16Storage"), bits.tobytes())
     for script in (False, True):
-        (tmp_path / "clip.pt").write_bytes(fuzz.as_torch_zip(TINY, script))
+        (tmp_path / "clip.pt").write_bytes(mutations.as_torch_zip(TINY, script))
         found = read_state_dict(tmp_path / "clip.pt")
         assert found.keys() == TINY.keys() and all((found[name] == TINY[name]).all() for name in TINY)
     assert read_tensors(path)["a"].tolist() == [1.5, -2] and read_tensors(path, outline=True)["a"].shape == (2,)
@@ -127,7 +127,7 @@ def test_a_zip_of_a_million_entries(tmp_path):
 def test_one_storage_under_many_names_is_copied_once_at_most(tmp_path):
     """Ten thousand transposed views of one storage would be ten thousand copies."""
     n = 1000
-    tensor = fuzz.tensor_steps(n * n, (n, n), (1, n))
+    tensor = mutations.tensor_steps(n * n, (n, n), (1, n))
     body = b"\x80\x02}" + b"".join(text(str(i)) + tensor + b"s" for i in range(300)) + b"."
     path = torch_zip(tmp_path / "a.pt", body, bytes(4 * n * n))
     with pytest.raises(UserError, match="the same numbers too many times"):
@@ -163,7 +163,7 @@ def test_weights_that_are_none(tmp_path, state, said):
 @pytest.mark.parametrize("array", [np.ones(()), np.ones((64, 64, 1)), np.ones(64, np.float16),
                                    np.ones((64, 64), np.int8)])
 def test_q_k_and_v_of_odd_ranks(tmp_path, array):
-    theirs = fuzz.hugging_face(TINY)
+    theirs = mutations.hugging_face(TINY)
     theirs["text_model.encoder.layers.0.self_attn.k_proj.weight"] = array
     write_safetensors(tmp_path / "a.safetensors", theirs)
     with pytest.raises(UserError, match="q, k and v of transformer.resblocks.0.attn.in_proj_weight"):
@@ -173,7 +173,7 @@ def test_q_k_and_v_of_odd_ranks(tmp_path, array):
 def test_scalars_of_odd_ranks_in_hugging_faces_names(tmp_path):
     for name, array in (("logit_scale", np.ones(2)), ("text_projection.weight", np.ones(3)),
                         ("visual_projection.weight", np.ones((2, 2, 2)))):
-        write_safetensors(tmp_path / "a.safetensors", {**fuzz.hugging_face(TINY), name: array})
+        write_safetensors(tmp_path / "a.safetensors", {**mutations.hugging_face(TINY), name: array})
         with pytest.raises(UserError):
             check_state_dict(read_state_dict(tmp_path / "a.safetensors"))
 
@@ -181,7 +181,7 @@ def test_scalars_of_odd_ranks_in_hugging_faces_names(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "[" * 50_000, '{"text_config": []}',
                                      '{"vision_config": {"hidden_act": {}}}'])
 def test_a_strange_config_beside_the_weights(tmp_path, content):
-    write_safetensors(tmp_path / "a.safetensors", fuzz.hugging_face(TINY))
+    write_safetensors(tmp_path / "a.safetensors", mutations.hugging_face(TINY))
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError):  # incomplete: what is missing is listed
         check_state_dict(read_state_dict(tmp_path / "a.safetensors"))

@@ -110,7 +110,8 @@ def test_tables_fit_their_terminal():
     assert table(header, rows, keep=4, width=91).splitlines()[0].startswith("method            top-1")
 
 
-def test_what_refining_did_is_said():
+def test_what_refining_did_is_said(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     scores = {"ensemble": {"top1": 80.0}, "ensemble_refined": {"top1": 81.5}}
     assert "gained 1.50 points" in gain_text(scores) and "--refine off" in gain_text(scores)
     assert "lost 0.50 points" in gain_text({**scores, "ensemble_refined": {"top1": 79.5}})

@@ -1,8 +1,8 @@
 """Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
 
-`read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `names` and `architecture` what
-a CLIP is. Nothing in a file is run, and no file makes it allocate much more than its size. Imports storage alone;
-neither torch nor Jittor.
+`read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `objects` what stands in it,
+`names` and `architecture` what a CLIP is. Nothing in a file is run, and no file makes it allocate much more than its
+size. Imports storage alone; neither torch nor Jittor.
 """
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture, check_state_dict, layout

@@ -16,7 +16,7 @@ import numpy as np
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, check_state_dict
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
-from jclip_fewshot.clip.checkpoint.pickles import Unreadable
+from jclip_fewshot.clip.checkpoint.objects import Unreadable
 from jclip_fewshot.clip.checkpoint.safetensors_file import read_safetensors
 from jclip_fewshot.clip.checkpoint.torch_files import read_pickle, read_torch_zip
 from jclip_fewshot.errors import UserError

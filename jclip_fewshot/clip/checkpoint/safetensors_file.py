@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
-from jclip_fewshot.clip.checkpoint.pickles import Budget, Unreadable, numbers
+from jclip_fewshot.clip.checkpoint.objects import Budget, Unreadable, numbers
 
 MAX_HEADER = 2 << 20  # bytes; a ViT-L's header has 0.1 MB
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bf16", "I64": "<i8", "I32": "<i4", "I16": "<i2",

@@ -7,7 +7,8 @@ import zipfile
 from typing import Any, BinaryIO, Dict
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
-from jclip_fewshot.clip.checkpoint.pickles import Array, Budget, Machine, Namespace, Tensor, Unreadable
+from jclip_fewshot.clip.checkpoint.objects import Array, Budget, Namespace, Tensor, Unreadable
+from jclip_fewshot.clip.checkpoint.pickles import Machine
 from jclip_fewshot.storage.arrays import open_zip
 
 MAX_PICKLE = 64 << 20  # bytes; ViT-L as TorchScript has less than 1 MB

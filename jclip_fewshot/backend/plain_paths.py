@@ -1,0 +1,60 @@
+"""Paths that Jittor can build in: its command lines break at spaces and at some other letters.
+
+A path with such letters (of the checkout's .venv, of JITTOR_HOME) is given to Jittor as a link to it whose own path has
+none; the link's name is a digest of the path, so that the next run finds the same build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+from jclip_fewshot.errors import UserError
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]*")
+
+
+def plain(path: Path) -> Path:
+    """`path`, or a link to it, without letters that Jittor cannot take.
+
+    Raises:
+        UserError: there is no place for such a link.
+    """
+    path = Path(os.path.abspath(str(path)))
+    if _PLAIN.fullmatch(str(path)):
+        return path
+    places = (Path.home() / ".cache/jittor/jclip_links", Path(tempfile.gettempdir(), f"jclip-links-{os.getuid()}"))
+    for place in places:
+        if not _PLAIN.fullmatch(str(place)):
+            continue
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if place.stat().st_uid != os.getuid():  # another user's folder of that name in /tmp
+                continue
+            path.mkdir(parents=True, exist_ok=True)
+            link = place / hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
+            if not (link.is_symlink() and os.readlink(str(link)) == str(path)):
+                temporary = place / f".{link.name}.{os.getpid()}"
+                temporary.symlink_to(path)
+                os.replace(str(temporary), str(link))
+            return link
+        except OSError:
+            continue
+    raise UserError(f"Jittor cannot build in {path}: letters other than A to z, 0 to 9 and _ . + - are in its name; "
+                    "move it, or set TMPDIR to a folder of your own without them")
+
+
+@contextlib.contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """Within it `import` finds packages in `folder` first."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

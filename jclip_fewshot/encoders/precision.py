@@ -1,0 +1,73 @@
+"""Whether bfloat16 leaves a checkpoint's features what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.clip import cpu
+from jclip_fewshot.console import warn
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import write_text
+
+COSINE = 0.9995  # the least of any image or sentence to its float32 features; docs/speed.md
+VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
+_SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
+
+
+def bfloat16_holds(encoder, folder: Optional[Path] = None) -> bool:
+    """Whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
+
+    False too where the processor lacks AVX512_BF16. A few drawn images and sentences are encoded both ways, once
+    for a checkpoint where there is a folder to remember it in. The encoder is left as it was.
+    """
+    if cpu.lacks_bfloat16():
+        return False
+    file = Path(folder, VERDICTS) if folder is not None else None
+    verdicts = _read(file)
+    if encoder.weights_digest not in verdicts:
+        verdicts[encoder.weights_digest] = least_cosine(encoder)
+        if file is not None:
+            try:
+                write_text(file, json.dumps(verdicts, indent=1) + "\n")
+            except (OSError, UserError):
+                pass  # a cache that cannot be written to is reported when rows are
+    cosine = verdicts[encoder.weights_digest]
+    if not cosine >= COSINE:
+        warn(f"{encoder.name}: bfloat16 would change its features (cosine {cosine:.5f}); computing in float32")
+        return False
+    return True
+
+
+def least_cosine(encoder) -> float:
+    """The least cosine between bfloat16 and float32 rows of a few images and sentences."""
+    model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
+    before, rows = model.matrices.precision, []
+    for precision in ("float32", "bfloat16"):
+        model.set_precision(precision)
+        rows.append(unit_rows(np.concatenate([encoder.images(pixels), encoder.texts(tokens)])))
+    model.set_precision(before)
+    return float((rows[0] * rows[1]).sum(axis=1).min())
+
+
+def drawn_images(size: int) -> np.ndarray:
+    """(4, R, R, 3) uint8: colour fields of four roughnesses, from large blots to noise."""
+    random = np.random.default_rng(0)
+    images = []
+    for cells in (3, 12, 48, size):
+        field = random.integers(0, 256, (cells, cells, 3))
+        places = np.arange(size) * cells // size
+        images.append(field[places][:, places])
+    return np.stack(images).astype(np.uint8)
+
+
+def _read(file: Optional[Path]) -> dict:
+    try:
+        verdicts = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+        return {name: float(cosine) for name, cosine in verdicts.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,63 @@
+"""Homes that are files, cannot be written, have spaces and other letters; what must not be left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jclip_fewshot.backend import plain_paths, runtime
+from jclip_fewshot.errors import UserError
+from tests.conftest import ROOT
+
+
+def starts(code="print(jt.ones(3).sum())", **environment):
+    """What Jittor prints in a process of that environment, with the builds of this one."""
+    home = str(runtime.jittor_home())
+    code = "from jclip_fewshot.backend import jt, runtime\n" + code
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, env={**os.environ, "JITTOR_HOME": home, **environment})
+
+
+def test_a_home_that_is_a_file_is_no_matter_and_jittor_home_does_not_stick(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = starts(HOME=str(tmp_path / "file"))
+    assert done.returncode == 0 and "3" in done.stdout, done.stderr
+    (tmp_path / "home").mkdir()
+    done = starts("print(jt.ones(3).sum(), __import__('os').environ['HOME'])", HOME=str(tmp_path / "home"))
+    assert done.returncode == 0 and done.stdout.split()[-1] == str(tmp_path / "home")
+    assert not list((tmp_path / "home").rglob("*"))  # Jittor's config.json least of all
+
+
+def test_no_process_stays_and_no_variable_changes():
+    code = ("import os; before = dict(os.environ); jt.flags\n"
+            "after = {k: v for k, v in os.environ.items() if before.get(k) != v}\n"
+            "print(*sorted(set(after) & {'HOME', 'JITTOR_HOME', 'JPY_PARENT_PID', 'DISABLE_MULTIPROCESSING',"
+            " 'use_parallel_op_compiler'}))\n"
+            "print(open(f'/proc/self/task/{os.getpid()}/children').read())")
+    assert starts(code).stdout.split() == []
+
+
+@pytest.mark.parametrize("home", ["file", "file/below", "/proc/nowhere"])
+def test_a_jittor_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, home):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JITTOR_HOME", str(tmp_path / home))
+    with pytest.raises(UserError, match="JITTOR_HOME"):
+        runtime.plan("cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_paths_with_other_letters_become_links_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = tmp_path / "my höme"
+    link = plain_paths.plain(odd)
+    assert link == plain_paths.plain(odd) != odd and link.resolve() == odd.resolve()
+    assert " " not in str(link) and str(link).isascii()
+    assert plain_paths.plain(Path("/usr/lib")) == Path("/usr/lib")
+    monkeypatch.setenv("HOME", str(odd))  # where even HOME has one, the link lies in TMPDIR
+    monkeypatch.setattr(plain_paths.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert plain_paths.plain(odd).parent == tmp_path / f"jclip-links-{os.getuid()}"
+    monkeypatch.setattr(plain_paths.tempfile, "gettempdir", lambda: str(odd))
+    with pytest.raises(UserError, match="move it"):
+        plain_paths.plain(odd)

@@ -1,0 +1,34 @@
+"""Which run a report is about."""
+
+import json
+import os
+
+import pytest
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.report.reading import find_run
+
+from ..storage.samples import RECORD, VALIDATION, changed
+
+
+def put(folder, name, content, age):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    os.utime(folder / name, (1e9 - age, 1e9 - age))
+
+
+def test_broken_runs_do_not_hide_the_newest_good_one(tmp_path, capsys):
+    put(tmp_path / "old", "record.json", RECORD, 9)
+    put(tmp_path / "good", "record.json", RECORD, 5)
+    put(tmp_path / "cut", "record.json", "{", 1)
+    put(tmp_path / "odd", "validate.json", changed(VALIDATION, "curve", {}), 2)
+    assert find_run("", tmp_path) == tmp_path / "good"
+    assert capsys.readouterr().err.count("looking at the run before it") == 2
+    put(tmp_path / "validated", "validate.json", VALIDATION, 0)
+    assert find_run("", tmp_path) == tmp_path / "validated"
+
+
+def test_no_sound_run_at_all(tmp_path):
+    put(tmp_path / "cut", "record.json", "{", 1)
+    with pytest.raises(UserError, match="no finished run"):
+        find_run("", tmp_path)

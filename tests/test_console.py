@@ -1,0 +1,56 @@
+"""What is seen while waiting, without a terminal."""
+
+import sys
+import types
+
+import pytest
+
+from jclip_fewshot import console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test turns."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_without_a_terminal_a_line_comes_every_ten_seconds(clock, capsys):
+    with console.progress(stage="images", unit="images", total=1300, initial=196) as bar:
+        for _ in range(60):
+            clock[0] += 0.5
+            bar.update(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["images: 396 of 1,300 images, 20 images/s, 45 s left",
+                     "images: 596 of 1,300 images, 20 images/s, 35 s left",
+                     "images: 796 of 1,300 images, 20 images/s, 25 s left"]
+
+
+def test_lines_count_what_is_iterated_and_know_no_end_where_there_is_none(clock, capsys):
+    for _ in console.progress([1, 2, 3], stage="head", unit="epochs"):
+        clock[0] += 6
+    for _ in console.progress(iter([1, 2]), stage="read", unit="files"):
+        clock[0] += 100
+    assert capsys.readouterr().err.splitlines() == [
+        "head: 2 of 3 epochs, 0.167 epochs/s, 6 s left", "read: 1 files, 0.01 files/s", "read: 2 files, 0.01 files/s"]
+
+
+def test_quiet_says_nothing(clock, capsys, monkeypatch):
+    monkeypatch.setattr(console, "quiet", True)
+    for _ in console.progress(range(3), stage="head", unit="epochs"):
+        clock[0] += 60
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_gets_tqdms_own_bar(monkeypatch):
+    shell = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    made = []
+    monkeypatch.setattr("tqdm.auto.tqdm", lambda *_, **about: made.append(about["desc"]))
+    console.progress(range(3), stage="head", unit="epochs")
+    assert made == ["head"]
+
+
+def test_durations():
+    assert [console.duration(seconds) for seconds in (4.4, 200, 7500)] == ["4 s", "3 min 20 s", "2 h 5 min"]
