@@ -23,7 +23,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.console import progress, tell
 from jclip_fewshot.data.decode import Decoder, Recipe
-from jclip_fewshot.encoders.base import Encoder
+from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import FeatureCache, as_keys
@@ -69,23 +69,26 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
                  shard: Tuple[int, int] = (0, 1), stage: str = "images",
-                 on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
-    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length."""
+                 on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> Tuple[np.ndarray, Bad]:
+    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
+
+    depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
+    """
     recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not views)
     views = max(1, views)
-    n, width = len(paths), encoder.width
-    rows = np.zeros((n, views, width), np.float32)
+    n, kind = len(paths), np.float32 if depth == ROWS else np.float16
+    rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
     found = np.zeros(n, bool)
     marks, store = np.zeros((n, 2), np.uint64), None
     if cache is not None:
-        about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+        about = depth_of_rows(encoder, recipe, depth)
         store = cache.rows(about, rows[:1].nbytes)
         store.refresh()
         digests, known, marks = cache.known_files(paths)
         if len(store):
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
             rows_found, found = store.get(digests)
-            rows = rows_found.view(np.float32).reshape(n, views, width)
+            rows = rows_found.view(kind).reshape(rows.shape)
             found &= known
 
     batch_images = _images_a_batch(encoder, views)
@@ -107,7 +110,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
         try:
             for indices, pixels, done in decoder.batches(wanted):
                 bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
-                features = _encode_batch(encoder, pixels)
+                features = _encode_batch(encoder, pixels, depth)
                 good = [place for place, result in enumerate(done) if not result.reason]
                 if not np.isfinite(features[good]).all():
                     raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
@@ -127,6 +130,12 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
             if cache is not None:
                 cache.flush()
     return rows, bad
+
+
+def depth_of_rows(encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> dict:
+    """What the cache calls the rows of an encoder at a depth."""
+    about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+    return about if depth == ROWS else dict(about, depth=depth)
 
 
 def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
@@ -149,13 +158,15 @@ def _images_a_batch(encoder: Encoder, views: int) -> int:
     return max(1, round(encoder.batch_size / views))
 
 
-def _encode_batch(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
-    """pixels (n, V, R, R, 3) -> unit rows (n, V, D)."""
+def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+    """pixels (n, V, R, R, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
     n, views = pixels.shape[:2]
     batch = pixels.reshape((n * views,) + pixels.shape[2:])
     missing = _images_a_batch(encoder, views) * views - len(batch)
     if missing:
         batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], np.uint8)])
+    if depth != ROWS:
+        return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
 
 

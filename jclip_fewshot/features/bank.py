@@ -1,0 +1,126 @@
+"""Images at a depth of the image tower: what a method needs that trains from there upwards.
+
+    bank = Bank(encoder, paths, cache=cache, views=10)
+    views = bank.at(UNPROJECTED)            # or ROWS, or b: the input of block b
+    views.take(images, numbers)             # (n, W) float32: image i in view v
+
+All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
+content, and are mapped into memory: an input of a ViT-B/32's block is 77 kB a view. Without a cache they are held.
+
+Letters: S images, V views, L tokens, W width of the image tower.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+
+from jclip_fewshot.data.decode import Recipe
+from jclip_fewshot.encoders.base import Depth, Encoder
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.encode import depth_of_rows, encode_views
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.row_store import FeatureCache
+
+CHUNK_BYTES = 256 << 20  # encoded at a time
+
+
+class Views:
+    """S images in V views: a list of arrays (V, *shape), each in half or single precision."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def count(self) -> int:
+        """V"""
+        return len(self._images[0]) if len(self._images) else 0
+
+    def take(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """images (n,), views (n,) -> (n, *shape) float32."""
+        return np.stack([self._images[i][v] for i, v in zip(images, views)]).astype(np.float32)
+
+
+class Bank:
+    """S images of one encoder at any depth, encoded when first asked for.
+
+    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
+    image.
+    """
+
+    def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
+                 seed: int = 0, workers: Optional[int] = None) -> None:
+        self.encoder, self.paths = encoder, list(paths)
+        self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
+        self._at: Dict[Depth, Views] = {}
+
+    @classmethod
+    def of_arrays(cls, encoder: Encoder, arrays: Dict[Depth, np.ndarray]) -> "Bank":
+        """A bank of given numbers: {depth: (S, V, *shape)}."""
+        bank = cls(encoder, [])
+        bank._at = {depth: Views(list(array)) for depth, array in arrays.items()}
+        return bank
+
+    def at(self, depth: Depth) -> Views:
+        """Every image at that depth.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        if depth not in self._at:
+            self._at[depth] = Views(self._encoded(depth))
+        return self._at[depth]
+
+    def digest(self, images: np.ndarray) -> str:
+        """Names some of the images by their content and the views of them, in order."""
+        if not self.paths:
+            held = next(iter(self._at.values()))
+            chosen = np.asarray(images)
+            parts = [held.take(np.repeat(i, held.count), np.arange(held.count)).tobytes() for i in chosen]
+        else:
+            parts = [_file_digest(self.paths[i]) for i in images]
+        return content_digest(f"{self._views} {self._seed} ".encode() + b"".join(parts)).hex()
+
+    def _encoded(self, depth: Depth) -> List[np.ndarray]:
+        shape = (max(1, self._views),) + self.encoder.shape_at(depth)
+        step = max(1, CHUNK_BYTES // (4 * int(np.prod(shape))))
+        held: List[np.ndarray] = []
+        for begin in range(0, len(self.paths), step):
+            part = self.paths[begin:begin + step]
+            rows, bad = encode_views(self.encoder, part, cache=self._cache, views=self._views, seed=self._seed,
+                                     workers=self._workers, stage=f"shots at {_said(depth)}", depth=depth)
+            for index, reason in bad.items():
+                raise UserError(f"training image {part[index]} cannot be read ({reason}); give another one")
+            if self._cache is None:
+                held.extend(rows)
+        return held if self._cache is None else self._mapped(depth, shape)
+
+    def _mapped(self, depth: Depth, shape: tuple) -> List[np.ndarray]:
+        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
+        kind = np.float32 if depth == "rows" else np.float16
+        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth),
+                                 int(np.prod(shape)) * np.dtype(kind).itemsize)
+        store.refresh()
+        digests, known, _ = self._cache.known_files(self.paths)
+        rows: List[np.ndarray] = []
+        for index, row in enumerate(store.mapped(digests)):
+            if row is None or not known[index]:  # changed since, or a cache that could not be written
+                one, _ = encode_views(self.encoder, self.paths[index:index + 1], cache=self._cache,
+                                      views=self._views, seed=self._seed, workers=0, depth=depth)
+                rows.append(one[0])
+            else:
+                rows.append(np.frombuffer(row, kind).reshape(shape))
+        return rows
+
+
+def _file_digest(path: object) -> bytes:
+    with open(str(path), "rb") as file:
+        return content_digest(file.read())
+
+
+def _said(depth: Depth) -> str:
+    return f"block {depth}" if isinstance(depth, int) else str(depth)

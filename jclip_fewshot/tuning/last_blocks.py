@@ -1,0 +1,94 @@
+"""LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
+
+After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once (a
+bank at block B − b) and a training costs seconds to minutes on a CPU.
+
+    min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
+
+t: text rows, kept as the anchor by weight decay on ΔC and by the brakes of members.py. Classes without shots take no
+part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
+Settings: docs/tuning.md.
+
+S shots · B images a step · L tokens · W width · K classes · D feature width
+"""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.heads.training import product, softmax_kl, unit_var
+from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, steps_of
+from jclip_fewshot.tuning.towers import blocks_of, norm_names, rows_from
+from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+
+
+class LastBlocks(Member):
+    """blocks: b. rank: of the updates. epochs, batch, lr: of the training. forget: κ."""
+
+    name = "last_block"
+    blocks, rank, epochs, batch, lr, forget = 1, 8, 33, 32, 2e-3, 0.0
+
+    def first(self, model: CLIP) -> int:
+        """The lowest block that trains."""
+        return max(0, len(blocks_of(model, "visual.")) - self.blocks)
+
+    def depth(self, model: CLIP) -> Depth:
+        return self.first(model)
+
+    def constants(self) -> Dict[str, float]:
+        return {name: getattr(self, name) for name in ("blocks", "rank", "epochs", "batch", "lr", "forget")}
+
+    def _norms(self, model: CLIP) -> list:
+        blocks = range(self.first(model), len(blocks_of(model, "visual.")))
+        return [*norm_names(model, "visual.", list(blocks)), "visual.ln_post.weight", "visual.ln_post.bias"]
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+        model, rng = bank.encoder.model, np.random.default_rng(self.seed)
+        first, views = self.first(model), bank.at(self.first(model))
+        seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
+        labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
+        norms = self._norms(model)
+        blocks = range(first, len(blocks_of(model, "visual.")))
+        start = random_start(model, [attention_path("visual.", block) for block in blocks], rng, self.rank)
+        start.update({name: part(model, name).float32().numpy() for name in norms})
+        start[CLASSIFIER] = np.zeros((len(seen), task.text.shape[1]), np.float32)
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+
+        def loss(p: Vars, step: int) -> "jt.Var":
+            rows = chosen[step]
+            x = jt.array(views.take(kept[rows], numbers[step]))
+            with attached(model, p), replaced(model, {name: p[name] for name in norms}):
+                features = rows_from(model, x, first)
+            logits = task.scale * product(features, unit_var(text + p[CLASSIFIER]))
+            total = mean_cross_entropy(logits, labels[rows])
+            if self.forget:
+                total = total + self.forget * softmax_kl(task.scale * product(rows_from(model, x, first), text), logits)
+            return total
+        trained = descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen), LEAST_LR), stage=stage)
+        whole = np.zeros((task.num_classes, task.text.shape[1]), np.float32)
+        whole[seen] = trained[CLASSIFIER]
+        return {**trained, CLASSIFIER: whole}
+
+    def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
+        return rows_from(model, x, self.first(model))
+
+    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
+        scaled: Arrays = {}
+        for name, value in arrays.items():
+            if name.endswith(".w_lora_A"):
+                scaled[name] = value
+            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
+                scaled[name] = np.float32(alpha) * value
+            else:
+                start = part(model, name).float32().numpy()
+                scaled[name] = start + np.float32(alpha) * (value - start)
+        return scaled

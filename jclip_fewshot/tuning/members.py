@@ -1,0 +1,230 @@
+"""What a tuned member of the ensemble shares: fits and folds, brakes, the classes without shots, what is saved.
+
+A member trains a part of the image tower from a bank's depth upwards, once for each fold of the shots and once on all
+of them. What comes out is a few small arrays that change the tower, and K classifier rows; its logits are
+
+    scale · cos(f(x; W₀ + α ΔW), normalise(t + α ΔC))
+
+Brakes against forgetting, chosen on the shots that a fold left out: α (WiSE-FT, Wortsman et al. 2022,
+arXiv:2109.01903: weights averaged with the original ones), and for each domain whether to tune at all: images that
+zero-shot places in a domain where tuning does not lower the held-out log-loss keep their zero-shot logits.
+
+Letters: N images, S shots, V views, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.clip.replace import replaced
+from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.heads.base import keep_unseen, log_loss, top1
+from jclip_fewshot.heads.training import fits_of
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.fit_cache import FitCache
+from jclip_fewshot.tuning.lora import merged
+from jclip_fewshot.tuning.training import Arrays
+
+CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
+ALPHAS = (0.5, 0.75, 1.0)
+ROWS_AT_ONCE = 256
+KEPT = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")
+
+
+class Member:
+    """Subclasses say what trains: `depth`, `train`, `rows`, `shrunk`.
+
+    After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
+    `settings_`, `history_`.
+    """
+
+    name = ""
+    choices: Dict[str, Sequence[float]] = {}  # settings to try, each by a training of its own
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def depth(self, model: CLIP) -> Depth:
+        """Where the bank must stop."""
+        raise NotImplementedError
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+        """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
+        raise NotImplementedError
+
+    def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
+        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
+        raise NotImplementedError
+
+    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
+        """The arrays of W₀ + α ΔW and α ΔC."""
+        raise NotImplementedError
+
+    def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
+            on_fit: Callable[[int, int], None] = lambda done, total: None) -> "Member":
+        """Trains on the shots. bank: the S shots in order. fits: where finished trainings are kept.
+
+        on_fit: told after each training how many of how many are done.
+        """
+        self.task_ = task
+        self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
+        self.scale_ = np.float32(task.scale)
+        self.update_, self.classifier_ = {}, task.text
+        self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
+        self.settings_: dict = {}
+        self.history_: List[dict] = []
+        self._held_out = task.zero_shot(task.features)
+        if task.seen.sum() > 1:
+            self._fit(task, bank, fits, on_fit)
+        return self
+
+    def _fit(self, task: Task, bank: Bank, fits: Optional[FitCache], on_fit: Callable[[int, int], None]) -> None:
+        model, parts = bank.encoder.model, fits_of(task)
+        combinations = [dict(zip(self.choices, values)) for values in itertools.product(*self.choices.values())]
+        if len(parts) == 1:
+            combinations = combinations[:1]  # nothing can be left out to choose by
+        total, done = len(combinations) * len(parts), 0
+        best = None
+        for settings in combinations:
+            learned = []
+            for number, fold in enumerate(parts):
+                key = "" if fits is None else self._key(fold.task, bank, fold.kept, settings)
+                arrays = None if fits is None else fits.get(key)
+                if arrays is None:
+                    arrays = self.train(fold.task, bank, fold.kept, settings, f"{self.name} {done + 1}/{total}")
+                    if fits is not None:
+                        fits.put(key, arrays)
+                learned.append(arrays)
+                done += 1
+                on_fit(done, total)
+            for alpha in ALPHAS if len(parts) > 1 else (1.0,):
+                held_out = self._answers_of_folds(model, bank, task, parts[:-1], learned, alpha)
+                tested = task.has_company
+                loss = log_loss(cooled(held_out[tested], task.labels[tested]), task.labels[tested]) if tested.any() \
+                    else 0.0
+                if best is None or loss < best[0]:
+                    best = loss, {**settings, "alpha": alpha}, learned[-1], held_out
+        loss, chosen, whole, held_out = best
+        final = self.shrunk(model, whole, chosen["alpha"])
+        self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
+        self.update_ = final
+        self.settings_ = {**chosen, "chosen_by": "held-out log-loss" if len(parts) > 1 else "fixed"}
+        if len(parts) > 1:
+            self._choose_domains(task, held_out)
+
+    def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: List[Arrays],
+                          alpha: float) -> np.ndarray:
+        """(S, K): each shot's logits from the fit that did not see it."""
+        held_out = task.zero_shot(task.features)
+        for fold, arrays in zip(folds, learned):
+            arrays = self.shrunk(model, arrays, alpha)
+            classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
+            rows = self.mean_rows(bank, arrays, fold.left_out)
+            answers = matmul(self.scale_ * rows, classifier.T)
+            held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
+        return held_out
+
+    def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
+        """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
+        tested = task.has_company
+        zero_shot = task.zero_shot(task.features)
+        labels, rows = task.labels, np.arange(len(task))
+        gain = (log_softmax(cooled(held_out, labels))[rows, labels]
+                - log_softmax(cooled(zero_shot, labels))[rows, labels])
+        for domain in np.unique(task.domains):
+            own = tested & (task.domains[labels] == domain)
+            if own.any() and gain[own].mean() < 0:
+                self.tuned_domains_[domain] = False
+        self._held_out = self._braked(held_out, zero_shot)
+        self.settings_.update(held_out_loss=log_loss(cooled(self._held_out, labels)[tested], labels[tested]),
+                              held_out_top1=top1(self._held_out[tested], labels[tested]))
+        if not self.tuned_domains_.all():
+            self.settings_["untuned_domains"] = np.flatnonzero(~self.tuned_domains_).tolist()
+
+    def _braked(self, logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
+        """`logits`, or zero-shot's for images that zero-shot places in a domain that is better not tuned."""
+        tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
+        return np.where(tuned[:, None], logits, zero_shot)
+
+    def mean_rows(self, bank: Bank, update: Arrays, images: np.ndarray) -> np.ndarray:
+        """Unit rows (n, D) of some of a bank's images under the update, the mean of their views."""
+        model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
+        which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
+        tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
+        parts = []
+        with replaced(model, tensors), jt.no_grad():
+            for i in range(0, len(which), ROWS_AT_ONCE):
+                x = jt.array(views.take(which[i:i + ROWS_AT_ONCE], view[i:i + ROWS_AT_ONCE]))
+                parts.append(self.rows(model, x).numpy())
+        jt.sync_all()
+        jt.gc()
+        return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
+
+    def held_out_logits(self) -> np.ndarray:
+        """(S, K): each shot's logits from a fit that did not see it; zero-shot's where none could be left out."""
+        return self._held_out.copy()
+
+    def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """(N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
+        zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
+        answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
+        return self._braked(answers, zero_shot)
+
+    def tensors(self, model: CLIP) -> Arrays:
+        """What a TunedEncoder puts in place: {OpenAI's name: array in the model's layout}."""
+        return merged(model, self.update_)
+
+    def state(self) -> Arrays:
+        """Everything that `logits` and `tensors` need: kilobytes."""
+        arrays = {name: np.asarray(getattr(self, name)) for name in KEPT}
+        arrays.update({f"update/{name}": value for name, value in self.update_.items()})
+        return arrays
+
+    @classmethod
+    def from_state(cls, state: Arrays) -> "Member":
+        """The inverse of `state`."""
+        missing = [name for name in KEPT if name not in state]
+        if missing:
+            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
+        member = cls()
+        for name in KEPT:
+            setattr(member, name, np.asarray(state[name]))
+        member.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
+                          if name.startswith("update/")}
+        return member
+
+    def _key(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float]) -> str:
+        """Names a training by all that it depends on."""
+        said = [self.name, str(self.seed), repr(self.constants()), repr(settings), bank.encoder.fingerprint,
+                bank.digest(kept), repr(task.scale)]
+        arrays = [task.labels.tobytes(), task.text.tobytes()]
+        return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
+
+    def constants(self) -> Dict[str, float]:
+        """The settings that a training depends on and that are not chosen."""
+        return {}
+
+
+def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logits at the temperature that suits them, as the ensemble will have them: a member is not judged by it."""
+    return np.float32(temperature(logits, labels, np.ones(len(labels)))) * logits
+
+
+def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,
+             epochs: int) -> Tuple[List[np.ndarray], List[np.ndarray]]:
+    """Each step's shots and the view of each: every epoch all shots once, in a new order and in random views."""
+    batch = min(batch, len(shots))
+    chosen: List[np.ndarray] = []
+    for _ in range(epochs):
+        order = rng.permutation(shots)
+        chosen += [order[i:i + batch] for i in range(0, len(order) - batch + 1, batch)]
+    return chosen, [rng.integers(views, size=len(rows)) for rows in chosen]
