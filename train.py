@@ -27,6 +27,7 @@ from jclip_fewshot.data.support import read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
 from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.without_labels import learn_without_labels
 
 
 def main() -> None:
@@ -62,6 +63,9 @@ def main() -> None:
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
+    unlabelled, members = learn_without_labels(settings, contest, source, sentences, text)
+    watch.lap("without labels")
+
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
                 keep_lengths=scores_averaged)
@@ -71,7 +75,8 @@ def main() -> None:
         tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
         shots = labelled + [image for image, stays in zip(found, kept) if stays]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
-    pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    pipeline = Pipeline(names, settings.seed, members, unlabelled)
+    pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
@@ -81,6 +86,8 @@ def main() -> None:
         "classes": contest.class_names, "domains": contest.domains,
         "shots": {"rule": rule(**draw), "files": [path for path, _ in shots],
                   "labels": [label for _, label in shots], "unreadable": bad, "support": int(kept.sum())},
+        "without_labels": {"unlabelled": settings.unlabelled, "transductive": settings.transductive,
+                           "members": [member.name for member in members]},
         "settings": pipeline.settings(), "histories": pipeline.histories(),
         "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
     print(settings_table(pipeline.settings()))

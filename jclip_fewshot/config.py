@@ -78,6 +78,9 @@ class TrainConfig(SourceConfig):
     seed: int = option(0, "of the draw, the random views and all training", "shots", metavar="N", low=0)
     support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
+    unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
+    transductive: bool = option(False, "the test images too, without labels", "shots")
+    label_free: str = option("", "who learns from them: upl,lafter_text,clip_pr", "method", metavar="LIST")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 

@@ -10,7 +10,7 @@ import shutil
 import textwrap
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
@@ -70,6 +70,18 @@ def head_names(listed: str) -> List[str]:
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
 
 
+def heads_and_members() -> Dict[str, Type[Head]]:
+    """Everything that a run may hold, by name."""
+    from jclip_fewshot.tuning.label_free import MEMBERS  # needs Jittor, which the scripts start on a chosen device
+    return {**HEADS, **MEMBERS}
+
+
+def first_of(refinement: Refinement, count: int) -> Refinement:
+    """The refinement of the first `count` images of a larger set."""
+    changed = refinement.changed[refinement.changed < count]
+    return replace(refinement, probs=refinement.probs[:count], changed=changed)
+
+
 def make_head(name: str, seed: int) -> Head:
     """A head with its default settings; trained heads take the seed."""
     head = HEADS[name]
@@ -114,9 +126,14 @@ class Pipeline:
     cheaper stack that the refinement is checked with.
     """
 
-    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
+    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
+                 unlabelled: Optional[np.ndarray] = None) -> None:
+        """members: that have learned without labels (tuning/label_free.py), beside the heads of `names`.
+
+        unlabelled (U, D): images that the refinement sees beside those that it refines.
+        """
         self.names = list(names or HEADS)
-        self.seed = seed
+        self.seed, self.members, self.unlabelled = seed, list(members), unlabelled
 
     def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
         """Fits every head on the shots, and the ensemble on their held-out logits. Returns self.
@@ -135,6 +152,9 @@ class Pipeline:
             held_out[name] = self.heads_[name].held_out_logits()
             self.seconds_[name] = time.perf_counter() - begun
             on_fit(name, self.seconds_[name])
+        for member in self.members:
+            self.heads_[member.name] = member.fit(task)
+            held_out[member.name] = member.held_out_logits()
         begun = time.perf_counter()
         self.ensemble_ = Ensemble().fit(held_out, task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
@@ -166,9 +186,13 @@ class Pipeline:
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
+        count = len(features)
+        if self.unlabelled is not None and len(self.unlabelled):
+            others = self.ensemble_.probs({name: head.logits(self.unlabelled) for name, head in self.heads_.items()})
+            features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
         if not len(self.task_):
-            return refine_zero_shot(probs, features, self.task_)
-        return refine(probs, features, self.task_, self.held_out_folds(), force)
+            return first_of(refine_zero_shot(probs, features, self.task_), count)
+        return first_of(refine(probs, features, self.task_, self.held_out_folds(), force), count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
         """Each fold of the shots, with answers by the cheaper stack without that fold.
@@ -201,7 +225,9 @@ class Pipeline:
         arrays.update({f"check/ensemble/{key}": value for key, value in self.check_ensemble_.state().items()})
         arrays.update({f"shots/{key}": getattr(self.task_, key) for key in TASK_ARRAYS})
         arrays["shots/scale"] = np.array(self.task_.scale)
-        arrays["names"] = np.array(self.names)
+        arrays["names"] = np.array(list(self.heads_))
+        if self.unlabelled is not None:
+            arrays["unlabelled"] = self.unlabelled
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
@@ -221,10 +247,11 @@ class Pipeline:
             UserError: arrays of another version of this program.
         """
         try:
-            pipeline = cls(arrays["names"].tolist())
+            heads = heads_and_members()
+            pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
                                   scale=float(arrays["shots/scale"]), keep_lengths=True)
-            pipeline.heads_ = {name: HEADS[name].from_state(_under(arrays, f"heads/{name}/"))
+            pipeline.heads_ = {name: heads[name].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.check_heads_ = {

@@ -86,7 +86,8 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
         moved.append(float(np.abs(assignments - previous).sum(axis=1).mean() / 2))
         kappa = mixture.found_kappa
     why = (f"about {present:.0f} of {len(text)} classes seem to have an image here; images differ by "
-           f"{mixture.scale:.2f} of what their names differ" + ("; classes are drawn to equal shares" if balanced else ""))
+           f"{mixture.scale:.2f} of what their names differ"
+           + ("; classes are drawn to equal shares" if balanced else ""))
     return assignments, {"present": present, "text_scale": round(mixture.scale, 3), "kappa": round(mixture.kappa, 2),
                          "neighbours": mixture.neighbours, "balanced": balanced, "moved": moved, "why": why}
 

@@ -91,6 +91,10 @@ class EncoderSource:
         return rows
 
     @property
+    def encoder(self) -> Encoder:
+        return self._encoder
+
+    @property
     def scale(self) -> float:
         """Of the cosines in zero-shot logits."""
         return self._encoder.scale

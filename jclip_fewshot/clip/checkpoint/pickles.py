@@ -13,8 +13,17 @@ import re
 import struct
 from typing import Any, Callable, Dict, List, Tuple
 
-from jclip_fewshot.clip.checkpoint.objects import (STORAGES, Array, Dtype, Namespace, Storage, StorageType, Tensor,
-                                                   Unreadable, whole_numbers)
+from jclip_fewshot.clip.checkpoint.objects import (
+    STORAGES,
+    Array,
+    Dtype,
+    Namespace,
+    Storage,
+    StorageType,
+    Tensor,
+    Unreadable,
+    whole_numbers,
+)
 
 MAX_STEPS = 400_000  # RN50x64 as TorchScript takes fewer than 100,000
 LONG_TEXT = 1 << 16  # bytes; longer texts are bytes in disguise (_codecs.encode)
