@@ -29,6 +29,7 @@ from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
+from jclip_fewshot.tuning.plan import tuned_rows
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def main() -> None:
     watch.lap("features")
 
     # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
-    answers = pipeline.answer(rows, settings.refine)
+    answers = pipeline.answer(rows, settings.refine,
+                              tuned_rows(source, contest.root, [tests.files[index] for index in readable]))
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")

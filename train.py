@@ -27,6 +27,7 @@ from jclip_fewshot.data.support import read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
 from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning.plan import plan, tune_names
 from jclip_fewshot.without_labels import learn_without_labels
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     if settings.from_run:
         settings = runs.repeated(settings, given)
     names = head_names(settings.heads)
+    tune_names(settings.tune)  # complains before the work
     runs.require_new_run(settings.runs, settings.name)
     device = command.set_up(settings)
     watch = runs.Stopwatch()
@@ -75,8 +77,10 @@ def main() -> None:
         tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
         shots = labelled + [image for image, stays in zip(found, kept) if stays]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
+    tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
+                  settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
     pipeline = Pipeline(names, settings.seed, members, unlabelled)
-    pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"), tuning)
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.

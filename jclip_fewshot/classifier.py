@@ -20,9 +20,10 @@ from jclip_fewshot.data.contest import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.features.sources import Source, open_source
-from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, head_names
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, RowsUnder, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
+from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
 _SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
@@ -35,6 +36,7 @@ class FewShotClassifier:
 
     model: a released CLIP's name or a checkpoint file; not needed where all images are given as features.
     heads: names of the methods in the ensemble; None for all.
+    tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
     augment: random views averaged per training image; 0 takes the plain image.
     seed: of the views and of training.
     weights, cache: folders of checkpoints and of computed features; cache None keeps none.
@@ -50,11 +52,12 @@ class FewShotClassifier:
     something was computed gets a UserError: multiprocessing has to "spawn".
     """
 
-    def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, augment: int = 10,
-                 seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache",
+    def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, tune: str = "auto",
+                 augment: int = 10, seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache",
                  domains: Union[None, bool, Sequence[str]] = None) -> None:
         self.model = model
         self.heads = heads
+        self.tune = tune
         self.augment = augment
         self.seed = seed
         self.weights = weights
@@ -99,7 +102,13 @@ class FewShotClassifier:
         rows = self._rows(images, "training image", self.augment)
         scale = self._source.scale if self._source is not None else CLIP_SCALE
         task = Task(rows, numbers, text, domain_indices(domains), scale)
-        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task)
+        tuning = Tuning([])
+        if self._paths(images):
+            tuning = plan(self.tune, task, self._opened(), Path(), self._paths(images), self.augment, self.seed,
+                          prompts.plain_sentences(self.class_names_, domains))
+        elif tune_names(self.tune) not in ([], ["auto"]):
+            raise ValueError("tuning a tower needs images as paths, not as features")
+        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task, tuning=tuning)
         self.n_features_in_ = task.text.shape[1]
         return self
 
@@ -107,7 +116,7 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, "image to classify"), refine="off").probs
+        return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
@@ -117,7 +126,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        return self.pipeline_.answer(self._rows(images, "image to classify")).final
+        return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -163,10 +172,19 @@ class FewShotClassifier:
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
         return [str(domain) for domain in self.domains]
 
+    def _paths(self, images: Images) -> List[str]:
+        """The images as paths; none where they are features."""
+        return [] if isinstance(images, np.ndarray) and images.dtype.kind == "f" else [str(path) for path in images]
+
+    def _rows_under(self, images: Images) -> Optional[RowsUnder]:
+        """See Pipeline.answer; None where nothing is tuned, or images are given as features."""
+        paths = self._paths(images)
+        return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
+
     def _rows(self, images: Images, what: str, views: int = 0) -> np.ndarray:
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             return images
-        paths = [str(path) for path in images]
+        paths = self._paths(images)
         if not paths:
             return np.zeros((0, 0), np.float32)
         rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)

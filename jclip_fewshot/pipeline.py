@@ -18,12 +18,15 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.members import Member
+from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
@@ -40,6 +43,7 @@ STATE_SCHEMA = {
     "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
 OnFit = Callable[[str, float], None]
+RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
 
 def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_only: bool = False
@@ -92,13 +96,15 @@ def make_head(name: str, seed: int) -> Head:
 class Answers:
     """What a pipeline says about N images.
 
-    logits: {head: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the images as a
-    set; None where it was switched off.
+    logits: {head or tuned member: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the
+    images as a set; None where it was switched off. frozen (N, K): the probabilities of an ensemble of the heads
+    alone; None where no tuned member has a say.
     """
 
     logits: Dict[str, np.ndarray]
     probs: np.ndarray
     refinement: Optional[Refinement] = None
+    frozen: Optional[np.ndarray] = None
 
     @property
     def final(self) -> np.ndarray:
@@ -113,6 +119,8 @@ class Answers:
         answers, name = dict(self.logits), "zero_shot"
         if len(self.logits) > 1:
             answers["ensemble"], name = self.probs, "ensemble"
+        if self.frozen is not None:
+            answers.update(ensemble=self.frozen, ensemble_tuned=self.probs)
         if self.refinement is not None:
             answers[f"{name}_refined"] = self.refinement.probs
         return answers
@@ -123,7 +131,7 @@ class Pipeline:
 
     After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
     the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_heads_` and `check_ensemble_`, the
-    cheaper stack that the refinement is checked with.
+    cheaper stack that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
     """
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
@@ -135,8 +143,8 @@ class Pipeline:
         self.names = list(names or HEADS)
         self.seed, self.members, self.unlabelled = seed, list(members), unlabelled
 
-    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None) -> "Pipeline":
-        """Fits every head on the shots, and the ensemble on their held-out logits. Returns self.
+    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> "Pipeline":
+        """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self.
 
         Without any shot, the heads that need one are left out.
         """
@@ -155,13 +163,33 @@ class Pipeline:
         for member in self.members:
             self.heads_[member.name] = member.fit(task)
             held_out[member.name] = member.held_out_logits()
+        self.tuned_: Dict[str, Member] = {}
+        for member in tuning.members:
+            begun = time.perf_counter()
+            self.tuned_[member.name] = member.fit(task, tuning.bank, tuning.fits)
+            self.seconds_[member.name] = time.perf_counter() - begun
+            on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
-        self.ensemble_ = Ensemble().fit(held_out, task)
+        self.frozen_ensemble_ = Ensemble().fit(held_out, task)
+        self.ensemble_ = self._with_tuned(held_out, task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
+
+    def _with_tuned(self, held_out: Dict[str, np.ndarray], task: Task) -> Ensemble:
+        """The ensemble of the heads and of those tuned members that lower its held-out log-loss, best first."""
+        best, known = self.frozen_ensemble_, dict(held_out)
+        for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
+            joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
+            wanted = joined.settings_.get("held_out_loss", np.inf) < best.settings_.get("held_out_loss", np.inf)
+            if wanted:
+                best, known[member.name] = joined, member.held_out_logits()
+            else:
+                tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
+            member.settings_["in_ensemble"] = bool(wanted)
+        return best
 
     def _fit_check(self, held_out: Dict[str, np.ndarray]) -> None:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
@@ -174,21 +202,26 @@ class Pipeline:
                      for name, head in self.check_heads_.items()}
             self.check_ensemble_ = Ensemble().fit(known, self.task_)
 
-    def answer(self, features: np.ndarray, refine: str = "auto") -> Answers:
+    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None) -> Answers:
         """Answers N images, (N, D) rows.
 
+        rows_under: the same images by a tuned tower; without it the heads alone answer.
         refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
             "on" refines it whatever they say.
         """
         logits = {name: head.logits(features) for name, head in self.heads_.items()}
-        probs = self.ensemble_.probs(logits)
-        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"))
+        probs, frozen = self.frozen_ensemble_.probs(logits), None
+        if self.tuned_ and rows_under is not None:
+            logits.update({name: member.logits(rows_under(member), features) for name, member in self.tuned_.items()})
+            probs, frozen = self.ensemble_.probs(logits), probs
+        return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"), frozen)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
         count = len(features)
         if self.unlabelled is not None and len(self.unlabelled):
-            others = self.ensemble_.probs({name: head.logits(self.unlabelled) for name, head in self.heads_.items()})
+            answers = {name: head.logits(self.unlabelled) for name, head in self.heads_.items()}
+            others = self.frozen_ensemble_.probs(answers)
             features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
         if not len(self.task_):
             return first_of(refine_zero_shot(probs, features, self.task_), count)
@@ -228,6 +261,11 @@ class Pipeline:
         arrays["names"] = np.array(list(self.heads_))
         if self.unlabelled is not None:
             arrays["unlabelled"] = self.unlabelled
+        if self.tuned_:
+            arrays["tuned"] = np.array(list(self.tuned_))
+            arrays.update({f"tuned/{name}/{key}": value for name, member in self.tuned_.items()
+                           for key, value in member.state().items()})
+            arrays.update({f"frozen_ensemble/{key}": value for key, value in self.frozen_ensemble_.state().items()})
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
@@ -254,6 +292,10 @@ class Pipeline:
             pipeline.heads_ = {name: heads[name].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
+            pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
+                               for name in (arrays["tuned"].tolist() if "tuned" in arrays else [])}
+            pipeline.frozen_ensemble_ = (Ensemble.from_state(_under(arrays, "frozen_ensemble/")) if pipeline.tuned_
+                                         else pipeline.ensemble_)
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
                 else HEADS[name].from_state(_under(arrays, f"check/heads/{name}/")) for name in CHECK_HEADS}
@@ -284,7 +326,7 @@ class Pipeline:
 
     def settings(self) -> Dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
-        chosen = {name: head.settings_ for name, head in self.heads_.items()}
+        chosen = {name: one.settings_ for name, one in {**self.heads_, **self.tuned_}.items()}
         chosen["ensemble"] = self.ensemble_.settings_
         return chosen
 

@@ -16,6 +16,7 @@ import numpy as np
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.decode import SUFFIXES
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.tuning.plan import tuned_rows
 
 AT_ONCE = 64  # pictures that are encoded together; from a pipe they are answered as soon as so many came
 NONE_OF_THESE = "(none of these)"
@@ -113,7 +114,8 @@ def answer(pipeline, source, paths: Iterable[str], printer: Printer, refine: boo
         read, unreadable = read + len(good), unreadable + len(bad)
         if not good:
             continue
-        answers = pipeline.answer(rows[good], refine="auto" if refine else "off")
+        answers = pipeline.answer(rows[good], "auto" if refine else "off",
+                                  tuned_rows(source, Path(), [chunk[index] for index in good]))
         for index, probs in zip(good, answers.final):
             printer.write(chunk[index], probs)
     if not read:

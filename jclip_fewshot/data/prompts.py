@@ -144,6 +144,11 @@ def require_different(class_names: Sequence[str]) -> None:
         places[name] = place
 
 
+def plain_sentences(class_names: Sequence[str], domains: Sequence[str]) -> List[str]:
+    """One sentence a class, "a photo of a bear.": what trains a text tower."""
+    return [fill("a photo of a {}.", display_name(name, domain)) for name, domain in zip(class_names, domains)]
+
+
 def display_name(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None) -> str:
     """What to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
     return name_and_article(class_name, domain, load() if prompts is None else prompts)[0]

@@ -35,6 +35,7 @@ from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names
 from jclip_fewshot.storage.arrays import save_json
 from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning.plan import plan, tune_names, tuned_rows
 
 # Shares of board A's test set by domain, as the contest's participants count them.
 BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0.51}
@@ -124,6 +125,7 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     the sampling error of top1. None on all ranks under mpirun but the first, which fits.
     """
     counts, names = parse_shots(settings.shots), head_names(settings.heads)
+    tune_names(settings.tune)  # complains before the work
     contest = read_contest(settings.data, settings.board, settings.domains)
     held, contest = hold_out(contest, settings.per_class, max(counts))
     for note in contest.notes + [shortage(contest, max(counts))]:
@@ -153,7 +155,10 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
         task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale)
-        answers = Pipeline(names, draw.seed).fit(task).answer(features).by_method()
+        tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
+                      draw.seed, prompts.plain_sentences(contest.class_names, domains))
+        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(
+            features, rows_under=tuned_rows(source, contest.root, [path for path, _ in held])).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)

@@ -49,13 +49,14 @@ class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
     encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
-    image.
+    image. class_tokens (K, L): a sentence a class, for what trains the text tower.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
-                 seed: int = 0, workers: Optional[int] = None) -> None:
+                 seed: int = 0, workers: Optional[int] = None, class_tokens: Optional[np.ndarray] = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
+        self.class_tokens = class_tokens
         self._at: Dict[Depth, Views] = {}
 
     @classmethod

@@ -18,9 +18,12 @@ from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
+from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.table import FeatureTable
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import FeatureCache
 from jclip_fewshot.task import CLIP_SCALE, Task
 
@@ -99,6 +102,29 @@ class EncoderSource:
         """Of the cosines in zero-shot logits."""
         return self._encoder.scale
 
+    def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
+             sentences: Sequence[str] = ()) -> Bank:
+        """The images at any depth of the tower, for what tunes it, and a sentence a class."""
+        root = os.path.abspath(root)
+        tokens = self._encoder.tokens(sentences) if sentences else None
+        return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
+                    seed=seed, workers=self._workers, class_tokens=tokens)
+
+    def under(self, tensors: Dict[str, np.ndarray], name: str) -> "EncoderSource":
+        """The same source with some of the tower's tensors in another state: its rows are cached on their own."""
+        tuned = TunedEncoder(self._encoder, tensors, f"{self._encoder.name} {name}")
+        return EncoderSource(tuned, self._cache, self._workers, self._record)
+
+    @property
+    def model(self) -> object:
+        """The CLIP that encodes; None where it is none that can be tuned."""
+        return getattr(self._encoder, "model", None)
+
+    @property
+    def fits(self) -> Optional[FitCache]:
+        """Where finished trainings are kept: beside the cached rows."""
+        return None if self._cache is None else FitCache(self._cache.folder / "fits")
+
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
         return self._record
@@ -122,6 +148,7 @@ class TableSource:
         return self._table.text_rows(class_names)
 
     scale = CLIP_SCALE  # a feature file does not say
+    model = None  # nothing that could be tuned
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""

@@ -402,7 +402,7 @@ class FeatureCache:
             entries = sorted(self.folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [path for path in entries if re.fullmatch("[0-9a-f]{16}|files|ranks", path.name)
+        return [path for path in entries if re.fullmatch("[0-9a-f]{16}|files|fits|ranks", path.name)
                 and path.is_dir() and not path.is_symlink()]
 
     def size(self) -> int:

@@ -26,7 +26,7 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.heads.training import product, softmax_kl, unit_var
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
-from jclip_fewshot.tuning.members import CLASSIFIER, Member, steps_of
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.tuning.towers import blocks_of, norm_names, rows_from
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 
@@ -50,6 +50,12 @@ class LastBlocks(Member):
     def _norms(self, model: CLIP) -> list:
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
         return [*norm_names(model, "visual.", list(blocks)), "visual.ln_post.weight", "visual.ln_post.bias"]
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        length, width = bank.encoder.model.visual.shape_at(0)
+        block = block_operations(length, width)
+        image = (self.blocks - 1) * block + 4.0 * length * width ** 2 + 20.0 * width ** 2  # the last at one token
+        return (len(task.folds()) + 1) * self.epochs * 2 * len(task) * image
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
         model, rng = bank.encoder.model, np.random.default_rng(self.seed)

@@ -29,8 +29,8 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.heads.base import keep_unseen, log_loss, top1
 from jclip_fewshot.heads.training import fits_of
 from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
-from jclip_fewshot.tuning.fit_cache import FitCache
 from jclip_fewshot.tuning.lora import merged
 from jclip_fewshot.tuning.training import Arrays
 
@@ -48,6 +48,7 @@ class Member:
     """
 
     name = ""
+    needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     choices: Dict[str, Sequence[float]] = {}  # settings to try, each by a training of its own
 
     def __init__(self, seed: int = 0) -> None:
@@ -55,6 +56,10 @@ class Member:
 
     def depth(self, model: CLIP) -> Depth:
         """Where the bank must stop."""
+        raise NotImplementedError
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        """Floating-point operations of all its trainings, about."""
         raise NotImplementedError
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
@@ -217,6 +222,11 @@ class Member:
 def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Logits at the temperature that suits them, as the ensemble will have them: a member is not judged by it."""
     return np.float32(temperature(logits, labels, np.ones(len(labels)))) * logits
+
+
+def block_operations(length: int, width: int) -> float:
+    """Of a sequence's way forward through a block."""
+    return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

@@ -74,6 +74,11 @@ class ProLIP(Member):
     def constants(self) -> Dict[str, float]:
         return {"lr": self.lr, "steps": self.steps}
 
+    def operations(self, task: Task, bank: Bank) -> float:
+        width, features = bank.encoder.model.visual.proj.shape
+        one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
+        return (len(task.folds()) + 1) * len(self.choices["power"]) * one
+
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
         views, model = bank.at(UNPROJECTED), bank.encoder.model
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])

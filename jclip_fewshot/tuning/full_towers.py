@@ -1,0 +1,140 @@
+"""CLIP-LoRA and 2SFS as members of the ensemble: both towers train, on stored views, from the input of block 0.
+
+lora.py and two_stage.py have the methods. The text tower's rows come from one template; a member's classifier is what
+they end as (CLIP-LoRA), or the trained classifier (2SFS; classes without shots: the tuned text tower's rows). For a
+GPU: on two cores a training on the contest takes hours (docs/tuning.md).
+
+S shots · B images a step · L tokens · W width · K classes
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.task import Task
+from jclip_fewshot.tuning import lora, two_stage
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
+from jclip_fewshot.tuning.towers import blocks_of, cut, rows_from, text_rows
+from jclip_fewshot.tuning.training import Arrays
+
+BATCH = 32  # both methods'
+
+
+class _BothTowers(Member):
+    """What the two share: the bank at block 0, steps by shots, tensors of both towers."""
+
+    needs_tokens = True
+    steps_a_shot = 500
+
+    def depth(self, model: CLIP) -> Depth:
+        return 0
+
+    def constants(self) -> Dict[str, float]:
+        return {"steps_a_shot": self.steps_a_shot, "batch": BATCH}
+
+    def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
+        return rows_from(model, x, 0)
+
+    def steps(self, task: Task) -> int:
+        return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        model = bank.encoder.model
+        length, width = model.visual.shape_at(0)
+        tokens = cut(bank.class_tokens)[0].shape[1]
+        image = len(blocks_of(model, "visual.")) * block_operations(length, width)
+        sentence = len(blocks_of(model, "")) * block_operations(tokens, model.transformer.width)
+        batch = min(BATCH, len(task))
+        return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
+
+    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
+        scaled: Arrays = {}
+        for name, value in arrays.items():
+            if name.endswith(".w_lora_A"):
+                scaled[name] = value
+            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
+                scaled[name] = np.float32(alpha) * value
+            else:
+                start = part(model, name).float32().numpy()
+                scaled[name] = start + np.float32(alpha) * (value - start)
+        return scaled
+
+    def _chosen(self, task: Task, bank: Bank, kept: np.ndarray) -> "tuple[List[np.ndarray], List[np.ndarray]]":
+        rng, total = np.random.default_rng(self.seed), self.steps(task)
+        views = bank.at(0)
+        a_epoch = max(1, len(kept) // min(BATCH, len(kept)))
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, BATCH, -(-total // a_epoch))
+        return chosen[:total], numbers[:total]
+
+
+class ClipLora(_BothTowers):
+    """CLIP-LoRA with the authors' settings: 500 steps a shot, rank 2, dropout 0.25."""
+
+    name = "clip_lora"
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+        model, views = bank.encoder.model, bank.at(0)
+        seen = np.flatnonzero(task.seen)
+        labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
+        places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in blocks_of(model, tower)]
+        start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
+        chosen, numbers = self._chosen(task, bank, kept)
+
+        def rows(step: int) -> "jt.Var":
+            return rows_from(model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
+        trained = lora.train(start, model, rows, lambda: text_rows(model, tokens), [labels[one] for one in chosen],
+                             seed=self.seed, stage=stage)
+        return {**trained, CLASSIFIER: _text_moved(model, bank.class_tokens, task.text, lora.merged(model, trained))}
+
+
+class TwoStage(_BothTowers):
+    """2SFS with the authors' settings: 300 steps a shot, 60 % of them on the norms."""
+
+    name = "two_stage"
+    steps_a_shot = two_stage.STEPS_A_SHOT
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+        model, views = bank.encoder.model, bank.at(0)
+        seen = np.flatnonzero(task.seen)
+        labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
+        chosen, numbers = self._chosen(task, bank, kept)
+        count = max(1, round(two_stage.FIRST_SHARE * len(chosen)))
+
+        def rows(step: int) -> "jt.Var":
+            return rows_from(model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
+        norms = two_stage.train_norms(two_stage.start_of(model), model, rows, lambda: text_rows(model, tokens),
+                                      [labels[one] for one in chosen[:count]], task.scale, stage=stage)
+        moved = _text_moved(model, bank.class_tokens, task.text, norms)
+        tensors = {name: jt.array(value) for name, value in norms.items()}
+
+        def tuned_rows(step: int) -> "jt.Var":
+            with replaced(model, tensors), jt.no_grad():
+                return jt.array(rows(count + step).numpy())
+        start = task.text + moved
+        if len(chosen) > count:
+            trained = two_stage.train_classifier(start[seen], tuned_rows, [labels[one] for one in chosen[count:]],
+                                                 task.scale, stage=stage)
+            moved[seen] = trained / np.linalg.norm(trained, axis=1, keepdims=True) - task.text[seen]
+        return {**norms, CLASSIFIER: moved}
+
+
+def _text_moved(model: CLIP, tokens: np.ndarray, text: np.ndarray, tensors: Arrays) -> np.ndarray:
+    """By how much tuning moves the text rows (K, D): of one template, added to the rows of all sentences."""
+    with jt.no_grad():
+        before = _text_in_parts(model, tokens)
+        with replaced(model, {name: jt.array(value) for name, value in tensors.items()}):
+            after = _text_in_parts(model, tokens)
+    return after - before
+
+
+def _text_in_parts(model: CLIP, tokens: np.ndarray, at_once: int = 64) -> np.ndarray:
+    parts: Sequence[np.ndarray] = [text_rows(model, tokens[i:i + at_once]).numpy()
+                                   for i in range(0, len(tokens), at_once)]
+    return np.concatenate(parts)

@@ -1,0 +1,135 @@
+"""Which members are tuned, and what that costs here: `--tune auto|off|LIST`.
+
+auto takes the members in the order of the table as long as they fit the time that it has: ten minutes on a CPU, by
+the measured rate of a matrix product, and all of them on a GPU. The estimate counts multiplications of the towers'
+blocks; training runs at about 0.75 of the rate of Jittor's 1024³ product (docs/tuning.md).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence, Type
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.console import tell
+from jclip_fewshot.errors import UserError, nearest
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.sources import Source
+from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.full_towers import ClipLora, TwoStage
+from jclip_fewshot.tuning.last_blocks import LastBlocks
+from jclip_fewshot.tuning.members import Member
+from jclip_fewshot.tuning.prolip import ProLIP
+
+MEMBERS: Dict[str, Type[Member]] = {member.name: member for member in (LastBlocks, ProLIP, ClipLora, TwoStage)}
+CPU_MEMBERS = (LastBlocks.name, ProLIP.name)  # auto's on a CPU
+CPU_SECONDS = 600.0  # auto's on a CPU, at most
+SHARE = 0.75  # of the matrix rate that training reaches
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a pipeline tunes: the members, the shots at every depth, and where finished trainings are kept."""
+
+    members: List[Member]
+    bank: Optional[Bank] = None
+    fits: Optional[FitCache] = None
+
+
+def plan(tune: str, task: Task, source: Source, root: Path, shots: Sequence[str], views: int, seed: int,
+         sentences: Sequence[str]) -> Tuning:
+    """The tuning of a task whose shots are the images `shots` below `root`, as the source encoded them.
+
+    sentences (K,): one a class, for what trains the text tower.
+    Raises:
+        UserError: see `tune_names`; members are named and there is no tower to tune.
+    """
+    names = tune_names(tune)
+    if not names or not len(task):
+        return Tuning([])
+    model = source.model
+    if model is None or not hasattr(model.visual, "transformer"):
+        if names != ["auto"]:
+            raise UserError("--tune needs a CLIP whose image tower is a transformer; --tune off goes without")
+        return Tuning([])
+    bank = source.bank(root, shots, views, seed, sentences)
+    return Tuning(chosen_members(names, task, bank, seed), bank, source.fits)
+
+
+def tuned_rows(source: Source, root: Path, paths: Sequence[str]) -> Optional[Callable[[Member], np.ndarray]]:
+    """What `Pipeline.answer` asks for the images `paths` below `root`: their rows by a member's tuned tower, (N, D).
+
+    Encoded once a member, and found again in the cache. None where the source has no tower.
+    """
+    if source.model is None:
+        return None
+
+    def rows_under(member: Member) -> np.ndarray:
+        tuned = source.under(member.tensors(source.model), member.name)
+        return tuned.images(root, paths, stage=f"images by {member.name}")[0]
+    return rows_under
+
+
+def tune_names(tune: str) -> List[str]:
+    """`--tune` as names: none for off, ["auto"], or the members of a list.
+
+    Raises:
+        UserError: a name that is no member's.
+    """
+    names = list(dict.fromkeys(name.strip() for name in tune.split(",") if name.strip()))
+    if names in (["off"], ["auto"]):
+        return [] if names == ["off"] else names
+    for name in names:
+        if name not in MEMBERS:
+            known = ["auto", "off", *MEMBERS]
+            raise UserError(f"--tune: unknown method {name!r}{nearest(name, known)}; there are auto, off, or a list of "
+                            f"{', '.join(MEMBERS)}")
+    if not names:
+        raise UserError(f"--tune takes auto, off, or a list of {', '.join(MEMBERS)}")
+    return names
+
+
+def chosen_members(names: List[str], task: Task, bank: Bank, seed: int) -> List[Member]:
+    """The members to fit; says what they cost."""
+    if task.seen.sum() < 2:
+        return []
+    rate = SHARE * matrix_rate()
+    auto, cuda = names == ["auto"], bank.encoder.device == "cuda"
+    if auto:
+        names = list(MEMBERS if cuda else CPU_MEMBERS)
+    members = [MEMBERS[name](seed) for name in names]
+    members = [member for member in members if bank.class_tokens is not None or not member.needs_tokens]
+    costs = [member.operations(task, bank) / rate for member in members]
+    if auto and not cuda:
+        kept = [place for place in range(len(members)) if sum(costs[:place + 1]) <= CPU_SECONDS]
+        left = [members[place].name for place in range(len(members)) if place not in kept]
+        if left:
+            tell(f"tuning: {', '.join(left)} left out: over {CPU_SECONDS / 60:.0f} min on this CPU; --tune "
+                 f"{','.join(member.name for member in members)} tunes all the same")
+        members, costs = [members[place] for place in kept], [costs[place] for place in kept]
+    if members:
+        tell(f"tuning {', '.join(member.name for member in members)}: about {said(sum(costs))} on this "
+             f"{'GPU' if cuda else 'CPU'}, finished trainings are not repeated; --tune off leaves it out")
+    return members
+
+
+def matrix_rate() -> float:
+    """Operations a second of Jittor's 1024³ product, the better of three."""
+    a, b = jt.array(np.ones((1024, 1024), np.float32)), jt.array(np.ones((1024, 1024), np.float32))
+    best = 0.0
+    for _ in range(4):  # the first compiles
+        begun = time.perf_counter()
+        jt.matmul(a, b).sync()
+        jt.sync_all(True)
+        best = max(best, 2 * 1024 ** 3 / (time.perf_counter() - begun))
+    return best
+
+
+def said(seconds: float) -> str:
+    """A duration as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
