@@ -48,8 +48,8 @@ def main() -> None:
                            labelled=settings.shots > 0 or bool(settings.shot_list))
     for note in contest.notes + [shortage(contest, settings.shots)]:
         tell(note) if note else None
-    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts,
-                                        settings.prompt_set, settings.descriptions)
+    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
+                                        settings.templates, settings.prompt_set, settings.descriptions)
     found = read_support(settings.support, contest.class_names) if settings.support else []
 
     # 2. Images and sentences become unit feature rows.

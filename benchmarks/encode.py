@@ -483,8 +483,8 @@ def main() -> None:
     peers = [peer for peer in peers if peer.alive]
     ours, rows = Ours(), []
     columns = [peer.label for peer in peers]
-    print(f"{'model':10} {'kind':5} {'batch':>5} {'precision':9} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} {'share':>6} "
-          f"{'GB':>5}" + "".join(f" {label + '/s':>10} {'ratio':>6}" for label in columns), flush=True)
+    print(f"{'model':10} {'kind':5} {'batch':>5} {'precision':9} {'a second':>9} {'GFLOP/s':>8} {'1024^3':>7} "
+          f"{'share':>6} {'GB':>5}" + "".join(f" {label + '/s':>10} {'ratio':>6}" for label in columns), flush=True)
     try:
         for model in models:
             shapes = layout(model)

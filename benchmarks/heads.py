@@ -15,22 +15,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import unit_rows  # noqa: E402
-from jclip_fewshot.heads import HEADS  # noqa: E402
+from jclip_fewshot.heads import HEADS, TRAINING_FREE  # noqa: E402
 from jclip_fewshot.heads.base import top1  # noqa: E402
 from jclip_fewshot.heads.tip_adapter import cache_logits, class_mean_values  # noqa: E402
-from jclip_fewshot.task import (
-    Task,  # noqa: E402
-    zero_shot_logits,  # noqa: E402
-)
-
-TRAINING_FREE = ("zero_shot", "tip_adapter", "tip_x", "gda", "proker", "text_profile")
+from jclip_fewshot.task import Task, zero_shot_logits  # noqa: E402
 
 
-def random_shots(classes: int, task: int, width: int, domains: int = 4, seed: int = 0) -> Task:
+def random_shots(classes: int, per_class: int, width: int, domains: int = 4, seed: int = 0) -> Task:
     """Features about as far apart as CLIP's: a common direction, the class, the image."""
     rng = np.random.default_rng(seed)
     text = unit_rows(1.2 * rng.normal(size=width) + 0.7 * rng.normal(size=(classes, width)))
-    labels = np.repeat(np.arange(classes), task)
+    labels = np.repeat(np.arange(classes), per_class)
     common = rng.normal(size=width)
     noise = 0.6 * rng.normal(size=(len(labels), width))
     rows = unit_rows(common + 0.5 * text[labels] * np.sqrt(width) + noise)
@@ -58,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in TRAINING_FREE:  # compile the operators
         HEADS[name]().fit(random_shots(12, 3, given.width)).logits(random_shots(12, 3, given.width).features)
-    task = random_shots(given.classes, given.task, given.width)
+    task = random_shots(given.classes, given.shots, given.width)
     print(f"{given.classes} classes, {len(task)} shots, width {given.width}")
     print(f"{'head':12} {'search + fit':>12} {'held-out':>9} {'logits':>8}   (seconds; logits: of all shots)")
     total = 0.0

@@ -16,13 +16,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def split(labels, task, most, rng):
+def split(labels, shots, most, rng):
     """(pool rows, test rows): of each class at most `most` rows, and three or more to test on; small classes go."""
     pool, test = [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         take = min(most, len(rows) - 3)
-        if take <= task:
+        if take <= shots:
             take = 0
         pool.append(rows[:take])
         test.append(rows[take:] if take else rows[:0])
@@ -37,8 +37,7 @@ def main():
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
     options = parser.parse_args()
-    from jclip_fewshot.data.task import choose_representative
-
+    from jclip_fewshot.data.shots import choose_representative
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.evaluation.suites import load_suite
     from jclip_fewshot.heads import HEADS
@@ -50,10 +49,10 @@ def main():
         found = {name: [] for name in names}
         for draw in range(options.draws):
             rng = np.random.default_rng(draw)
-            pool, test = split(suite.labels, options.task, options.pool, rng)
+            pool, test = split(suite.labels, options.shots, options.pool, rng)
             labelled = [(str(row), int(suite.labels[row])) for row in pool]
-            chosen = choose_representative(labelled, suite.features[pool], suite.task.text, options.task)
-            drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.task]
+            chosen = choose_representative(labelled, suite.features[pool], suite.task.text, options.shots)
+            drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.shots]
                                     for label in np.unique(suite.labels[pool])])
             for name in names:
                 scores = []

@@ -13,8 +13,10 @@ import textwrap
 from jclip_fewshot.cli import command, commands
 from jclip_fewshot.errors import UserError, nearest
 
-COMMANDS = {"doctor": commands.doctor, "check": commands.check, "convert": commands.convert,
-            "evaluate": commands.evaluate, "validate": commands.validate, "report": commands.report}
+COMMANDS = {
+    "train": commands.train, "test": commands.test, "predict": commands.predict, "runs": commands.history,
+    "report": commands.report, "export": commands.export, "check": commands.check, "validate": commands.validate,
+    "evaluate": commands.evaluate, "convert": commands.convert, "cache": commands.cache, "doctor": commands.doctor}
 
 
 def main() -> int:
@@ -22,13 +24,17 @@ def main() -> int:
     names = "\n".join(textwrap.fill(f"  {name:10} {function.__doc__}", width, subsequent_indent=" " * 13)
                       for name, function in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: python -m jclip_fewshot COMMAND [-h]\n\n{names}\n\n"
-              "The main job: python train.py, then python test.py.")
+        print(f"usage: {commands.PROGRAM} COMMAND [-h]\n\n{names}\n\nThe main job: train, then test.")
         return 0 if len(sys.argv) > 1 else 2
     if sys.argv[1] not in COMMANDS:
         raise UserError(f"no command {sys.argv[1]!r}{nearest(sys.argv[1], COMMANDS)}; there are {', '.join(COMMANDS)}")
     return COMMANDS[sys.argv[1]](sys.argv[2:])
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script jclip-fewshot."""
     command.run(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -4,21 +4,30 @@
     clf = FewShotClassifier("ViT-B/32").fit(image_paths, labels, class_names=["cat", "dog"])
     clf.predict(paths, top=5)
 
+It is an estimator of scikit-learn's without needing scikit-learn: docs/classifier.md.
+
 Letters: N images, S shots, K classes, D feature width.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
+import warnings
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import exclusive
+from jclip_fewshot.clip.download import weights_folder
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
+from jclip_fewshot.export import linear_export, require_export_name, save_export
+from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, open_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, RowsUnder, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
@@ -28,34 +37,44 @@ from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 _SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
-Images = Union[Sequence[Union[str, Path]], np.ndarray]
+NO_TEXT = "none"
 
 
 class FewShotClassifier:
     """Few-shot image classification on CLIP.
 
     model: a released CLIP's name or a checkpoint file; not needed where all images are given as features.
+    class_names (K,): what the prompts say; labels are then whole numbers, the classes' places in it, or names of it.
+        None: the labels themselves, which have to be names then. `fit` takes it, too.
+    text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
+        shots, as for rows of an encoder without text. `fit` takes it, too.
     heads: names of the methods in the ensemble; None for all.
     tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
     augment: random views averaged per training image; 0 takes the plain image.
     seed: of the views and of training.
-    weights, cache: folders of checkpoints and of computed features; cache None keeps none.
+    weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
         underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
         True: that part of every name. A list (K,): the domain of each class, "" for none.
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
-    Images are paths, or an (N, D) array of CLIP features of the same model.
+    Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model.
 
     Threads may share one, and use several at once: they take turns, since Jittor computes for one at a time. It can be
     pickled and copied (the copy opens its checkpoint again when it encodes). A process that was forked after
     something was computed gets a UserError: multiprocessing has to "spawn".
     """
 
-    def __init__(self, model: str = "ViT-B/32", *, heads: Optional[Sequence[str]] = None, tune: str = "auto",
-                 augment: int = 10, seed: int = 0, weights: str = "weights", cache: Optional[str] = ".cache",
+    _estimator_type = "classifier"  # for scikit-learn before 1.6
+    _source: Optional[Source] = None
+
+    def __init__(self, model: str = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
+                 text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
+                 augment: int = 10, seed: int = 0, weights: Optional[str] = None, cache: Optional[str] = ".cache",
                  domains: Union[None, bool, Sequence[str]] = None) -> None:
         self.model = model
+        self.class_names = class_names
+        self.text = text
         self.heads = heads
         self.tune = tune
         self.augment = augment
@@ -63,51 +82,74 @@ class FewShotClassifier:
         self.weights = weights
         self.cache = cache
         self.domains = domains
-        self._source = None
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_source": None}  # a loaded checkpoint and open files are no state
+        # a loaded checkpoint and open files are no state
+        return {name: value for name, value in vars(self).items() if name != "_source"}
+
+    def get_params(self, deep: bool = True) -> Dict[str, Any]:
+        """The constructor's arguments by name."""
+        return {name: getattr(self, name) for name in _parameters()}
+
+    def set_params(self, **params: Any) -> "FewShotClassifier":
+        """Changes arguments of the constructor. Returns self."""
+        for name, value in params.items():
+            if name not in _parameters():
+                raise ValueError(f"Invalid parameter {name!r}; there are {', '.join(_parameters())}")
+            setattr(self, name, value)
+        if params:
+            self._source = None
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn from 1.6 on asks an estimator about itself."""
+        from sklearn.utils import ClassifierTags, Tags, TargetTags
+        return Tags(estimator_type="classifier", target_tags=TargetTags(required=True),
+                    classifier_tags=ClassifierTags())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "pipeline_")
 
     @exclusive()
-    def fit(self, images: Images = (), labels: Sequence = (), class_names: Optional[Sequence[str]] = None,
-            text: Optional[np.ndarray] = None) -> "FewShotClassifier":
-        """Learns from S images; from `class_names` alone where there are none.
+    def fit(self, images: Optional[Images] = None, labels: Optional[Sequence] = None,
+            class_names: Optional[Sequence[str]] = None,
+            text: Union[None, str, np.ndarray] = None) -> "FewShotClassifier":
+        """Learns from S images; without any, from `class_names` alone.
 
-        labels (S,): anything sortable. With `class_names`, labels are indices into it, and classes
-        without an image are known by their text alone.
-        class_names (K,): what the prompts say; by default the labels themselves.
-        text (K, D): the classes' text features; encoded from the names by default.
+        labels (S,): class names, or with `class_names` whole numbers, the places in it; classes without an image are
+        then known by their text alone. class_names, text: see the class; these win over the constructor's.
         Returns self.
         Raises:
-            UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit, neither
-            images nor names.
+            UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit; numbers as
+                labels, without names for them; neither images nor names.
         """
+        class_names = self.class_names if class_names is None else class_names
+        text = self.text if text is None else text
+        if images is None and labels is None:
+            return self._fit_names(class_names, text)
+        images = pictures_or_rows(images)
         labels = _plain_labels(labels)
-        if class_names is None:
-            if not len(labels):
-                raise ValueError("fit needs images with labels, or class_names")
-            self.classes_, numbers = np.unique(labels, return_inverse=True)
-            self.class_names_ = [str(name) for name in self.classes_]
-        else:
-            self.class_names_ = [str(name) for name in class_names]
-            self.classes_ = np.arange(len(self.class_names_))
-            numbers = labels.astype(np.int64)
-            if labels.dtype.kind not in "iufb" or (numbers != labels).any():
-                raise ValueError("with class_names, labels are whole numbers, the classes' places in it")
-            prompts.require_different(self.class_names_)
-        domains = self._domains_of(self.class_names_)
-        if text is None:
-            sentences = prompts.class_sentences(self.class_names_, domains)
-            text = self._opened().texts(self.class_names_, sentences)
-        rows = self._rows(images, "training image", self.augment)
+        self._locate()
+        classes, names, numbers = _named(labels, class_names)
+        if names is None and text is None:
+            raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing to "
+                             "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+        names = [str(label) for label in classes.tolist()] if names is None else names
+        domains = self._domains_of(names)
+        rows = self._rows(images, "training image", self.augment, fitting=True)
+        if len(rows) != len(labels):
+            raise ValueError(f"{len(rows)} images and {len(labels)} labels: as many are needed")
+        text = self._text_rows(text, names, domains, rows.shape[1])
         scale = self._source.scale if self._source is not None else CLIP_SCALE
         task = Task(rows, numbers, text, domain_indices(domains), scale)
+        paths = self._paths(images)
         tuning = Tuning([])
-        if self._paths(images):
-            tuning = plan(self.tune, task, self._opened(), Path(), self._paths(images), self.augment, self.seed,
-                          prompts.plain_sentences(self.class_names_, domains))
+        if paths:
+            tuning = plan(self.tune, task, self._opened(), Path(), paths, self.augment, self.seed,
+                          prompts.plain_sentences(names, domains))
         elif tune_names(self.tune) not in ([], ["auto"]):
-            raise ValueError("tuning a tower needs images as paths, not as features")
+            raise ValueError("tuning a tower needs images as paths, not as features or pictures")
+        self.classes_, self.class_names_ = classes, names
         self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task, tuning=tuning)
         self.n_features_in_ = task.text.shape[1]
         return self
@@ -135,33 +177,85 @@ class FewShotClassifier:
     def save(self, path: Union[str, Path]) -> None:
         """Writes everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
-        settings = {"model": self.model, "augment": self.augment, "seed": self.seed, "weights": self.weights}
+        settings = {"model": self.model_, "augment": self.augment, "seed": self.seed, "weights": self.weights_}
         arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}
         save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
 
     @classmethod
-    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache") -> "FewShotClassifier":
+    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache", model: str = "",
+             weights: Optional[str] = None) -> "FewShotClassifier":
         """The classifier that `save` wrote.
 
+        model, weights: where the checkpoint lies now, if it is no longer where it was.
         Raises:
             UserError: absent, damaged, or of another version.
         """
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        classifier = cls(str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
-                         augment=int(arrays["classifier/augment"]), seed=int(arrays["classifier/seed"]),
-                         weights=str(arrays["classifier/weights"]))
+        pipeline.seed = int(arrays["classifier/seed"])
+        saved = str(arrays["classifier/weights"])
+        classifier = cls(model or str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
+                         augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
+                         weights=weights or (saved if os.path.isdir(saved) else None))
+        classifier._locate()
         classifier.pipeline_ = pipeline
         classifier.classes_ = arrays["classifier/classes"]
         classifier.class_names_ = [str(name) for name in arrays["classifier/class_names"]]
         classifier.n_features_in_ = pipeline.task_.text.shape[1]
         return classifier
 
+    @exclusive()
+    def export(self, path: Union[str, Path]) -> Dict[str, Optional[float]]:
+        """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
+
+        Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
+        where no shot can be left out.
+        """
+        self._require_fit()
+        require_export_name(path)
+        found = linear_export(self.pipeline_)
+        encoder = self._source.record() if self._source is not None else {"model": self.model}
+        save_export(path, found, self.class_names_, encoder)
+        return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
+
+    def _fit_names(self, class_names: Optional[Sequence[str]], text: Union[None, str, np.ndarray]
+                   ) -> "FewShotClassifier":
+        """`fit` without any image."""
+        if class_names is None or isinstance(text, str):
+            raise ValueError("fit needs images with labels, or class_names that say what the classes are")
+        names = [str(name) for name in class_names]
+        prompts.require_different(names)
+        self._locate()
+        domains = self._domains_of(names)
+        rows = self._text_rows(text, names, domains, 0)
+        scale = self._source.scale if self._source is not None else CLIP_SCALE
+        task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale)
+        self.classes_, self.class_names_ = np.arange(len(names)), names
+        self.pipeline_ = Pipeline(seed=self.seed).fit(task)
+        self.n_features_in_ = task.text.shape[1]
+        return self
+
+    def _locate(self) -> None:
+        """Where the checkpoint lies, whatever the working directory will be."""
+        self.weights_ = os.path.abspath(self.weights if self.weights is not None else weights_folder())
+        self.model_ = os.path.abspath(self.model) if os.path.isfile(self.model) else str(self.model)
+
     def _opened(self) -> Source:
         if self._source is None:
-            self._source = open_source(self.model, self.weights, cache=self.cache or "")
+            self._source = open_source(self.model_, self.weights_, cache=self.cache or "")
         return self._source
+
+    def _text_rows(self, text: Union[None, str, np.ndarray], class_names: Sequence[str], domains: Sequence[str],
+                   width: int) -> np.ndarray:
+        """(K, D). Without text all classes have the same row, which tells none from another."""
+        if text is None:
+            return self._opened().texts(class_names, prompts.class_sentences(class_names, domains))
+        if isinstance(text, str):
+            if text != NO_TEXT:
+                raise ValueError(f"text must be rows (K, D), None or {NO_TEXT!r}, not {text!r}")
+            return np.ones((len(class_names), width), np.float32)
+        return np.asarray(text)
 
     def _domains_of(self, class_names: Sequence[str]) -> List[str]:
         if self.domains is None or self.domains is False:
@@ -172,26 +266,48 @@ class FewShotClassifier:
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
         return [str(domain) for domain in self.domains]
 
-    def _paths(self, images: Images) -> List[str]:
-        """The images as paths; none where they are features."""
-        return [] if isinstance(images, np.ndarray) and images.dtype.kind == "f" else [str(path) for path in images]
+    @staticmethod
+    def _paths(images: Images) -> List[str]:
+        """The images as paths; none where they are features or pictures."""
+        if isinstance(images, np.ndarray) or not all(isinstance(image, (str, Path)) for image in images):
+            return []
+        return [str(image) for image in images]
 
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
-        """See Pipeline.answer; None where nothing is tuned, or images are given as features."""
-        paths = self._paths(images)
+        """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
+        paths = self._paths(pictures_or_rows(images))
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
-    def _rows(self, images: Images, what: str, views: int = 0) -> np.ndarray:
-        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-            return images
-        paths = self._paths(images)
-        if not paths:
-            return np.zeros((0, 0), np.float32)
-        rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
+    def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
+        images = pictures_or_rows(images)
+        if isinstance(images, np.ndarray):
+            return self._checked_rows(images, fitting)
+        with as_files(images) as paths:
+            rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
         if bad:
             index = min(bad)
-            raise UserError(f"the {what} {paths[index]} cannot be read ({bad[index]}); replace it or leave it out"
-                            + (f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""))
+            raise UserError(f"the {what} {_name(images[index], index)} cannot be read ({bad[index]}); replace it or "
+                            "leave it out" + (f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""))
+        return rows
+
+    def _checked_rows(self, rows: np.ndarray, fitting: bool) -> np.ndarray:
+        """Features (N, D) in float32.
+
+        Raises:
+            ValueError: in scikit-learn's words, which programs look for.
+        """
+        if rows.ndim != 2:
+            raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: one "
+                             "row is array.reshape(1, -1)")
+        if 0 in rows.shape:
+            raise ValueError(f"Found array with 0 {'sample' if len(rows) == 0 else 'feature'}(s) (shape={rows.shape}) "
+                             "while a minimum of 1 is required.")
+        if not fitting and rows.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
+                             f"{self.n_features_in_} features as input")
+        rows = np.asarray(rows, np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError("Input X contains NaN or infinity: features are finite numbers")
         return rows
 
     def _labels(self, probs: np.ndarray, top: int) -> np.ndarray:
@@ -200,7 +316,47 @@ class FewShotClassifier:
 
     def _require_fit(self) -> None:
         if not hasattr(self, "pipeline_"):
-            raise ValueError("call fit before predict")
+            raise _sklearns("NotFittedError", ValueError)(
+                f"This {type(self).__name__} instance is not fitted yet: call fit before predict")
+
+
+def _sklearns(name: str, otherwise: Any) -> Any:
+    """One of scikit-learn's exceptions; whoever catches it has imported it."""
+    return getattr(sys.modules.get("sklearn.exceptions"), name, otherwise)
+
+
+def _parameters() -> List[str]:
+    return [name for name in inspect.signature(FewShotClassifier.__init__).parameters if name != "self"]
+
+
+def _name(picture: Any, index: int) -> str:
+    return str(picture) if isinstance(picture, (str, os.PathLike)) else f"number {index}"
+
+
+def _named(labels: np.ndarray,
+           class_names: Optional[Sequence[str]]) -> Tuple[np.ndarray, Optional[List[str]], np.ndarray]:
+    """classes (K,), their names (K,), and each label's place (S,); no names where the labels are numbers.
+
+    Raises:
+        ValueError: labels that are no classes, or none of `class_names`.
+    """
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("Input y contains NaN or infinity: labels are names or whole numbers")
+    if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():
+        raise ValueError("Unknown label type: continuous. Labels are names or whole numbers")
+    if class_names is None:
+        classes, numbers = np.unique(labels, return_inverse=True)
+        return classes, classes.tolist() if classes.dtype.kind == "U" else None, numbers.reshape(-1)
+    names = [str(name) for name in class_names]
+    if labels.dtype.kind == "U":
+        place = {name: number for number, name in enumerate(names)}
+        foreign = [label for label in labels.tolist() if label not in place]
+        if foreign:
+            raise ValueError(f"the label {foreign[0]!r} is none of the class_names")
+        return np.array(names), names, np.array([place[label] for label in labels.tolist()], np.int64)
+    if labels.dtype.kind not in "iufb":
+        raise ValueError("with class_names, labels are whole numbers, the classes' places in it, or names of it")
+    return np.arange(len(names)), names, labels.astype(np.int64)
 
 
 def _plain_labels(labels: Sequence) -> np.ndarray:
@@ -209,10 +365,16 @@ def _plain_labels(labels: Sequence) -> np.ndarray:
     Raises:
         ValueError: labels of several kinds, or of none that can be sorted and saved.
     """
-    given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    if labels is None:
+        raise ValueError("This classifier requires y to be passed, but the target y is None: give labels")
+    given = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)
     labels = np.array(given)
     if labels.dtype == object or (labels.dtype.kind == "U" and not all(isinstance(label, str) for label in given)):
         raise ValueError("labels must all be of one kind: texts, or numbers")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        warnings.warn("A column-vector y was passed when a 1d array was expected; it is taken as one",
+                      _sklearns("DataConversionWarning", UserWarning))
+        labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(f"labels must be one axis, not of shape {labels.shape}")
     return labels

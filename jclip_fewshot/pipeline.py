@@ -20,7 +20,7 @@ from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.heads import HEADS
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
@@ -33,6 +33,7 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
+LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
 STATE_SCHEMA = {
@@ -62,15 +63,18 @@ def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_onl
 
 
 def head_names(listed: str) -> List[str]:
-    """`--heads` as names; every head where it is empty.
+    """`--heads` as names: `all` (also where it is empty), `fast` for those without training, or names with commas.
 
     Raises:
         UserError: a name that is no head's.
     """
-    names = [name.strip() for name in listed.split(",") if name.strip()] or list(HEADS)
-    for name in names:
-        if name not in HEADS:
-            raise UserError(f"--heads: unknown method {name!r}{nearest(name, HEADS)}; there are {', '.join(HEADS)}")
+    groups = {"all": list(HEADS), "fast": list(TRAINING_FREE)}
+    names: List[str] = []
+    for name in (part.strip() for part in (listed or "all").split(",") if part.strip()):
+        if name not in HEADS and name not in groups:
+            raise UserError(f"--heads: unknown method {name!r}{nearest(name, [*groups, *HEADS])}; there are all, fast, "
+                            + ", ".join(HEADS))
+        names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
 
 
@@ -284,6 +288,10 @@ class Pipeline:
         Raises:
             UserError: arrays of another version of this program.
         """
+        huge = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.size
+                and not np.abs(array).max() < LARGEST]
+        if huge:
+            raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
             heads = heads_and_members()
             pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))

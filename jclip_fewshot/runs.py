@@ -147,7 +147,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
-    for name in ("data", "features", "weights", "prompts"):
+    for name in ("data", "features", "weights", "prompts", "names", "templates"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
     values.update({name: value for name, value in vars(settings).items() if name in own})
     changed = {name: value for name, value in given.items() if name not in own}

@@ -25,6 +25,8 @@ import importlib.util
 import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -45,6 +47,7 @@ from jclip_fewshot.storage.files import require_writable_folder, write_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
+LEAST_FILES = 32  # open at once
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 # Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _BUILD_FILES, _BUILD_SECONDS = 314, 95
@@ -98,6 +101,7 @@ def plan(device: str = "auto") -> Plan:
         if os.environ.get("cc_path"):
             raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    _require_open_files()
     home = jittor_home()
     try:
         require_writable_folder(home / ".cache/jittor", "Jittor builds in")
@@ -131,6 +135,16 @@ def plan(device: str = "auto") -> Plan:
     if onednn == "none":
         environment["use_mkl"] = "0"
     return Plan(chosen, reason, onednn, environment, compiler, header)
+
+
+def _require_open_files() -> None:
+    """Raises the limit of open files where it is low and may be raised; Jittor's compiler waits for ever without."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+        if wanted < LEAST_FILES:
+            raise UserError(f"only {hard} open files are allowed, Jittor needs {LEAST_FILES}: ulimit -n 1024")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _choose_device(device: str, home: Path) -> tuple:
@@ -196,6 +210,30 @@ def build_stamp(started: Plan) -> Path:
     return jittor_home() / ".cache/jittor" / f"jclip_built_{digest}"
 
 
+# Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error for ever.
+_BUILD_CODE = """\
+import os, sys, traceback
+status = 1
+try:
+    import jittor as jt
+    jt.array([1.0]).sync()
+    print('jclip: built')
+    status = 0
+except SystemExit as stop:
+    status = stop.code or 0
+except BaseException:
+    traceback.print_exc()
+sys.stdout.flush()
+os._exit(status)
+"""
+
+
+def _plain_python() -> str:
+    """This Python, by a path that Jittor's unquoted command lines can take."""
+    executable = Path(sys.executable)
+    return str(plain(executable.parents[1]) / "bin" / executable.name)
+
+
 def _build(started: Plan, stamp: Path) -> None:
     """Imports Jittor in child processes until one gets through; shows how far it is."""
     environment = {**os.environ, **started.environment, "log_silent": "0", **_home_variables(jittor_home())}
@@ -210,18 +248,17 @@ def _build(started: Plan, stamp: Path) -> None:
     begun = time.time()
     if started.header:
         headers.prepare(started.header, _jittor_folder(), started.compiler)
-    code = "import jittor as jt; jt.array([1.0]).sync(); print('jclip: built')"
     for _ in range(4):  # "jit_utils updated, please rerun your command" comes at most twice
         with open(log, "wb") as output:
-            child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=subprocess.DEVNULL,
+            child = subprocess.Popen([_plain_python(), "-c", _BUILD_CODE], env=environment, stdin=subprocess.DEVNULL,
                                      stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 _watch(child, started, begun)
-            except BaseException:  # its compilers are in its group; what they leave half-written, Jittor makes anew
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            except BaseException:
+                _end_group(child)
                 log.unlink()
                 raise
+            _end_group(child)
         text = log.read_text(errors="replace")
         if child.returncode != 0:
             raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
@@ -233,6 +270,13 @@ def _build(started: Plan, stamp: Path) -> None:
             tell(f"Jittor is built: {time.time() - begun:.0f} s")
             return
     raise UserError(f"Jittor asks to be started again and again; its log: {log}")
+
+
+def _end_group(child: subprocess.Popen) -> None:
+    """Ends a child and its pool of compilers; what they leave half-written, Jittor makes anew."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _watch(child: subprocess.Popen, started: Plan, begun: float) -> None:
@@ -325,6 +369,20 @@ def start(device: Optional[str] = None) -> Plan:
     return started
 
 
+def _python_for_operators(home: Path) -> str:
+    """The Python by which Jittor runs its assembler for each new operator: in an environment that writes no config."""
+    python = _plain_python()
+    if str(home) == os.environ.get("HOME"):
+        return python
+    lent = " ".join(f"{name}={shlex.quote(value)}" for name, value in _home_variables(home).items())
+    text = f'#!/bin/sh\n{lent} exec {shlex.quote(python)} "$@"\n'
+    script = home / ".cache/jittor/jclip_python" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not script.exists():
+        write_text(script, text)
+    script.chmod(0o755)
+    return str(script)
+
+
 # What Jittor and its compile pool would otherwise do at the import, each undone afterwards.
 _DURING_IMPORT = {
     "DISABLE_MULTIPROCESSING": "1",  # no pool of compilers outlives the import: what there is to compile is compiled
@@ -337,6 +395,7 @@ def _import(home: Path):
 
     Under mpirun without the sign by which it would insist on an MPI of its own.
     """
+    folder, python = _jittor_folder().parent, _python_for_operators(home)  # while HOME is the user's: links lie there
     changed = {**_DURING_IMPORT, **_home_variables(home)}
     hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
     before = {name: os.environ.get(name) for name in [*changed, *hidden, "use_parallel_op_compiler"]}
@@ -344,8 +403,9 @@ def _import(home: Path):
         del os.environ[name]
     os.environ.update(changed)
     imported_before_us = "jittor" in sys.modules
+    executable, sys.executable = sys.executable, python  # Jittor keeps it, for its operators' command lines
     try:
-        with importing_from(_jittor_folder().parent):
+        with importing_from(folder):
             with _signals_kept():
                 utils = importlib.import_module("jittor_utils")
                 getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
@@ -357,6 +417,7 @@ def _import(home: Path):
                 signal.signal(number, signal.getsignal(number))
         return module
     finally:
+        sys.executable = executable
         for name in before:
             _restore(name, before)
 

@@ -113,8 +113,8 @@ def _last_line(what: str) -> str:
 
 def _machine_error(text: str) -> str:
     """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
-    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory", "can't start new thread",
-                 "Resource temporarily unavailable"):
+    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
+                 "can't start new thread", "Resource temporarily unavailable"):
         if sign in text:
             return _NO_MEMORY
     for number in (errno.ENOSPC, errno.EMFILE, errno.EFBIG):

@@ -6,18 +6,39 @@ Imports stand inside the functions where they start Jittor or are heavy: `check`
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import List
 
 from jclip_fewshot import console
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import Compact, parse
-from jclip_fewshot.config import MachineConfig, ValidateConfig
+from jclip_fewshot.cli.flags import Compact, add_flag, parse
+from jclip_fewshot.config import MachineConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import require_writable, require_writable_folder
+from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+
+PROGRAM = "jclip-fewshot" if Path(sys.argv[0]).name == "jclip-fewshot" else "python -m jclip_fewshot"
+
+
+def train(arguments: List[str]) -> int:
+    """Learns from a few images a class: train.py."""
+    return _script("train", arguments)
+
+
+def test(arguments: List[str]) -> int:
+    """Answers a test set with a trained run: test.py."""
+    return _script("test", arguments)
+
+
+def _script(name: str, arguments: List[str]) -> int:
+    """Runs a script that lies beside the package in a checkout, and inside it when installed."""
+    path = shipped_folder("scripts", ".") / f"{name}.py"
+    sys.argv = [f"{PROGRAM} {name}", *arguments]
+    return runpy.run_path(str(path))["main"]() or 0
 
 
 def doctor(arguments: List[str]) -> int:
@@ -78,7 +99,7 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST", help="comma-separated methods [all]")
+    parser.add_argument("--heads", default="", metavar="LIST", help="all, fast, or names with commas [all]")
     parser.add_argument("--shots", type=int, default=None, metavar="N",
                         help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
@@ -171,8 +192,125 @@ def report(arguments: List[str]) -> int:
     return 0
 
 
+def predict(arguments: List[str]) -> int:
+    """Answers any pictures with a run, a line each as they come: files, folders, patterns, names from a pipe."""
+    parser = _parser("predict", predict.__doc__, "RUN IMAGE... ")
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("images", nargs="+", metavar="IMAGE",
+                        help="files, folders, patterns like 'a/*.jpg'; - reads names from standard input")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a picture, best first [5]")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", default="text",
+                      help="a JSON object a line")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="comma-separated, with a header")
+    parser.add_argument("--refine", action="store_true", help="answer all pictures together, as test.py does")
+    parser.add_argument("--reject", type=float, default=0.0, metavar="P",
+                        help="say (none of these) where no class has a probability of P [0]")
+    _add_machine(parser)
+    given = _parsed(parser, arguments)
+    if given.top < 1:
+        raise UserError(f"--top takes a number from 1 up, not {given.top}")
+    if not 0 <= given.reject <= 1:
+        raise UserError(f"--reject takes a probability, 0 to 1, not {given.reject}")
+    from jclip_fewshot import runs
+    from jclip_fewshot.cli import predict as prediction
+    from jclip_fewshot.features.sources import reopen_source
+    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
+    from jclip_fewshot.storage.arrays import load_arrays
+    folder = runs.find_run(given.run, "")
+    record = runs.load_record(folder)
+    machine = _machine(given)
+    command.set_up(machine)
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
+    source = reopen_source(record["encoder"], runs.sources_now(folder, record, given), record["shots"]["files"],
+                           record["classes"], pipeline.task_, **machine.encoding)
+    return prediction.answer(pipeline, source, prediction.listed(given.images),
+                             prediction.Printer(record["classes"], given.top, given.reject, given.form), given.refine,
+                             runs.where_now(folder, record, record["config"]["data"]))
+
+
+def export(arguments: List[str]) -> int:
+    """Writes a run as one linear classifier that NumPy alone can use, given CLIP rows (docs/export.md)."""
+    parser = _parser("export", export.__doc__, "RUN OUT ")
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("target", metavar="OUT", help="a file that ends in .npz or .safetensors")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
+                        help="where Jittor runs [auto]")
+    parser.add_argument("--quiet", action="store_true", help="the result alone")
+    given = _parsed(parser, arguments)
+    from jclip_fewshot import export as exporting
+    from jclip_fewshot import runs
+    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
+    from jclip_fewshot.storage.arrays import load_arrays
+    exporting.require_export_name(given.target)
+    require_writable(given.target)
+    folder = runs.find_run(given.run, "")
+    record = runs.load_record(folder)
+    command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
+    pipeline.seed = int(record["config"].get("seed", 0))
+    found = exporting.linear_export(pipeline, lambda name, seconds: tell(f"  {name}"))
+    exporting.save_export(given.target, found, record["classes"], record["encoder"])
+    classes, width = found.linear.weight.shape
+    print(f"{given.target}: {classes} classes x {width} numbers, from "
+          + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))
+    if found.held_out_top1 is None:
+        print("no shot could be left out: nothing says how good it is")
+    else:
+        print(f"held-out top-1: {found.held_out_top1:.1f}, the run's whole ensemble {found.ensemble_top1:.1f}")
+    return 0
+
+
+def history(arguments: List[str]) -> int:
+    """Lists the runs with settings, held-out and known scores; --compare A B tells two apart."""
+    parser = _parser("runs", history.__doc__)
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs lie [runs]")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="answers of two runs to the same test set")
+    parser.add_argument("--split", default="", metavar="A|B|DIR", help="the test set [one that both have answered]")
+    given = _parsed(parser, arguments)
+    from jclip_fewshot.cli import history as histories
+    print(histories.comparison(*map(Path, given.compare), given.split) if given.compare
+          else histories.runs_table(Path(given.runs)))
+    return 0
+
+
+def cache(arguments: List[str]) -> int:
+    """Says how large the feature cache is, or empties it."""
+    parser = _parser("cache", cache.__doc__, "--size|--clear ")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--size", action="store_true", help="print its size")
+    what.add_argument("--clear", action="store_true", help="delete all that it keeps; it fills again by itself")
+    parser.add_argument("--cache", default=".cache", metavar="DIR", help="its folder [.cache]")
+    given = _parsed(parser, arguments)
+    if not given.cache or (Path(given.cache).exists() and not Path(given.cache).is_dir()):
+        raise UserError(f"--cache {given.cache}: no folder; give the one where features are kept")
+    from jclip_fewshot.features.sources import size_text
+    from jclip_fewshot.storage.row_store import FeatureCache
+    with FeatureCache(given.cache) as store:
+        if given.clear:
+            print(f"{given.cache}: {size_text(store.clear())} deleted")
+        else:
+            print(f"{given.cache}: {size_text(store.size())}")
+    return 0
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """Where the run's sources lie now, and the machine's settings, as test.py has them."""
+    parser.add_argument("--model", default="", metavar="FILE", help="where the run's checkpoint lies now, if moved")
+    parser.add_argument("--weights", default="", metavar="DIR", help="where the run's released checkpoint lies now")
+    parser.add_argument("--features", default="", metavar="FILE", help="where the run's feature file lies now")
+    for f in fields(MachineConfig):
+        if f.name == "verbose":
+            continue
+        add_flag(parser, f, f.default)
+
+
+def _machine(given: argparse.Namespace) -> MachineConfig:
+    return checked(MachineConfig, {f.name: getattr(given, f.name) for f in fields(MachineConfig)})
+
+
 def _parser(name: str, description: str, needed: str = "") -> argparse.ArgumentParser:
-    prog = f"python -m jclip_fewshot {name}"
+    prog = f"{PROGRAM} {name}"
     parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=Compact,
                                      usage=textwrap.fill(f"{prog} {needed}[settings]", 50, subsequent_indent="    "))
     parser.add_argument("--verbose", action="store_true", help="show full error traces")

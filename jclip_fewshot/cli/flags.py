@@ -27,14 +27,19 @@ def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
         group = f.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        flag = "--" + f.name.replace("_", "-")
-        text = f.metadata["help"]
-        if isinstance(f.default, bool):
-            groups[group].add_argument(flag, dest=f.name, action="store_true", default=None, help=text)
-            continue
-        shown = "" if f.default == "" else f" [{f.default}]"
-        groups[group].add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=None,
-                                   choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
+        add_flag(groups[group], f)
+
+
+def add_flag(group: Any, f: dataclasses.Field, default: Any = None) -> None:
+    """The flag of one field; what the parser gives where it is not used is `default`."""
+    flag = "--" + f.name.replace("_", "-")
+    text = f.metadata["help"]
+    if isinstance(f.default, bool):
+        group.add_argument(flag, dest=f.name, action="store_true", default=default, help=text)
+        return
+    shown = "" if f.default == "" else f" [{f.default}]"
+    group.add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=default,
+                       choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
 
 
 def _number(text: str) -> int:
@@ -126,9 +131,10 @@ def read_toml(path: str, config: Type) -> Dict[str, Any]:
 
 
 def to_toml(settings: Any) -> str:
-    """The settings as TOML; read_toml gives them back."""
+    """The settings as TOML, each with what it is for; read_toml gives them back."""
     lines = []
-    for name, value in dataclasses.asdict(settings).items():
+    for f in fields(settings):
+        value = getattr(settings, f.name)
         if isinstance(value, bool):
             text = "true" if value else "false"
         elif isinstance(value, str):
@@ -136,5 +142,11 @@ def to_toml(settings: Any) -> str:
             text = json.dumps(value, ensure_ascii=False)
         else:
             text = repr(value)
-        lines.append(f"{name} = {text}\n")
+        lines.append(f"# {_comment(f)}\n{f.name} = {text}\n")
     return "".join(lines)
+
+
+def _comment(f: dataclasses.Field) -> str:
+    """What a setting is for, and what it may be."""
+    choices = f.metadata["choices"]
+    return f.metadata["help"] + (f" ({', '.join(choice for choice in choices if choice)})" if choices else "")

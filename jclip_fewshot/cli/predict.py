@@ -2,122 +2,167 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import glob
 import json
+import os
 import sys
-from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, Sequence, TextIO
+from typing import IO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.decode import SUFFIXES
+from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, shown, walk
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.sources import Source, TableSource
+from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.tuning.plan import tuned_rows
 
-AT_ONCE = 64  # pictures that are encoded together; from a pipe they are answered as soon as so many came
+SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
+FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
 NONE_OF_THESE = "(none of these)"
+FORMS = ("text", "json", "csv")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the command takes beside the machine's flags."""
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE",
-                        help="files, folders, patterns like 'a/*.jpg'; - reads names from standard input")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes an image, best first [5]")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="a JSON object a line")
-    form.add_argument("--csv", action="store_true", help="comma-separated, with a header")
-    parser.add_argument("--reject", type=float, default=0.0, metavar="P",
-                        help=f"say {NONE_OF_THESE} where the first class has a probability below P [0]")
-    parser.add_argument("--refine", action="store_true", help="answer all pictures together, at the end")
+class Named(NamedTuple):
+    """A picture that the command line names, or `reason` why there is none."""
+
+    path: str
+    reason: str = ""
 
 
-def listed(arguments: Sequence[str], names: TextIO = sys.stdin) -> Iterator[str]:
-    """The pictures that the arguments name, one after the other; folders with all that is in them.
+# what stands between pictures where no more of them wait: those so far are answered now
+Listed = Iterator[Optional[Named]]
 
-    Raises:
-        UserError: a name or a pattern that leads to no file.
+
+def listed(arguments: Sequence[str], names: Optional[IO[bytes]] = None) -> Listed:
+    """The pictures that the arguments name, one after the other; of folders all that is in them.
+
+    names: standard input, for "-".
     """
     for argument in arguments:
         if argument == "-":
-            yield from (line.rstrip("\r\n") for line in names if line.strip())
-        elif Path(argument).is_dir():
-            found = sorted(str(path) for path in Path(argument).rglob("*")
-                           if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."))
+            yield from _lines(names or sys.stdin.buffer)
+        elif os.path.isdir(argument):
+            found = [str(folder / name) for folder, images, _ in walk(Path(argument), SUFFIXES) for name in images]
+            yield from map(Named, found)
             if not found:
-                raise UserError(f"{argument}: no picture in this folder ({', '.join(SUFFIXES)})")
-            yield from found
-        elif Path(argument).exists():
-            yield argument
+                yield Named(argument, f"the folder holds no {kinds_of(SUFFIXES)}")
+        elif os.path.exists(argument) or not glob.has_magic(argument):
+            yield Named(argument)
         else:
             found = sorted(glob.glob(argument, recursive=True))
             if not found:
-                raise UserError(f"{argument}: no such file, folder or pattern")
-            yield from listed(found)
+                yield Named(argument, "no file has such a name")
+            yield from listed([name for name in found if name != "-"])
 
 
-def chunks(paths: Iterable[str], size: int = AT_ONCE) -> Iterator[List[str]]:
-    """Lists of `size` paths, the last one shorter."""
-    paths = iter(paths)
+def _lines(file: IO[bytes]) -> Listed:
+    """A name a line; a mark wherever the other end has sent no more yet."""
+    rest = b""
     while True:
-        chunk = list(islice(paths, size))
-        if not chunk:
+        data = os.read(file.fileno(), 1 << 16)  # what is there, which may be less
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines + ([rest] if not data else []):
+            name = os.fsdecode(line.rstrip(b"\r"))
+            if name.strip():
+                yield Named(name, "a name with NUL" if "\0" in name else "")
+        if not data:
             return
+        yield None
+
+
+def chunks(pictures: Listed, together: bool = False) -> Iterator[List[Named]]:
+    """The pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
+    chunk: List[Named] = []
+    size = FIRST
+    for picture in pictures:
+        if picture is not None:
+            chunk.append(picture)
+        if chunk and not together and (picture is None or len(chunk) == size):
+            yield chunk
+            size = min(MOST, 2 * size) if len(chunk) == size else FIRST
+            chunk = []
+    if chunk:
         yield chunk
 
 
 class Printer:
-    """Writes answers to standard output, a line an image, in one of three forms."""
+    """Writes answers to standard output, a line a picture.
 
-    def __init__(self, class_names: Sequence[str], top: int, reject: float, form: str) -> None:
+    top: classes a picture. reject: the least probability of the first class that counts as an answer.
+    """
+
+    def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
         self.class_names, self.top, self.reject, self.form = class_names, min(top, len(class_names)), reject, form
         self._csv = csv.writer(sys.stdout, lineterminator="\n")
         if form == "csv":
             pairs = [f"{what}{place}" for place in range(1, self.top + 1) for what in ("class", "probability")]
-            self._csv.writerow(["image", *pairs])
+            self._csv.writerow(["image", "answer", *pairs])
 
     def write(self, path: str, probs: np.ndarray) -> None:
         """probs (K,)."""
         best = np.argsort(-probs, kind="stable")[:self.top]
         answers = [(self.class_names[k], float(probs[k])) for k in best]
-        if answers[0][1] < self.reject:
-            answers.insert(0, (NONE_OF_THESE, 1 - answers[0][1]))
-            answers = answers[:self.top]
+        rejected = answers[0][1] < self.reject
         if self.form == "json":
-            print(json.dumps({"image": path, "answers": [{"class": name, "probability": round(p, 6)}
-                                                         for name, p in answers]}, ensure_ascii=False))
+            print(json.dumps({"image": path, "answer": None if rejected else answers[0][0],
+                              "classes": [{"class": name, "probability": round(p, 6)} for name, p in answers]},
+                             ensure_ascii=False))
         elif self.form == "csv":
-            self._csv.writerow([path, *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
+            self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
+                                *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
         else:
-            print(path, *(f"{name} {100 * p:.1f} %" for name, p in answers), sep="\t")
+            said = [NONE_OF_THESE] if rejected else []
+            print(shown(path), *said, *(f"{name} {100 * p:.1f} %" for name, p in answers), sep="\t")
         sys.stdout.flush()
 
 
-def answer(pipeline, source, paths: Iterable[str], printer: Printer, refine: bool) -> int:
+def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printer, refine: bool = False,
+           root: str = "") -> int:
     """Answers and prints every picture; names those that cannot be read.
 
+    refine: answer all of them together, at the end. root: the run's data folder, which paths in a feature file are
+    relative to.
     Returns:
         0; 1 where some could not be read.
     Raises:
         UserError: none could be read.
     """
-    read, unreadable = 0, 0
-    for chunk in chunks(paths, sys.maxsize if refine else AT_ONCE):
-        rows, bad = source.images(Path(), chunk)
-        for index, reason in bad.items():
-            warn(f"{chunk[index]} cannot be read ({reason})")
-        good = [index for index in range(len(chunk)) if index not in bad]
-        read, unreadable = read + len(good), unreadable + len(bad)
-        if not good:
-            continue
-        answers = pipeline.answer(rows[good], "auto" if refine else "off",
-                                  tuned_rows(source, Path(), [chunk[index] for index in good]))
-        for index, probs in zip(good, answers.final):
-            printer.write(chunk[index], probs)
+    read = unreadable = 0
+    for chunk in chunks(pictures, together=refine):
+        for picture in chunk:
+            if picture.reason:
+                warn(f"{shown(picture.path)}: {picture.reason}")
+        paths = [picture.path for picture in chunk if not picture.reason]
+        rows, bad = _rows(source, paths, root)
+        for index in sorted(bad):
+            warn(f"{shown(paths[index])} cannot be read ({bad[index]})")
+        good = [index for index in range(len(paths)) if index not in bad]
+        read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
+        if good:
+            answers = pipeline.answer(rows[good], "auto" if refine else "off",
+                                      tuned_rows(source, Path(), [paths[index] for index in good]))
+            for index, probs in zip(good, answers.final):
+                printer.write(paths[index], probs)
     if not read:
-        raise UserError(f"none of the {unreadable} pictures could be read" if unreadable else "no picture was named")
+        raise UserError(f"{count_of(unreadable, 'name')} given, and no picture could be read" if unreadable
+                        else "no picture was named")
     return 1 if unreadable else 0
+
+
+def _rows(source: Source, paths: List[str], root: str) -> Tuple[np.ndarray, dict]:
+    """(N, D) rows of the pictures, and why some have none."""
+    if not isinstance(source, TableSource):
+        return source.images(Path(), paths, stage="pictures")
+    rows, bad = [], {}
+    for index, path in enumerate(paths):
+        inside = os.path.relpath(path, root) if root else path
+        try:
+            rows.append(source.images(Path(), [path if inside.startswith("..") else inside])[0][0])
+        except UserError as error:
+            bad[index] = str(error)
+            rows.append(np.zeros(0))
+    width = max(map(len, rows), default=0)
+    return np.stack([row if len(row) else np.zeros(width) for row in rows]) if rows else np.zeros((0, 0)), bad

@@ -33,8 +33,9 @@ _RESNET_SOURCE = """
     for (size_t i = 1; i < _inputs.size(); i++) net.weights.push_back(_inputs[i]->mem_ptr);
     jclip::run_all<jclip::KIND>(net, in0_shape0, data["at_once"], in0_p, out0_p);
 """
-_PACK_SOURCE = "jclip::pack_half(in0_shape0, in0_shape1, in0_p, (uint16_t*)out0_p);"
+_PACK_SOURCE = "jclip::pack<jclip::KIND>(in0_shape0, in0_shape1, in0_p, (jclip::KIND::Number*)out0_p);"
 _KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
+_NUMBER = {"float32": "float32", "bfloat16": "int16"}  # Jittor has no bfloat16 on the CPU
 _PANEL, _LINE = 48, 32  # product.cpp's PANEL, and its LINE in numbers of 2 bytes
 _FEATURES, _UNPROJECTED = -1, -2  # tower.cpp's; a block's number asks for its input
 # Rows (tokens of all sequences) that go through a tower together; see benchmarks/encode.py.
@@ -77,8 +78,9 @@ def lacks_bfloat16() -> str:
 class Matrices:
     """A model's weight matrices as the fused towers take them.
 
-    precision: "float32" takes the parameters as they are; "bfloat16" rounds and packs each when it is first
-    used, and again when the parameter was assigned to or updated since. (Writing through `.data` goes unseen.)
+    precision: "float32" or "bfloat16". Each matrix is packed when it is first used, and again when the parameter
+    was assigned to or updated since. (Writing through `.data` goes unseen.) At a batch of one, packing in every
+    product would cost a fifth of it. The parameters stay beside, for training and state_dict.
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -86,15 +88,14 @@ class Matrices:
         self._packed: Dict[int, Tuple["jt.Var", int, "jt.Var"]] = {}
 
     def __call__(self, parameter: "jt.Var") -> "jt.Var":
-        """(K, N) float32, or its panels: flat int16 (see product.cpp)."""
-        if self.precision == "float32":
-            return parameter
+        """(K, N) float32 -> its panels, flat (see product.cpp)."""
         known = self._packed.get(id(parameter))
         if known is None or known[0] is not parameter or known[1] != parameter.id:
             inputs, outputs = parameter.shape
             size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2) + _LINE
-            packed = jt.code((size,), "int16", [parameter.float32()], cpu_header=header("product.cpp"),
-                             cpu_src=_PACK_SOURCE).stop_grad()
+            packed = jt.code((size,), _NUMBER[self.precision], [parameter.float32()],
+                             cpu_header=header("product.cpp"),
+                             cpu_src=_PACK_SOURCE.replace("KIND", _KIND[self.precision])).stop_grad()
             known = self._packed[id(parameter)] = parameter, parameter.id, packed
         return known[2]
 

@@ -22,7 +22,7 @@ _LONG = 1 << 24  # pixels of a resized image; of a longer one only what is kept 
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits a pixel (PNG and TIFF know them) as grey of 8; Pillow would make all but the darkest white."""
+    """An image of 16 bits a pixel (PNG and TIFF know them) as grey of 8; Pillow would turn nearly all of it white."""
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)

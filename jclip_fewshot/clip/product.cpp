@@ -26,7 +26,7 @@ constexpr int LANES = 16, ROWS = 8, COLUMNS = 3;  // 8 x 3 sums, 3 vectors of we
 constexpr int LANES = 8, ROWS = 6, COLUMNS = 2;  // and 16
 #endif
 constexpr int PANEL = 48;  // columns of weights that lie together; a multiple of COLUMNS * LANES
-constexpr int LINE = 64, AHEAD = 16;  // bytes of a cache line; rows that are fetched ahead
+constexpr int LINE = 64;    // bytes of a cache line
 typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef float Word __attribute__((may_alias));
@@ -133,8 +133,6 @@ inline void interleave(int64_t inputs, int64_t columns, const From* from, int64_
     for (int64_t k = 0; k < inputs; k += T::PAIR, to += wide * T::PAIR) {
         for (int d = 0; d < T::PAIR; d++) {
             const From* row = from + (k + d) * stride;
-            // far apart, the rows come from memory one by one unless they are asked for in time
-            for (int64_t j = 0; j < columns; j += LINE / sizeof(From)) __builtin_prefetch(row + AHEAD * stride + j);
             if (k + d < inputs)
                 for (int64_t j = 0; j < columns; j++) to[j * T::PAIR + d] = convert(T{}, row[j]);
             else
@@ -151,57 +149,38 @@ inline int64_t panel_size(int64_t inputs) {
 }
 
 template <class T>
-inline void pack(int64_t inputs, int64_t outputs, const float* from, int64_t first, int64_t last,
-                 typename T::Number* to) {
-    for (int64_t panel = first; panel < last; panel++, to += panel_size<T>(inputs))
-        interleave<T>(inputs, std::min<int64_t>(PANEL, outputs - panel * PANEL), from + panel * PANEL, outputs, PANEL,
-                      to);
-}
-
-inline void pack_half(int64_t inputs, int64_t outputs, const float* from, uint16_t* to) {
-    to = aligned(to);
+inline void pack(int64_t inputs, int64_t outputs, const float* from, typename T::Number* to) {
     int64_t panels = (outputs + PANEL - 1) / PANEL;
+    to = aligned(to);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t panel = 0; panel < panels; panel++)
-        pack<Half>(inputs, outputs, from, panel, panel + 1, to + panel * panel_size<Half>(inputs));
+        interleave<T>(inputs, std::min<int64_t>(PANEL, outputs - panel * PANEL), from + panel * PANEL, outputs, PANEL,
+                      to + panel * panel_size<T>(inputs));
 }
 
-// A weight as run() finds it: float32 ones plain, bfloat16 ones packed before.
+// A weight as pack() made it.
 template <class T>
 struct Matrix {
     int64_t inputs, outputs;
-    const void* weight;
-    // Panels from `first` to `last`, packed into `scratch` where they are not yet.
-    const typename T::Number* panels(int64_t first, int64_t last, Memory<typename T::Number>& scratch) const;
+    const void* packed;
+    const typename T::Number* panel(int64_t number) const {
+        return aligned((const typename T::Number*)packed) + number * panel_size<T>(inputs);
+    }
 };
-
-template <>
-inline const uint16_t* Matrix<Half>::panels(int64_t first, int64_t, Memory<uint16_t>&) const {
-    return aligned((const uint16_t*)weight) + first * panel_size<Half>(inputs);
-}
-
-template <>
-inline const float* Matrix<Single>::panels(int64_t first, int64_t last, Memory<float>& scratch) const {
-    float* packed = scratch.at_least((last - first) * panel_size<Single>(inputs));
-    pack<Single>(inputs, outputs, (const float*)weight, first, last, packed);
-    return packed;
-}
 
 // Rows `begin` to `end` of A times the panels of `first` to `last`, of which columns [from, to) are wanted:
 // put(row, column, count, sums).
 template <class T, class Put>
-inline void multiply(int64_t begin, int64_t end, int64_t inputs, const typename T::Number* a, int64_t lda,
-                     const typename T::Number* panels, int64_t first, int64_t last, int64_t from, int64_t to,
-                     const Put& put) {
-    int64_t words = whole<T>(inputs) / T::PAIR, blocks = (end - begin + ROWS - 1) / ROWS;
+inline void multiply(int64_t begin, int64_t end, const typename T::Number* a, int64_t lda, Matrix<T> b, int64_t first,
+                     int64_t last, int64_t from, int64_t to, const Put& put) {
+    int64_t words = whole<T>(b.inputs) / T::PAIR, blocks = (end - begin + ROWS - 1) / ROWS;
     alignas(LINE) float tile[ROWS * PANEL];
     for (int64_t block = 0; block < blocks; block++) {  // of equal height, as near as may be
         int64_t row = begin + (end - begin) * block / blocks, below = begin + (end - begin) * (block + 1) / blocks;
         for (int64_t panel = first; panel < last; panel++) {
             int64_t column = std::max(from, panel * PANEL), stop = std::min(to, (panel + 1) * PANEL);
             small_product<T>((int)(below - row), stop - panel * PANEL, words, (const Word*)(a + row * lda),
-                             lda / T::PAIR, (const Word*)(panels + (panel - first) * panel_size<T>(inputs)), PANEL,
-                             tile, PANEL);
+                             lda / T::PAIR, (const Word*)b.panel(panel), PANEL, tile, PANEL);
             for (int64_t i = row; i < below; i++)
                 put(i, column, stop - column, tile + (i - row) * PANEL + column - panel * PANEL);
         }
@@ -218,17 +197,11 @@ inline void product(int64_t rows, const typename T::Number* a, int64_t lda, Matr
     int64_t group = std::max<int64_t>(1, std::min(fit, panels / (2 * threads)));
     int64_t groups = (panels + group - 1) / group;
     int64_t parts = std::max<int64_t>(1, std::min(threads / groups, rows / ROWS));
-#pragma omp parallel
-    {
-        static thread_local Memory<typename T::Number> scratch;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t g = 0; g < groups; g++)
-            for (int64_t part = 0; part < parts; part++) {
-                int64_t begin = first + g * group, end = std::min(begin + group, first + panels);
-                multiply<T>(rows * part / parts, rows * (part + 1) / parts, b.inputs, a, lda,
-                            b.panels(begin, end, scratch), begin, end, from, to, put);
-            }
-    }
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t part = 0; part < parts; part++)
+            multiply<T>(rows * part / parts, rows * (part + 1) / parts, a, lda, b, first + g * group,
+                        first + std::min(panels, (g + 1) * group), from, to, put);
 }
 
 template <class T, class Put>

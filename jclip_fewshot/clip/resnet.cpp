@@ -90,8 +90,6 @@ inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kerne
         }
         return product<T>(rows, plain, lda, weight, put);
     }
-    static Memory<Number> packed;
-    const Number* all = weight.panels(0, panels, packed);
     int64_t tiles = (rows + tile - 1) / tile;
 #pragma omp parallel
     {
@@ -101,8 +99,8 @@ inline void convolve(int64_t images, int64_t side, int64_t stride, int64_t kerne
         for (int64_t t = 0; t < tiles; t++) {
             int64_t first = t * tile, count = std::min(tile, rows - first);
             if (!plain) gather<T>(first, count, side, stride, kernel, channels, x, own);
-            multiply<T>(0, count, k, plain ? plain + first * lda : own, lda, all, 0, panels, 0,
-                        weight.outputs, [&](int64_t row, int64_t column, int64_t n, const float* sums) {
+            multiply<T>(0, count, plain ? plain + first * lda : own, lda, weight, 0, panels, 0, weight.outputs,
+                        [&](int64_t row, int64_t column, int64_t n, const float* sums) {
                             put(first + row, column, n, sums);
                         });
         }

@@ -37,11 +37,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.console import warn
 
 MAX_ALPHA = 1e8  # beyond it float64 cannot tell the likelihoods of two steps apart
 NEWTON_GAIN = 1e-13  # stop when the next Newton step promises less likelihood than this (nats an image)
 NEWTON_STEPS = 60
 BLOCK_BYTES = 64 * 2**20
+STILL = 1e-14  # change of a mean log under which alpha stays: a tenth of what Newton's steps can resolve
 
 
 @dataclass(frozen=True)
@@ -200,26 +203,30 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     for rows in blocks:  # the start: u = z
         z = probs[rows].astype(np.float64)
         log_z = np.log(z + eps)
-        log_sums += _product(z.T, log_z)
+        log_sums += matmul(z.T, log_z)
         mass += z.sum(0)
     assignments = np.zeros_like(probs, _float(probs))
     scores = np.zeros_like(assignments) if hard else assignments
     objective, criterion, newton_steps = [], [], []
+    last, log_norm, fits_converged = np.full_like(alpha, np.nan), None, True
     for round_ in range(iterations):
         total = mass + supports.counts
         held = total > eps
         mean_log = (log_sums + supports.log_sums) / np.maximum(total, eps)[:, None]
-        fit = fit_alpha(mean_log[held], alpha[held] if round_ else None)
-        previous, alpha = alpha, alpha.copy()
-        alpha[held] = fit.alpha
+        # a class that no image is left to has the same rows as before, and its alpha
+        moved = held & ~(np.abs(mean_log - last).max(axis=1) <= STILL)
+        fit = fit_alpha(mean_log[moved], alpha[moved] if round_ else None)
+        previous, alpha, last = alpha, alpha.copy(), np.where(moved[:, None], mean_log, last)
+        alpha[moved] = fit.alpha
+        fits_converged &= fit.converged
         class_weights = np.log(mass / num_queries + eps) + 1
-        log_norm = _log_norm(alpha, mean_log, fit, held)
+        log_norm = _log_norm(alpha, mean_log, fit, moved, log_norm)
         offset = log_norm + weight / num_queries * class_weights
         log_sums, mass, fitness = np.zeros_like(alpha), np.zeros(num_classes), 0.0
         for rows in blocks:
             if len(blocks) > 1:
                 log_z = np.log(probs[rows].astype(np.float64) + eps)
-            u = _product(log_z, (alpha - 1).T)  # the logits, in place from here on
+            u = matmul(log_z, (alpha - 1).T)  # the logits, in place from here on
             u += offset
             top = u.max(1, keepdims=True)
             u -= top
@@ -231,8 +238,10 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
             if hard:
                 u = (np.arange(num_classes) == u.argmax(1)[:, None]).astype(np.float64)
                 assignments[rows] = u
-            log_sums += _product(u.T, log_z)
-            mass += u.sum(0)
+            block_mass = u.sum(0)
+            some = block_mass > eps
+            log_sums[some] += matmul(u[:, some].T, log_z)
+            mass += block_mass
         share = mass / num_queries
         complexity = weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
         support_fitness = supports.counts @ log_norm + ((alpha - 1) * supports.log_sums).sum()
@@ -241,8 +250,10 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         newton_steps.append(fit.steps)
         if criterion[-1] < tolerance:
             break
+    if not fits_converged:
+        warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are not the likeliest")
     return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
-                        len(objective), criterion[-1] < max(tolerance, 1e-12))
+                        len(objective), fits_converged and criterion[-1] < max(tolerance, 1e-12))
 
 
 @dataclass(frozen=True)
@@ -265,21 +276,14 @@ def _support_sums(support_probs, support_labels, num_classes, eps) -> _SupportSu
     return _SupportSums(np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums)
 
 
-def _log_norm(alpha, mean_log, fit, held) -> np.ndarray:
+def _log_norm(alpha, mean_log, fit, moved, before) -> np.ndarray:
     """lnG(sum alpha_k) - sum lnG(alpha_k), (K,), from the likelihoods that the alpha step ended with."""
-    log_norm = np.empty(len(alpha))
-    log_norm[held] = fit.trace[-1] - np.einsum("kj,kj->k", alpha[held] - 1, mean_log[held])
-    still = alpha[~held]
-    log_norm[~held] = gamma_family(still.sum(1))[0] - gamma_family(still)[0].sum(1)
+    log_norm = np.empty(len(alpha)) if before is None else before.copy()
+    log_norm[moved] = fit.trace[-1] - np.einsum("kj,kj->k", alpha[moved] - 1, mean_log[moved])
+    if before is None:
+        still = alpha[~moved]
+        log_norm[~moved] = gamma_family(still.sum(1))[0] - gamma_family(still)[0].sum(1)
     return log_norm
-
-
-def _product(a, b) -> np.ndarray:
-    """a @ b in float64, on the device where there is one; Jittor's on a CPU has no BLAS: 1/20 the speed."""
-    if not jt.flags.use_cuda:
-        return a @ b
-    with jt.flag_scope(auto_convert_64_to_32=0):
-        return jt.matmul(jt.array(a), jt.array(b)).numpy()
 
 
 def _float(array) -> np.dtype:

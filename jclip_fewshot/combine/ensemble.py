@@ -1,36 +1,18 @@
 """The heads' answers as one: a logarithmic opinion pool, its weights learned on the shots, held out.
 
-Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-out rows: stacking, Wolpert
-1992, here drawn to equal weights.
+Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-out rows: stacking, Wolpert 1992.
 
     p(c | x) ∝ exp(Σ_m w_m log p_m(c | x) + b_c),   p_m = softmax(a_m logits_m)
 
     a_m   inverse temperature of head m alone
-    w     minimises  Σ_s v_s (-log p(y_s | x_s))  +  κ Σ_m (w_m log(M w_m) - w_m + 1/M),   w ≥ 0
-    b     minimises  Σ_s v_s (-log p(y_s | x_s))  +  ½ ρ Σ_c b_c²,   w as found
+    w     mean of two minima of  Σ_s v_s (-log p(y_s | x_s))  +  κ Σ_m (w_m log(w_m / q_m) - w_m + q_m),   w ≥ 0:
+          q equal, κ = 10 shots' evidence; and q few strong heads, κ = 30: q_m ∝ exp(-z_m² / 2) + 0.1 / M, z_m how many
+          standard errors head m's held-out log-loss lies above the best head's, paired by shot
+    b     minimises  Σ_s v_s (-log p(y_s | x_s))  +  ½ ρ Σ_c b_c²,   w as found; ρ = 4 shots' evidence
 
-x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that
-all classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated.
-
-What they are for: heads that are nearly as good as the best must not outvote it because they are many, and w
-must not believe in differences that are chance: κ = 10 counts like ten shots' evidence for equal weights. b
-is for classes that attract images of every kind: over all held-out shots a class should get as much
-probability as it has shots; ρ = 4 is the weight of four shots against that.
-
-Measured over draws of four shots a class from three suites (mean top-1): with eleven members, learned weights
-gave +0.32 over equal ones (six draws) and b +0.15 more (nine draws; with ρ = 1 +0.04); with fourteen heads,
-learned weights +0.29 and b nothing (five draws). Held-out log-loss does not show b's gain: shots of a class left
-out are just those that b lacked. Weights for each domain gave -0.06 to +0.04 and are not here.
-
-Classes without shots: heads give them, as a group and one by one, the share that zero-shot gives them
-(`heads.base.keep_unseen`). The pool works among the seen classes; the unseen get their share again, times
-exp(o). A pool surer of itself than zero-shot would win images of an unseen class that zero-shot gives it. o
-is the least offset with which that does not happen, measured on the shots by calling each class unseen in
-turn: its column is put back to zero-shot's (what the heads learned from its shots stays in the other columns,
-so o is, if anything, small).
-
-With one shot a class nothing is held out: equal weights, no b, and without the linear probe, which knows no
-text and with one shot stands far below zero-shot (Radford et al. 2021, figure 6).
+x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that all
+classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated. What each part gives, which
+others were tried, and how one-shot tasks and classes without shots are answered: docs/ensemble.md.
 
 Letters: M heads, N rows, S shots, K classes.
 """
@@ -42,13 +24,17 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
 import numpy as np
+from scipy.optimize import minimize, minimize_scalar
 
 from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp
+from jclip_fewshot.console import warn
 from jclip_fewshot.task import Fold, Task
 
-EVIDENCE_FOR_EQUAL = 10.0  # κ, in shots
+EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
+EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
+LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
-NEED_SHOTS = ("linear_probe",)  # no voice where nothing shows what it is worth
+NEED_SHOTS = ("linear_probe",)  # knows no text: no voice where nothing shows what it is worth
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: its likeliest ones
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
@@ -57,12 +43,11 @@ FLOOR = 1e-30  # least probability: log and products stay finite
 
 @dataclass(frozen=True)
 class Pool:
-    """a, w (M,), b (K seen,), and what the search for w went through."""
+    """a, w (M,), b (K seen,), and whether the searches for them came to an end."""
 
     scale: np.ndarray
     weights: np.ndarray
     bias: np.ndarray
-    trace: Tuple[float, ...] = ()
     converged: bool = True
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
@@ -75,83 +60,54 @@ class Pool:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
-    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)², by Newton's method."""
+    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²."""
     own = logits - logits[np.arange(len(labels)), labels][:, None]
 
-    def loss_of(log_a):
-        scaled = np.float32(np.exp(log_a)) * own
-        lse = log_sum_exp(scaled)
-        return float((row_weights * lse[:, 0]).sum()) + 0.5 * log_a ** 2, scaled, lse
+    def loss(log_a: float) -> float:
+        return float((row_weights * log_sum_exp(np.float32(np.exp(log_a)) * own)[:, 0]).sum()) + 0.5 * log_a ** 2
 
-    log_a, (loss, scaled, lse) = 0.0, loss_of(0.0)
-    for _ in range(30):
-        p = np.exp(scaled - lse)
-        mean = (p * scaled).sum(axis=1)
-        gradient = float((row_weights * mean).sum()) + log_a
-        variance = (p * scaled ** 2).sum(axis=1) - mean ** 2
-        curvature = float((row_weights * variance).sum()) + 1 + abs(gradient - log_a)
-        step = np.clip(-gradient / curvature, -1, 1)
-        while True:
-            candidate = loss_of(log_a + step)
-            if candidate[0] <= loss or abs(step) < 1e-4:
-                break
-            step /= 2
-        gained = loss - candidate[0]
-        if gained < 0:
-            break
-        log_a, (loss, scaled, lse) = log_a + step, candidate
-        if gained < 1e-5 * len(labels):
-            break
-    return float(np.exp(log_a))
+    return float(np.exp(minimize_scalar(loss, bracket=(-0.5, 0.5), options={"xtol": 1e-3}).x))
 
 
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
-                  kappa: float = EVIDENCE_FOR_EQUAL, start: Optional[np.ndarray] = None, steps: int = 100
-                  ) -> Tuple[np.ndarray, Tuple[float, ...], bool]:
-    """w (M,) of the file's head by mirror descent: w ← w exp(-η gradient), η grown while the objective falls.
+                  kappa: float) -> Tuple[np.ndarray, bool]:
+    """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
 
-    log_probs (M, S, R), labels into its last axis; prior (M,) is what κ draws to, with 0 for heads left out.
-    Returns w, the objective after each step, whether it converged.
+    log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
     """
-    used = np.flatnonzero(prior > 0)
-    C = log_probs[used] - log_probs[used][:, np.arange(len(labels)), labels][:, :, None]
-    prior_used = prior[used]
+    C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
 
-    def evaluate(w):
+    def objective(w: np.ndarray) -> Tuple[float, np.ndarray]:
         total = np.tensordot(w.astype(np.float32), C, 1)  # (S, R)
         lse = log_sum_exp(total)
-        drawn = float((w * np.log(w / prior_used) - w + prior_used).sum())
-        loss = float((row_weights * lse[:, 0]).sum())
-        return loss + kappa * drawn, np.exp(total - lse) * row_weights[:, None]
+        p = np.exp(total - lse) * row_weights[:, None].astype(np.float32)
+        drawn = np.log(w / prior)
+        return (float((row_weights * lse[:, 0]).sum()) + kappa * float((w * drawn - w + prior).sum()),
+                np.array([float(np.vdot(p, c)) for c in C]) + kappa * drawn)
 
-    w = np.maximum(prior_used if start is None else start[used], 1e-9)
-    objective, p = evaluate(w)
-    trace, converged, eta = [objective], False, 1 / (0.05 * len(labels) + kappa)
-    while not converged and len(trace) <= steps:
-        gradient = np.array([float(np.vdot(p, c)) for c in C]) + kappa * np.log(w / prior_used)
-        while True:
-            new_w = np.maximum(w * np.exp(np.clip(-eta * gradient, -2, 2)), 1e-9)
-            new_objective, new_p = evaluate(new_w)
-            if new_objective <= objective or eta < 1e-9:
-                break
-            eta /= 2
-        if new_objective > objective:
-            converged = True  # no descent left within float32
-            break
-        converged = objective - new_objective < 1e-5 * len(labels)
-        w, objective, p = new_w, new_objective, new_p
-        trace.append(objective)
-        eta *= 1.5
-    weights = np.zeros(len(prior))
-    weights[used] = np.where(w > 1e-6, w, 0)
-    return weights, tuple(trace), converged
+    # ftol: what float32 sums of S terms can tell apart
+    found = minimize(objective, prior, jac=True, method="L-BFGS-B", bounds=[(1e-9, None)] * len(prior),
+                     options={"maxiter": 200, "ftol": 1e-8, "gtol": 1e-3})
+    stuck = "ABNORMAL" in str(found.message)  # no descent left within float32
+    return np.where(found.x > 1e-6, found.x, 0), bool(found.success or stuck)
+
+
+def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+    """q (M,) of the second prior, from paired differences of the held-out log-loss: (M, S, K), (S,), (S,)."""
+    losses = -row_weights * log_probs[:, np.arange(len(labels)), labels]  # (M, S)
+    behind = losses - losses[losses.mean(axis=1).argmin()]
+    error = behind.std(axis=1) / np.sqrt(len(labels))
+    z = behind.mean(axis=1) / np.maximum(error, 1e-9)  # 0 for the best
+    likely = np.exp(-0.5 * z ** 2)
+    return (1 - LEFT_TO_WEAK) * likely / likely.sum() + LEFT_TO_WEAK / len(likely)
 
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray,
-               rho: float = EVIDENCE_FOR_FLAT, steps: int = 30) -> np.ndarray:
-    """b (K,) of the file's head. log_probs (S, K).
+               rho: float = EVIDENCE_FOR_FLAT, steps: int = 100) -> Tuple[np.ndarray, bool]:
+    """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
-    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down.
+    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
+    time of L-BFGS, which has K = 397 unknowns to explore.)
     """
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
@@ -161,27 +117,28 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
         step = (mass - wanted + rho * b) / (mass + rho)
         b -= step
         if np.abs(step).max() < 1e-3:
-            break
-    return b
+            return b, True
+    return b, False
 
 
-def fit_pool(logits: np.ndarray, labels: np.ndarray, prior: np.ndarray, kappa: float, rho: float,
-             start: Optional[Pool] = None) -> Pool:
-    """The pool of held-out logits (M, S, K), all classes seen; with `start`, its a is kept and w goes on."""
+def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, scale: Optional[np.ndarray] = None
+             ) -> Pool:
+    """The pool of held-out logits (M, S, K), all classes seen; a where given is `scale`."""
     counts = np.bincount(labels, minlength=logits.shape[2])
     row_weights = counts[counts > 0].mean() / counts[labels]
-    if start is not None:
-        scale = start.scale
-    else:
+    if scale is None:
         scale = np.array([temperature(one, labels, row_weights) for one in logits])
     log_probs = np.stack([log_softmax(np.float32(a) * one) for a, one in zip(scale, logits)])
 
+    equal = np.full(len(logits), 1 / len(logits))
+    strong = strong_heads(log_probs, labels, row_weights)
     columns, place = likeliest(log_probs.mean(axis=0), labels, MAX_COLUMNS)
     few = np.take_along_axis(log_probs, columns[None], axis=2) if columns is not None else log_probs
-    weights, trace, converged = stack_weights(few, place, row_weights, prior, kappa,
-                                              None if start is None else start.weights)
-    pooled = np.tensordot(weights.astype(np.float32), log_probs, 1)
-    return Pool(scale, weights, class_bias(pooled, labels, row_weights, rho), trace, converged)
+    found = [stack_weights(few, place, row_weights, prior, evidence)
+             for prior, evidence in ((equal, kappa), (strong, kappa * EVIDENCE_FOR_STRONG / EVIDENCE_FOR_EQUAL))]
+    weights = np.mean([w for w, _ in found], axis=0)
+    bias, settled = class_bias(np.tensordot(weights.astype(np.float32), log_probs, 1), labels, row_weights, rho)
+    return Pool(scale, weights, bias, settled and all(converged for _, converged in found))
 
 
 def likeliest(log_probs: np.ndarray, labels: np.ndarray,
@@ -201,7 +158,8 @@ def likeliest(log_probs: np.ndarray, labels: np.ndarray,
 class Ensemble:
     """The heads' logits → calibrated probabilities.
 
-    kappa: evidence for equal weights, in shots. rho: evidence against a class bias, in shots.
+    kappa: evidence for equal weights, in shots (three times as much for few strong heads). rho: evidence against a
+    class bias, in shots.
 
     After `fit`: `settings_` (weights, offset, held-out scores), and `held_out_probs_` (S, K): the shots' own
     probabilities, each from a pool fitted without the shots of its fold.
@@ -235,9 +193,11 @@ class Ensemble:
         columns = np.flatnonzero(task.seen)
         inner = logits[:, :, columns]
         labels = np.searchsorted(columns, task.labels)
-        prior = np.full(len(self.names_), 1 / len(self.names_))
-        self.pool_ = fit_pool(inner[:, usable], labels[usable], prior, self.kappa, self.rho)
-        crossed = self._cross_fitted(inner, labels, prior, task.folds())
+        self.pool_ = fit_pool(inner[:, usable], labels[usable], self.kappa, self.rho)
+        crossed = self._cross_fitted(inner, labels, task.folds())
+        converged = all(pool.converged for pool in (self.pool_, *self.fold_pools_))
+        if not converged:
+            warn("ensemble: the search for the heads' weights did not converge; they are near the best, not the best")
         if not task.seen.all():
             zero_shot = log_softmax(task.zero_shot(task.features[usable]))
             self.offset_, found = unseen_offset(crossed[usable], zero_shot, task.labels[usable], task.seen,
@@ -247,7 +207,7 @@ class Ensemble:
         chance = self.held_out_probs_[rows, task.labels[usable]]
         hits = self.held_out_probs_[usable].argmax(axis=1) == task.labels[usable]
         self.settings_ = {"weights": self._named(self.pool_.weights), "chosen_by": "held-out log-loss",
-                          "bias_spread": float(self.pool_.bias.std()),
+                          "converged": converged, "bias_spread": float(self.pool_.bias.std()),
                           "held_out_loss": float(-np.log(np.maximum(chance, FLOOR)).mean()),
                           "held_out_top1": float(100 * hits.mean())}
         if not task.seen.all():
@@ -303,8 +263,7 @@ class Ensemble:
         other.pool_ = self.fold_pools_[fold]
         return other
 
-    def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, prior: np.ndarray,
-                      folds: List[Fold]) -> np.ndarray:
+    def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, folds: List[Fold]) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
         usable = np.zeros(len(labels), bool)
@@ -313,8 +272,8 @@ class Ensemble:
         for fold in folds:
             rest = usable.copy()
             rest[fold.left_out] = False
-            self.fold_pools_.append(fit_pool(inner[:, rest], labels[rest], prior, self.kappa, self.rho,
-                                             start=self.pool_) if rest.any() else self.pool_)
+            self.fold_pools_.append(fit_pool(inner[:, rest], labels[rest], self.kappa, self.rho, self.pool_.scale)
+                                    if rest.any() else self.pool_)
             crossed[fold.left_out] = self.fold_pools_[-1](inner[:, fold.left_out])
         return crossed
 

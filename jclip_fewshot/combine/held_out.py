@@ -57,7 +57,8 @@ class Choice:
 Guests = Callable[[np.ndarray, HeldOutFold], Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
-def choose(features: np.ndarray, folds: Iterable[HeldOutFold], force: bool, guests: Guests) -> Tuple[Optional[Choice], dict]:
+def choose(features: np.ndarray, folds: Iterable[HeldOutFold], force: bool,
+           guests: Guests) -> Tuple[Optional[Choice], dict]:
     """(c, r, T) for the images `features` (N, D), and the decision for the record; None: nothing to check by.
 
     force: the best candidate, whether or not it gains.

@@ -25,7 +25,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul, softmax
+from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.combine.em_dirichlet import gamma_family
 from jclip_fewshot.combine.held_out import Choice, HeldOutFold, choose
 from jclip_fewshot.task import Task
@@ -80,10 +80,10 @@ class ClassWeights:
     full: float
     present: int
 
-    def log_weights(self, assignments: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-        """w (n, K) of some rows, from the assignments u (N, K) of all."""
+    def log_weights(self, assignments: np.ndarray, own: Optional[np.ndarray]) -> np.ndarray:
+        """w of rows with assignments `own` (n, K) among the set's u (N, K); None: w (K,) of one that is not in it."""
         mass = assignments.sum(axis=0, dtype=np.float64).astype(np.float32)
-        others = np.maximum(mass - assignments[rows], 0) + np.float32(self.concentration)
+        others = (mass if own is None else np.maximum(mass - own, 0)) + np.float32(self.concentration)
         return np.log(others / (others + np.float32(self.full)))
 
     def settle(self, logits: np.ndarray, assignments: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ class ClassWeights:
         if not self.sparse:
             return softmax(logits)
         for _ in range(WEIGHT_ROUNDS):
-            assignments = softmax(logits + self.log_weights(assignments))
+            assignments = softmax(logits + self.log_weights(assignments, assignments))
         return assignments
 
 
@@ -139,19 +139,17 @@ def neighbours_of(images: int, present: int) -> int:
 
 
 def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> Tuple[np.ndarray, ...]:
-    """A fold's shots put without labels among the images, as `refine` would treat them.
+    """A fold's shots refined as one more image each, by the images alone: guests may outnumber them.
 
     Returns start (G, K) with class weights, e (G, K), a (G, K) of the guests, and the images' mass of each class (K,).
     """
-    probs = np.concatenate([fold.answer(features), fold.answer(fold.features)])
-    guests = slice(len(features), len(probs))
-    start = np.log(probs[guests] + np.float32(TINY))
+    probs = fold.answer(features)
+    start = np.log(fold.answer(fold.features) + np.float32(TINY))
     if weights.sparse:
         probs = weights.settle(np.log(probs + np.float32(TINY)), probs)
-        start = start + weights.log_weights(probs, guests)
-    together = np.concatenate([features, fold.features])
-    evidence = SetEvidence(together, probs, fold.task, neighbours_of(len(features), weights.present))
-    return (start, *evidence(guests), probs[:len(features)].sum(axis=0, dtype=np.float64))
+        start = start + weights.log_weights(probs, None)
+    evidence = SetEvidence(features, probs, fold.task, neighbours_of(len(features), weights.present))
+    return (start, *evidence.of_guests(fold.features), probs.sum(axis=0, dtype=np.float64))
 
 
 class SetEvidence:
@@ -162,8 +160,9 @@ class SetEvidence:
     """
 
     def __init__(self, features: np.ndarray, assignments: np.ndarray, task: Task, neighbours: int) -> None:
-        centre = task.features.mean(axis=0) if len(task) else features.mean(axis=0)
-        x, shots, text = features - centre, task.features - centre, task.text - task.text.mean(axis=0)
+        self.centre = task.features.mean(axis=0) if len(task) else features.mean(axis=0)
+        x, shots = features - self.centre, task.features - self.centre
+        text = task.text - task.text.mean(axis=0)
         self.assignments, self.neighbours = assignments, min(neighbours, len(x) - 1)
         self.shot_counts = 1.0 + task.counts
         shot_sums = text.astype(np.float64)
@@ -175,44 +174,53 @@ class SetEvidence:
         covariance = (scatter - (means * self.counts[:, None]).T @ means) / self.counts.sum()
         width = len(covariance)
         ridge = RIDGE * np.trace(covariance) / width + TINY
-        whiten = np.linalg.cholesky(np.linalg.inv(covariance + ridge * np.eye(width))).astype(np.float32)
-        self.x = matmul(x, whiten)
-        self.squares = (self.x ** 2).sum(axis=1, keepdims=True)
-        self.means = matmul(means.astype(np.float32), whiten)
-        self.shot_means = matmul((shot_sums / self.shot_counts[:, None]).astype(np.float32), whiten)
+        precision = np.linalg.inv(covariance + ridge * np.eye(width))
+        self.whiten = np.linalg.cholesky(precision).astype(np.float32)
+        self.x = matmul(x, self.whiten)
+        self.unit = unit_rows(self.x) if neighbours else self.x
+        self.means = matmul(means.astype(np.float32), self.whiten)
+        self.shot_means = matmul((shot_sums / self.shot_counts[:, None]).astype(np.float32), self.whiten)
 
     def __call__(self, rows: slice) -> Tuple[np.ndarray, np.ndarray]:
-        """e (n, K) and a (n, K)."""
-        return self.distances(rows), self.agreement(rows)
+        """e (n, K) and a (n, K) of the set's own rows."""
+        return (self.distances(self.x[rows], self.assignments[rows]),
+                self.agreement(self.unit[rows], np.arange(len(self.x))[rows]))
 
-    def distances(self, rows: slice) -> np.ndarray:
-        """e (n, K)."""
+    def of_guests(self, features: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """e (G, K) and a (G, K) of rows that are not in the set."""
+        x = matmul(features - self.centre, self.whiten)
+        return self.distances(x, np.float32(0)), self.agreement(unit_rows(x))
+
+    def distances(self, x: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """e (n, K) of whitened rows x, which take part in the means with assignments `own` (n, K)."""
         counts, shot_counts = self.counts.astype(np.float32), self.shot_counts.astype(np.float32)
-        others = counts - self.assignments[rows]
+        others = counts - own
         known = np.minimum(others, shot_counts + (counts - shot_counts).mean())
         # x - mean without x = (x - mean) counts / others
-        new = self._squared(rows, self.means) * (counts / others) ** 2 / (1 + 1 / known)
-        return -0.5 * new + 0.5 * TAKEN_BACK * self._squared(rows, self.shot_means) / (1 + 1 / shot_counts)
+        new = squared_distances(x, self.means) * (counts / others) ** 2 / (1 + 1 / known)
+        return -0.5 * new + 0.5 * TAKEN_BACK * squared_distances(x, self.shot_means) / (1 + 1 / shot_counts)
 
-    def _squared(self, rows: slice, means: np.ndarray) -> np.ndarray:
-        product = matmul(self.x[rows], means.T)
-        return np.maximum(self.squares[rows] - 2 * product + (means ** 2).sum(axis=1), 0)
+    def agreement(self, unit: np.ndarray, numbers: Optional[np.ndarray] = None) -> np.ndarray:
+        """a (n, K) of whitened unit rows; `numbers`: where they stand in the set, or they would agree with themselves.
 
-    def agreement(self, rows: slice) -> np.ndarray:
-        """a (n, K); 0 where a class has one image."""
-        found = np.zeros((len(self.x[rows]), self.assignments.shape[1]), np.float32)
-        if not self.neighbours:
-            return found
-        unit = self.x / np.sqrt(np.maximum(self.squares, TINY))
-        numbers = np.arange(len(unit))[rows]
-        for block in blocks(len(numbers), max(1, 2 ** 24 // len(unit))):
-            cosines = matmul(unit[numbers[block]], unit.T)
+        0 where a class has one image.
+        """
+        found = np.zeros((len(unit), self.assignments.shape[1]), np.float32)
+        for block in blocks(len(unit), max(1, 2 ** 24 // len(self.unit))) if self.neighbours else ():
+            cosines = matmul(unit[block], self.unit.T)
             own = np.arange(len(cosines))
-            cosines[own, numbers[block]] = -np.inf  # not itself
+            if numbers is not None:
+                cosines[own, numbers[block]] = -np.inf
             nearest = np.argpartition(-cosines, self.neighbours - 1, axis=1)[:, :self.neighbours]
             for column in nearest.T:
                 found[block] += np.maximum(cosines[own, column], 0)[:, None] * self.assignments[column]
         return found
+
+
+def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """|x - mean|^2: (n, D), (K, D) -> (n, K)."""
+    product = matmul(x, means.T)
+    return np.maximum((x ** 2).sum(axis=1, keepdims=True) - 2 * product + (means ** 2).sum(axis=1), 0)
 
 
 def choose_class_weights(probs: np.ndarray) -> Tuple[ClassWeights, Dict[str, dict]]:

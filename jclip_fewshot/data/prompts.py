@@ -18,6 +18,8 @@ Prompt sets (`--prompt-set`), by what stands for a class:
     both          templates and descriptions, averaged
 
 In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi".
+A user's own words take their place: `--names FILE.tsv`, in the form of class_names.tsv, and `--templates FILE`, a
+template a line for all classes or `raw class name <tab> template` for that one.
 Lines that are empty or begin with # are skipped in .txt and .tsv files. Class names that are not in the
 table are made by a rule: the domain goes, underscores become spaces, camel case is split.
 """
@@ -27,9 +29,10 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jclip_fewshot.errors import UserError, nearest
+from jclip_fewshot.storage.files import shipped_folder
 
 DEFAULT_DOMAIN = "default"
 PROMPT_SETS = BOTH, SEEDS, TEMPLATES, OPENAI80, DESCRIPTIONS, VISDESC = (
@@ -52,12 +55,14 @@ class Prompts:
         names: raw class name to (what to call it, its article or None for the rule's).
         descriptions: raw class name to sentences.
         general: templates for a class of any kind.
+        own_templates: raw class name to templates that take the place of its domain's.
     """
 
     templates: Dict[str, List[str]]
     names: Dict[str, Tuple[str, Optional[str]]] = field(default_factory=dict)
     descriptions: Dict[str, List[str]] = field(default_factory=dict)
     general: List[str] = field(default_factory=list)
+    own_templates: Dict[str, List[str]] = field(default_factory=dict)
 
 
 def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None,
@@ -76,7 +81,8 @@ def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[P
     """
     prompts = load() if prompts is None else prompts
     domain = _domain(class_name, domain)
-    templates = prompts.templates.get(domain) or prompts.templates.get(DEFAULT_DOMAIN)
+    templates = (prompts.own_templates.get(class_name) or prompts.templates.get(domain)
+                 or prompts.templates.get(DEFAULT_DOMAIN))
     if not templates:
         raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
                         "add one of the two")
@@ -88,16 +94,17 @@ def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[P
 
 
 def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
+                    names: Union[str, Path] = "", templates: Union[str, Path] = "",
                     prompt_set: str = BOTH, descriptions: Union[str, Path] = "") -> List[List[str]]:
     """The sentences of each class in a prompt set; the templates where a set of descriptions has none for a class.
 
     folder: with templates, names and descriptions; those that come with the package by default. descriptions: a file
-    of descriptions that take the place of the folder's.
+    of descriptions that take the place of the folder's. names, templates: files of a user's own words, see the module.
     Raises:
-        UserError: see `load` and `sentences`; a description of a class that there is not; a set of descriptions of
+        UserError: see `load` and `sentences`; a class in a user's files that there is not; a set of descriptions of
             which no class has any.
     """
-    prompts = load(folder or None)
+    prompts = with_own_words(load(folder or None), class_names, names, templates)
     if descriptions:
         prompts = replace(prompts, descriptions=_own_descriptions(Path(descriptions), class_names))
     if prompt_set in (DESCRIPTIONS, VISDESC):
@@ -149,6 +156,36 @@ def plain_sentences(class_names: Sequence[str], domains: Sequence[str]) -> List[
     return [fill("a photo of a {}.", display_name(name, domain)) for name, domain in zip(class_names, domains)]
 
 
+def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[str, Path] = "",
+                   templates: Union[str, Path] = "") -> Prompts:
+    """The prompts with a user's names and templates in place of theirs.
+
+    Raises:
+        UserError: no such file, a line that does not parse, a class that there is not or twice.
+    """
+    if names:
+        own = _read_names(Path(names))
+        _require_known(names, own, class_names)
+        prompts = replace(prompts, names={**prompts.names, **own})
+    if templates:
+        of_class: Dict[str, List[str]] = {}
+        of_all: List[str] = []
+        for number, line in _lines(Path(templates)):
+            name, tab, template = line.rpartition("\t")
+            (of_class.setdefault(name.strip(), []) if tab else of_all).append(_template(template, templates, number))
+        if not of_all and not of_class:
+            raise UserError(f"{templates} holds no template; write lines like `a photo of a {{}}`")
+        _require_known(templates, of_class, class_names)
+        prompts = replace(prompts, own_templates={name: of_class.get(name) or of_all for name in class_names})
+    return prompts
+
+
+def _require_known(file: Union[str, Path], found: Iterable[str], class_names: Sequence[str]) -> None:
+    for name in found:
+        if name not in class_names:
+            raise UserError(f"{file}: {name!r} is no class of this data set{nearest(name, class_names)}")
+
+
 def display_name(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None) -> str:
     """What to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
     return name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
@@ -198,9 +235,7 @@ def fill(template: str, name: str, article: Optional[str] = None) -> str:
 
 def builtin_folder() -> Path:
     """The prompts that come with the package: inside it when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "prompt_data"
-    return installed if installed.is_dir() else package.parent / "prompts"
+    return shipped_folder("prompt_data", "prompts")
 
 
 def load(folder: Union[str, Path, None] = None) -> Prompts:
@@ -239,15 +274,18 @@ def _load(folder: Path) -> Prompts:
 def _read_templates(path: Path) -> List[str]:
     templates = []
     for number, line in _lines(path):
-        template = " ".join(line.split())
-        rest = template.replace("{}", "")
-        if "{}" not in template or "{" in rest or "}" in rest:
-            raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes "
-                            "and no other braces")
-        templates.append(template)
+        templates.append(_template(line, path, number))
     if not templates:
         raise UserError(f"{path} holds no template; write lines like `a photo of a {{}}`")
     return templates
+
+
+def _template(line: str, path: Union[str, Path], number: int) -> str:
+    template = " ".join(line.split())
+    rest = template.replace("{}", "")
+    if "{}" not in template or "{" in rest or "}" in rest:
+        raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes and no other braces")
+    return template
 
 
 def _read_names(path: Path) -> Dict[str, Tuple[str, Optional[str]]]:

@@ -63,6 +63,14 @@ def quarter_classes(labels, seed: int = 0) -> np.ndarray:
     return some_classes(labels, seed, 0.25)
 
 
+def rows_per_class(labels, rows: int, seed: int = 0) -> np.ndarray:
+    """At most `rows` rows of every class, drawn at random."""
+    labels = _checked(labels)
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:rows]
+                                   for label in np.unique(labels)]))
+
+
 def _checked(labels) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not len(labels) or labels.min() < 0:

@@ -188,6 +188,8 @@ def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], clas
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
                         "program made it; train again")
+    if precision == "auto":  # the run's own, where this machine has it
+        precision = saved.get("precision") or precision
     source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:

@@ -23,4 +23,7 @@ HEADS: Dict[str, Type[Head]] = {head.name: head for head in (
     ZeroShot, LinearProbe, CrossModal, ClipAdapter, JclipAdapter, TipAdapter, TipAdapterF, TipX, GDA, ProKeR, CLAP,
     LPPlusPlus, TextProfile, Vicinal)}
 
-__all__ = ["HEADS", "Head"]
+# no gradient descent: seconds where the others take a minute
+TRAINING_FREE = ("zero_shot", "tip_adapter", "tip_x", "gda", "proker", "text_profile")
+
+__all__ = ["HEADS", "TRAINING_FREE", "Head"]

@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, unit_rows
+from jclip_fewshot.console import warn
 from jclip_fewshot.task import Task, zero_shot_logits
 
 COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every head keeps
@@ -111,6 +112,12 @@ class Head:
     def _fit(self, task: Task) -> None:
         """Learns from at least one shot."""
         raise NotImplementedError
+
+    def _record_converged(self, converged: bool) -> None:
+        """Keeps it among the settings, and says where a search stopped before its end."""
+        self.settings_["converged"] = bool(converged)
+        if not converged:
+            warn(f"{self.name}: the search did not converge; its answers are near the best fit, not the best")
 
     def _relearn(self, task: Task) -> None:
         """`_fit` with the settings as they were chosen, on at least one shot."""

@@ -190,6 +190,7 @@ class EvidenceHead(Head):
             self.settings_ = {**settings, "chosen_by": chosen_by, "held_out_log_loss": mixture.loss,
                               "held_out_top1": top1(held_out, labels[usable]),
                               "temperature": float(1 / max(mixture.weights[0], 0.05))}
+            self._record_converged(mixture.converged)
         for m, name in enumerate(self.evidence_names):
             values = (self.alpha_[m] / scale[m]).tolist()
             self.settings_[name] = values[0] if len(set(values)) == 1 else values

@@ -106,3 +106,10 @@ def write_text(path: Union[str, Path], text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def shipped_folder(inside: str, beside: str) -> Path:
+    """A folder that comes with the program: `inside` the package when installed, `beside` it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / inside
+    return installed if installed.is_dir() else package.parent / beside

@@ -322,7 +322,8 @@ _RECORD = _fields({
     "classes": _listed(_text, 1), "domains": _listed(_text, 1),
     "shots": _fields({"rule": _text, "files": _listed(_path_inside), "labels": _listed(_count())},
                      {"unreadable": _REASONS}),
-    "settings": _mapped(_CHOSEN), "histories": _mapped(_listed(_EPOCH)), "seconds": _SECONDS}, whole=_shots_fit)
+    "settings": _mapped(_CHOSEN), "histories": _mapped(_listed(_EPOCH)), "seconds": _SECONDS},
+    {"folder": _path}, _shots_fit)
 
 _TEST = _fields({
     **_RUN_BY, "device": _text, "config": _configured(data=_path), "images": _count(1), "unreadable": _REASONS,

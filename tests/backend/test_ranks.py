@@ -113,7 +113,8 @@ int cuDeviceGetAttribute(int *value, int what, int device) { *value = 9; return 
 """
 
 
-@pytest.mark.parametrize("shown, gpus", [(None, ["0", "1", "2", "3", "0"]), ("2,3", ["2", "3", "2"]), ("1", ["1", "1"])])
+@pytest.mark.parametrize("shown, gpus",
+                         [(None, ["0", "1", "2", "3", "0"]), ("2,3", ["2", "3", "2"]), ("1", ["1", "1"])])
 def test_each_rank_chooses_its_gpu_before_cuda_starts(tmp_path, shown, gpus):
     (tmp_path / "driver.c").write_text(DRIVER)
     subprocess.run(["gcc", "-shared", "-fPIC", "-w", "driver.c", "-o", "libcuda.so.1"], cwd=tmp_path, check=True)
@@ -126,9 +127,9 @@ def test_each_rank_chooses_its_gpu_before_cuda_starts(tmp_path, shown, gpus):
             "toolkit.find_gpu(); print(os.getpid())")
     for rank, gpu in enumerate(gpus):
         (tmp_path / "log").write_text("")
+        environment.update(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank))
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, check=True,
-                              universal_newlines=True,
-                              env={**environment, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)})
+                              universal_newlines=True, env=environment)
         seen = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()
                 if line.split()[0] == done.stdout.strip()]
         assert seen == [gpu]  # at the one start of CUDA in the rank's own process

@@ -5,8 +5,8 @@ import pytest
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.model import build_model
 from jclip_fewshot.clip.checkpoint import Architecture, layout
+from jclip_fewshot.clip.model import build_model
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import SIZES, inputs, random_weights
@@ -76,7 +76,6 @@ def test_products_of_any_shape(rows, inputs_, outputs):
     random = np.random.default_rng(0)
     a = random.standard_normal((rows, inputs_)).astype(np.float32)
     b = random.standard_normal((inputs_, outputs)).astype(np.float32)
-    half = cpu.Matrices("bfloat16")
     source = """
         using namespace jclip;
         int64_t M = in0_shape0, K = in0_shape1, N = out0_shape1, lda = whole<KIND>(K);
@@ -88,7 +87,8 @@ def test_products_of_any_shape(rows, inputs_, outputs):
                           for (int64_t i = 0; i < count; i++) out0_p[row * N + column + i] = sums[i];
                       });
     """
-    for name, weight, rounded in (("Single", jt.array(b), lambda x: x), ("Half", half(jt.array(b)), bfloat16)):
+    for precision, name, rounded in (("float32", "Single", lambda x: x), ("bfloat16", "Half", bfloat16)):
+        weight = cpu.Matrices(precision)(jt.array(b))
         got = jt.code((rows, outputs), "float32", [jt.array(a), weight], cpu_header=cpu.header("product.cpp"),
                       cpu_src=source.replace("KIND", name)).numpy()
         expected = rounded(a).astype(float) @ rounded(b).astype(float)
@@ -101,8 +101,9 @@ def bfloat16(x):
     return ((bits + 0x7fff + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
-def test_changed_weights_are_packed_anew():
-    model = fresh("vit")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_changed_weights_are_packed_anew(precision):
+    model = fresh("vit", precision)
     before = features(model, "vit")[0]
     weight = model.visual.transformer.resblocks[0].mlp.c_fc.weight
     weight.assign(weight * 2)

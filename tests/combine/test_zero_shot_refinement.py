@@ -76,7 +76,8 @@ def test_order_of_images_and_classes_does_not_matter():
 def test_copies_count_once_and_inputs_stay():
     task, features, labels, probs = world(0)
     before = features.copy(), probs.copy()
-    twice = refine_zero_shot(np.concatenate([probs, probs[:100]]), np.concatenate([features, features[:100]]), task).probs
+    both = np.concatenate([probs, probs[:100]]), np.concatenate([features, features[:100]])
+    twice = refine_zero_shot(*both, task).probs
     np.testing.assert_allclose(twice[:len(probs)], refine_zero_shot(probs, features, task).probs, atol=1e-6)
     np.testing.assert_array_equal(twice[len(probs):], twice[:100])
     np.testing.assert_array_equal(before[0], features)

@@ -204,7 +204,8 @@ def test_own_descriptions_take_the_place_of_ours_and_lead_with_the_name(tmp_path
     own.write_text('{"Animal_Bear": ["It is brown."]}')
     found = prompts.class_sentences(["Animal_Bear", "Animal_Cat"], ["Animal"] * 2, prompt_set="descriptions",
                                     descriptions=own)
-    assert found[0][0].lower() == "bear: it is brown." and found[1][0] == "a photo of a cat, a kind of an animal"  # without any: the templates
+    assert found[0][0].lower() == "bear: it is brown."
+    assert found[1][0] == "a photo of a cat, a kind of an animal"  # without any description: the templates
 
 
 @pytest.mark.parametrize("text, words", [

@@ -16,7 +16,8 @@ def put(root, *paths):
 
 
 def test_reads_both_layouts_sorted_by_class(tmp_path):
-    put(tmp_path, "Dish_soup/2.png", "Animal/Bear/10.jpg", "Animal/Bear/9.JPEG", "Animal/Bear/.hidden.jpg", "Animal_Cat/a.txt")
+    put(tmp_path, "Dish_soup/2.png", "Animal/Bear/10.jpg", "Animal/Bear/9.JPEG", "Animal/Bear/.hidden.jpg",
+        "Animal_Cat/a.txt")
     found = read_support(tmp_path, CLASSES)
     assert [(path[len(str(tmp_path)) + 1:], label) for path, label in found] == [
         ("Animal/Bear/9.JPEG", 0), ("Animal/Bear/10.jpg", 0), ("Dish_soup/2.png", 2)]

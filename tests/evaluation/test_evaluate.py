@@ -9,8 +9,10 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
+from jclip_fewshot.evaluation.tasks import draw_tasks
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Task, zero_shot_logits
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
 
@@ -103,7 +105,7 @@ def test_a_state_of_another_version_is_named(tmp_path):
 @pytest.mark.parametrize("name, change, message", [
     ("heads/gda/b_", lambda b: b[:, None], "do not fit together"), ("heads/gda/W_", lambda w: w[:, :2], "do not fit"),
     ("heads/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
-    ("heads/gda/W_", lambda w: np.full_like(w, 1e38), "not finite|do not fit")])
+    ("heads/gda/W_", lambda w: np.full_like(w, 1e38), "beyond 1e.09: train again")])
 def test_a_state_whose_arrays_do_not_fit_is_refused(tmp_path, name, change, message):
     state = Pipeline(["zero_shot", "gda"]).fit(load_suite(small_suite(tmp_path / "s.npz")).task).state()
     with pytest.raises(UserError, match=message):
@@ -114,8 +116,11 @@ def test_tasks_of_few_classes(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
     assert results["tasks"] == 6
-    for scores in results["methods"].values():
-        assert 0 <= scores["top1"] <= 100 and scores["half_width"] >= 0
+    hits = zero_shot_logits(suite.features, suite.task.text).argmax(1) == suite.labels
+    by_task = [100 * hits[rows].mean() for rows in draw_tasks(suite.labels, 6, 6, 2, 10, 1)]
+    scores = results["methods"]["zero_shot"]
+    assert scores["top1"] == pytest.approx(np.mean(by_task))
+    assert scores["half_width"] == pytest.approx(1.96 * np.std(by_task, ddof=1) / np.sqrt(6))
     assert "ensemble_refined" in evaluate.tasks_table(results)
 
 
@@ -175,6 +180,8 @@ def test_comparison_wants_the_same_suite(tmp_path):
 def test_heads_by_name():
     assert head_names("gda") == ["zero_shot", "gda"]
     assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
+    assert head_names("") == head_names("all") == list(HEADS)
+    assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
         head_names("tip_adaptor")
 

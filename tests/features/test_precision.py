@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.checkpoint import write_safetensors
-from jclip_fewshot.clip.checkpoint import Architecture, layout
+from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
 from jclip_fewshot.encoders import open_encoder, precision
 from jclip_fewshot.storage.row_store import FeatureCache
 

@@ -152,6 +152,12 @@ def test_logistic_regression_is_at_the_minimum(task):
     assert np.linalg.norm(gradient) < 0.01 * 8.96 * np.linalg.norm((1 / 6 - task.one_hot).T @ task.features)
 
 
+def test_a_search_that_stops_early_is_said_and_recorded(task, monkeypatch, capsys):
+    monkeypatch.setattr("jclip_fewshot.heads.linear_probe.MAX_ITERATIONS", 1)
+    assert LinearProbe().fit(task).settings_["converged"] is False
+    assert "linear_probe: the search did not converge" in capsys.readouterr().err
+
+
 def test_lbfgs_solves_a_quadratic():
     A = np.diag(np.linspace(1, 100, 12))
     found = lbfgs(lambda x: (0.5 * x @ A @ x - x.sum(), A @ x - 1), np.zeros(12), tolerance=1e-10)

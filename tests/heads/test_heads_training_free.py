@@ -338,3 +338,23 @@ def test_replica_dev(shared, make, least):
     head = make().fit(Task(suite["train_x"], suite["train_y"], suite["text"], domains))
     assert top1(head.logits(suite["test_x"]), suite["test_y"]) >= least
     assert 60 < top1(head.held_out_logits(), head.task_.labels) < 90
+
+
+def test_weights_that_do_not_converge_are_said_and_recorded(monkeypatch, capsys):
+    task, _, _ = small_case()
+    assert GDA().fit(task).settings_["converged"] is True
+    monkeypatch.setattr("jclip_fewshot.heads.evidence.MAX_STEPS", 0)
+    assert GDA().fit(task).settings_["converged"] is False
+    assert "gda: the search did not converge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", TRAINING_FREE)
+def test_refit_on_the_same_shots_is_the_same_head(make):
+    task, queries, _ = small_case(counts=4)
+    head = make().fit(task)
+    close(head.refit(task).logits(queries), head.logits(queries))
+    fold = task.folds()[0]
+    assert not np.allclose(head.refit(fold.task).logits(queries), head.logits(queries)) or make.name == "zero_shot"
+    if make.name in ("gda", "text_profile", "proker", "tip_adapter"):  # what a fold's fit says is what was held out
+        close(head.refit(fold.task).logits(task.features[fold.left_out]),
+              head.held_out_logits()[fold.left_out], 2e-2)

@@ -314,7 +314,8 @@ def test_the_working_folder_may_change(tmp_path, monkeypatch):
 def test_what_only_has_a_shards_name_is_dropped(tmp_path, kind):
     write(tmp_path, *some(3))
     stranger = tmp_path / "0.rows"
-    make = {"link": lambda: stranger.symlink_to("nowhere"), "folder": stranger.mkdir, "pipe": lambda: os.mkfifo(stranger)}
+    make = {"link": lambda: stranger.symlink_to("nowhere"), "folder": stranger.mkdir,
+            "pipe": lambda: os.mkfifo(stranger)}
     make[kind]()
     with pytest.warns(UserWarning, match="no file"):
         store = RowStore(tmp_path, BYTES)

@@ -29,9 +29,11 @@ def learned(request):
     names = ["fox", "panda", "dog", "pie", "car"]
     text = unit_rows(encoder.texts(tokens([f"a photo of a {name} ." for name in names])))
     rng = np.random.default_rng(0)
-    rows = unit_rows(np.repeat(text, UNLABELLED // CLASSES, 0) + 0.02 * rng.standard_normal((UNLABELLED, text.shape[1])))
+    near = np.repeat(text, UNLABELLED // CLASSES, 0)
+    rows = unit_rows(near + 0.02 * rng.standard_normal(near.shape))
     task = Task(np.zeros((0, text.shape[1])), [], text)
-    return label_free.learn(list(label_free.MEMBERS), encoder, names, rows, task, [row[None] for row in text]), task, rows
+    sentences = [row[None] for row in text]
+    return label_free.learn(list(label_free.MEMBERS), encoder, names, rows, task, sentences), task, rows
 
 
 def test_every_member_answers_and_is_saved_whole(learned):

@@ -17,9 +17,9 @@ from jclip_fewshot.console import progress
 from jclip_fewshot.data.demo.drawing import draw, random_size
 from jclip_fewshot.data.demo.world import DOMAINS, DemoClass, contest_classes
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.storage.files import shipped_folder, write_text
 
-CHECKPOINT = Path(__file__).resolve().parents[3] / "weights" / "demo_clip.safetensors"
+CHECKPOINT = shipped_folder("demo_weights", "weights") / "demo_clip.safetensors"
 SEED = DEMO_SEED
 COMPLETE = "complete.txt"
 EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or seed is drawn again

@@ -1,0 +1,84 @@
+"""Images as notebooks hold them: paths, Pillow's images, pixels or finished rows, one or many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, List, Sequence, Union
+
+import numpy as np
+from PIL import Image
+
+Picture = Union[str, Path, Image.Image, np.ndarray]
+# one or many: paths, Pillow's images, uint8 pixels (H, W), (H, W, 3) or (N, H, W, 3); or (N, D) rows of numbers
+Images = Union[Picture, Sequence[Picture], np.ndarray]
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+
+
+def pictures_or_rows(images: Images) -> Union[List[Picture], np.ndarray]:
+    """A list of pictures, or rows (N, D) as they are.
+
+    Raises:
+        TypeError: neither pictures nor dense rows. ValueError: complex numbers.
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if hasattr(images, "tocsr"):
+        raise TypeError("sparse rows are not taken: give a dense array, images.toarray()")
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim in (3, 4):
+        return [images] if images.ndim == 3 else list(images)
+    items = images if isinstance(images, np.ndarray) or hasattr(images, "__array__") else list(images)
+    if isinstance(items, list) and items and all(_is_picture(item) for item in items):
+        return items
+    array = np.asarray(items)
+    if array.dtype.kind == "c":
+        raise ValueError("Complex data not supported: rows are real numbers")
+    if array.dtype.kind in "fiub":
+        return array
+    items = array.tolist() if array.ndim == 1 else []
+    if items and all(_is_picture(item) for item in items):
+        return items
+    try:  # numbers that stand in an array of objects
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"argument must be a path as a string, a Pillow image, pixels, or numbers (N, D); not "
+                        f"{type(images).__name__} of {array.dtype}") from None
+
+
+def _is_picture(item: Any) -> bool:
+    return isinstance(item, (str, os.PathLike, Image.Image)) or (
+        isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3))
+
+
+@contextlib.contextmanager
+def as_files(pictures: Sequence[Picture]) -> Iterator[List[str]]:
+    """Paths of the pictures; those that are none are written without loss, and deleted at the end.
+
+    Raises:
+        ValueError: pixels of a shape that no picture has.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        paths = []
+        for number, picture in enumerate(pictures):
+            if isinstance(picture, (str, os.PathLike)):
+                paths.append(os.fspath(picture))
+                continue
+            folder = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="jclip-pictures-"))
+            paths.append(os.path.join(folder, f"{number}.png"))
+            _write(picture, paths[-1])
+        yield paths
+
+
+def _write(picture: Union[Image.Image, np.ndarray], path: str) -> None:
+    if isinstance(picture, np.ndarray):
+        try:
+            picture = Image.fromarray(picture)
+        except TypeError:
+            raise ValueError(f"pixels must be of shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}") from None
+    if picture.mode not in _PNG_MODES:
+        picture = picture.convert("RGB")  # as CLIP's preprocessing does, there after resizing
+    picture.save(path, "PNG", compress_level=0)
