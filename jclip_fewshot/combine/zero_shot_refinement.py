@@ -98,7 +98,7 @@ def ranked_behind(start: np.ndarray, refined: np.ndarray) -> np.ndarray:
     share, rest = refined[at], start.copy()
     rest[at] = 0
     rest *= ((1 - share) / np.maximum(rest.sum(axis=1), TINY))[:, None]
-    rest = np.minimum(rest, 0.999 * share[:, None])
+    rest *= np.minimum(1, 0.999 * share / np.maximum(rest.max(axis=1), TINY))[:, None]  # behind, in their own order
     rest[at] = share
     return rest / rest.sum(axis=1, keepdims=True)
 

@@ -90,6 +90,8 @@ def test_behind_the_first_answer_zero_shots_order_stays():
     assert np.argsort(-ranked[0]).tolist() == [2, 0, 1, 3]
     np.testing.assert_allclose(ranked.sum(), 1, rtol=1e-6)
     np.testing.assert_allclose(ranked[0, 2], 0.6, rtol=1e-6)
+    unsure = ranked_behind(start, np.float32([[0.24, 0.24, 0.28, 0.24]]))  # the start is surer of two others
+    assert np.argsort(-unsure[0]).tolist() == [2, 0, 1, 3] and len(set(unsure[0].tolist())) == 4
 
 
 def test_shapes_are_checked():
