@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
-from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
@@ -110,10 +109,9 @@ class EncoderSource:
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
                     seed=seed, workers=self._workers, class_tokens=tokens)
 
-    def under(self, tensors: Dict[str, np.ndarray], name: str) -> "EncoderSource":
-        """The same source with some of the tower's tensors in another state: its rows are cached on their own."""
-        tuned = TunedEncoder(self._encoder, tensors, f"{self._encoder.name} {name}")
-        return EncoderSource(tuned, self._cache, self._workers, self._record)
+    def under(self, make: Callable[[Encoder], Encoder]) -> "EncoderSource":
+        """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
+        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record)
 
     @property
     def model(self) -> object:

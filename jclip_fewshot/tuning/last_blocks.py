@@ -32,10 +32,10 @@ from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, m
 
 
 class LastBlocks(Member):
-    """blocks: b. rank: of the updates. epochs, batch, lr: of the training. forget: κ."""
+    """blocks: b. rank: of the updates. epochs, most_steps, batch, lr: of the training. forget: κ."""
 
     name = "last_block"
-    blocks, rank, epochs, batch, lr, forget = 1, 8, 33, 32, 2e-3, 0.0
+    blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 66, 1000, 32, 2e-3, 0.0
 
     def first(self, model: CLIP) -> int:
         """The lowest block that trains."""
@@ -45,7 +45,8 @@ class LastBlocks(Member):
         return self.first(model)
 
     def constants(self) -> Dict[str, float]:
-        return {name: getattr(self, name) for name in ("blocks", "rank", "epochs", "batch", "lr", "forget")}
+        names = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
+        return {name: getattr(self, name) for name in names}
 
     def _norms(self, model: CLIP) -> list:
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
@@ -55,7 +56,8 @@ class LastBlocks(Member):
         length, width = bank.encoder.model.visual.shape_at(0)
         block = block_operations(length, width)
         image = (self.blocks - 1) * block + 4.0 * length * width ** 2 + 20.0 * width ** 2  # the last at one token
-        return (len(task.folds()) + 1) * self.epochs * 2 * len(task) * image
+        rows = min(self.epochs * len(task), self.most_steps * self.batch)
+        return (len(task.folds()) + 1) * 2 * rows * image
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
         model, rng = bank.encoder.model, np.random.default_rng(self.seed)
@@ -68,6 +70,7 @@ class LastBlocks(Member):
         start.update({name: part(model, name).float32().numpy() for name in norms})
         start[CLASSIFIER] = np.zeros((len(seen), task.text.shape[1]), np.float32)
         chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+        chosen = chosen[:self.most_steps]
 
         def loss(p: Vars, step: int) -> "jt.Var":
             rows = chosen[step]

@@ -25,6 +25,8 @@ from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.heads.base import keep_unseen, log_loss, top1
 from jclip_fewshot.heads.training import fits_of
@@ -37,7 +39,6 @@ from jclip_fewshot.tuning.training import Arrays
 CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
 ALPHAS = (0.5, 0.75, 1.0)
 ROWS_AT_ONCE = 256
-KEPT = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")
 
 
 class Member:
@@ -49,6 +50,7 @@ class Member:
 
     name = ""
     needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
     choices: Dict[str, Sequence[float]] = {}  # settings to try, each by a training of its own
 
     def __init__(self, seed: int = 0) -> None:
@@ -84,6 +86,8 @@ class Member:
         self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
         self.scale_ = np.float32(task.scale)
         self.update_, self.classifier_ = {}, task.text
+        for name in set(self.kept) - set(Member.kept):
+            setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
         self.settings_: dict = {}
         self.history_: List[dict] = []
@@ -184,24 +188,24 @@ class Member:
         answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
         return self._braked(answers, zero_shot)
 
-    def tensors(self, model: CLIP) -> Arrays:
-        """What a TunedEncoder puts in place: {OpenAI's name: array in the model's layout}."""
-        return merged(model, self.update_)
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        """The tower that gives the rows which `logits` takes."""
+        return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
     def state(self) -> Arrays:
-        """Everything that `logits` and `tensors` need: kilobytes."""
-        arrays = {name: np.asarray(getattr(self, name)) for name in KEPT}
+        """Everything that `logits` and `encoder` need: kilobytes."""
+        arrays = {name: np.asarray(getattr(self, name)) for name in self.kept}
         arrays.update({f"update/{name}": value for name, value in self.update_.items()})
         return arrays
 
     @classmethod
     def from_state(cls, state: Arrays) -> "Member":
         """The inverse of `state`."""
-        missing = [name for name in KEPT if name not in state]
+        missing = [name for name in cls.kept if name not in state]
         if missing:
             raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
         member = cls()
-        for name in KEPT:
+        for name in cls.kept:
             setattr(member, name, np.asarray(state[name]))
         member.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
                           if name.startswith("update/")}

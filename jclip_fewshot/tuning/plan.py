@@ -25,9 +25,11 @@ from jclip_fewshot.tuning.full_towers import ClipLora, TwoStage
 from jclip_fewshot.tuning.last_blocks import LastBlocks
 from jclip_fewshot.tuning.members import Member
 from jclip_fewshot.tuning.prolip import ProLIP
+from jclip_fewshot.tuning.token_gda import TokenGDA
 
-MEMBERS: Dict[str, Type[Member]] = {member.name: member for member in (LastBlocks, ProLIP, ClipLora, TwoStage)}
-CPU_MEMBERS = (LastBlocks.name, ProLIP.name)  # auto's on a CPU
+MEMBERS: Dict[str, Type[Member]] = {
+    member.name: member for member in (TokenGDA, LastBlocks, ProLIP, ClipLora, TwoStage)}
+CPU_MEMBERS = (TokenGDA.name, LastBlocks.name, ProLIP.name)  # auto's on a CPU
 CPU_SECONDS = 600.0  # auto's on a CPU, at most
 SHARE = 0.75  # of the matrix rate that training reaches
 
@@ -70,8 +72,7 @@ def tuned_rows(source: Source, root: Path, paths: Sequence[str]) -> Optional[Cal
         return None
 
     def rows_under(member: Member) -> np.ndarray:
-        tuned = source.under(member.tensors(source.model), member.name)
-        return tuned.images(root, paths, stage=f"images by {member.name}")[0]
+        return source.under(member.encoder).images(root, paths, stage=f"images by {member.name}")[0]
     return rows_under
 
 
