@@ -1,10 +1,11 @@
-"""Is a representative choice of shots worth more than a random one? Measured on re-split suites.
+"""Is a representative choice of shots worth more than a random one, and does leave-one-shot-out say so?
 
-    python benchmarks/selection.py SUITE.npz [...] [--shots 4] [--pool 16] [--draws 5]
+    python benchmarks/selection.py SUITE.npz [...] [--shots 4] [--pool 24] [--draws 5]
 
 Of each class, part of the suite's labelled test rows becomes the pool that shots are chosen from, and the rest
 (three rows or more) the test. Both rules see the same pool, and each draw splits the rows anew, so that the
-differences are paired. ± is the standard deviation over draws.
+differences are paired. Beside each test score stands what the shots themselves said of it: cv, the top-1 of shots left
+out. ± is the standard deviation over draws. Numbers: docs/selection.md.
 """
 
 import argparse
@@ -37,16 +38,18 @@ def main():
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
     options = parser.parse_args()
+
     from jclip_fewshot.data.shots import choose_representative
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.evaluation.suites import load_suite
-    from jclip_fewshot.heads import HEADS
+    from jclip_fewshot.pipeline import Pipeline, head_names
     from jclip_fewshot.task import Task
-    names = options.heads.split(",")
-    print(f"{'suite':18} {'classes':>7} {'head':14} {'random':>15} {'representative':>15}  difference")
+    names = head_names(options.heads)
+    print(f"{'suite':14} {'classes':>7} {'method':13} {'random':>14} {'cv':>14} {'representative':>14} {'cv':>14} "
+          f"{'gain':>13} {'cv gain':>14}")
     for path in options.suites:
         suite = load_suite(path)
-        found = {name: [] for name in names}
+        found = {}
         for draw in range(options.draws):
             rng = np.random.default_rng(draw)
             pool, test = split(suite.labels, options.shots, options.pool, rng)
@@ -54,20 +57,25 @@ def main():
             chosen = choose_representative(labelled, suite.features[pool], suite.task.text, options.shots)
             drawn = np.concatenate([rng.permutation(pool[suite.labels[pool] == label])[:options.shots]
                                     for label in np.unique(suite.labels[pool])])
-            for name in names:
-                scores = []
-                for rows in (drawn, np.array([int(row) for row, _ in chosen])):
-                    task = Task(suite.features[rows], suite.labels[rows], suite.task.text, suite.task.domains)
-                    answer = HEADS[name]().fit(task).logits(suite.features[test])
-                    scores.append(percent(answer.argmax(axis=1) == suite.labels[test]))
-                found[name].append(scores)
+            scores = {}
+            for rows in (drawn, np.array([int(row) for row, _ in chosen])):
+                task = Task(suite.features[rows], suite.labels[rows], suite.task.text, suite.task.domains)
+                pipeline = Pipeline(names).fit(task)
+                answers = pipeline.answer(suite.features[test], refine="off").by_method()
+                held_out = {name: head.held_out_logits() for name, head in pipeline.heads_.items()}
+                held_out["ensemble"] = pipeline.held_out_probs_
+                for name, answer in answers.items():
+                    scores.setdefault(name, []).extend([
+                        percent(answer.argmax(axis=1) == suite.labels[test]),
+                        percent(held_out[name].argmax(axis=1) == task.labels)])
+            for name, row in scores.items():
+                found.setdefault(name, []).append(row)
         classes = len(np.unique(suite.labels[pool]))
-        for name, scores in found.items():
-            scores = np.array(scores)
-            gain = scores[:, 1] - scores[:, 0]
-            cells = [f"{values.mean():8.2f} ± {values.std(ddof=1):.2f}" for values in scores.T]
-            print(f"{suite.name:18} {classes:7} {name:14}", *cells, f"{gain.mean():+8.2f} ± {gain.std(ddof=1):.2f}",
-                  flush=True)
+        for name, rows in found.items():
+            rows = np.array(rows)
+            columns = [*rows.T, rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]]
+            cells = [f"{values.mean():7.2f} ± {values.std(ddof=1):.2f}" for values in columns]
+            print(f"{suite.name:14} {classes:7} {name:13}", *cells, flush=True)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
+        images = pictures_or_rows(images)
         return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
@@ -168,6 +169,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
+        images = pictures_or_rows(images)
         return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
@@ -210,7 +212,7 @@ class FewShotClassifier:
         """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
 
         Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
-        where no shot can be left out.
+        where none can be.
         """
         self._require_fit()
         require_export_name(path)
@@ -275,7 +277,7 @@ class FewShotClassifier:
 
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
         """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
-        paths = self._paths(pictures_or_rows(images))
+        paths = self._paths(images)
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:

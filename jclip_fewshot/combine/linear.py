@@ -27,6 +27,8 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.task import Task, zero_shot_logits
 
 SAME = 1e-4  # of the largest logit: what float32 may change
+Logits = Callable[[np.ndarray], np.ndarray]  # (N, D) unit rows -> (N, K)
+Form = Tuple[np.ndarray, np.ndarray]  # W (K, D), b (K,)
 PROBES = 64  # random rows beside the shots and the text rows that a head is compared on
 
 
@@ -56,9 +58,8 @@ class Linear:
         return p / p.sum(axis=1, keepdims=True)
 
 
-def linear_form(logits: Callable[[np.ndarray], np.ndarray],
-                rows: np.ndarray) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """W (K, D) and b (K,) of logits (N, D) -> (N, K) that are linear on unit rows; None where they are not.
+def linear_form(logits: Logits, rows: np.ndarray) -> Optional[Form]:
+    """W (K, D) and b (K,) of logits that are linear on unit rows, up to what all classes have alike; None of others.
 
     rows (N, D): where the answers are compared, beside random ones.
     """
@@ -75,8 +76,7 @@ def linear_form(logits: Callable[[np.ndarray], np.ndarray],
     return (weight, bias) if np.abs(gap).max() <= SAME * max(1.0, np.abs(found).max()) else None
 
 
-def linear_forms(heads: Dict[str, Callable[[np.ndarray], np.ndarray]],
-                 task: Task) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+def linear_forms(heads: Dict[str, Logits], task: Task) -> Dict[str, Form]:
     """The heads, by name, whose logits are linear in the row among the classes with shots: {name: (W, b)}."""
     columns = _answered(task)
     rows = np.concatenate([task.features, task.text])
@@ -84,7 +84,7 @@ def linear_forms(heads: Dict[str, Callable[[np.ndarray], np.ndarray]],
     return {name: form for name, form in found.items() if form is not None}
 
 
-def pooled(forms: Dict[str, Tuple[np.ndarray, np.ndarray]], ensemble: Ensemble, task: Task) -> Linear:
+def pooled(forms: Dict[str, Form], ensemble: Ensemble, task: Task) -> Linear:
     """One classifier of the heads that `ensemble` was fitted on."""
     pool, columns = ensemble.pool_, _answered(task)
     factors = [weight * scale for weight, scale in zip(pool.weights, pool.scale)]

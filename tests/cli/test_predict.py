@@ -1,0 +1,153 @@
+"""Answers to any pictures: what the arguments name, in which lists they are answered, what is printed, the status."""
+
+import csv
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+
+from jclip_fewshot.cli import predict
+from jclip_fewshot.cli.predict import NONE_OF_THESE, Named, Printer, answer, chunks, listed
+from jclip_fewshot.errors import UserError
+from tests.cli.scripts import call, fails
+
+NAMES = ["cat", "dog", "elk"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in ("a.jpg", "b/c.PNG", "b/d.txt", "b/.hidden.jpg", "b/image_10.jpg", "b/image_2.jpg", "odd[1].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths(arguments, **more):
+    return [picture.path for picture in listed(arguments, **more) if picture]
+
+
+def test_files_folders_and_patterns(folder):
+    assert paths(["a.jpg", "b"]) == ["a.jpg", "b/c.PNG", "b/image_2.jpg", "b/image_10.jpg"]
+    assert paths(["*.jpg"]) == ["a.jpg", "odd[1].jpg"]
+    assert paths(["odd[1].jpg"]) == ["odd[1].jpg"]  # a file's own name is no pattern
+    assert paths(["absent.jpg"]) == ["absent.jpg"]  # whoever reads it says so
+    assert "no .jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
+
+
+def test_names_from_a_pipe_are_answered_as_they_come(folder):
+    reader, writer = os.pipe()
+    os.write(writer, b"a.jpg\r\n\nb/c.PNG\nb/")
+    pictures = listed(["-"], names=os.fdopen(reader, "rb"))
+    lists = chunks(pictures)
+    assert next(lists) == [Named("a.jpg"), Named("b/c.PNG")]  # although the pipe is open and a name cut in two
+    os.write(writer, b"image_2.jpg\nlast")
+    assert next(lists) == [Named("b/image_2.jpg")]
+    os.close(writer)
+    assert next(lists) == [Named("last")] and next(lists, None) is None
+
+
+def test_lists_grow_and_lose_none():
+    pictures = [Named(str(number)) for number in range(1500)]
+    sizes = [len(chunk) for chunk in chunks(iter(pictures))]
+    assert sizes == [16, 32, 64, 128, 256, 512, 492]
+    assert [name for chunk in chunks(iter(pictures)) for name in chunk] == pictures
+    assert [len(chunk) for chunk in chunks(iter([None, *pictures, None]), together=True)] == [1500]
+
+
+def printed(capsys, probs, **settings):
+    Printer(NAMES, **settings).write("a b.jpg", np.float32(probs))
+    return capsys.readouterr().out
+
+
+def test_three_forms(capsys):
+    text = printed(capsys, [0.2, 0.7, 0.1], top=2)
+    assert text == "a b.jpg\tdog 70.0 %\tcat 20.0 %\n"
+    line = json.loads(printed(capsys, [0.2, 0.7, 0.1], form="json"))
+    assert line["image"] == "a b.jpg" and line["answer"] == "dog"
+    assert [one["class"] for one in line["classes"]] == ["dog", "cat", "elk"]
+    header, row = csv.reader(io.StringIO(printed(capsys, [0.2, 0.7, 0.1], form="csv", top=1)))
+    assert header == ["image", "answer", "class1", "probability1"] and row == ["a b.jpg", "dog", "dog", "0.700000"]
+
+
+def test_none_of_these_below_the_threshold(capsys):
+    for p, said in ((0.51, False), (0.49, True)):
+        probs = [p, 1 - p - 0.2, 0.2]
+        probs = [max(probs), min(probs), 1 - max(probs) - min(probs)] if p > 0.5 else [0.49, 0.31, 0.2]
+        assert (NONE_OF_THESE in printed(capsys, probs, reject=0.5)) == said
+        assert (json.loads(printed(capsys, probs, reject=0.5, form="json"))["answer"] is None) == said
+        assert (NONE_OF_THESE in printed(capsys, probs, reject=0.5, form="csv")) == said
+
+
+class Source:
+    """Reads every path but those that begin with "bad"."""
+
+    model = None  # no tower to tune
+
+    def images(self, root, paths, stage=""):
+        bad = {index: "the file is empty" for index, path in enumerate(paths) if path.startswith("bad")}
+        return np.float32([[float(path.strip("bad")), 1] for path in paths]).reshape(-1, 2), bad
+
+
+class Pipe:
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, rows, refine, rows_under=None):
+        self.asked.append((len(rows), refine))
+        return type("Answers", (), {"final": np.repeat(np.float32([[0.2, 0.7, 0.1]]), len(rows), axis=0)})
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_answered(capsys):
+    pictures = [Named("1"), Named("bad2"), Named("gone", "no file has such a name"), Named("3")]
+    assert answer(Pipe(), Source(), iter(pictures), Printer(NAMES, 1)) == 1
+    said = capsys.readouterr()
+    assert said.out == "1\tdog 70.0 %\n3\tdog 70.0 %\n"
+    assert "bad2 cannot be read (the file is empty)" in said.err and "gone: no file has such a name" in said.err
+    assert answer(Pipe(), Source(), iter([Named("1")]), Printer(NAMES, 1)) == 0
+    for none in ([Named("bad2"), Named("gone", "no such")], []):
+        with pytest.raises(UserError):
+            answer(Pipe(), Source(), iter(none), Printer(NAMES, 1))
+
+
+def test_refining_waits_for_all(monkeypatch, capsys):
+    monkeypatch.setattr(predict, "FIRST", 2)
+    pictures, asked = [Named(str(number)) for number in range(5)], {}
+    for refine in (False, True):
+        pipe = Pipe()
+        answer(pipe, Source(), iter([*pictures, None]), Printer(NAMES, 1), refine)
+        asked[refine] = pipe.asked
+    assert asked[True] == [(5, "auto")] and asked[False][0] == (2, "off") and sum(n for n, _ in asked[False]) == 5
+
+
+def test_the_command_on_a_run(contest, trained):
+    """As test.py answers without refinement, from a feature file, with paths below the data folder."""
+    assert call(contest, "test.py", "--run", trained, "--refine", "off", "--quiet").returncode == 0
+    wanted = dict(line.split(" ", 1) for line in (contest / "result.txt").read_text().splitlines())
+    classes = [line.split()[0] for line in (contest / "classes.txt").read_text().splitlines()]
+    done = call(contest, "jclip_fewshot", "predict", trained, "TestSetA", "absent.jpg", "--json", "--quiet")
+    assert done.returncode == 1 and "absent.jpg cannot be read" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 30
+    for line in lines:
+        assert [one["class"] for one in line["classes"]] == [
+            classes[int(number)] for number in wanted[line["image"].split("/")[1]].split()]
+    fails(call(contest, "jclip_fewshot", "predict", trained, "absent.jpg", "--quiet"), "no picture could be read")
+    fails(call(contest, "jclip_fewshot", "predict", trained, "TestSetA", "--reject", "2"), "--reject takes")
+
+
+def test_export_runs_and_cache_on_a_run(contest, trained):
+    done = call(contest, "jclip_fewshot", "export", trained, "c.npz", "--quiet")
+    assert done.returncode == 0 and "held-out top-1" in done.stdout, done.stderr
+    assert np.load(contest / "c.npz")["weight"].shape == (6, 32)
+    fails(call(contest, "jclip_fewshot", "export", trained, "c.pt"), "neither in .npz")
+    assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
+    done = call(contest, "jclip_fewshot", "runs")
+    assert done.returncode == 0 and "base" in done.stdout and "cv" in done.stdout
+    done = call(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
+    assert done.returncode == 0 and "30 images" in done.stdout and "p = 1" in done.stdout
