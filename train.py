@@ -23,7 +23,7 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest
 from jclip_fewshot.data.shots import choose, rule, shortage
-from jclip_fewshot.data.support import read_support
+from jclip_fewshot.data.support import named_below, read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
 from jclip_fewshot.task import Task, domain_indices
@@ -75,7 +75,7 @@ def main() -> None:
     labelled = shots
     if found:
         tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
-        shots = labelled + [image for image, stays in zip(found, kept) if stays]
+        shots = labelled + [image for image, stays in zip(named_below(settings.support, found), kept) if stays]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
                   settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))

@@ -41,6 +41,11 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledP
     return by_class(found)
 
 
+def named_below(folder: PathLike, images: Sequence[LabelledPath]) -> List[LabelledPath]:
+    """The images as a run's record calls them, support/<class>/<file>: a record names no path outside its data."""
+    return [(f"support/{Path(path).relative_to(folder).as_posix()}", label) for path, label in images]
+
+
 def read_unlabelled(folder: PathLike) -> List[str]:
     """Paths of every image in a folder and below, in natural order.
 

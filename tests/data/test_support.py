@@ -2,7 +2,7 @@
 
 import pytest
 
-from jclip_fewshot.data.support import read_support, read_unlabelled
+from jclip_fewshot.data.support import named_below, read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 
 CLASSES = ["Animal_Bear", "Animal_Cat", "Dish_soup"]
@@ -21,6 +21,7 @@ def test_reads_both_layouts_sorted_by_class(tmp_path):
     found = read_support(tmp_path, CLASSES)
     assert [(path[len(str(tmp_path)) + 1:], label) for path, label in found] == [
         ("Animal/Bear/9.JPEG", 0), ("Animal/Bear/10.jpg", 0), ("Dish_soup/2.png", 2)]
+    assert named_below(tmp_path, found)[0] == ("support/Animal/Bear/9.JPEG", 0)
 
 
 @pytest.mark.parametrize("paths, words", [
