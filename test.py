@@ -47,7 +47,7 @@ def main() -> None:
 
     # 2. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     root = settings.data or runs.where_now(folder, record, config["data"])
-    contest = read_contest(root, config["board"])
+    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
     runs.require_same_classes(folder, record, contest.class_names)
     own_split = default_split(root, config["board"])
     split = settings.split or own_split
