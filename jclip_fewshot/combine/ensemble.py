@@ -26,7 +26,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp
+from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import Fold, Task
 
@@ -114,7 +114,7 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
     b = np.zeros(num_classes)
     for _ in range(steps):
-        mass = row_weights @ np.exp(log_softmax(log_probs + b[None].astype(np.float32)))
+        mass = row_weights @ softmax(log_probs + b[None].astype(np.float32))
         step = (mass - wanted + rho * b) / (mass + rho)
         b -= step
         if np.abs(step).max() < 1e-3:
@@ -293,8 +293,7 @@ class Ensemble:
 
 def _normalised(log_probs: np.ndarray) -> np.ndarray:
     """log p up to a constant → float32 rows that sum to 1, none of them 0."""
-    p = np.exp(log_softmax(log_probs.astype(np.float64)))
-    p = np.maximum(p, FLOOR)
+    p = np.maximum(softmax(log_probs.astype(np.float64)), FLOOR)
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.combine.em_dirichlet import gamma_family
 from jclip_fewshot.combine.held_out import Choice, HeldOutFold, choose
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Task, class_sums
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
@@ -181,8 +181,7 @@ class SetEvidence:
         text = task.text - task.text.mean(axis=0)
         self.assignments, self.neighbours = assignments, min(neighbours, len(x) - 1)
         self.shot_counts = 1.0 + task.counts
-        shot_sums = text.astype(np.float64)
-        np.add.at(shot_sums, task.labels, shots)
+        shot_sums = text + class_sums(shots, task.labels, task.num_classes)
         self.counts = self.shot_counts + assignments.sum(axis=0, dtype=np.float64)
         sums = shot_sums + matmul(assignments.T, x)
         means = sums / self.counts[:, None]

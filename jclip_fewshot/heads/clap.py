@@ -18,14 +18,14 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax
-from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product, unit_var
+from jclip_fewshot.backend.numerics import product, softmax, unit_var
+from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars
 from jclip_fewshot.task import Task
 
 
 def trust_in_text(task: Task) -> np.ndarray:
     """λ (K, 1): mean zero-shot probability of its class over a class's shots; the largest where it has none."""
-    p = np.exp(log_softmax(task.zero_shot(task.features)))[np.arange(len(task)), task.labels]
+    p = softmax(task.zero_shot(task.features))[np.arange(len(task)), task.labels]
     sums = np.bincount(task.labels, weights=p, minlength=task.num_classes)
     trust = sums / np.maximum(task.counts, 1)
     return np.where(task.seen, trust, trust.max()).astype(np.float32)[:, None]

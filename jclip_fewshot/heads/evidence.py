@@ -24,7 +24,7 @@ from typing import Iterator, Optional, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.heads.base import Head, top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
@@ -99,7 +99,7 @@ def fit_mixture(components: np.ndarray, labels: np.ndarray, prior: np.ndarray, s
 def domain_posterior(zero_shot: np.ndarray, domains: np.ndarray) -> np.ndarray:
     """Zero-shot's probability that a row belongs to each domain: (N, K), (K,) -> (N, domains)."""
     membership = np.eye(domains.max() + 1, dtype=np.float32)[domains]
-    return np.exp(log_softmax(zero_shot)) @ membership
+    return softmax(zero_shot) @ membership
 
 
 def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domains: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.heads.gda import GDA, text_means
 from jclip_fewshot.task import Task, class_means, class_sums, zero_shot_logits
 
@@ -32,7 +32,7 @@ TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
 
 def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
     """s = softmax(100 x tᵀ): (N, D), (K, D) -> (N, K)."""
-    return np.exp(log_softmax(zero_shot_logits(features, text)))
+    return softmax(zero_shot_logits(features, text))
 
 
 def class_profiles(task: Task) -> np.ndarray:

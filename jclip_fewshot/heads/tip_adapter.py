@@ -13,12 +13,12 @@ means the same for k-1 and k shots, which leave-one-shot-out needs.
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.heads.base import top1
 from jclip_fewshot.heads.evidence import EvidenceHead
 from jclip_fewshot.task import Task, class_sums, fold_of_shots
@@ -26,9 +26,9 @@ from jclip_fewshot.task import Task, class_sums, fold_of_shots
 BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
 
 
-def affinity(features: jt.Var, keys: jt.Var, beta: float) -> jt.Var:
+def affinity(features: jt.Var, keys: jt.Var, beta: "Union[float, jt.Var]") -> jt.Var:
     """A = exp(-β (1 - x Fᵀ)): (N, D), (S, D) -> (N, S). Equation 3."""
-    return jt.exp(beta * (jt.matmul(features, keys.transpose()) - 1))
+    return jt.exp(beta * (product(features, keys) - 1))
 
 
 def cache_logits(features: np.ndarray, keys: np.ndarray, values: np.ndarray, beta: float) -> np.ndarray:

@@ -29,10 +29,10 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, log_softmax_var, matmul, product, softmax, unit_rows, unit_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
-from jclip_fewshot.heads.training import AdamW, fits_of
+from jclip_fewshot.heads.training import AdamW, fits_of, residuals
 from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
@@ -46,16 +46,11 @@ class Vicinity:
     def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
         self.rng = np.random.default_rng(seed)
-        count = task.counts[task.labels]
-        sums = np.zeros_like(task.text)
-        np.add.at(sums, task.labels, task.features)
-        rest = task.features - sums[task.labels] / count[:, None]
-        unbiased = np.sqrt(count / np.maximum(count - 1, 1))[:, None]
-        self.residuals = (rest * unbiased).astype(np.float32)
+        self.residuals = residuals(task)
         domain = task.domains[task.labels]
         self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
         for d in np.unique(domain):
-            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & (count > 1))))
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.has_company)))
 
     def draw(self) -> np.ndarray:
         """x̃ (S, D) float32 unit rows."""
@@ -143,15 +138,14 @@ class Vicinal(Head):
 
         def rows() -> "jt.Var":
             w = delta[0] + jt.stack([text + jt.matmul(text, M) for M in maps])
-            return w / jt.sqrt((w * w).sum(2, keepdims=True) + 1e-12)
+            return unit_var(w)
 
         for epoch in range(self.epochs):
             next(bar, None)
             x = jt.array(vicinity.draw())
-            cosines = jt.nn.matmul_transpose(x, rows().reshape(L * K, D))
+            cosines = product(x, rows().reshape(L * K, D))
             logits = self.scale_ * cosines.reshape(len(task), L, K)
-            shifted = logits - logits.max(2, keepdims=True).stop_grad()
-            own = jt.log(jt.exp(shifted).sum(2)) - (shifted * at_label).sum(2)  # (S, L)
+            own = -(log_softmax_var(logits) * at_label).sum(2)  # (S, L)
             loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
             for M in maps:
                 loss = loss + self.map_lambda * (M * M).sum()
@@ -163,7 +157,7 @@ class Vicinal(Head):
             jt.sync(delta + maps)
             jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
             if own_history is not None:
-                right = (shifted.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
+                right = (logits.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
                 own_history.append({"epoch": epoch + 1, "loss": float(losses.numpy().mean()),
                                     "train_top1": 100 * float(right.item())})
         if own_history is not None:
@@ -187,7 +181,7 @@ class Vicinal(Head):
         for d in np.unique(task.domains):
             own = losses[:, domain_of == d]
             summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
-            weights[task.domains == d] = np.exp(log_softmax(-summed))
+            weights[task.domains == d] = softmax(-summed)
         return weights
 
     def _logits(self, features: np.ndarray) -> np.ndarray:

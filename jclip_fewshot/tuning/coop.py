@@ -20,8 +20,8 @@ from typing import Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.model import CLIP, normalized
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.towers import cut
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 

@@ -19,11 +19,12 @@ from typing import Dict
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.heads.training import product, softmax_kl, unit_var
+from jclip_fewshot.heads.training import softmax_kl
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
@@ -89,15 +90,3 @@ class LastBlocks(Member):
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
         return rows_from(model, x, self.first(model))
-
-    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        scaled: Arrays = {}
-        for name, value in arrays.items():
-            if name.endswith(".w_lora_A"):
-                scaled[name] = value
-            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
-                scaled[name] = np.float32(alpha) * value
-            else:
-                start = part(model, name).float32().numpy()
-                scaled[name] = start + np.float32(alpha) * (value - start)
-        return scaled

@@ -20,9 +20,9 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 
 RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'

@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
 from jclip_fewshot.clip.model import CLIP
-from jclip_fewshot.clip.replace import replaced
+from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
@@ -42,7 +42,7 @@ ROWS_AT_ONCE = 256
 
 
 class Member:
-    """Subclasses say what trains: `depth`, `train`, `rows`, `shrunk`.
+    """Subclasses say what trains: `depth`, `train`, `rows`.
 
     After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
     `settings_`, `history_`.
@@ -73,8 +73,17 @@ class Member:
         raise NotImplementedError
 
     def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        """The arrays of W₀ + α ΔW and α ΔC."""
-        raise NotImplementedError
+        """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
+        scaled: Arrays = {}
+        for name, value in arrays.items():
+            if name.endswith(".w_lora_A"):
+                scaled[name] = value
+            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
+                scaled[name] = np.float32(alpha) * value
+            else:
+                start = part(model, name).float32().numpy()
+                scaled[name] = start + np.float32(alpha) * (value - start)
+        return scaled
 
     def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
             on_fit: Callable[[int, int], None] = lambda done, total: None) -> "Member":

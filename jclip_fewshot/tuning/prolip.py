@@ -17,10 +17,10 @@ from typing import Dict, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.encoders.base import UNPROJECTED, Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.heads.training import product, unit_var
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.members import Member
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy

@@ -19,9 +19,9 @@ from typing import Callable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.heads.training import product, unit_var
 from jclip_fewshot.tuning.lora import LEAST_LR, LR, WEIGHT_DECAY
 from jclip_fewshot.tuning.towers import blocks_of, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
@@ -60,5 +60,4 @@ def train_classifier(start: np.ndarray, rows: Callable[[int], "jt.Var"], labels:
 
 def answer(classifier: np.ndarray, text: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """The rows (K, D) that answer: the classifier's where a class has shots, else the tuned text tower's."""
-    rows = np.where(seen[:, None], classifier, text)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit_rows(np.where(seen[:, None], classifier, text))
