@@ -47,7 +47,7 @@ def main() -> None:
 
     # 2. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     root = settings.data or runs.where_now(folder, record, config["data"])
-    contest = read_contest(root, config["board"])
+    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
     runs.require_same_classes(folder, record, contest.class_names)
     own_split = default_split(root, config["board"])
     split = settings.split or own_split
@@ -64,7 +64,7 @@ def main() -> None:
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     where = runs.sources_now(folder, record, settings)
     source = reopen_source(record["encoder"], where, record["shots"]["files"], class_names, task, **settings.encoding)
-    features, bad = test_rows(source, contest.root, tests)
+    features, bad = test_rows(source, contest.root, tests, settings.views)
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
     readable = [index for index in range(len(tests.names)) if index not in bad]
