@@ -20,34 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT.parent), str(ROOT)]
+from resplit import draw  # noqa: E402
+
 from jclip_fewshot.backend.numerics import log_softmax  # noqa: E402
 from jclip_fewshot.combine.ensemble import Ensemble, fit_pool  # noqa: E402
 from jclip_fewshot.evaluation.scores import table  # noqa: E402
 from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
 from jclip_fewshot.heads.base import log_loss, top1  # noqa: E402
 from jclip_fewshot.pipeline import head_names, make_head  # noqa: E402
-from jclip_fewshot.task import Task  # noqa: E402
-
-
-def draw(suite, seed, per_class):
-    """(shots, test features, test labels): the suite's own for seed 0, else drawn anew.
-
-    Classes with fewer than `per_class` + 2 rows, and those without a shot in the suite, get none.
-    """
-    if seed == 0:
-        return suite.task, suite.features, suite.labels
-    features = np.concatenate([suite.task.features, suite.features])
-    labels = np.concatenate([suite.task.labels, suite.labels])
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for c in np.flatnonzero(suite.task.seen):
-        rows = rng.permutation(np.flatnonzero(labels == c))
-        if len(rows) >= per_class + 2:
-            chosen.extend(rows[:per_class])
-    rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    task = Task(features[chosen], labels[chosen], suite.task.text, suite.task.domains)
-    return task, features[rest], labels[rest]
 
 
 def rules(held_out, logits, task):
@@ -78,9 +60,8 @@ def rules(held_out, logits, task):
 def ceilings(held_out, logits, task, labels):
     """{rule: (N, K) log p} of pools that are fitted to, or picked by, the test labels."""
     everything = np.stack(list(logits.values()))
-    prior = np.full(len(everything), 1 / len(everything))
-    answers = {"! weights fitted to the test labels": fit_pool(everything, labels, prior, 0.01, 1e6)(everything),
-               "! weights and class biases fitted to them": fit_pool(everything, labels, prior, 0.01, 4)(everything)}
+    answers = {"! weights fitted to the test labels": fit_pool(everything, labels, 0.01, 1e6)(everything),
+               "! weights and class biases fitted to them": fit_pool(everything, labels, 0.01, 4)(everything)}
     scale = Ensemble().fit(held_out, task).pool_.scale
     log_probs = [log_softmax(np.float32(a) * one) for a, one in zip(scale, everything)]
     for size in (2, 3, 4):
@@ -94,13 +75,12 @@ def by_domain(held_out, logits, task):
     held_all, test_all = np.stack(list(held_out.values())), np.stack(list(logits.values()))
     common = Ensemble().fit(held_out, task)
     p = common.probs(logits)
-    prior = np.full(len(held_out), 1 / len(held_out))
     answer = np.empty(p.shape)
     for domain in np.unique(task.domains):
         columns = np.flatnonzero(task.domains == domain)
         rows = np.flatnonzero(task.domains[task.labels] == domain)
         labels = np.searchsorted(columns, task.labels[rows])
-        pool = fit_pool(held_all[:, rows][:, :, columns], labels, prior, 10.0, 4.0)
+        pool = fit_pool(held_all[:, rows][:, :, columns], labels, 10.0, 4.0)
         answer[:, columns] = pool(test_all[:, :, columns]) + np.log(p[:, columns].sum(axis=1, keepdims=True))
     return answer
 
@@ -119,7 +99,7 @@ def main():
     for path in arguments.suites:
         suite = load_suite(path)
         for seed in range(arguments.draws + 1):
-            task, features, labels = draw(suite, seed, arguments.task)
+            task, features, labels = draw(suite, seed, arguments.shots)
             held_out, logits = {}, {}
             for name in head_names(arguments.heads):
                 head = make_head(name, arguments.seed).fit(task)

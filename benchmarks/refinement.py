@@ -65,8 +65,8 @@ def main():
             gains = np.array([result[1] - result[0] for result in results])
             error = gains[:, 0].std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
             worst = np.minimum(worst, after - before)
-            print(f"  {setting:18s} {before[0]:6.2f} -> {after[0]:6.2f} ({after[0] - before[0]:+.2f} ± {error:.2f}, least "
-                  f"{gains[:, 0].min():+.2f})   top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})"
+            print(f"  {setting:18s} {before[0]:6.2f} -> {after[0]:6.2f} ({after[0] - before[0]:+.2f} ± {error:.2f}, "
+                  f"least {gains[:, 0].min():+.2f})   top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})"
                   f"   c {np.mean([result[3] for result in results]):.2f}   "
                   f"{np.mean([result[2] for result in results]):5.2f} s", flush=True)
         print(f"  worst mean gain: top-1 {worst[0]:+.2f}, top-5 {worst[1]:+.2f}", flush=True)

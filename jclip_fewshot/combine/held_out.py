@@ -53,20 +53,21 @@ class Choice:
     temperature: float
 
 
-# (features (N, D), fold) -> start, e, a of the guests, each (G, K), and the images' mass of each class (K,)
-Guests = Callable[[np.ndarray, HeldOutFold], Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+# (features (N, D), fold) -> start, e, a of the guests, each (G, K)
+Guests = Callable[[np.ndarray, HeldOutFold], Tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def choose(features: np.ndarray, folds: Iterable[HeldOutFold], force: bool,
-           guests: Guests) -> Tuple[Optional[Choice], dict]:
-    """(c, r, T) for the images `features` (N, D), and the decision for the record; None: nothing to check by.
+def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold], force: bool, guests: Guests
+           ) -> Tuple[Optional[Choice], dict]:
+    """(c, r, T) for a test set, and the decision for the record; None: nothing to check by.
+
+    features (N, D): the images that guests are put among. mass (K,): how many images seem to be of each class.
 
     force: the best candidate, whether or not it gains.
     """
     parts, labels, weights = [], [], []
     for fold in folds:
-        *evidence, mass = guests(features, fold)
-        parts.append(np.stack(evidence))
+        parts.append(np.stack(guests(features, fold)))
         labels.append(fold.labels)
         weights.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     if not parts:

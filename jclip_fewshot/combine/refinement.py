@@ -115,7 +115,9 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         return _result(given, given, task, num_classes, {"size": {"why": why}})
 
     weights, decisions = choose_class_weights(probs)
-    choice, decisions["features"] = choose(features, folds, force, lambda rows, fold: _guests(rows, fold, weights))
+    others = features[one_less(probs.argmax(axis=1))]
+    choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
+                                           lambda rows, fold: _guests(rows, fold, weights))
     if choice is None:
         choice = UNCHECKED if force else Choice(0.0, 0.0, 1.0)
     start = np.log(probs + np.float32(TINY))
@@ -138,18 +140,32 @@ def neighbours_of(images: int, present: int) -> int:
     return int(np.clip(images / max(present, 1) - 1, 0, NEIGHBOURS))
 
 
+def one_less(labels: np.ndarray) -> np.ndarray:
+    """All rows but one, drawn at random, of every class, (N',): an image of n in its class sees n - 1 others.
+
+    A guest among all n would see one more than the images that it stands for: enough to promise a gain where every
+    class has a single image.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    return np.sort(np.delete(order, first))
+
+
 def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> Tuple[np.ndarray, ...]:
     """A fold's shots refined as one more image each, by the images alone: guests may outnumber them.
 
-    Returns start (G, K) with class weights, e (G, K), a (G, K) of the guests, and the images' mass of each class (K,).
+    Returns start (G, K) with class weights, e (G, K) and a (G, K) of the guests.
     """
+    if not len(features):
+        nothing = np.zeros((len(fold.labels), fold.task.num_classes), np.float32)
+        return nothing, nothing, nothing
     probs = fold.answer(features)
     start = np.log(fold.answer(fold.features) + np.float32(TINY))
     if weights.sparse:
         probs = weights.settle(np.log(probs + np.float32(TINY)), probs)
         start = start + weights.log_weights(probs, None)
     evidence = SetEvidence(features, probs, fold.task, neighbours_of(len(features), weights.present))
-    return (start, *evidence.of_guests(fold.features), probs.sum(axis=0, dtype=np.float64))
+    return (start, *evidence.of_guests(fold.features))
 
 
 class SetEvidence:

@@ -5,8 +5,16 @@ import pytest
 from scipy.optimize import minimize
 
 from jclip_fewshot.backend.numerics import log_softmax
-from jclip_fewshot.combine.ensemble import (Ensemble, class_bias, fit_pool, likeliest, stack_weights, strong_heads,
-                                            temperature, unseen_offset)
+from jclip_fewshot.combine.ensemble import (
+    Ensemble,
+    class_bias,
+    fit_pool,
+    likeliest,
+    stack_weights,
+    strong_heads,
+    temperature,
+    unseen_offset,
+)
 from jclip_fewshot.task import Task, zero_shot_logits
 
 

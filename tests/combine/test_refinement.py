@@ -7,8 +7,16 @@ import pytest
 
 from jclip_fewshot.backend.numerics import softmax, unit_rows
 from jclip_fewshot.combine.held_out import HeldOutFold
-from jclip_fewshot.combine.refinement import (ClassWeights, SetEvidence, choose_concentration, distinct, keep_ranking,
-                                              neighbours_of, refine)
+from jclip_fewshot.combine.refinement import (
+    ClassWeights,
+    SetEvidence,
+    choose_concentration,
+    distinct,
+    keep_ranking,
+    neighbours_of,
+    one_less,
+    refine,
+)
 from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
 from jclip_fewshot.task import Task, class_means
 
@@ -74,8 +82,8 @@ def test_the_check_sees_that_refining_would_harm(world):
     broken = Task(unit_rows(rng.standard_normal(task.features.shape)), task.labels, task.text, task.domains)
 
     def answer(rows, labels_of_guests):
-        if len(rows) == len(probs):
-            return probs
+        if len(rows) != len(labels_of_guests):
+            return probs[:len(rows)]
         return softmax(rng.standard_normal((len(rows), CLASSES)) + 8 * np.eye(CLASSES)[labels_of_guests])
 
     folds = [HeldOutFold(fold.task, broken.features[fold.left_out], broken.labels[fold.left_out],
@@ -102,6 +110,19 @@ def test_images_answered_with_a_guests_label_would_deceive_the_check(world):
 
 def test_a_class_of_n_images_has_n_minus_one_neighbours():
     assert [neighbours_of(n * 40, 40) for n in (1, 2, 3, 5, 6, 20)] == [0, 1, 2, 4, 5, 5]
+
+
+def test_one_image_of_every_class_is_taken_out_for_the_check():
+    kept = one_less(np.array([0, 0, 0, 2, 5, 5]))
+    assert np.bincount(np.array([0, 0, 0, 2, 5, 5])[kept], minlength=6).tolist() == [2, 0, 0, 0, 0, 1]
+
+
+def test_single_images_are_not_promised_a_gain(world):
+    """One image a class: a guest would find a mate there, the images find none."""
+    task, features, labels, probs, folds = world
+    rows = np.flatnonzero(np.arange(len(labels)) % 20 == 0)
+    refined = refine(probs[rows], features[rows], task, folds)
+    assert top1(refined.probs, labels[rows]) >= top1(probs[rows], labels[rows])
 
 
 def test_distances_equal_the_formula(world):

@@ -1,6 +1,6 @@
 """A small case and what every head answers on it, and EM-Dirichlet by its authors' updates: tests/data/references.npz.
 
-    python -m tests.heads.references            writes the file anew: only from code that passes the tests with ../shared
+    python -m tests.heads.references      writes it anew: only from code that passes the tests with ../shared
 
 Inputs are made up here. The heads' answers are the package's own, kept so that a clone without the development data
 notices when one changes; EM-Dirichlet's come from the published updates, written out in SciPy and run to their end.
