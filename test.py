@@ -47,7 +47,7 @@ def main() -> None:
 
     # 2. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     root = settings.data or runs.where_now(folder, record, config["data"])
-    contest = read_contest(root, config["board"])
+    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
     runs.require_same_classes(folder, record, contest.class_names)
     own_split = default_split(root, config["board"])
     split = settings.split or own_split
@@ -73,7 +73,8 @@ def main() -> None:
 
     # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
     answers = pipeline.answer(rows, settings.refine,
-                              tuned_rows(source, contest.root, [tests.files[index] for index in readable]))
+                              tuned_rows(source, contest.root, [tests.files[index] for index in readable],
+                                         settings.views))
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")

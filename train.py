@@ -3,6 +3,7 @@
 
     python train.py --data Dataset            the contest: 4 images of each of 374 classes
     python train.py --data Dataset --board B  board B: 29 more classes, without images
+    python train.py --data Dataset --shots 0  no training image at all: the class names alone
     python train.py --demo                    the built-in small contest; needs no download
 
 Images and class names are turned into CLIP features once and kept in .cache/; the heads learn from
@@ -21,11 +22,13 @@ from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest
-from jclip_fewshot.data.shots import choose, rule, shortage
+from jclip_fewshot.data.shots import caution, choose, rule, shortage
+from jclip_fewshot.data.support import named_below, read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.pipeline import Pipeline, head_names, settings_table
+from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning.plan import plan, tune_names
+from jclip_fewshot.without_labels import learn_without_labels
 
 
 def main() -> None:
@@ -41,43 +44,61 @@ def main() -> None:
     # 1. What is there to learn from?
     if settings.demo:
         settings = demo.settings(settings)
-    contest = read_contest(settings.data, settings.board, settings.domains)
+    contest = read_contest(settings.data, settings.board, settings.domains,
+                           labelled=settings.shots > 0 or bool(settings.shot_list))
     for note in contest.notes + [shortage(contest, settings.shots)]:
         tell(note) if note else None
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
-                                        settings.templates)
+                                        settings.templates, settings.prompt_set, settings.descriptions)
+    found = read_support(settings.support, contest.class_names) if settings.support else []
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
-    text = source.texts(contest.class_names, sentences)
+    scores_averaged = settings.prompt_set == prompts.VISDESC
+    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
     watch.lap("sentences")
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     shots = choose(contest, source, text, **draw)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
+    support, found, _ = labelled_rows(source, contest.root, found, True, settings.augment, settings.seed, "support")
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
+    unlabelled, members = learn_without_labels(settings, contest, source, sentences, text)
+    watch.lap("without labels")
+
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale, source.parts)
+    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
+                source.parts, keep_lengths=scores_averaged)
+    task, kept = with_support(task, support, [label for _, label in found], settings.support_for != "all")
+    labelled = shots
+    if found:
+        tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
+        shots = labelled + [image for image, stays in zip(named_below(settings.support, found), kept) if stays]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
                   settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
-    pipeline = Pipeline(names, settings.seed).fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"),
-                                                  tuning)
+    pipeline = Pipeline(names, settings.seed, members, unlabelled)
+    pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"), tuning)
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     arrays = {**pipeline.state(), **pipeline.alpha_beta()}
-    folder = runs.save_run(settings.runs, settings.name, settings.board, shots, arrays, {
+    folder = runs.save_run(settings.runs, settings.name, settings.board, labelled, arrays, {
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
         "shots": {"rule": rule(**draw), "files": [path for path, _ in shots],
-                  "labels": [label for _, label in shots], "unreadable": bad},
+                  "labels": [label for _, label in shots], "unreadable": bad, "support": int(kept.sum())},
+        "without_labels": {"unlabelled": settings.unlabelled, "transductive": settings.transductive,
+                           "members": [member.name for member in members]},
         "settings": pipeline.settings(), "histories": pipeline.histories(),
         "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
     print(settings_table(pipeline.settings()))
+    note = caution(settings.select, settings.shot_list)
+    if note:
+        tell(note)
     print(f"run saved: {folder}  (next: python test.py{runs.demo_flags(settings.demo, settings.demo_seed)})")
 
 

@@ -113,19 +113,22 @@ class FewShotClassifier:
         return hasattr(self, "pipeline_")
 
     @exclusive()
-    def fit(self, images: Images, labels: Sequence, class_names: Optional[Sequence[str]] = None,
+    def fit(self, images: Optional[Images] = None, labels: Optional[Sequence] = None,
+            class_names: Optional[Sequence[str]] = None,
             text: Union[None, str, np.ndarray] = None) -> "FewShotClassifier":
-        """Learns from S images.
+        """Learns from S images; without any, from `class_names` alone.
 
         labels (S,): class names, or with `class_names` whole numbers, the places in it; classes without an image are
         then known by their text alone. class_names, text: see the class; these win over the constructor's.
         Returns self.
         Raises:
-            UserError: an image that cannot be read. ValueError: shapes that do not fit; numbers as labels, without
-                names for them.
+            UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit; numbers as
+                labels, without names for them; neither images nor names.
         """
         class_names = self.class_names if class_names is None else class_names
         text = self.text if text is None else text
+        if images is None and labels is None:
+            return self._fit_names(class_names, text)
         self.parts_, text = self._parts_of(images, text)
         images = pictures_or_rows(side_by_side(images))
         labels = _plain_labels(labels)
@@ -224,6 +227,24 @@ class FewShotClassifier:
         encoder = self._source.record() if self._source is not None else {"model": self.model}
         save_export(path, found, self.class_names_, encoder)
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
+
+    def _fit_names(self, class_names: Optional[Sequence[str]], text: Union[None, str, np.ndarray]
+                   ) -> "FewShotClassifier":
+        """`fit` without any image."""
+        if class_names is None or isinstance(text, str):
+            raise ValueError("fit needs images with labels, or class_names that say what the classes are")
+        names = [str(name) for name in class_names]
+        prompts.require_different(names)
+        self._locate()
+        domains = self._domains_of(names)
+        rows = self._text_rows(text, names, domains, 0)
+        scale = self._source.scale if self._source is not None else CLIP_SCALE
+        parts = self._source.parts if self._source is not None else ()
+        task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale, parts)
+        self.classes_, self.class_names_ = np.arange(len(names)), names
+        self.pipeline_ = Pipeline(seed=self.seed).fit(task)
+        self.n_features_in_ = task.text.shape[1]
+        return self
 
     def _locate(self) -> None:
         """Where the checkpoint lies, whatever the working directory will be."""

@@ -64,6 +64,10 @@ class SourceConfig(MachineConfig):
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"), "SET")
+    descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
+                               metavar="FILE.json")
     names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
     templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
@@ -80,8 +84,14 @@ class TrainConfig(SourceConfig):
     """train.py"""
 
     from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images a class; up to as many in a plain tree", "shots", metavar="N", low=1)
+    shots: int = option(4, "training images a class, in a plain tree at most; 0: names alone", "shots", metavar="N",
+                        low=0)
     seed: int = option(0, "of the draw, the random views and all training", "shots", metavar="N", low=0)
+    support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
+    support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
+    unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
+    transductive: bool = option(False, "the test images too, without labels", "shots")
+    label_free: str = option("", "who learns from them: upl,lafter_text,clip_pr", "method", metavar="LIST")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 
@@ -92,6 +102,7 @@ class ValidateConfig(SourceConfig):
     shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
     seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
     per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
+    views: int = option(1, "views averaged a held-out image, as test.py --views", "features", metavar="V", low=1)
     board_mix: bool = option(False, "weigh the domains as board A's test set seems to", "shots")
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import shutil
 import textwrap
 import time
-from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
 from jclip_fewshot.combine.ensemble import OF, Ensemble
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
+from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
 from jclip_fewshot.tuning.members import Member
@@ -43,8 +45,24 @@ STATE_SCHEMA = {
     "parts/name": Field("text", "E", needed=False), "parts/width": Field("whole", "E", low=1, needed=False),
     "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
 # told of each method as it is done: its name and the seconds of its fit
+HEADS_TOGETHER = "heads"  # the heads' ensemble as a member beside the tuned ones
 OnFit = Callable[[str, float], None]
 RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
+
+
+def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_only: bool = False
+                 ) -> Tuple[Task, np.ndarray]:
+    """The task with support images (M, D) as further shots, and which of them stay, (M,) bool.
+
+    One stays where zero-shot ranks its class among the first few (SuS-X); with `unseen_only`, of classes without a
+    shot alone.
+    """
+    labels = np.asarray(labels, np.int64)
+    kept = keep_support(rows, labels, task.text)
+    if unseen_only:
+        kept &= ~task.seen[labels]
+    features = np.concatenate([task.features, rows[kept]]) if len(task) else rows[kept]
+    return replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])), kept
 
 
 def head_names(listed: str) -> List[str]:
@@ -61,6 +79,18 @@ def head_names(listed: str) -> List[str]:
                             + ", ".join(HEADS))
         names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
+
+
+def heads_and_members() -> Dict[str, Type[Head]]:
+    """Everything that a run may hold, by name."""
+    from jclip_fewshot.tuning.label_free import MEMBERS  # needs Jittor, which the scripts start on a chosen device
+    return {**HEADS, **MEMBERS}
+
+
+def first_of(refinement: Refinement, count: int) -> Refinement:
+    """The refinement of the first `count` images of a larger set."""
+    changed = refinement.changed[refinement.changed < count]
+    return replace(refinement, probs=refinement.probs[:count], changed=changed)
 
 
 def make_head(name: str, seed: int) -> Head:
@@ -114,12 +144,17 @@ class Answers:
         return self.probs if self.refinement is None else self.refinement.probs
 
     def by_method(self) -> Dict[str, np.ndarray]:
-        """(N, K) of every head, the ensemble and the refinement, in the order of the results table."""
-        answers = {**self.logits, "ensemble": self.probs}
+        """(N, K) of every head, the ensemble and the refinement, in the order of the results table.
+
+        Where zero-shot is alone, there is no ensemble, and the refinement is called zero_shot_refined.
+        """
+        answers, name = dict(self.logits), "zero_shot"
+        if len(self.logits) > 1:
+            answers["ensemble"], name = self.probs, "ensemble"
         if self.frozen is not None:
             answers.update(ensemble=self.frozen, ensemble_tuned=self.probs)
         if self.refinement is not None:
-            answers["ensemble_refined"] = self.refinement.probs
+            answers[f"{name}_refined"] = self.refinement.probs
         return answers
 
 
@@ -134,12 +169,22 @@ class Pipeline:
     tuned, the ensemble weighs all, and the refinement looks at the joined rows.
     """
 
-    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0) -> None:
+    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
+                 unlabelled: Optional[np.ndarray] = None) -> None:
+        """members: that have learned without labels (tuning/label_free.py), beside the heads of `names`.
+
+        unlabelled (U, D): images that the refinement sees beside those that it refines.
+        """
         self.names = list(names or HEADS)
-        self.seed = seed
+        self.seed, self.members, self.unlabelled = seed, list(members), unlabelled
 
     def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> "Pipeline":
-        """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self."""
+        """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self.
+
+        Without any shot, the heads that need one are left out.
+        """
+        if not len(task):
+            self.names = [name for name in self.bare_names if not HEADS[name].needs_shots]
         self.task_ = task
         self.names = names_on(self.bare_names, task.parts)
         self.heads_: Dict[str, Head] = {}
@@ -151,6 +196,9 @@ class Pipeline:
             held_out[name] = self.heads_[name].held_out_logits()
             self.seconds_[name] = time.perf_counter() - begun
             on_fit(name, self.seconds_[name])
+        for member in self.members:
+            self.heads_[member.name] = member.fit(task)
+            held_out[member.name] = member.held_out_logits()
         self.tuned_: Dict[str, Member] = {}
         for member in tuning.members:
             begun = time.perf_counter()
@@ -159,21 +207,28 @@ class Pipeline:
             on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
         self.frozen_ensemble_ = Ensemble().fit(held_out, task)
-        self.ensemble_ = self._with_tuned(held_out, task)
+        self.ensemble_ = self._with_tuned(task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
 
-    def _with_tuned(self, held_out: Dict[str, np.ndarray], task: Task) -> Ensemble:
-        """The ensemble of the heads and of those tuned members that lower its held-out log-loss, best first."""
-        best, known = self.frozen_ensemble_, dict(held_out)
+    def _with_tuned(self, task: Task) -> Ensemble:
+        """The heads' ensemble and those tuned members that lower its held-out log-loss, best first, as a pool.
+
+        The heads look at one set of rows and count as one member here: many of them are not many witnesses.
+        """
+        best, known = self.frozen_ensemble_, {HEADS_TOGETHER: np.log(self.frozen_ensemble_.held_out_probs_)}
+        if not self.tuned_:
+            return best
+        least = Ensemble().fit(known, task).settings_.get("held_out_loss", np.inf)  # pooled twice, as with members
         for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
             joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
-            wanted = joined.settings_.get("held_out_loss", np.inf) < best.settings_.get("held_out_loss", np.inf)
+            loss = joined.settings_.get("held_out_loss", np.inf)
+            wanted = loss < least
             if wanted:
-                best, known[member.name] = joined, member.held_out_logits()
+                best, least, known[member.name] = joined, loss, member.held_out_logits()
             else:
                 tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
             member.settings_["in_ensemble"] = bool(wanted)
@@ -223,12 +278,21 @@ class Pipeline:
             frozen_rows = features[:, self.task_.columns(self._first)] if self._first else features
             logits.update({name: member.logits(rows_under(member), frozen_rows)
                            for name, member in self.tuned_.items()})
-            probs, frozen = self.ensemble_.probs(logits), probs
+            frozen = probs
+            if self.ensemble_ is not self.frozen_ensemble_:
+                probs = self.ensemble_.probs({**logits, HEADS_TOGETHER: np.log(frozen)})
         return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"), frozen)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
-        return refine(probs, features, self.task_, self.held_out_folds(), force)
+        count = len(features)
+        if self.unlabelled is not None and len(self.unlabelled):
+            answers = {name: head.logits(self.unlabelled) for name, head in self.heads_.items()}
+            others = self.frozen_ensemble_.probs(answers)
+            features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
+        if not len(self.task_):
+            return first_of(refine_zero_shot(probs, features, self.task_), count)
+        return first_of(refine(probs, features, self.task_, self.held_out_folds(), force), count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
         """Each fold of the shots, with answers by the cheaper stack without that fold.
@@ -262,7 +326,9 @@ class Pipeline:
         arrays["shots/scale"] = np.array(self.task_.scale)
         arrays.update({f"parts/{key}": np.array([getattr(part, key) for part in self.task_.parts])
                        for key in Part._fields if self.task_.parts})
-        arrays["names"] = np.array(self.names)
+        arrays["names"] = np.array(list(self.heads_))
+        if self.unlabelled is not None:
+            arrays["unlabelled"] = self.unlabelled
         if self.tuned_:
             arrays["tuned"] = np.array(list(self.tuned_))
             arrays.update({f"tuned/{name}/{key}": value for name, member in self.tuned_.items()
@@ -292,16 +358,18 @@ class Pipeline:
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
-            pipeline = cls(arrays["names"].tolist())
+            heads = heads_and_members()
+            pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays))
-            pipeline.heads_ = {name: HEADS[_split(name)[0]].from_state(_under(arrays, f"heads/{name}/"))
+                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)
+            pipeline.heads_ = {name: heads[_split(name)[0]].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
                                for name in (arrays["tuned"].tolist() if "tuned" in arrays else [])}
-            pipeline.frozen_ensemble_ = (Ensemble.from_state(_under(arrays, "frozen_ensemble/")) if pipeline.tuned_
-                                         else pipeline.ensemble_)
+            pipeline.frozen_ensemble_ = pipeline.ensemble_
+            if HEADS_TOGETHER in pipeline.ensemble_.names_:
+                pipeline.frozen_ensemble_ = Ensemble.from_state(_under(arrays, "frozen_ensemble/"))
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
                 else HEADS[_split(name)[0]].from_state(_under(arrays, f"check/heads/{name}/"))

@@ -43,9 +43,28 @@ from jclip_fewshot.features.table import FeatureTable  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
 from jclip_fewshot.storage.arrays import load_arrays  # noqa: E402
 from jclip_fewshot.storage.records import load_record, load_test_record, load_validation  # noqa: E402
-from tests.mutations import (ANY, as_safetensors, as_torch_zip, bomb, cut, flip, hugging_face, member,  # noqa: E402
-                             npy_header, number, odd_array, odd_clip, odd_record, odd_text, one_npy, opcodes, png_size,
-                             safetensors_header, splice, tiny_clip)
+from tests.mutations import (  # noqa: E402
+    ANY,
+    as_safetensors,
+    as_torch_zip,
+    bomb,
+    cut,
+    flip,
+    hugging_face,
+    member,
+    npy_header,
+    number,
+    odd_array,
+    odd_clip,
+    odd_record,
+    odd_text,
+    one_npy,
+    opcodes,
+    png_size,
+    safetensors_header,
+    splice,
+    tiny_clip,
+)
 from tests.storage.samples import RECORD, TEST, VALIDATION  # noqa: E402
 
 SECONDS = 5.0  # of the processor, a case

@@ -131,3 +131,16 @@ def test_the_package_has_a_version_and_no_other_surprises():
     assert re.fullmatch(r"\d+\.\d+\.\d+", jclip_fewshot.__version__)
     with pytest.raises(AttributeError):
         jclip_fewshot.absent
+
+
+def test_names_alone(task, tmp_path):
+    text, _, _, queries, truth = task
+    classifier = FewShotClassifier().fit(class_names=list("abcdef"), text=text)
+    assert classifier.score(queries, truth) > 0.6 and classifier.refine(queries).shape == (60, 6)
+    classifier.save(tmp_path / "c.npz")
+    again = FewShotClassifier.load(tmp_path / "c.npz")
+    assert (again.refine(queries) == classifier.refine(queries)).all()
+    with pytest.raises(UserError, match="'a' stands at 0 and at 1"):
+        FewShotClassifier().fit(class_names=["a", "a"], text=text[:2])
+    with pytest.raises(ValueError, match="class_names"):
+        FewShotClassifier().fit()

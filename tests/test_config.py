@@ -17,7 +17,7 @@ def test_help_fits_a_screen_and_shows_defaults(config, capsys, monkeypatch):
         parse(config, "what it does", ["--help"])
     assert leave.value.code == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 66
     assert all(len(line) <= 110 for line in text.splitlines())
     for f in dataclasses.fields(config):
         assert "--" + f.name.replace("_", "-") in text
@@ -44,7 +44,7 @@ def test_toml_round_trip(tmp_path, capsys):
 @pytest.mark.parametrize("text, message", [
     ("shot = 4", "unknown setting 'shot'; did you mean 'shots'?"),
     ("shots = 'four'", "--shots takes a whole number, not 'four'"),
-    ("shots = 0", "--shots takes a number from 1 up, not 0"),
+    ("shots = -1", "--shots takes a number from 0 up, not -1"),
     ("demo = 1", "--demo takes true or false, not 1"),
     ("device = 'tpu'", "--device takes auto, cpu, cuda, not 'tpu'"),
     ("shots = ", "not TOML"),
@@ -94,7 +94,7 @@ def test_a_demo_seed_turns_the_demo_on():
 
 
 def test_verbose_in_a_file_counts_as_the_flag(tmp_path):
-    (tmp_path / "run.toml").write_text("verbose = true\nshots = 0\n")
+    (tmp_path / "run.toml").write_text("verbose = true\nshots = -1\n")
     with pytest.raises(UserError):
         parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")])
     assert console.verbose

@@ -100,6 +100,8 @@ def evaluate(arguments: List[str]) -> int:
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
     parser.add_argument("--heads", default="", metavar="LIST", help="all, fast, or names with commas [all]")
+    parser.add_argument("--shots", type=int, default=None, metavar="N",
+                        help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="95 %% interval of top-1 from N bootstrap samples of the test rows, or of the tasks")
@@ -111,16 +113,19 @@ def evaluate(arguments: List[str]) -> int:
                         help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the table alone")
     given = _parsed(parser, arguments)
-    for flag, least in (("seed", 0), ("seeds", 0), ("tasks", 0), ("task_classes", 1), ("task_queries", 1)):
+    numbers = {"seed": 0, "seeds": 0, "tasks": 0, "task_classes": 1, "task_queries": 1}
+    for flag, least in {**numbers, **({} if given.shots is None else {"shots": 0})}.items():
         if not least <= getattr(given, flag) < 2**31:
             raise UserError(f"--{flag.replace('_', '-')} takes a number from {least} up, not {getattr(given, flag)}")
     if given.json:
         require_writable(given.json, "--json")
 
     from jclip_fewshot.evaluation import evaluate as evaluation
-    from jclip_fewshot.evaluation.suites import load_suite
+    from jclip_fewshot.evaluation.suites import load_suite, with_shots
     from jclip_fewshot.pipeline import Pipeline, head_names
     suite, names = load_suite(given.suite), head_names(given.heads)
+    if given.shots is not None:
+        suite = with_shots(suite, given.shots)
     other = evaluation.read_results(Path(given.compare), bool(given.tasks)) if given.compare else None
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
     pipeline = Pipeline(names, given.seed)
@@ -280,7 +285,7 @@ def cache(arguments: List[str]) -> int:
     if not given.cache or (Path(given.cache).exists() and not Path(given.cache).is_dir()):
         raise UserError(f"--cache {given.cache}: no folder; give the one where features are kept")
     from jclip_fewshot.features.sources import size_text
-    from jclip_fewshot.storage.row_store import FeatureCache
+    from jclip_fewshot.storage.feature_cache import FeatureCache
     with FeatureCache(given.cache) as store:
         if given.clear:
             print(f"{given.cache}: {size_text(store.clear())} deleted")

@@ -56,7 +56,7 @@ _number.__name__ = "int"  # argparse names the type in its message
 
 
 def _metavar(f: dataclasses.Field) -> Optional[str]:
-    if f.metadata["choices"]:
+    if f.metadata["choices"] and not f.metadata["metavar"]:
         return "|".join(choice for choice in f.metadata["choices"] if choice)
     return f.metadata["metavar"]
 

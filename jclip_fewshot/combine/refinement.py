@@ -112,7 +112,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return _result(given, given, task, num_classes, {"size": {"why": why}})
+        return result_of(given, given, task, num_classes, {"size": {"why": why}})
 
     weights, decisions = choose_class_weights(probs)
     others = features[one_less(probs.argmax(axis=1))]
@@ -132,7 +132,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         assignments = assignments ** np.float32(1 / choice.temperature)
         assignments /= assignments.sum(axis=1, keepdims=True)
     refined = keep_ranking(probs, assignments)
-    return _result(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
+    return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
 
 
 def neighbours_of(images: int, present: int) -> int:
@@ -332,7 +332,8 @@ def blocks(rows: int, size: int = BLOCK) -> List[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
-def _result(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, decisions: dict) -> Refinement:
+def result_of(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, decisions: dict) -> Refinement:
+    """The refinement from probs (N, K) to refined (N, K)."""
     balance = refined.mean(axis=0, dtype=np.float64)
     changed = np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1))
     return Refinement(refined, changed, balance, np.bincount(task.domains, weights=balance), present, decisions)

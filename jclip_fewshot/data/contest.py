@@ -129,13 +129,15 @@ def _domain_in(path: str, class_name: str) -> str:
     return ""
 
 
-def read_contest(root: PathLike, board: str = "A", domains: bool = False) -> Contest:
+def read_contest(root: PathLike, board: str = "A", domains: bool = False,
+                 labelled: bool = True) -> Contest:
     """Reads a data set's classes and training images; opens no image.
 
     Args:
         root: data folder in the contest's layout, or a plain tree with a folder a class.
         board: "A" (classes.txt) or "B" (classes_b.txt); a plain tree has one list of classes for both.
         domains: the part of each class's name before the first underscore is its domain, whatever the layout.
+        labelled: False where no training image is asked for: a data set with lists then needs none, nor train.txt.
 
     Raises:
         UserError: no such folder or list; a list line that does not parse; ids that are not 0..K-1; a class
@@ -145,7 +147,8 @@ def read_contest(root: PathLike, board: str = "A", domains: bool = False) -> Con
     if not has_lists(root):
         return _read_tree(root, domains)
     class_names = read_classes(root, board)
-    listed = read_labelled(root / TRAIN_LIST, len(class_names))
+    asked = labelled or (root / TRAIN_LIST).is_file()
+    listed = read_labelled(root / TRAIN_LIST, len(class_names)) if asked else []
     train, lines, notes = [], {}, []
     for number, path, label in listed:
         if path not in lines:
@@ -156,9 +159,10 @@ def read_contest(root: PathLike, board: str = "A", domains: bool = False) -> Con
                             f"and {lines[path][1]} on line {lines[path][0]}; keep the right one")
     if len(train) < len(listed):
         notes.append(f"{TRAIN_LIST} lists {count_of(len(listed) - len(train), 'image')} more than once")
-    require_present(root, root / TRAIN_LIST, [(lines[path][0], path) for path, _ in train])
+    if labelled:
+        require_present(root, root / TRAIN_LIST, [(lines[path][0], path) for path, _ in train])
     without = len(class_names) - len({label for _, label in train})
-    if without:
+    if without and labelled:
         notes.append(f"{without} of {len(class_names)} classes have no training image; text alone knows them")
     train = by_class(train)
     named = [domain_of(name) for name in class_names] if domains else _listed_domains(class_names, train)

@@ -6,6 +6,16 @@ A prompts folder holds data, no code:
                                 default.txt serves the domains that have no file
     class_names.tsv             raw class name <tab> what to call it [<tab> its article: a, an, - for none]
     descriptions/<domain>.json  {raw class name: [sentence, ...]}: what the class looks like
+    openai80.txt                short templates for a class of any kind, in the manner of OpenAI's 80
+
+Prompt sets (`--prompt-set`), by what stands for a class:
+
+    seeds         the domain's first template, as the solutions that this project grew from have it
+    templates     all of the domain's templates
+    openai80      the general templates, averaged: Radford et al. 2021, section 3.1.4
+    descriptions  sentences on what it looks like, averaged: CuPL, Pratt et al. 2022
+    visdesc       the same sentences; the mean of their scores, not of their rows: Menon and Vondrick 2022
+    both          templates and descriptions, averaged
 
 In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi".
 A user's own words take their place: `--names FILE.tsv`, in the form of class_names.tsv, and `--templates FILE`, a
@@ -25,6 +35,8 @@ from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.storage.files import shipped_folder
 
 DEFAULT_DOMAIN = "default"
+PROMPT_SETS = BOTH, SEEDS, TEMPLATES, OPENAI80, DESCRIPTIONS, VISDESC = (
+    "both", "seeds", "templates", "openai80", "descriptions", "visdesc")
 ARTICLES = ("a", "an", "-")
 
 VOWEL_SOUND = re.compile(r"[aeiou]|hour|heir|honest|honou?r|8|(?:11|18)(?:[0-9]{2})?(?![0-9])", re.IGNORECASE)
@@ -42,12 +54,14 @@ class Prompts:
         templates: domain to its templates; "default" serves the other domains.
         names: raw class name to (what to call it, its article or None for the rule's).
         descriptions: raw class name to sentences.
+        general: templates for a class of any kind.
         own_templates: raw class name to templates that take the place of its domain's.
     """
 
     templates: Dict[str, List[str]]
     names: Dict[str, Tuple[str, Optional[str]]] = field(default_factory=dict)
     descriptions: Dict[str, List[str]] = field(default_factory=dict)
+    general: List[str] = field(default_factory=list)
     own_templates: Dict[str, List[str]] = field(default_factory=dict)
 
 
@@ -79,17 +93,62 @@ def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[P
     return list(dict.fromkeys(filled))
 
 
-def class_sentences(class_names: Sequence[str], domains: Sequence[str],
-                    folder: Union[str, Path, None] = None, names: Union[str, Path] = "",
-                    templates: Union[str, Path] = "") -> List[List[str]]:
-    """Each class's `sentences`, with the prompts of `folder` or those that come with the package.
+def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
+                    names: Union[str, Path] = "", templates: Union[str, Path] = "",
+                    prompt_set: str = BOTH, descriptions: Union[str, Path] = "") -> List[List[str]]:
+    """The sentences of each class in a prompt set; the templates where a set of descriptions has none for a class.
 
-    names, templates: files of a user's own words, see the module; empty for none.
+    folder: with templates, names and descriptions; those that come with the package by default. descriptions: a file
+    of descriptions that take the place of the folder's. names, templates: files of a user's own words, see the module.
     Raises:
-        UserError: see `load` and `sentences`; a class in those files that there is not.
+        UserError: see `load` and `sentences`; a class in a user's files that there is not; a set of descriptions of
+            which no class has any.
     """
     prompts = with_own_words(load(folder or None), class_names, names, templates)
-    return [sentences(name, domain, prompts) for name, domain in zip(class_names, domains)]
+    if descriptions:
+        prompts = replace(prompts, descriptions=_own_descriptions(Path(descriptions), class_names))
+    if prompt_set in (DESCRIPTIONS, VISDESC):
+        if not any(name in prompts.descriptions for name in class_names):
+            raise UserError(f"--prompt-set {prompt_set}: no class has a description; give yours with --descriptions "
+                            "FILE.json, or choose another set")
+        return [described(name, domain, prompts) or sentences(name, domain, prompts, descriptions=False)
+                for name, domain in zip(class_names, domains)]
+    if prompt_set == OPENAI80:
+        if not prompts.general:
+            raise UserError(f"--prompt-set {prompt_set}: no openai80.txt in the prompts folder {folder}")
+        filled = []
+        for name, domain in zip(class_names, domains):
+            words, article = name_and_article(name, domain, prompts)
+            filled.append(list(dict.fromkeys(fill(template, words, article) for template in prompts.general)))
+        return filled
+    return [sentences(name, domain, prompts, ensemble=prompt_set != SEEDS, descriptions=prompt_set == BOTH)
+            for name, domain in zip(class_names, domains)]
+
+
+def described(class_name: str, domain: Optional[str], prompts: Prompts) -> List[str]:
+    """A class's descriptions; one that does not name the class is led by its name, or it could be of anything."""
+    name = name_and_article(class_name, domain, prompts)[0]
+    return [sentence if name.lower() in sentence.lower() else f"{name}: {sentence}"
+            for sentence in prompts.descriptions.get(class_name, [])]
+
+
+def _own_descriptions(path: Path, class_names: Sequence[str]) -> Dict[str, List[str]]:
+    """A user's descriptions; every class in the file must be one of the task's."""
+    found = _read_descriptions(path)
+    for name in found:
+        if name not in class_names:
+            raise UserError(f"{path}: {name!r} is no class of this data set{nearest(name, class_names)}")
+    return found
+
+
+def require_different(class_names: Sequence[str]) -> None:
+    """Raises UserError where two classes have one name."""
+    places: Dict[str, int] = {}
+    for place, name in enumerate(class_names):
+        if name in places:
+            raise UserError(f"the class name {name!r} stands at {places[name]} and at {place}; "
+                            "each class needs a name of its own")
+        places[name] = place
 
 
 def plain_sentences(class_names: Sequence[str], domains: Sequence[str]) -> List[str]:
@@ -208,7 +267,8 @@ def _load(folder: Path) -> Prompts:
             if class_name in descriptions:
                 raise UserError(f"{path}: {class_name} is described in another file too; remove one")
             descriptions[class_name] = lines
-    return Prompts(templates, names, descriptions)
+    general = folder / "openai80.txt"
+    return Prompts(templates, names, descriptions, _read_templates(general) if general.is_file() else [])
 
 
 def _read_templates(path: Path) -> List[str]:
@@ -242,8 +302,15 @@ def _read_names(path: Path) -> Dict[str, Tuple[str, Optional[str]]]:
 
 
 def _read_descriptions(path: Path) -> Dict[str, List[str]]:
+    def once(pairs: List[Tuple[str, object]]) -> dict:
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
+            raise UserError(f"{path}: {twice!r} stands there twice; put its sentences into one list")
+        return data
+
     try:
-        data = json.loads(_text(path))
+        data = json.loads(_text(path), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
     if not isinstance(data, dict) or not all(_is_sentences(value) for value in data.values()):

@@ -99,11 +99,21 @@ def choose_representative(labelled: Sequence[Tuple[str, int]], rows: np.ndarray,
 
 def rule(shots: int, seed: int, select: str = "random", pool: int = 0, shot_list: str = "") -> str:
     """How the shots of a run were chosen, for its record."""
+    if shots == 0 and not shot_list:
+        return "none: class names alone"
     if shot_list:
         return f"list {shot_list}"
     if select == "representative":
-        return f"representative: k-medoids, {shots} of {pool} a class, seed {seed}"
+        return f"representative: k-medoids, {shots} of {pool} a class, seed {seed}; held-out scores are pessimistic"
     return f"random: {shots} a class, seed {seed}"
+
+
+def caution(select: str, shot_list: str = "") -> str:
+    """What to know of held-out scores on shots so chosen; "" where they are as they seem. See docs/selection.md."""
+    if select != "representative" or shot_list:
+        return ""
+    return ("cv is pessimistic with representative shots: they lie far apart, and each that is left out takes its part "
+            "of the class away; compare with other shots on a test set, not by cv")
 
 
 def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
@@ -115,7 +125,7 @@ def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed:
         UserError: fewer images than shots, or a shot list that does not fit the data set.
     """
     drawn = choose_shots(contest, shots, seed, shot_list or None)  # complains of classes that are too small
-    if shot_list or select == "random":
+    if shot_list or select == "random" or shots == 0:
         return drawn
     candidates = draw_pool(contest, max(pool, shots), seed)
     rows, bad = source.images(contest.root, [path for path, _ in candidates], stage="pool")

@@ -15,13 +15,14 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import softmax
+from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.memory import PeakMemory
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.evaluation.tasks import draw_tasks
+from jclip_fewshot.heads.clip_dn import clip_dn_logits
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
 from jclip_fewshot.storage.records import read_json
@@ -50,13 +51,14 @@ def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> Tuple[D
 
     pipeline.fit(suite.task, done)
     begun = time.perf_counter()
-    answers = dict(logits)
-    answers["ensemble"] = pipeline.ensemble_.probs(logits)
+    answers, probs = dict(logits), pipeline.ensemble_.probs(logits)
+    if len(suite.task):
+        answers["ensemble"] = probs
     costs["ensemble"]["seconds"] += time.perf_counter() - begun
     meter.lap()
     for name, method in transductive(suite.task, pipeline).items():
         begun = time.perf_counter()
-        answers[name] = method(suite.features, answers["ensemble"])
+        answers[name] = method(suite.features, probs)
         costs[name] = {"seconds": time.perf_counter() - begun, "megabytes": meter.lap()}
         tell(name)
     return answers, costs
@@ -66,8 +68,10 @@ def transductive(task, pipeline: Pipeline) -> dict:
     """The methods that look at the test rows as a whole: name → (features (N, D), ensemble probs (N, K)) → (N, K).
 
     em_dirichlet and em_dirichlet_hard run as published, on zero-shot probabilities, with the authors'
-    settings for tasks of few classes; ensemble_refined is the project's own.
+    settings for tasks of few classes; ensemble_refined is the project's own. Without shots: see `without_labels`.
     """
+    if not len(task):
+        return without_labels(task, pipeline)
     support = _simplex(task.features, task.text)
 
     def published(hard: bool):
@@ -80,6 +84,29 @@ def transductive(task, pipeline: Pipeline) -> dict:
         return pipeline.refine(features, probs).probs
 
     return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), "ensemble_refined": refined}
+
+
+def without_labels(task, pipeline: Pipeline) -> dict:
+    """As `transductive`, for class names alone: what can run on finished rows.
+
+    lafter_text: LaFTer's stage 1 on the text rows (needs no test row); clip_pr: CLIP-PR's head; zero_shot_refined: the
+    project's own.
+    """
+    from jclip_fewshot.tuning import clip_pr, lafter
+
+    def normalised(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return clip_dn_logits(features, task.text, features.mean(axis=0), scale=task.scale)
+
+    def from_text(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return matmul(features, lafter.text_classifier(task.text, np.arange(task.num_classes), task.num_classes).T)
+
+    def with_prior(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return clip_pr.answer(clip_pr.learn(features, task.zero_shot(features), seed=pipeline.seed), features)
+
+    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return pipeline.refine(features, probs).probs
+
+    return {"clip_dn": normalised, "lafter_text": from_text, "clip_pr": with_prior, "zero_shot_refined": refined}
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -120,13 +147,13 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
     except ValueError as error:
         raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}")
     pipeline.fit(suite.task, lambda name, seconds: tell(name))
-    answers = pipeline.answer(suite.features, refine="off").by_method()
-    hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.items()}
+    answers = pipeline.answer(suite.features, refine="off")
+    hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
     accuracy: Dict[str, List[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
     for name, method in transductive(suite.task, pipeline).items():
         accuracy[name] = []
         for rows in drawn:
-            answer = method(suite.features[rows], answers["ensemble"][rows])
+            answer = method(suite.features[rows], answers.probs[rows])
             accuracy[name].append(percent(answer.argmax(axis=1) == suite.labels[rows]))
         tell(name)
     methods = {name: {"top1": float(np.mean(values)), "half_width": half_width(values)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Union
 
@@ -12,7 +12,7 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.data.contest import domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import Field, load_arrays
-from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.task import Task, domain_indices, fold_of_shots
 
 SCHEMA = {"train_x": Field("float", "S D", rows=True), "train_y": Field("whole", "S", low=0, below="K"),
           "test_x": Field("float", "N D", rows=True), "test_y": Field("whole", "N", low=0, below="K"),
@@ -29,6 +29,11 @@ class Suite:
     labels: np.ndarray  # (N,)
     classes: List[str]  # (K,)
     domains: List[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
+
+
+def with_shots(suite: Suite, shots: int) -> Suite:
+    """The suite with at most `shots` shots of each class, its first ones; 0 leaves the class names alone."""
+    return replace(suite, task=suite.task.take(fold_of_shots(suite.task.labels) < shots))
 
 
 def load_suite(path: Union[str, Path]) -> Suite:

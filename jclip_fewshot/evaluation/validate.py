@@ -135,11 +135,13 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     if mix:
         domain_weights(domains, mix)  # complains before the work
     sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts, settings.names,
-                                        settings.templates)
+                                        settings.templates, settings.prompt_set, settings.descriptions)
+    scores_averaged = settings.prompt_set == prompts.VISDESC
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
-    text = source.texts(contest.class_names, sentences)
-    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
+    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
+    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
+                                      test_views=settings.views)
     labels = np.array([label for _, label in held], np.int64)
     tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
     draws = []
@@ -157,11 +159,11 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
         task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale,
-                    source.parts)
+                    source.parts, keep_lengths=scores_averaged)
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
                       draw.seed, prompts.plain_sentences(contest.class_names, domains))
-        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(
-            features, rows_under=tuned_rows(source, contest.root, [path for path, _ in held])).by_method()
+        tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
+        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(features, rows_under=tuned).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)

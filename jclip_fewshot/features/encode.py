@@ -25,8 +25,9 @@ from jclip_fewshot.console import progress, tell
 from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.row_store import FeatureCache, as_keys
+from jclip_fewshot.storage.row_store import as_keys
 
 TEXT_BATCH = 64
 TEXT_STEP = 8  # the last texts are filled up to a multiple of this
@@ -172,13 +173,14 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
 
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
-                 cache: Optional[FeatureCache] = None, stage: str = "sentences") -> np.ndarray:
+                 cache: Optional[FeatureCache] = None, stage: str = "sentences", unit: bool = True) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
 
-    sentences_by_class: K lists of at least one sentence.
+    sentences_by_class: K lists of at least one sentence. unit: False leaves the mean as long as it is; its product
+        with an image's row then is the mean of the sentences' scores.
 
     Returns:
-        (K, D) float32 unit rows.
+        (K, D) float32 rows.
     Raises:
         UserError: a class without sentences; a sentence that is too long.
     """
@@ -189,7 +191,9 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
     number = {sentence: i for i, sentence in enumerate(different)}
     rows = _encode_sentences(encoder, list(number), cache, stage)
     means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
-    return unit_rows(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
+    if means:
+        return unit_rows(np.stack(means)) if unit else np.stack(means)
+    return np.zeros((0, encoder.width), np.float32)
 
 
 def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:

@@ -29,8 +29,8 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources
 from jclip_fewshot.features.table import FeatureTable
+from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.fit_cache import FitCache
-from jclip_fewshot.storage.row_store import FeatureCache
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
@@ -112,14 +112,18 @@ class EncoderSource:
         tell(f"{stage}: {what} to encode, about {duration(images * each / rate)} here "
              f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
-        """(K, D) unit rows, the mean over each class's sentences."""
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
+        """(K, D) rows, the mean over each class's sentences; normalised again with `unit`."""
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
-        rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        rows = encode_texts(self._encoder, sentences, cache=self._cache, unit=unit)
         if ranks.size() > 1 and ranks.first():
             self.barrier.wait()
         return rows
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._encoder
 
     @property
     def scale(self) -> float:
@@ -174,7 +178,7 @@ class TableSource:
         """(N, D) unit rows of paths below the data folder."""
         return self._table.lookup(paths), {}
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
         """(K, D) unit rows of the classes."""
         return self._table.text_rows(class_names)
 
@@ -334,13 +338,15 @@ def _opened(model: str, weights: str, precision: str, batch_size: Optional[int],
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
-                  seed: int = 0, stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  seed: int = 0, stage: str = "images",
+                  test_views: int = 1) -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
     Raises:
         UserError: an image that cannot be read, without `skip_bad`; not one that can.
     """
-    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage)
+    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage,
+                             **({"test_views": test_views} if test_views > 1 else {}))
     for index in sorted(bad):
         path = images[index][0]
         if not skip_bad:

@@ -30,6 +30,7 @@ class Head:
     """
 
     name = ""
+    needs_shots = True  # False: it has an answer of its own without any
     seeded = False  # whether the constructor takes `seed`
     needs_text = True  # whether it can do nothing with an encoder that has no text tower
     evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)

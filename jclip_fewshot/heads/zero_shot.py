@@ -14,6 +14,7 @@ class ZeroShot(Head):
     """Needs no shots; duplicate text rows tie, and ties go to the lower class number."""
 
     name = "zero_shot"
+    needs_shots = False
 
     def _fit(self, task: Task) -> None:
         """The text rows are all there is."""

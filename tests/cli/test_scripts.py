@@ -46,6 +46,21 @@ def test_the_same_seed_gives_the_same_file_byte_for_byte(contest, trained):
     assert results[0] == results[1]
 
 
+def test_names_alone_to_a_valid_submission(contest, tmp_path):
+    """Neither train.txt nor a training image is needed."""
+    for name in ("classes.txt", "labels_TestSetA.txt", "features.npz"):
+        shutil.copy(contest / name, tmp_path / name)
+    shutil.copytree(contest / "TestSetA", tmp_path / "TestSetA")
+    done = call(tmp_path, *TRAIN, "--shots", "0", "--name", "names")
+    assert done.returncode == 0, done.stderr
+    done = call(tmp_path, "test.py", "--run", "runs/names")
+    assert done.returncode == 0 and "zero_shot_refined" in done.stdout, done.stderr
+    assert check_result(tmp_path / "result.txt", test_images(tmp_path).names, 6).ok
+    assert call(tmp_path, "jclip_fewshot", "report", "runs/names").returncode == 0
+    record = json.loads((tmp_path / "runs/names/record.json").read_text())
+    assert record["shots"]["rule"] == "none: class names alone" and record["shots"]["files"] == []
+
+
 def test_quiet_says_results_and_warnings_alone(contest, trained):
     done = call(contest, "test.py", "--run", trained, "--quiet")
     assert done.returncode == 0 and done.stderr == "" and "result.txt: 30 images" in done.stdout
@@ -62,7 +77,10 @@ def test_check_finds_what_is_wrong(contest, trained):
 @pytest.mark.parametrize("flags, said", [
     (["--data", "absent"], ["no folder absent", "--data"]),
     (["--shots", "9"], ["fewer than the 9 shots", "--shots 6"]),
-    (["--shots", "0"], ["--shots takes a number from 1 up"]),
+    (["--shots", "-1"], ["--shots takes a number from 0 up"]),
+    (["--support", "absent"], ["--support absent", "no such folder"]),
+    (["--support", "TrainSet/Cat"], ["'a' is no class"]),
+    (["--descriptions", "absent.json"], ["absent.json"]),
     (["--heads", "tip_adaptor"], ["did you mean 'tip_adapter'"]),
     (["--features", "absent.npz"], ["absent.npz", "no such file"]),
     (["--shot-list", "absent.txt"], ["absent.txt"]),

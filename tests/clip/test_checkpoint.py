@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from jclip_fewshot.clip.checkpoint import (Architecture, architecture, check_state_dict, convert, layout, names,
-                                           openai_names, read_state_dict, read_tensors, write_safetensors)
+from jclip_fewshot.clip.checkpoint import (
+    Architecture,
+    architecture,
+    check_state_dict,
+    convert,
+    layout,
+    names,
+    openai_names,
+    read_state_dict,
+    read_tensors,
+    write_safetensors,
+)
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, random_weights

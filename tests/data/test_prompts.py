@@ -186,3 +186,45 @@ def test_no_prompts_folder(tmp_path):
     (tmp_path / "templates").mkdir()
     with pytest.raises(UserError, match="no templates in"):
         prompts.load(tmp_path)
+
+
+def test_prompt_sets_differ_as_their_names_say(tmp_path):
+    def of(prompt_set, **more):
+        return prompts.class_sentences(["Animal_Bear"], ["Animal"], prompt_set=prompt_set, **more)[0]
+
+    assert len(of("seeds")) == 1 and of("seeds") == of("templates")[:1]
+    assert set(of("both")) == set(of("templates")) | set(prompts.load().descriptions["Animal_Bear"])
+    assert len(of("openai80")) == 80 and all("bear" in sentence.lower() for sentence in of("openai80"))
+    assert of("descriptions") == of("visdesc") and not set(of("descriptions")) & set(of("templates"))
+    assert set(prompts.PROMPT_SETS) == {"both", "seeds", "templates", "openai80", "descriptions", "visdesc"}
+
+
+def test_own_descriptions_take_the_place_of_ours_and_lead_with_the_name(tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text('{"Animal_Bear": ["It is brown."]}')
+    found = prompts.class_sentences(["Animal_Bear", "Animal_Cat"], ["Animal"] * 2, prompt_set="descriptions",
+                                    descriptions=own)
+    assert found[0][0].lower() == "bear: it is brown."
+    assert found[1][0] == "a photo of a cat, a kind of an animal"  # without any description: the templates
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"Animal_Baer": ["x"]}', "'Animal_Baer' is no class of this data set; did you mean 'Animal_Bear'"),
+    ('{"Animal_Bear": ["x"], "Animal_Bear": ["y"]}', "'Animal_Bear' stands there twice"),
+    ('{"Animal_Bear": "x"}', "it must be"),
+])
+def test_what_is_wrong_with_own_descriptions_is_said(tmp_path, text, words):
+    own = tmp_path / "own.json"
+    own.write_text(text)
+    with pytest.raises(UserError, match=words):
+        prompts.class_sentences(["Animal_Bear"], ["Animal"], descriptions=own)
+
+
+def test_a_set_of_descriptions_needs_some():
+    with pytest.raises(UserError, match="no class has a description"):
+        prompts.class_sentences(["Beast_x"], ["Beast"], prompt_set="visdesc")
+
+
+def test_names_that_repeat_are_refused():
+    with pytest.raises(UserError, match="'a' stands at 0 and at 2"):
+        prompts.require_different(["a", "b", "a"])

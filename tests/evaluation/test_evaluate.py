@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
-from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
 from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.task import zero_shot_logits
+from jclip_fewshot.task import Task, zero_shot_logits
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
 
@@ -90,7 +91,7 @@ def test_a_saved_pipeline_answers_the_same(tmp_path):
     assert list(ours.logits) == list(theirs.logits)
     assert all((ours.logits[name] == theirs.logits[name]).all() for name in ours.logits)
     assert (ours.probs == theirs.probs).all()
-    assert np.allclose(ours.final, theirs.final, atol=1e-6)  # products may add up in another order
+    assert np.allclose(ours.final, theirs.final, atol=1e-5)  # products may add up in another order
 
 
 def test_a_state_of_another_version_is_named(tmp_path):
@@ -183,3 +184,35 @@ def test_heads_by_name():
     assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
         head_names("tip_adaptor")
+
+
+def test_without_shots_zero_shot_and_what_runs_on_rows_alone(tmp_path):
+    suite = with_shots(load_suite(small_suite(tmp_path / "s.npz")), 0)
+    pipeline = Pipeline(["zero_shot", "tip_adapter"])
+    results = evaluate.evaluate(suite, pipeline)
+    assert list(results["methods"]) == ["zero_shot", "clip_dn", "lafter_text", "clip_pr", "zero_shot_refined"]
+    assert pipeline.names == ["zero_shot"] and all(0 <= s["top1"] <= 100 for s in results["methods"].values())
+    answers = pipeline.answer(suite.features)
+    assert list(answers.by_method()) == ["zero_shot", "zero_shot_refined"]
+    again = Pipeline.from_state(pipeline.state()).answer(suite.features)
+    np.testing.assert_array_equal(again.final, answers.final)
+    tasks = evaluate.evaluate_tasks(suite, pipeline, tasks=2, classes=3, queries=12, seed=0)
+    assert "zero_shot_refined" in tasks["methods"]
+
+
+def test_shots_of_a_suite_can_be_fewer(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    assert with_shots(suite, 2).task.counts.tolist() == [2] * 6
+    np.testing.assert_allclose(with_shots(suite, 9).task.features, suite.task.features, atol=1e-6)
+
+
+def test_the_mean_of_scores_is_kept_in_the_rows_length(tmp_path):
+    """VisDesc: a class's score is the mean of its sentences' scores; saved and loaded alike."""
+    rng = np.random.default_rng(3)
+    sentences = [unit_rows(rng.standard_normal((count, 16))) for count in (2, 3, 4)]
+    task = Task(np.zeros((0, 16)), [], np.stack([rows.mean(0) for rows in sentences]), keep_lengths=True)
+    queries = unit_rows(rng.standard_normal((5, 16)))
+    expected = np.stack([100 * (queries @ rows.T).mean(1) for rows in sentences], axis=1)
+    pipeline = Pipeline(["zero_shot"]).fit(task)
+    for one in (pipeline, Pipeline.from_state(pipeline.state())):
+        np.testing.assert_allclose(one.answer(queries, "off").logits["zero_shot"], expected, rtol=1e-4)

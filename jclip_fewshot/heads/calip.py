@@ -1,0 +1,35 @@
+"""CALIP, parameter-free attention. Guo et al., "CALIP: Zero-Shot Enhancement of CLIP with Parameter-free Attention",
+AAAI 2023 (https://arxiv.org/abs/2209.14169), equations 3 to 7.
+
+    A = 2 F tᵀ,   F_a = softmax_K(A) t,   t_a = softmax_M(A)ᵀ F
+    logits = 100 (x tᵀ + β₂ x t_aᵀ + β₃ (mean_M F_a + max_M F_a) tᵀ)
+
+Symbols: x (D,) an image's row, F (M, D) its patch tokens behind the last norm and projection, unit rows; t (K, D)
+text. softmax_K over classes, softmax_M over patches. Temperature ½ and pooling (mean plus maximum) as in the authors'
+code; they search β₂, β₃ on labelled test images, which is no option without labels: here both are fixed.
+
+Letters: N images, M patches, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
+from jclip_fewshot.task import CLIP_SCALE
+
+TEMPERATURE = 0.5
+BETA2, BETA3 = 0.1, 0.02  # small beside 1: no label says that attention deserves more
+
+
+def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, beta2: float = BETA2,
+                 beta3: float = BETA3, scale: float = CLIP_SCALE) -> np.ndarray:
+    """(N, D), (N, M, D), (K, D) -> (N, K); with both β zero, zero-shot."""
+    logits = np.empty((len(features), len(text)), np.float32)
+    for n, (x, tokens) in enumerate(zip(features, unit_rows(patches))):
+        attention = matmul(tokens, text.T) / np.float32(TEMPERATURE)  # A (M, K)
+        by_text = matmul(softmax(attention), text)  # F_a (M, D)
+        by_image = matmul(softmax(attention.T), tokens)  # t_a (K, D)
+        pooled = by_text.mean(axis=0) + by_text.max(axis=0)
+        logits[n] = text @ (x + beta3 * pooled) + beta2 * by_image @ x
+    return np.float32(scale) * logits

@@ -1,0 +1,27 @@
+"""CLIP+DN, distribution normalisation. Zhou et al., "Test-Time Distribution Normalization for Contrastively Learned
+Vision-language Models", NeurIPS 2023 (https://arxiv.org/abs/2302.11084).
+
+    logits = 100 (x - λ μ_x) (t - λ μ_t)ᵀ
+
+μ_x, μ_t: means of a set of unlabelled images' rows and of the text rows; λ = 1/4 in the authors' code (half of the
+½ that their first-order argument gives). x μ_tᵀ is the same for all classes of a row: what changes the order is
+-λ μ_x (t - λ μ_t)ᵀ, a bias against classes whose text lies near all images.
+
+Letters: N images, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.task import CLIP_SCALE
+
+LAMBDA = 0.25
+
+
+def clip_dn_logits(features: np.ndarray, text: np.ndarray, image_mean: np.ndarray, strength: float = LAMBDA,
+                   scale: float = CLIP_SCALE) -> np.ndarray:
+    """(N, D), (K, D), image_mean (D,) of the unlabelled images -> (N, K); strength 0 is zero-shot."""
+    strength = np.float32(strength)
+    return matmul(np.float32(scale) * (features - strength * image_mean), (text - strength * text.mean(axis=0)).T)
