@@ -22,7 +22,7 @@ from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest
-from jclip_fewshot.data.shots import choose, rule, shortage
+from jclip_fewshot.data.shots import caution, choose, rule, shortage
 from jclip_fewshot.data.support import named_below, read_support
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
@@ -95,6 +95,9 @@ def main() -> None:
         "settings": pipeline.settings(), "histories": pipeline.histories(),
         "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
     print(settings_table(pipeline.settings()))
+    note = caution(settings.select, settings.shot_list)
+    if note:
+        tell(note)
     print(f"run saved: {folder}  (next: python test.py{runs.demo_flags(settings.demo, settings.demo_seed)})")
 
 

@@ -23,18 +23,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from jclip_fewshot import console as progress  # noqa: E402
-from jclip_fewshot.clip.preprocess import normalize, resize_and_crop  # noqa: E402
-from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image  # noqa: E402
-from jclip_fewshot.encoders.base import ROWS, Encoder  # noqa: E402
-from jclip_fewshot.features.encode import default_workers, encode_images  # noqa: E402
-from jclip_fewshot.storage.files import content_digest  # noqa: E402
-from jclip_fewshot.storage.row_store import FeatureCache, as_keys  # noqa: E402
+from jclip_fewshot import console as progress
+from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
+from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image
+from jclip_fewshot.encoders.base import ROWS, Encoder
+from jclip_fewshot.features.encode import default_workers, encode_images
+from jclip_fewshot.storage.feature_cache import FeatureCache
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.row_store import as_keys
 
 RECIPE = Recipe(224)
 SHAPE = (1, 224, 224, 3)

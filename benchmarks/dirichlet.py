@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import digamma, gammaln
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from jclip_fewshot.combine.em_dirichlet import em_dirichlet, fit_alpha  # noqa: E402
+from jclip_fewshot.combine.em_dirichlet import em_dirichlet, fit_alpha
 
 
 def published(probs, support_probs, support_labels, weight, iterations=20, mm_steps=1000, eps=1e-15):

@@ -22,14 +22,14 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
-from resplit import draw  # noqa: E402
+from resplit import draw
 
-from jclip_fewshot.backend.numerics import log_softmax  # noqa: E402
-from jclip_fewshot.combine.ensemble import Ensemble, fit_pool  # noqa: E402
-from jclip_fewshot.evaluation.scores import table  # noqa: E402
-from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
-from jclip_fewshot.heads.base import log_loss, top1  # noqa: E402
-from jclip_fewshot.pipeline import head_names, make_head  # noqa: E402
+from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.combine.ensemble import Ensemble, fit_pool
+from jclip_fewshot.evaluation.scores import table
+from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.heads.base import log_loss, top1
+from jclip_fewshot.pipeline import head_names, make_head
 
 
 def rules(held_out, logits, task):

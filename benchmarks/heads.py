@@ -14,11 +14,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jclip_fewshot.backend.numerics import unit_rows  # noqa: E402
-from jclip_fewshot.heads import HEADS, TRAINING_FREE  # noqa: E402
-from jclip_fewshot.heads.base import top1  # noqa: E402
-from jclip_fewshot.heads.tip_adapter import cache_logits, class_mean_values  # noqa: E402
-from jclip_fewshot.task import Task, zero_shot_logits  # noqa: E402
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.heads import HEADS, TRAINING_FREE
+from jclip_fewshot.heads.base import top1
+from jclip_fewshot.heads.tip_adapter import cache_logits, class_mean_values
+from jclip_fewshot.task import Task, zero_shot_logits
 
 
 def random_shots(classes: int, per_class: int, width: int, domains: int = 4, seed: int = 0) -> Task:

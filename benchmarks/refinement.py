@@ -19,10 +19,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
-from resplit import draw, test_sets  # noqa: E402
+from resplit import draw, test_sets
 
-from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
-from jclip_fewshot.pipeline import Pipeline, head_names  # noqa: E402
+from jclip_fewshot.evaluation.suites import load_suite
+from jclip_fewshot.pipeline import Pipeline, head_names
 
 
 def top(probs, labels):
@@ -66,8 +66,8 @@ def main():
             error = gains[:, 0].std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
             worst = np.minimum(worst, after - before)
             print(f"  {setting:18s} {before[0]:6.2f} -> {after[0]:6.2f} ({after[0] - before[0]:+.2f} ± {error:.2f}, "
-                  f"least {gains[:, 0].min():+.2f})   top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})"
-                  f"   c {np.mean([result[3] for result in results]):.2f}   "
+                  f"least {gains[:, 0].min():+.2f})   "
+                  f"top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})   c {np.mean([result[3] for result in results]):.2f}   "
                   f"{np.mean([result[2] for result in results]):5.2f} s", flush=True)
         print(f"  worst mean gain: top-1 {worst[0]:+.2f}, top-5 {worst[1]:+.2f}", flush=True)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from refinement import answers_of, measure  # noqa: E402
+from refinement import answers_of, measure
 
-from jclip_fewshot.evaluation.tasks import draw_tasks, long_tail, some_classes  # noqa: E402
+from jclip_fewshot.evaluation.tasks import draw_tasks, long_tail, some_classes
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 RATIOS = (1, 3, 10, 30, 100)

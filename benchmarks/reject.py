@@ -53,7 +53,7 @@ def main():
         right = best == place[truth]
         found.append([[percent(p[inside] >= least), percent(right[inside & (p >= least)]),
                        100 * p[inside & (p >= least)].mean(), percent(p[~inside] < least)] for least in THRESHOLDS])
-    print(f"{'threshold':>9}  {'known answered':>14}  {'right of those':>14}  {'mean p':>6}  {'unknown turned away':>19}")
+    print(f"{'threshold':>9}  {'known answered':>14}  {'right of those':>14}  {'mean p':>6}  {'turned away':>19}")
     for least, row in zip(THRESHOLDS, np.mean(found, axis=0)):
         print(f"{least:9.1f}  {row[0]:14.1f}  {row[1]:14.1f}  {row[2]:6.1f}  {row[3]:19.1f}")
 

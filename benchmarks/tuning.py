@@ -32,7 +32,7 @@ from jclip_fewshot.data import demo, prompts  # noqa: E402
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
 from jclip_fewshot.data.shots import choose  # noqa: E402
 from jclip_fewshot.features.sources import labelled_rows, open_source  # noqa: E402
-from jclip_fewshot.pipeline import Pipeline, head_names  # noqa: E402
+from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names  # noqa: E402
 from jclip_fewshot.task import Task, domain_indices  # noqa: E402
 from jclip_fewshot.tuning.plan import matrix_rate, plan, tuned_rows  # noqa: E402
 
@@ -61,10 +61,10 @@ def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
     def top1(answer: np.ndarray) -> float:
         return float(100 * (answer.argmax(axis=1) == truth).mean())
     scores = {name: top1(answer) for name, answer in answers.by_method().items()}
-    heads = {name: head.held_out_logits() for name, head in pipeline.heads_.items()}
+    frozen = pipeline.frozen_ensemble_
     for name, member in pipeline.tuned_.items():
-        joined = Ensemble().fit({**heads, name: member.held_out_logits()}, task)
-        scores[f"ensemble+{name}"] = top1(joined.probs(answers.logits))
+        joined = Ensemble().fit({HEADS_TOGETHER: np.log(frozen.held_out_probs_), name: member.held_out_logits()}, task)
+        scores[f"ensemble+{name}"] = top1(joined.probs({**answers.logits, HEADS_TOGETHER: np.log(answers.frozen)}))
     return scores
 
 

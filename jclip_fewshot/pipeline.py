@@ -43,6 +43,7 @@ STATE_SCHEMA = {
     "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K"),
     "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
 # told of each method as it is done: its name and the seconds of its fit
+HEADS_TOGETHER = "heads"  # the heads' ensemble as a member beside the tuned ones
 OnFit = Callable[[str, float], None]
 RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
@@ -175,21 +176,28 @@ class Pipeline:
             on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
         self.frozen_ensemble_ = Ensemble().fit(held_out, task)
-        self.ensemble_ = self._with_tuned(held_out, task)
+        self.ensemble_ = self._with_tuned(task)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
         self.seconds_["ensemble"] = time.perf_counter() - begun
         on_fit("ensemble", self.seconds_["ensemble"])
         return self
 
-    def _with_tuned(self, held_out: Dict[str, np.ndarray], task: Task) -> Ensemble:
-        """The ensemble of the heads and of those tuned members that lower its held-out log-loss, best first."""
-        best, known = self.frozen_ensemble_, dict(held_out)
+    def _with_tuned(self, task: Task) -> Ensemble:
+        """The heads' ensemble and those tuned members that lower its held-out log-loss, best first, as a pool.
+
+        The heads look at one set of rows and count as one member here: many of them are not many witnesses.
+        """
+        best, known = self.frozen_ensemble_, {HEADS_TOGETHER: np.log(self.frozen_ensemble_.held_out_probs_)}
+        if not self.tuned_:
+            return best
+        least = Ensemble().fit(known, task).settings_.get("held_out_loss", np.inf)  # pooled twice, as with members
         for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
             joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
-            wanted = joined.settings_.get("held_out_loss", np.inf) < best.settings_.get("held_out_loss", np.inf)
+            loss = joined.settings_.get("held_out_loss", np.inf)
+            wanted = loss < least
             if wanted:
-                best, known[member.name] = joined, member.held_out_logits()
+                best, least, known[member.name] = joined, loss, member.held_out_logits()
             else:
                 tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
             member.settings_["in_ensemble"] = bool(wanted)
@@ -217,7 +225,9 @@ class Pipeline:
         probs, frozen = self.frozen_ensemble_.probs(logits), None
         if self.tuned_ and rows_under is not None:
             logits.update({name: member.logits(rows_under(member), features) for name, member in self.tuned_.items()})
-            probs, frozen = self.ensemble_.probs(logits), probs
+            frozen = probs
+            if self.ensemble_ is not self.frozen_ensemble_:
+                probs = self.ensemble_.probs({**logits, HEADS_TOGETHER: np.log(frozen)})
         return Answers(logits, probs, None if refine == "off" else self.refine(features, probs, refine == "on"), frozen)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
@@ -302,8 +312,9 @@ class Pipeline:
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
                                for name in (arrays["tuned"].tolist() if "tuned" in arrays else [])}
-            pipeline.frozen_ensemble_ = (Ensemble.from_state(_under(arrays, "frozen_ensemble/")) if pipeline.tuned_
-                                         else pipeline.ensemble_)
+            pipeline.frozen_ensemble_ = pipeline.ensemble_
+            if HEADS_TOGETHER in pipeline.ensemble_.names_:
+                pipeline.frozen_ensemble_ = Ensemble.from_state(_under(arrays, "frozen_ensemble/"))
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
                 else HEADS[name].from_state(_under(arrays, f"check/heads/{name}/")) for name in CHECK_HEADS}

@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jclip_fewshot.cli import command  # noqa: E402
-from jclip_fewshot.errors import UserError  # noqa: E402
+from jclip_fewshot.cli import command
+from jclip_fewshot.errors import UserError
 
 CHECKPOINT = ROOT.parent / "shared" / "reference" / "clip" / "tiny_vit.safetensors"
 

@@ -16,8 +16,8 @@ from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import Task
 from tests.conftest import ROOT
 
-HEADS = ("zero_shot", "linear_probe", "tip_adapter", "clap", "lp_plus_plus", "proker")
-LINEAR = ["zero_shot", "linear_probe", "clap", "lp_plus_plus"]
+HEADS = ("zero_shot", "linear_probe", "tip_adapter", "clap", "proker")
+LINEAR = ["zero_shot", "linear_probe", "clap"]
 CLASSES, WIDTH = 6, 32
 
 

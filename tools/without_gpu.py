@@ -18,10 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from jclip_fewshot.backend import (
-    runtime,  # noqa: E402
-    toolkit,  # noqa: E402
-)
+from jclip_fewshot.backend import runtime, toolkit
 
 # Each library under the name that nvcc's users link, and the one that the loader then asks for.
 LIBRARIES = {"libcuda.so": "libcuda.so.1", "libcudart.so": "libcudart.so.{cuda}", "libcublas.so": "libcublas.so.{cuda}",

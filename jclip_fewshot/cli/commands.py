@@ -285,7 +285,7 @@ def cache(arguments: List[str]) -> int:
     if not given.cache or (Path(given.cache).exists() and not Path(given.cache).is_dir()):
         raise UserError(f"--cache {given.cache}: no folder; give the one where features are kept")
     from jclip_fewshot.features.sources import size_text
-    from jclip_fewshot.storage.row_store import FeatureCache
+    from jclip_fewshot.storage.feature_cache import FeatureCache
     with FeatureCache(given.cache) as store:
         if given.clear:
             print(f"{given.cache}: {size_text(store.clear())} deleted")

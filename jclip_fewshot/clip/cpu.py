@@ -130,7 +130,7 @@ def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, 
 
 
 def run_resnet(images: "jt.Var", net, matrices: Matrices) -> "jt.Var":
-    """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (see model.py)."""
+    """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (modified_resnet.py)."""
     weights = []
 
     def add(conv, norm) -> None:

@@ -1,4 +1,4 @@
-"""CLIP in Jittor: both of OpenAI's image towers and the text tower.
+"""CLIP in Jittor: the vision transformer, the text tower, and both as one model (the ResNet: modified_resnet.py).
 
 Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
 (arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
@@ -13,8 +13,6 @@ Where the code departs from OpenAI's, for speed and without changing the result:
   token, the rest one (the class token, the end-of-text token);
 - sentences are cut after the longest one in the batch: causal attention never looks further;
 - frozen on the CPU, a tower's blocks run as one operator (see cpu.py).
-
-A ModifiedResNet needs Jittor's convolutions: oneDNN on the CPU, cuDNN or Jittor's own on CUDA.
 """
 
 from __future__ import annotations
@@ -28,45 +26,14 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import attend, softmax, split_heads
+from jclip_fewshot.clip.attention import attend
 from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
+from jclip_fewshot.clip.layers import LayerNorm, Linear, normal, quick_gelu
+from jclip_fewshot.clip.modified_resnet import ModifiedResNet
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 
 nn = jt.nn
-
-
-def normal(shape: Tuple[int, ...], std: float) -> "jt.Var":
-    return jt.randn(shape) * std
-
-
-def quick_gelu(x: "jt.Var") -> "jt.Var":
-    return x * jt.sigmoid(1.702 * x)
-
-
-class LayerNorm(nn.Module):
-    """Over the last axis, in float32 whatever the input is."""
-
-    def __init__(self, width: int):
-        self.weight = jt.ones((width,))
-        self.bias = jt.zeros((width,))
-
-    def execute(self, x):
-        y = x.float32()
-        y = y - y.mean(-1, keepdims=True)
-        y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
-        return (y * self.weight.float32() + self.bias.float32()).cast(x.dtype)
-
-
-class Linear(nn.Module):
-    """y = x W + b with W (inputs, outputs)."""
-
-    def __init__(self, inputs: int, outputs: int, std: float):
-        self.weight = normal((inputs, outputs), std)
-        self.bias = jt.zeros((outputs,))
-
-    def execute(self, x):
-        return jt.matmul(x, self.weight) + self.bias
 
 
 class Attention(nn.Module):
@@ -217,127 +184,6 @@ class VisionTransformer(nn.Module):
         return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
                        [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices,
                        self.positional_embedding.shape[0], self.input_resolution, self.patch_size, projected, block)
-
-
-class BatchNorm(nn.Module):
-    """Always with the stored statistics: the ModifiedResNet is for inference (trained nowhere here)."""
-
-    def __init__(self, width: int):
-        self.weight, self.bias = jt.ones((width,)), jt.zeros((width,))
-        self.running_mean, self.running_var = jt.zeros((width,)).stop_grad(), jt.ones((width,)).stop_grad()
-
-    def scale_and_shift(self):
-        scale = self.weight.float32() / jt.sqrt(self.running_var.float32() + 1e-5)
-        return scale, self.bias.float32() - self.running_mean.float32() * scale
-
-    def execute(self, x):
-        scale, shift = (value.reshape((1, -1, 1, 1)).cast(x.dtype) for value in self.scale_and_shift())
-        return x * scale + shift
-
-
-class Conv(nn.Module):
-    """A convolution without bias; its weight is a matrix (kernel², inputs; outputs)."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
-        self.inputs, self.kernel, self.stride = inputs, kernel, stride
-        self.weight = normal((kernel * kernel * inputs, outputs), (kernel * kernel * inputs) ** -0.5)
-
-    def execute(self, x):
-        weight = self.weight.reshape((self.kernel, self.kernel, self.inputs, -1)).transpose(3, 2, 0, 1)
-        return nn.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2)
-
-
-def _halve(x, stride: int):
-    """Average over stride x stride pixels."""
-    return x if stride == 1 else nn.avg_pool2d(x, stride, stride)
-
-
-class Downsample(nn.Module):
-    """The shortcut of a block that changes the shape; a module whose children are called 0 and 1."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        self.stride = stride
-        setattr(self, "0", Conv(inputs, outputs, 1))
-        setattr(self, "1", BatchNorm(outputs))
-
-    def parts(self):
-        return getattr(self, "0"), getattr(self, "1")
-
-    def execute(self, x):
-        conv, norm = self.parts()
-        return norm(conv(_halve(x, self.stride)))
-
-
-class Bottleneck(nn.Module):
-    """Convolutions of stride 1; where the block halves the image, an average pool does it."""
-
-    def __init__(self, inputs: int, planes: int, stride: int, downsample: bool):
-        self.stride = stride
-        self.conv1, self.bn1 = Conv(inputs, planes, 1), BatchNorm(planes)
-        self.conv2, self.bn2 = Conv(planes, planes, 3), BatchNorm(planes)
-        self.conv3, self.bn3 = Conv(planes, 4 * planes, 1), BatchNorm(4 * planes)
-        self.downsample = Downsample(inputs, 4 * planes, stride) if downsample else None
-
-    def execute(self, x):
-        y = nn.relu(self.bn1(self.conv1(x)))
-        y = nn.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(_halve(y, self.stride)))
-        return nn.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class AttentionPool2d(nn.Module):
-    """Attention whose one query is the mean over all positions."""
-
-    def __init__(self, side: int, width: int, heads: int, output_dim: int):
-        self.heads = heads
-        std = width ** -0.5
-        self.positional_embedding = normal((side * side + 1, width), std)
-        self.k_proj, self.q_proj, self.v_proj = (Linear(width, width, std) for _ in range(3))
-        self.c_proj = Linear(width, output_dim, std)
-
-    def execute(self, x):
-        """(B, W, side, side) -> (B, D)"""
-        batch, width = x.shape[:2]
-        x = x.reshape((batch, width, -1)).transpose(0, 2, 1)
-        x = jt.concat([x.mean(1, keepdims=True), x], dim=1) + self.positional_embedding  # (B, L, W)
-        q, = split_heads(self.q_proj(x[:, :1]), 1, self.heads)
-        k, = split_heads(self.k_proj(x), 1, self.heads)
-        v, = split_heads(self.v_proj(x), 1, self.heads)
-        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(softmax(scores), v)  # (B, H, 1, W/H)
-        return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
-
-
-class ModifiedResNet(nn.Module):
-    """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
-
-    def __init__(self, layers: Tuple[int, int, int, int], output_dim: int, heads: int, input_resolution: int,
-                 width: int):
-        self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
-        self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
-        self.conv2, self.bn2 = Conv(width // 2, width // 2, 3), BatchNorm(width // 2)
-        self.conv3, self.bn3 = Conv(width // 2, width, 3), BatchNorm(width)
-        inputs = width
-        for stage, blocks in enumerate(layers):
-            planes, made = width * 2 ** stage, []
-            for number in range(blocks):
-                stride = 2 if number == 0 and stage > 0 else 1
-                made.append(Bottleneck(inputs, planes, stride, downsample=number == 0))
-                inputs = 4 * planes
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
-        self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
-        self.matrices = cpu.Matrices()
-
-    def execute(self, images):
-        """(B, 3, R, R) -> (B, D)"""
-        if not self.is_training() and cpu.available():
-            return cpu.run_resnet(images, self, self.matrices)
-        x = nn.relu(self.bn1(self.conv1(images)))
-        x = nn.relu(self.bn2(self.conv2(x)))
-        x = _halve(nn.relu(self.bn3(self.conv3(x))), 2)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return self.attnpool(x)
 
 
 class Embedding(nn.Module):

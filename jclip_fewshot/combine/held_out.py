@@ -94,7 +94,8 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
     c, r = candidates[chosen][0], candidates[chosen][0] * candidates[chosen][1]
     mean, error = float(means[chosen]), float(errors[chosen])
     refined = start + np.float32(c) * e + np.float32(r) * a
-    warmer = temperature(start, labels, weights) / temperature(refined, labels, weights)
+    # two digits: what float32 sums in another order agree on
+    warmer = round(temperature(start, labels, weights) / temperature(refined, labels, weights), 2)
     return Choice(c, r, warmer), {
         "distances": c, "agreement": r, "temperature": warmer, "gain": mean, "error": error, "guests": len(labels),
         "why": f"strength {c:g}, neighbours {r:g}: put among the images without their labels, {len(labels)} shots find "

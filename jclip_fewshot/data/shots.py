@@ -104,8 +104,16 @@ def rule(shots: int, seed: int, select: str = "random", pool: int = 0, shot_list
     if shot_list:
         return f"list {shot_list}"
     if select == "representative":
-        return f"representative: k-medoids, {shots} of {pool} a class, seed {seed}"
+        return f"representative: k-medoids, {shots} of {pool} a class, seed {seed}; held-out scores are pessimistic"
     return f"random: {shots} a class, seed {seed}"
+
+
+def caution(select: str, shot_list: str = "") -> str:
+    """What to know of held-out scores on shots so chosen; "" where they are as they seem. See docs/selection.md."""
+    if select != "representative" or shot_list:
+        return ""
+    return ("cv is pessimistic with representative shots: they lie far apart, and each that is left out takes its part of "
+            "the class away; compare with other shots on a test set, not by cv")
 
 
 def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",

@@ -14,8 +14,9 @@ from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.preprocess import MEAN, STD, normalize
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder
 from jclip_fewshot.encoders.precision import bfloat16_holds
+from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import DIGEST_BYTES
-from jclip_fewshot.storage.row_store import FeatureCache, as_keys
+from jclip_fewshot.storage.row_store import as_keys
 
 CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -80,11 +80,20 @@ def score_methods(answers: Dict[str, np.ndarray], readable: Sequence[int], truth
             for name, answer in answers.items()}
 
 
+def refining_gain(scores: Dict[str, dict]) -> Optional[Tuple[float, float]]:
+    """Top-1 before and after the refinement; None where the set was not refined."""
+    if "ensemble_refined" not in scores:
+        return None
+    before = "ensemble_tuned" if "ensemble_tuned" in scores else "ensemble"  # what the refinement started from
+    return scores[before]["top1"], scores["ensemble_refined"]["top1"]
+
+
 def gain_text(scores: Dict[str, dict]) -> str:
     """A line that says what refining the set did, and how to go without; "" where it was not refined."""
-    if "ensemble_refined" not in scores:
+    found = refining_gain(scores)
+    if found is None:
         return ""
-    before, after = scores["ensemble"]["top1"], scores["ensemble_refined"]["top1"]
+    before, after = found
     did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
     said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
     said += f" ({before:.2f} to {after:.2f}); --refine off answers each image by itself"

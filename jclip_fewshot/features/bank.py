@@ -20,8 +20,8 @@ from jclip_fewshot.data.decode import Recipe
 from jclip_fewshot.encoders.base import Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import depth_of_rows, encode_views
+from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.row_store import FeatureCache
 
 CHUNK_BYTES = 256 << 20  # encoded at a time
 

@@ -25,8 +25,9 @@ from jclip_fewshot.console import progress, tell
 from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.row_store import FeatureCache, as_keys
+from jclip_fewshot.storage.row_store import as_keys
 
 TEXT_BATCH = 64
 TEXT_STEP = 8  # the last texts are filled up to a multiple of this

@@ -33,7 +33,8 @@ TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal
           "clip_adapter": "CLIP-Adapter", "jclip_adapter": "JCLIP adapter", "tip_adapter": "Tip-Adapter",
           "tip_adapter_f": "Tip-Adapter-F", "tip_x": "Tip-X", "gda": "GDA", "proker": "ProKeR", "clap": "CLAP",
           "lp_plus_plus": "LP++", "text_profile": "Text profile", "vicinal": "Vicinal",
-          "ensemble": "Ensemble", "ensemble_refined": "Ensemble, refined"}
+          "prolip": "ProLIP", "last_block": "Last block tuned", "token_gda": "GDA on tokens", "ensemble": "Ensemble",
+          "ensemble_tuned": "Ensemble, tuned", "ensemble_refined": "Ensemble, refined"}
 
 
 def method_title(name: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import TOP, best_classes
+from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
@@ -144,9 +144,9 @@ def _scores(page: Page, scores: Dict[str, dict]) -> Optional[Dict[str, Any]]:
               for key in ["top1", *domains]}
     page.draw(figures.ladder, panels)
     final = list(scores)[-1]
-    both = final == "ensemble_refined" and "ensemble" in scores
-    gain = scores[final]["top1"] - scores["ensemble"]["top1"] if both else None
-    return {"rows": rows, "columns": columns, "domains": domains, "final": final, "refinement": gain,
+    found = refining_gain(scores)
+    return {"rows": rows, "columns": columns, "domains": domains, "final": final,
+            "refinement": None if found is None else found[1] - found[0],
             "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns},
             "images": {domain: inside["n"] for domain, inside in scores[final]["domains"].items()}}
 

@@ -35,7 +35,7 @@ class LastBlocks(Member):
     """blocks: b. rank: of the updates. epochs, most_steps, batch, lr: of the training. forget: κ."""
 
     name = "last_block"
-    blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 66, 1000, 32, 2e-3, 0.0
+    blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
 
     def first(self, model: CLIP) -> int:
         """The lowest block that trains."""

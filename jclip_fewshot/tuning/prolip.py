@@ -59,31 +59,31 @@ def train(start: np.ndarray, views: np.ndarray, labels: np.ndarray, text: np.nda
 
 
 class ProLIP(Member):
-    """ProLIP as a member of the ensemble: λ is chosen on held-out shots among the authors' two, 1/n and 1/n².
+    """ProLIP as a member of the ensemble, with λ = 1/n², n the mean of the shots a class.
 
-    lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with λ = 1/n². Views come in turn, as theirs.
+    lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with this λ (69.7 to 70.1 with 1/n). Views come in turn, as
+    theirs.
     """
 
     name = "prolip"
-    choices = {"power": (1.0, 2.0)}  # λ = 1 / shots ** power
-    lr, steps = 1e-3, STEPS
+    lr, steps, power = 1e-3, STEPS, 2.0  # λ = 1 / shots ** power
 
     def depth(self, model: CLIP) -> Depth:
         return UNPROJECTED
 
     def constants(self) -> Dict[str, float]:
-        return {"lr": self.lr, "steps": self.steps}
+        return {"lr": self.lr, "steps": self.steps, "power": self.power}
 
     def operations(self, task: Task, bank: Bank) -> float:
         width, features = bank.encoder.model.visual.proj.shape
         one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
-        return (len(task.folds()) + 1) * len(self.choices["power"]) * one
+        return (len(task.folds()) + 1) * one
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
         views, model = bank.at(UNPROJECTED), bank.encoder.model
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
-        penalty = max(1.0, float(task.counts[seen].mean())) ** -settings["power"]
+        penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power
         start = model.visual.proj.float32().numpy()
         return {NAME: train(start, inputs, np.searchsorted(seen, task.labels), task.text[seen], penalty, self.lr,
                             task.scale, self.steps, stage=stage)}

@@ -8,7 +8,7 @@ import pytest
 from jclip_fewshot.cli.commands import cache
 from jclip_fewshot.cli.history import comparison, known_scores, runs_table
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.row_store import FeatureCache
+from jclip_fewshot.storage.feature_cache import FeatureCache
 
 RECORD = {
     "command": "python train.py", "date": "2024-01-01 00:00:00", "device": "CPU", "versions": {},

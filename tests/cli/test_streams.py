@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_scripts import TRAIN, contest  # noqa: F401  the fixture
+from tests.cli.scripts import TRAIN
 from tests.conftest import ROOT
 
 
@@ -22,14 +22,14 @@ def shell(folder, name, after, before="", **environment):
 @pytest.mark.parametrize("name, after, status", [
     ("head", "2>&1 | head -1; exit ${PIPESTATUS[0]}", 1), ("error-full", "2>/dev/full", 0),
     ("out-full", ">/dev/full", 1), ("all-closed", "<&- >&- 2>&-", 1)])
-def test_output_that_nobody_takes_does_not_end_the_work(contest, name, after, status):  # noqa: F811
+def test_output_that_nobody_takes_does_not_end_the_work(contest, name, after, status):
     ended, output, saved = shell(contest, name, after)
     assert saved and ended == status and "Traceback" not in output
     if name == "out-full":
         assert output.splitlines()[-1].startswith("error: the results could not be printed")
 
 
-def test_odd_locales_and_terminals(contest):  # noqa: F811
+def test_odd_locales_and_terminals(contest):
     for name, environment in (("c", dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")),
                               ("narrow", dict(PYTHONIOENCODING="ascii", TERM="dumb", COLUMNS="60"))):
         ended, output, saved = shell(contest, f"locale-{name}", "2>&1", **environment)
@@ -39,7 +39,7 @@ def test_odd_locales_and_terminals(contest):  # noqa: F811
 @pytest.mark.parametrize("name, limit, said", [
     ("files", "ulimit -n 20", "ulimit -n 1024"), ("size", "ulimit -f 2", "ulimit -f unlimited"),
     ("memory", "ulimit -v 700000", "")])
-def test_limits_are_one_line_or_no_matter(contest, name, limit, said):  # noqa: F811
+def test_limits_are_one_line_or_no_matter(contest, name, limit, said):
     ended, output, saved = shell(contest, f"limit-{name}", "2>&1", limit + ";")
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in output, output
@@ -47,7 +47,7 @@ def test_limits_are_one_line_or_no_matter(contest, name, limit, said):  # noqa: 
     assert said in output
 
 
-def test_a_read_only_runs_folder_leaves_nothing(contest, tmp_path):  # noqa: F811
+def test_a_read_only_runs_folder_leaves_nothing(contest, tmp_path):
     (contest / "file").write_text("")
     ended, output, _ = shell(contest, "x", "--runs file 2>&1")
     assert ended == 2 and "Traceback" not in output and "error: " in output

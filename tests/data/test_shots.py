@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.shots import choose_representative, medoids, representative
+from jclip_fewshot.data.shots import caution, choose_representative, medoids, representative
 
 rng = np.random.default_rng(0)
 
@@ -58,3 +58,8 @@ def test_classes_are_chosen_apart_and_order_does_not_matter():
     order = rng.permutation(20)
     again = choose_representative([labelled[i] for i in order], rows[order], text, 4)
     assert sorted(again) == sorted(chosen)
+
+
+def test_a_caution_where_shots_lie_far_apart():
+    assert "pessimistic" in caution("representative")
+    assert caution("random") == caution("representative", "list.txt") == ""

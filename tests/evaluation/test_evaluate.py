@@ -91,7 +91,7 @@ def test_a_saved_pipeline_answers_the_same(tmp_path):
     assert list(ours.logits) == list(theirs.logits)
     assert all((ours.logits[name] == theirs.logits[name]).all() for name in ours.logits)
     assert (ours.probs == theirs.probs).all()
-    assert np.allclose(ours.final, theirs.final, atol=1e-6)  # products may add up in another order
+    assert np.allclose(ours.final, theirs.final, atol=1e-5)  # products may add up in another order
 
 
 def test_a_state_of_another_version_is_named(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, score, score_table, truth_of, with_unreadable
+from jclip_fewshot.evaluation.scores import best_classes, refining_gain, score, score_table, truth_of, with_unreadable
 
 DOMAINS = ["Cat", "Cat", "Dog", "Dog", "Dog", "Dog"]
 
@@ -56,3 +56,10 @@ def test_table_has_domains_only_where_they_differ():
     header, dashes, *body = text.splitlines()
     assert len(dashes) == max(map(len, text.splitlines())) and len(header) <= len(dashes) and len(body) == 2
     assert all(row[header.index("top-1") + 4] in "0123456789" for row in body)  # columns end below their titles
+
+
+def test_the_gain_of_refining_counts_from_what_it_started_with():
+    scores = {"ensemble": {"top1": 70.0}, "ensemble_refined": {"top1": 75.0}}
+    assert refining_gain(scores) == (70.0, 75.0)
+    assert refining_gain({**scores, "ensemble_tuned": {"top1": 74.0}}) == (74.0, 75.0)
+    assert refining_gain({"ensemble": {"top1": 70.0}}) is None

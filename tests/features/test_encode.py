@@ -21,8 +21,8 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
 from jclip_fewshot.features.table import FeatureTable
-from jclip_fewshot.storage import row_store as feature_cache
-from jclip_fewshot.storage.row_store import FeatureCache
+from jclip_fewshot.storage import feature_cache
+from jclip_fewshot.storage.feature_cache import FeatureCache
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, WIDTH, BATCH = 32, 24, 8
@@ -452,9 +452,9 @@ import sys, time
 sys.path[:0] = [{root!r}]
 from tests.features import test_encode as toy
 from jclip_fewshot.data import decode
-from jclip_fewshot.storage import row_store as feature_cache
+from jclip_fewshot.storage import row_store
 from jclip_fewshot.features import encode as features
-feature_cache.FLUSH_SECONDS = 0
+row_store.FLUSH_SECONDS = 0
 
 class Telling(decode.Decoder):
     def __init__(self, *args):

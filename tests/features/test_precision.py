@@ -8,7 +8,7 @@ import pytest
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
 from jclip_fewshot.encoders import open_encoder, precision
-from jclip_fewshot.storage.row_store import FeatureCache
+from jclip_fewshot.storage.feature_cache import FeatureCache
 
 from ..clip.clip_reference import SIZES, random_weights
 

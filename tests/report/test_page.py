@@ -18,7 +18,7 @@ from PIL import Image
 pytest.importorskip("jinja2")
 
 from jclip_fewshot import runs
-from jclip_fewshot.__main__ import report as report_command
+from jclip_fewshot.cli.commands import report as report_command
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report import page as page_module

@@ -1,13 +1,10 @@
-"""The feature cache: nothing lost, nothing wrong, whatever happens to its files or beside it."""
+"""The store of rows: nothing lost, nothing wrong, whatever happens to its files or beside it."""
 
 import contextlib
-import copy
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -15,8 +12,8 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage import row_store as feature_cache
-from jclip_fewshot.storage.row_store import FeatureCache, RowStore, as_keys
+from jclip_fewshot.storage import row_store
+from jclip_fewshot.storage.row_store import RowStore
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = 48
@@ -72,7 +69,7 @@ def test_what_another_store_wrote_appears_with_refresh(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100, BYTES * 10, BYTES * 10 + 250])
-def test_half_written_end_is_dropped_noticed_and_mended(tmp_path, cut):
+def test_half_written_end_is_dropped_noticed_and_repaired(tmp_path, cut):
     keys, rows = some(40)
     write(tmp_path, keys, rows, blocks=4)
     shard, = shards(tmp_path)
@@ -142,13 +139,13 @@ def test_many_shards_become_one_and_duplicates_one(tmp_path):
     for part in range(20):
         write(tmp_path, keys[part * 9:part * 9 + 29], rows[part * 9:part * 9 + 29])
     store = quietly(tmp_path)
-    assert len(shards(tmp_path)) <= feature_cache.MANY_SHARDS + 1
+    assert len(shards(tmp_path)) <= row_store.MANY_SHARDS + 1
     assert (store.get(keys)[0] == rows).all()
     assert (quietly(tmp_path).get(keys)[0] == rows).all()
 
 
 def test_large_shards_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "LARGE_SHARD", 300)
+    monkeypatch.setattr(row_store, "LARGE_SHARD", 300)
     keys, rows = some(100)
     write(tmp_path, keys[:80], rows[:80])
     large, = shards(tmp_path)
@@ -201,7 +198,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
     store = RowStore(tmp_path, BYTES)
-    monkeypatch.setattr(feature_cache.os, "write", full)
+    monkeypatch.setattr(row_store.os, "write", full)
     store.put(*some(3))
     with pytest.warns(UserWarning, match="No space left on device.*going on"):
         store.flush()
@@ -213,47 +210,6 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         RowStore(tmp_path / "file" / "cache", BYTES)
-
-
-def test_spaces_are_kept_apart(tmp_path):
-    cache = FeatureCache(tmp_path)
-    keys, rows = some(2)
-    cache.rows({"encoder": "a"}, BYTES).put(keys, rows)
-    cache.close()
-    cache = FeatureCache(tmp_path)
-    assert cache.rows({"encoder": "a"}, BYTES).get(keys)[1].all()
-    assert not cache.rows({"encoder": "b"}, BYTES).get(keys)[1].any()
-
-
-def test_files_are_recognised_until_they_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "RACY_SECONDS", 0)
-    paths = [tmp_path / f"{i}.jpg" for i in range(5)]
-    for path in paths:
-        path.write_text(path.name)
-    time.sleep(0.02)
-    with FeatureCache(tmp_path / "cache") as cache:
-        _, known, marks = cache.known_files(paths)
-        assert not known.any() and marks.any(axis=1).all()
-        cache.remember_files(marks, as_keys([bytes([i]) * 16 for i in range(5)]))
-    paths[0].write_text("longer than before")
-    paths[1].write_text("9.jpg")  # same length
-    stat = paths[2].stat()
-    paths[2].write_text("8.jpg")
-    os.utime(paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as rsync and cp -p do
-    paths[3].unlink()
-    time.sleep(0.02)
-    digests, known, marks = FeatureCache(tmp_path / "cache").known_files(paths)
-    assert known.tolist() == [False, False, False, False, True]
-    assert digests[4].tobytes() == b"\x04" * 16
-    assert not marks[3].any()
-
-
-def test_a_file_changed_just_now_is_not_trusted(tmp_path):
-    (tmp_path / "a.jpg").write_text("a")
-    with FeatureCache(tmp_path / "cache") as cache:
-        _, _, marks = cache.known_files([tmp_path / "a.jpg"])
-        cache.remember_files(marks, as_keys([b"a" * 16]))
-    assert not FeatureCache(tmp_path / "cache").known_files([tmp_path / "a.jpg"])[1].any()
 
 
 def rot(shard, at=-1):
@@ -298,18 +254,6 @@ def test_the_folder_may_be_deleted_under_way(tmp_path):
     assert quietly(tmp_path / "cache").get(keys)[1].tolist() == [False] * 5 + [True] * 5
 
 
-def test_the_working_folder_may_change(tmp_path, monkeypatch):
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)
-    cache = FeatureCache("cache")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    keys, rows = some(3)
-    cache.rows({}, BYTES).put(keys, rows)
-    cache.close()
-    assert not list((tmp_path / "elsewhere").iterdir())
-    assert FeatureCache(tmp_path / "cache").rows({}, BYTES).get(keys)[1].all()
-
-
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
 def test_what_only_has_a_shards_name_is_dropped(tmp_path, kind):
     write(tmp_path, *some(3))
@@ -329,26 +273,6 @@ def test_shards_that_vanish_for_ever_are_an_error_not_a_loop(tmp_path, monkeypat
     monkeypatch.setattr(store, "_shard_names", lambda: ["ghost.rows"])
     with pytest.raises(UserError, match="vanish"):
         store.refresh()
-
-
-def test_size_and_clear_concern_the_caches_own_files(tmp_path):
-    cache = FeatureCache(tmp_path)
-    assert FeatureCache(tmp_path / "absent").size() == 0
-    cache.rows({"encoder": "a"}, BYTES).put(*some(100))
-    cache.flush()
-    (tmp_path / "notes.txt").write_text("mine")
-    assert 100 * BYTES < cache.size() < 200 * BYTES
-    assert cache.clear() > 100 * BYTES and cache.size() == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert not cache.rows({"encoder": "a"}, BYTES).get(some(3)[0])[1].any()
-
-
-def test_a_cache_is_copied_by_its_folder(tmp_path):
-    cache = FeatureCache(tmp_path)
-    cache.rows({}, BYTES).put(*some(3))
-    cache.flush()
-    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
-        assert other.rows({}, BYTES).get(some(3)[0])[1].all()
 
 
 def test_a_store_of_many_shards_holds_few_files_open(tmp_path):
