@@ -64,7 +64,7 @@ def main() -> None:
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     where = runs.sources_now(folder, record, settings)
     source = reopen_source(record["encoder"], where, record["shots"]["files"], class_names, task, **settings.encoding)
-    features, bad = test_rows(source, contest.root, tests)
+    features, bad = test_rows(source, contest.root, tests, settings.views)
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
     readable = [index for index in range(len(tests.names)) if index not in bad]

@@ -53,7 +53,8 @@ def main() -> None:
     found = read_support(settings.support, contest.class_names) if settings.support else []
 
     # 2. Images and sentences become unit feature rows.
-    source = open_source(settings.model, settings.weights, settings.features, **settings.encoding)
+    source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
+                         **settings.encoding)
     scores_averaged = settings.prompt_set == prompts.VISDESC
     text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
     watch.lap("sentences")
@@ -70,7 +71,7 @@ def main() -> None:
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
-                keep_lengths=scores_averaged)
+                source.parts, keep_lengths=scores_averaged)
     task, kept = with_support(task, support, [label for _, label in found], settings.support_for != "all")
     labelled = shots
     if found:

@@ -28,13 +28,13 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
-from jclip_fewshot.features.sources import Source, open_source
+from jclip_fewshot.features.sources import Source, listed, open_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, RowsUnder, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
-from jclip_fewshot.task import CLIP_SCALE, Task, domain_indices
+from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
 from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
-_SCHEMA = {**{f"classifier/{key}": Field("text", "") for key in ("model", "weights")},
+_SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
 NO_TEXT = "none"
@@ -43,7 +43,8 @@ NO_TEXT = "none"
 class FewShotClassifier:
     """Few-shot image classification on CLIP.
 
-    model: a released CLIP's name or a checkpoint file; not needed where all images are given as features.
+    model: a released CLIP's name or a checkpoint file; not needed where all images are given as features. A list:
+        several encoders, each with heads of its own (docs/encoders.md).
     class_names (K,): what the prompts say; labels are then whole numbers, the classes' places in it, or names of it.
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
@@ -58,7 +59,8 @@ class FewShotClassifier:
         True: that part of every name. A list (K,): the domain of each class, "" for none.
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
-    Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model.
+    Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model. Features
+    of several encoders are a list, (N, D) of each; `text` then is a list too, with None for an encoder without text.
 
     Threads may share one, and use several at once: they take turns, since Jittor computes for one at a time. It can be
     pickled and copied (the copy opens its checkpoint again when it encodes). A process that was forked after
@@ -68,7 +70,7 @@ class FewShotClassifier:
     _estimator_type = "classifier"  # for scikit-learn before 1.6
     _source: Optional[Source] = None
 
-    def __init__(self, model: str = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
+    def __init__(self, model: Union[str, Sequence[str]] = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
                  text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
                  augment: int = 10, seed: int = 0, weights: Optional[str] = None, cache: Optional[str] = ".cache",
                  domains: Union[None, bool, Sequence[str]] = None) -> None:
@@ -127,7 +129,8 @@ class FewShotClassifier:
         text = self.text if text is None else text
         if images is None and labels is None:
             return self._fit_names(class_names, text)
-        images = pictures_or_rows(images)
+        self.parts_, text = self._parts_of(images, text)
+        images = pictures_or_rows(side_by_side(images))
         labels = _plain_labels(labels)
         self._locate()
         classes, names, numbers = _named(labels, class_names)
@@ -140,8 +143,12 @@ class FewShotClassifier:
         if len(rows) != len(labels):
             raise ValueError(f"{len(rows)} images and {len(labels)} labels: as many are needed")
         text = self._text_rows(text, names, domains, rows.shape[1])
-        scale = self._source.scale if self._source is not None else CLIP_SCALE
-        task = Task(rows, numbers, text, domain_indices(domains), scale)
+        if self.parts_:
+            scale = joined_scale(self.parts_)
+        else:
+            scale = self._source.scale if self._source is not None else CLIP_SCALE
+        parts = self.parts_ or (self._source.parts if self._source is not None else ())
+        task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
         paths = self._paths(images)
         tuning = Tuning([])
         if paths:
@@ -180,12 +187,12 @@ class FewShotClassifier:
         """Writes everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
         settings = {"model": self.model_, "augment": self.augment, "seed": self.seed, "weights": self.weights_}
-        arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}
+        arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}  # several models: an axis
         save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
 
     @classmethod
-    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache", model: str = "",
+    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache", model: Union[str, Sequence[str]] = "",
              weights: Optional[str] = None) -> "FewShotClassifier":
         """The classifier that `save` wrote.
 
@@ -197,7 +204,7 @@ class FewShotClassifier:
         pipeline = Pipeline.from_state(arrays)
         pipeline.seed = int(arrays["classifier/seed"])
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or str(arrays["classifier/model"]), heads=pipeline.names, cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), heads=pipeline.bare_names, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          weights=weights or (saved if os.path.isdir(saved) else None))
         classifier._locate()
@@ -232,7 +239,8 @@ class FewShotClassifier:
         domains = self._domains_of(names)
         rows = self._text_rows(text, names, domains, 0)
         scale = self._source.scale if self._source is not None else CLIP_SCALE
-        task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale)
+        parts = self._source.parts if self._source is not None else ()
+        task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale, parts)
         self.classes_, self.class_names_ = np.arange(len(names)), names
         self.pipeline_ = Pipeline(seed=self.seed).fit(task)
         self.n_features_in_ = task.text.shape[1]
@@ -241,12 +249,32 @@ class FewShotClassifier:
     def _locate(self) -> None:
         """Where the checkpoint lies, whatever the working directory will be."""
         self.weights_ = os.path.abspath(self.weights if self.weights is not None else weights_folder())
-        self.model_ = os.path.abspath(self.model) if os.path.isfile(self.model) else str(self.model)
+        found = [os.path.abspath(name) if os.path.isfile(name) else str(name) for name in listed(self.model)]
+        self.model_ = found[0] if isinstance(self.model, str) else found
 
     def _opened(self) -> Source:
         if self._source is None:
             self._source = open_source(self.model_, self.weights_, cache=self.cache or "")
         return self._source
+
+    def _parts_of(self, images: Images, text: Any) -> Tuple[Tuple[Part, ...], Any]:
+        """The encoders of features that come as a list of arrays, and their text rows side by side."""
+        if not _of_several(images):
+            return (), text
+        given = list(text) if isinstance(text, (list, tuple)) else [text]
+        if len(given) != len(images) or not isinstance(given[0], np.ndarray):
+            raise ValueError(f"features of {len(images)} encoders need text rows of as many, a list; None for an "
+                             "encoder without text, and the first has text")
+        classes = len(given[0])
+        given = [np.zeros((classes, rows.shape[1]), np.float32) if one is None else np.asarray(one)
+                 for one, rows in zip(given, images)]
+        for number, (one, rows) in enumerate(zip(given, images), 1):
+            if one.shape != (classes, rows.shape[1]):
+                raise ValueError(f"encoder {number}: text rows {one.shape} do not fit {classes} classes and features "
+                                 f"of width {rows.shape[1]}")
+        parts = tuple(Part(f"encoder{number}", rows.shape[1], bool(one.any()))
+                      for number, (one, rows) in enumerate(zip(given, images), 1))
+        return parts, joined(given)
 
     def _text_rows(self, text: Union[None, str, np.ndarray], class_names: Sequence[str], domains: Sequence[str],
                    width: int) -> np.ndarray:
@@ -277,11 +305,11 @@ class FewShotClassifier:
 
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
         """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
-        paths = self._paths(images)
+        paths = self._paths(side_by_side(images))
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting)
         with as_files(images) as paths:
@@ -320,6 +348,25 @@ class FewShotClassifier:
         if not hasattr(self, "pipeline_"):
             raise _sklearns("NotFittedError", ValueError)(
                 f"This {type(self).__name__} instance is not fitted yet: call fit before predict")
+
+
+def _of_several(images: Any) -> bool:
+    """Whether images are features of several encoders: a list of (N, D)."""
+    return isinstance(images, (list, tuple)) and len(images) > 1 and all(
+        isinstance(one, np.ndarray) and one.ndim == 2 and one.dtype.kind == "f" for one in images)
+
+
+def side_by_side(images: Any) -> Any:
+    """Features of several encoders as one array; anything else as it is.
+
+    Raises:
+        ValueError: not as many rows of each.
+    """
+    if not _of_several(images):
+        return images
+    if len({len(one) for one in images}) > 1:
+        raise ValueError(f"features of several encoders need as many rows of each, not {[len(one) for one in images]}")
+    return joined(images)
 
 
 def _sklearns(name: str, otherwise: Any) -> Any:

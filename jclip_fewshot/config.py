@@ -6,7 +6,7 @@ A field's name is its flag (`--shot-list`) and its key in a --config file (`shot
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, Optional, Sequence, Type, TypeVar
+from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar
 
 from jclip_fewshot.errors import UserError, nearest
 
@@ -16,7 +16,10 @@ DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 def option(default: Any, help: str, group: str, choices: Optional[Sequence[str]] = None,
            metavar: Optional[str] = None, low: Optional[int] = None, implies: str = "") -> Any:
-    """A field with what its flag needs: `low` is the least value that makes sense; `implies` a switch it turns on."""
+    """A field with what its flag needs: `low` is the least value that makes sense; `implies` a switch it turns on.
+
+    A default that is a tuple of texts: the flag may be given several times.
+    """
     return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low,
                                                 implies=implies))
 
@@ -52,9 +55,13 @@ class SourceConfig(MachineConfig):
     demo_seed: int = option(DEMO_SEED, "draw it from seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    model: str = option("ViT-B/32", "a released CLIP by name, or a checkpoint file", "features", metavar="NAME")
+    model: Tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
+                                    "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
-    features: str = option("", "take features from FILE.npz; needs no checkpoint", "features", metavar="FILE")
+    features: Tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
+                                       "features", metavar="FILE")
+    features_extra: Tuple[str, ...] = option((), "rows of an image encoder without text, beside CLIP; may be repeated",
+                                             "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
     prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
@@ -112,9 +119,14 @@ class TestConfig(MachineConfig):
     demo: bool = option(False, "the built-in small contest's newest run", "data")
     demo_seed: int = option(DEMO_SEED, "the one of seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
-    model: str = option("", "where the run's checkpoint lies now, if it was moved", "features", metavar="FILE")
+    model: Tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
+                                    "features", metavar="FILE")
     weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
-    features: str = option("", "where the run's feature file lies now", "features", metavar="FILE")
+    features: Tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
+                                       metavar="FILE")
+    features_extra: Tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
+    views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
+                        low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
     result: str = option("", "the submission; .zip beside it [result.txt; in the demo's folder with --demo]", "output",
                          metavar="FILE")
@@ -132,6 +144,9 @@ def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
             raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
         f = known[name]
         flag = "--" + name.replace("_", "-")
+        if isinstance(f.default, tuple):
+            values = {**values, name: _several(flag, value)}
+            continue
         if type(value) is not type(f.default):
             raise UserError(f"{flag} takes {_KINDS[type(f.default)]}, not {_brief(value)}")
         if isinstance(value, str) and "\0" in value:
@@ -142,6 +157,19 @@ def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
         if low is not None and not low <= value < 2**31:
             raise UserError(f"{flag} takes a number from {low} up, not {_brief(value)}")
     return config(**values)
+
+
+def _several(flag: str, value: Any) -> Tuple[str, ...]:
+    """One text, or a list of different ones, as a tuple."""
+    found = (value,) if isinstance(value, str) and value else value
+    if not isinstance(found, (str, list, tuple)) or not all(isinstance(one, str) and one for one in found):
+        raise UserError(f"{flag} takes text, or a list of texts, not {_brief(value)}")
+    for one in found:
+        if "\0" in one:
+            raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(one)}")
+        if found.count(one) > 1:
+            raise UserError(f"{flag} {one} is given twice; each encoder counts once")
+    return tuple(found)
 
 
 def _brief(value: Any) -> str:

@@ -43,8 +43,13 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
     """Pools the heads that are linear in the row, with weights of their own.
 
     A pipeline that was read from a file has no held-out logits: those heads learn from its shots once more.
+    Raises:
+        UserError: several encoders.
     """
     task = pipeline.task_
+    if task.parts:
+        raise UserError(f"only what one encoder has learned can be exported, not that of "
+                        f"{', '.join(part.name for part in task.parts)} together; train with one --model")
     forms = linear_forms({name: head.logits for name, head in pipeline.heads_.items()}, task)
     held_out: Dict[str, np.ndarray] = {}
     for name in forms:

@@ -10,11 +10,11 @@ import shutil
 import textwrap
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
-from jclip_fewshot.combine.ensemble import Ensemble
+from jclip_fewshot.combine.ensemble import OF, Ensemble
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
@@ -24,7 +24,7 @@ from jclip_fewshot.heads import HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Part, Task
 from jclip_fewshot.tuning.members import Member
 from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
@@ -41,7 +41,9 @@ STATE_SCHEMA = {
     "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
     "shots/domains": Field("whole", "K", low=0, below="K"), "shots/scale": Field("float", ""),
     "held_out_probs": Field("float", "S K", low=0, below=1.01), "ensemble/seen": Field("flag", "K"),
-    "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", "")}
+    "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", ""),
+    "parts/name": Field("text", "E", needed=False), "parts/width": Field("whole", "E", low=1, needed=False),
+    "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
 # told of each method as it is done: its name and the seconds of its fit
 HEADS_TOGETHER = "heads"  # the heads' ensemble as a member beside the tuned ones
 OnFit = Callable[[str, float], None]
@@ -97,6 +99,31 @@ def make_head(name: str, seed: int) -> Head:
     return head(seed=seed) if head.seeded else head()
 
 
+def names_on(names: Iterable[str], parts: Sequence[Part]) -> List[str]:
+    """The heads of each encoder, `gda@RN50`; the bare names for one encoder.
+
+    Raises:
+        UserError: an encoder without text, and no head that can do without.
+    """
+    names = list(names)
+    if not parts:
+        return names
+    found: List[str] = []
+    for part in parts:
+        mine = [f"{name}{OF}{part.name}" for name in names if part.has_text or not HEADS[name].needs_text]
+        if not mine:
+            able = ", ".join(name for name, head in HEADS.items() if not head.needs_text)
+            raise UserError(f"--heads: none of them can learn from {part.name}, which has no text; add one of {able}")
+        found += mine
+    return found
+
+
+def _split(name: str) -> Tuple[str, str]:
+    """"gda@RN50" -> head and encoder; "" is the only one."""
+    head, _, encoder = name.partition(OF)
+    return head, encoder
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a pipeline says about N images.
@@ -137,6 +164,9 @@ class Pipeline:
     After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
     the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_heads_` and `check_ensemble_`, the
     cheaper stack that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
+
+    Several encoders: rows and the task are joined (see Task), each has heads of its own, the first one's tower may be
+    tuned, the ensemble weighs all, and the refinement looks at the joined rows.
     """
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
@@ -154,14 +184,15 @@ class Pipeline:
         Without any shot, the heads that need one are left out.
         """
         if not len(task):
-            self.names = [name for name in self.names if not HEADS[name].needs_shots]
+            self.names = [name for name in self.bare_names if not HEADS[name].needs_shots]
         self.task_ = task
+        self.names = names_on(self.bare_names, task.parts)
         self.heads_: Dict[str, Head] = {}
         self.seconds_: Dict[str, float] = {}
         held_out: Dict[str, np.ndarray] = {}
         for name in self.names:
             begun = time.perf_counter()
-            self.heads_[name] = make_head(name, self.seed).fit(task)
+            self.heads_[name] = self._made(name, self.seed)
             held_out[name] = self.heads_[name].held_out_logits()
             self.seconds_[name] = time.perf_counter() - begun
             on_fit(name, self.seconds_[name])
@@ -171,7 +202,7 @@ class Pipeline:
         self.tuned_: Dict[str, Member] = {}
         for member in tuning.members:
             begun = time.perf_counter()
-            self.tuned_[member.name] = member.fit(task, tuning.bank, tuning.fits)
+            self.tuned_[member.name] = member.fit(task.of(self._first), tuning.bank, tuning.fits)
             self.seconds_[member.name] = time.perf_counter() - begun
             on_fit(member.name, self.seconds_[member.name])
         begun = time.perf_counter()
@@ -205,14 +236,34 @@ class Pipeline:
 
     def _fit_check(self, held_out: Dict[str, np.ndarray]) -> None:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
-        self.check_heads_ = {name: self.heads_[name] if name in self.heads_ else make_head(name, 0).fit(self.task_)
-                             for name in CHECK_HEADS}
-        if set(self.names) == set(CHECK_HEADS):
+        names = names_on(CHECK_HEADS, self.task_.parts)
+        self.check_heads_ = {name: self.heads_[name] if name in self.heads_ else self._made(name, 0) for name in names}
+        if set(self.names) == set(names):
             self.check_ensemble_ = self.ensemble_
         else:
             known = {name: held_out[name] if name in held_out else head.held_out_logits()
                      for name, head in self.check_heads_.items()}
             self.check_ensemble_ = Ensemble().fit(known, self.task_)
+
+    @property
+    def bare_names(self) -> List[str]:
+        """The heads without their encoders."""
+        return list(dict.fromkeys(_split(name)[0] for name in self.names))
+
+    @property
+    def _first(self) -> str:
+        """The encoder whose tower may be tuned and whose logits the others correct; "" where it is the only one."""
+        return self.task_.parts[0].name if self.task_.parts else ""
+
+    def _made(self, name: str, seed: int) -> Head:
+        """A head, fitted on the shots as its encoder sees them."""
+        head, encoder = _split(name)
+        return make_head(head, seed).fit(self.task_.of(encoder))
+
+    def _logits(self, heads: Dict[str, Head], features: np.ndarray) -> Dict[str, np.ndarray]:
+        """Each head's answers to (N, D) rows, of which it reads its encoder's columns."""
+        parts = {part.name: features[:, self.task_.columns(part.name)] for part in self.task_.parts}
+        return {name: head.logits(parts.get(_split(name)[1], features)) for name, head in heads.items()}
 
     def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None) -> Answers:
         """Answers N images, (N, D) rows.
@@ -221,10 +272,12 @@ class Pipeline:
         refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
             "on" refines it whatever they say.
         """
-        logits = {name: head.logits(features) for name, head in self.heads_.items()}
+        logits = self._logits(self.heads_, features)
         probs, frozen = self.frozen_ensemble_.probs(logits), None
         if self.tuned_ and rows_under is not None:
-            logits.update({name: member.logits(rows_under(member), features) for name, member in self.tuned_.items()})
+            frozen_rows = features[:, self.task_.columns(self._first)] if self._first else features
+            logits.update({name: member.logits(rows_under(member), frozen_rows)
+                           for name, member in self.tuned_.items()})
             frozen = probs
             if self.ensemble_ is not self.frozen_ensemble_:
                 probs = self.ensemble_.probs({**logits, HEADS_TOGETHER: np.log(frozen)})
@@ -248,7 +301,7 @@ class Pipeline:
         """
         task, leave_shots = self.task_, bool(self.task_.has_company.any())
         for number, fold in enumerate(task.folds() if leave_shots else task.class_folds()):
-            heads = {name: head.refit(fold.task) for name, head in self.check_heads_.items()}
+            heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
             if leave_shots:
                 ensemble = self.check_ensemble_.without_fold(number)
             else:
@@ -256,8 +309,7 @@ class Pipeline:
                 ensemble = Ensemble().fit(silent, fold.task)  # equal weights: nothing is learned from one shot
 
             def answer(rows: np.ndarray) -> np.ndarray:
-                parts = [ensemble.probs({name: head.logits(rows[block]) for name, head in heads.items()})
-                         for block in blocks(len(rows))]
+                parts = [ensemble.probs(self._logits(heads, rows[block])) for block in blocks(len(rows))]
                 return np.concatenate(parts)
 
             yield HeldOutFold(fold.task, task.features[fold.left_out], task.labels[fold.left_out], answer)
@@ -272,6 +324,8 @@ class Pipeline:
         arrays.update({f"check/ensemble/{key}": value for key, value in self.check_ensemble_.state().items()})
         arrays.update({f"shots/{key}": getattr(self.task_, key) for key in TASK_ARRAYS})
         arrays["shots/scale"] = np.array(self.task_.scale)
+        arrays.update({f"parts/{key}": np.array([getattr(part, key) for part in self.task_.parts])
+                       for key in Part._fields if self.task_.parts})
         arrays["names"] = np.array(list(self.heads_))
         if self.unlabelled is not None:
             arrays["unlabelled"] = self.unlabelled
@@ -285,10 +339,11 @@ class Pipeline:
 
     def alpha_beta(self) -> Dict[str, np.ndarray]:
         """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
-        head = self.heads_.get("tip_adapter")
+        head = self.heads_.get(f"tip_adapter{OF}{self._first}" if self._first else "tip_adapter")
         if head is None or not self.task_.has_company.any():
             return {}
-        found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(self.task_, ALPHAS, BETAS)}
+        task = self.task_.of(self._first)
+        found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(task, ALPHAS, BETAS)}
         return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
 
     @classmethod
@@ -306,8 +361,8 @@ class Pipeline:
             heads = heads_and_members()
             pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]), keep_lengths=True)
-            pipeline.heads_ = {name: heads[name].from_state(_under(arrays, f"heads/{name}/"))
+                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)
+            pipeline.heads_ = {name: heads[_split(name)[0]].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
             pipeline.tuned_ = {name: MEMBERS[name].from_state(_under(arrays, f"tuned/{name}/"))
@@ -317,7 +372,8 @@ class Pipeline:
                 pipeline.frozen_ensemble_ = Ensemble.from_state(_under(arrays, "frozen_ensemble/"))
             pipeline.check_heads_ = {
                 name: pipeline.heads_[name] if name in pipeline.heads_
-                else HEADS[name].from_state(_under(arrays, f"check/heads/{name}/")) for name in CHECK_HEADS}
+                else HEADS[_split(name)[0]].from_state(_under(arrays, f"check/heads/{name}/"))
+                for name in names_on(CHECK_HEADS, pipeline.task_.parts)}
             pipeline.check_ensemble_ = Ensemble.from_state(_under(arrays, "check/ensemble/"))
             pipeline.held_out_probs_ = arrays["held_out_probs"]
         except (KeyError, ValueError, TypeError) as error:
@@ -352,6 +408,13 @@ class Pipeline:
     def histories(self) -> Dict[str, list]:
         """The training curves of the trained heads."""
         return {name: head.history_ for name, head in self.heads_.items() if head.history_}
+
+
+def _parts(arrays: Dict[str, np.ndarray]) -> Tuple[Part, ...]:
+    """The encoders of a saved state; none for one."""
+    if "parts/name" not in arrays:
+        return ()
+    return tuple(Part(*values) for values in zip(*(arrays[f"parts/{key}"].tolist() for key in Part._fields)))
 
 
 def _under(arrays: Dict[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]:

@@ -147,8 +147,12 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
-    for name in ("data", "features", "weights", "prompts", "names", "templates"):
+    for name in ("data", "weights", "prompts", "names", "templates"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
+    for name in ("features", "features_extra"):
+        given_then = values.get(name) or []
+        files = [given_then] if isinstance(given_then, str) else given_then
+        values[name] = tuple(where_now(folder, record, file) for file in files)
     values.update({name: value for name, value in vars(settings).items() if name in own})
     changed = {name: value for name, value in given.items() if name not in own}
     values.update(changed)
@@ -157,8 +161,9 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     elif "shot_list" not in changed:
         values["shot_list"] = ""
     if changed:
-        listed = " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-                          for name, value in changed.items())
+        every = [(name.replace("_", "-"), one) for name, value in changed.items()
+                 for one in (value if isinstance(value, (list, tuple)) else [value])]
+        listed = " ".join(f"--{name}" + ("" if one is True else f" {shlex.quote(str(one))}") for name, one in every)
         tell(f"as {folder}, but {listed}")
     return checked(TrainConfig, values)
 
@@ -180,17 +185,56 @@ def where_now(folder: Path, record: Dict[str, Any], saved: str) -> str:
     return next((str(place) for place in places if os.path.exists(place)), saved)
 
 
-def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, str]:
-    """{"model", "weights", "features"}: as `given` (flags of those names), or where the run's own lie now."""
+def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, Any]:
+    """{"model", "weights", "features"}: as `given` (flags of those names), or where the run's own lie now.
+
+    Of several encoders, "others": a list of the same for those behind the first.
+    Raises:
+        UserError: flags that do not fit what the run was trained with.
+    """
     saved = record["encoder"]
+    encoders = [saved, *saved.get("others", [])]
+    kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
+             for one in encoders]
+    _require_fitting_flags(folder, encoders, kinds, given)
+    waiting = {kind: _given(given, kind) for kind in set(kinds)}
+    found = []
+    for one, kind in zip(encoders, kinds):
+        name = "model" if kind == "model" else "features"
+        now = waiting[kind].pop(0) if waiting[kind] else where_now(folder, record, one[name])
+        weights = given.weights or (where_now(folder, record, one["weights"]) if one.get("weights") else "")
+        found.append({"model": "", "weights": weights, "features": "", name: now})
+    first, *others = found
+    return {**first, "others": others} if others else first
+
+
+def _require_fitting_flags(folder: Path, encoders: List[Dict[str, Any]], kinds: List[str], given: Any) -> None:
+    saved = encoders[0]
+    if len(encoders) > 1:
+        for kind in ("model", "features", "features_extra"):
+            if len(_given(given, kind)) not in (0, kinds.count(kind)):
+                flag = "--" + kind.replace("_", "-")
+                names = [one.get("model") or one["features"] for one, mine in zip(encoders, kinds) if mine == kind]
+                raise UserError(f"{flag} is given {len(_given(given, kind))} times, but {folder} has {len(names)} such "
+                                f"encoders ({', '.join(names)}): one for each, in this order, or none")
+        return
+    for kind in ("model", "features", "features_extra"):
+        if len(_given(given, kind)) > 1:
+            raise UserError(f"{folder} was trained with one encoder; give --{kind.replace('_', '-')} once")
+    if _given(given, "features_extra"):
+        raise UserError(f"{folder} was trained without extra features; leave --features-extra out")
     if given.features and "features" not in saved:
         raise UserError(f"{folder} was trained with the checkpoint {saved['model']}, not with a feature file; "
                         "give --model or --weights instead of --features")
     if (given.model or given.weights) and "features" in saved:
         raise UserError(f"{folder} was trained with the feature file {saved['features']}; give --features instead of "
                         "--model or --weights")
-    return {name: getattr(given, name) or (where_now(folder, record, saved[name]) if saved.get(name) else "")
-            for name in ("model", "weights", "features")}
+
+
+def _given(given: Any, name: str) -> List[str]:
+    """What a flag that may be given several times says; a command may lack it."""
+    value = getattr(given, name, "")
+    return [value] if isinstance(value, str) and value else list(value)
 
 
 def require_same_classes(folder: Path, record: dict, class_names: Sequence[str]) -> None:

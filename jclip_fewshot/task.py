@@ -6,7 +6,7 @@ Letters: N query rows, S shots, K classes, D feature width. `logits` are on CLIP
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import List, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,12 +16,25 @@ CLIP_SCALE = 100.0  # exp(logit_scale) of every model that OpenAI released; an E
 MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
 
 
+class Part(NamedTuple):
+    """One of several encoders whose rows stand side by side: its name, its columns, the scale of its cosines."""
+
+    name: str
+    width: int
+    has_text: bool = True
+    scale: float = CLIP_SCALE
+
+
 @dataclass(frozen=True)
 class Task:
     """What a head may learn from. Rows may come in float16: they are upcast and normalised again.
 
     A class may have no shot, and counts may differ; S may be 0. keep_lengths: text rows stay as long as they are,
     which makes a class's score the mean of its sentences' scores (VisDesc).
+
+    With several encoders a row is theirs side by side (`joined`), each as long as the others, and `parts` names them;
+    the first one has text. Text columns of an encoder without text are zero. Zero-shot logits are then the mean of
+    the encoders'.
     """
 
     features: np.ndarray  # (S, D) float32 unit rows
@@ -29,6 +42,8 @@ class Task:
     text: np.ndarray  # (K, D) float32 unit rows
     domains: Optional[np.ndarray] = None  # (K,) int64, each class's domain; None: one domain
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
+    parts: Tuple[Part, ...] = ()  # of several encoders; empty for one
+    evidence_from: int = 0  # columns before it are for zero-shot logits alone: see `of`
     keep_lengths: bool = False
 
     def __post_init__(self):
@@ -49,6 +64,9 @@ class Task:
             raise ValueError("a feature row holds a value that is not finite")
         if not 0 < self.scale < np.inf:
             raise ValueError(f"the scale of the cosines must be a positive number, not {self.scale}")
+        if self.parts and sum(part.width for part in self.parts) != text.shape[1]:
+            raise ValueError(f"encoders of the widths {[part.width for part in self.parts]} do not fit rows of width "
+                             f"{text.shape[1]}")
         for name, value in (("features", features), ("labels", labels), ("text", text), ("domains", domains)):
             object.__setattr__(self, name, value)
 
@@ -77,6 +95,40 @@ class Task:
     def take(self, rows: np.ndarray) -> "Task":
         """The same classes with only those shots: indices or a mask over S."""
         return replace(self, features=self.features[rows], labels=self.labels[rows])
+
+    def of(self, name: str) -> "Task":
+        """The task as one of several encoders sees it; "" is the whole.
+
+        An encoder without text comes behind the first one's columns, whose logits it corrects: `evidence_from`.
+        """
+        if not name:
+            return self
+        part, columns = self._part(name), self.columns(name)
+        first = self.parts[0]
+        scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
+        return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
+                       parts=(), evidence_from=evidence_from)
+
+    def columns(self, name: str) -> np.ndarray:
+        """Which columns of a joined row `of(name)` reads."""
+        part, begin = self._part(name), 0
+        for other in self.parts:
+            if other == part:
+                break
+            begin += other.width
+        own = np.arange(begin, begin + part.width)
+        return own if part.has_text else np.concatenate([np.arange(self.parts[0].width), own])
+
+    def _part(self, name: str) -> Part:
+        return next(part for part in self.parts if part.name == name)
+
+    @property
+    def evidence(self) -> "Task":
+        """What evidence is read from: the task itself, or without the columns, and the text, of another encoder."""
+        if not self.evidence_from:
+            return self
+        text = np.zeros((self.num_classes, self.text.shape[1] - self.evidence_from), np.float32)
+        return replace(self, features=self.features[:, self.evidence_from:], text=text, evidence_from=0)
 
     def zero_shot(self, features: np.ndarray) -> np.ndarray:
         """Zero-shot logits (N, K) of unit rows (N, D)."""
@@ -122,6 +174,20 @@ class Fold:
     def whole(cls, task: Task) -> "Fold":
         """The fit on every shot, judged on none."""
         return cls(task, np.arange(len(task)), np.zeros(0, np.int64))
+
+
+def joined(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several encoders side by side, each of them as long as the others, together of unit length."""
+    return unit_rows(np.concatenate([unit_rows(one) for one in rows], axis=1))
+
+
+def joined_scale(parts: Sequence[Part]) -> float:
+    """Of the cosines of joined rows, so that zero-shot logits are the mean of those of the encoders with text.
+
+    E encoders, T of them with text: a joined cosine is the sum of T cosines over the root of E T.
+    """
+    scales = [part.scale for part in parts if part.has_text]
+    return float(np.mean(scales) * np.sqrt(len(parts) / len(scales)))
 
 
 def zero_shot_logits(features: np.ndarray, text: np.ndarray, scale: float = CLIP_SCALE) -> np.ndarray:

@@ -110,3 +110,18 @@ def test_names_and_numbers_that_no_machine_takes(tmp_path, text, said):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UserError, match=said):
         parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")])
+
+
+def test_a_setting_that_may_be_given_several_times(tmp_path):
+    assert parse(TrainConfig, "", []).model == ("ViT-B/32",) and parse(TrainConfig, "", []).features == ()
+    assert parse(TrainConfig, "", ["--model", "a", "--model", "b"]).model == ("a", "b")
+    file = tmp_path / "run.toml"
+    for text, expected in (('model = "a"', ("a",)), ('model = ["a", "b"]', ("a", "b"))):
+        file.write_text(text)
+        assert parse(TrainConfig, "", ["--config", str(file)]).model == expected
+    for wrong in ("model = [1]", "model = 3", 'model = [""]'):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match="--model takes text, or a list of texts"):
+            parse(TrainConfig, "", ["--config", str(file)])
+    with pytest.raises(UserError, match="--features x.npz is given twice"):
+        parse(TrainConfig, "", ["--features", "x.npz", "--features", "x.npz"])

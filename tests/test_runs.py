@@ -215,10 +215,10 @@ def test_what_a_run_names_is_found_where_it_lies_now(tmp_path, monkeypatch):
 
 
 def test_flags_of_the_wrong_kind_of_source_are_refused(tmp_path):
-    given = SimpleNamespace(model="", weights="", features="f.npz")
+    given = SimpleNamespace(model=(), weights="", features=("f.npz",), features_extra=())
     with pytest.raises(UserError, match="trained with the checkpoint ViT-B/32"):
         runs.sources_now(tmp_path, {"encoder": {"model": "ViT-B/32", "weights": "weights"}}, given)
-    given = SimpleNamespace(model="ViT-B/32", weights="", features="")
+    given = SimpleNamespace(model=("ViT-B/32",), weights="", features=(), features_extra=())
     with pytest.raises(UserError, match="trained with the feature file f.npz"):
         runs.sources_now(tmp_path, {"encoder": {"features": "f.npz"}}, given)
 

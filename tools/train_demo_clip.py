@@ -1,7 +1,8 @@
-"""Trains the small CLIP of the built-in contest, weights/demo_clip.safetensors, in Jittor.
+"""Trains the small CLIPs of the built-in contest, weights/demo_clip*.safetensors, in Jittor.
 
     OMP_NUM_THREADS=1 python tools/train_demo_clip.py           2250 steps on 60,000 drawings
     python tools/train_demo_clip.py --steps 500 --out /tmp/try.safetensors
+    python tools/train_demo_clip.py --tower resnet --seed 1 --minutes 20     the second one, a ModifiedResNet
 
 Cost: about 0.25 s of one core a step and 2 ms a drawing: 12 minutes of one core in all (the checkpoint in git
 took 28 minutes on a busy machine). Score: the zero-shot top-1 that it prints, on contests of other seeds, is
@@ -13,8 +14,9 @@ symmetric cross-entropy over the batch. Every second batch comes from one domain
 pairs are hard ones.
 
 Model: a ViT on 60-pixel images in 12-pixel patches, width 128, 3 blocks, 2 heads; a text tower of width 64,
-3 blocks, context 32; D = 64. The checkpoint has OpenAI's names and whole vocabulary; tokens that no sentence
-uses are zero rows (training sees only the used ones, in a table of their own).
+3 blocks, context 32; D = 64. With --tower resnet: a ModifiedResNet on 64-pixel images, width 16, (1, 2, 2, 1)
+blocks; its batch norms use the batch's statistics while it trains. The checkpoint has OpenAI's names and whole
+vocabulary; tokens that no sentence uses are zero rows (training sees only the used ones, in a table of their own).
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from jclip_fewshot.clip import preprocess  # noqa: E402
+from jclip_fewshot.clip.checkpoint import read_state_dict, write_safetensors  # noqa: E402
 from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
-from jclip_fewshot.clip.checkpoint import write_safetensors  # noqa: E402
 from jclip_fewshot.data import (
     demo,  # noqa: E402
     prompts,  # noqa: E402
@@ -46,7 +48,12 @@ from jclip_fewshot.data.demo import (
 )
 
 VOCABULARY, START, END = 49408, 49406, 49407
-SIDE, PATCH, CONTEXT = 60, 12, 32
+CONTEXT = 32
+TOWERS = {  # the image tower, as CLIP's arguments
+    "vit": dict(image_resolution=60, vision_layers=3, vision_width=128, vision_patch_size=12),
+    "resnet": dict(image_resolution=64, vision_layers=(1, 2, 2, 1), vision_width=16, vision_patch_size=None),
+}
+KEEP_STATISTICS = 0.95  # of a batch norm's running statistics, a step
 SHARE = {"Beast": 0.4, "Thing": 0.2, "Dish": 0.2, "Flag": 0.2}  # of the drawings
 RARE_WORDS = 0.02  # how often a word is replaced by its rare synonym
 
@@ -89,8 +96,8 @@ def sentence(domain: str, scene: dict[str, str], rng: np.random.Generator, templ
 
 def draw_part(job) -> None:
     """Worker: draws images begin..end of the training set into the shared file."""
-    path, total, begin, end, seed = job
-    pixels = np.memmap(path, np.uint8, "r+", shape=(total, SIDE, SIDE, 3))
+    path, total, begin, end, seed, side = job
+    pixels = np.memmap(path, np.uint8, "r+", shape=(total, side, side, 3))
     for i in range(begin, end):
         rng = np.random.default_rng([seed, 7, i])
         domain = domain_of(i)
@@ -101,7 +108,7 @@ def draw_part(job) -> None:
             w, h = int(width * part), int(height * part)
             left, top = int(rng.random() * (width - w)), int(rng.random() * (height - h))
             image = image.crop((left, top, left + w, top + h))
-        pixels[i] = np.asarray(preprocess.resize_and_crop(image, SIDE))
+        pixels[i] = np.asarray(preprocess.resize_and_crop(image, side))
 
 
 def domain_of(i: int) -> str:
@@ -115,22 +122,22 @@ def scene_of(i: int, seed: int) -> dict[str, str]:
     return free_scene(domain_of(i), np.random.default_rng([seed, 7, i]))
 
 
-def draw_all(folder: Path, total: int, seed: int, workers: int) -> np.ndarray:
-    """The training images, (total, SIDE, SIDE, 3) uint8; those of an earlier run are used again."""
-    finished = folder / f"demo_world_{total}_{seed}.u8"
+def draw_all(folder: Path, total: int, seed: int, workers: int, side: int) -> np.ndarray:
+    """The training images, (total, side, side, 3) uint8; those of an earlier run are used again."""
+    finished = folder / f"demo_world_{side}_{total}_{seed}.u8"
     if finished.exists():
-        return np.memmap(finished, np.uint8, "r", shape=(total, SIDE, SIDE, 3))
+        return np.memmap(finished, np.uint8, "r", shape=(total, side, side, 3))
     path = finished.with_suffix(".part")
-    np.memmap(path, np.uint8, "w+", shape=(total, SIDE, SIDE, 3))
+    np.memmap(path, np.uint8, "w+", shape=(total, side, side, 3))
     step = 500
-    jobs = [(path, total, i, min(i + step, total), seed) for i in range(0, total, step)]
+    jobs = [(path, total, i, min(i + step, total), seed, side) for i in range(0, total, step)]
     begun = time.time()
     with get_context("fork").Pool(workers) as pool:
         for n, _ in enumerate(pool.imap_unordered(draw_part, jobs), 1):
             if n % 20 == 0:
                 print(f"drawn {n * step} of {total}: {time.time() - begun:.0f} s", flush=True)
     os.replace(path, finished)
-    return np.memmap(finished, np.uint8, "r", shape=(total, SIDE, SIDE, 3))
+    return np.memmap(finished, np.uint8, "r", shape=(total, side, side, 3))
 
 
 class Vocabulary:
@@ -160,6 +167,32 @@ def all_sentences(templates: dict):
     return every + [prompts.fill(t, n) for ts in templates.values() for t in ts for n in ("thing", "orange")]
 
 
+def batch_norms(model) -> list:
+    """Makes the norms of a ModifiedResNet use the batch's statistics while their `training_` is True; returns them."""
+    from jclip_fewshot.backend import jt
+    from jclip_fewshot.clip.model import BatchNorm
+
+    class TrainedNorm(BatchNorm):
+        training_ = True
+
+        def execute(self, x):
+            if not self.training_:
+                return super().execute(x)
+            mean = x.mean(dims=(0, 2, 3), keepdims=True)
+            y = x - mean
+            var = (y * y).mean(dims=(0, 2, 3), keepdims=True)
+            for kept, now in ((self.running_mean, mean), (self.running_var, var)):
+                now = now.reshape((-1,)).stop_grad()
+                kept.update(KEEP_STATISTICS * kept + (1 - KEEP_STATISTICS) * now)
+            shape = (1, -1, 1, 1)
+            return y / jt.sqrt(var + 1e-5) * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.__class__ = TrainedNorm
+    return norms
+
+
 def validation(model, vocabulary, templates, seeds=(101, 102), images=3) -> dict[str, float]:
     """Zero-shot top-1 in % per domain, over drawn contests of other seeds (held-out combinations)."""
     from jclip_fewshot.backend import jt
@@ -173,7 +206,8 @@ def validation(model, vocabulary, templates, seeds=(101, 102), images=3) -> dict
             rows = model.encode_text(vocabulary.tokens(filled)).numpy()
             text.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0))
         text = np.array(text) / np.linalg.norm(text, axis=1, keepdims=True)
-        drawn = [preprocess.image_array(drawing.draw(c.domain, c.scene, rng, drawing.random_size(rng)), SIDE)
+        drawn = [preprocess.image_array(drawing.draw(c.domain, c.scene, rng, drawing.random_size(rng)),
+                                        model.visual.input_resolution)
                  for c in classes for _ in range(images)]
         rows = np.concatenate([model.encode_image(jt.array(np.stack(drawn[i:i + 108]))).numpy()
                                for i in range(0, len(drawn), 108)])
@@ -187,6 +221,7 @@ def validation(model, vocabulary, templates, seeds=(101, 102), images=3) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tower", choices=tuple(TOWERS), default="vit", help="of images")
     parser.add_argument("--steps", type=int, default=2250)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=128)
@@ -197,12 +232,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()),
                         help="where the drawings are kept, 11 kB each")
-    parser.add_argument("--out", type=Path, default=demo.CHECKPOINT)
+    parser.add_argument("--go-on", type=Path, help="start from this checkpoint, of the same tower and --seed")
+    parser.add_argument("--out", type=Path, help="[the checkpoint in weights/ of that tower]")
     args = parser.parse_args()
+    out = args.out or {"vit": demo.CHECKPOINT, "resnet": demo.SECOND_CHECKPOINT}[args.tower]
+    tower = TOWERS[args.tower]
 
     templates = prompts.load().templates
     templates = {domain: templates[domain] for domain in (*world.DOMAINS, "default")}
-    pixels = draw_all(args.scratch, args.images, args.seed, args.workers)
+    pixels = draw_all(args.scratch, args.images, args.seed, args.workers, tower["image_resolution"])
     scenes = [scene_of(i, args.seed) for i in range(args.images)]
     domains = np.array([domain_of(i) for i in range(args.images)])
     by_domain = {domain: np.flatnonzero(domains == domain) for domain in world.DOMAINS}
@@ -212,10 +250,14 @@ def main() -> None:
     from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.model import CLIP, normalized, numpy_state_dict
     jt.set_global_seed(args.seed)
-    model = CLIP(embed_dim=64, image_resolution=SIDE, vision_layers=3, vision_width=128,
-                 vision_patch_size=PATCH, context_length=CONTEXT, vocab_size=len(vocabulary.used),
+    model = CLIP(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
                  transformer_width=64, transformer_heads=1, transformer_layers=3)
+    if args.go_on:
+        state = read_state_dict(args.go_on)
+        state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.used]
+        model.load_parameters(state)
     model.train()
+    norms = batch_norms(model)
     model.logit_scale.assign(jt.array(np.array([math.log(args.scale)], np.float32))).stop_grad()
     optimizer = jt.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.02)
     rng = np.random.default_rng([args.seed, 8])
@@ -223,7 +265,7 @@ def main() -> None:
     def save() -> None:
         state = numpy_state_dict(model)
         state["token_embedding.weight"] = vocabulary.full_table(state["token_embedding.weight"])
-        write_safetensors(args.out, {name: value.astype(np.float16) for name, value in state.items()})
+        write_safetensors(out, {name: value.astype(np.float16) for name, value in state.items()})
 
     begun, recent, step, done = time.time(), [], 0, 0.0
     while done < 1:
@@ -257,7 +299,11 @@ def main() -> None:
             jt.sync_all()
             jt.gc()
         if step in (50, 200) or step % 500 == 0 or done >= 1:
+            for norm in norms:
+                norm.training_ = False
             score = validation(model, vocabulary, templates)
+            for norm in norms:
+                norm.training_ = True
             print("zero-shot " + " ".join(f"{k} {v:.1f}" for k, v in score.items()), flush=True)
             save()
 

@@ -37,6 +37,10 @@ def add_flag(group: Any, f: dataclasses.Field, default: Any = None) -> None:
     if isinstance(f.default, bool):
         group.add_argument(flag, dest=f.name, action="store_true", default=default, help=text)
         return
+    if isinstance(f.default, tuple):
+        shown = f" [{', '.join(f.default)}]" if f.default else ""
+        group.add_argument(flag, dest=f.name, action="append", default=default, metavar=_metavar(f), help=text + shown)
+        return
     shown = "" if f.default == "" else f" [{f.default}]"
     group.add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=default,
                        choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
@@ -127,7 +131,7 @@ def read_toml(path: str, config: Type) -> Dict[str, Any]:
     for name in values:
         if name not in known:
             raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")
-    return values
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def to_toml(settings: Any) -> str:
@@ -137,6 +141,8 @@ def to_toml(settings: Any) -> str:
         value = getattr(settings, f.name)
         if isinstance(value, bool):
             text = "true" if value else "false"
+        elif isinstance(value, tuple):
+            text = json.dumps(value, ensure_ascii=False)
         elif isinstance(value, str):
             # TOML's basic strings; JSON's escapes are a subset of theirs
             text = json.dumps(value, ensure_ascii=False)

@@ -35,6 +35,7 @@ EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
 NEED_SHOTS = ("linear_probe",)  # knows no text: no voice where nothing shows what it is worth
+OF = "@"  # between a head and its encoder, where there are several: gda@RN50
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: its likeliest ones
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
@@ -180,7 +181,7 @@ class Ensemble:
             raise ValueError(f"ensemble: held-out logits {logits.shape[1:]} of {len(task)} shots "
                              f"and {task.num_classes} classes")
         self.seen_, self.offset_ = task.seen, 0.0
-        prior = np.array([float(name not in NEED_SHOTS) for name in self.names_])
+        prior = np.array([float(name.split(OF)[0] not in NEED_SHOTS) for name in self.names_])
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
         if not usable.any():
             prior = prior / prior.sum() if prior.any() else np.full(len(prior), 1 / len(prior))

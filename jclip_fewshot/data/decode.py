@@ -59,6 +59,14 @@ class Recipe(NamedTuple):
     views: int = 0          # 0: CLIP's own preprocessing; more: that many random views instead
     seed: int = 0           # of the random views
     draft: bool = False     # see `open_image`
+    view: int = 0           # which of the test-time views, with views = 0: see `test_view`
+
+    def about(self) -> dict:
+        """What the cache keeps rows of this recipe apart by."""
+        fields = self._asdict()
+        if not self.view:
+            del fields["view"]  # so that plain rows of earlier versions are found
+        return fields
 
 
 class Done(NamedTuple):
@@ -114,16 +122,36 @@ def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
     return view.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
+def test_view(image: Image.Image, size: int, view: int, rng: random.Random) -> Image.Image:
+    """View 1 and more of a test image: RGB, `size` by `size`. View 0 is CLIP's own centre crop.
+
+    1: the whole image squeezed to the square. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
+    """
+    if view >= 4:
+        return random_view(image, size, rng)
+    if view == 2:
+        plain = resize_and_crop(image, size)
+    else:
+        plain = image.resize((size, size), Image.BICUBIC)
+    return plain if view == 1 else plain.transpose(Image.FLIP_LEFT_RIGHT)
+
+
+test_view.__test__ = False  # pytest: no test function
+
+
 def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Image]:
     """The V views of one image, R x R, RGB; random ones are seeded by its content, not by its place."""
-    if recipe.views == 0:
+    if recipe.views == 0 and recipe.view == 0:
         image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
         yield resize_and_crop(image, recipe.size, true_size)
         return
     image = eight_bits(open_image(data)[0])
     image = image if image.mode == "RGB" else image.convert("RGB")
     # random.Random(int).random() is the one generator whose numbers Python promises to keep.
-    rng = random.Random(int.from_bytes(digest, "little") + (recipe.seed << (8 * DIGEST_BYTES)))
+    rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
+    if recipe.views == 0:
+        yield test_view(image, recipe.size, recipe.view, rng)
+        return
     for _ in range(recipe.views):
         yield random_view(image, recipe.size, rng)
 

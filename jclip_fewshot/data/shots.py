@@ -112,8 +112,8 @@ def caution(select: str, shot_list: str = "") -> str:
     """What to know of held-out scores on shots so chosen; "" where they are as they seem. See docs/selection.md."""
     if select != "representative" or shot_list:
         return ""
-    return ("cv is pessimistic with representative shots: they lie far apart, and each that is left out takes its part of "
-            "the class away; compare with other shots on a test set, not by cv")
+    return ("cv is pessimistic with representative shots: they lie far apart, and each that is left out takes its part "
+            "of the class away; compare with other shots on a test set, not by cv")
 
 
 def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",

@@ -46,6 +46,12 @@ def tower_tensors(tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
+def holds_resnet(tensors: Dict[str, np.ndarray]) -> bool:
+    """Whether a checkpoint's tensors look like such a tower, whole or not."""
+    return any(f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors
+               for prefix in PREFIXES)
+
+
 def layout(tensors: Dict[str, np.ndarray]) -> Dict[str, Tuple[int, ...]]:
     """Name and shape of every tensor of the tower whose blocks and widths `tensors` tell.
 

@@ -40,7 +40,7 @@ OnStart = Callable[[int], None]
 
 def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                   seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                  shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                  shard: Tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
                   on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
     """Feature rows of image files.
 
@@ -53,6 +53,7 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
     shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
         does not have them. Afterwards every rank calls again without it and finds all rows in the common
         cache.
+    view: with views = 0, another of the test-time views than the first (decode.test_view).
     on_start: told before the first batch how many images this process will encode.
 
     Returns:
@@ -63,19 +64,19 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
         KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
     """
     rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
-                             draft=draft, shard=shard, stage=stage, on_start=on_start)
+                             draft=draft, shard=shard, stage=stage, on_start=on_start, view=view)
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                 shard: Tuple[int, int] = (0, 1), stage: str = "images",
+                 shard: Tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
                  on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> Tuple[np.ndarray, Bad]:
     """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
 
     depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
     """
-    recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not views)
+    recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not (views or view), view)
     views = max(1, views)
     n, kind = len(paths), np.float32 if depth == ROWS else np.float16
     rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
@@ -135,7 +136,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
 
 def depth_of_rows(encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> dict:
     """What the cache calls the rows of an encoder at a depth."""
-    about = dict(recipe._asdict(), what="images", encoder=encoder.fingerprint)
+    about = dict(recipe.about(), what="images", encoder=encoder.fingerprint)
     return about if depth == ROWS else dict(about, depth=depth)
 
 

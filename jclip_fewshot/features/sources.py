@@ -1,6 +1,7 @@
 """Where feature rows come from: a CLIP that encodes, or a file of features that somebody has computed.
 
-train.py and test.py do not care which: both sources answer `images` and `texts`.
+train.py and test.py do not care which: both sources answer `images` and `texts`. Several of them together are one
+more source (several.py), whose rows are theirs side by side.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from jclip_fewshot.backend import ranks
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.clip.checkpoint import read_tensors
+from jclip_fewshot.clip.checkpoint.architecture import NoClip
+from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
+from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
+from jclip_fewshot.features.several import SeveralSources
 from jclip_fewshot.features.table import FeatureTable
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.fit_cache import FitCache
-from jclip_fewshot.task import CLIP_SCALE, Task
+from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors")
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
@@ -41,20 +49,41 @@ class EncoderSource:
         self._cache = cache
         self._workers = workers
         self._record = record
-        self._barrier = ranks.Barrier(cache.folder) if cache is not None else None
+        self.barrier = ranks.Barrier(cache.folder) if cache is not None else None
+        self._forecast_said = False
 
-    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-               stage: str = "images") -> Tuple[np.ndarray, Bad]:
-        """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
+    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
+               test_views: int = 1) -> Tuple[np.ndarray, Bad]:
+        """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
+
+        views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
+        test-time views (decode.test_view) are averaged, the plain image first; each is kept in the cache by itself.
+        """
+        rows, bad = self._view(root, paths, views, seed, stage, 0, test_views)
+        if test_views == 1 or views:
+            return rows, bad
+        total = rows
+        for view in range(1, test_views):
+            more, worse = self._view(root, paths, 0, 0, f"{stage}, view {view + 1} of {test_views}", view, test_views)
+            total, bad = total + more, {**worse, **bad}
+        return unit_rows(total), bad
+
+    def _view(self, root: Path, paths: Sequence[str], views: int, seed: int, stage: str, view: int,
+              test_views: int) -> Tuple[np.ndarray, Bad]:
         root = os.path.abspath(root)
+
+        def forecast(images: int) -> None:
+            if not view or not self._forecast_said:
+                self._forecast(stage, images, views if test_views == 1 else test_views - view)
+                self._forecast_said = True
 
         def encode(shard: Tuple[int, int] = (0, 1)) -> Tuple[np.ndarray, Bad]:
             return encode_images(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache,
-                                 views=views, seed=seed, workers=self._workers, stage=stage, shard=shard,
-                                 on_start=lambda images: self._forecast(stage, images, views))
+                                 views=views, seed=seed, workers=self._workers, stage=stage, shard=shard, view=view,
+                                 on_start=forecast)
         if ranks.size() > 1:
             encode((ranks.rank(), ranks.size()))
-            self._barrier.wait()
+            self.barrier.wait()
         return encode()
 
     def _forecast(self, stage: str, images: int, views: int) -> None:
@@ -86,10 +115,10 @@ class EncoderSource:
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
         """(K, D) rows, the mean over each class's sentences; normalised again with `unit`."""
         if not ranks.first():  # the first rank's rows are in the cache then
-            self._barrier.wait()
+            self.barrier.wait()
         rows = encode_texts(self._encoder, sentences, cache=self._cache, unit=unit)
         if ranks.size() > 1 and ranks.first():
-            self._barrier.wait()
+            self.barrier.wait()
         return rows
 
     @property
@@ -101,6 +130,14 @@ class EncoderSource:
         """Of the cosines in zero-shot logits."""
         return self._encoder.scale
 
+    @property
+    def part(self) -> Part:
+        """The encoder among several."""
+        encoder, given = self._encoder, Path(self._record["model"])
+        name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        return Part(name, encoder.width, encoder.has_text, encoder.scale)
+
+    parts = ()  # one encoder
     def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
              sentences: Sequence[str] = ()) -> Bank:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
@@ -136,8 +173,8 @@ class TableSource:
         self._digest = digest
         self._given = given
 
-    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-               stage: str = "images") -> Tuple[np.ndarray, Bad]:
+    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
+               test_views: int = 1) -> Tuple[np.ndarray, Bad]:
         """(N, D) unit rows of paths below the data folder."""
         return self._table.lookup(paths), {}
 
@@ -146,40 +183,93 @@ class TableSource:
         return self._table.text_rows(class_names)
 
     scale = CLIP_SCALE  # a feature file does not say
+    parts = ()  # one encoder
     model = None  # nothing that could be tuned
+
+    @property
+    def part(self) -> Part:
+        """The encoder among several."""
+        return Part(Path(self._given).stem, self._table.width, self._table.with_text)
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
-        return {"features": self._given, "features_digest": self._digest}
+        return {"features": self._given, "features_digest": self._digest,
+                **({} if self._table.with_text else {"has_text": False})}
 
 
-Source = Union[EncoderSource, TableSource]
+Source = Union[EncoderSource, TableSource, SeveralSources]
 
 
-def open_source(model: str, weights: str, features: str = "", *, cache: str = "", batch_size: int = 0,
+def open_source(model: Union[str, Sequence[str]], weights: str, features: Union[str, Sequence[str]] = "",
+                features_extra: Union[str, Sequence[str]] = "", *, cache: str = "", batch_size: int = 0,
                 workers: int = 0, precision: str = "auto") -> Source:
-    """A source by what the flags of the same names say.
+    """A source by what the flags of the same names say; several encoders where they name several.
 
     Raises:
-        UserError: no such checkpoint or feature file, or a damaged one; a folder that is none.
+        UserError: no such checkpoint or feature file, or a damaged one; a folder that is none; one given twice.
     """
-    if features:
-        table = FeatureTable.read(features)
-        return TableSource(table, file_digest(Path(features)), features)
-    return _encoder_source(model, weights, cache, batch_size, workers, precision)
+    models, tables, extra = listed(model), listed(features), listed(features_extra)
+    for flag, given in (("--model", models), ("--features", tables), ("--features-extra", extra)):
+        for name in given:
+            if given.count(name) > 1:
+                raise UserError(f"{flag} {name} is given twice; each encoder counts once")
+    found: List[Union[EncoderSource, TableSource]] = [_table_source(file) for file in tables]
+    found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision)
+                                for name in models]
+    found += [_table_source(file, with_text=False) for file in extra]
+    return together(found)
+
+
+def listed(given: Union[str, Sequence[str]]) -> List[str]:
+    """What a flag that may be given several times says: a text, or several."""
+    return [given] if isinstance(given, str) and given else list(given)
+
+
+def _table_source(file: str, with_text: bool = True) -> TableSource:
+    return TableSource(FeatureTable.read(file, with_text), file_digest(Path(file)), file)
+
+
+def together(found: Sequence[Union[EncoderSource, TableSource]]) -> Source:
+    """One source of several encoders, those with text first; one alone stays itself.
+
+    Raises:
+        UserError: none has text; one is there twice.
+    """
+    found = sorted(found, key=lambda source: not source.part.has_text)
+    if not found:
+        raise UserError("no encoder is named: give --model or --features")
+    if not found[0].part.has_text:
+        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP beside it, whose answers it corrects "
+                        "(--model, repeated)")
+    known: Dict[str, str] = {}
+    for source in found:
+        digest = source.record().get("weights_digest") or source.record().get("features_digest", "")
+        if digest in known:
+            raise UserError(f"{source.part.name} is the same encoder as {known[digest]}; each counts once")
+        known[digest] = source.part.name
+    return found[0] if len(found) == 1 else SeveralSources(found)
 
 
 def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
                   cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto") -> Source:
     """The source that a run was trained with.
 
-    saved: what `record` of that source said. where: "model", "weights", "features" as they lie now.
+    saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
+    encoders, "others" has the same of those behind the first.
     shots (S,): the run's training images, class_names (K,), task: what it learned from, to recognise rows.
     Raises:
         UserError: it is gone, or another one now.
     """
+    if "others" in saved:
+        parts = task.parts
+        if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
+            raise UserError("the run's record names other encoders than its arrays hold: train again")
+        encoding = dict(cache=cache, batch_size=batch_size, workers=workers, precision=precision)
+        first = {name: value for name, value in saved.items() if name != "others"}
+        return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
+                         for part, one, there in zip(parts, [first, *saved["others"]], [where, *where["others"]])])
     if "features" in saved:
-        source = open_source("", "", where["features"])
+        source = _table_source(where["features"], saved.get("has_text", True))
         if source.record()["features_digest"] != saved.get("features_digest"):
             _require_same_rows(source, where["features"], shots, class_names, task)
         return source
@@ -206,7 +296,7 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
     try:
         same = all(len(now) == len(then) and now.shape == then.shape and np.abs(now - then).max(initial=0) < SAME_ROWS
                    for now, then in ((source.images(Path(), shots)[0], task.features),
-                                     (source.texts(class_names, []), task.text)))
+                                     (source.texts(class_names, []) if source.part.has_text else task.text, task.text)))
     except UserError as error:
         raise UserError(f"{file} is not the feature file that the run was trained with, and cannot be compared with it "
                         f"({error}): train again, or give the old one with --features")
@@ -222,12 +312,29 @@ def _encoder_source(model: str, weights: str, cache: str, batch_size: int, worke
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
     store = FeatureCache(os.path.abspath(cache)) if cache else None
-    encoder = open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size or None, cache=store)
+    encoder = _opened(model, weights, precision, batch_size or None, store)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters}
     return EncoderSource(encoder, store, workers or None, record)
+
+
+def _opened(model: str, weights: str, precision: str, batch_size: Optional[int], cache: Optional[FeatureCache]
+            ) -> Encoder:
+    """A CLIP, or else an image tower of torchvision's layout."""
+    try:
+        return open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size, cache=cache)
+    except NoClip as error:
+        path = find_checkpoint(model, weights)
+        tensors = read_tensors(path)
+        if not holds_resnet(tensors):
+            raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, "
+                            "MoCo v2 or v3)") from None
+    try:
+        return ImageEncoder(tensors, model, file_digest(path, cache), batch_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
@@ -251,13 +358,14 @@ def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]],
     return rows[kept], [images[i] for i in kept], bad
 
 
-def test_rows(source: Source, root: Path, tests: TestSet) -> Tuple[np.ndarray, Bad]:
+def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> Tuple[np.ndarray, Bad]:
     """Feature rows of a test set and why some images could not be read: {index: reason}, each named in a warning.
 
+    views: test-time views of each image that are averaged.
     Raises:
         UserError: none can be read.
     """
-    rows, bad = source.images(root, tests.files)
+    rows, bad = source.images(root, tests.files, test_views=views)
     if not ranks.first():  # the first rank says it
         return rows, bad
     if len(bad) == len(tests.names):

@@ -29,16 +29,21 @@ class FeatureTable:
     feature: np.ndarray             # (N, D) float32 unit rows
     text: Optional[np.ndarray]      # (K, D) float32 unit rows
     classes: Optional[List[str]]
+    with_text: bool = True
 
     @classmethod
-    def read(cls, file: Union[str, Path]) -> "FeatureTable":
-        """Reads and checks a file.
+    def read(cls, file: Union[str, Path], with_text: bool = True) -> "FeatureTable":
+        """Reads and checks a file. with_text: False for --features-extra, whose encoder has no text.
 
         Raises:
-            UserError: absent, not an .npz, arrays missing, of other types or of shapes that do not fit.
+            UserError: absent, not an .npz, arrays missing, of other types or of shapes that do not fit; text where
+                none should be.
         """
-        file = Path(file)
-        content = load_arrays(file, _SCHEMA, others=None, said=f"--features {file}")
+        file, flag = Path(file), _flag(with_text)
+        content = load_arrays(file, _SCHEMA, others=None, said=f"{flag} {file}")
+        if "text" in content and not with_text:
+            raise UserError(f"{flag} {file}: holds text rows, so its encoder has a text tower; give it with "
+                            "--features")
         paths = [path.replace("\\", "/") for path in content["path"].tolist()]
         feature, text, classes = unit_rows(content["feature"]), content.get("text"), content.get("classes")
         if classes is not None:
@@ -47,8 +52,8 @@ class FeatureTable:
             text = unit_rows(text)
         index = {path[2:] if path.startswith("./") else path: i for i, path in enumerate(paths)}
         if len(index) < len(paths):
-            raise UserError(f"--features {file}: {len(paths) - len(index)} paths stand there twice")
-        return cls(file, index, feature, text, classes)
+            raise UserError(f"{flag} {file}: {len(paths) - len(index)} paths stand there twice")
+        return cls(file, index, feature, text, classes, with_text)
 
     @property
     def width(self) -> int:
@@ -63,7 +68,7 @@ class FeatureTable:
         names = [Path(path).as_posix() for path in paths]
         missing = [name for name in names if name not in self.index]
         if missing:
-            raise UserError(f"--features {self.file}: no feature for {_some(missing)} "
+            raise UserError(f"{_flag(self.with_text)} {self.file}: no feature for {_some(missing)} "
                             f"({len(missing)} of {len(names)} images; it holds {len(self.index)})")
         return self.feature[[self.index[name] for name in names]]
 
@@ -86,6 +91,10 @@ class FeatureTable:
             raise UserError(f"--features {self.file}: no text row for {_some(missing)} "
                             f"({len(missing)} of {len(class_names)} classes)")
         return self.text[[number[name] for name in class_names]]
+
+
+def _flag(with_text: bool) -> str:
+    return "--features" if with_text else "--features-extra"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

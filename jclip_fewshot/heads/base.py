@@ -32,13 +32,15 @@ class Head:
     name = ""
     needs_shots = True  # False: it has an answer of its own without any
     seeded = False  # whether the constructor takes `seed`
+    needs_text = True  # whether it can do nothing with an encoder that has no text tower
+    evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
     state_names: Tuple[str, ...] = ()
 
     def fit(self, task: Task) -> "Head":
         """Chooses the settings on the shots, learns from all of them, returns self."""
         self.task_ = task
         self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
-        self.scale_ = np.float32(task.scale)
+        self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
         self.settings_: dict = {}
         self.history_: List[dict] = []
         self._held_out: Optional[np.ndarray] = None
@@ -93,6 +95,7 @@ class Head:
     def state(self) -> Dict[str, np.ndarray]:
         """Everything that `logits` needs, as arrays."""
         names = [name for name in self.state_names if hasattr(self, name)]  # none without shots
+        names += ["evidence_from_"] if self.evidence_from_ else []
         return {name: np.asarray(getattr(self, name)) for name in (*COMMON_STATE, *names)}
 
     @classmethod
@@ -107,7 +110,12 @@ class Head:
         head = cls()
         for name in names:
             setattr(head, name, np.asarray(state[name]))
+        head.evidence_from_ = int(state.get("evidence_from_", 0))
         return head
+
+    def own(self, features: np.ndarray) -> np.ndarray:
+        """The columns that evidence is read from, as unit rows."""
+        return unit_rows(features[:, self.evidence_from_:]) if self.evidence_from_ else features
 
     def _fit(self, task: Task) -> None:
         """Learns from at least one shot."""

@@ -154,6 +154,7 @@ class EvidenceHead(Head):
 
     def _fit(self, task: Task) -> None:
         zero_shot = task.zero_shot(task.features)
+        task = task.evidence
         usable = task.has_company
         scale = np.broadcast_to(self._alpha_scale(task), len(self.evidence_names))
         given = None if self.alpha is None else np.atleast_1d(np.asarray(self.alpha, float)) * scale
@@ -207,11 +208,11 @@ class EvidenceHead(Head):
             self.alpha_[:, domain] = fit_mixture(C[:, rows], labels[rows], common.weights, spread).alpha
 
     def _relearn(self, task: Task) -> None:
-        self._learn(task, self._chosen())
+        self._learn(task.evidence, self._chosen())
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)
-        return weigh(zero_shot, self._evidence(features), self.alpha_, self.domains_)
+        return weigh(zero_shot, self._evidence(self.own(features)), self.alpha_, self.domains_)
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
         return weigh(*self._held_out_parts, self.alpha_, task.domains)

@@ -71,6 +71,7 @@ class GDA(EvidenceHead):
     """
 
     name = "gda"
+    needs_text = False
     state_names = ("W_", "b_", "alpha_", "text_shots_")
 
     def __init__(self, alpha=None, text_shots=None, per_domain: bool = True):

@@ -103,14 +103,15 @@ class LinearProbe(Head):
     """C: inverse strength of the penalty, the contest's 8.96."""
 
     name = "linear_probe"
+    needs_text = False
     state_names = ("weight_", "bias_")
 
     def __init__(self, C: float = 8.96):
         self.C = C
 
     def _fit(self, task: Task) -> None:
-        fits = fits_of(task)
-        held_out = task.zero_shot(task.features)
+        fits = fits_of(task.evidence)
+        held_out, task = task.zero_shot(task.features), task.evidence
         all_converged = True
         for fit in progress(fits, stage=self.name, unit="fits"):
             W, b, found = logistic_regression(fit.task, self.C)
@@ -126,7 +127,7 @@ class LinearProbe(Head):
             self.settings_["held_out_top1"] = top1(held_out[tested], task.labels[tested])
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(features, self.weight_.T) + self.bias_
+        return matmul(self.own(features), self.weight_.T) + self.bias_
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
         return self._probe_held_out

@@ -42,6 +42,7 @@ class ProKeR(EvidenceHead):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
     name = "proker"
+    needs_text = False
     state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
 
     def __init__(self, alpha=None, beta=None, lam=None, per_domain: bool = True):

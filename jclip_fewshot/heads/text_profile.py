@@ -46,6 +46,7 @@ class TextProfile(GDA):
     """α, γ and κ (`text_shots`, see `gda`) by leave-one-shot-out."""
 
     name = "text_profile"
+    needs_text = True
     state_names = ("W_", "b_", "alpha_", "text_shots_", "log_profiles_")
     evidence_names = ("alpha", "gamma")
 

@@ -60,6 +60,7 @@ class TipAdapter(EvidenceHead):
     """
 
     name = "tip_adapter"
+    needs_text = False
     state_names = ("keys_", "values_", "alpha_", "beta_")
 
     def __init__(self, alpha=None, beta=None, per_domain: bool = True, cap: int = 16):

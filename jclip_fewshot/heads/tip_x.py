@@ -39,6 +39,7 @@ class TipX(TipAdapter):
     """α, γ and β by leave-one-shot-out; with one shot a class α = 1, γ = 0.1, β = 5.5."""
 
     name = "tip_x"
+    needs_text = True
     state_names = ("keys_", "values_", "alpha_", "beta_", "rescale_", "temperature_")
     evidence_names = ("alpha", "gamma")
     fixed_alpha = (1.0, 0.1)

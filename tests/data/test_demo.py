@@ -146,7 +146,7 @@ def test_settings_change_only_data_and_model(monkeypatch, seed, folder):
     monkeypatch.setattr(contest_files, "prepare", lambda *given: drawn.append(given) or (given[0], checkpoint))
     given = TrainConfig(demo=True, demo_seed=seed, shots=2, board="B")
     assert demo.settings(given) == TrainConfig(demo=True, demo_seed=seed, shots=2, board="A", data=folder,
-                                               model=str(checkpoint))
+                                               model=(str(checkpoint),))
     assert drawn == [(Path(folder), seed)]
 
 
@@ -172,3 +172,8 @@ def test_zero_shot_is_well_above_chance(contest_folder):
     features = model.encode_image(np.stack(images)).numpy()
     found = (features @ text.T).argmax(1)
     assert np.mean(found == [labels[name] for name in names]) >= 0.3  # chance: 0.014
+
+
+def test_encoders_that_are_named_stay_with_the_demo(monkeypatch):
+    monkeypatch.setattr(contest_files, "prepare", lambda *given: (given[0], Path("weights/demo_clip.safetensors")))
+    assert demo.settings(TrainConfig(demo=True, model=("a.pt", "b.pt"))).model == ("a.pt", "b.pt")

@@ -13,6 +13,10 @@ from jclip_fewshot.errors import UserError
 MOST_LISTED = 40  # names of a kind in a message
 
 
+class NoClip(UserError):
+    """Tensors, but not of a CLIP."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What OpenAI's CLIP constructor takes, in its order."""
@@ -33,13 +37,13 @@ def architecture(state_dict: StateDict) -> Architecture:
     """Reads a CLIP's sizes off its tensors' shapes.
 
     Raises:
-        UserError: tensors that no CLIP lacks are missing.
+        NoClip: tensors that no CLIP lacks are missing.
     """
     def shape(name: str, ndim: int) -> Tuple[int, ...]:
         if name not in state_dict:
-            raise UserError(f"this is no CLIP checkpoint: it has no tensor {name}")
+            raise NoClip(f"this is no CLIP checkpoint: it has no tensor {name}")
         if state_dict[name].ndim != ndim or 0 in state_dict[name].shape:
-            raise UserError(f"this is no CLIP checkpoint: {name} has shape {state_dict[name].shape}")
+            raise NoClip(f"this is no CLIP checkpoint: {name} has shape {state_dict[name].shape}")
         return state_dict[name].shape
 
     def count(pattern: str) -> int:
@@ -48,7 +52,7 @@ def architecture(state_dict: StateDict) -> Architecture:
     def grid(tokens: int, name: str) -> int:
         side = math.isqrt(tokens - 1) if tokens else 0
         if side * side + 1 != tokens:
-            raise UserError(
+            raise NoClip(
                 f"this is no CLIP checkpoint: {name} has {tokens} positions, not a square and one")
         return side
 
@@ -66,7 +70,7 @@ def architecture(state_dict: StateDict) -> Architecture:
         resolution = 32 * grid(shape(name, 2)[0], name)
     depth = count(r"transformer\.resblocks\.(\d+)\.")
     if not depth or not (all(layers) if isinstance(layers, tuple) else layers):
-        raise UserError("this is no CLIP checkpoint: a tower of it has no blocks")
+        raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
     if width % 64 or (patch and vision_width % 64):
         raise UserError(f"CLIP's heads are 64 wide, but its towers are {vision_width} and {width} wide")
     return Architecture(

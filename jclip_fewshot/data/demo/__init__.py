@@ -3,6 +3,6 @@
 In: a seed. Out: a data set's folder. world.py has the classes, drawing.py draws them, contest.py writes the files.
 """
 
-from jclip_fewshot.data.demo.contest import CHECKPOINT, SEED, make_contest, prepare, settings
+from jclip_fewshot.data.demo.contest import CHECKPOINT, SECOND_CHECKPOINT, SEED, make_contest, prepare, settings
 
-__all__ = ["CHECKPOINT", "SEED", "make_contest", "prepare", "settings"]
+__all__ = ["CHECKPOINT", "SECOND_CHECKPOINT", "SEED", "make_contest", "prepare", "settings"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Tuple, Union
 
@@ -20,6 +20,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import shipped_folder, write_text
 
 CHECKPOINT = shipped_folder("demo_weights", "weights") / "demo_clip.safetensors"
+SECOND_CHECKPOINT = CHECKPOINT.with_name("demo_clip_resnet.safetensors")  # another small CLIP, for two encoders
 SEED = DEMO_SEED
 COMPLETE = "complete.txt"
 EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or seed is drawn again
@@ -119,6 +120,8 @@ def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, 
 
 
 def settings(given: Config) -> Config:
-    """What `--demo` stands for: the same settings, on the demo contest's data and its CLIP."""
+    """What `--demo` stands for: the same settings, on the demo contest's data and, without --model, its CLIP."""
     data, checkpoint = prepare(folder_of(given.demo_seed), given.demo_seed)
-    return replace(given, data=str(data), board="A", model=str(checkpoint), features="")
+    default = next(field.default for field in fields(given) if field.name == "model")
+    model = (str(checkpoint),) if given.model == default else given.model
+    return replace(given, data=str(data), board="A", model=model, features=())

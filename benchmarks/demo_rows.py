@@ -1,0 +1,57 @@
+"""What benchmarks/encoders.py and views.py share: rows of the built-in contest, and scores over draws of its shots."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jclip_fewshot.data import demo, prompts  # noqa: E402
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
+from jclip_fewshot.data.shots import choose_shots  # noqa: E402
+from jclip_fewshot.evaluation.scores import percent, truth_of  # noqa: E402
+from jclip_fewshot.pipeline import Pipeline  # noqa: E402
+from jclip_fewshot.task import Task, domain_indices, joined, joined_scale  # noqa: E402
+
+QUICK = "zero_shot,gda,proker,text_profile"
+
+
+class DemoRows:
+    """The contest of a seed, drawn where it is not there yet; `encode` gives each encoder's rows of all of it."""
+
+    def __init__(self, seed):
+        folder, self.checkpoint = demo.prepare(Path("demo" if seed == demo.SEED else f"demo-{seed}"), seed)
+        self.contest, self.tests = read_contest(folder), test_images(folder)
+        self.truth = truth_of(read_labels(self.contest), self.tests.names)
+        self.sentences = prompts.class_sentences(self.contest.class_names, self.contest.domains)
+
+    def encode(self, source, test_views=1):
+        """Text rows, {path: row of a training image, ten random views averaged}, rows of the test images."""
+        text = source.texts(self.contest.class_names, self.sentences)
+        paths = [path for path, _ in self.contest.train]
+        rows, _ = source.images(self.contest.root, paths, views=10, stage="training images")
+        tests, _ = source.images(self.contest.root, self.tests.files, test_views=test_views)
+        return text, dict(zip(paths, rows)), tests
+
+    def scores(self, parts, encoded, names, seeds, shots=4):
+        """{method: top-1 of each draw}. encoded: what `encode` gave for each of the parts."""
+        several = parts if len(parts) > 1 else ()
+        text = joined([one[0] if part.has_text else np.zeros_like(one[0]) for part, one in zip(parts, encoded)])
+        tests = joined([one[2] for one in encoded])
+        found = {}
+        for seed in range(seeds):
+            drawn = choose_shots(self.contest, shots, seed)
+            rows = joined([np.stack([one[1][path] for path, _ in drawn]) for one in encoded])
+            scale = joined_scale(several) if several else parts[0].scale
+            task = Task(rows, [label for _, label in drawn], text, domain_indices(self.contest.domains), scale, several)
+            answers = Pipeline(names).fit(task).answer(tests).by_method()
+            for name, answer in answers.items():
+                found.setdefault(name, []).append(percent(answer.argmax(axis=1) == self.truth))
+        return found
+
+
+def said(values):
+    """`80.1 ± 0.3` over the draws."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.1f} ± {spread:.1f}"
