@@ -248,7 +248,8 @@ def main() -> None:
     print(f"{len(vocabulary.used)} tokens in use", flush=True)
 
     from jclip_fewshot.backend import jt
-    from jclip_fewshot.clip.model import CLIP, normalized, numpy_state_dict
+    from jclip_fewshot.backend.numerics import normalized
+    from jclip_fewshot.clip.model import CLIP, numpy_state_dict
     jt.set_global_seed(args.seed)
     model = CLIP(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
                  transformer_width=64, transformer_heads=1, transformer_layers=3)
