@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
