@@ -104,15 +104,12 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     Raises:
         ValueError: shapes that do not fit.
     """
-    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
-    num_classes, width = task.text.shape
-    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
-        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    probs, features = checked(probs, features, task)
     first, copy_of = distinct(features)
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(given, given, task, num_classes, {"size": {"why": why}})
+        return result_of(given, given, task, task.num_classes, {"size": {"why": why}})
 
     weights, decisions = choose_class_weights(probs)
     others = features[one_less(probs.argmax(axis=1))]
@@ -133,6 +130,19 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         assignments /= assignments.sum(axis=1, keepdims=True)
     refined = keep_ranking(probs, assignments)
     return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
+
+
+def checked(probs: np.ndarray, features: np.ndarray, task: Task) -> Tuple[np.ndarray, np.ndarray]:
+    """probs (N, K) and features (N, D) in float32.
+
+    Raises:
+        ValueError: shapes that do not fit the task.
+    """
+    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
+    num_classes, width = task.text.shape
+    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
+        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    return probs, features
 
 
 def neighbours_of(images: int, present: int) -> int:

@@ -133,10 +133,6 @@ def _require_sound(content: Any) -> None:
 # What a value may be: each function checks one, or makes a check of what is inside.
 
 
-def _anything(value: Any, where: Where) -> None:
-    """Any JSON."""
-
-
 def _text(value: Any, where: Where) -> None:
     if not isinstance(value, str):
         raise _Wrong(where, f"text, not {_shown(value)}")

@@ -23,9 +23,9 @@ from typing import Callable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
 
 L2, SLOPE = 3e-4, 0.01  # the authors'

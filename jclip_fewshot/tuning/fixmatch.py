@@ -19,8 +19,7 @@ from typing import Callable, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.heads.training import product
+from jclip_fewshot.backend.numerics import product, softmax
 from jclip_fewshot.tuning import coop
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 

@@ -22,9 +22,9 @@ from typing import Callable, List, Optional, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning import visual_prompts
 from jclip_fewshot.tuning.towers import blocks_of, image_rows, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy

@@ -10,7 +10,8 @@ from typing import List, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP, build_model, normalized, numpy_state_dict
+from jclip_fewshot.backend.numerics import unit_var
+from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part
 
 
@@ -28,12 +29,12 @@ def blocks_of(model: CLIP, tower: str) -> List[int]:
 def image_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
     """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
     visual = model.visual
-    return normalized(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
+    return unit_var(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
 
 
 def rows_from(model: CLIP, x: "jt.Var", block: int) -> "jt.Var":
     """x (B, L, W), the input of an image block -> (B, D) unit rows, with gradients."""
-    return normalized(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
+    return unit_var(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
 
 
 def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -48,12 +49,7 @@ def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
     """(B, L) ids -> (B, D) unit rows, with gradients."""
     ids, ends = cut(tokens)
-    return normalized(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
-
-
-def in_single_precision(model: CLIP) -> CLIP:
-    """The model itself, or a float32 copy of one in half precision: gradients of 1e-7 do not fit a half."""
-    return model if model.dtype == "float32" else build_model(numpy_state_dict(model))
+    return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 
 def patch_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
