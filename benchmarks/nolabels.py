@@ -16,24 +16,24 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
-from jclip_fewshot.clip.preprocess import normalize
-from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
-from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
-from jclip_fewshot.data.demo.drawing import draw
-from jclip_fewshot.data.demo.world import contest_classes
-from jclip_fewshot.data.shots import choose_shots
-from jclip_fewshot.encoders import open_encoder
-from jclip_fewshot.features.encode import encode_images, encode_texts
-from jclip_fewshot.heads.calip import calip_logits
-from jclip_fewshot.heads.clip_dn import clip_dn_logits
-from jclip_fewshot.heads.sus_x import SusX, SusXF
-from jclip_fewshot.pipeline import Pipeline, with_support
-from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.tuning import coop, fixmatch, label_free, lafter, towers, views
-from jclip_fewshot.tuning.training import batches
+from jclip_fewshot.backend import jt  # noqa: E402
+from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows  # noqa: E402
+from jclip_fewshot.clip.preprocess import normalize  # noqa: E402
+from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot  # noqa: E402
+from jclip_fewshot.data import demo, prompts  # noqa: E402
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
+from jclip_fewshot.data.demo.drawing import draw  # noqa: E402
+from jclip_fewshot.data.demo.world import contest_classes  # noqa: E402
+from jclip_fewshot.data.shots import choose_shots  # noqa: E402
+from jclip_fewshot.encoders import open_encoder  # noqa: E402
+from jclip_fewshot.features.encode import encode_images, encode_texts  # noqa: E402
+from jclip_fewshot.heads.calip import calip_logits  # noqa: E402
+from jclip_fewshot.heads.clip_dn import clip_dn_logits  # noqa: E402
+from jclip_fewshot.heads.sus_x import SusX, SusXF  # noqa: E402
+from jclip_fewshot.pipeline import Pipeline, with_support  # noqa: E402
+from jclip_fewshot.task import Task, domain_indices  # noqa: E402
+from jclip_fewshot.tuning import coop, fixmatch, label_free, lafter, towers, views  # noqa: E402
+from jclip_fewshot.tuning.training import batches  # noqa: E402
 
 WRONG, SUPPORT = 0.2, 8  # share of wrong pictures, pictures a class
 
@@ -179,8 +179,9 @@ def four_shots(bench: Bench, work: Path):
         width = bench.encoder.model.token_embedding.weight.shape[1]
         rates = fixmatch.schedule(settings.epochs, count, settings.lr)
         start = {"ctx": coop.random_context(rng, settings.context, width)}
-        final = fixmatch.train(start, sentences, (*of["x"], labels), tuple(of["u"]), steps_x, steps_u, rates,
-                               task.scale, threshold, settings.weight, stage="fixmatch")
+        x = (*of["x"], labels)
+        final = fixmatch.train(start, sentences, x, tuple(of["u"]), steps_x, steps_u, rates, task.scale, threshold,
+                               settings.weight, stage="fixmatch")
         text = sentences.rows(jt.array(final["ctx"])).numpy()
         return matmul(task.scale * bench.rows, text.T)
     found = {}

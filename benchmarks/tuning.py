@@ -4,7 +4,6 @@
     python benchmarks/tuning.py --demo --seeds 1 2 3 --json OUT.json    built-in contests of these seeds: top-1
     python benchmarks/tuning.py --demo --seeds 1 --draws 5              five draws of the shots of one contest
     python benchmarks/tuning.py                                         seconds a method at contest size, random weights
-    python benchmarks/tuning.py --torch-python PATH                     and the same steps by OpenAI's model in PyTorch
 
 --demo writes {"methods": {name: [top-1 a seed]}}: every head, every tuned member, `ensemble` (heads on frozen rows),
 `ensemble_tuned`, and `ensemble+NAME`, the ensemble with one tuned member. Contest size: K = 374 classes, S = 1,496
@@ -13,7 +12,6 @@ shots, ViT-B/32; seconds are extrapolated from measured steps, and given as a sh
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,19 +22,24 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jclip_fewshot.cli import command  # noqa: E402
-from jclip_fewshot.combine.ensemble import Ensemble  # noqa: E402
-from jclip_fewshot.config import MachineConfig  # noqa: E402
-from jclip_fewshot.console import tell  # noqa: E402
-from jclip_fewshot.data import demo, prompts  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
-from jclip_fewshot.data.shots import choose  # noqa: E402
-from jclip_fewshot.features.sources import labelled_rows, open_source  # noqa: E402
-from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names  # noqa: E402
-from jclip_fewshot.task import Task, domain_indices  # noqa: E402
-from jclip_fewshot.tuning.plan import matrix_rate, plan, tuned_rows  # noqa: E402
+from jclip_fewshot.cli import command
+from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.combine.ensemble import Ensemble
+from jclip_fewshot.config import MachineConfig
+from jclip_fewshot.console import tell
+from jclip_fewshot.data import demo, prompts
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.shots import choose
+from jclip_fewshot.encoders import UNPROJECTED, ClipEncoder
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names
+from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning import training
+from jclip_fewshot.tuning.members import block_operations
+from jclip_fewshot.tuning.plan import MEMBERS, matrix_rate, plan, tuned_rows
 
-SHOTS = 4
+CLASSES, SHOTS = 374, 4  # the contest's
 
 
 def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
@@ -90,7 +93,6 @@ def main() -> int:
     parser.add_argument("--tune", default="auto", metavar="LIST", help="as train.py's [auto]")
     parser.add_argument("--json", default="", metavar="OUT", help="write the numbers there")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps that are timed [5]")
-    parser.add_argument("--torch-python", default="", metavar="PATH", help="a Python that has torch: the same steps")
     given = parser.parse_args()
     command.set_up(MachineConfig())
     if given.demo:
@@ -99,33 +101,77 @@ def main() -> int:
             print(f"{name:26} {np.mean(values):6.2f}   " + " ".join(f"{value:.2f}" for value in values))
         result = {"methods": methods, "seeds": given.seeds, "draws": given.draws}
     else:
-        result = at_contest_size(given.steps, given.torch_python)
+        result = at_contest_size(given.steps)
     if given.json:
         Path(given.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def at_contest_size(steps: int, torch_python: str) -> dict:
-    """Seconds of each method's trainings (four folds and the whole) on a ViT-B/32 with random weights."""
-    from benchmarks.tuning_steps import NAMES, jittor_steps
+def contest_case() -> tuple:
+    """(task, bank) of 64 shots of the contest's size, numbers drawn; ViT-B/32 with random weights."""
+    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+    model.eval()
+    encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
+    labels = np.repeat(np.arange(16), SHOTS)
+    text = rng.standard_normal((CLASSES, 512))
+    depths = {depth: rng.standard_normal((len(labels), 1) + encoder.shape_at(depth)).astype(np.float16)
+              for depth in (0, 11, UNPROJECTED)}
+    bank = Bank.of_arrays(encoder, depths)
+    bank.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
+    return Task(rng.standard_normal((len(labels), 512)), labels, text), bank
+
+
+def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
+    """Seconds of a step of a member's training, the first ones left out."""
+    marks: list = []
+
+    class Timed(MEMBERS[name]):
+        pass
+    member = Timed()
+    if name == "last_block":
+        member.epochs, member.most_steps = steps + 2, steps + 2
+    elif name == "prolip":
+        member.steps = steps + 2
+    else:
+        member.steps = lambda task: steps + 2
+    original = training.jt.sync
+
+    def marked(values) -> None:
+        original(values)
+        training.jt.sync_all(True)
+        marks.append(time.perf_counter())
+    training.jt.sync = marked
+    try:
+        member.train(task, bank, np.arange(len(task)), {}, "")
+    finally:
+        training.jt.sync = original
+    return float(np.median(np.diff(marks)[1:steps + 1]))
+
+
+def at_contest_size(steps: int) -> dict:
+    """Seconds of the trainings (four folds and the whole) at K = 374, S = 1,496 on a ViT-B/32 with random weights."""
     rate = matrix_rate()
     print(f"Jittor's 1024³ product: {rate / 1e9:.0f} GFLOP/s")
+    task, bank = contest_case()
+    length, width = bank.encoder.shape_at(0)
+    block = block_operations(length, width)
+    tokens, shots = 13, CLASSES * SHOTS  # the contest's longest "a photo of a {}."
+    sentence = 12 * block_operations(tokens, 512)
+    batch = {"last_block": 2 * 32 * (4.0 * length * width ** 2 + 20.0 * width ** 2),
+             "prolip": 3 * 2.0 * len(task) * 512 * (width + len(np.unique(task.labels))),
+             "clip_lora": 2 * (32 * 12 * block + 16 * sentence)}
+    whole = {"last_block": batch["last_block"], "prolip": 3 * 2.0 * shots * 512 * (width + CLASSES),
+             "clip_lora": 2 * (32 * 12 * block + CLASSES * sentence)}
+    total = {"last_block": 5 * min(1000, 33 * shots // 32), "prolip": 5 * 300, "clip_lora": 5 * 2000}
     found = {}
-    for name in NAMES:
-        seconds, operations, total = jittor_steps(name, steps)
-        found[name] = {"seconds_a_step": seconds, "share_of_matrix_rate": operations / seconds / rate,
-                       "seconds_extrapolated": seconds * total, "steps": total}
-        print(f"{name:12} {seconds:8.3f} s a step  {operations / seconds / rate:5.2f} of the product's rate  "
-              f"{seconds * total:9.0f} s for {total} steps (five trainings; extrapolated)", flush=True)
-        if torch_python:
-            run = subprocess.run([torch_python, str(ROOT / "benchmarks" / "tuning_steps.py"), name, str(steps)],
-                                 capture_output=True, text=True)
-            if run.returncode:
-                print(f"{name:12} PyTorch: {run.stderr.strip().splitlines()[-1] if run.stderr else 'failed'}")
-                continue
-            other = float(run.stdout.split()[-1])
-            found[name]["seconds_a_step_torch"] = other
-            print(f"{name:12} {other:8.3f} s a step in PyTorch: ours take {seconds / other:.2f} of that", flush=True)
+    for name in batch:
+        seconds = timed(name, task, bank, steps)
+        share = batch[name] / seconds / rate
+        all_of_it = seconds * whole[name] / batch[name] * total[name]
+        found[name] = {"seconds_a_measured_step": seconds, "share_of_matrix_rate": share, "steps": total[name],
+                       "seconds_extrapolated": all_of_it}
+        print(f"{name:12} {seconds:8.3f} s a measured step, {share:5.2f} of the product's rate; {total[name]} steps at "
+              f"contest size: {all_of_it:8.0f} s (extrapolated)", flush=True)
     return found
 
 

@@ -165,7 +165,7 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
@@ -176,7 +176,7 @@ class FewShotClassifier:
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
@@ -305,11 +305,11 @@ class FewShotClassifier:
 
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
         """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
-        paths = self._paths(side_by_side(images))
+        paths = self._paths(images)
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
-        images = pictures_or_rows(side_by_side(images))
+        images = pictures_or_rows(images)
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting)
         with as_files(images) as paths:

@@ -102,6 +102,7 @@ class ValidateConfig(SourceConfig):
     shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
     seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
     per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
+    views: int = option(1, "views averaged a held-out image, as test.py --views", "features", metavar="V", low=1)
     board_mix: bool = option(False, "weigh the domains as board A's test set seems to", "shots")
 
 

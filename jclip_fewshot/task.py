@@ -106,7 +106,10 @@ class Task:
         part, columns = self._part(name), self.columns(name)
         first = self.parts[0]
         scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
-        return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
+        text = self.text[:, columns]
+        if self.keep_lengths:  # joined text rows are shorter by the root of how many encoders have text
+            text = text * np.float32(np.sqrt(sum(part.has_text for part in self.parts)))
+        return replace(self, features=self.features[:, columns], text=text, scale=float(scale),
                        parts=(), evidence_from=evidence_from)
 
     def columns(self, name: str) -> np.ndarray:

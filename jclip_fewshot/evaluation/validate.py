@@ -140,7 +140,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
     text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
-    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
+    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
+                                      test_views=settings.views)
     labels = np.array([label for _, label in held], np.int64)
     tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
     draws = []
@@ -161,8 +162,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
                     source.parts, keep_lengths=scores_averaged)
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
                       draw.seed, prompts.plain_sentences(contest.class_names, domains))
-        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(
-            features, rows_under=tuned_rows(source, contest.root, [path for path, _ in held])).by_method()
+        tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
+        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(features, rows_under=tuned).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)

@@ -338,13 +338,15 @@ def _opened(model: str, weights: str, precision: str, batch_size: Optional[int],
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
-                  seed: int = 0, stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  seed: int = 0, stage: str = "images",
+                  test_views: int = 1) -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
     Raises:
         UserError: an image that cannot be read, without `skip_bad`; not one that can.
     """
-    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage)
+    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage,
+                             **({"test_views": test_views} if test_views > 1 else {}))
     for index in sorted(bad):
         path = images[index][0]
         if not skip_bad:
