@@ -43,7 +43,7 @@ CLASSES, SHOTS = 374, 4  # the contest's
 
 
 def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
-    """{method: top-1} of the whole stack on a contest."""
+    """{method: top-1} of the whole pipeline on a contest."""
     contest = read_contest(folder, "A")
     source = open_source(str(demo.CHECKPOINT), "weights", cache=str(cache))
     text = source.texts(contest.class_names, prompts.class_sentences(contest.class_names, contest.domains))

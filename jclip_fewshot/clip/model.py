@@ -231,7 +231,7 @@ class CLIP(nn.Module):
 
     @property
     def precision(self) -> str:
-        """Of the frozen towers' products: the parameters' type, or "bfloat16" (on the CPU, beside float32 ones)."""
+        """Of the frozen towers' products: the parameters' type, or "bfloat16" (on the CPU, with float32 parameters)."""
         return self.dtype if self.matrices.precision == "float32" else self.matrices.precision
 
     def set_precision(self, precision: str) -> None:

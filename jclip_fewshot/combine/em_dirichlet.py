@@ -239,7 +239,7 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         if criterion[-1] < tolerance:
             break
     if not fits_converged:
-        warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are not the likeliest")
+        warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are near the optimum, not at it")
     return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
                         len(objective), fits_converged and criterion[-1] < max(tolerance, 1e-12))
 
@@ -275,5 +275,5 @@ def _log_norm(alpha, mean_log, fit, moved, before) -> np.ndarray:
 
 
 def _float(array) -> np.dtype:
-    """The floating dtype that results in `array`'s company are given: float32 stays, all else is float64."""
+    """The floating dtype that results computed with `array` get: float32 stays, all else is float64."""
     return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)

@@ -36,7 +36,7 @@ TAKEN_BACK = 0.75  # of the shots' own evidence: p holds it already
 NEIGHBOURS = 5  # at most
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 WEIGHT_ROUNDS = 8
-SURE = 2.0  # standard errors that alpha's gain must exceed
+CAUTION = 2.0  # standard errors that alpha's gain must exceed
 SAMPLE = 4000  # images at most that choose alpha
 BLOCK = 4096  # rows at a time
 TINY = 1e-12
@@ -179,7 +179,7 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
 
 
 class SetEvidence:
-    """e and a of rows in a set whose rows are assigned to classes by u (N, K), beside the shots of `task`.
+    """e and a of rows in a set whose rows are assigned to classes by u (N, K), together with the shots of `task`.
 
     Features and text are centred, each on its own mean, which closes most of the gap between the two, and whitened
     by the covariance pooled within classes over shots, text and set.
@@ -293,7 +293,7 @@ def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
     better = {a: np.concatenate(score) - np.concatenate(scores[np.inf]) for a, score in scores.items()}
     gains = {a: float(gain.mean()) for a, gain in better.items()}
     best = max(gains, key=gains.get)
-    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
+    if gains[best] < CAUTION * better[best].std() / np.sqrt(len(order)):
         best = np.inf  # a handful of images may look alike by chance
     return best, {str(_number(a)): gain for a, gain in gains.items()}
 

@@ -34,7 +34,7 @@ def token_rows(model: CLIP, x: "jt.Var") -> "jt.Var":
 
 
 class TokenEncoder(ClipEncoder):
-    """`base` with rows of its tokens, (2W,), in the place of its features; it knows no texts."""
+    """`base` with rows of its tokens, (2W,), in the place of its features; it encodes no texts."""
 
     has_text = False
 

@@ -213,7 +213,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
     """Minimises the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
 
     A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
-    (`base.keep_unseen` puts it back beside them). Epoch 0, the start, may be the one chosen.
+    (`base.keep_unseen` puts it back). Epoch 0, the start, may be the one chosen.
     """
     rng = np.random.default_rng(head.seed)
     fits = fits_of(task)
@@ -223,7 +223,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
     width = len(names)
     values = [var(start[1][name]) for start in starts for name in names]
     closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-    banks = [residuals(fit.task)[fit.task.has_company] for fit in fits]
+    banks = [residuals(fit.task)[fit.task.can_be_left_out] for fit in fits]
     held_out = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                 for fit in fits[:-1]]
     tested = np.concatenate([task.labels[fit.left_out] for fit in fits])

@@ -41,9 +41,9 @@ class Vicinity:
         self.rng = np.random.default_rng(seed)
         self.residuals = residuals(task)
         domain = task.domains[task.labels]
-        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
+        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
         for d in np.unique(domain):
-            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.has_company)))
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.can_be_left_out)))
 
     def draw(self) -> np.ndarray:
         """x̃ (S, D) float32 unit rows."""

@@ -42,7 +42,7 @@ class SGD:
 
 
 class Adam:
-    """Adam, with weight decay in the gradient (`l2`), or beside it as AdamW has it (`weight_decay`).
+    """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
 
     decays: which parameters have weight decay, by name; None: all.
     """
