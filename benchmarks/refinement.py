@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", type=Path)
     parser.add_argument("--heads", default="fast")
-    parser.add_argument("--draws", type=int, default=0, help="fresh draws of the shots beside the suite's own")
+    parser.add_argument("--draws", type=int, default=0, help="fresh draws of the shots, in addition to the suite's own")
     parser.add_argument("--shots", type=int, default=4, help="shots a class of a fresh draw")
     parser.add_argument("--seeds", type=int, default=5, help="test sets of each kind")
     parser.add_argument("--tasks", type=int, default=200)

@@ -138,25 +138,25 @@ class Task:
         return zero_shot_logits(features, self.text, self.scale)
 
     @property
-    def has_company(self) -> np.ndarray:
+    def can_be_left_out(self) -> np.ndarray:
         """Which shots are not the only one of their class, (S,) bool: those that can be left out."""
         return self.counts[self.labels] > 1
 
     def folds(self) -> "List[Fold]":
         """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one.
 
-        A shot that is the only one of its class is kept in every fold. Empty where none has company.
+        A shot that is the only one of its class is kept in every fold. Empty where no shot can be left out.
         """
         place, folds = fold_of_shots(self.labels, MAX_FOLDS), []
         for fold in range(place.max() + 1 if len(self) else 0):
-            left_out = (place == fold) & self.has_company
+            left_out = (place == fold) & self.can_be_left_out
             if left_out.any():
                 folds.append(Fold(self.take(~left_out), np.flatnonzero(~left_out), np.flatnonzero(left_out)))
         return folds
 
 
     def class_folds(self) -> "List[Fold]":
-        """Where no shot has company: fold j leaves out the shots of every fourth class with one."""
+        """Where no shot can be left out: fold j leaves out the shots of every fourth class with one."""
         place, folds = (np.cumsum(self.seen) - 1)[self.labels] % MAX_FOLDS, []
         for fold in np.unique(place):
             left_out = place == fold

@@ -1,6 +1,6 @@
 """What train.py learns from images without labels: which images, and the members that learn from them.
 
-    --unlabelled DIR   images of anything; the refinement sees them beside the test images, too
+    --unlabelled DIR   images of anything; the refinement sees them together with the test images
     --transductive     the test images themselves, as the contest allows; off unless it is asked for, and in the record
 """
 

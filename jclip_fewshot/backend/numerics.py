@@ -56,11 +56,6 @@ def var(array: np.ndarray) -> "jt.Var":
     return jt.array(np.ascontiguousarray(array, np.float32))
 
 
-def normalized(features: "jt.Var") -> "jt.Var":
-    """Rows of length 1, as OpenAI divides them; no row may be zero."""
-    return features / jt.sqrt((features * features).sum(-1, keepdims=True))
-
-
 def unit_var(rows: "jt.Var") -> "jt.Var":
     """Rows (..., D) over their length."""
     return rows / jt.sqrt((rows * rows).sum(-1, keepdims=True) + 1e-12)

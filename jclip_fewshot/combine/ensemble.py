@@ -34,9 +34,9 @@ EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
 EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
-NEED_SHOTS = ("linear_probe",)  # knows no text: no voice where nothing shows what it is worth
+NEED_SHOTS = ("linear_probe",)  # without text: no weight where nothing shows what it is worth
 OF = "@"  # between a head and its encoder, where there are several: gda@RN50
-MAX_COLUMNS = 96  # classes a shot that take part in the search for w: its likeliest ones
+MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
 FLOOR = 1e-30  # least probability: log and products stay finite
@@ -133,7 +133,7 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, s
 
     equal = np.full(len(logits), 1 / len(logits))
     strong = strong_heads(log_probs, labels, row_weights)
-    columns, place = likeliest(log_probs.mean(axis=0), labels, MAX_COLUMNS)
+    columns, place = most_likely(log_probs.mean(axis=0), labels, MAX_COLUMNS)
     few = np.take_along_axis(log_probs, columns[None], axis=2) if columns is not None else log_probs
     found = [stack_weights(few, place, row_weights, prior, evidence)
              for prior, evidence in ((equal, kappa), (strong, kappa * EVIDENCE_FOR_STRONG / EVIDENCE_FOR_EQUAL))]
@@ -142,7 +142,7 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, s
     return Pool(scale, weights, bias, settled and all(converged for _, converged in found))
 
 
-def likeliest(log_probs: np.ndarray, labels: np.ndarray,
+def most_likely(log_probs: np.ndarray, labels: np.ndarray,
               limit: int) -> Tuple[Optional[np.ndarray], np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
 

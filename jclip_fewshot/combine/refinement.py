@@ -36,7 +36,7 @@ TAKEN_BACK = 0.75  # of the shots' own evidence: p holds it already
 NEIGHBOURS = 5  # at most
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 WEIGHT_ROUNDS = 8
-SURE = 2.0  # standard errors that alpha's gain must exceed
+CAUTION = 2.0  # standard errors that alpha's gain must exceed
 SAMPLE = 4000  # images at most that choose alpha
 BLOCK = 4096  # rows at a time
 TINY = 1e-12
@@ -104,15 +104,12 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     Raises:
         ValueError: shapes that do not fit.
     """
-    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
-    num_classes, width = task.text.shape
-    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
-        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    probs, features = checked(probs, features, task)
     first, copy_of = distinct(features)
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(given, given, task, num_classes, {"size": {"why": why}})
+        return result_of(given, given, task, task.num_classes, {"size": {"why": why}})
 
     weights, decisions = choose_class_weights(probs)
     others = features[one_less(probs.argmax(axis=1))]
@@ -133,6 +130,19 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         assignments /= assignments.sum(axis=1, keepdims=True)
     refined = keep_ranking(probs, assignments)
     return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
+
+
+def checked(probs: np.ndarray, features: np.ndarray, task: Task) -> Tuple[np.ndarray, np.ndarray]:
+    """probs (N, K) and features (N, D) in float32.
+
+    Raises:
+        ValueError: shapes that do not fit the task.
+    """
+    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
+    num_classes, width = task.text.shape
+    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
+        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    return probs, features
 
 
 def neighbours_of(images: int, present: int) -> int:
@@ -169,7 +179,7 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
 
 
 class SetEvidence:
-    """e and a of rows in a set whose rows are assigned to classes by u (N, K), beside the shots of `task`.
+    """e and a of rows in a set whose rows are assigned to classes by u (N, K), together with the shots of `task`.
 
     Features and text are centred, each on its own mean, which closes most of the gap between the two, and whitened
     by the covariance pooled within classes over shots, text and set.
@@ -283,7 +293,7 @@ def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
     better = {a: np.concatenate(score) - np.concatenate(scores[np.inf]) for a, score in scores.items()}
     gains = {a: float(gain.mean()) for a, gain in better.items()}
     best = max(gains, key=gains.get)
-    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
+    if gains[best] < CAUTION * better[best].std() / np.sqrt(len(order)):
         best = np.inf  # a handful of images may look alike by chance
     return best, {str(_number(a)): gain for a, gain in gains.items()}
 

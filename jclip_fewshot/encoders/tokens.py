@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import normalized
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.storage.files import content_digest
@@ -34,11 +34,11 @@ def token_rows(model: CLIP, x: "jt.Var") -> "jt.Var":
     """x (B, L, W), the input of the last block -> (B, 2W)."""
     tokens = model.visual.transformer.resblocks[last_block(model)](x)
     tokens = model.visual.ln_post(tokens)
-    return jt.concat([normalized(tokens[:, 0]), normalized(tokens[:, 1:].max(1))], dim=1)
+    return jt.concat([unit_var(tokens[:, 0]), unit_var(tokens[:, 1:].max(1))], dim=1)
 
 
 class TokenEncoder(ClipEncoder):
-    """`base` with rows of its tokens, (2W,), in the place of its features; it knows no texts."""
+    """`base` with rows of its tokens, (2W,), in the place of its features; it encodes no texts."""
 
     has_text = False
 

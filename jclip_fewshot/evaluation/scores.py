@@ -23,10 +23,10 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Lines forevery image: (R, ≤5) ids of the readable ones → (total, ≤5).
 
     An image that cannot be read gets the classes that the readable ones' (R, K) probabilities make
-    likeliest on average.
+    most likely on average.
     """
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)

@@ -2,7 +2,7 @@
 
     python -m jclip_fewshot validate --data Dataset --seeds 3
 
-Labelled training images that are not shots serve as a test set. The whole stack of train.py and test.py
+Labelled training images that are not shots serve as a test set. The whole pipeline of train.py and test.py
 runs on them, once a seed (other shots, other random views, same held-out images), and a row a method says mean and
 standard deviation over the seeds, and the sampling error that the held-out images alone bring.
 
@@ -118,7 +118,7 @@ class _Draw:
 
 
 def validate(settings: ValidateConfig) -> Optional[dict]:
-    """Runs the stack for every number of shots and every seed.
+    """Runs the pipeline forevery number of shots and every seed.
 
     Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
     {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is
@@ -204,10 +204,10 @@ def spread_note(seeds: int, same: bool) -> str:
     if seeds < 2:
         said += " --seeds 3 shows what other shots change."
     elif same:
-        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± beside top-1 "
+        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± after top-1 "
                 f"holds random views and training alone, not other shots. {said}")
     else:
-        said = f"± beside top-1: standard deviation over {seeds} draws of the shots. {said}"
+        said = f"± after top-1: standard deviation over {seeds} draws of the shots. {said}"
     return textwrap.fill(said, shutil.get_terminal_size().columns)
 
 

@@ -116,7 +116,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                 good = [place for place, result in enumerate(done) if not result.reason]
                 if not np.isfinite(features[good]).all():
                     raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
-                                    f"{paths[indices[0]]}: is the checkpoint sound? (float16 may overflow)")
+                                    f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
                 if store is not None and good:
@@ -221,7 +221,7 @@ def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
                 if not np.isfinite(features).all():
                     raise UserError(f"the encoder {encoder.name} gives text rows that are no numbers: "
-                                    "is the checkpoint sound?")
+                                    "is the checkpoint damaged?")
                 rows[part] = features
                 if store is not None:
                     store.put(keys[part], rows[part].view(np.uint8))

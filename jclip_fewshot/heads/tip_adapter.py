@@ -96,13 +96,13 @@ class TipAdapter(EvidenceHead):
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
 
     def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
+        """Leave-one-shot-out top-1 in percent forevery α, on the paper's scale, and β: (A, B), for a
         picture.
 
         Shots that are the only one of their class are not counted; nan where all are.
         """
         found = np.full((len(alphas), len(betas)), np.nan)
-        usable = task.has_company
+        usable = task.can_be_left_out
         if not usable.any():
             return found
         zero_shot = task.zero_shot(task.features)[usable]

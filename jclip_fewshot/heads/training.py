@@ -3,13 +3,11 @@
 A trained head describes ONE fit: what it starts from (`start`) and how it answers (`answer`). `train` runs k + 1
 of them in step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every shot.
 So the curve that picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did
-not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop,
-three to four times slower than oneDNN's matrix product called once a fit.
+not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
 
 Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean
-of j's class) of another shot of the same fit, drawn anew in each step. Classes of one data set vary alike (pose,
-light, crop), which is what GDA's shared covariance says; here the shots themselves say it. With four shots a class
-trained text rows gain 0.3 to 1.5 points of top-1 by it on three suites; isotropic noise of like length 0 to 0.6.
+of j's class) of another shot of the same fit, drawn again in each step. Classes of one data set vary alike (pose,
+light, crop), which is what GDA's shared covariance says; here the shots themselves say it (measured: docs/heads.md).
 
 Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 """
@@ -215,7 +213,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
     """Minimises the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
 
     A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
-    (`base.keep_unseen` puts it back beside them). Epoch 0, the start, may be the one chosen.
+    (`base.keep_unseen` puts it back). Epoch 0, the start, may be the one chosen.
     """
     rng = np.random.default_rng(head.seed)
     fits = fits_of(task)
@@ -225,7 +223,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
     width = len(names)
     values = [var(start[1][name]) for start in starts for name in names]
     closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-    banks = [residuals(fit.task)[fit.task.has_company] for fit in fits]
+    banks = [residuals(fit.task)[fit.task.can_be_left_out] for fit in fits]
     held_out = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                 for fit in fits[:-1]]
     tested = np.concatenate([task.labels[fit.left_out] for fit in fits])

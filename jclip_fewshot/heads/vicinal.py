@@ -1,23 +1,16 @@
-"""Vicinal: a cosine classifier that starts at the text rows and is trained on the shots' vicinity.
+"""Vicinal: a cosine classifier that starts at the text rows and is trained in the shots' vicinity; the project's own.
 
-Vicinal risk: Chapelle, Weston, Bottou and Vapnik, "Vicinal Risk Minimization", NIPS 2000. The text anchor:
-CLAP (Silva-Rodríguez et al., CVPR 2024). The shared map: task residuals and adapters, here without a layer.
+After vicinal risk minimisation (Chapelle et al., NIPS 2000) with CLAP's text anchor (Silva-Rodríguez et al., CVPR 2024)
+and a linear map that all classes share.
 
     logits = 100 x w_cᵀ / ‖w_c‖,   w_c = t_c + t_c M + δ_c
     loss   = mean_s CE(logits(x̃_s), y_s) + λ/K Σ_c ‖δ_c‖² + λ_M ‖M‖²
     x̃_s    = unit(f_s ± r + σ ε / √D)
 
-r: what another shot of the same domain differs by from the mean of its own class, drawn anew for every shot
-and step, with a random sign. ε: standard normal. So four shots a class show each class all the ways in which
-the domain's images vary (the covariance that GDA estimates), and the classifier cannot hang on the four. M
-(D, D): what all classes share, learned by all shots; δ_c: what the shots say about one class alone.
-
-λ weighs how far a class may leave its text row, and domains differ in it (breeds want to stay, foods to go).
-All λ are trained at once, with the same draws. For each domain, they are then averaged with weights
-
-    softmax_λ(-(log-loss of the domain's shots, held out, in nats, summed))
-
-which is all but a choice where the shots are many, and a mean where they say nothing.
+r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
+standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
+held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/heads.md.
 
 Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
 """
@@ -48,9 +41,9 @@ class Vicinity:
         self.rng = np.random.default_rng(seed)
         self.residuals = residuals(task)
         domain = task.domains[task.labels]
-        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
+        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
         for d in np.unique(domain):
-            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.has_company)))
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.can_be_left_out)))
 
     def draw(self) -> np.ndarray:
         """x̃ (S, D) float32 unit rows."""

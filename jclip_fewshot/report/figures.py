@@ -330,7 +330,7 @@ def confidence(answers: Dict[str, np.ndarray]) -> Picture:
 
 def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[np.ndarray],
                   domains: Sequence[str], names: Sequence[str]) -> Picture:
-    """Images that a class gets, (K,), beside those that its share of the shots would give it, and the truth."""
+    """Images that a class gets, (K,), next to those that its share of the shots would give it, and the truth."""
     groups = {domain: [k for k in range(len(names)) if domains[k] == domain] for domain in dict.fromkeys(domains)}
 
     def draw(wide: bool):

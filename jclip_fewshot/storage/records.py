@@ -5,7 +5,7 @@
     validate.json   validate       load_validation
 
 A checked record has every key that the program reads, each of the type, range and length that it needs. Keys that
-are not named here may stand beside them, so that a newer run still reads. Whatever becomes a file name is one.
+are not named here may be there too, so that a newer run still reads. Whatever becomes a file name is one.
 """
 
 from __future__ import annotations
@@ -131,10 +131,6 @@ def _require_sound(content: Any) -> None:
 
 
 # What a value may be: each function checks one, or makes a check of what is inside.
-
-
-def _anything(value: Any, where: Where) -> None:
-    """Any JSON."""
 
 
 def _text(value: Any, where: Where) -> None:
@@ -329,9 +325,9 @@ _RECORD = _fields({
 _TEST = _fields({
     **_RUN_BY, "device": _text, "config": _configured(data=_path), "images": _count(1), "unreadable": _REASONS,
     "refinement": _or_null(_fields({}, {
-        **{name: _count() for name in ("changed", "queries", "classes_present", "iterations")},
-        "converged": _flag, "trace": _listed(_number), "class_balance": _listed(_number),
-        "domain_balance": _listed(_number), "gate": _mapped(_fields({}, {"why": _text}))})),
+        **{name: _count() for name in ("changed", "queries", "classes_present")},
+        "class_balance": _listed(_number), "domain_balance": _listed(_number),
+        "decisions": _mapped(_fields({}, {"why": _text}))})),
     "scores": _mapped(_SCORES), "seconds": _SECONDS})
 
 _VALIDATION = _fields({

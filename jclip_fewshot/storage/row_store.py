@@ -152,8 +152,7 @@ class RowStore:
                 return self._read_index()
             except FileNotFoundError:  # merged away by another process between listing and opening
                 if not self.folder.is_dir():
-                    warnings.warn(f"feature cache: {self.folder} has been deleted; it is made anew, and what was in it "
-                                  "is computed again")
+                    warnings.warn(f"feature cache: {self.folder} has been deleted; what was in it is computed again")
                     self._make_folder()
                 time.sleep(0.01)
             except PermissionError as error:

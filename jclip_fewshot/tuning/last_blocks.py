@@ -5,7 +5,7 @@ bank at block B − b) and a training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 
-t: text rows, kept as the anchor by weight decay on ΔC and by the brakes of members.py. Classes without shots take no
+t: text rows, kept as the anchor by weight decay on ΔC and by members.py's safeguards. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
 Settings: docs/tuning.md.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 
 class TokenGDA(Member):
-    """After `fit`: `weight_` (2W, K) and `bias_` (K,) beside a member's."""
+    """After `fit`: `weight_` (2W, K) and `bias_` (K,) in addition to a member's."""
 
     name = "token_gda"
     kept = Member.kept + ("weight_", "bias_")
@@ -53,7 +53,7 @@ class TokenGDA(Member):
         rows = self.mean_rows(bank, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)
-        held_out, tested = zero_shot.copy(), task.has_company
+        held_out, tested = zero_shot.copy(), task.can_be_left_out
         folds = task.folds()
         raw = np.zeros_like(zero_shot)
         for fold in folds:
@@ -79,7 +79,7 @@ class TokenGDA(Member):
         if not len(self.weight_):
             return zero_shot
         answers = matmul(unit_rows(rows), self.weight_) + self.bias_
-        return self._braked(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
+        return self._safeguarded(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
 
 
 def classifier_of(task: Task) -> "tuple[np.ndarray, np.ndarray]":

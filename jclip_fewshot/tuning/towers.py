@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, List, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import normalized
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip.replace import part
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -31,12 +31,12 @@ def blocks_of(model: CLIP, tower: str) -> List[int]:
 def image_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
     """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
     visual = model.visual
-    return normalized(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
+    return unit_var(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
 
 
 def rows_from(model: CLIP, x: "jt.Var", block: int) -> "jt.Var":
     """x (B, L, W), the input of an image block -> (B, D) unit rows, with gradients."""
-    return normalized(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
+    return unit_var(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
 
 
 def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
     """(B, L) ids -> (B, D) unit rows, with gradients."""
     ids, ends = cut(tokens)
-    return normalized(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
+    return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 
 def in_single_precision(model: CLIP) -> CLIP:

@@ -2,7 +2,7 @@
 
 Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", 2025 (arXiv:2503.11609).
 
-    stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, anew in each step
+    stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
 
 300 × shots steps, 60 % of them in stage 1; both AdamW, lr 2e-4, weight decay 1e-2, cosine by step to 1e-6; s the

@@ -340,7 +340,7 @@ def test_what_the_rows_depend_on_is_in_the_key(paths, tmp_path, decoded):
         encode_images(encoder, paths[:5], cache=cache, workers=0, **settings)
         assert len(decoded.files) == 5
     decoded.files.clear()
-    encode_images(ENCODER, paths[:5], cache=cache, seed=7)  # of no account without random views
+    encode_images(ENCODER, paths[:5], cache=cache, seed=7)  # without effect without random views
     assert not decoded.files
 
 

@@ -71,7 +71,7 @@ def test_of_one_encoder_the_record_and_the_source_are_as_before(files):
 
 
 def test_what_is_refused(files, tmp_path):
-    with pytest.raises(UserError, match="extra has no text tower: give a CLIP beside it"):
+    with pytest.raises(UserError, match="extra has no text tower: give a CLIP with it"):
         sources.open_source((), "", (), files[2])
     with pytest.raises(UserError, match="--features .*one.npz is given twice"):
         sources.open_source((), "", [files[0], files[0]])

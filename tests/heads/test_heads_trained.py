@@ -187,9 +187,9 @@ def test_softmax_kl():
 
 def test_borrowed_residuals():
     task = draw([4, 1, 3])
-    bank = residuals(task)[task.has_company]
+    bank = residuals(task)[task.can_be_left_out]
     assert bank.shape == (7, WIDTH)
-    assert not residuals(task)[~task.has_company].any()  # the only shot of its class
+    assert not residuals(task)[~task.can_be_left_out].any()  # the only shot of its class
     np.testing.assert_allclose(bank[:4].sum(0), 0, atol=1e-5)
     rng = np.random.default_rng(0)
     moved = borrowed(task.features, bank, 1.0, rng)
