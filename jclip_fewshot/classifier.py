@@ -309,7 +309,7 @@ class FewShotClassifier:
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting)
         with as_files(images) as paths:
