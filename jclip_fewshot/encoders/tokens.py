@@ -9,14 +9,18 @@ B images · L tokens · W width of the image tower
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.storage.files import content_digest
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 EDITION = "tokens-1"  # in the fingerprint: to be raised when a row changes
 

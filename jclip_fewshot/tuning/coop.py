@@ -15,15 +15,17 @@ K classes · L tokens · M context vectors · W width of the text tower · D fea
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.tuning.towers import cut
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's

@@ -9,13 +9,12 @@ S shots · B images a step · L tokens · W width · K classes
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import TYPE_CHECKING, Dict, List
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
@@ -24,6 +23,9 @@ from jclip_fewshot.tuning import lora, two_stage
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.tuning.towers import blocks_of, cut, rows_from, text_rows
 from jclip_fewshot.tuning.training import Arrays
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 BATCH = 32  # both methods'
 TEXTS_AT_ONCE = 64

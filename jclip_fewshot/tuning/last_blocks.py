@@ -14,13 +14,12 @@ S shots · B images a step · L tokens · W width · K classes · D feature widt
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import TYPE_CHECKING, Dict
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
@@ -30,6 +29,9 @@ from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attentio
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.tuning.towers import blocks_of, norm_names, rows_from
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 class LastBlocks(Member):

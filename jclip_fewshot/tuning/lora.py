@@ -15,15 +15,17 @@ S shots · B images a step · W width of a tower · r rank · K classes · D fea
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'
 SCALE = 100.0  # the authors', not the model's

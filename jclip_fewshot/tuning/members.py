@@ -15,13 +15,12 @@ Letters: N images, S shots, V views, K classes, D feature width.
 from __future__ import annotations
 
 import itertools
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
@@ -35,6 +34,9 @@ from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import merged
 from jclip_fewshot.tuning.training import Arrays
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
 ALPHAS = (0.5, 0.75, 1.0)

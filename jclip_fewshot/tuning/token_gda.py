@@ -9,13 +9,12 @@ S shots · V views · W width of the image tower · K classes
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, unit_rows
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
@@ -26,6 +25,9 @@ from jclip_fewshot.heads.gda import gaussian_classifier, precision_matrix
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task, class_means
 from jclip_fewshot.tuning.members import Member
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 class TokenGDA(Member):

@@ -14,17 +14,19 @@ S shots · K classes · D feature width
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.tuning.lora import LEAST_LR, LR, WEIGHT_DECAY
 from jclip_fewshot.tuning.towers import blocks_of, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 STEPS_A_SHOT, FIRST_SHARE = 300, 0.6  # the authors'
 
