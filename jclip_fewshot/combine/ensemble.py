@@ -37,6 +37,7 @@ EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
 NEED_SHOTS = ("linear_probe",)  # without text: no weight where nothing shows what it is worth
 OF = "@"  # between a head and its encoder, where there are several: gda@RN50
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
+BIAS_STEPS = 100  # of the search for the class bias, at most
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
 FLOOR = 1e-30  # least probability: log and products stay finite
@@ -104,7 +105,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray,
-               rho: float = EVIDENCE_FOR_FLAT, steps: int = 100) -> Tuple[np.ndarray, bool]:
+               rho: float = EVIDENCE_FOR_FLAT) -> Tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
     The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
@@ -113,7 +114,7 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
     b = np.zeros(num_classes)
-    for _ in range(steps):
+    for _ in range(BIAS_STEPS):
         mass = row_weights @ softmax(log_probs + b[None].astype(np.float32))
         step = (mass - wanted + rho * b) / (mass + rho)
         b -= step
@@ -312,7 +313,7 @@ def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset:
 
 
 def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, seen: np.ndarray,
-                  domains: np.ndarray, groups: int = CLASS_GROUPS) -> Tuple[float, dict]:
+                  domains: np.ndarray) -> Tuple[float, dict]:
     """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
 
     log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.
@@ -325,12 +326,12 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
     order = np.random.default_rng(0).permutation(len(columns))
     order = order[np.argsort(domains[columns][order], kind="stable")]  # every domain spread over the groups
     group = np.empty(len(columns), np.int64)
-    group[order] = np.arange(len(columns)) % groups
+    group[order] = np.arange(len(columns)) % CLASS_GROUPS
     zero_shot_hit = zero_shot.argmax(axis=1) == labels
 
     hidden_hits, other_hits = np.zeros(len(OFFSETS)), np.zeros(len(OFFSETS))
     hidden_total = other_total = 0
-    for g in range(groups):
+    for g in range(CLASS_GROUPS):
         hidden = ~seen
         hidden[columns[group == g]] = True
         if hidden.all() or not (group == g).any():

@@ -39,6 +39,7 @@ WEIGHT_ROUNDS = 8
 CAUTION = 2.0  # standard errors that alpha's gain must exceed
 SAMPLE = 4000  # images at most that choose alpha
 BLOCK = 4096  # rows at a time
+WEIGHT_STEPS = 12  # of the class weights
 TINY = 1e-12
 UNCHECKED = Choice(0.05, 0.0, 1.0)  # for --refine on where no shot can say anything: half of what shots choose at most
 
@@ -298,12 +299,12 @@ def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
     return best, {str(_number(a)): gain for a, gain in gains.items()}
 
 
-def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float, steps: int = 12) -> tuple:
+def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tuple:
     """exp(E[ln pi_k]) and E[pi_k], both (K,), under Dirichlet(a) and the images `probs`."""
     num_classes = probs.shape[1]
     if not np.isfinite(a):
         return weights, weights
-    for _ in range(steps):
+    for _ in range(WEIGHT_STEPS):
         joint = probs * weights.astype(probs.dtype)
         mass = a + (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0, dtype=np.float64)
         weights = np.exp(gamma_family(mass)[1] - gamma_family(mass.sum(keepdims=True))[1])

@@ -81,10 +81,10 @@ def score_methods(answers: Dict[str, np.ndarray], readable: Sequence[int], truth
 
 
 def refining_gain(scores: Dict[str, dict]) -> Optional[Tuple[float, float]]:
-    """Top-1 before and after the refinement; None where the set was not refined."""
-    if "ensemble_refined" not in scores:
-        return None
+    """Top-1 before and after the refinement; None where the set was not refined, or a score is missing."""
     before = "ensemble_tuned" if "ensemble_tuned" in scores else "ensemble"  # what the refinement started from
+    if before not in scores or "ensemble_refined" not in scores:
+        return None
     return scores[before]["top1"], scores["ensemble_refined"]["top1"]
 
 

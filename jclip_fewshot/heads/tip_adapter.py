@@ -53,6 +53,11 @@ def class_mean_values(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return values
 
 
+def keys_a_class(task: Task, cap: int) -> float:
+    """Mean number of keys, over the classes with shots."""
+    return np.minimum(task.counts, cap)[task.seen].mean()
+
+
 class TipAdapter(EvidenceHead):
     """α and β by leave-one-shot-out; with one shot a class the paper's α = 1, β = 5.5.
 
@@ -67,8 +72,8 @@ class TipAdapter(EvidenceHead):
         super().__init__(alpha, per_domain)
         self.beta, self.cap = beta, cap
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        return np.minimum(task.counts, self.cap)[task.seen].mean()
+    def _alpha_scale(self, task: Task) -> float:
+        return keys_a_class(task, self.cap)
 
     def _fixed_settings(self, task: Task) -> dict:
         return {"beta": 5.5 if self.beta is None else float(self.beta)}

@@ -42,11 +42,11 @@ def method_title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def _bounds(values: Sequence[float], room: float = 0.08) -> Tuple[float, float]:
+def _bounds(values: Sequence[float]) -> Tuple[float, float]:
     """Limits that hold the values with some room, within what percentages can be."""
     values = [value for value in values if np.isfinite(value)] or [0, 100]
     low, high = min(values), max(values)
-    slack = max(room * (high - low), 1.0)
+    slack = max(0.08 * (high - low), 1.0)
     return max(low - slack, -1), min(high + slack, 101)
 
 

@@ -67,7 +67,7 @@ def is_file_name(name: str) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of bounded size and depth, its texts sound, its numbers finite or NaN by name.
+    """A JSON object of bounded size and depth, its texts valid, its numbers finite or NaN by name.
 
     Raises:
         UserError: absent, unreadable, not JSON, no object.
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict:
         if not path.is_file() or size > MAX_BYTES:
             raise UserError(f"{path}: no record, but {size:,} bytes or no regular file")
         content = json.loads(path.read_bytes().decode("utf-8"), parse_int=_whole, parse_float=_real)
-        _require_sound(content)
+        _require_valid(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except RecursionError:
@@ -113,7 +113,7 @@ def _real(digits: str) -> float:
     return value
 
 
-def _require_sound(content: Any) -> None:
+def _require_valid(content: Any) -> None:
     """Not too deep, and every text such as can be printed, written, and used in a path."""
     waiting: List[Tuple[Any, int]] = [(content, 0)]
     while waiting:

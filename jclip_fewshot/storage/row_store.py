@@ -64,7 +64,7 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> List[bytes]:
 
 
 def _read_blocks(data: memoryview, row_bytes: int) -> Tuple[List[_Block], bool]:
-    """The sound blocks of a shard, and whether they are all there is to it."""
+    """The undamaged blocks of a shard, and whether they are all there is to it."""
     blocks, at = [], 0
     while at + HEADER.size <= len(data):
         magic, n, size, checksum = HEADER.unpack_from(data, at)

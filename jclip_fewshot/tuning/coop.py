@@ -95,10 +95,9 @@ class Prompts:
         return unit_var(self.model.encode_embeddings(sentences, ends)).reshape((batch, classes, -1))
 
 
-def random_context(rng: np.random.Generator, context: int, width: int, classes: int = 0) -> np.ndarray:
-    """N(0, 0.02²): (M, W), or (K, M, W) with a context a class."""
-    shape = (classes, context, width) if classes else (context, width)
-    return (STD * rng.standard_normal(shape)).astype(np.float32)
+def random_context(rng: np.random.Generator, context: int, width: int) -> np.ndarray:
+    """N(0, 0.02²): (M, W)."""
+    return (STD * rng.standard_normal((context, width))).astype(np.float32)
 
 
 def shift(p: Vars, rows: "jt.Var") -> "jt.Var":

@@ -9,7 +9,7 @@ S shots · B images a step · L tokens · W width · K classes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, Sequence
+from typing import TYPE_CHECKING, Dict, List
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
     from jclip_fewshot.clip.model import CLIP
 
 BATCH = 32  # both methods'
+TEXTS_AT_ONCE = 64
 
 
 class _BothTowers(Member):
@@ -125,7 +126,6 @@ def _text_moved(model: CLIP, tokens: np.ndarray, text: np.ndarray, tensors: Arra
     return after - before
 
 
-def _text_in_parts(model: CLIP, tokens: np.ndarray, at_once: int = 64) -> np.ndarray:
-    parts: Sequence[np.ndarray] = [text_rows(model, tokens[i:i + at_once]).numpy()
-                                   for i in range(0, len(tokens), at_once)]
-    return np.concatenate(parts)
+def _text_in_parts(model: CLIP, tokens: np.ndarray) -> np.ndarray:
+    return np.concatenate([text_rows(model, tokens[i:i + TEXTS_AT_ONCE]).numpy()
+                           for i in range(0, len(tokens), TEXTS_AT_ONCE)])

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.task import class_sums
 from jclip_fewshot.tuning import visual_prompts
 from jclip_fewshot.tuning.towers import blocks_of, image_rows, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy
@@ -74,9 +75,7 @@ def text_classifier(rows: np.ndarray, labels: np.ndarray, classes: int, settings
 
     The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
     """
-    start = np.zeros((classes, rows.shape[1]), np.float32)
-    np.add.at(start, labels, rows)
-    start /= np.maximum(np.linalg.norm(start, axis=1, keepdims=True), 1e-12)
+    start = unit_rows(class_sums(rows, labels, classes))
     return train_text(start, rows, labels, gaussian_noise(rows.shape, seed), [settings.lr] * settings.text_steps,
                       stage="lafter, sentences")
 
