@@ -7,8 +7,8 @@
 
 Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
 (feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit,
-whatever is encoded beside it and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
-anew, need not.
+whatever else is encoded and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
+again, need not.
 
 Letters: N images, V views an image, K classes, D feature width, R pixels a side, B batch, L tokens.
 """

@@ -54,12 +54,6 @@ def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
     return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 
-def in_single_precision(model: CLIP) -> CLIP:
-    """The model itself, or a float32 copy of one in half precision: gradients of 1e-7 do not fit a half."""
-    from jclip_fewshot.clip.model import build_model, numpy_state_dict  # starts Jittor
-    return model if model.dtype == "float32" else build_model(numpy_state_dict(model))
-
-
 def patch_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
     """(B, 3, R, R) -> (B, M, D): every patch's token behind the last norm and projection, not normalised (CALIP)."""
     visual = model.visual
