@@ -21,6 +21,8 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/decode.py --images 200 --files 20000
 	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/encoders.py
 	$(if $(SUITE),,@echo "no feature suite: make bench SUITE=FILE.npz runs four more")
 	$(if $(SUITE),$(BIN)/python benchmarks/dirichlet.py $(SUITE))
 	$(if $(SUITE),$(BIN)/python benchmarks/ensemble.py $(SUITE) --ceiling)

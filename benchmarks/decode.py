@@ -4,9 +4,9 @@
 
 1. A core's milliseconds for each step of one image, on ../shared/photos (where it is there) and on generated
    500 x 375 JPEGs; the draft mode on large ones.
-2. Images a second out of `Decoder` by number of worker processes, and by threads beside them; then the whole
+2. Images a second out of `Decoder` by number of worker processes, and by number of threads; then the whole
    of `encode_images` with an encoder that does nothing: the ceiling on a machine with a GPU. Both are also
-   given as images a second and busy core, so that a machine with more cores can be reckoned.
+   given as images a second and busy core, so that the rate of a machine with more cores can be estimated.
 3. `encode_images` with a CLIP of random weights against the same encoder called on a ready batch, by turns.
 4. The cache: writing --files rows of 512, opening them, finding them all again from their paths.
 
@@ -134,7 +134,7 @@ def by_workers(paths, count: int, workers) -> None:
 
 
 def parent(count: int) -> None:
-    """What the parent does for each image beside the encoder: tasks, results, rows, cache."""
+    """What the parent does for each image in addition to the encoder: tasks, results, rows, cache."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.png" for i in range(8)]
         for path in paths:

@@ -7,12 +7,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jclip_fewshot.data import demo, prompts  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
-from jclip_fewshot.data.shots import choose_shots  # noqa: E402
-from jclip_fewshot.evaluation.scores import percent, truth_of  # noqa: E402
-from jclip_fewshot.pipeline import Pipeline  # noqa: E402
-from jclip_fewshot.task import Task, domain_indices, joined, joined_scale  # noqa: E402
+from jclip_fewshot.data import demo, prompts
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.shots import choose_shots
+from jclip_fewshot.evaluation.scores import percent, truth_of
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.task import Task, domain_indices, joined, joined_scale
 
 QUICK = "zero_shot,gda,proker,text_profile"
 

@@ -1,10 +1,10 @@
-"""Images and texts a second through CLIP, beside what the machine's matrix products would allow.
+"""Images and texts a second through CLIP, compared with what the machine's matrix products would allow.
 
     python benchmarks/encode.py [--quick] [--models ViT-B/32 RN50] [--batches 1 32] [--torch-python PATH]
                                 [--precisions float32 bfloat16] [--json FILE]
 
 Every row: images (or texts) a second, the GFLOP/s of the products that were computed, their share of
-the rate of a 1024^3 product measured in between, and the process's peak memory. With torch at hand
+the rate of a 1024^3 product measured in between, and the process's peak memory. With torch installed
 (in this interpreter, or in the one named by --torch-python) OpenAI's PyTorch model runs in a process
 of its own, by turns with ours; JCLIP likewise where it is importable. Weights are random, times are
 medians over --repeats turns, so that what else the machine does falls on all alike; precisions and

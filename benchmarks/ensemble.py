@@ -4,7 +4,7 @@
     python benchmarks/ensemble.py SUITE.npz --draws 5 --heads gda,text_profile,vicinal
     python benchmarks/ensemble.py ../shared/features/*.npz --ceiling           what no choice on shots can pass
 
-A draw pools a suite's shots and test rows, takes --shots a class anew as shots, and tests on the rest: how a
+A draw pools a suite's shots and test rows, draws --shots a class as shots, and tests on the rest: how a
 rule does over many draws says more than one suite's last half point, which is chance (1,500 rows have a
 standard error of 1 point). Top-1 in percent, a column a draw, then their mean and the mean log-loss.
 
@@ -88,7 +88,7 @@ def by_domain(held_out, logits, task):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="+", type=Path)
-    parser.add_argument("--draws", type=int, default=0, help="fresh draws a suite beside its own shots")
+    parser.add_argument("--draws", type=int, default=0, help="fresh draws a suite, in addition to its own shots")
     parser.add_argument("--shots", type=int, default=4, help="shots a class of a fresh draw")
     parser.add_argument("--heads", default="", help="names, with commas; default: all")
     parser.add_argument("--ceiling", action="store_true", help="with the rows that look at the test labels")

@@ -1,7 +1,7 @@
 """How long the training-free heads take to choose their settings: python benchmarks/heads.py [--classes 374]
 
 Times the fit (leave-one-shot-out search and all) of every head without training on random features of the
-contest's size, beside the search that it stands in for: Tip-Adapter's grid of 200 α × 20 β, one at a time,
+contest's size, compared with the search that it replaces: Tip-Adapter's grid of 200 α × 20 β, one at a time,
 each scored on the shots left out.
 """
 

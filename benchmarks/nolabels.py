@@ -179,8 +179,9 @@ def four_shots(bench: Bench, work: Path):
         width = bench.encoder.model.token_embedding.weight.shape[1]
         rates = fixmatch.schedule(settings.epochs, count, settings.lr)
         start = {"ctx": coop.random_context(rng, settings.context, width)}
-        final = fixmatch.train(start, sentences, (*of["x"], labels), tuple(of["u"]), steps_x, steps_u, rates, task.scale,
-                               threshold, settings.weight, stage="fixmatch")
+        x = (*of["x"], labels)
+        final = fixmatch.train(start, sentences, x, tuple(of["u"]), steps_x, steps_u, rates, task.scale, threshold,
+                               settings.weight, stage="fixmatch")
         text = sentences.rows(jt.array(final["ctx"])).numpy()
         return matmul(task.scale * bench.rows, text.T)
     found = {}

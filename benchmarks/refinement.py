@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", type=Path)
     parser.add_argument("--heads", default="fast")
-    parser.add_argument("--draws", type=int, default=0, help="fresh draws of the shots beside the suite's own")
+    parser.add_argument("--draws", type=int, default=0, help="fresh draws of the shots, in addition to the suite's own")
     parser.add_argument("--shots", type=int, default=4, help="shots a class of a fresh draw")
     parser.add_argument("--seeds", type=int, default=5, help="test sets of each kind")
     parser.add_argument("--tasks", type=int, default=200)
@@ -67,7 +67,8 @@ def main():
             worst = np.minimum(worst, after - before)
             print(f"  {setting:18s} {before[0]:6.2f} -> {after[0]:6.2f} ({after[0] - before[0]:+.2f} ± {error:.2f}, "
                   f"least {gains[:, 0].min():+.2f})   "
-                  f"top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})   c {np.mean([result[3] for result in results]):.2f}   "
+                  f"top-5 {before[1]:6.2f} -> {after[1]:6.2f} ({after[1] - before[1]:+.2f})   "
+                  f"c {np.mean([result[3] for result in results]):.2f}   "
                   f"{np.mean([result[2] for result in results]):5.2f} s", flush=True)
         print(f"  worst mean gain: top-1 {worst[0]:+.2f}, top-5 {worst[1]:+.2f}", flush=True)
 

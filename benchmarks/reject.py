@@ -4,7 +4,7 @@
 
 Built-in contest. Three quarters of the classes are learned; the test images of the others belong to none. A row a
 threshold: the known images that are answered and how many of those are right, the mean probability of the answers
-(equal to that where they are calibrated), and the unknown images that are turned away.
+(equal to that where they are calibrated), and the unknown images that are rejected.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
         right = best == place[truth]
         found.append([[percent(p[inside] >= least), percent(right[inside & (p >= least)]),
                        100 * p[inside & (p >= least)].mean(), percent(p[~inside] < least)] for least in THRESHOLDS])
-    print(f"{'threshold':>9}  {'known answered':>14}  {'right of those':>14}  {'mean p':>6}  {'turned away':>19}")
+    print(f"{'threshold':>9}  {'known answered':>14}  {'right of those':>14}  {'mean p':>6}  {'rejected':>19}")
     for least, row in zip(THRESHOLDS, np.mean(found, axis=0)):
         print(f"{least:9.1f}  {row[0]:14.1f}  {row[1]:14.1f}  {row[2]:6.1f}  {row[3]:19.1f}")
 

@@ -7,7 +7,7 @@ from jclip_fewshot.task import Task
 
 
 def draw(suite, seed, per_class):
-    """(shots, test features, test labels): the suite's own for seed 0, else drawn anew from all its rows.
+    """(shots, test features, test labels): the suite's own for seed 0, else drawn from all its rows.
 
     Classes with fewer than `per_class` + 2 rows, and those without a shot in the suite, get none.
     """

@@ -22,28 +22,28 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jclip_fewshot.cli import command  # noqa: E402
-from jclip_fewshot.clip.model import CLIP  # noqa: E402
-from jclip_fewshot.combine.ensemble import Ensemble  # noqa: E402
-from jclip_fewshot.config import MachineConfig  # noqa: E402
-from jclip_fewshot.console import tell  # noqa: E402
-from jclip_fewshot.data import demo, prompts  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
-from jclip_fewshot.data.shots import choose  # noqa: E402
-from jclip_fewshot.encoders import UNPROJECTED, ClipEncoder  # noqa: E402
-from jclip_fewshot.features.bank import Bank  # noqa: E402
-from jclip_fewshot.features.sources import labelled_rows, open_source  # noqa: E402
-from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names  # noqa: E402
-from jclip_fewshot.task import Task, domain_indices  # noqa: E402
-from jclip_fewshot.tuning import training  # noqa: E402
-from jclip_fewshot.tuning.members import block_operations  # noqa: E402
-from jclip_fewshot.tuning.plan import MEMBERS, matrix_rate, plan, tuned_rows  # noqa: E402
+from jclip_fewshot.cli import command
+from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.combine.ensemble import Ensemble
+from jclip_fewshot.config import MachineConfig
+from jclip_fewshot.console import tell
+from jclip_fewshot.data import demo, prompts
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.shots import choose
+from jclip_fewshot.encoders import UNPROJECTED, ClipEncoder
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names
+from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning import training
+from jclip_fewshot.tuning.members import block_operations
+from jclip_fewshot.tuning.plan import MEMBERS, matrix_rate, plan, tuned_rows
 
 CLASSES, SHOTS = 374, 4  # the contest's
 
 
 def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
-    """{method: top-1} of the whole stack on a contest."""
+    """{method: top-1} of the whole pipeline on a contest."""
     contest = read_contest(folder, "A")
     source = open_source(str(demo.CHECKPOINT), "weights", cache=str(cache))
     text = source.texts(contest.class_names, prompts.class_sentences(contest.class_names, contest.domains))

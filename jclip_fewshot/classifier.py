@@ -55,7 +55,7 @@ class FewShotClassifier:
     seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
-        underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
+        underscore, if forevery class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
         True: that part of every name. A list (K,): the domain of each class, "" for none.
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
@@ -165,18 +165,18 @@ class FewShotClassifier:
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
         self._require_fit()
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
-        """(N,) likeliest labels, or (N, min(top, K)) with top > 1, best first."""
+        """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first."""
         return self._labels(self.predict_proba(images), top)
 
     @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
         self._require_fit()
-        images = pictures_or_rows(images)
+        images = pictures_or_rows(side_by_side(images))
         return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
 
     def score(self, images: Images, labels: Sequence) -> float:
@@ -305,7 +305,7 @@ class FewShotClassifier:
 
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
         """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
-        paths = self._paths(side_by_side(images))
+        paths = self._paths(images)
         return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
 
     def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:

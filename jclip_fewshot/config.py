@@ -60,7 +60,7 @@ class SourceConfig(MachineConfig):
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
     features: Tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
-    features_extra: Tuple[str, ...] = option((), "rows of an image encoder without text, beside CLIP; may be repeated",
+    features_extra: Tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
@@ -102,6 +102,7 @@ class ValidateConfig(SourceConfig):
     shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
     seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
     per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
+    views: int = option(1, "views averaged a held-out image, as test.py --views", "features", metavar="V", low=1)
     board_mix: bool = option(False, "weigh the domains as board A's test set seems to", "shots")
 
 
@@ -128,7 +129,7 @@ class TestConfig(MachineConfig):
     views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
                         low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
-    result: str = option("", "the submission; .zip beside it [result.txt; in the demo's folder with --demo]", "output",
+    result: str = option("", "the submission; .zip next to it [result.txt; in the demo's folder with --demo]", "output",
                          metavar="FILE")
 
 

@@ -1,4 +1,4 @@
-"""A mistake that the user can mend: one line, no traceback, exit status 2."""
+"""A mistake that the user can correct: one line, no traceback, exit status 2."""
 
 import difflib
 from typing import Any

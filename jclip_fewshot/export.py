@@ -59,10 +59,10 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
         held_out[name] = head.held_out_logits()
         on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)
-    company = task.has_company
+    usable = task.can_be_left_out
     whole = None
-    if company.any():
-        whole = float(100 * (pipeline.held_out_probs_.argmax(axis=1) == task.labels)[company].mean())
+    if usable.any():
+        whole = float(100 * (pipeline.held_out_probs_.argmax(axis=1) == task.labels)[usable].mean())
     return Export(pooled(forms, ensemble, task), ensemble.settings_["weights"],
                   ensemble.settings_.get("held_out_top1"), whole)
 

@@ -45,7 +45,7 @@ STATE_SCHEMA = {
     "parts/name": Field("text", "E", needed=False), "parts/width": Field("whole", "E", low=1, needed=False),
     "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
 # told of each method as it is done: its name and the seconds of its fit
-HEADS_TOGETHER = "heads"  # the heads' ensemble as a member beside the tuned ones
+HEADS_TOGETHER = "heads"  # the heads' ensemble as a member next to the tuned ones
 OnFit = Callable[[str, float], None]
 RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
@@ -163,7 +163,7 @@ class Pipeline:
 
     After `fit`: `task_`, `heads_` {name: Head}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
     the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_heads_` and `check_ensemble_`, the
-    cheaper stack that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
+    faster ones that the refinement is checked with; `tuned_` {name: Member}, `frozen_ensemble_` of the heads alone.
 
     Several encoders: rows and the task are joined (see Task), each has heads of its own, the first one's tower may be
     tuned, the ensemble weighs all, and the refinement looks at the joined rows.
@@ -171,9 +171,9 @@ class Pipeline:
 
     def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
                  unlabelled: Optional[np.ndarray] = None) -> None:
-        """members: that have learned without labels (tuning/label_free.py), beside the heads of `names`.
+        """members: that have learned without labels (tuning/label_free.py), in addition to the heads of `names`.
 
-        unlabelled (U, D): images that the refinement sees beside those that it refines.
+        unlabelled (U, D): images that the refinement sees together with those that it refines.
         """
         self.names = list(names or HEADS)
         self.seed, self.members, self.unlabelled = seed, list(members), unlabelled
@@ -303,11 +303,11 @@ class Pipeline:
         return first_of(refine(probs, features, self.task_, self.held_out_folds(), force), count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
-        """Each fold of the shots, with answers by the cheaper stack without that fold.
+        """Each fold of the shots, with answers by the cheaper ensemble without that fold.
 
         Where every class has one shot, the shots of a quarter of the classes at a time are left out.
         """
-        task, leave_shots = self.task_, bool(self.task_.has_company.any())
+        task, leave_shots = self.task_, bool(self.task_.can_be_left_out.any())
         for number, fold in enumerate(task.folds() if leave_shots else task.class_folds()):
             heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
             if leave_shots:
@@ -348,7 +348,7 @@ class Pipeline:
     def alpha_beta(self) -> Dict[str, np.ndarray]:
         """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
         head = self.heads_.get(f"tip_adapter{OF}{self._first}" if self._first else "tip_adapter")
-        if head is None or not self.task_.has_company.any():
+        if head is None or not self.task_.can_be_left_out.any():
             return {}
         task = self.task_.of(self._first)
         found = {"alphas": ALPHAS, "betas": BETAS, "top1": head.held_out_map(task, ALPHAS, BETAS)}
@@ -396,7 +396,7 @@ class Pipeline:
             UserError: some head cannot answer, or not with finite numbers.
         """
         task = self.task_
-        # as many rows as no axis is long, lest a wrong one broadcast
+        # as many rows as no axis is long, so that no wrong one broadcasts
         n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
             with np.errstate(all="ignore"):

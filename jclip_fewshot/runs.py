@@ -49,7 +49,7 @@ def require_new_run(runs: Union[str, Path], name: str) -> None:
 def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> Path:
     """The folder of a new run: `name`, or `prefix`, date, time and board, and a number where that is taken.
 
-    Of an older run of the same name, what later commands have left there goes: old answers do not stand beside a
+    Of an older run of the same name, what later commands have left there goes: old answers do not stay with a
     new model.
     """
     require_new_run(runs, name)
@@ -137,7 +137,7 @@ def demo_flags(demo: bool, demo_seed: Optional[int]) -> str:
 def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     """The settings of the run that `--from-run` names, with its very shots, but those that are `given` beside it.
 
-    A given flag that decides on the shots draws them anew. What is the machine's, and the new run's name, comes from
+    A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
     `settings`.
     Raises:
         UserError: no such run, or settings that this version does not know.

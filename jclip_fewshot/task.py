@@ -106,7 +106,10 @@ class Task:
         part, columns = self._part(name), self.columns(name)
         first = self.parts[0]
         scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
-        return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
+        text = self.text[:, columns]
+        if self.keep_lengths:  # joined text rows are shorter by the root of how many encoders have text
+            text = text * np.float32(np.sqrt(sum(part.has_text for part in self.parts)))
+        return replace(self, features=self.features[:, columns], text=text, scale=float(scale),
                        parts=(), evidence_from=evidence_from)
 
     def columns(self, name: str) -> np.ndarray:
@@ -135,25 +138,25 @@ class Task:
         return zero_shot_logits(features, self.text, self.scale)
 
     @property
-    def has_company(self) -> np.ndarray:
+    def can_be_left_out(self) -> np.ndarray:
         """Which shots are not the only one of their class, (S,) bool: those that can be left out."""
         return self.counts[self.labels] > 1
 
     def folds(self) -> "List[Fold]":
         """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one.
 
-        A shot that is the only one of its class is kept in every fold. Empty where none has company.
+        A shot that is the only one of its class is kept in every fold. Empty where no shot can be left out.
         """
         place, folds = fold_of_shots(self.labels, MAX_FOLDS), []
         for fold in range(place.max() + 1 if len(self) else 0):
-            left_out = (place == fold) & self.has_company
+            left_out = (place == fold) & self.can_be_left_out
             if left_out.any():
                 folds.append(Fold(self.take(~left_out), np.flatnonzero(~left_out), np.flatnonzero(left_out)))
         return folds
 
 
     def class_folds(self) -> "List[Fold]":
-        """Where no shot has company: fold j leaves out the shots of every fourth class with one."""
+        """Where no shot can be left out: fold j leaves out the shots of every fourth class with one."""
         place, folds = (np.cumsum(self.seen) - 1)[self.labels] % MAX_FOLDS, []
         for fold in np.unique(place):
             left_out = place == fold

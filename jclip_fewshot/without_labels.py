@@ -1,6 +1,6 @@
 """What train.py learns from images without labels: which images, and the members that learn from them.
 
-    --unlabelled DIR   images of anything; the refinement sees them beside the test images, too
+    --unlabelled DIR   images of anything; the refinement sees them together with the test images
     --transductive     the test images themselves, as the contest allows; off unless it is asked for, and in the record
 """
 
@@ -49,7 +49,7 @@ def learn_without_labels(settings: TrainConfig, contest: Contest, source: Source
         tests = test_images(contest.root, settings.board)
         parts.append(_readable(source, contest.root, tests.files, f"--transductive: {tests.folder}"))
     rows = np.concatenate(parts)
-    tell(f"{len(rows)} images without labels; {', '.join(names) or 'nobody'} learns from them")
+    tell(f"{len(rows)} images without labels; {', '.join(names) or 'nothing'} learns from them")
     if not names:
         return unlabelled, []
     task = Task(np.zeros((0, text.shape[1])), [], text, domain_indices(contest.domains), source.scale)

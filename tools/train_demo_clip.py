@@ -33,19 +33,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from jclip_fewshot.clip import preprocess  # noqa: E402
-from jclip_fewshot.clip.checkpoint import read_state_dict, write_safetensors  # noqa: E402
-from jclip_fewshot.clip.tokenizer import token_array  # noqa: E402
-from jclip_fewshot.data import (
-    demo,  # noqa: E402
-    prompts,  # noqa: E402
-)
-from jclip_fewshot.data.demo import (
-    drawing,  # noqa: E402
-    world,  # noqa: E402
-)
+from jclip_fewshot.clip import preprocess
+from jclip_fewshot.clip.checkpoint import read_state_dict, write_safetensors
+from jclip_fewshot.clip.tokenizer import token_array
+from jclip_fewshot.data import demo, prompts
+from jclip_fewshot.data.demo import drawing, world
 
 VOCABULARY, START, END = 49408, 49406, 49407
 CONTEXT = 32
@@ -170,7 +164,7 @@ def all_sentences(templates: dict):
 def batch_norms(model) -> list:
     """Makes the norms of a ModifiedResNet use the batch's statistics while their `training_` is True; returns them."""
     from jclip_fewshot.backend import jt
-    from jclip_fewshot.clip.model import BatchNorm
+    from jclip_fewshot.clip.modified_resnet import BatchNorm
 
     class TrainedNorm(BatchNorm):
         training_ = True
@@ -248,7 +242,8 @@ def main() -> None:
     print(f"{len(vocabulary.used)} tokens in use", flush=True)
 
     from jclip_fewshot.backend import jt
-    from jclip_fewshot.clip.model import CLIP, normalized, numpy_state_dict
+    from jclip_fewshot.backend.numerics import unit_var
+    from jclip_fewshot.clip.model import CLIP, numpy_state_dict
     jt.set_global_seed(args.seed)
     model = CLIP(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
                  transformer_width=64, transformer_heads=1, transformer_layers=3)
@@ -281,8 +276,8 @@ def main() -> None:
         images = ((batch.astype(np.float32) / 255 - preprocess.MEAN) / preprocess.STD).transpose(0, 3, 1, 2)
         tokens = vocabulary.tokens([sentence(domains[i], scenes[i], rng, templates) for i in chosen])
 
-        x = normalized(model.encode_image(jt.array(np.ascontiguousarray(images))))
-        t = normalized(model.encode_text(tokens))
+        x = unit_var(model.encode_image(jt.array(np.ascontiguousarray(images))))
+        t = unit_var(model.encode_text(tokens))
         logits = args.scale * jt.nn.matmul_transpose(x, t)
         target = jt.arange(args.batch)
         loss = (jt.nn.cross_entropy_loss(logits, target)

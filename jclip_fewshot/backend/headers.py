@@ -2,7 +2,7 @@
 
 Jittor compiles about 160 files of its own and then every new operator; g++ spends two thirds of that
 on the same headers (measured: `python benchmarks/start.py`). GCC can keep them parsed, as a precompiled
-header: a file that each compilation is told to include, beside a folder of the same name with `.gch`
+header: a file that each compilation is told to include, next to a folder of the same name with `.gch`
 from which g++ takes whichever version fits its flags. Where none fits, g++ reads the file itself and
 takes as long as ever: nothing can break.
 """

@@ -2,7 +2,7 @@
 
     mpirun -np 4 python test.py
 
-Encoding is all but the whole cost of a run and needs no talk between processes, so nothing of MPI but its
+Encoding is nearly the whole cost of a run and needs no exchange between processes, so nothing of MPI but its
 launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a folder
 that all ranks see), and a barrier is a file a rank in that folder. The launcher stops every rank when one dies.
 The shards that it had finished stay in the cache.
@@ -64,7 +64,7 @@ def ignore_left_over() -> None:
     """Says so where a launcher's variables are there in part: they are left over from another job."""
     for rank, size, _ in _LAUNCHERS:
         if os.environ.get(size, "").isdigit() and int(os.environ[size]) > 1 and not os.environ.get(rank) and first():
-            tell(f"{size}={os.environ[size]} is ignored: there is no {rank} beside it, so it is left over from a job")
+            tell(f"{size}={os.environ[size]} is ignored: there is no {rank} with it, so it is left over from a job")
 
 
 def rank() -> int:

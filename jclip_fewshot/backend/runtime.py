@@ -138,7 +138,7 @@ def plan(device: str = "auto") -> Plan:
 
 
 def _require_open_files() -> None:
-    """Raises the limit of open files where it is low and may be raised; Jittor's compiler waits for ever without."""
+    """Raises the limit of open files where it is low and may be raised; Jittor's compiler waits forever without."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
         wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
@@ -201,7 +201,7 @@ def _choose_onednn(home: Path) -> str:
 def build_stamp(started: Plan) -> Path:
     """The file that says that Jittor is built for this plan, this Python and this Jittor."""
     from importlib import metadata
-    quiet_ones = ("log_silent", "gdb_path", "GOMP_SPINCOUNT")  # of no account to the compiler
+    quiet_ones = ("log_silent", "gdb_path", "GOMP_SPINCOUNT")  # without effect on the compiler
     flags = {name: value for name, value in started.environment.items() if name not in quiet_ones}
     others = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
     facts = [metadata.version("jittor"), _jittor_folder(), sys.version, started.compiler, os.uname(),
@@ -210,7 +210,7 @@ def build_stamp(started: Plan) -> Path:
     return jittor_home() / ".cache/jittor" / f"jclip_built_{digest}"
 
 
-# Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error for ever.
+# Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error forever.
 _BUILD_CODE = """\
 import os, sys, traceback
 status = 1
@@ -273,7 +273,7 @@ def _build(started: Plan, stamp: Path) -> None:
 
 
 def _end_group(child: subprocess.Popen) -> None:
-    """Ends a child and its pool of compilers; what they leave half-written, Jittor makes anew."""
+    """Ends a child and its pool of compilers; what they leave half-written, Jittor makes again."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -286,7 +286,7 @@ def _watch(child: subprocess.Popen, started: Plan, begun: float) -> None:
     with progress(stage="build", unit="files", total=_BUILD_FILES) as bar:
         while child.poll() is None:
             # only this build's objects: the folder may hold another Python's
-            with contextlib.suppress(FileNotFoundError):  # g++ takes a file away and makes it anew
+            with contextlib.suppress(FileNotFoundError):  # g++ takes a file away and makes it again
                 made = sum(file.stat().st_mtime >= begun for file in folders.glob(pattern))
                 bar.update(min(made, _BUILD_FILES) - bar.n)
             time.sleep(0.5)
@@ -320,7 +320,7 @@ def _refuse_fork() -> None:
 
 @contextlib.contextmanager
 def exclusive():
-    """For whoever may be called from several threads: Jittor works in any of them, but in one at a time.
+    """For what may be called from several threads: Jittor works in any of them, but in one at a time.
 
     Also a decorator. Raises UserError in a process that was forked after Jittor had started.
     """

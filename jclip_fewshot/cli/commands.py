@@ -94,7 +94,7 @@ def convert(arguments: List[str]) -> int:
 
 
 def evaluate(arguments: List[str]) -> int:
-    """Scores every method on a labelled feature suite: the stack of train.py and test.py, same defaults."""
+    """Scores every method on a labelled feature suite: with the pipeline and the defaults of train.py and test.py."""
     parser = _parser("evaluate", evaluate.__doc__, "--suite FILE.npz ")
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
@@ -152,8 +152,8 @@ def evaluate(arguments: List[str]) -> int:
 
 
 def validate(arguments: List[str]) -> int:
-    """Scores the whole stack on labelled training images that are no shots: the local leaderboard."""
-    settings = parse(ValidateConfig, validate.__doc__, arguments)
+    """Scores the whole pipeline on labelled training images that are no shots: the local leaderboard."""
+    settings = parse(ValidateConfig, validate.__doc__, arguments, f"{PROGRAM} validate")
     from jclip_fewshot.evaluation import validate as validation
     validation.require_new(settings)
     command.set_up(settings)

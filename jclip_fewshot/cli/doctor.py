@@ -75,7 +75,7 @@ def _device(device: str) -> List[Finding]:
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
-    """The file is there, and its size and header fit its tensors; `deep`: its numbers and digest are sound too."""
+    """The file is there, and its size and header fit its tensors; `deep`: its numbers and digest are right too."""
     from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict
     from jclip_fewshot.clip.download import available_models, local_checkpoint, release, released_digest, sha256
     found = local_checkpoint(model, weights)
@@ -95,7 +95,8 @@ def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
         return Finding("checkpoint", False, f"{error}; fetch it again")
     if expected and digest != expected:
         return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
-    return Finding("checkpoint", True, f"{found}: SHA-256 {digest}, {'as OpenAI released it' if expected else 'sound'}")
+    said = "as OpenAI released it" if expected else "undamaged"
+    return Finding("checkpoint", True, f"{found}: SHA-256 {digest}, {said}")
 
 
 def _data(data: str) -> Finding:

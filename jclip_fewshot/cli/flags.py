@@ -61,20 +61,22 @@ def _metavar(f: dataclasses.Field) -> Optional[str]:
     return f.metadata["metavar"]
 
 
-def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None) -> Config:
-    """Command line → frozen settings.
+def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None,
+          program: Optional[str] = None) -> Config:
+    """Command line → frozen settings. program: what --help calls it; None: as it was started.
 
     Raises:
         UserError: a --config file with an unknown key, a wrong type or a bad value.
         SystemExit: --help and --print-config (0), a flag that argparse does not know (2).
     """
-    return parse_given(config, description, arguments)[0]
+    return parse_given(config, description, arguments, program)[0]
 
 
-def parse_given(config: Type[Config], description: str,
-                arguments: Optional[List[str]] = None) -> Tuple[Config, Dict[str, Any]]:
+def parse_given(config: Type[Config], description: str, arguments: Optional[List[str]] = None,
+                program: Optional[str] = None) -> Tuple[Config, Dict[str, Any]]:
     """The same, and those of the settings that were given, by flag or file, rather than left at their defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Compact, usage="%(prog)s [settings]")
+    parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact,
+                                     usage="%(prog)s [settings]")
     add_flags(parser, config)
     flags = vars(parser.parse_args(arguments))
     file, show = flags.pop("config"), flags.pop("print_config")

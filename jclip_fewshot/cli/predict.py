@@ -22,7 +22,6 @@ from jclip_fewshot.tuning.plan import tuned_rows
 SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
 NONE_OF_THESE = "(none of these)"
-FORMS = ("text", "json", "csv")
 
 
 class Named(NamedTuple):

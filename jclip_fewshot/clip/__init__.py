@@ -44,7 +44,7 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
     Returns:
         (model, preprocess): preprocess takes a PIL image and returns a Var (3, size, size).
     Raises:
-        UserError: no such model, a damaged or foreign checkpoint, no network to download from.
+        UserError: no such model, a damaged or unsupported checkpoint, no network to download from.
     """
     from jclip_fewshot.clip.checkpoint import read_state_dict
     from jclip_fewshot.clip.download import find_checkpoint

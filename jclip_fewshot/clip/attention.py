@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Optional
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
 
 HEAD = 64  # width of a head in every CLIP's transformer
@@ -35,7 +36,7 @@ def attend_plainly(q: "jt.Var", kv: "jt.Var", heads: int, seen: Optional["jt.Var
         hidden = jt.arange(k.shape[2]).reshape((1, 1, 1, -1)) >= seen.reshape((batch, 1, queries, 1))
         scores = jt.ternary(hidden.broadcast(scores.shape),
                             jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
-    return jt.matmul(softmax(scores), v).transpose(0, 2, 1, 3).reshape((batch, queries, width))
+    return jt.matmul(softmax_var(scores), v).transpose(0, 2, 1, 3).reshape((batch, queries, width))
 
 
 def split_heads(x: "jt.Var", parts: int, heads: int) -> list:
@@ -43,12 +44,6 @@ def split_heads(x: "jt.Var", parts: int, heads: int) -> list:
     batch, length, width = x.shape
     x = x.reshape((batch, length, parts, heads, width // parts // heads)).transpose(2, 0, 3, 1, 4)
     return [x[part] for part in range(parts)]
-
-
-def softmax(scores: "jt.Var") -> "jt.Var":
-    """Over the last axis, in float32. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
-    exp = jt.exp(scores.float32() - scores.float32().max(-1, keepdims=True))
-    return (exp / exp.sum(-1, keepdims=True)).cast(scores.dtype)
 
 
 _FORWARD = """

@@ -72,7 +72,7 @@ def lacks_bfloat16() -> str:
         #endif
     """
     compiled = int(jt.code((1,), "int32", [], cpu_src=source).item())
-    return "" if compiled else "the compiler knows no AVX512_BF16 (g++ does from version 10 on)"
+    return "" if compiled else "the compiler does not know AVX512_BF16 (g++ does from version 10 on)"
 
 
 class Matrices:
@@ -80,7 +80,7 @@ class Matrices:
 
     precision: "float32" or "bfloat16". Each matrix is packed when it is first used, and again when the parameter
     was assigned to or updated since. (Writing through `.data` goes unseen.) At a batch of one, packing in every
-    product would cost a fifth of it. The parameters stay beside, for training and state_dict.
+    product would cost a fifth of it. The parameters are kept too, for training and state_dict.
     """
 
     def __init__(self, precision: str = "float32") -> None:

@@ -25,6 +25,7 @@ from typing import Callable, Dict, Optional, Tuple, Union
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.attention import attend
 from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
@@ -230,7 +231,7 @@ class CLIP(nn.Module):
 
     @property
     def precision(self) -> str:
-        """Of the frozen towers' products: the parameters' type, or "bfloat16" (on the CPU, beside float32 ones)."""
+        """Of the frozen towers' products: the parameters' type, or "bfloat16" (on the CPU, with float32 parameters)."""
         return self.dtype if self.matrices.precision == "float32" else self.matrices.precision
 
     def set_precision(self, precision: str) -> None:
@@ -298,16 +299,11 @@ class CLIP(nn.Module):
 
     def execute(self, image, text):
         """(B, 3, R, R) and (T, L) -> logits_per_image (B, T) and logits_per_text (T, B)."""
-        image_features = normalized(self.encode_image(image))
-        text_features = normalized(self.encode_text(text))
+        image_features = unit_var(self.encode_image(image))
+        text_features = unit_var(self.encode_text(text))
         scale = self.logit_scale.float32().exp()
         logits_per_image = scale * nn.matmul_transpose(image_features, text_features)
         return logits_per_image, logits_per_image.transpose(1, 0)
-
-
-def normalized(features: "jt.Var") -> "jt.Var":
-    """Rows of length 1."""
-    return features / jt.sqrt((features * features).sum(-1, keepdims=True))
 
 
 _MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Tuple
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import softmax, split_heads
+from jclip_fewshot.clip.attention import split_heads
 from jclip_fewshot.clip.layers import Linear, normal
 
 nn = jt.nn
@@ -106,7 +107,7 @@ class AttentionPool2d(nn.Module):
         k, = split_heads(self.k_proj(x), 1, self.heads)
         v, = split_heads(self.v_proj(x), 1, self.heads)
         scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(softmax(scores), v)  # (B, H, 1, W/H)
+        mixed = jt.matmul(softmax_var(scores), v)  # (B, H, 1, W/H)
         return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
 
 

@@ -4,7 +4,7 @@
 // Single multiplies float32. Half multiplies bfloat16, two neighbours of the summed axis at a time (a "word" of 32
 // bits), and sums in float32; processors with AVX512_BF16 have an instruction for it, others compute the same slowly.
 // A sum runs over its axis in one order whatever the batch or the number of threads is, so that a row is the same,
-// bit for bit, beside whatever it is computed.
+// bit for bit, whatever is computed with it.
 
 #include <algorithm>
 #include <cmath>

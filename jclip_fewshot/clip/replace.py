@@ -7,10 +7,12 @@ Names are OpenAI's: `visual.transformer.resblocks.11.ln_1.weight`. Layouts are t
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Dict, Iterator
+from typing import TYPE_CHECKING, Dict, Iterator
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 def part(model: CLIP, path: str):

@@ -1,8 +1,5 @@
-"""EM-Dirichlet: classify a whole set of probability rows at once.
-
-Paper: S. Martin, Y. Huang, F. Shakeri, J.-C. Pesquet, I. Ben Ayed, "Transductive Zero-Shot and Few-Shot
-CLIP", CVPR 2024.  Each image is a point z of the simplex (softmax of T x cosine, T = 30), and class k draws
-its points from Dirichlet(alpha_k):
+"""EM-Dirichlet: a whole set of probability rows classified at once. Martin, Huang, Shakeri, Pesquet and Ben Ayed,
+"Transductive Zero-Shot and Few-Shot CLIP", CVPR 2024. Images are points z of the simplex, class k Dirichlet(alpha_k):
 
     ln p(z | alpha_k) = lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) ln z_j,   s_k = sum_j alpha_kj
 
@@ -11,23 +8,14 @@ its points from Dirichlet(alpha_k):
     u step       u_n = softmax_k [ln p(z_n | alpha_k) + (lam / N) v_k];   hard: its argmax
 
 which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi_k ln pi_k,  pi = mean_n u_n
-(supports keep their labels for ever; hard: without the entropy H(u)).
+(supports keep their labels; hard: without the entropy H(u)).
 
-    N queries · S supports · K classes       z  queries' probabilities        u    assignments      (N, K)
-    alpha  Dirichlet parameters (K, K)       Y  mean of ln z in a class (K, K)
-    lam  how much the classes' sizes weigh
+    N queries · S supports · K classes      z  probabilities (N, K)      u  assignments (N, K)      alpha (K, K)
+    Y  mean of ln z in a class (K, K)       lam  how much the classes' sizes weigh
 
-Where this deviates from the authors' code, and why:
-
-* Their alpha step is up to 1000 majorise-minimise updates.  Here it is Newton's method: the Hessian
-  diag(-psi'(alpha_kj)) + psi'(s_k) 1 1' is inverted in O(K) a class (T. Minka, "Estimating a Dirichlet
-  distribution", 2000), so a handful of steps reaches the optimum that theirs tends to.
-* Their likelihood builds (N, K, K) arrays.  It is one matrix product, taken over blocks of rows: beside
-  input and output the memory is O(block K + K^2).
-* A class whose assignments sum to nothing keeps its alpha (theirs divides by 0 with supports, and keeps it
-  without).  A class whose rows are all equal has no finite optimum: alpha stops at MAX_ALPHA.
-
-Everything is float64: s_k reaches thousands, and float32 would leave errors of 0.01 in the log-likelihood.
+Deviations: the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates; the likelihood is
+a matrix product over blocks of rows; a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA;
+all is float64. Why: docs/heads.md.
 """
 
 from __future__ import annotations
@@ -251,7 +239,7 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         if criterion[-1] < tolerance:
             break
     if not fits_converged:
-        warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are not the likeliest")
+        warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are near the optimum, not at it")
     return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
                         len(objective), fits_converged and criterion[-1] < max(tolerance, 1e-12))
 
@@ -287,5 +275,5 @@ def _log_norm(alpha, mean_log, fit, moved, before) -> np.ndarray:
 
 
 def _float(array) -> np.dtype:
-    """The floating dtype that results in `array`'s company are given: float32 stays, all else is float64."""
+    """The floating dtype that results computed with `array` get: float32 stays, all else is float64."""
     return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)

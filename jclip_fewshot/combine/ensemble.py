@@ -26,7 +26,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp
+from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import Fold, Task
 
@@ -34,9 +34,10 @@ EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
 EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
-NEED_SHOTS = ("linear_probe",)  # knows no text: no voice where nothing shows what it is worth
+NEED_SHOTS = ("linear_probe",)  # without text: no weight where nothing shows what it is worth
 OF = "@"  # between a head and its encoder, where there are several: gda@RN50
-MAX_COLUMNS = 96  # classes a shot that take part in the search for w: its likeliest ones
+MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
+BIAS_STEPS = 100  # of the search for the class bias, at most
 CLASS_GROUPS = 5  # called unseen in turn
 OFFSETS = np.arange(0, 4.01, 0.25)  # o searched, in nats
 FLOOR = 1e-30  # least probability: log and products stay finite
@@ -104,7 +105,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray,
-               rho: float = EVIDENCE_FOR_FLAT, steps: int = 100) -> Tuple[np.ndarray, bool]:
+               rho: float = EVIDENCE_FOR_FLAT) -> Tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
     The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
@@ -113,8 +114,8 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
     b = np.zeros(num_classes)
-    for _ in range(steps):
-        mass = row_weights @ np.exp(log_softmax(log_probs + b[None].astype(np.float32)))
+    for _ in range(BIAS_STEPS):
+        mass = row_weights @ softmax(log_probs + b[None].astype(np.float32))
         step = (mass - wanted + rho * b) / (mass + rho)
         b -= step
         if np.abs(step).max() < 1e-3:
@@ -133,7 +134,7 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, s
 
     equal = np.full(len(logits), 1 / len(logits))
     strong = strong_heads(log_probs, labels, row_weights)
-    columns, place = likeliest(log_probs.mean(axis=0), labels, MAX_COLUMNS)
+    columns, place = most_likely(log_probs.mean(axis=0), labels, MAX_COLUMNS)
     few = np.take_along_axis(log_probs, columns[None], axis=2) if columns is not None else log_probs
     found = [stack_weights(few, place, row_weights, prior, evidence)
              for prior, evidence in ((equal, kappa), (strong, kappa * EVIDENCE_FOR_STRONG / EVIDENCE_FOR_EQUAL))]
@@ -142,7 +143,7 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, s
     return Pool(scale, weights, bias, settled and all(converged for _, converged in found))
 
 
-def likeliest(log_probs: np.ndarray, labels: np.ndarray,
+def most_likely(log_probs: np.ndarray, labels: np.ndarray,
               limit: int) -> Tuple[Optional[np.ndarray], np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
 
@@ -293,8 +294,7 @@ class Ensemble:
 
 def _normalised(log_probs: np.ndarray) -> np.ndarray:
     """log p up to a constant → float32 rows that sum to 1, none of them 0."""
-    p = np.exp(log_softmax(log_probs.astype(np.float64)))
-    p = np.maximum(p, FLOOR)
+    p = np.maximum(softmax(log_probs.astype(np.float64)), FLOOR)
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -313,7 +313,7 @@ def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset:
 
 
 def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, seen: np.ndarray,
-                  domains: np.ndarray, groups: int = CLASS_GROUPS) -> Tuple[float, dict]:
+                  domains: np.ndarray) -> Tuple[float, dict]:
     """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
 
     log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.
@@ -326,12 +326,12 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
     order = np.random.default_rng(0).permutation(len(columns))
     order = order[np.argsort(domains[columns][order], kind="stable")]  # every domain spread over the groups
     group = np.empty(len(columns), np.int64)
-    group[order] = np.arange(len(columns)) % groups
+    group[order] = np.arange(len(columns)) % CLASS_GROUPS
     zero_shot_hit = zero_shot.argmax(axis=1) == labels
 
     hidden_hits, other_hits = np.zeros(len(OFFSETS)), np.zeros(len(OFFSETS))
     hidden_total = other_total = 0
-    for g in range(groups):
+    for g in range(CLASS_GROUPS):
         hidden = ~seen
         hidden[columns[group == g]] = True
         if hidden.all() or not (group == g).any():

@@ -81,13 +81,13 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
     gains = np.stack([score(start + np.float32(c) * e + np.float32(c * ratio) * a, labels) - before
                       for c, ratio in candidates])
     means, errors = mean_and_error(gains, weights)
-    sure = np.arange(len(means)) if force else np.flatnonzero(means > CAUTION * errors)
-    if not len(sure):
+    safe = np.arange(len(means)) if force else np.flatnonzero(means > CAUTION * errors)
+    if not len(safe):
         return Choice(0.0, 0.0, 1.0), {
             "distances": 0.0, "agreement": 0.0, "guests": len(labels),
             "why": f"each image keeps its own answer: {len(labels)} shots put among the images without their labels"
                    " were not answered better by looking at the other images"}
-    best = sure[means[sure].argmax()]
+    best = safe[means[safe].argmax()]
     behind, noise = mean_and_error(gains[best] - gains, weights)
     chosen = min(np.flatnonzero((behind <= CAUTION * noise) & (means >= min(means[best], 0))), key=lambda i: (
         abs(np.log(candidates[i][0] / STANDARD[0])), abs(candidates[i][1] - STANDARD[1])))

@@ -1,7 +1,7 @@
-"""The part of a fitted stack that is one linear classifier: what a program without this package can carry.
+"""The part of a fitted pipeline that is one linear classifier: what a program without this package can carry.
 
 A head whose logits are l_h(x) = W_h x + b_h on unit rows stays linear in the pool (ensemble.py): the terms log Σ exp
-that turn logits into log-probabilities are the same for every class, so that
+that turn logits into log-probabilities are the same forevery class, so that
 
     p(c | x) = softmax(W x + b),   W = Σ_h w_h a_h W_h,   b = Σ_h w_h a_h b_h + b_pool
 
@@ -29,7 +29,7 @@ from jclip_fewshot.task import Task, zero_shot_logits
 SAME = 1e-4  # of the largest logit: what float32 may change
 Logits = Callable[[np.ndarray], np.ndarray]  # (N, D) unit rows -> (N, K)
 Form = Tuple[np.ndarray, np.ndarray]  # W (K, D), b (K,)
-PROBES = 64  # random rows beside the shots and the text rows that a head is compared on
+PROBES = 64  # random rows, in addition to the shots and the text rows that a head is compared on
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Linear:
 def linear_form(logits: Logits, rows: np.ndarray) -> Optional[Form]:
     """W (K, D) and b (K,) of logits that are linear on unit rows, up to what all classes have alike; None of others.
 
-    rows (N, D): where the answers are compared, beside random ones.
+    rows (N, D): where the answers are compared, in addition to random ones.
     """
     width = rows.shape[1]
     axes = np.eye(width, dtype=np.float32)

@@ -28,7 +28,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.combine.em_dirichlet import gamma_family
 from jclip_fewshot.combine.held_out import Choice, HeldOutFold, choose
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Task, class_sums
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
@@ -36,9 +36,10 @@ TAKEN_BACK = 0.75  # of the shots' own evidence: p holds it already
 NEIGHBOURS = 5  # at most
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
 WEIGHT_ROUNDS = 8
-SURE = 2.0  # standard errors that alpha's gain must exceed
+CAUTION = 2.0  # standard errors that alpha's gain must exceed
 SAMPLE = 4000  # images at most that choose alpha
 BLOCK = 4096  # rows at a time
+WEIGHT_STEPS = 12  # of the class weights
 TINY = 1e-12
 UNCHECKED = Choice(0.05, 0.0, 1.0)  # for --refine on where no shot can say anything: half of what shots choose at most
 
@@ -104,15 +105,12 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     Raises:
         ValueError: shapes that do not fit.
     """
-    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
-    num_classes, width = task.text.shape
-    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
-        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    probs, features = checked(probs, features, task)
     first, copy_of = distinct(features)
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(given, given, task, num_classes, {"size": {"why": why}})
+        return result_of(given, given, task, task.num_classes, {"size": {"why": why}})
 
     weights, decisions = choose_class_weights(probs)
     others = features[one_less(probs.argmax(axis=1))]
@@ -133,6 +131,19 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         assignments /= assignments.sum(axis=1, keepdims=True)
     refined = keep_ranking(probs, assignments)
     return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
+
+
+def checked(probs: np.ndarray, features: np.ndarray, task: Task) -> Tuple[np.ndarray, np.ndarray]:
+    """probs (N, K) and features (N, D) in float32.
+
+    Raises:
+        ValueError: shapes that do not fit the task.
+    """
+    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
+    num_classes, width = task.text.shape
+    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
+        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    return probs, features
 
 
 def neighbours_of(images: int, present: int) -> int:
@@ -169,7 +180,7 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
 
 
 class SetEvidence:
-    """e and a of rows in a set whose rows are assigned to classes by u (N, K), beside the shots of `task`.
+    """e and a of rows in a set whose rows are assigned to classes by u (N, K), together with the shots of `task`.
 
     Features and text are centred, each on its own mean, which closes most of the gap between the two, and whitened
     by the covariance pooled within classes over shots, text and set.
@@ -181,8 +192,7 @@ class SetEvidence:
         text = task.text - task.text.mean(axis=0)
         self.assignments, self.neighbours = assignments, min(neighbours, len(x) - 1)
         self.shot_counts = 1.0 + task.counts
-        shot_sums = text.astype(np.float64)
-        np.add.at(shot_sums, task.labels, shots)
+        shot_sums = text + class_sums(shots, task.labels, task.num_classes)
         self.counts = self.shot_counts + assignments.sum(axis=0, dtype=np.float64)
         sums = shot_sums + matmul(assignments.T, x)
         means = sums / self.counts[:, None]
@@ -284,17 +294,17 @@ def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
     better = {a: np.concatenate(score) - np.concatenate(scores[np.inf]) for a, score in scores.items()}
     gains = {a: float(gain.mean()) for a, gain in better.items()}
     best = max(gains, key=gains.get)
-    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
+    if gains[best] < CAUTION * better[best].std() / np.sqrt(len(order)):
         best = np.inf  # a handful of images may look alike by chance
     return best, {str(_number(a)): gain for a, gain in gains.items()}
 
 
-def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float, steps: int = 12) -> tuple:
+def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tuple:
     """exp(E[ln pi_k]) and E[pi_k], both (K,), under Dirichlet(a) and the images `probs`."""
     num_classes = probs.shape[1]
     if not np.isfinite(a):
         return weights, weights
-    for _ in range(steps):
+    for _ in range(WEIGHT_STEPS):
         joint = probs * weights.astype(probs.dtype)
         mass = a + (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0, dtype=np.float64)
         weights = np.exp(gamma_family(mass)[1] - gamma_family(mass.sum(keepdims=True))[1])

@@ -23,7 +23,7 @@ from typing import Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
-from jclip_fewshot.combine.refinement import Refinement, blocks, choose_concentration, distinct, result_of
+from jclip_fewshot.combine.refinement import Refinement, blocks, checked, choose_concentration, distinct, result_of
 from jclip_fewshot.task import Task
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
@@ -48,17 +48,14 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Ref
     Raises:
         ValueError: shapes that do not fit.
     """
-    probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
-    num_classes, width = task.text.shape
-    if probs.ndim != 2 or probs.shape[1] != num_classes or features.shape != (len(probs), width):
-        raise ValueError(f"probs {probs.shape} and features {features.shape} do not fit text {task.text.shape}")
+    probs, features = checked(probs, features, task)
     first, copy_of = distinct(features)  # copies of an image count once
     if len(first) < MIN_IMAGES:
         why = f"{len(first)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(probs, probs, task, num_classes, {"size": {"why": why}})
+        return result_of(probs, probs, task, task.num_classes, {"size": {"why": why}})
     refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text)
     if refined is None:
-        return result_of(probs, probs, task, num_classes, {"names alone": decision})
+        return result_of(probs, probs, task, task.num_classes, {"names alone": decision})
     refined = ranked_behind(probs[first], refined)
     present = round(decision["present"])
     return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"names alone": decision})

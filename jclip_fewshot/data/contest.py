@@ -99,7 +99,7 @@ def domains_of(class_names: Sequence[str]) -> List[str]:
     """The domain of each class where nothing but the names is known (a feature suite, a list of names).
 
     The part before the first underscore, where for *every* class that is a domain which prompts/ has templates for:
-    Animal_Bear beside Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
+    Animal_Bear and Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
     """
     domains = [domain_of(name) for name in class_names]
     return domains if set(domains) <= known_domains() else [""] * len(domains)

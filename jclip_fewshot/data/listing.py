@@ -85,7 +85,7 @@ def walk(top: Path, suffixes: Sequence[str], skip: Sequence[str] = (),
     """(folder, image names, number of other files) of every folder from top down; hidden ones are left out.
 
     Raises:
-        UserError: what cannot be looked at; a link to a folder above itself, which would go round for ever.
+        UserError: what cannot be looked at; a link to a folder above itself, which would go round forever.
     """
     files, folders, others = entries_of(top)
     images = sorted((name for name in files if is_image(name, suffixes)), key=natural_key)

@@ -1,15 +1,11 @@
-"""Class name and domain to sentences: pure strings, and the data files behind them.
+"""Class name and domain to sentences: pure strings, and the data files behind them. A prompts folder holds:
 
-A prompts folder holds data, no code:
-
-    templates/<domain>.txt      a template a line, `a photo of a {}, a kind of an animal`, the plainest first;
-                                default.txt serves the domains that have no file
+    templates/<domain>.txt      a template a line, the plainest first; default.txt: for domains that have no file
     class_names.tsv             raw class name <tab> what to call it [<tab> its article: a, an, - for none]
     descriptions/<domain>.json  {raw class name: [sentence, ...]}: what the class looks like
     openai80.txt                short templates for a class of any kind, in the manner of OpenAI's 80
 
 Prompt sets (`--prompt-set`), by what stands for a class:
-
     seeds         the domain's first template, as the solutions that this project grew from have it
     templates     all of the domain's templates
     openai80      the general templates, averaged: Radford et al. 2021, section 3.1.4
@@ -17,11 +13,10 @@ Prompt sets (`--prompt-set`), by what stands for a class:
     visdesc       the same sentences; the mean of their scores, not of their rows: Menon and Vondrick 2022
     both          templates and descriptions, averaged
 
-In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi".
-A user's own words take their place: `--names FILE.tsv`, in the form of class_names.tsv, and `--templates FILE`, a
-template a line for all classes or `raw class name <tab> template` for that one.
-Lines that are empty or begin with # are skipped in .txt and .tsv files. Class names that are not in the
-table are made by a rule: the domain goes, underscores become spaces, camel case is split.
+In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi". A user's own:
+`--names FILE.tsv`, in the form of class_names.tsv, and `--templates FILE`, a template a line for all classes or `raw
+class name <tab> template` for one. Empty lines and those that begin with # are skipped. Names outside the table are
+made by a rule: the domain goes, underscores become spaces, camel case is split.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The submission: result.txt, the archive around it, and the check of both.
 
-A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five likeliest classes, best first.
+A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
 """
 
 from __future__ import annotations

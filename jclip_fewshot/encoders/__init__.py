@@ -1,7 +1,7 @@
 """Encoders: images or sentences in, feature rows out.
 
 In: pixels as bytes, tokens or token embeddings. Out: NumPy rows, not normalised, at a chosen depth. May import
-clip, backend, storage and data.decode's digests; knows no heads, no paths of images.
+clip, backend, storage and data.decode's digests; no heads, no paths of images.
 """
 
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder

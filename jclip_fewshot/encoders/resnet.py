@@ -20,7 +20,6 @@ from jclip_fewshot.backend import jt, on_cuda
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 
-nn = jt.nn
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet, as torchvision has them
 PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.")
 TOP = re.compile(r"(fc|head|predictor|projector)\b.*")  # classifiers and projection heads: not part of a row
@@ -123,19 +122,19 @@ class ResNet:
 
     def _conv(self, x: "jt.Var", name: str, stride: int = 1) -> "jt.Var":
         weight = self._weights[name]
-        return nn.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2) + self._shifts[name]
+        return jt.nn.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2) + self._shifts[name]
 
     def __call__(self, images: "jt.Var") -> "jt.Var":
-        x = nn.relu(self._conv(images, "conv1", 2))
-        x = nn.max_pool2d(x, 3, 2, 1)
+        x = jt.nn.relu(self._conv(images, "conv1", 2))
+        x = jt.nn.max_pool2d(x, 3, 2, 1)
         for stage, blocks in enumerate(self.blocks, start=1):
             for block in range(blocks):
                 name, stride = f"layer{stage}.{block}", 2 if block == 0 and stage > 1 else 1
-                y = nn.relu(self._conv(x, f"{name}.conv1"))
-                y = nn.relu(self._conv(y, f"{name}.conv2", stride))
+                y = jt.nn.relu(self._conv(x, f"{name}.conv1"))
+                y = jt.nn.relu(self._conv(y, f"{name}.conv2", stride))
                 y = self._conv(y, f"{name}.conv3")
                 shortcut = self._conv(x, f"{name}.downsample.0", stride) if block == 0 else x
-                x = nn.relu(y + shortcut)
+                x = jt.nn.relu(y + shortcut)
         return x.mean(3).mean(2)
 
 

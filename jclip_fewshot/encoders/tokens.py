@@ -9,13 +9,18 @@ B images · L tokens · W width of the image tower
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP, normalized
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.storage.files import content_digest
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 EDITION = "tokens-1"  # in the fingerprint: to be raised when a row changes
 
@@ -30,11 +35,11 @@ def token_rows(model: CLIP, x: "jt.Var") -> "jt.Var":
     tokens = model.visual.transformer.resblocks[last_block(model)](x)
     tokens = model.visual.ln_post(tokens)
     patches = tokens[:, 1:]
-    return jt.concat([normalized(tokens[:, 0]), normalized(patches.max(1)), normalized(patches.min(1))], dim=1)
+    return jt.concat([unit_var(tokens[:, 0]), unit_var(patches.max(1)), unit_var(patches.min(1))], dim=1)
 
 
 class TokenEncoder(ClipEncoder):
-    """`base` with rows of its tokens, (3W,), in the place of its features; it knows no texts."""
+    """`base` with rows of its tokens, (3W,), in the place of its features; it encodes no texts."""
 
     has_text = False
 

@@ -23,10 +23,10 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Lines forevery image: (R, ≤5) ids of the readable ones → (total, ≤5).
 
     An image that cannot be read gets the classes that the readable ones' (R, K) probabilities make
-    likeliest on average.
+    most likely on average.
     """
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)
@@ -81,10 +81,10 @@ def score_methods(answers: Dict[str, np.ndarray], readable: Sequence[int], truth
 
 
 def refining_gain(scores: Dict[str, dict]) -> Optional[Tuple[float, float]]:
-    """Top-1 before and after the refinement; None where the set was not refined."""
-    if "ensemble_refined" not in scores:
-        return None
+    """Top-1 before and after the refinement; None where the set was not refined, or a score is missing."""
     before = "ensemble_tuned" if "ensemble_tuned" in scores else "ensemble"  # what the refinement started from
+    if before not in scores or "ensemble_refined" not in scores:
+        return None
     return scores[before]["top1"], scores["ensemble_refined"]["top1"]
 
 

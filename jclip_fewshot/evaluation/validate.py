@@ -2,7 +2,7 @@
 
     python -m jclip_fewshot validate --data Dataset --seeds 3
 
-Labelled training images that are not shots serve as a test set. The whole stack of train.py and test.py
+Labelled training images that are not shots serve as a test set. The whole pipeline of train.py and test.py
 runs on them, once a seed (other shots, other random views, same held-out images), and a row a method says mean and
 standard deviation over the seeds, and the sampling error that the held-out images alone bring.
 
@@ -118,7 +118,7 @@ class _Draw:
 
 
 def validate(settings: ValidateConfig) -> Optional[dict]:
-    """Runs the stack for every number of shots and every seed.
+    """Runs the pipeline forevery number of shots and every seed.
 
     Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
     {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is
@@ -140,7 +140,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
     text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
-    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out")
+    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
+                                      test_views=settings.views)
     labels = np.array([label for _, label in held], np.int64)
     tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
     draws = []
@@ -161,8 +162,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
                     source.parts, keep_lengths=scores_averaged)
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
                       draw.seed, prompts.plain_sentences(contest.class_names, domains))
-        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(
-            features, rows_under=tuned_rows(source, contest.root, [path for path, _ in held])).by_method()
+        tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
+        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(features, rows_under=tuned).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)
@@ -203,10 +204,10 @@ def spread_note(seeds: int, same: bool) -> str:
     if seeds < 2:
         said += " --seeds 3 shows what other shots change."
     elif same:
-        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± beside top-1 "
+        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± after top-1 "
                 f"holds random views and training alone, not other shots. {said}")
     else:
-        said = f"± beside top-1: standard deviation over {seeds} draws of the shots. {said}"
+        said = f"± after top-1: standard deviation over {seeds} draws of the shots. {said}"
     return textwrap.fill(said, shutil.get_terminal_size().columns)
 
 

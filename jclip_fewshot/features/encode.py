@@ -116,7 +116,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
                 good = [place for place, result in enumerate(done) if not result.reason]
                 if not np.isfinite(features[good]).all():
                     raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
-                                    f"{paths[indices[0]]}: is the checkpoint sound? (float16 may overflow)")
+                                    f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
                 if store is not None and good:
@@ -173,7 +173,7 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
 
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
-                 cache: Optional[FeatureCache] = None, stage: str = "sentences", unit: bool = True) -> np.ndarray:
+                 cache: Optional[FeatureCache] = None, unit: bool = True) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
 
     sentences_by_class: K lists of at least one sentence. unit: False leaves the mean as long as it is; its product
@@ -189,14 +189,14 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
             raise UserError(f"class {k} has no sentence: give it at least one prompt")
     different = dict.fromkeys(s for sentences in sentences_by_class for s in sentences)
     number = {sentence: i for i, sentence in enumerate(different)}
-    rows = _encode_sentences(encoder, list(number), cache, stage)
+    rows = _encode_sentences(encoder, list(number), cache)
     means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
     if means:
         return unit_rows(np.stack(means)) if unit else np.stack(means)
     return np.zeros((0, encoder.width), np.float32)
 
 
-def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
+def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
     """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
     tokens = encoder.tokens(sentences) if sentences else np.zeros((0, 1), np.int32)
     tokens, back = np.unique(tokens, axis=0, return_inverse=True)
@@ -214,14 +214,14 @@ def _encode_sentences(encoder, sentences, cache, stage) -> np.ndarray:
     wanted = np.flatnonzero(~found)
     wanted = wanted[np.argsort(tokens[wanted].argmax(axis=1), kind="stable")]
     try:
-        with progress(stage=stage, unit="sentences", total=len(wanted)) as bar:
+        with progress(stage="sentences", unit="sentences", total=len(wanted)) as bar:
             for begin in range(0, len(wanted), TEXT_BATCH):
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
                 if not np.isfinite(features).all():
                     raise UserError(f"the encoder {encoder.name} gives text rows that are no numbers: "
-                                    "is the checkpoint sound?")
+                                    "is the checkpoint damaged?")
                 rows[part] = features
                 if store is not None:
                     store.put(keys[part], rows[part].view(np.uint8))

@@ -157,7 +157,7 @@ class EncoderSource:
 
     @property
     def fits(self) -> Optional[FitCache]:
-        """Where finished trainings are kept: beside the cached rows."""
+        """Where finished trainings are kept: next to the cached rows."""
         return None if self._cache is None else FitCache(self._cache.folder / "fits")
 
     def record(self) -> dict:
@@ -239,7 +239,7 @@ def together(found: Sequence[Union[EncoderSource, TableSource]]) -> Source:
     if not found:
         raise UserError("no encoder is named: give --model or --features")
     if not found[0].part.has_text:
-        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP beside it, whose answers it corrects "
+        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects "
                         "(--model, repeated)")
     known: Dict[str, str] = {}
     for source in found:
@@ -338,13 +338,15 @@ def _opened(model: str, weights: str, precision: str, batch_size: Optional[int],
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
-                  seed: int = 0, stage: str = "images") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  seed: int = 0, stage: str = "images",
+                  test_views: int = 1) -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
     Raises:
         UserError: an image that cannot be read, without `skip_bad`; not one that can.
     """
-    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage)
+    rows, bad = source.images(root, [path for path, _ in images], views=views, seed=seed, stage=stage,
+                             **({"test_views": test_views} if test_views > 1 else {}))
     for index in sorted(bad):
         path = images[index][0]
         if not skip_bad:
@@ -373,7 +375,7 @@ def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> Tup
         raise UserError(f"{tests.folder}: none of the {len(tests.names)} images can be read ({tests.names[index]}: "
                         f"{reason}); unpack the test set again")
     for index, reason in sorted(bad.items()):
-        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the likeliest classes of the rest")
+        warn(f"{tests.names[index]} cannot be read ({reason}); its line holds the most likely classes of the rest")
     return rows, bad
 
 

@@ -52,7 +52,7 @@ class FeatureTable:
             text = unit_rows(text)
         index = {path[2:] if path.startswith("./") else path: i for i, path in enumerate(paths)}
         if len(index) < len(paths):
-            raise UserError(f"{flag} {file}: {len(paths) - len(index)} paths stand there twice")
+            raise UserError(f"{flag} {file}: {len(paths) - len(index)} paths are listed twice")
         return cls(file, index, feature, text, classes, with_text)
 
     @property
@@ -97,5 +97,5 @@ def _flag(with_text: bool) -> str:
     return "--features" if with_text else "--features-extra"
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

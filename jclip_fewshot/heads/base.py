@@ -23,7 +23,7 @@ class Head:
 
     After `fit`, `settings_` (JSON-able) says what was chosen and its cross-validated score, `history_` holds
     one dict an epoch for trained heads, and the attributes named in `state_names` are all that `_logits`
-    reads beside `text_`, `domains_` and `seen_`, which every head has.
+    reads in addition to `text_`, `domains_` and `seen_`, which every head has.
 
     What holds for all: without any shot a head answers zero-shot; classes without shots keep the share of
     probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there.
@@ -75,10 +75,10 @@ class Head:
         if self._held_out is None:
             task = self.task_
             self._held_out = task.zero_shot(task.features)
-            company = task.has_company
-            if company.any():
+            usable = task.can_be_left_out
+            if usable.any():
                 held_out = keep_unseen(self._held_out_logits(task), self._held_out, self.seen_)
-                self._held_out[company] = held_out[company]
+                self._held_out[usable] = held_out[usable]
         return self._held_out.copy()
 
     def refit(self, task: Task) -> "Head":

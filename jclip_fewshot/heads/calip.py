@@ -19,7 +19,7 @@ from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.task import CLIP_SCALE
 
 TEMPERATURE = 0.5
-BETA2, BETA3 = 0.1, 0.02  # small beside 1: no label says that attention deserves more
+BETA2, BETA3 = 0.1, 0.02  # small compared with 1: no label says that attention deserves more
 
 
 def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, beta2: float = BETA2,

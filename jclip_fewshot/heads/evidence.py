@@ -24,7 +24,7 @@ from typing import Iterator, Optional, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.heads.base import Head, top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
@@ -99,7 +99,7 @@ def fit_mixture(components: np.ndarray, labels: np.ndarray, prior: np.ndarray, s
 def domain_posterior(zero_shot: np.ndarray, domains: np.ndarray) -> np.ndarray:
     """Zero-shot's probability that a row belongs to each domain: (N, K), (K,) -> (N, domains)."""
     membership = np.eye(domains.max() + 1, dtype=np.float32)[domains]
-    return np.exp(log_softmax(zero_shot)) @ membership
+    return softmax(zero_shot) @ membership
 
 
 def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domains: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ class EvidenceHead(Head):
         self.per_domain = per_domain
 
     def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
-        """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
+        """(settings, held-out evidence (M, S, K)) forevery setting that is not a weight."""
         raise NotImplementedError
 
     def _fixed_settings(self, task: Task) -> dict:
@@ -145,7 +145,7 @@ class EvidenceHead(Head):
         raise NotImplementedError
 
     def _alpha_scale(self, task: Task) -> np.ndarray:
-        """Factor from the published scale of α to the evidence's, which does not hang on S: () or (M,)."""
+        """Factor from the published scale of α to the evidence's, which does not depend on S: () or (M,)."""
         return np.ones(())
 
     def _fixed_alpha(self, task: Task) -> np.ndarray:
@@ -155,7 +155,7 @@ class EvidenceHead(Head):
     def _fit(self, task: Task) -> None:
         zero_shot = task.zero_shot(task.features)
         task = task.evidence
-        usable = task.has_company
+        usable = task.can_be_left_out
         scale = np.broadcast_to(self._alpha_scale(task), len(self.evidence_names))
         given = None if self.alpha is None else np.atleast_1d(np.asarray(self.alpha, float)) * scale
         fixed = self._fixed_alpha(task) if given is None else given

@@ -6,17 +6,13 @@
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
 `JclipAdapter.paper()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default, each kept because held-out
-log-loss or top-1 got better by it on most of the suites tried:
+trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/heads.md):
 
-- W₂ starts at zero and has no ReLU after it, so that training starts from zero-shot exactly.
-- W₁ is the whitening of what goes in, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and stays.
-  CLIP's rows share most of their length (text rows of dog breeds have cosine 0.9): through a random W₁ every class
-  moves together and what tells two breeds apart is learned last. Trained along with W₂ it overfits.
-- A_t sees [t_c; mean shot of c − mean of those means]: a class's own shots say where its text row should go, and
-  two classes with the same text row can part. A class without a shot shows the mean.
+- W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
+- W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
+- A_t sees [t_c; mean shot of c − mean of those means]; a class without a shot shows the mean.
 - Borrowed residuals (`training`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
-- α and β, as they act on the trained adapters, by the held-out shots; β not above what it was trained with.
+- α and β, as they act on the trained adapters, are chosen on held-out shots; β not above its value in training.
 """
 
 from __future__ import annotations
@@ -26,7 +22,8 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product, random_weights, softmax_kl, unit_var
+from jclip_fewshot.backend.numerics import product, unit_var
+from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, random_weights, softmax_kl
 from jclip_fewshot.task import Task, class_means
 
 

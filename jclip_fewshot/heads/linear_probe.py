@@ -7,7 +7,7 @@ Symbols: W (K, D), b (K,), not penalised; C inverse strength of the penalty. The
 constant), so solver and seed do not matter: here L-BFGS (Liu and Nocedal 1989) on centred features, which moves only
 b and cuts the condition number tenfold.
 
-It knows no text: a class without a shot has nothing to be told by, and gets zero-shot's share (`base.keep_unseen`).
+It does not use the text: a class without a shot cannot be recognised, and gets zero-shot's share (`base.keep_unseen`).
 With few shots it falls under zero-shot; it is here as the bar, and because its errors are its own.
 """
 
@@ -19,10 +19,10 @@ from typing import Callable, List, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.backend.numerics import cross_entropy, matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
-from jclip_fewshot.heads.training import cross_entropy, fits_of, product, var
+from jclip_fewshot.heads.training import fits_of
 from jclip_fewshot.task import Task
 
 MAX_ITERATIONS = 200

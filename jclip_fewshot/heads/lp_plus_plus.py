@@ -19,10 +19,10 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, keep_unseen
-from jclip_fewshot.heads.training import fits_of, product, scores, var
+from jclip_fewshot.heads.training import fits_of, scores
 from jclip_fewshot.task import Task, class_means
 
 TEXT_SCALE = 250.0

@@ -45,12 +45,12 @@ class SusXF(TipAdapterF):
     choose_epoch = False
 
 
-def keep_support(rows: np.ndarray, labels: np.ndarray, text: np.ndarray, first: int = FIRST) -> np.ndarray:
-    """Which support images stay, (S,) bool: those whose class zero-shot ranks among the `first`.
+def keep_support(rows: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Which support images stay, (S,) bool: those whose class zero-shot ranks among the first few (FIRST).
 
     With few classes the first few are all: then among the first tenth of them, at least the first one.
     """
-    first = max(1, min(first, len(text) // 10))
+    first = max(1, min(FIRST, len(text) // 10))
     logits = zero_shot_logits(rows, text)
     own = logits[np.arange(len(labels)), labels]
     return (logits > own[:, None]).sum(axis=1) < first

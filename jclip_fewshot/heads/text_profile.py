@@ -1,19 +1,14 @@
-"""Text profile: what CLIP's text tower says of a class's shots, wrongly or rightly, is itself a feature.
+"""Text profile: what the text tower says about a class's shots, right or wrong, is a feature; the project's own.
 
-Not out of one paper: GDA (see `gda`) with a second term, kin to TIP-X's inter-modal distance and to the
-simplex points of EM-Dirichlet.
+GDA (see `gda`) with a second term, related to TIP-X's inter-modal distance and to EM-Dirichlet's simplex points:
 
     s(x) = softmax(x tᵀ / T),    P_c = (Σ_{j in c} s(f_j) + s(m_c)) / (n_c + 1)
     logits = 100 x tᵀ + α (x Wᵀ + b) + γ s(x)·log(P_c + ε)
 
-s(x): zero-shot's probabilities, (K,). P_c: the mean profile of a class's shots, drawn by one shot's weight to
-that of m_c, where the text puts the class's mean. The last term is the log-likelihood of x's profile under
-the class's, up to what all classes share: -KL(s(x) ‖ P_c). A breed whose shots CLIP takes for two others is
-known by that. T = 0.01, CLIP's own; ε = 1e-4, about the least probability that a mean of some shots can vouch
-for.
-
-It errs elsewhere than GDA and Tip-Adapter, which see features alone: held-out log-loss of GDA falls by 0.02
-to 0.09 nats (replica_dev 1.12 to 1.03, sun397 0.894 to 0.875, caltech65 0.128 to 0.119).
+s(x): zero-shot's probabilities, (K,). m_c: where the text puts the class's mean. P_c: mean profile of a class's shots,
+with s(m_c) counted as one more shot. The last term is the log-likelihood of x's profile under the class's, up to what
+all classes share: -KL(s(x) ‖ P_c). T = 0.01, CLIP's own; ε = 1e-4, about the least probability that a mean over a few
+shots can support. What it adds to GDA: docs/heads.md.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.heads.gda import GDA, text_means
 from jclip_fewshot.task import Task, class_means, class_sums, zero_shot_logits
 
@@ -32,7 +27,7 @@ TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
 
 def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
     """s = softmax(100 x tᵀ): (N, D), (K, D) -> (N, K)."""
-    return np.exp(log_softmax(zero_shot_logits(features, text)))
+    return softmax(zero_shot_logits(features, text))
 
 
 def class_profiles(task: Task) -> np.ndarray:

@@ -13,12 +13,12 @@ means the same for k-1 and k shots, which leave-one-shot-out needs.
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.heads.base import top1
 from jclip_fewshot.heads.evidence import EvidenceHead
 from jclip_fewshot.task import Task, class_sums, fold_of_shots
@@ -26,9 +26,9 @@ from jclip_fewshot.task import Task, class_sums, fold_of_shots
 BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
 
 
-def affinity(features: jt.Var, keys: jt.Var, beta: float) -> jt.Var:
+def affinity(features: jt.Var, keys: jt.Var, beta: "Union[float, jt.Var]") -> jt.Var:
     """A = exp(-β (1 - x Fᵀ)): (N, D), (S, D) -> (N, S). Equation 3."""
-    return jt.exp(beta * (jt.matmul(features, keys.transpose()) - 1))
+    return jt.exp(beta * (product(features, keys) - 1))
 
 
 def cache_logits(features: np.ndarray, keys: np.ndarray, values: np.ndarray, beta: float) -> np.ndarray:
@@ -53,6 +53,11 @@ def class_mean_values(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return values
 
 
+def keys_a_class(task: Task, cap: int) -> float:
+    """Mean number of keys, over the classes with shots."""
+    return np.minimum(task.counts, cap)[task.seen].mean()
+
+
 class TipAdapter(EvidenceHead):
     """α and β by leave-one-shot-out; with one shot a class the paper's α = 1, β = 5.5.
 
@@ -67,8 +72,8 @@ class TipAdapter(EvidenceHead):
         super().__init__(alpha, per_domain)
         self.beta, self.cap = beta, cap
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        return np.minimum(task.counts, self.cap)[task.seen].mean()
+    def _alpha_scale(self, task: Task) -> float:
+        return keys_a_class(task, self.cap)
 
     def _fixed_settings(self, task: Task) -> dict:
         return {"beta": 5.5 if self.beta is None else float(self.beta)}
@@ -96,13 +101,13 @@ class TipAdapter(EvidenceHead):
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
 
     def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
+        """Leave-one-shot-out top-1 in percent forevery α, on the paper's scale, and β: (A, B), for a
         picture.
 
         Shots that are the only one of their class are not counted; nan where all are.
         """
         found = np.full((len(alphas), len(betas)), np.nan)
-        usable = task.has_company
+        usable = task.can_be_left_out
         if not usable.any():
             return found
         zero_shot = task.zero_shot(task.features)[usable]

@@ -20,8 +20,9 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.heads.tip_adapter import capped_cache, class_mean_values
-from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, product
+from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.heads.tip_adapter import affinity, capped_cache, class_mean_values, keys_a_class
+from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars
 from jclip_fewshot.task import Task
 
 
@@ -35,11 +36,10 @@ class TipAdapterF(TrainedHead):
 
     def start(self, task: Task, rng: np.random.Generator) -> Tuple[Arrays, Arrays]:
         keys, labels = capped_cache(task.features, task.labels, self.cap)
-        scale = np.minimum(task.counts, self.cap)[task.seen].mean()
-        values = class_mean_values(labels, task.num_classes) * np.float32(scale)
+        values = class_mean_values(labels, task.num_classes) * np.float32(keys_a_class(task, self.cap))
         return ({"text": task.text, "values": values, "alpha": np.float32([self.alpha]),
                  "beta": np.float32([self.beta])}, {"keys": keys})
 
     def answer(self, p: Vars, x: jt.Var) -> jt.Var:
-        affinity = jt.exp(p["beta"] * (product(x, p["keys"]) - 1))  # (B, S)
-        return self.scale_ * product(x, p["text"]) + p["alpha"] * jt.matmul(affinity, p["values"])
+        cache = jt.matmul(affinity(x, p["keys"], p["beta"]), p["values"])  # (B, K)
+        return self.scale_ * product(x, p["text"]) + p["alpha"] * cache

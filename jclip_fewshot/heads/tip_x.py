@@ -6,11 +6,10 @@
 
 M: how far two images are apart as the text tower describes them. ψ rescales -M to A's range. γ: its weight.
 
-Deviations: T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (`temperature=0.5`): by held-out
-log-loss on the shots it is the better one on every suite (replica_dev 1.10 against 1.21 nats, sun397 0.93
-against 0.97). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does
-not hang on the others asked with it, and is the same in all folds. Affinities are means over a class's shots, as
-in `tip_adapter`. α and γ come from one convex fit.
+Deviations: T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (`temperature=0.5`; compared in
+docs/heads.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
+depend on the others asked with it, and is the same in all folds. Affinities are means over a class's shots, as in
+`tip_adapter`. α and γ come from one convex fit.
 """
 
 from __future__ import annotations

@@ -1,23 +1,16 @@
-"""Vicinal: a cosine classifier that starts at the text rows and is trained on the shots' vicinity.
+"""Vicinal: a cosine classifier that starts at the text rows and is trained in the shots' vicinity; the project's own.
 
-Vicinal risk: Chapelle, Weston, Bottou and Vapnik, "Vicinal Risk Minimization", NIPS 2000. The text anchor:
-CLAP (Silva-Rodríguez et al., CVPR 2024). The shared map: task residuals and adapters, here without a layer.
+After vicinal risk minimisation (Chapelle et al., NIPS 2000) with CLAP's text anchor (Silva-Rodríguez et al., CVPR 2024)
+and a linear map that all classes share.
 
     logits = 100 x w_cᵀ / ‖w_c‖,   w_c = t_c + t_c M + δ_c
     loss   = mean_s CE(logits(x̃_s), y_s) + λ/K Σ_c ‖δ_c‖² + λ_M ‖M‖²
     x̃_s    = unit(f_s ± r + σ ε / √D)
 
-r: what another shot of the same domain differs by from the mean of its own class, drawn anew for every shot
-and step, with a random sign. ε: standard normal. So four shots a class show each class all the ways in which
-the domain's images vary (the covariance that GDA estimates), and the classifier cannot hang on the four. M
-(D, D): what all classes share, learned by all shots; δ_c: what the shots say about one class alone.
-
-λ weighs how far a class may leave its text row, and domains differ in it (breeds want to stay, foods to go).
-All λ are trained at once, with the same draws. For each domain, they are then averaged with weights
-
-    softmax_λ(-(log-loss of the domain's shots, held out, in nats, summed))
-
-which is all but a choice where the shots are many, and a mean where they say nothing.
+r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
+standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
+held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/heads.md.
 
 Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
 """
@@ -29,10 +22,10 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, log_softmax_var, matmul, product, softmax, unit_rows, unit_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
-from jclip_fewshot.heads.training import AdamW, fits_of
+from jclip_fewshot.heads.training import AdamW, fits_of, residuals
 from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
@@ -46,16 +39,11 @@ class Vicinity:
     def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
         self.rng = np.random.default_rng(seed)
-        count = task.counts[task.labels]
-        sums = np.zeros_like(task.text)
-        np.add.at(sums, task.labels, task.features)
-        rest = task.features - sums[task.labels] / count[:, None]
-        unbiased = np.sqrt(count / np.maximum(count - 1, 1))[:, None]
-        self.residuals = (rest * unbiased).astype(np.float32)
+        self.residuals = residuals(task)
         domain = task.domains[task.labels]
-        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them with company
+        self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
         for d in np.unique(domain):
-            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & (count > 1))))
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.can_be_left_out)))
 
     def draw(self) -> np.ndarray:
         """x̃ (S, D) float32 unit rows."""
@@ -143,15 +131,14 @@ class Vicinal(Head):
 
         def rows() -> "jt.Var":
             w = delta[0] + jt.stack([text + jt.matmul(text, M) for M in maps])
-            return w / jt.sqrt((w * w).sum(2, keepdims=True) + 1e-12)
+            return unit_var(w)
 
         for epoch in range(self.epochs):
             next(bar, None)
             x = jt.array(vicinity.draw())
-            cosines = jt.nn.matmul_transpose(x, rows().reshape(L * K, D))
+            cosines = product(x, rows().reshape(L * K, D))
             logits = self.scale_ * cosines.reshape(len(task), L, K)
-            shifted = logits - logits.max(2, keepdims=True).stop_grad()
-            own = jt.log(jt.exp(shifted).sum(2)) - (shifted * at_label).sum(2)  # (S, L)
+            own = -(log_softmax_var(logits) * at_label).sum(2)  # (S, L)
             loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
             for M in maps:
                 loss = loss + self.map_lambda * (M * M).sum()
@@ -163,7 +150,7 @@ class Vicinal(Head):
             jt.sync(delta + maps)
             jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
             if own_history is not None:
-                right = (shifted.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
+                right = (logits.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
                 own_history.append({"epoch": epoch + 1, "loss": float(losses.numpy().mean()),
                                     "train_top1": 100 * float(right.item())})
         if own_history is not None:
@@ -187,7 +174,7 @@ class Vicinal(Head):
         for d in np.unique(task.domains):
             own = losses[:, domain_of == d]
             summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
-            weights[task.domains == d] = np.exp(log_softmax(-summed))
+            weights[task.domains == d] = softmax(-summed)
         return weights
 
     def _logits(self, features: np.ndarray) -> np.ndarray:

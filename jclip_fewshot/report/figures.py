@@ -42,11 +42,11 @@ def method_title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def _bounds(values: Sequence[float], room: float = 0.08) -> Tuple[float, float]:
+def _bounds(values: Sequence[float]) -> Tuple[float, float]:
     """Limits that hold the values with some room, within what percentages can be."""
     values = [value for value in values if np.isfinite(value)] or [0, 100]
     low, high = min(values), max(values)
-    slack = max(room * (high - low), 1.0)
+    slack = max(0.08 * (high - low), 1.0)
     return max(low - slack, -1), min(high + slack, 101)
 
 
@@ -330,7 +330,7 @@ def confidence(answers: Dict[str, np.ndarray]) -> Picture:
 
 def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[np.ndarray],
                   domains: Sequence[str], names: Sequence[str]) -> Picture:
-    """Images that a class gets, (K,), beside those that its share of the shots would give it, and the truth."""
+    """Images that a class gets, (K,), next to those that its share of the shots would give it, and the truth."""
     groups = {domain: [k for k in range(len(names)) if domains[k] == domain] for domain in dict.fromkeys(domains)}
 
     def draw(wide: bool):

@@ -136,7 +136,7 @@ def _read(file: BinaryIO, size: int, schema: Schema, others: Optional[Field]) ->
         entries = archive.infolist()
         names = [entry.filename[:-4] if entry.filename.endswith(".npy") else "" for entry in entries]
         if len(entries) > MAX_MEMBERS or len(set(names)) < len(names):
-            raise _Wrong("cannot be read as .npz: a name stands in it twice, or it has far too many")
+            raise _Wrong("cannot be read as .npz: a name is in it twice, or it has far too many")
         there = {name: entry for name, entry in zip(names, entries) if name}
         wanted = {name: there[name] for name in schema if name in there}  # the schema's order names the sizes
         if others is not None:

@@ -57,7 +57,7 @@ class FeatureCache:
             store.close()
 
     def _folders(self) -> List[Path]:
-        """Those of the cache's own making, whoever made them."""
+        """Those that caches make, this one or another."""
         try:
             entries = sorted(self.folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -108,9 +108,9 @@ class FeatureCache:
 
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
         """Notes the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
-        sure = marks.any(axis=1)
-        rows = np.ascontiguousarray(digests[sure]).view(np.uint8).reshape(-1, DIGEST_BYTES)
-        self._files.put(marks[sure], rows)
+        known = marks.any(axis=1)
+        rows = np.ascontiguousarray(digests[known]).view(np.uint8).reshape(-1, DIGEST_BYTES)
+        self._files.put(marks[known], rows)
 
 
 def _marks(paths: Sequence) -> List[bytes]:

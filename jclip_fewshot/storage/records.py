@@ -5,7 +5,7 @@
     validate.json   validate       load_validation
 
 A checked record has every key that the program reads, each of the type, range and length that it needs. Keys that
-are not named here may stand beside them, so that a newer run still reads. Whatever becomes a file name is one.
+are not named here may be there too, so that a newer run still reads. Whatever becomes a file name is one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def is_file_name(name: str) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of bounded size and depth, its texts sound, its numbers finite or NaN by name.
+    """A JSON object of bounded size and depth, its texts valid, its numbers finite or NaN by name.
 
     Raises:
         UserError: absent, unreadable, not JSON, no object.
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict:
         if not path.is_file() or size > MAX_BYTES:
             raise UserError(f"{path}: no record, but {size:,} bytes or no regular file")
         content = json.loads(path.read_bytes().decode("utf-8"), parse_int=_whole, parse_float=_real)
-        _require_sound(content)
+        _require_valid(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except RecursionError:
@@ -113,7 +113,7 @@ def _real(digits: str) -> float:
     return value
 
 
-def _require_sound(content: Any) -> None:
+def _require_valid(content: Any) -> None:
     """Not too deep, and every text such as can be printed, written, and used in a path."""
     waiting: List[Tuple[Any, int]] = [(content, 0)]
     while waiting:
@@ -131,10 +131,6 @@ def _require_sound(content: Any) -> None:
 
 
 # What a value may be: each function checks one, or makes a check of what is inside.
-
-
-def _anything(value: Any, where: Where) -> None:
-    """Any JSON."""
 
 
 def _text(value: Any, where: Where) -> None:
@@ -329,9 +325,9 @@ _RECORD = _fields({
 _TEST = _fields({
     **_RUN_BY, "device": _text, "config": _configured(data=_path), "images": _count(1), "unreadable": _REASONS,
     "refinement": _or_null(_fields({}, {
-        **{name: _count() for name in ("changed", "queries", "classes_present", "iterations")},
-        "converged": _flag, "trace": _listed(_number), "class_balance": _listed(_number),
-        "domain_balance": _listed(_number), "gate": _mapped(_fields({}, {"why": _text}))})),
+        **{name: _count() for name in ("changed", "queries", "classes_present")},
+        "class_balance": _listed(_number), "domain_balance": _listed(_number),
+        "decisions": _mapped(_fields({}, {"why": _text}))})),
     "scores": _mapped(_SCORES), "seconds": _SECONDS})
 
 _VALIDATION = _fields({

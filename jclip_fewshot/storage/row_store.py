@@ -64,7 +64,7 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> List[bytes]:
 
 
 def _read_blocks(data: memoryview, row_bytes: int) -> Tuple[List[_Block], bool]:
-    """The sound blocks of a shard, and whether they are all there is to it."""
+    """The undamaged blocks of a shard, and whether they are all there is to it."""
     blocks, at = [], 0
     while at + HEADER.size <= len(data):
         magic, n, size, checksum = HEADER.unpack_from(data, at)
@@ -152,8 +152,7 @@ class RowStore:
                 return self._read_index()
             except FileNotFoundError:  # merged away by another process between listing and opening
                 if not self.folder.is_dir():
-                    warnings.warn(f"feature cache: {self.folder} has been deleted; it is made anew, and what was in it "
-                                  "is computed again")
+                    warnings.warn(f"feature cache: {self.folder} has been deleted; what was in it is computed again")
                     self._make_folder()
                 time.sleep(0.01)
             except PermissionError as error:

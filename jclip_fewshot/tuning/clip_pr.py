@@ -18,15 +18,17 @@ B images a step · K classes · D feature width
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 L2, SLOPE = 3e-4, 0.01  # the authors'
 TOWER = "tower."  # of the names of the image tower's tensors

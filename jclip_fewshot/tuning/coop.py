@@ -15,15 +15,17 @@ K classes · L tokens · M context vectors · W width of the text tower · D fea
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP, normalized
-from jclip_fewshot.heads.training import product
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.tuning.towers import cut
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
@@ -82,7 +84,7 @@ class Prompts:
 
     def rows(self, context: "jt.Var") -> "jt.Var":
         """Unit text rows (K, D) of a context."""
-        return normalized(self.model.encode_embeddings(self.embeddings(context), self.ends))
+        return unit_var(self.model.encode_embeddings(self.embeddings(context), self.ends))
 
     def rows_of_each(self, contexts: "jt.Var") -> "jt.Var":
         """contexts (B, M, W), one an image -> unit text rows (B, K, D)."""
@@ -90,25 +92,12 @@ class Prompts:
         classes, length, width = self._stay.shape
         sentences = jt.concat([self.embeddings(contexts[b]) for b in range(batch)])  # (B K, L, W)
         ends = jt.concat([self.ends] * batch)
-        return normalized(self.model.encode_embeddings(sentences, ends)).reshape((batch, classes, -1))
+        return unit_var(self.model.encode_embeddings(sentences, ends)).reshape((batch, classes, -1))
 
 
-def random_context(rng: np.random.Generator, context: int, width: int, classes: int = 0) -> np.ndarray:
-    """N(0, 0.02²): (M, W), or (K, M, W) with a context a class."""
-    shape = (classes, context, width) if classes else (context, width)
-    return (STD * rng.standard_normal(shape)).astype(np.float32)
-
-
-def random_meta_net(rng: np.random.Generator, width: int, features: int) -> Arrays:
-    """h's start: uniform within 1/√inputs, as PyTorch starts a linear layer."""
-    hidden = features // 16
-
-    def uniform(shape: Sequence[int], inputs: int) -> np.ndarray:
-        return (rng.uniform(-1, 1, shape) / np.sqrt(inputs)).astype(np.float32)
-    return {"meta_net.linear1.weight": uniform((hidden, features), features),
-            "meta_net.linear1.bias": uniform((hidden,), features),
-            "meta_net.linear2.weight": uniform((width, hidden), hidden),
-            "meta_net.linear2.bias": uniform((width,), hidden)}
+def random_context(rng: np.random.Generator, context: int, width: int) -> np.ndarray:
+    """N(0, 0.02²): (M, W)."""
+    return (STD * rng.standard_normal((context, width))).astype(np.float32)
 
 
 def shift(p: Vars, rows: "jt.Var") -> "jt.Var":

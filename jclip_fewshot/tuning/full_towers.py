@@ -9,13 +9,13 @@ S shots · B images a step · L tokens · W width · K classes
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from typing import TYPE_CHECKING, Dict, List
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
-from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.task import Task
@@ -24,7 +24,11 @@ from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, s
 from jclip_fewshot.tuning.towers import blocks_of, cut, rows_from, text_rows
 from jclip_fewshot.tuning.training import Arrays
 
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
 BATCH = 32  # both methods'
+TEXTS_AT_ONCE = 64
 
 
 class _BothTowers(Member):
@@ -53,18 +57,6 @@ class _BothTowers(Member):
         sentence = len(blocks_of(model, "")) * block_operations(tokens, model.transformer.width)
         batch = min(BATCH, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
-
-    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        scaled: Arrays = {}
-        for name, value in arrays.items():
-            if name.endswith(".w_lora_A"):
-                scaled[name] = value
-            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
-                scaled[name] = np.float32(alpha) * value
-            else:
-                start = part(model, name).float32().numpy()
-                scaled[name] = start + np.float32(alpha) * (value - start)
-        return scaled
 
     def _chosen(self, task: Task, bank: Bank, kept: np.ndarray) -> "tuple[List[np.ndarray], List[np.ndarray]]":
         rng, total = np.random.default_rng(self.seed), self.steps(task)
@@ -121,7 +113,7 @@ class TwoStage(_BothTowers):
         if len(chosen) > count:
             trained = two_stage.train_classifier(start[seen], tuned_rows, [labels[one] for one in chosen[count:]],
                                                  task.scale, stage=stage)
-            moved[seen] = trained / np.linalg.norm(trained, axis=1, keepdims=True) - task.text[seen]
+            moved[seen] = unit_rows(trained) - task.text[seen]
         return {**norms, CLASSIFIER: moved}
 
 
@@ -134,7 +126,6 @@ def _text_moved(model: CLIP, tokens: np.ndarray, text: np.ndarray, tensors: Arra
     return after - before
 
 
-def _text_in_parts(model: CLIP, tokens: np.ndarray, at_once: int = 64) -> np.ndarray:
-    parts: Sequence[np.ndarray] = [text_rows(model, tokens[i:i + at_once]).numpy()
-                                   for i in range(0, len(tokens), at_once)]
-    return np.concatenate(parts)
+def _text_in_parts(model: CLIP, tokens: np.ndarray) -> np.ndarray:
+    return np.concatenate([text_rows(model, tokens[i:i + TEXTS_AT_ONCE]).numpy()
+                           for i in range(0, len(tokens), TEXTS_AT_ONCE)])

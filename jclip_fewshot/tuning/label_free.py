@@ -24,7 +24,7 @@ from jclip_fewshot.tuning import clip_pr, coop, lafter, upl
 
 
 class LabelFree(Head):
-    """Learned arrays in `learned_`; `fit` takes the task that it will be asked beside, and reads no label of it."""
+    """Learned arrays in `learned_`; `fit` takes the task that it will be asked with, and reads no label of it."""
 
     needs_shots = False
 

@@ -17,17 +17,20 @@ K classes · D feature width · E sentences · B images a step · W width of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.heads.training import product
+from jclip_fewshot.task import class_sums
 from jclip_fewshot.tuning import visual_prompts
 from jclip_fewshot.tuning.towers import blocks_of, image_rows, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 SMOOTHING, NOISE, WEIGHT_DECAY = 0.1, 0.1, 0.01  # the authors'
 ADAPTER, PROMPTS = "adapter", "prompt_embeddings"
@@ -72,9 +75,7 @@ def text_classifier(rows: np.ndarray, labels: np.ndarray, classes: int, settings
 
     The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
     """
-    start = np.zeros((classes, rows.shape[1]), np.float32)
-    np.add.at(start, labels, rows)
-    start /= np.maximum(np.linalg.norm(start, axis=1, keepdims=True), 1e-12)
+    start = unit_rows(class_sums(rows, labels, classes))
     return train_text(start, rows, labels, gaussian_noise(rows.shape, seed), [settings.lr] * settings.text_steps,
                       stage="lafter, sentences")
 

@@ -5,7 +5,7 @@ bank at block B − b) and a training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 
-t: text rows, kept as the anchor by weight decay on ΔC and by the brakes of members.py. Classes without shots take no
+t: text rows, kept as the anchor by weight decay on ΔC and by members.py's safeguards. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
 Settings: docs/tuning.md.
 
@@ -14,21 +14,24 @@ S shots · B images a step · L tokens · W width · K classes · D feature widt
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import TYPE_CHECKING, Dict
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.heads.training import product, softmax_kl, unit_var
+from jclip_fewshot.heads.training import softmax_kl
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.tuning.towers import blocks_of, norm_names, rows_from
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 class LastBlocks(Member):
@@ -89,15 +92,3 @@ class LastBlocks(Member):
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
         return rows_from(model, x, self.first(model))
-
-    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        scaled: Arrays = {}
-        for name, value in arrays.items():
-            if name.endswith(".w_lora_A"):
-                scaled[name] = value
-            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
-                scaled[name] = np.float32(alpha) * value
-            else:
-                start = part(model, name).float32().numpy()
-                scaled[name] = start + np.float32(alpha) * (value - start)
-        return scaled

@@ -5,8 +5,8 @@ Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", 
     h = W x + γ B A x,   A (r, W) Kaiming-uniform, B (W, r) = 0,   r = 2,   γ = 1/√r (their code; α/r in LoRA's paper)
 
 Dropout 0.25 on the update's input, a mask each for q, k and v. AdamW, lr 2e-4, weight decay 1e-2 on A and B, cosine
-by step to 1e-6. Text rows of one template anew in each step where the text tower trains, else fixed. Logits 100 cos.
-Deviations: sentences are cut after the longest (the same rows); with dropout 0 the update stays beside W, where the
+by step to 1e-6. Text rows of one template again in each step where the text tower trains, else fixed. Logits 100 cos.
+Deviations: sentences are cut after the longest (the same rows); with dropout 0 the update is kept next to W, where the
 authors' code merges it and takes it out before the backward pass, which makes gradients of lower blocks wrong.
 
 S shots · B images a step · W width of a tower · r rank · K classes · D feature width
@@ -15,15 +15,17 @@ S shots · B images a step · W width of a tower · r rank · K classes · D fea
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.replace import part
-from jclip_fewshot.heads.training import product
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'
 SCALE = 100.0  # the authors', not the model's
@@ -54,7 +56,7 @@ def places_of(names: Sequence[str]) -> List[str]:
 
 
 class LowRank:
-    """What one attention's `lora` is while it trains: γ B A x beside the frozen product."""
+    """What one attention's `lora` is while it trains: γ B A x, added to the frozen product."""
 
     def __init__(self, p: Vars, path: str, drop: Optional[Callable[["jt.Var"], "jt.Var"]] = None) -> None:
         self.down = [p[f"{path}.{one}_proj.w_lora_A"] for one in QKV]
@@ -77,7 +79,7 @@ class LowRank:
 
 @contextmanager
 def attached(model: CLIP, p: Vars, drop: Optional[Callable[["jt.Var"], "jt.Var"]] = None) -> Iterator[CLIP]:
-    """The model with the updates in `p` beside its weights, while the block runs."""
+    """The model with the updates in `p` added to its weights, while the block runs."""
     attentions = {path: part(model, path) for path in places_of(list(p))}
     try:
         for path, attention in attentions.items():

@@ -1,11 +1,11 @@
-"""What a tuned member of the ensemble shares: fits and folds, brakes, the classes without shots, what is saved.
+"""What a tuned member of the ensemble shares: fits and folds, safeguards, the classes without shots, what is saved.
 
 A member trains a part of the image tower from a bank's depth upwards, once for each fold of the shots and once on all
 of them. What comes out is a few small arrays that change the tower, and K classifier rows; its logits are
 
     scale · cos(f(x; W₀ + α ΔW), normalise(t + α ΔC))
 
-Brakes against forgetting, chosen on the shots that a fold left out: α (WiSE-FT, Wortsman et al. 2022,
+Safeguards against forgetting, chosen on the shots that a fold left out: α (WiSE-FT, Wortsman et al. 2022,
 arXiv:2109.01903: weights averaged with the original ones), and for each domain whether to tune at all: images that
 zero-shot places in a domain where tuning does not lower the held-out log-loss keep their zero-shot logits.
 
@@ -15,14 +15,13 @@ Letters: N images, S shots, V views, K classes, D feature width.
 from __future__ import annotations
 
 import itertools
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
-from jclip_fewshot.clip.model import CLIP
-from jclip_fewshot.clip.replace import replaced
+from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
@@ -36,13 +35,16 @@ from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import merged
 from jclip_fewshot.tuning.training import Arrays
 
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
 CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
 ALPHAS = (0.5, 0.75, 1.0)
 ROWS_AT_ONCE = 256
 
 
 class Member:
-    """Subclasses say what trains: `depth`, `train`, `rows`, `shrunk`.
+    """Subclasses say what trains: `depth`, `train`, `rows`.
 
     After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
     `settings_`, `history_`.
@@ -74,8 +76,17 @@ class Member:
         raise NotImplementedError
 
     def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        """The arrays of W₀ + α ΔW and α ΔC."""
-        raise NotImplementedError
+        """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
+        scaled: Arrays = {}
+        for name, value in arrays.items():
+            if name.endswith(".w_lora_A"):
+                scaled[name] = value
+            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
+                scaled[name] = np.float32(alpha) * value
+            else:
+                start = part(model, name).float32().numpy()
+                scaled[name] = start + np.float32(alpha) * (value - start)
+        return scaled
 
     def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
             on_fit: Callable[[int, int], None] = lambda done, total: None) -> "Member":
@@ -118,7 +129,7 @@ class Member:
                 on_fit(done, total)
             for alpha in ALPHAS if len(parts) > 1 else (1.0,):
                 held_out = self._answers_of_folds(model, bank, task, parts[:-1], learned, alpha)
-                tested = task.has_company
+                tested = task.can_be_left_out
                 loss = log_loss(cooled(held_out[tested], task.labels[tested]), task.labels[tested]) if tested.any() \
                     else 0.0
                 if best is None or loss < best[0]:
@@ -145,7 +156,7 @@ class Member:
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
-        tested = task.has_company
+        tested = task.can_be_left_out
         zero_shot = task.zero_shot(task.features)
         labels, rows = task.labels, np.arange(len(task))
         gain = (log_softmax(cooled(held_out, labels))[rows, labels]
@@ -154,13 +165,13 @@ class Member:
             own = tested & (task.domains[labels] == domain)
             if own.any() and gain[own].mean() < 0:
                 self.tuned_domains_[domain] = False
-        self._held_out = self._braked(held_out, zero_shot)
+        self._held_out = self._safeguarded(held_out, zero_shot)
         self.settings_.update(held_out_loss=log_loss(cooled(self._held_out, labels)[tested], labels[tested]),
                               held_out_top1=top1(self._held_out[tested], labels[tested]))
         if not self.tuned_domains_.all():
             self.settings_["untuned_domains"] = np.flatnonzero(~self.tuned_domains_).tolist()
 
-    def _braked(self, logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
+    def _safeguarded(self, logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
         """`logits`, or zero-shot's for images that zero-shot places in a domain that is better not tuned."""
         tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
         return np.where(tuned[:, None], logits, zero_shot)
@@ -187,7 +198,7 @@ class Member:
         """(N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
         zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
         answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
-        return self._braked(answers, zero_shot)
+        return self._safeguarded(answers, zero_shot)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The tower that gives the rows which `logits` takes."""

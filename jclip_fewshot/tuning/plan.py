@@ -63,7 +63,8 @@ def plan(tune: str, task: Task, source: Source, root: Path, shots: Sequence[str]
     return Tuning(chosen_members(names, task, bank, seed), bank, source.fits)
 
 
-def tuned_rows(source: Source, root: Path, paths: Sequence[str]) -> Optional[Callable[[Member], np.ndarray]]:
+def tuned_rows(source: Source, root: Path, paths: Sequence[str],
+               test_views: int = 1) -> Optional[Callable[[Member], np.ndarray]]:
     """What `Pipeline.answer` asks for the images `paths` below `root`: their rows by a member's tuned tower, (N, D).
 
     Encoded once a member, and found again in the cache. None where the source has no tower.
@@ -72,7 +73,8 @@ def tuned_rows(source: Source, root: Path, paths: Sequence[str]) -> Optional[Cal
         return None
 
     def rows_under(member: Member) -> np.ndarray:
-        return source.under(member.encoder).images(root, paths, stage=f"images by {member.name}")[0]
+        return source.under(member.encoder).images(root, paths, stage=f"images by {member.name}",
+                                                 test_views=test_views)[0]
     return rows_under
 
 

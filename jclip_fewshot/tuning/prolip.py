@@ -12,18 +12,20 @@ S shots · V views · W width of the image tower · D feature width · K classes
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import UNPROJECTED, Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.heads.training import product, unit_var
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.members import Member
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 NAME = "visual.proj"  # in OpenAI's checkpoints
 EPS, STEPS = 1e-4, 300  # the authors'

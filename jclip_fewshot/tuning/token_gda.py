@@ -9,13 +9,12 @@ S shots · V views · W width of the image tower · K classes
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, unit_rows
-from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
@@ -27,9 +26,12 @@ from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task, class_means
 from jclip_fewshot.tuning.members import Member
 
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
 
 class TokenGDA(Member):
-    """After `fit`: `weight_` (3W, K) and `bias_` (K,) beside a member's."""
+    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to a member's."""
 
     name = "token_gda"
     trains = False
@@ -52,7 +54,7 @@ class TokenGDA(Member):
         rows = self.mean_rows(bank, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)
-        held_out, tested = zero_shot.copy(), task.has_company
+        held_out, tested = zero_shot.copy(), task.can_be_left_out
         folds = task.folds()
         raw = np.zeros_like(zero_shot)
         for fold in folds:
@@ -78,7 +80,7 @@ class TokenGDA(Member):
         if not len(self.weight_):
             return zero_shot
         answers = matmul(unit_rows(rows), self.weight_) + self.bias_
-        return self._braked(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
+        return self._safeguarded(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
 
 
 def classifier_of(task: Task) -> "tuple[np.ndarray, np.ndarray]":

@@ -5,13 +5,16 @@ B images or sentences · R pixels a side · L tokens · W width · D feature wid
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import TYPE_CHECKING, List, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP, build_model, normalized, numpy_state_dict
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip.replace import part
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 def norm_names(model: CLIP, tower: str, blocks: List[int]) -> List[str]:
@@ -28,12 +31,12 @@ def blocks_of(model: CLIP, tower: str) -> List[int]:
 def image_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
     """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
     visual = model.visual
-    return normalized(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
+    return unit_var(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
 
 
 def rows_from(model: CLIP, x: "jt.Var", block: int) -> "jt.Var":
     """x (B, L, W), the input of an image block -> (B, D) unit rows, with gradients."""
-    return normalized(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
+    return unit_var(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
 
 
 def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -48,11 +51,12 @@ def cut(tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
     """(B, L) ids -> (B, D) unit rows, with gradients."""
     ids, ends = cut(tokens)
-    return normalized(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
+    return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 
 def in_single_precision(model: CLIP) -> CLIP:
     """The model itself, or a float32 copy of one in half precision: gradients of 1e-7 do not fit a half."""
+    from jclip_fewshot.clip.model import build_model, numpy_state_dict  # starts Jittor
     return model if model.dtype == "float32" else build_model(numpy_state_dict(model))
 
 

@@ -11,6 +11,7 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import cross_entropy, log_softmax_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.training import AdamW
 
@@ -41,7 +42,7 @@ class SGD:
 
 
 class Adam:
-    """Adam, with weight decay in the gradient (`l2`), or beside it as AdamW has it (`weight_decay`).
+    """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
 
     decays: which parameters have weight decay, by name; None: all.
     """
@@ -73,15 +74,15 @@ def cosine(lr: float, steps: int, least: float = 0.0) -> np.ndarray:
     return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
 
 
-def cosine_by_epoch(lr: float, epochs: int, steps: int, warm_up: float = 1e-5) -> np.ndarray:
-    """Dassl's: epoch 1 at `warm_up`, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
-    rates = np.r_[warm_up, cosine(lr, epochs)[:epochs - 1]]
+def cosine_by_epoch(lr: float, epochs: int, steps: int) -> np.ndarray:
+    """Dassl's: epoch 1 at 1e-5, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
+    rates = np.r_[1e-5, cosine(lr, epochs)[:epochs - 1]]
     return np.repeat(rates, steps)
 
 
-def batches(order: np.ndarray, batch: int, drop_last: bool = True) -> List[np.ndarray]:
+def batches(order: np.ndarray, batch: int) -> List[np.ndarray]:
     """The rows of every step: order (epochs, n), an epoch a row, in batches; a smaller last one is dropped."""
-    size = order.shape[1] - order.shape[1] % batch if drop_last and order.shape[1] >= batch else order.shape[1]
+    size = order.shape[1] - order.shape[1] % batch if order.shape[1] >= batch else order.shape[1]
     return [row[i:i + batch] for row in order for i in range(0, size, batch)]
 
 
@@ -95,11 +96,10 @@ def as_arrays(values: Vars) -> Arrays:
 
 
 def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch: Optional[Watch] = None,
-            stage: str = "", settle: Optional[Callable[[Vars, int], None]] = None) -> Arrays:
+            stage: str = "") -> Arrays:
     """Trains: one step a rate. Returns the parameters after the last; those given are not changed.
 
-    loss: of the parameters, at a step. settle: told the parameters after each step. stage: what a progress bar says;
-    empty: no bar.
+    loss: of the parameters, at a step. stage: what a progress bar says; empty: no bar.
     """
     values = as_vars(start)
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))
@@ -111,8 +111,6 @@ def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch:
         jt.sync(list(values.values()) + optimiser.state())
         if watch is not None:
             watch(step, objective, gradients, values)
-        if settle is not None:
-            settle(values, step)
         if (step + 1) % COLLECT_EVERY == 0:
             jt.sync_all()
             jt.gc()
@@ -124,9 +122,7 @@ def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch:
 
 def mean_cross_entropy(logits: "jt.Var", labels: np.ndarray, smoothing: float = 0.0) -> "jt.Var":
     """Mean −Σ_k q_k log softmax(logits)_k over the rows of (B, K) logits, in nats; q: the label, smoothed."""
-    classes = logits.shape[1]
-    target = np.full((len(labels), classes), smoothing / classes, np.float32)
-    target[np.arange(len(labels)), labels] += 1 - smoothing
-    shifted = logits - logits.max(1, keepdims=True).stop_grad()
-    # sums, not means: Jittor 1.3.11 cannot compile the gradient of a mean over one row
-    return (jt.log(jt.exp(shifted).sum(1)).sum() - (shifted * jt.array(target)).sum()) / float(len(labels))
+    loss = cross_entropy(logits, jt.array(np.asarray(labels, np.int32)))
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing / float(np.prod(logits.shape)) * log_softmax_var(logits).sum()

@@ -2,7 +2,7 @@
 
 Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", 2025 (arXiv:2503.11609).
 
-    stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, anew in each step
+    stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
 
 300 × shots steps, 60 % of them in stage 1; both AdamW, lr 2e-4, weight decay 1e-2, cosine by step to 1e-6; s the
@@ -14,17 +14,19 @@ S shots · K classes · D feature width
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.heads.training import product, unit_var
 from jclip_fewshot.tuning.lora import LEAST_LR, LR, WEIGHT_DECAY
 from jclip_fewshot.tuning.towers import blocks_of, norm_names
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 STEPS_A_SHOT, FIRST_SHARE = 300, 0.6  # the authors'
 
@@ -60,5 +62,4 @@ def train_classifier(start: np.ndarray, rows: Callable[[int], "jt.Var"], labels:
 
 def answer(classifier: np.ndarray, text: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """The rows (K, D) that answer: the classifier's where a class has shots, else the tuned text tower's."""
-    rows = np.where(seen[:, None], classifier, text)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit_rows(np.where(seen[:, None], classifier, text))

@@ -10,10 +10,14 @@ B images · P prompts · L tokens · W width · D feature width
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.model import CLIP
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: int = 0) -> np.ndarray:

@@ -24,7 +24,7 @@ SIZES = {
 
 
 def random_weights(shapes: dict, seed: int = 0) -> dict:
-    """float32 tensors that make activations neither vanish nor explode, the same for ever."""
+    """float32 tensors that make activations neither vanish nor explode, the same forever."""
     random = np.random.RandomState(seed)
     weights = {}
     for name in sorted(shapes):

@@ -102,7 +102,7 @@ def bfloat16(x):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_changed_weights_are_packed_anew(precision):
+def test_changed_weights_are_packed_again(precision):
     model = fresh("vit", precision)
     before = features(model, "vit")[0]
     weight = model.visual.transformer.resblocks[0].mlp.c_fc.weight

@@ -9,7 +9,7 @@ from jclip_fewshot.combine.ensemble import (
     Ensemble,
     class_bias,
     fit_pool,
-    likeliest,
+    most_likely,
     stack_weights,
     strong_heads,
     temperature,
@@ -242,12 +242,12 @@ def test_bias_takes_from_a_class_that_attracts_everything():
     assert b.argmin() == 5 and b[5] < -1
 
 
-def test_likeliest_holds_the_label():
+def test_most_likely_holds_the_label():
     labels = np.arange(20) % 10
-    columns, place = likeliest(noisy_head(labels, 10, 0, 3), labels, 4)
+    columns, place = most_likely(noisy_head(labels, 10, 0, 3), labels, 4)
     assert columns.shape == (20, 4)
     np.testing.assert_array_equal(columns[np.arange(20), place], labels)
-    assert likeliest(np.zeros((20, 10)), labels, 10)[0] is None
+    assert most_likely(np.zeros((20, 10)), labels, 10)[0] is None
 
 
 def test_few_columns_give_nearly_the_same_pool(monkeypatch):
@@ -276,7 +276,7 @@ def test_unseen_classes_are_not_drowned():
     assert (probs.argmax(1) == labels).mean() >= (test.argmax(1) == labels).mean() - 0.01
 
 
-def test_offset_is_zero_where_the_pool_is_zero_shot_and_grows_with_sureness():
+def test_offset_is_zero_where_the_pool_is_zero_shot_and_grows_with_confidence():
     task = make_shots(num_classes=20, per_class=6, width=64, unseen=(19,))
     zero_shot = log_softmax(0.2 * zero_shot_logits(task.features, task.text))
     seen = task.seen
@@ -284,5 +284,5 @@ def test_offset_is_zero_where_the_pool_is_zero_shot_and_grows_with_sureness():
     same, found = unseen_offset(plain, zero_shot, task.labels, seen, task.domains)
     assert same <= 0.25
     assert found["held_out_top1_called_unseen"] >= found["held_out_top1_called_unseen_zero_shot"] - 1e-9
-    surer, _ = unseen_offset(log_softmax(5 * plain), zero_shot, task.labels, seen, task.domains)
-    assert surer >= same
+    confident, _ = unseen_offset(log_softmax(5 * plain), zero_shot, task.labels, seen, task.domains)
+    assert confident >= same

@@ -11,15 +11,15 @@ from jclip_fewshot.evaluation.scores import gain_text, table
 
 
 class Source:
-    """Rows by class, a little off for every seed of the views; counts what it is asked."""
+    """Rows by class, a little off forevery seed of the views; counts what it is asked."""
 
-    scale = 100.0
+    scale, parts, model = 100.0, (), None
 
     def __init__(self, names):
         self.names, self.asked = names, []
         self.text = np.eye(len(names), 16, dtype=np.float32)
 
-    def texts(self, class_names, sentences):
+    def texts(self, class_names, sentences, unit=True):
         return self.text
 
     def images(self, root, paths, views=0, seed=0, stage="images"):

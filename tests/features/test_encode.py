@@ -340,7 +340,7 @@ def test_what_the_rows_depend_on_is_in_the_key(paths, tmp_path, decoded):
         encode_images(encoder, paths[:5], cache=cache, workers=0, **settings)
         assert len(decoded.files) == 5
     decoded.files.clear()
-    encode_images(ENCODER, paths[:5], cache=cache, seed=7)  # of no account without random views
+    encode_images(ENCODER, paths[:5], cache=cache, seed=7)  # without effect without random views
     assert not decoded.files
 
 
@@ -571,7 +571,7 @@ def test_table_names_what_is_missing(table):
     (dict(feature=np.zeros((3, 5))), r"\(2, D\)"),
     (dict(feature=np.zeros((2, 5))), "row 0 of feature is zero"),
     (dict(feature=np.full((2, 5), np.nan)), "not finite"), (dict(text=np.ones((2, 5))), r"\(3, 5\)"),
-    (dict(text=np.ones((3, 4))), r"\(3, 5\)"), (dict(path=np.array(["a.jpg", "./a.jpg"])), "stand there twice"),
+    (dict(text=np.ones((3, 4))), r"\(3, 5\)"), (dict(path=np.array(["a.jpg", "./a.jpg"])), "listed twice"),
     (dict(path=np.array([{}, {}])), r"Python objects: .astype\(str\)")])
 def test_table_that_does_not_fit_is_refused(table, arrays, message):
     with pytest.raises(UserError, match=message):

@@ -9,10 +9,12 @@ from PIL import Image
 from jclip_fewshot import runs
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.checkpoint import write_safetensors
+from jclip_fewshot.data import demo
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import sources
 from jclip_fewshot.task import Task
+from tests.encoders.test_resnet import random_tensors
 
 PATHS, NAMES = ["a/1.jpg", "b/1.jpg", "c/1.jpg"], ["a", "b", "c"]
 
@@ -69,7 +71,7 @@ def test_of_one_encoder_the_record_and_the_source_are_as_before(files):
 
 
 def test_what_is_refused(files, tmp_path):
-    with pytest.raises(UserError, match="extra has no text tower: give a CLIP beside it"):
+    with pytest.raises(UserError, match="extra has no text tower: give a CLIP with it"):
         sources.open_source((), "", (), files[2])
     with pytest.raises(UserError, match="--features .*one.npz is given twice"):
         sources.open_source((), "", [files[0], files[0]])
@@ -86,6 +88,24 @@ def test_what_is_refused(files, tmp_path):
         source.images(None, ["d/1.jpg"])
     with pytest.raises(UserError, match="no encoder is named"):
         sources.open_source((), "")
+
+
+def test_a_resnet_beside_a_clip(tmp_path):
+    if not demo.CHECKPOINT.is_file():
+        pytest.skip("no demo_clip.safetensors")
+    Image.new("RGB", (70, 90), "teal").save(tmp_path / "1.png")
+    tower = tmp_path / "moco.safetensors"
+    write_safetensors(tower, {f"module.base_encoder.{name}": value for name, value in random_tensors().items()})
+    source = sources.open_source([str(tower), str(demo.CHECKPOINT)], "")
+    assert [(part.name, part.has_text) for part in source.parts] == [("demo_clip", True), ("moco", False)]
+    rows, bad = source.images(tmp_path, ["1.png"])
+    assert rows.shape == (1, 64 + source.parts[1].width) and not bad and (rows[0, 64:] != 0).any()
+    with pytest.raises(UserError, match="moco has no text tower"):
+        sources.open_source(str(tower), "")
+    broken = {name: value for name, value in random_tensors().items() if name != "bn1.bias"}
+    write_safetensors(tower, broken)
+    with pytest.raises(UserError, match="moco.safetensors: the ResNet lacks bn1.bias"):
+        sources.open_source([str(demo.CHECKPOINT), str(tower)], "")
 
 
 def test_a_checkpoint_of_neither_kind(tmp_path):

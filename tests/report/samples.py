@@ -69,7 +69,7 @@ def make_contest(root, labelled, names=NAMES):
 def make_run(folder, root, refined=True, tested=True):
     """What train.py and test.py would leave for that contest, in their own words."""
     rng = np.random.default_rng(1)
-    contest = read_contest(root)
+    contest = read_contest(root, domains=True)
     count = len(contest.class_names)
     text = rng.standard_normal((count, WIDTH)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -131,7 +131,7 @@ def answer(folder, contest, task, near, text, refined):
     runs.save_test(folder, "A", {
         "command": "python test.py", "date": "2025-11-21 03:13:00", "device": "the CPU", "config": {"data": ""},
         "images": 30, "unreadable": {"image_5.jpg": "cut <short>"},
-        "refinement": {"converged": True, "trace": [1, 2]} if refined else None, "scores": scores,
+        "refinement": {"changed": 2, "classes_present": 3} if refined else None, "scores": scores,
         "seconds": {"features": 4.0}},
         {"names": tests.names, "best": best_classes(final), "probs": final, "before": before, "readable": readable,
          **nearest})

@@ -303,7 +303,7 @@ def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
     root = make_contest(tmp_path / "data", labelled=True, names=["cat", "dog"])
     made = make_run(tmp_path / "runs/one", root)
     text = Elements(write_report(made).read_text(encoding="utf-8")).text
-    assert "one of five" not in text and "two likeliest" in text and "Domains" not in text
+    assert "one of five" not in text and "two most likely" in text and "Domains" not in text
     older = {name: {key: value for key, value in load_arrays(made / name).items() if not re.match(prefix, key)}
              for name, prefix in ((runs.MODEL, "alpha_beta|held_out"), ("test_A.npz", "nearest"))}
     for name, arrays in older.items():

@@ -19,9 +19,9 @@ TEST = {
     "command": "python test.py", "date": "2026-01-02 03:05:05", "device": "cpu",
     "config": {"run": "", "data": "", "split": "", "refine": "auto", "result": "result.txt"},
     "images": 2, "unreadable": {"image_9.jpg": "no image"},
-    "refinement": {"changed": 1, "queries": 2, "classes_present": 2, "iterations": 3, "converged": True,
-                   "trace": [0.1, 0.01], "class_balance": [0.5, 0.5], "domain_balance": [1.0],
-                   "gate": {"evidence": {"weight": None, "why": "off"}}},
+    "refinement": {"changed": 1, "queries": 2, "classes_present": 2,
+                   "class_balance": [0.5, 0.5], "domain_balance": [1.0],
+                   "decisions": {"evidence": {"weight": None, "why": "off"}}},
     "scores": {"zero_shot": {"top1": 50.0, "top5": 100.0, "macro": 50.0,
                              "domains": {"Cat": {"n": 1, "top1": 0.0, "top5": 100.0}}}},
     "seconds": {"features": 0.5}}

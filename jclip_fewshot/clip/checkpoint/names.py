@@ -86,7 +86,7 @@ def _from_hugging_face(tensors: StateDict, path: Path) -> StateDict:
 
 
 def _refuse_other_activation(path: Path) -> None:
-    """Hugging Face's name the activation beside the weights; OpenAI's models use QuickGELU alone."""
+    """Hugging Face's name the activation next to the weights; OpenAI's models use QuickGELU alone."""
     try:
         config = read_json(path.parent / "config.json")
     except UserError:

@@ -110,11 +110,11 @@ def _all_finite(array: np.ndarray) -> bool:
     for start in range(0, flat.size, BLOCK):
         block = flat[start:start + BLOCK]
         if block.dtype.itemsize == 2:  # NumPy is slow with float16: all bits of the exponent set is NaN or infinite
-            sound = ((block.view(np.uint16) & 0x7C00) != 0x7C00).all()
+            finite = ((block.view(np.uint16) & 0x7C00) != 0x7C00).all()
         elif block.dtype.itemsize == 4:
-            sound = np.isfinite(block).all()
+            finite = np.isfinite(block).all()
         else:
-            sound = (np.abs(block) <= FLOAT32_MAX).all()
-        if not sound:
+            finite = (np.abs(block) <= FLOAT32_MAX).all()
+        if not finite:
             return False
     return True

@@ -74,5 +74,5 @@ def _checked(name: str, entry: Any) -> tuple:
     if not isinstance(dtype, str) or not all(
             isinstance(one, list) and all(type(n) is int and 0 <= n < 2**48 for n in one) for one in sizes) \
             or len(offsets) != 2 or len(shape) > 8 or offsets[0] > offsets[1]:
-        raise Unreadable(f"{name} has no sound type, shape and place")
+        raise Unreadable(f"{name} has no valid type, shape and place")
     return dtype, shape, offsets[0], offsets[1]

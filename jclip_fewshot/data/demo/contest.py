@@ -65,7 +65,7 @@ def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
 
     for parent in sorted({(folder / path).parent for path, _ in images}):
         parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:  # Pillow's resizing, filters and JPEG run beside its polygons
+    with ThreadPoolExecutor(2) as pool:  # Pillow's resizing, filters and JPEG run in parallel with its polygons
         drawn = pool.map(draw_file, range(len(images)))
         for _ in progress(drawn, stage="draw the demo contest", unit="images", total=len(images)):
             pass
@@ -100,7 +100,7 @@ def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, 
     """
     folder = Path(folder)
     if not CHECKPOINT.is_file():
-        raise UserError(f"no {CHECKPOINT}: git brings it, tools/train_demo_clip.py makes it anew")
+        raise UserError(f"no {CHECKPOINT}: git brings it, tools/train_demo_clip.py makes it again")
     marker = folder / COMPLETE
 
     def complete() -> bool:

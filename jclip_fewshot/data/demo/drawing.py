@@ -60,10 +60,10 @@ def box(x0, y0, x1, y1):
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def star(x, y, radius, points=5, inner=0.42):
+def star(x, y, radius, points=5):
     corners = []
     for i in range(2 * points):
-        r = radius if i % 2 == 0 else radius * inner
+        r = radius if i % 2 == 0 else radius * 0.42
         angle = math.pi / 2 + math.pi * i / points
         corners.append((x + r * math.cos(angle), y + r * math.sin(angle)))
     return corners
