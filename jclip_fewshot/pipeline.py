@@ -215,22 +215,30 @@ class Pipeline:
         return self
 
     def _with_tuned(self, task: Task) -> Ensemble:
-        """The heads' ensemble and those tuned members that lower its held-out log-loss, best first, as a pool.
+        """The heads' ensemble and those tuned members that the held-out shots want, as a pool.
 
-        The heads look at one set of rows and count as one member here: many of them are not many witnesses.
+        The heads look at one set of rows and count as one member here: many of them are not many witnesses. A member
+        that was trained must lower the held-out log-loss by a standard error of the paired difference; one that was
+        not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
-        best, known = self.frozen_ensemble_, {HEADS_TOGETHER: np.log(self.frozen_ensemble_.held_out_probs_)}
-        if not self.tuned_:
+        best, tested = self.frozen_ensemble_, task.has_company
+        if not self.tuned_ or not tested.any():
             return best
-        least = Ensemble().fit(known, task).settings_.get("held_out_loss", np.inf)  # pooled twice, as with members
-        for member in sorted(self.tuned_.values(), key=lambda one: one.settings_.get("held_out_loss", np.inf)):
+        rows, labels = np.flatnonzero(tested), task.labels[tested]
+
+        def losses(ensemble: Ensemble) -> np.ndarray:
+            return -np.log(ensemble.held_out_probs_[rows, labels])
+        known = {HEADS_TOGETHER: np.log(best.held_out_probs_)}
+        least = losses(Ensemble().fit(known, task))  # pooled twice, as with members
+        for member in sorted(self.tuned_.values(), key=lambda one: one.trains):
             joined = Ensemble().fit({**known, member.name: member.held_out_logits()}, task)
-            loss = joined.settings_.get("held_out_loss", np.inf)
-            wanted = loss < least
+            worse = losses(joined) - least
+            error = worse.std() / np.sqrt(len(worse))
+            wanted = worse.mean() <= (-error if member.trains else error)
             if wanted:
-                best, least, known[member.name] = joined, loss, member.held_out_logits()
+                best, least, known[member.name] = joined, losses(joined), member.held_out_logits()
             else:
-                tell(f"  {member.name} gets no weight: the held-out shots are answered no better with it")
+                tell(f"  {member.name} gets no weight: the held-out shots do not ask for it")
             member.settings_["in_ensemble"] = bool(wanted)
         return best
 

@@ -1,8 +1,8 @@
-"""All of the image tower's last tokens as one row: the class token unprojected, and the patches' largest values.
+"""All of the image tower's last tokens as one row: the class token unprojected, and the patches' extremes.
 
-CLIP's projection keeps D of W directions of one token. The row here, (2W,), is what it leaves out as well: the class
-token after the last norm, and the maximum over the patches' tokens after it, each of unit length. Mean, deviation and
-earlier blocks were tried: docs/tuning.md.
+CLIP's projection keeps D of W directions of one token. The row here, (3W,), is what it leaves out as well: the class
+token after the last norm, and maximum and minimum over the patches' tokens after it, each of unit length. Mean,
+deviation and earlier blocks were tried: docs/tuning.md.
 
 B images · L tokens · W width of the image tower
 """
@@ -31,21 +31,22 @@ def last_block(model: CLIP) -> int:
 
 
 def token_rows(model: CLIP, x: "jt.Var") -> "jt.Var":
-    """x (B, L, W), the input of the last block -> (B, 2W)."""
+    """x (B, L, W), the input of the last block -> (B, 3W)."""
     tokens = model.visual.transformer.resblocks[last_block(model)](x)
     tokens = model.visual.ln_post(tokens)
-    return jt.concat([unit_var(tokens[:, 0]), unit_var(tokens[:, 1:].max(1))], dim=1)
+    patches = tokens[:, 1:]
+    return jt.concat([unit_var(tokens[:, 0]), unit_var(patches.max(1)), unit_var(patches.min(1))], dim=1)
 
 
 class TokenEncoder(ClipEncoder):
-    """`base` with rows of its tokens, (2W,), in the place of its features; it encodes no texts."""
+    """`base` with rows of its tokens, (3W,), in the place of its features; it encodes no texts."""
 
     has_text = False
 
     def __init__(self, base: ClipEncoder) -> None:
         digest = content_digest(f"{EDITION} {base.weights_digest}".encode()).hex()
         super().__init__(base.model, f"{base.name} tokens", digest, base.batch_size, base.tokens)
-        self.width = 2 * base.model.visual.shape_at(None)[0]
+        self.width = 3 * base.model.visual.shape_at(None)[0]
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         if depth != ROWS:

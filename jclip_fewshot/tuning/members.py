@@ -51,6 +51,7 @@ class Member:
     """
 
     name = ""
+    trains = True  # whether anything is trained; False: it is solved for
     needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
     choices: Dict[str, Sequence[float]] = {}  # settings to try, each by a training of its own

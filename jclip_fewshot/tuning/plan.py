@@ -29,7 +29,7 @@ from jclip_fewshot.tuning.token_gda import TokenGDA
 
 MEMBERS: Dict[str, Type[Member]] = {
     member.name: member for member in (TokenGDA, LastBlocks, ProLIP, ClipLora, TwoStage)}
-CPU_MEMBERS = (TokenGDA.name, LastBlocks.name, ProLIP.name)  # auto's on a CPU
+CPU_MEMBERS = (TokenGDA.name, LastBlocks.name)  # auto's on a CPU
 CPU_SECONDS = 600.0  # auto's on a CPU, at most
 SHARE = 0.75  # of the matrix rate that training reaches
 

@@ -1,7 +1,7 @@
 """A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
 
 GDA as in heads/gda.py (Wang et al. 2024), on the rows of encoders/tokens.py: the class token before the projection,
-and the largest values of the patches' tokens. Class means are those of the shots alone, since no text row lives there;
+and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives there;
 the logits are brought to a calibrated scale on held-out shots.
 
 S shots · V views · W width of the image tower · K classes
@@ -31,16 +31,17 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 
 class TokenGDA(Member):
-    """After `fit`: `weight_` (2W, K) and `bias_` (K,) in addition to a member's."""
+    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to a member's."""
 
     name = "token_gda"
+    trains = False
     kept = Member.kept + ("weight_", "bias_")
 
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)
 
     def operations(self, task: Task, bank: Bank) -> float:
-        width = 2.0 * bank.encoder.model.visual.shape_at(None)[0]
+        width = 3.0 * bank.encoder.model.visual.shape_at(None)[0]
         return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
@@ -74,7 +75,7 @@ class TokenGDA(Member):
             self._choose_domains(task, held_out)
 
     def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """(N, K). rows (N, 2W): of the tokens; features (N, D): of the frozen tower."""
+        """(N, K). rows (N, 3W): of the tokens; features (N, D): of the frozen tower."""
         zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
         if not len(self.weight_):
             return zero_shot
@@ -83,7 +84,7 @@ class TokenGDA(Member):
 
 
 def classifier_of(task: Task) -> "tuple[np.ndarray, np.ndarray]":
-    """W (2W, K), b (K,) of the shots: GDA's, its precision from the scatter within classes where there is any."""
+    """W (3W, K), b (K,) of the shots: GDA's, its precision from the scatter within classes where there is any."""
     means = class_means(task)
     precision = precision_matrix(task, means, within=int(task.counts.max()) > 1)
     weight, bias = gaussian_classifier(means, precision / task.features.shape[1])
