@@ -221,7 +221,7 @@ class Pipeline:
         that was trained must lower the held-out log-loss by a standard error of the paired difference; one that was
         not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
-        best, tested = self.frozen_ensemble_, task.has_company
+        best, tested = self.frozen_ensemble_, task.can_be_left_out
         if not self.tuned_ or not tested.any():
             return best
         rows, labels = np.flatnonzero(tested), task.labels[tested]
