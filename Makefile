@@ -37,5 +37,5 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache demo
+	rm -rf $(VENV) .cache demo demo-*
 	@if [ -e runs ] || [ -e result.txt ]; then echo "runs/ and result.txt are yours and stay; delete them yourself"; fi
