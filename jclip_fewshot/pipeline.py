@@ -35,7 +35,7 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
-# what `state` must hold, for load_arrays; the heads' own arrays are asked a few questions when they are put together
+# what `state` must hold, for load_arrays; the heads' own arrays are checked by answering a few rows
 STATE_SCHEMA = {
     "names": Field("text", "H"), "shots/text": Field("float", "K D", rows=True),
     "shots/features": Field("float", "S D", rows=True), "shots/labels": Field("whole", "S", low=0, below="K"),
@@ -44,9 +44,8 @@ STATE_SCHEMA = {
     "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", ""),
     "parts/name": Field("text", "E", needed=False), "parts/width": Field("whole", "E", low=1, needed=False),
     "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
-# told of each method as it is done: its name and the seconds of its fit
 HEADS_TOGETHER = "heads"  # the heads' ensemble as a member next to the tuned ones
-OnFit = Callable[[str, float], None]
+OnFit = Callable[[str, float], None]  # told of each method as it is done: its name and the seconds of its fit
 RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in question by a member's tuned tower
 
 
@@ -217,8 +216,8 @@ class Pipeline:
     def _with_tuned(self, task: Task) -> Ensemble:
         """The heads' ensemble and those tuned members that the held-out shots want, as a pool.
 
-        The heads look at one set of rows and count as one member here: many of them are not many witnesses. A member
-        that was trained must lower the held-out log-loss by a standard error of the paired difference; one that was
+        The heads look at one set of rows and count as one member here: many of them are not independent evidence. A
+        member that was trained must lower the held-out log-loss by a standard error of the paired difference; one that was
         not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
         best, tested = self.frozen_ensemble_, task.can_be_left_out
@@ -238,7 +237,7 @@ class Pipeline:
             if wanted:
                 best, least, known[member.name] = joined, losses(joined), member.held_out_logits()
             else:
-                tell(f"  {member.name} gets no weight: the held-out shots do not ask for it")
+                tell(f"  {member.name} gets no weight: it does not improve the log-loss of held-out shots")
             member.settings_["in_ensemble"] = bool(wanted)
         return best
 

@@ -253,7 +253,7 @@ def save_result(result: Path, folder: Path, split: str, own_split: str, names: S
     for path in (result, result.with_suffix(".zip")):
         aside = move_aside(path, kept_results(folder, path.suffix))
         if aside:
-            tell(f"{path} was none of these runs': it is {aside} now")
+            tell(f"{path} was not written by these runs: it is moved to {aside}")
     archive = write_result(result, names, best, num_classes)
     write_result(own_result(folder, split, own_split), names, best, num_classes)
     return archive

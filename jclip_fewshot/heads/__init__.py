@@ -1,4 +1,8 @@
-"""The heads: one file a method. Features, labels and text rows in, logits out."""
+"""The heads: one file a method. Features, labels and text rows in, logits out.
+
+May import task and backend.numerics; knows no paths, images, configs, files, nor another head's answers. clip_dn, calip
+and sus_x answer without shots: they are functions, not in the table.
+"""
 
 from typing import Dict, Type
 

@@ -67,8 +67,7 @@ class Head:
         """(S, K): each shot's logits from a fit that did not see it; only the few chosen scalars saw all
         shots.
 
-        Fold j leaves out the j-th shot of every class. A shot that has no other of its class gets its
-        zero-shot logits.
+        See Task.folds. A shot that has no other of its class gets its zero-shot logits.
         """
         if not hasattr(self, "task_"):
             raise ValueError(f"{self.name}: held-out logits need the shots: call fit")

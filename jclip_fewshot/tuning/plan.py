@@ -1,7 +1,7 @@
 """Which members are tuned, and what that costs here: `--tune auto|off|LIST`.
 
-auto takes the members in the order of the table as long as they fit the time that it has: ten minutes on a CPU, by
-the measured rate of a matrix product, and all of them on a GPU. The estimate counts multiplications of the towers'
+auto takes CPU_MEMBERS as long as they fit the time that it has on a CPU, ten minutes by the measured rate of a matrix
+product, and all of them on a GPU. The estimate counts multiplications of the towers'
 blocks; training runs at about 0.75 of the rate of Jittor's 1024³ product (docs/tuning.md).
 """
 
