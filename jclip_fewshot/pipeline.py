@@ -217,8 +217,8 @@ class Pipeline:
         """The heads' ensemble and those tuned members that the held-out shots want, as a pool.
 
         The heads look at one set of rows and count as one member here: many of them are not independent evidence. A
-        member that was trained must lower the held-out log-loss by a standard error of the paired difference; one that was
-        not, and so cannot have fitted the shots too closely, must only not raise it by as much.
+        member that was trained must lower the held-out log-loss by a standard error of the paired difference; one that
+        was not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
         best, tested = self.frozen_ensemble_, task.can_be_left_out
         if not self.tuned_ or not tested.any():

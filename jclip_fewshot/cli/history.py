@@ -76,11 +76,23 @@ def _changed(config: dict) -> str:
     """The settings that are not the defaults."""
     defaults = vars(TrainConfig())
     changed = {name: value for name, value in config.items()
-               if name in defaults and name not in SAID_ELSEWHERE and value != defaults[name]}
+               if name in defaults and name not in SAID_ELSEWHERE and _plain(value) != _plain(defaults[name])}
     if config.get("demo"):
         changed.pop("model", None)
-    return ", ".join(f"{name} {Path(value).name if name in ('model', 'features') else value}"
+    return ", ".join(f"{name} {_shown(value)}"
                      for name, value in changed.items())
+
+
+def _plain(value: object) -> object:
+    """JSON knows no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: object) -> str:
+    """A setting in a table: of paths their names, of lists all items."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_shown, value))
+    return Path(value).name if isinstance(value, str) and Path(value).suffix else str(value)
 
 
 def known_scores(folder: Path) -> Dict[str, float]:

@@ -52,7 +52,7 @@ def test_during_the_imports(folder, after):
 @pytest.mark.parametrize("after", [0.1, 1.5])
 def test_while_jittor_starts_and_sentences_are_encoded(folder, after):
     line = stopped(press([*ENCODE, "--name", "x", "--cache", f"cold{after}"], folder, after, "Jittor on"))
-    assert "kept in cold" in line
+    assert "kept in cold" in line or line == "stopped; images: 0 of 288 are encoded"  # nothing to keep yet
 
 
 def test_while_encoding_and_the_next_run_goes_on(folder):
