@@ -166,7 +166,7 @@ def test_mpirun_writes_the_same_bytes(tmp_path):
             done = mpirun(count, ROOT / script, "--demo", *flags, "--quiet", cwd=folder)
             out, err = done.communicate(timeout=600)
             assert done.returncode == 0, err
-        results.append((folder / "result.txt").read_bytes())
+        results.append((folder / "demo/result.txt").read_bytes())
     assert results[0] == results[1] == results[2]
 
 
