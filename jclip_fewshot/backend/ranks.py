@@ -96,7 +96,8 @@ def use_own_gpu() -> None:
     if shown is not None:
         gpus = [name for name in shown.split(",") if name.strip()]
     else:
-        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(getattr(find_gpu(), 'count', 0))"
+        code = ("from jclip_fewshot.backend.toolkit import find_gpu; gpu = find_gpu(); "
+                "print(0 if isinstance(gpu, str) else gpu.count)")  # text: why there is none
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         counted = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
                                  stderr=subprocess.DEVNULL)

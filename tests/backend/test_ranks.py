@@ -180,3 +180,15 @@ def test_a_dead_rank_stops_the_others(tmp_path):
     _, err = done.communicate(timeout=120)
     assert done.returncode != 0 and time.time() - begun < 60
     assert str(int(signal.SIGKILL)) in err or "Killed" in err  # mpirun names the rank and the signal
+
+
+def test_ranks_of_a_machine_without_a_gpu_choose_none():
+    code = ("import os; from jclip_fewshot.backend import ranks; ranks.use_own_gpu(); "
+            "print(os.environ.get('CUDA_VISIBLE_DEVICES'))")
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment.update(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_LOCAL_RANK="1",
+                       LD_LIBRARY_PATH="", PYTHONPATH=str(ROOT))
+    if shutil.which("nvidia-smi"):
+        pytest.skip("a machine with a GPU")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout == b"None\n", done.stderr
