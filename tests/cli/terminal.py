@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -99,8 +100,8 @@ def press(command: List[str], cwd: Path, after: float = 0.0, words: str = "", ke
         while child.poll() is None and not catches_sigterm(child.pid):
             read(0.002)
         moment = time.monotonic() + after
-        while child.poll() is None and (time.monotonic() < moment or words.encode() not in screen):
-            if words and words.encode() not in screen:
+        while child.poll() is None and (time.monotonic() < moment or not re.search(words.encode(), screen)):
+            if words and not re.search(words.encode(), screen):
                 moment = time.monotonic() + after
             assert time.monotonic() < begun + 300, f"never said {words!r}: {screen!r}"
             read(0.005)

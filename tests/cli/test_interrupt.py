@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,9 @@ LIMIT = 2.0
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 ENCODE = [*TRAIN, "--data", "data", "--model", str(demo.CHECKPOINT), "--heads", "tip_adapter", "--augment", "40",
           "--workers", "2"]
+STOPPED_AT_IMAGES = (r"stopped; images: (0 of 288 are encoded"
+                     r"|[1-9]\d* of 288 are encoded and kept; the same command goes on from there)")
+SOME_ENCODED = r"views: +[1-9][0-9]?%\|"  # on the bar
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +56,17 @@ def test_during_the_imports(folder, after):
 @pytest.mark.parametrize("after", [0.1, 1.5])
 def test_while_jittor_starts_and_sentences_are_encoded(folder, after):
     line = stopped(press([*ENCODE, "--name", "x", "--cache", f"cold{after}"], folder, after, "Jittor on"))
-    assert "kept in cold" in line or line == "stopped; images: 0 of 288 are encoded"  # nothing to keep yet
+    assert "kept in cold" in line or re.fullmatch(STOPPED_AT_IMAGES, line)  # where the machine is fast
 
 
 def test_while_encoding_and_the_next_run_goes_on(folder):
     cold = [*ENCODE, "--name", "stopped", "--cache", "cold"]
-    line = stopped(press(cold, folder, 6.0, "-wide features"))
+    line = stopped(press(cold, folder, 0.5, SOME_ENCODED))
     assert "are encoded and kept; the same command goes on" in line and "of 288" in line
     assert not (folder / "runs/stopped/record.json").exists()
     count = int(line.split()[2].replace(",", ""))
     assert count > 0
-    line = stopped(press(cold, folder, 1.0, " cached"))
+    line = stopped(press(cold, folder, 0.2, " cached"))
     assert int(line.split()[2].replace(",", "")) >= count
 
 
