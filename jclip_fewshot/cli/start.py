@@ -34,9 +34,21 @@ def begin() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     _stderr = os.dup(2)
+    sys.excepthook = _import_failed
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
             signal.signal(number, _hear)
+
+
+def _import_failed(kind: type, error: BaseException, trace: object) -> None:
+    """A library that does not fit into the memory that this process may have: one line, as for other limits."""
+    said = str(error)
+    if isinstance(error, MemoryError) or isinstance(error, (ImportError, OSError)) and (
+            "failed to map segment" in said or "allocate memory" in said):
+        os.write(_stderr, f"error: too little memory to load the libraries ({' '.join(said.split())[:99]}); close other "
+                          "programs, or ulimit -v unlimited\n".encode())
+        os._exit(2)
+    sys.__excepthook__(kind, error, trace)
 
 
 def working(on: bool) -> None:
