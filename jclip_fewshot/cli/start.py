@@ -45,8 +45,9 @@ def _import_failed(kind: type, error: BaseException, trace: object) -> None:
     said = str(error)
     if isinstance(error, MemoryError) or isinstance(error, (ImportError, OSError)) and (
             "failed to map segment" in said or "allocate memory" in said):
-        os.write(_stderr, f"error: too little memory to load the libraries ({' '.join(said.split())[:99]}); close other "
-                          "programs, or ulimit -v unlimited\n".encode())
+        why = " ".join(said.split())[:120]
+        os.write(_stderr, f"error: not enough memory to load the libraries ({why}); close other programs, or "
+                          "ulimit -v unlimited\n".encode())
         os._exit(2)
     sys.__excepthook__(kind, error, trace)
 
