@@ -25,6 +25,7 @@ from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
+from jclip_fewshot.tuning.label_free import MEMBERS as LABEL_FREE
 from jclip_fewshot.tuning.members import Member
 from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
@@ -78,12 +79,6 @@ def head_names(listed: str) -> List[str]:
                             + ", ".join(HEADS))
         names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
-
-
-def heads_and_members() -> Dict[str, Type[Head]]:
-    """Everything that a run may hold, by name."""
-    from jclip_fewshot.tuning.label_free import MEMBERS  # needs Jittor, which the scripts start on a chosen device
-    return {**HEADS, **MEMBERS}
 
 
 def first_of(refinement: Refinement, count: int) -> Refinement:
@@ -245,8 +240,8 @@ class Pipeline:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
         names = names_on(CHECK_HEADS, self.task_.parts)
         self.check_heads_ = {name: self.heads_[name] if name in self.heads_ else self._made(name, 0) for name in names}
-        if set(self.names) == set(names):
-            self.check_ensemble_ = self.ensemble_
+        if set(self.heads_) == set(names):
+            self.check_ensemble_ = self.frozen_ensemble_
         else:
             known = {name: held_out[name] if name in held_out else head.held_out_logits()
                      for name, head in self.check_heads_.items()}
@@ -294,8 +289,7 @@ class Pipeline:
         """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
         count = len(features)
         if self.unlabelled is not None and len(self.unlabelled):
-            answers = {name: head.logits(self.unlabelled) for name, head in self.heads_.items()}
-            others = self.frozen_ensemble_.probs(answers)
+            others = self.frozen_ensemble_.probs(self._logits(self.heads_, self.unlabelled))
             features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
         if not len(self.task_):
             return first_of(refine_zero_shot(probs, features, self.task_), count)
@@ -340,6 +334,7 @@ class Pipeline:
             arrays["tuned"] = np.array(list(self.tuned_))
             arrays.update({f"tuned/{name}/{key}": value for name, member in self.tuned_.items()
                            for key, value in member.state().items()})
+        if self.ensemble_ is not self.frozen_ensemble_:
             arrays.update({f"frozen_ensemble/{key}": value for key, value in self.frozen_ensemble_.state().items()})
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
@@ -365,7 +360,7 @@ class Pipeline:
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
-            heads = heads_and_members()
+            heads: Dict[str, Type[Head]] = {**HEADS, **LABEL_FREE}  # all that a run may hold
             pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
                                   scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)

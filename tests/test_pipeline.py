@@ -1,0 +1,43 @@
+"""Members, the heads that check the refinement, and unlabelled images, together."""
+
+import numpy as np
+
+from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
+from jclip_fewshot.task import Task, joined
+from jclip_fewshot.tuning.plan import Tuning
+from tests.test_several_encoders import FIRST, LABELS, QUICK, SECOND, task_of
+
+
+class Tells:
+    """A tuned member that knows more than the heads: the second encoder's rows."""
+
+    name, trains = "tells", False
+
+    def __init__(self):
+        self.settings_ = {}
+
+    def fit(self, task, bank, fits):
+        return self
+
+    def held_out_logits(self):
+        return (20 * SECOND[1] @ SECOND[0].T).astype(np.float32)
+
+    def logits(self, rows, features):
+        return (20 * rows @ SECOND[0].T).astype(np.float32)
+
+
+def test_the_check_asks_the_heads_alone_where_a_member_has_a_say():
+    member = Tells()
+    pipeline = Pipeline(list(CHECK_HEADS)).fit(Task(FIRST[1], LABELS, FIRST[0]), tuning=Tuning([member]))
+    assert member.settings_["in_ensemble"] and pipeline.check_ensemble_ is pipeline.frozen_ensemble_
+    answers = pipeline.answer(FIRST[2], "on", lambda _: SECOND[2])
+    assert np.allclose(answers.final.sum(axis=1), 1, atol=1e-4)
+    assert answers.refinement.record()["decisions"]["features"]["guests"] > 0
+
+
+def test_unlabelled_images_of_several_encoders_are_answered_by_their_own_columns():
+    rows = joined([FIRST[2], SECOND[2]])
+    pipeline = Pipeline(QUICK, unlabelled=rows[::2]).fit(task_of())
+    answers = pipeline.answer(rows[1::2], "on")
+    assert answers.final.shape == (len(rows[1::2]), len(FIRST[0]))
+    assert np.allclose(answers.final.sum(axis=1), 1, atol=1e-4)
