@@ -28,7 +28,7 @@ from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning.plan import plan, tune_names
-from jclip_fewshot.without_labels import learn_without_labels
+from jclip_fewshot.without_labels import encode_without_labels
 
 
 def main() -> None:
@@ -62,12 +62,10 @@ def main() -> None:
     shots = choose(contest, source, text, **draw)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
     support, found, _ = labelled_rows(source, contest.root, found, True, settings.augment, settings.seed, "support")
+    without_labels = encode_without_labels(settings, contest, source, sentences)
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
-
-    unlabelled, members = learn_without_labels(settings, contest, source, sentences, text)
-    watch.lap("without labels")
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
@@ -80,7 +78,9 @@ def main() -> None:
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
                   settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
-    pipeline = Pipeline(names, settings.seed, members, unlabelled)
+    members = without_labels.learn(contest, source, text, settings.seed)
+    watch.lap("without labels")
+    pipeline = Pipeline(names, settings.seed, members, without_labels.unlabelled)
     pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"), tuning)
     watch.lap("heads")
 

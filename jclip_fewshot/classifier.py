@@ -55,7 +55,7 @@ class FewShotClassifier:
     seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
-        underscore, if forevery class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
+        underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
         True: that part of every name. A list (K,): the domain of each class, "" for none.
 
     After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 import numpy as np
 
@@ -20,19 +21,40 @@ from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.features.sources import EncoderSource, Source
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.tuning import label_free
 
 
-def learn_without_labels(settings: TrainConfig, contest: Contest, source: Source, sentences: Sequence[Sequence[str]],
-                         text: np.ndarray) -> Tuple[Optional[np.ndarray], List[Head]]:
-    """Rows (U, D) of --unlabelled's images, None without; and the members that have learned from them and, with
-    --transductive, from the test images.
+@dataclass(frozen=True)
+class WithoutLabels:
+    """Images without labels, encoded.
+
+    unlabelled: rows (U, D) of --unlabelled's images, None without. rows (M, D): those and, with --transductive, the
+    test images. names: of the members that learn from them. spoken: of each class, the rows of its sentences.
+    """
+
+    unlabelled: Optional[np.ndarray] = None
+    rows: Optional[np.ndarray] = None
+    names: Sequence[str] = ()
+    spoken: Sequence[np.ndarray] = ()
+
+    def learn(self, contest: Contest, source: Source, text: np.ndarray, seed: int) -> List[Head]:
+        """The members that have learned."""
+        if not self.names:
+            return []
+        task = Task(np.zeros((0, text.shape[1])), [], text, domain_indices(contest.domains), source.scale)
+        shown = [prompts.display_name(name, domain) for name, domain in zip(contest.class_names, contest.domains)]
+        return label_free.learn(self.names, source.encoder, shown, self.rows, task, self.spoken, seed)
+
+
+def encode_without_labels(settings: TrainConfig, contest: Contest, source: Source,
+                          sentences: Sequence[Sequence[str]]) -> WithoutLabels:
+    """Finds and encodes what the settings name; under mpirun all ranks have to call it.
 
     Raises:
         UserError: no unlabelled image can be read; a member that there is not; features without a CLIP.
     """
     if not (settings.unlabelled or settings.transductive):
-        return None, []
-    from jclip_fewshot.tuning import label_free
+        return WithoutLabels()
     names = [name.strip() for name in settings.label_free.split(",") if name.strip()]
     for name in names:
         if name not in label_free.MEMBERS:
@@ -50,12 +72,9 @@ def learn_without_labels(settings: TrainConfig, contest: Contest, source: Source
         parts.append(_readable(source, contest.root, tests.files, f"--transductive: {tests.folder}"))
     rows = np.concatenate(parts)
     tell(f"{len(rows)} images without labels; {', '.join(names) or 'nothing'} learns from them")
-    if not names:
-        return unlabelled, []
-    task = Task(np.zeros((0, text.shape[1])), [], text, domain_indices(contest.domains), source.scale)
-    shown = [prompts.display_name(name, domain) for name, domain in zip(contest.class_names, contest.domains)]
-    spoken = [source.texts([name], [[one] for one in said]) for name, said in zip(contest.class_names, sentences)]
-    return unlabelled, label_free.learn(names, source.encoder, shown, rows, task, spoken, settings.seed)
+    spoken = [source.texts([name], [[one] for one in said]) for name, said in zip(contest.class_names, sentences)
+              ] if names else []
+    return WithoutLabels(unlabelled, rows, names, spoken)
 
 
 def _readable(source: Source, root: Path, paths: Sequence[str], where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The part of a fitted pipeline that is one linear classifier: what a program without this package can carry.
 
 A head whose logits are l_h(x) = W_h x + b_h on unit rows stays linear in the pool (ensemble.py): the terms log Σ exp
-that turn logits into log-probabilities are the same forevery class, so that
+that turn logits into log-probabilities are the same for every class, so that
 
     p(c | x) = softmax(W x + b),   W = Σ_h w_h a_h W_h,   b = Σ_h w_h a_h b_h + b_pool
 

@@ -8,7 +8,7 @@
     e   distance to the class's mean over shots and images, against that over the shots alone:
         e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/n_k) + 3/8 d2(x_n, shots' mean_k) / (1 + 1/s_k)
     a   agreement: sum of cos(x_n, x_m) u_mk over the nearest other images m, features whitened
-    c, r, T   chosen for each test set by its shots (`held_out_check`)
+    c, r, T   chosen for each test set by its shots (`held_out`)
 
     N images · S shots · K classes · D feature width      p  start (N, K)     u  refined (N, K)     x  images (N, D)
     s_k  shots of k and a text row     n_k  s_k + m_k, m_k at most its mean     d2  Mahalanobis, one pooled covariance

@@ -23,7 +23,7 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Lines forevery image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
 
     An image that cannot be read gets the classes that the readable ones' (R, K) probabilities make
     most likely on average.

@@ -12,7 +12,7 @@ import numpy as np
 
 def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
                seed: int = 0) -> List[np.ndarray]:
-    """The protocol of Martin et al. 2024: a task's rows, forevery task.
+    """The protocol of Martin et al. 2024: a task's rows, for every task.
 
     A task draws `classes` classes at random among those of the `num_classes` that have a test row, then
     `queries` rows from them without replacement, or all where there are fewer.

@@ -118,7 +118,7 @@ class _Draw:
 
 
 def validate(settings: ValidateConfig) -> Optional[dict]:
-    """Runs the pipeline forevery number of shots and every seed.
+    """Runs the pipeline for every number of shots and every seed.
 
     Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
     {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is

@@ -138,6 +138,7 @@ class EncoderSource:
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
+
     def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
              sentences: Sequence[str] = ()) -> Bank:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""

@@ -125,7 +125,7 @@ class EvidenceHead(Head):
         self.per_domain = per_domain
 
     def _candidates(self, task: Task) -> Iterator[Tuple[dict, np.ndarray]]:
-        """(settings, held-out evidence (M, S, K)) forevery setting that is not a weight."""
+        """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
         raise NotImplementedError
 
     def _fixed_settings(self, task: Task) -> dict:

@@ -32,7 +32,7 @@ TEXT_SHOTS = (0.0, 1.0, 2.0, 4.0)  # κ searched
 
 
 def text_means(task: Task, means: np.ndarray) -> np.ndarray:
-    """m_c = f̄ + s (t_c - t̄) forevery class, (K, D): where the text rows put the classes' means."""
+    """m_c = f̄ + s (t_c - t̄) for every class, (K, D): where the text rows put the classes' means."""
     seen = task.seen
     text = task.text - task.text[seen].mean(axis=0, dtype=float)
     centre = means[seen].mean(axis=0)

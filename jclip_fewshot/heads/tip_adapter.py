@@ -101,7 +101,7 @@ class TipAdapter(EvidenceHead):
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
 
     def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """Leave-one-shot-out top-1 in percent forevery α, on the paper's scale, and β: (A, B), for a
+        """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
         picture.
 
         Shots that are the only one of their class are not counted; nan where all are.

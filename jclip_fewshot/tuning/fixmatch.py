@@ -5,7 +5,7 @@ the shots are among the unlabelled images too, as in Dassl's version.
 
     loss = CE(p(weak x), y) + w mean_u 1[max p(weak u) >= τ_c] CE(p(strong u), argmax p(weak u)),   u over x and all u
 
-The mean runs over all u, kept or not. τ: 0.95 forevery class as published (`paper`). With CLIP that keeps few images
+The mean runs over all u, kept or not. τ: 0.95 for every class as published (`paper`). With CLIP that keeps few images
 of hard classes and all of easy ones, so by default τ_c is a quantile of the images read as c (`class_thresholds`).
 
 B images a step · K classes · U unlabelled images

@@ -162,7 +162,9 @@ def test_mpirun_writes_the_same_bytes(tmp_path):
         folder = tmp_path / str(count)
         folder.mkdir()
         for script in ("train.py", "test.py"):
-            flags = ["--heads", "tip_adapter", "--augment", "2"] if script == "train.py" else []
+            flags = []
+            if script == "train.py":
+                flags = ["--heads", "tip_adapter", "--augment", "2", "--unlabelled", "demo/TestSetA"]
             done = mpirun(count, ROOT / script, "--demo", *flags, "--quiet", cwd=folder)
             out, err = done.communicate(timeout=600)
             assert done.returncode == 0, err

@@ -17,7 +17,7 @@ def simplex_rows(rng, rows, classes, labels=None, sharp=3.0):
 
 @pytest.fixture(scope="module")
 def case():
-    """Six classes, two supports each, 60 queries of classes 0 to 3: enough forevery property."""
+    """Six classes, two supports each, 60 queries of classes 0 to 3: enough for every property."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), 2)
     return simplex_rows(rng, 60, 6, rng.integers(0, 4, 60)), simplex_rows(rng, 12, 6, labels), labels

@@ -11,7 +11,7 @@ from jclip_fewshot.evaluation.scores import gain_text, table
 
 
 class Source:
-    """Rows by class, a little off forevery seed of the views; counts what it is asked."""
+    """Rows by class, a little off for every seed of the views; counts what it is asked."""
 
     scale, parts, model = 100.0, (), None
 
