@@ -8,6 +8,7 @@ KeyboardInterrupt, so that finished rows are written, and a second one, or `GRAC
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import importlib.util
 import os
 import signal
@@ -34,6 +35,7 @@ def begin() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     _stderr = os.dup(2)
+    faulthandler.enable(2, all_threads=False)  # a crash in a library says where, instead of nothing
     sys.excepthook = _import_failed
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job

@@ -69,3 +69,12 @@ def test_python_without_the_packages_finds_the_checkouts_own(tmp_path):
     (tmp_path / "checkout/.venv/bin/python").chmod(0o755)
     done = subprocess.run(bare, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0 and ".venv was asked: " in done.stdout and "went on" not in done.stdout
+
+
+def test_a_crash_in_a_library_says_where(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import jclip_fewshot.cli.start, os, signal\n\ndef work():\n    os.kill(os.getpid(), "
+                      "signal.SIGSEGV)\n\nwork()\n")
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True)
+    assert done.returncode == -11 and "Segmentation fault" in done.stderr and "in work" in done.stderr
