@@ -76,11 +76,3 @@ def softmax_var(logits: "jt.Var") -> "jt.Var":
     """Over the last axis, computed in float32, in the type of `logits`."""
     exp = jt.exp(logits.float32() - logits.float32().max(-1, keepdims=True))
     return (exp / exp.sum(-1, keepdims=True)).cast(logits.dtype)
-
-
-def cross_entropy(logits: "jt.Var", labels: "jt.Var") -> "jt.Var":
-    """Mean −log softmax(logits)[label] of (B, K) logits, in nats; labels (B,) int32."""
-    shifted = logits - logits.max(1, keepdims=True).stop_grad()
-    at_label = (jt.index(shifted.shape, 1) == labels.unsqueeze(1)).float32()
-    # sums, not means: Jittor 1.3.11 cannot compile the gradient of a mean over one row
-    return (jt.log(jt.exp(shifted).sum(1)).sum() - (shifted * at_label).sum()) / float(logits.shape[0])

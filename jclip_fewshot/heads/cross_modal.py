@@ -17,7 +17,8 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import cross_entropy, product
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars
 from jclip_fewshot.task import Task
 

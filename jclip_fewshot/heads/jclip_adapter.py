@@ -22,8 +22,9 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, random_weights, softmax_kl
+from jclip_fewshot.heads.training import Arrays, TrainedHead, Vars, random_weights
 from jclip_fewshot.task import Task, class_means
 
 

@@ -19,7 +19,8 @@ from typing import Callable, List, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import cross_entropy, matmul, product, var
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
 from jclip_fewshot.heads.training import fits_of

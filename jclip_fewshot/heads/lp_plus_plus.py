@@ -19,6 +19,7 @@ from typing import Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, keep_unseen
@@ -39,16 +40,12 @@ def start(task: Task) -> Tuple[np.ndarray, np.ndarray, float, float]:
             len(task) / (4 * float((text_cosines.astype(np.float64) ** 2).sum(axis=0).max())))
 
 
-def gradients(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, one_hot: jt.Var,
+def gradients(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, labels: jt.Var,
               closed: jt.Var) -> Tuple[jt.Var, jt.Var, jt.Var, jt.Var]:
     """(loss, ∂W (K, D), ∂a (1, K), logits (S, K)); closed (1, K) is −1e9 at classes without shots."""
     logits = product(x, W) + a * text_cosines + closed
-    shifted = logits - logits.max(1, keepdims=True)
-    powers = jt.exp(shifted)
-    total = powers.sum(1, keepdims=True)
-    loss = (jt.log(total).sum() - (shifted * one_hot).sum()) / float(x.shape[0])
-    error = (powers / total - one_hot) / float(x.shape[0])
-    return loss, jt.matmul(error.transpose(), x), (error * text_cosines).sum(0, keepdims=True), logits
+    loss = cross_entropy(logits, labels)
+    return (loss, *jt.grad(loss, [W, a]), logits)
 
 
 class LPPlusPlus(Head):
@@ -69,7 +66,8 @@ class LPPlusPlus(Head):
         for fit in fits:
             W, a, rate_w, rate_a = start(fit.task)
             x = var(fit.task.features)
-            data.append((x, product(x, text), var(fit.task.one_hot), closed))
+            labels = jt.array(fit.task.labels.astype(np.int32))
+            data.append((x, product(x, text), labels, closed))
             state.append([var(W), var(a), var(np.zeros_like(W)), var(np.zeros_like(a))])
             rates.append((rate_w, rate_a))
         held = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
@@ -95,10 +93,10 @@ class LPPlusPlus(Head):
                 moved_w, moved_a = self.momentum * moved_w + dw, self.momentum * moved_a + da
                 # Detached, or Jittor keeps the graph of every epoch: gigabytes on a large suite.
                 state[m] = [v.detach() for v in (W - rate_w * moved_w, a - rate_a * moved_a, moved_w, moved_a)]
-            hits = (logits * data[-1][2]).sum(1) >= logits.max(1)
-            jt.sync([v for four in state for v in four] + [loss, hits])
+            jt.sync([v for four in state for v in four] + [loss])
             if e % self.every and e < self.epochs:
                 continue
+            hits = jt.argmax(logits.detach(), 1)[0] == labels
             now, answers = score()
             self.history_.append({"epoch": e, "loss": float(loss.item()),
                                   "train_top1": float(100 * hits.numpy().mean()), **now})

@@ -21,7 +21,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import cross_entropy, log_softmax_var, softmax, unit_rows, var
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import softmax, unit_rows, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, keep_unseen, log_loss, top1
 from jclip_fewshot.task import Fold, Task, class_means
@@ -66,12 +67,6 @@ def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) ->
     if len(labels) == 0:
         return 0.0
     return float(100 * softmax(sharpness * logits)[np.arange(len(labels)), labels].mean())
-
-
-def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
-    """Mean KL(softmax(target) ‖ softmax(logits)) over the rows of two (B, K), in nats; target is not trained."""
-    log_p = log_softmax_var(target.stop_grad())
-    return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
 
 
 class AdamW:

@@ -22,7 +22,8 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, log_softmax_var, matmul, product, softmax, unit_rows, unit_var
+from jclip_fewshot.backend.losses import label_losses
+from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
 from jclip_fewshot.heads.training import AdamW, fits_of, residuals
@@ -30,6 +31,7 @@ from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
 FIXED_LAMBDA = 100.0  # where nothing can be left out
+NOISE_ROWS = 4  # of ε kept, a shot
 DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of all shots together
 
 
@@ -40,6 +42,9 @@ class Vicinity:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
         self.rng = np.random.default_rng(seed)
         self.residuals = residuals(task)
+        # drawn once: a step takes its rows in another order and with other signs
+        scale = self.sigma / np.float32(np.sqrt(task.features.shape[1]))
+        self.noise = scale * self.rng.standard_normal((NOISE_ROWS * len(task), task.features.shape[1]), np.float32)
         domain = task.domains[task.labels]
         self.groups: List[Tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
         for d in np.unique(domain):
@@ -55,8 +60,8 @@ class Vicinity:
                     lent = self.residuals[self.rng.choice(lenders, len(rows))]
                     x[rows] += self.residual * sign[:, None] * lent
         if self.sigma:
-            scale = self.sigma / np.float32(np.sqrt(x.shape[1]))
-            x += scale * self.rng.standard_normal(x.shape, dtype=np.float32)
+            sign = self.rng.choice(np.array([-1, 1], np.float32), len(x))
+            x += sign[:, None] * self.noise[self.rng.permutation(len(self.noise))[:len(x)]]
         return unit_rows(x)
 
 
@@ -120,8 +125,7 @@ class Vicinal(Head):
         (K, D), L = task.text.shape, len(lambdas)
         vicinity = Vicinity(task, self.residual, self.sigma, seed)
         text = jt.array(task.text)
-        labels = jt.array(task.labels.astype(np.int32))
-        at_label = (jt.index((len(task), K), 1) == labels.unsqueeze(1)).float32().unsqueeze(1)  # (S, 1, K)
+        at_every_lambda = jt.array(np.repeat(task.labels, L).astype(np.int32))  # (S L,)
         anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
         delta = [jt.zeros((L, K, D))]
         maps = [jt.zeros((D, D)) for _ in lambdas]
@@ -137,21 +141,19 @@ class Vicinal(Head):
             next(bar, None)
             x = jt.array(vicinity.draw())
             cosines = product(x, rows().reshape(L * K, D))
-            logits = self.scale_ * cosines.reshape(len(task), L, K)
-            own = -(log_softmax_var(logits) * at_label).sum(2)  # (S, L)
-            loss = own.mean(0).sum() + (anchor * delta[0] * delta[0]).sum()
+            own = label_losses(cosines.reshape(len(task) * L, K), at_every_lambda, self.scale_)
+            loss = own.sum() / float(len(task)) + (anchor * delta[0] * delta[0]).sum()
             for M in maps:
                 loss = loss + self.map_lambda * (M * M).sum()
             gradients = jt.grad(loss, delta + maps)
             pace = 0.5 * (1 + np.cos(np.pi * epoch / self.epochs))
             delta = step_delta.step(delta, gradients[:1], pace)
             maps = step_maps.step(maps, gradients[1:], pace)
-            losses = own.mean(0).detach()
             jt.sync(delta + maps)
             jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
             if own_history is not None:
-                right = (logits.detach().argmax(2)[0] == labels.unsqueeze(1)).float32().mean()
-                own_history.append({"epoch": epoch + 1, "loss": float(losses.numpy().mean()),
+                right = (cosines.detach().reshape(-1, K).argmax(1)[0] == at_every_lambda).float32().mean()
+                own_history.append({"epoch": epoch + 1, "loss": float(own.mean().item()),
                                     "train_top1": 100 * float(right.item())})
         if own_history is not None:
             self.history_ = own_history

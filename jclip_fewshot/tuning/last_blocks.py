@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Dict
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.heads.training import softmax_kl
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of

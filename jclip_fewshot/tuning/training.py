@@ -11,7 +11,8 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import cross_entropy, log_softmax_var
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import log_softmax_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.training import AdamW
 

@@ -1,0 +1,75 @@
+"""The losses that training descends: cross-entropy and the divergence of two softmaxes.
+
+On the CPU each is one operator (losses.cpp): in Jittor's own, every step of a softmax and of its gradient goes
+through memory once more and by one thread, which took as long as the matrix products of a head. On CUDA they are
+written in Jittor's operators; tests hold the two to each other.
+
+Letters: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import List
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax_var
+
+
+def cross_entropy(logits: "jt.Var", labels: "jt.Var") -> "jt.Var":
+    """Mean −log softmax(logits)[label] of (N, K) logits, in nats; labels (N,) int32."""
+    return label_losses(logits, labels).sum() / float(logits.shape[0])
+
+
+def label_losses(logits: "jt.Var", labels: "jt.Var", scale: float = 1.0) -> "jt.Var":
+    """−log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
+    if _fused(logits):
+        return _with_gradient().apply(logits, *_label_losses(logits, labels, scale))
+    at_label = (jt.index(logits.shape, 1) == labels.unsqueeze(1)).float32()
+    return -(log_softmax_var(scale * logits) * at_label).sum(1)
+
+
+def softmax_kl(target: "jt.Var", logits: "jt.Var") -> "jt.Var":
+    """Mean KL(softmax(target) ‖ softmax(logits)) over the rows of two (N, K), in nats; target is not trained."""
+    target = target.stop_grad()
+    if _fused(logits):
+        return _with_gradient().apply(logits, *_divergences(target, logits)).sum() / float(logits.shape[0])
+    log_p = log_softmax_var(target)
+    return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
+
+
+def _fused(logits: "jt.Var") -> bool:
+    return not jt.flags.use_cuda and str(logits.dtype) == "float32"
+
+
+@lru_cache(maxsize=None)
+def _source() -> str:
+    return Path(__file__).with_name("losses.cpp").read_text(encoding="utf-8")
+
+
+def _label_losses(logits: "jt.Var", labels: "jt.Var", scale: float) -> "List[jt.Var]":
+    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [logits, labels], cpu_header=_source(),
+                   data={"scale": float(scale)}, cpu_src="""
+        jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);
+    """)
+
+
+def _divergences(target: "jt.Var", logits: "jt.Var") -> "List[jt.Var]":
+    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [target, logits], cpu_header=_source(),
+                   cpu_src="jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);")
+
+
+@lru_cache(maxsize=None)  # a class of Jittor's: not before Jittor runs
+def _with_gradient():
+    """apply(logits, losses, errors): the losses (N,), whose gradients by the logits are the errors (N, K)."""
+
+    class WithGradient(jt.Function):
+        def execute(self, logits, losses, errors):
+            self.errors = errors
+            return losses.clone()
+
+        def grad(self, gradient):
+            return gradient.unsqueeze(1) * self.errors, None, None
+
+    return WithGradient
