@@ -21,6 +21,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import softmax, unit_rows, var
 from jclip_fewshot.console import progress
@@ -67,31 +68,6 @@ def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) ->
     if len(labels) == 0:
         return 0.0
     return float(100 * softmax(sharpness * logits)[np.arange(len(labels)), labels].mean())
-
-
-class AdamW:
-    """Loshchilov and Hutter 2019, over the parameters of all fits."""
-
-    def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, betas=(0.9, 0.999)):
-        self.lr, self.weight_decay, self.eps, self.betas = lr, weight_decay, eps, betas
-        self.steps = 0
-        self.means: List[jt.Var] = []  # first moments
-        self.squares: List[jt.Var] = []  # second moments
-
-    def step(self, values: Sequence[jt.Var], gradients: Sequence[jt.Var], pace: float) -> List[jt.Var]:
-        """The new values; `pace` in 0..1 is the schedule's factor on the learning rate."""
-        b1, b2 = self.betas
-        if not self.means:
-            self.means = [jt.zeros_like(value) for value in values]
-            self.squares = [jt.zeros_like(value) for value in values]
-        self.steps += 1
-        self.means = [(b1 * m + (1 - b1) * g).detach() for m, g in zip(self.means, gradients)]
-        self.squares = [(b2 * v + (1 - b2) * g * g).detach() for v, g in zip(self.squares, gradients)]
-        rate = self.lr * pace / (1 - b1 ** self.steps)
-        debias = 1 / np.sqrt(1 - b2 ** self.steps)
-        shrink = 1 - self.lr * pace * self.weight_decay
-        return [(value * shrink - rate * m / (jt.sqrt(v) * debias + self.eps)).detach()
-                for value, m, v in zip(values, self.means, self.squares)]
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> Dict[str, float]:

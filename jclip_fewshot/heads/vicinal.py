@@ -22,11 +22,12 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import label_losses
 from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
 from jclip_fewshot.console import progress
 from jclip_fewshot.heads.base import Head, log_loss, top1
-from jclip_fewshot.heads.training import AdamW, fits_of, residuals
+from jclip_fewshot.heads.training import fits_of, residuals
 from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
@@ -78,7 +79,7 @@ class Vicinal(Head):
     state_names = ("W_",)
 
     def __init__(self, lambdas: Sequence[float] = LAMBDAS, map_lambda: float = 0.1, residual: float = 1.0,
-                 sigma: float = 0.5, epochs: int = 60, lr: float = 3e-3, seed: int = 0) -> None:
+                 sigma: float = 0.5, epochs: int = 40, lr: float = 3e-3, seed: int = 0) -> None:
         if not lambdas or epochs < 0:
             raise ValueError("vicinal: needs at least one lambda and epochs >= 0")
         self.lambdas, self.map_lambda, self.residual = tuple(map(float, lambdas)), map_lambda, residual

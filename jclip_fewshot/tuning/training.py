@@ -11,10 +11,10 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import log_softmax_var
 from jclip_fewshot.console import progress
-from jclip_fewshot.heads.training import AdamW
 
 Arrays = Dict[str, np.ndarray]
 Vars = Dict[str, "jt.Var"]

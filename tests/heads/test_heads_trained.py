@@ -15,7 +15,7 @@ from jclip_fewshot.heads.jclip_adapter import JclipAdapter, whitening
 from jclip_fewshot.heads.linear_probe import LinearProbe, lbfgs, logistic_regression
 from jclip_fewshot.heads.lp_plus_plus import LPPlusPlus, gradients, start
 from jclip_fewshot.heads.tip_adapter_f import TipAdapterF
-from jclip_fewshot.heads.training import AdamW, borrowed, fits_of, residuals, soft_top1
+from jclip_fewshot.heads.training import borrowed, fits_of, residuals, soft_top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 WIDTH = 16
@@ -163,20 +163,6 @@ def test_lbfgs_solves_a_quadratic():
     A = np.diag(np.linspace(1, 100, 12))
     found = lbfgs(lambda x: (0.5 * x @ A @ x - x.sum(), A @ x - 1), np.zeros(12), tolerance=1e-10)
     np.testing.assert_allclose(found.at, 1 / np.diag(A), rtol=1e-3)
-
-
-def test_adamw_against_numpy():
-    rng = np.random.default_rng(0)
-    value = rng.standard_normal((3, 4)).astype(np.float32)
-    ours, x = AdamW(0.01, weight_decay=0.1), [var(value)]
-    theirs, m, v = value.astype(np.float64), 0, 0
-    for step in range(1, 6):
-        gradient = rng.standard_normal((3, 4)).astype(np.float32)
-        x = ours.step(x, [var(gradient)], pace=0.5)
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
-        theirs = theirs * (1 - 0.005 * 0.1) - 0.005 * (m / (1 - 0.9 ** step)) / (
-            np.sqrt(v / (1 - 0.999 ** step)) + 1e-8)
-    np.testing.assert_allclose(x[0].numpy(), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_borrowed_residuals():

@@ -1,0 +1,20 @@
+// One step of AdamW over `size` numbers, in one pass: see adamw.py.
+
+namespace jclip {
+
+struct Pace {
+    float b1, b2, rate, debias, shrink, eps;
+};
+
+inline void adamw(int64_t size, Pace p, const float* value, const float* mean, const float* square, const float* gradient,
+                  float* new_value, float* new_mean, float* new_square) {
+#pragma omp parallel for simd schedule(static) if (size > 20000)
+    for (int64_t i = 0; i < size; i++) {
+        float g = gradient[i], m = p.b1 * mean[i] + (1 - p.b1) * g, v = p.b2 * square[i] + (1 - p.b2) * g * g;
+        new_mean[i] = m;
+        new_square[i] = v;
+        new_value[i] = value[i] * p.shrink - p.rate * m / (std::sqrt(v) * p.debias + p.eps);
+    }
+}
+
+}  // namespace jclip
