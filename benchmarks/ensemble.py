@@ -101,7 +101,7 @@ def main():
         for seed in range(arguments.draws + 1):
             task, features, labels = draw(suite, seed, arguments.shots)
             held_out, logits = {}, {}
-            for name in head_names(arguments.heads):
+            for name in head_names(arguments.heads or "all"):
                 head = make_head(name, arguments.seed).fit(task)
                 held_out[name], logits[name] = head.held_out_logits(), head.logits(features)
             columns.append(suite.name.split("_")[0] + f"/{seed}")

@@ -49,7 +49,7 @@ class FewShotClassifier:
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
         shots, as for rows of an encoder without text. `fit` takes it, too.
-    heads: names of the methods in the ensemble; None for all.
+    heads: names of the methods in the ensemble; None for train.py's default.
     tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
     augment: random views averaged per training image; 0 takes the plain image.
     seed: of the views and of training.

@@ -72,8 +72,9 @@ class SourceConfig(MachineConfig):
     templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "all; fast for those without training (a tenth of the time, up to 0.2 points less); or "
-                        "names with commas", "method", metavar="LIST")
+    heads: str = option("", "empty for the ten that gain from each other; all for every one (twice the time); fast for "
+                        "those without training (a tenth of it, up to 0.2 points less); or names with commas", "method",
+                        metavar="LIST")
     tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")

@@ -20,7 +20,7 @@ from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.heads import HEADS, TRAINING_FREE
+from jclip_fewshot.heads import DEFAULT, HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
 from jclip_fewshot.heads.sus_x import keep_support
 from jclip_fewshot.storage.arrays import Field
@@ -66,17 +66,17 @@ def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_onl
 
 
 def head_names(listed: str) -> List[str]:
-    """`--heads` as names: `all` (also where it is empty), `fast` for those without training, or names with commas.
+    """`--heads` as names: `default` (also where it is empty), `all`, `fast` for those without training, or names.
 
     Raises:
         UserError: a name that is no head's.
     """
-    groups = {"all": list(HEADS), "fast": list(TRAINING_FREE)}
+    groups = {"default": list(DEFAULT), "all": list(HEADS), "fast": list(TRAINING_FREE)}
     names: List[str] = []
-    for name in (part.strip() for part in (listed or "all").split(",") if part.strip()):
+    for name in (part.strip() for part in (listed or "default").split(",") if part.strip()):
         if name not in HEADS and name not in groups:
-            raise UserError(f"--heads: unknown method {name!r}{nearest(name, [*groups, *HEADS])}; there are all, fast, "
-                            + ", ".join(HEADS))
+            raise UserError(f"--heads: unknown method {name!r}{nearest(name, [*groups, *HEADS])}; there are default, all, "
+                            + ", ".join(["fast", *HEADS]))
         names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
 

@@ -217,7 +217,10 @@ def fold_of_shots(labels: np.ndarray, max_folds: Optional[int] = None) -> np.nda
 def class_sums(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Sum of each class's rows in float64: (S, D), (S,) -> (K, D); zero where a class has none."""
     sums = np.zeros((num_classes, rows.shape[1]))
-    np.add.at(sums, labels, rows)
+    order = np.argsort(labels, kind="stable")
+    present, first = np.unique(np.asarray(labels)[order], return_index=True)
+    if len(present):
+        sums[present] = np.add.reduceat(rows[order].astype(np.float64), first)
     return sums
 
 

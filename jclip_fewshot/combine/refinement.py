@@ -237,9 +237,10 @@ class SetEvidence:
             own = np.arange(len(cosines))
             if numbers is not None:
                 cosines[own, numbers[block]] = -np.inf
-            nearest = np.argpartition(-cosines, self.neighbours - 1, axis=1)[:, :self.neighbours]
-            for column in nearest.T:
-                found[block] += np.maximum(cosines[own, column], 0)[:, None] * self.assignments[column]
+            for _ in range(self.neighbours):  # the nearest, then the nearest of the others
+                nearest = cosines.argmax(axis=1)
+                found[block] += np.maximum(cosines[own, nearest], 0)[:, None] * self.assignments[nearest]
+                cosines[own, nearest] = -np.inf
         return found
 
 

@@ -30,4 +30,8 @@ HEADS: Dict[str, Type[Head]] = {head.name: head for head in (
 # no gradient descent: seconds where the others take a minute
 TRAINING_FREE = ("zero_shot", "tip_adapter", "tip_x", "gda", "proker", "text_profile")
 
-__all__ = ["HEADS", "TRAINING_FREE", "Head"]
+# Beside the others these change no answer for the better and take as long as all of those (docs/ensemble.md)
+LEFT_OUT = ("cross_modal", "clip_adapter", "tip_adapter_f", "lp_plus_plus")
+DEFAULT = tuple(name for name in HEADS if name not in LEFT_OUT)
+
+__all__ = ["DEFAULT", "HEADS", "LEFT_OUT", "TRAINING_FREE", "Head"]

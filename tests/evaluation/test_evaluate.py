@@ -10,7 +10,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.heads import HEADS, TRAINING_FREE
+from jclip_fewshot.heads import HEADS, LEFT_OUT, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
 from jclip_fewshot.task import Task, zero_shot_logits
 
@@ -180,7 +180,8 @@ def test_comparison_wants_the_same_suite(tmp_path):
 def test_heads_by_name():
     assert head_names("gda") == ["zero_shot", "gda"]
     assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
-    assert head_names("") == head_names("all") == list(HEADS)
+    assert head_names("all") == list(HEADS)
+    assert head_names("") == head_names("default") == [name for name in HEADS if name not in LEFT_OUT]
     assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
         head_names("tip_adaptor")
