@@ -74,7 +74,7 @@ def main() -> None:
     # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
     answers = pipeline.answer(rows, settings.refine,
                               tuned_rows(source, contest.root, [tests.files[index] for index in readable],
-                                         settings.views))
+                                         settings.views), every_member=truth is not None)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")

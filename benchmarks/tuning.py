@@ -57,7 +57,7 @@ def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
     tell(f"fit: {time.process_time() - begun:.0f} s of processor time")
     tests = test_images(folder, "A")
     features, _ = source.images(contest.root, tests.files)
-    answers = pipeline.answer(features, "auto", tuned_rows(source, contest.root, tests.files))
+    answers = pipeline.answer(features, "auto", tuned_rows(source, contest.root, tests.files), every_member=True)
     known = read_labels(contest, "A")
     truth = np.array([known[name] for name in tests.names])
 

@@ -267,10 +267,12 @@ class Pipeline:
         parts = {part.name: features[:, self.task_.columns(part.name)] for part in self.task_.parts}
         return {name: head.logits(parts.get(_split(name)[1], features)) for name, head in heads.items()}
 
-    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None) -> Answers:
+    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None,
+               every_member: bool = False) -> Answers:
         """Answers N images, (N, D) rows.
 
         rows_under: the same images by a tuned tower; without it the heads alone answer.
+        every_member: ask tuned members without weight too, for a table of scores; each encodes the images anew.
         refine: "off" takes each image by itself; "auto" refines the set where the held-out shots do not object;
             "on" refines it whatever they say.
         """
@@ -279,7 +281,7 @@ class Pipeline:
         if self.tuned_ and rows_under is not None:
             frozen_rows = features[:, self.task_.columns(self._first)] if self._first else features
             logits.update({name: member.logits(rows_under(member), frozen_rows)
-                           for name, member in self.tuned_.items()})
+                           for name, member in self.tuned_.items() if every_member or name in self.ensemble_.names_})
             frozen = probs
             if self.ensemble_ is not self.frozen_ensemble_:
                 probs = self.ensemble_.probs({**logits, HEADS_TOGETHER: np.log(frozen)})

@@ -41,3 +41,27 @@ def test_unlabelled_images_of_several_encoders_are_answered_by_their_own_columns
     answers = pipeline.answer(rows[1::2], "on")
     assert answers.final.shape == (len(rows[1::2]), len(FIRST[0]))
     assert np.allclose(answers.final.sum(axis=1), 1, atol=1e-4)
+
+
+class Guesses(Tells):
+    """A member that knows nothing."""
+
+    name = "guesses"
+
+    def held_out_logits(self):
+        return np.random.default_rng(0).standard_normal((len(SECOND[1]), len(SECOND[0]))).astype(np.float32)
+
+
+def test_a_member_without_weight_is_asked_for_a_table_alone():
+    pipeline = Pipeline(QUICK).fit(Task(FIRST[1], LABELS, FIRST[0]), tuning=Tuning([Tells(), Guesses()]))
+    assert [pipeline.tuned_[name].settings_["in_ensemble"] for name in ("tells", "guesses")] == [True, False]
+    asked = []
+
+    def rows_under(member):
+        asked.append(member.name)  # encodes the images once more
+        return SECOND[2]
+
+    few = pipeline.answer(FIRST[2], "off", rows_under)
+    every = pipeline.answer(FIRST[2], "off", rows_under, every_member=True)
+    assert asked == ["tells", "tells", "guesses"]
+    assert (few.probs == every.probs).all() and set(every.logits) - set(few.logits) == {"guesses"}

@@ -163,7 +163,8 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
                       draw.seed, prompts.plain_sentences(contest.class_names, domains))
         tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
-        answers = Pipeline(names, draw.seed).fit(task, tuning=tuning).answer(features, rows_under=tuned).by_method()
+        pipeline = Pipeline(names, draw.seed).fit(task, tuning=tuning)
+        answers = pipeline.answer(features, rows_under=tuned, every_member=True).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)
