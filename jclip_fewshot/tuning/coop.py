@@ -15,13 +15,17 @@ K classes · L tokens · M context vectors · W width of the text tower · D fea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.tuning.towers import cut
+from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
+from jclip_fewshot.encoders.base import ROWS, Depth
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations
+from jclip_fewshot.tuning.towers import blocks_of, cut
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -31,6 +35,7 @@ POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
 PLACE_HOLDER = "X"
+TEXTS_AT_ONCE = 64
 
 
 def sources(tokens: np.ndarray, context: int, name_lengths: Optional[np.ndarray], position: str) -> np.ndarray:
@@ -129,3 +134,51 @@ def train(start: Arrays, prompts: Prompts, rows: np.ndarray, labels: np.ndarray,
 def schedule(epochs: int, steps: int, lr: float = LR) -> np.ndarray:
     """The authors' learning rates: a first epoch at 1e-5, then a cosine by epoch."""
     return cosine_by_epoch(lr, epochs, steps)
+
+
+class CoOp(Member):
+    """CoOp as a member of the ensemble: one context for all classes, started at "a photo of a", name at the end.
+
+    A step sees all shots in one of their views each. The classifier is the text rows, moved as the learned context
+    moves the rows of "a photo of a bear."; the image tower stays as it is.
+    """
+
+    name = "coop"
+    needs_tokens = True
+    context, steps = 4, 50
+
+    def depth(self, model: CLIP) -> Depth:
+        return ROWS
+
+    def constants(self) -> Dict[str, float]:
+        return {"context": self.context, "steps": self.steps}
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        model = bank.encoder.model
+        tokens = cut(bank.class_tokens)[0].shape[1]
+        sentence = len(blocks_of(model, "")) * block_operations(tokens, model.transformer.width)
+        return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+        model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
+        start = {"ctx": model.token_embedding(jt.array(bank.class_tokens[0, 1:1 + self.context])).float32().numpy()}
+        seen = np.flatnonzero(task.seen)
+        rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
+        steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
+                 for _ in range(self.steps)]
+        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), unit_rows(rows),
+                        np.tile(np.searchsorted(seen, task.labels), views.count), steps, schedule(self.steps, 1),
+                        task.scale, stage=stage)
+        return {CLASSIFIER: _rows_in_parts(model, bank.class_tokens, trained["ctx"])
+                - _rows_in_parts(model, bank.class_tokens, start["ctx"])}
+
+    def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
+        return unit_var(x)
+
+
+def _rows_in_parts(model: CLIP, tokens: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """Unit text rows (K, D) of the sentences with that context."""
+    with jt.no_grad():
+        parts = [Prompts(model, tokens[i:i + TEXTS_AT_ONCE], len(context)).rows(jt.array(context)).numpy()
+                 for i in range(0, len(tokens), TEXTS_AT_ONCE)]
+    return np.concatenate(parts)

@@ -201,7 +201,9 @@ class Member:
         return self._safeguarded(answers, zero_shot)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        """The tower that gives the rows which `logits` takes."""
+        """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
+        if not self.update_:
+            return base
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
     def state(self) -> Arrays:

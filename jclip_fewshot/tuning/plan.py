@@ -21,6 +21,7 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.sources import Source
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
+from jclip_fewshot.tuning.coop import CoOp
 from jclip_fewshot.tuning.full_towers import ClipLora, TwoStage
 from jclip_fewshot.tuning.last_blocks import LastBlocks
 from jclip_fewshot.tuning.members import Member
@@ -28,7 +29,7 @@ from jclip_fewshot.tuning.prolip import ProLIP
 from jclip_fewshot.tuning.token_gda import TokenGDA
 
 MEMBERS: Dict[str, Type[Member]] = {
-    member.name: member for member in (TokenGDA, LastBlocks, ProLIP, ClipLora, TwoStage)}
+    member.name: member for member in (TokenGDA, LastBlocks, ProLIP, CoOp, ClipLora, TwoStage)}
 CPU_MEMBERS = (TokenGDA.name, LastBlocks.name)  # auto's on a CPU
 CPU_SECONDS = 600.0  # auto's on a CPU, at most
 SHARE = 0.75  # of the matrix rate that training reaches
