@@ -14,7 +14,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence,
 
 import numpy as np
 
-from jclip_fewshot.combine.ensemble import OF, Ensemble
+from jclip_fewshot.combine.ensemble import OF, Ensemble, text_explains
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
@@ -34,6 +34,7 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
+LEAST_TEXT = 0.8  # of `text_explains`, for one shot a class to check a refinement (docs/refinement.md)
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are checked by answering a few rows
@@ -300,9 +301,12 @@ class Pipeline:
     def held_out_folds(self) -> Iterator[HeldOutFold]:
         """Each fold of the shots, with answers by the cheaper ensemble without that fold.
 
-        Where every class has one shot, the shots of a quarter of the classes at a time are left out.
+        Where every class has one shot, the shots of a quarter of the classes at a time are left out; they are then
+        known by text alone, and where the text explains little there is nothing to check by.
         """
         task, leave_shots = self.task_, bool(self.task_.can_be_left_out.any())
+        if not leave_shots and text_explains(task) < LEAST_TEXT:
+            return
         for number, fold in enumerate(task.folds() if leave_shots else task.class_folds()):
             heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
             if leave_shots:

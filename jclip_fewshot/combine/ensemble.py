@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
@@ -34,7 +34,7 @@ EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
 EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
-NEED_SHOTS = ("linear_probe",)  # without text: no weight where nothing shows what it is worth
+NEED_SHOTS = ("linear_probe",)  # heads that do not look at the text
 OF = "@"  # between a head and its encoder, where there are several: gda@RN50
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
 BIAS_STEPS = 100  # of the search for the class bias, at most
@@ -158,6 +158,32 @@ def most_likely(log_probs: np.ndarray, labels: np.ndarray,
     return columns, (columns == labels[:, None]).argmax(axis=1)
 
 
+def text_explains(task: Task) -> float:
+    """q in 0..1: how much of ln K, a label's surprise, zero-shot takes away on the shots, at its best temperature.
+
+    Zero-shot has learned nothing from them: with one shot a class it is all that they can judge.
+    """
+    columns = np.flatnonzero(task.seen)
+    if len(columns) < 2:
+        return 1.0
+    logits, labels = task.zero_shot(task.features)[:, columns], np.searchsorted(columns, task.labels)
+    ones = np.ones(len(labels))
+    log_probs = log_softmax(np.float32(temperature(logits, labels, ones)) * logits)
+    return float(np.clip(1 + log_probs[np.arange(len(labels)), labels].mean() / np.log(len(columns)), 0, 1))
+
+
+def untested_weights(names: Sequence[str], task: Task) -> Tuple[np.ndarray, Dict[str, float]]:
+    """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
+
+    How q was turned into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
+    """
+    probes = np.array([name.split(OF)[0] in NEED_SHOTS for name in names])
+    q = text_explains(task) if len(task) else 1.0
+    weights = np.where(probes, (1 - q) / max(probes.sum(), 1), q ** 2 / max((~probes).sum(), 1))
+    weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
+    return weights, {"text_explains": q} if len(task) else {}
+
+
 class Ensemble:
     """The heads' logits → calibrated probabilities.
 
@@ -183,14 +209,13 @@ class Ensemble:
             raise ValueError(f"ensemble: held-out logits {logits.shape[1:]} of {len(task)} shots "
                              f"and {task.num_classes} classes")
         self.seen_, self.offset_ = task.seen, 0.0
-        prior = np.array([float(name.split(OF)[0] not in NEED_SHOTS) for name in self.names_])
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
         if not usable.any():
-            prior = prior / prior.sum() if prior.any() else np.full(len(prior), 1 / len(prior))
+            prior, found = untested_weights(self.names_, task)
             columns = int(task.seen.sum()) or task.num_classes
             self.pool_, self.fold_pools_ = Pool(np.ones(len(prior)), prior, np.zeros(columns)), []
             self.held_out_probs_ = self._probs(logits)
-            self.settings_ = {"weights": self._named(prior), "chosen_by": "fixed: nothing can be left out"}
+            self.settings_ = {"weights": self._named(prior), "chosen_by": "fixed: nothing can be left out", **found}
             return self
 
         columns = np.flatnonzero(task.seen)

@@ -32,6 +32,7 @@ AGREEMENTS = (0.0, 1.5, 3.0)  # r / c
 STANDARD = 0.1, 3.0  # c and r / c where the shots leave a choice
 WRONG = 0.05  # ε
 CAUTION = 1.0  # standard errors
+LEAST_GAIN = 1e-4  # nats: less is none
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
     gains = np.stack([score(start + np.float32(c) * e + np.float32(c * ratio) * a, labels) - before
                       for c, ratio in candidates])
     means, errors = mean_and_error(gains, weights)
-    safe = np.arange(len(means)) if force else np.flatnonzero(means > CAUTION * errors)
+    safe = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
     if not len(safe):
         return Choice(0.0, 0.0, 1.0), {
             "distances": 0.0, "agreement": 0.0, "guests": len(labels),

@@ -112,7 +112,9 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
         return result_of(given, given, task, task.num_classes, {"size": {"why": why}})
 
-    weights, decisions = choose_class_weights(probs)
+    folds = list(folds)
+    known = np.concatenate([fold.answer(fold.features) for fold in folds]) if folds else None
+    weights, decisions = choose_class_weights(probs, known)
     others = features[one_less(probs.argmax(axis=1))]
     choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
                                            lambda rows, fold: _guests(rows, fold, weights))
@@ -250,24 +252,20 @@ def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.maximum((x ** 2).sum(axis=1, keepdims=True) - 2 * product + (means ** 2).sum(axis=1), 0)
 
 
-def choose_class_weights(probs: np.ndarray) -> Tuple[ClassWeights, Dict[str, dict]]:
+def choose_class_weights(probs: np.ndarray, known: Optional[np.ndarray] = None
+                         ) -> Tuple[ClassWeights, Dict[str, dict]]:
     """Whether most classes are absent, and the decision for the record.
 
-    Weights are used where the best alpha is below 1, the Dirichlet's own border between dense and sparse proportions,
-    and fewer than half of the possible classes then receive an image.
+    known (S, K): answers to shots that were left out, in which every class is present. Weights are used where the best
+    alpha is below 1, the Dirichlet's own border between dense and sparse proportions, and fewer than half of the
+    classes then receive an image that would if all were there: an unsure classifier favours some, and `known` shows
+    how many. Without it no class counts less.
     """
-    concentration, gains = choose_concentration(probs)
-    possible = min(probs.shape)
-    trial = ClassWeights(np.isfinite(concentration), concentration, np.inf, 0)
-    # without a level o / (o + f) tends to o / f: what a class of its own weight would receive
-    settled = probs
-    if trial.sparse:
-        start = np.log(probs + np.float32(TINY))
-        for _ in range(WEIGHT_ROUNDS):
-            others = np.maximum(settled.sum(axis=0, dtype=np.float64).astype(np.float32) - settled, 0)
-            settled = softmax(start + np.log(others + np.float32(concentration)))
-    present = int((settled.sum(axis=0, dtype=np.float64) >= 0.5).sum())
-    sparse = concentration < 1 and present < possible / 2
+    concentration, gains, present = _presence(probs)
+    expected = float(min(probs.shape))
+    if known is not None:
+        expected *= _presence(known)[2] / min(known.shape)
+    sparse = known is not None and concentration < 1 and present < expected / 2
     weights = ClassWeights(sparse, concentration, len(probs) / max(present, 1), present)
     if sparse:
         why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"
@@ -275,6 +273,19 @@ def choose_class_weights(probs: np.ndarray) -> Tuple[ClassWeights, Dict[str, dic
         why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
     return weights, {"classes": {"concentration": _number(concentration), "gains": gains, "present": present,
                                  "sparse": sparse, "why": why}}
+
+
+def _presence(probs: np.ndarray) -> Tuple[float, Dict[str, float], int]:
+    """alpha, its gains (`choose_concentration`) and how many classes then receive half an image or more."""
+    concentration, gains = choose_concentration(probs)
+    settled = probs
+    if np.isfinite(concentration):
+        # without a level o / (o + f) tends to o / f: what a class of its own weight would receive
+        start = np.log(probs + np.float32(TINY))
+        for _ in range(WEIGHT_ROUNDS):
+            others = np.maximum(settled.sum(axis=0, dtype=np.float64).astype(np.float32) - settled, 0)
+            settled = softmax(start + np.log(others + np.float32(concentration)))
+    return concentration, gains, int((settled.sum(axis=0, dtype=np.float64) >= 0.5).sum())
 
 
 def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:

@@ -145,7 +145,7 @@ class CoOp(Member):
 
     name = "coop"
     needs_tokens = True
-    context, steps = 4, 50
+    context, steps = 4, 100
 
     def depth(self, model: CLIP) -> Depth:
         return ROWS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jclip_fewshot.backend.numerics import log_softmax
+from jclip_fewshot.backend.numerics import log_softmax, unit_rows
 from jclip_fewshot.combine.ensemble import (
     Ensemble,
     class_bias,
@@ -88,13 +88,22 @@ def test_unequal_counts_and_lonely_shots():
     check_probs(ensemble.held_out_probs_, (len(task), 6))
 
 
-def test_with_one_shot_a_class_weights_are_equal_and_the_probe_is_silent():
-    task = make_shots(per_class=1)
-    held_out = {**heads_of(task, task.labels), "linear_probe": np.zeros((6, 6), np.float32)}
-    ensemble = Ensemble().fit(held_out, task)
-    assert list(ensemble.settings_["weights"].values()) == [0.3333, 0.3333, 0.3333, 0]
-    alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task)
-    assert alone.settings_["weights"] == {"linear_probe": 1.0}
+def test_with_one_shot_a_class_the_text_is_judged_by_the_shots():
+    """Heads with text have the more weight the better zero-shot knows the shots; the probe has the rest."""
+    rng = np.random.default_rng(0)
+    text = unit_rows(rng.standard_normal((20, 32)))
+    shares = []
+    for noise in (0.02, 0.3, 100.0):
+        task = Task(unit_rows(text + noise * rng.standard_normal(text.shape)), np.arange(20), text)
+        held_out = {name: task.zero_shot(task.features) for name in ("zero_shot", "gda", "linear_probe")}
+        settings = Ensemble().fit(held_out, task).settings_
+        weights, q = settings["weights"], settings["text_explains"]
+        assert weights["zero_shot"] == weights["gda"]
+        np.testing.assert_allclose(weights["linear_probe"] * q ** 2, 2 * weights["gda"] * (1 - q), atol=1e-3)
+        shares.append(weights["linear_probe"])
+        alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task)
+        assert alone.settings_["weights"] == {"linear_probe": 1.0}
+    assert shares[0] < 0.05 and shares[0] < shares[1] < shares[2] and shares[2] > 0.8
 
 
 def test_one_head_alone_keeps_its_order_up_to_the_bias():

@@ -10,6 +10,7 @@ from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import (
     ClassWeights,
     SetEvidence,
+    choose_class_weights,
     choose_concentration,
     distinct,
     keep_ranking,
@@ -84,7 +85,8 @@ def test_the_check_sees_that_refining_would_harm(world):
     def answer(rows, labels_of_guests):
         if len(rows) != len(labels_of_guests):
             return probs[:len(rows)]
-        return softmax(rng.standard_normal((len(rows), CLASSES)) + 8 * np.eye(CLASSES)[labels_of_guests])
+        unsure = np.random.default_rng(5).standard_normal((len(rows), CLASSES))
+        return softmax(unsure + 8 * np.eye(CLASSES)[labels_of_guests])
 
     folds = [HeldOutFold(fold.task, broken.features[fold.left_out], broken.labels[fold.left_out],
                          lambda rows, fold=fold: answer(rows, broken.labels[fold.left_out]))
@@ -209,6 +211,22 @@ def test_one_shot_and_useless_text_are_noticed():
     features = draw(labels)
     answer = Pipeline(list(CHECK_HEADS)).fit(task).answer(features)
     assert top1(answer.final, labels) >= top1(answer.probs, labels) - 0.5
+
+
+def test_an_unsure_classifier_that_favours_classes_is_no_sign_of_absent_ones():
+    """All classes are present; half of them win most answers, on the shots left out as on the images."""
+    rng = np.random.default_rng(3)
+    favour = np.where(np.arange(CLASSES) < CLASSES // 4, 4.0, 0.0)
+
+    def drawn(labels):
+        return softmax(1.5 * np.eye(CLASSES)[labels] + favour + rng.standard_normal((len(labels), CLASSES)))
+
+    images, shots = drawn(np.repeat(np.arange(CLASSES), 20)), drawn(np.repeat(np.arange(CLASSES), 4))
+    alpha, _ = choose_concentration(images)
+    assert alpha < 1  # by the images alone most classes are absent
+    assert not choose_class_weights(images, shots)[0].sparse and not choose_class_weights(images)[0].sparse
+    sure = softmax(9 * np.eye(CLASSES)[np.repeat(np.arange(CLASSES), 4)] + rng.standard_normal((4 * CLASSES, CLASSES)))
+    assert choose_class_weights(softmax(9 * np.eye(CLASSES)[np.repeat(np.arange(2), 40)]), sure)[0].sparse
 
 
 def test_concentration_tells_sparse_from_dense():
