@@ -34,7 +34,8 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
-LEAST_TEXT = 0.8  # of `text_explains`, for one shot a class to check a refinement (docs/refinement.md)
+LEAST_TEXT = 0.5  # of `text_explains`, for a refinement that no shot can check (docs/refinement.md)
+LEAST_IMAGES = 4.0  # a class, for the same
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are checked by answering a few rows
@@ -294,26 +295,21 @@ class Pipeline:
         if self.unlabelled is not None and len(self.unlabelled):
             others = self.frozen_ensemble_.probs(self._logits(self.heads_, self.unlabelled))
             features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
-        if not len(self.task_):
-            return first_of(refine_zero_shot(probs, features, self.task_), count)
-        return first_of(refine(probs, features, self.task_, self.held_out_folds(), force), count)
+        if self.task_.can_be_left_out.any():
+            refined = refine(probs, features, self.task_, self.held_out_folds(), force)
+        elif force or not len(self.task_):
+            refined = refine_zero_shot(probs, features, self.task_)
+        else:
+            trusted = text_explains(self.task_) >= LEAST_TEXT
+            refined = refine_zero_shot(probs, features, self.task_, LEAST_IMAGES if trusted else np.inf)
+        return first_of(refined, count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
-        """Each fold of the shots, with answers by the cheaper ensemble without that fold.
-
-        Where every class has one shot, the shots of a quarter of the classes at a time are left out; they are then
-        known by text alone, and where the text explains little there is nothing to check by.
-        """
-        task, leave_shots = self.task_, bool(self.task_.can_be_left_out.any())
-        if not leave_shots and text_explains(task) < LEAST_TEXT:
-            return
-        for number, fold in enumerate(task.folds() if leave_shots else task.class_folds()):
+        """Each fold of the shots, with answers by the cheaper ensemble without that fold."""
+        task = self.task_
+        for number, fold in enumerate(task.folds()):
             heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
-            if leave_shots:
-                ensemble = self.check_ensemble_.without_fold(number)
-            else:
-                silent = {name: np.zeros((len(fold.task), task.num_classes), np.float32) for name in heads}
-                ensemble = Ensemble().fit(silent, fold.task)  # equal weights: nothing is learned from one shot
+            ensemble = self.check_ensemble_.without_fold(number)
 
             def answer(rows: np.ndarray) -> np.ndarray:
                 parts = [ensemble.probs(self._logits(heads, rows[block])) for block in blocks(len(rows))]

@@ -155,16 +155,6 @@ class Task:
         return folds
 
 
-    def class_folds(self) -> "List[Fold]":
-        """Where no shot can be left out: fold j leaves out the shots of every fourth class with one."""
-        place, folds = (np.cumsum(self.seen) - 1)[self.labels] % MAX_FOLDS, []
-        for fold in np.unique(place):
-            left_out = place == fold
-            if not left_out.all():
-                folds.append(Fold(self.take(~left_out), np.flatnonzero(~left_out), np.flatnonzero(left_out)))
-        return folds
-
-
 @dataclass(frozen=True)
 class Fold:
     """What a fit may see, and the shots it is judged on."""

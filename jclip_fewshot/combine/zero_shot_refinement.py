@@ -41,10 +41,11 @@ BIAS_ROUNDS = 8
 TINY = 1e-12
 
 
-def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Refinement:
+def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task, least_images: float = 0.0) -> Refinement:
     """Refines a whole set's zero-shot probabilities.
 
     probs (N, K): rows summing to 1. features (N, D): unit rows. Of `task` the text rows and domains alone are read.
+    least_images: of a class that is present; with fewer nothing is done.
     Raises:
         ValueError: shapes that do not fit.
     """
@@ -53,15 +54,16 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task) -> Ref
     if len(first) < MIN_IMAGES:
         why = f"{len(first)} images are too few to learn from each other; the answers stay as they are"
         return result_of(probs, probs, task, task.num_classes, {"size": {"why": why}})
-    refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text)
+    refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text, least_images)
     if refined is None:
-        return result_of(probs, probs, task, task.num_classes, {"names alone": decision})
+        return result_of(probs, probs, task, task.num_classes, {"images": decision})
     refined = ranked_behind(probs[first], refined)
     present = round(decision["present"])
-    return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"names alone": decision})
+    return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"images": decision})
 
 
-def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[Optional[np.ndarray], dict]:
+def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray,
+            least_images: float = 0.0) -> Tuple[Optional[np.ndarray], dict]:
     """The fixed point's rounds from ln p (N, K): u (N, K), None where nothing is done; and what was found."""
     assignments, moved, kappa = softmax(start), [], KAPPA
     # half of the images gain nothing from the proportions of the other half: all classes are there alike
@@ -71,8 +73,7 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
         present = float(min(start.shape)) if alike else classes_present(assignments)
         mixture = TextMixture(features, text, assignments, kappa, present)
         if mixture.neighbours < LEAST_NEIGHBOURS:
-            return None, {"why": f"{len(features)} images of about {present:.0f} classes: too few of a class to learn "
-                                 "from each other; the answers stay as they are"}
+            return None, _too_few(len(features), present)
         logits = np.empty_like(start)
         for rows in blocks(len(start)):
             logits[rows] = start[rows] + np.float32(EVIDENCE / mixture.freedom) * mixture.evidence(rows)
@@ -82,11 +83,18 @@ def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray) -> Tuple[
         previous, assignments = assignments, softmax(logits)
         moved.append(float(np.abs(assignments - previous).sum(axis=1).mean() / 2))
         kappa = mixture.found_kappa
+    if len(features) < least_images * present:
+        return None, _too_few(len(features), present)
     why = (f"about {present:.0f} of {len(text)} classes seem to have an image here; images differ by "
            f"{mixture.scale:.2f} of what their names differ"
            + ("; classes are drawn to equal shares" if balanced else ""))
     return assignments, {"present": present, "text_scale": round(mixture.scale, 3), "kappa": round(mixture.kappa, 2),
                          "neighbours": mixture.neighbours, "balanced": balanced, "moved": moved, "why": why}
+
+
+def _too_few(images: int, present: float) -> dict:
+    return {"why": f"{images} images of about {present:.0f} classes: too few of a class to learn from each other; the "
+                   "answers stay as they are"}
 
 
 def ranked_behind(start: np.ndarray, refined: np.ndarray) -> np.ndarray:
