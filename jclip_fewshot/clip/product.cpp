@@ -2,8 +2,8 @@
 // them.
 //
 // Single multiplies float32. Half multiplies bfloat16, two neighbours of the summed axis at a time (a "word" of 32
-// bits), and sums in float32; processors with AVX512_BF16 have an instruction for it, others compute the same slowly.
-// A sum runs over its axis in one order whatever the batch or the number of threads is, so that a row is the same,
+// bits), and sums in float32: by tiles where the processor has Intel's AMX, else by AVX512_BF16; others compute the
+// same slowly. A sum runs over its axis in one order whatever the batch or the number of threads is, so that a row is the same,
 // bit for bit, whatever is computed with it.
 
 #include <algorithm>
@@ -14,6 +14,11 @@
 #include <omp.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
+#endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define JCLIP_TILES
 #endif
 
 namespace jclip {
@@ -168,11 +173,110 @@ struct Matrix {
     }
 };
 
+#ifdef JCLIP_TILES
+constexpr int TILE_ROWS = 16, TILE_WORDS = 16;  // of a tile register; its rows of weights are words, too
+
+// Linux hands out the tile registers on request, once for a process.
+inline bool have_tiles() {
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return granted;
+}
+
+// Tiles 0 to 5 hold sums, 6 rows of A: `rows` high. 7 holds weights.
+inline void shape_tiles(int rows) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape;
+    std::memset(&shape, 0, sizeof shape);
+    shape.palette = 1;
+    for (int tile = 0; tile < 8; tile++) shape.bytes[tile] = 4 * TILE_WORDS, shape.rows[tile] = rows;
+    shape.rows[7] = TILE_WORDS;
+    _tile_loadconfig(&shape);
+}
+
+// c (rows, PANEL) = A (rows, words) times a panel: of as many rows as the tiles have, or (DOUBLE) of twice 16.
+template <bool DOUBLE>
+inline void tile_block(int64_t words, const Word* a, int64_t lda, const Word* panel, float* c) {
+    static_assert(PANEL == 3 * TILE_WORDS, "three tiles of weights");
+    constexpr int BESIDE = 4 * PANEL;  // bytes from a row of the panel, or of c, to the next
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t p = 0; p < words; p += TILE_WORDS) {
+        const Word* b = panel + p * PANEL;
+        _tile_loadd(6, a + p, 4 * lda);
+        _tile_loadd(7, b, BESIDE);
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_loadd(7, b + TILE_WORDS, BESIDE);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_loadd(7, b + 2 * TILE_WORDS, BESIDE);
+        _tile_dpbf16ps(2, 6, 7);
+        if (DOUBLE) {
+            _tile_loadd(6, a + TILE_ROWS * lda + p, 4 * lda);
+            _tile_dpbf16ps(5, 6, 7);
+            _tile_loadd(7, b, BESIDE);
+            _tile_dpbf16ps(3, 6, 7);
+            _tile_loadd(7, b + TILE_WORDS, BESIDE);
+            _tile_dpbf16ps(4, 6, 7);
+        }
+    }
+    _tile_stored(0, c, BESIDE);
+    _tile_stored(1, c + TILE_WORDS, BESIDE);
+    _tile_stored(2, c + 2 * TILE_WORDS, BESIDE);
+    if (DOUBLE) {
+        c += TILE_ROWS * PANEL;
+        _tile_stored(3, c, BESIDE);
+        _tile_stored(4, c + TILE_WORDS, BESIDE);
+        _tile_stored(5, c + 2 * TILE_WORDS, BESIDE);
+    }
+}
+
+// As `multiply`, by tiles; false where they do not fit. That hangs on the matrix alone, so that rows stay the same.
+template <class Put>
+inline bool multiply_by_tiles(int64_t begin, int64_t end, const uint16_t* a, int64_t lda, Matrix<Half> b,
+                              int64_t first, int64_t last, int64_t from, int64_t to, const Put& put) {
+    int64_t words = whole<Half>(b.inputs) / 2;
+    if (words % TILE_WORDS || !have_tiles()) return false;
+    alignas(LINE) float sums[2 * TILE_ROWS * PANEL];
+    int shaped = 0;
+    for (int64_t row = begin, height; row < end; row += height) {
+        height = end - row >= 2 * TILE_ROWS ? 2 * TILE_ROWS : std::min<int64_t>(TILE_ROWS, end - row);
+        int rows = (int)std::min<int64_t>(TILE_ROWS, height);
+        if (rows != shaped) shape_tiles(shaped = rows);
+        const Word* x = (const Word*)(a + row * lda);
+        for (int64_t panel = first; panel < last; panel++) {
+            int64_t column = std::max(from, panel * PANEL), stop = std::min(to, (panel + 1) * PANEL);
+            const Word* weights = (const Word*)b.panel(panel);
+            if (height > TILE_ROWS)
+                tile_block<true>(words, x, lda / 2, weights, sums);
+            else
+                tile_block<false>(words, x, lda / 2, weights, sums);
+            for (int64_t i = 0; i < height; i++)
+                put(row + i, column, stop - column, sums + i * PANEL + column - panel * PANEL);
+        }
+    }
+    if (shaped) _tile_release();
+    return true;
+}
+#endif
+
+template <class... Rest>
+inline bool multiply_by_tiles(const Rest&...) {  // float32, or no AMX
+    return false;
+}
+
 // Rows `begin` to `end` of A times the panels of `first` to `last`, of which columns [from, to) are wanted:
 // put(row, column, count, sums).
 template <class T, class Put>
 inline void multiply(int64_t begin, int64_t end, const typename T::Number* a, int64_t lda, Matrix<T> b, int64_t first,
                      int64_t last, int64_t from, int64_t to, const Put& put) {
+    if (multiply_by_tiles(begin, end, a, lda, b, first, last, from, to, put)) return;
     int64_t words = whole<T>(b.inputs) / T::PAIR, blocks = (end - begin + ROWS - 1) / ROWS;
     alignas(LINE) float tile[ROWS * PANEL];
     for (int64_t block = 0; block < blocks; block++) {  // of equal height, as near as may be

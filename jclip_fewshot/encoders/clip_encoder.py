@@ -73,7 +73,7 @@ def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None
     """Loads a CLIP by name or checkpoint file.
 
     dtype: "float32", "float16" (CUDA), "bfloat16" (CPUs with AVX512_BF16), or "auto": float16 on CUDA; on the
-        CPU bfloat16 where the processor has it and this checkpoint's features stay the same by it (precision.py),
+        CPU bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py),
         float32 elsewhere. Each precision's rows are kept apart in the cache.
     batch_size: None takes 16 on the CPU, 256 on CUDA.
     cache: saves reading the checkpoint twice for its fingerprint.

@@ -38,6 +38,9 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, mo
     assert "warning" not in capsys.readouterr().err  # auto needs no line
 
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
+    monkeypatch.setattr(cpu, "bfloat16_speedup", lambda: 0.6)
+    assert opened(checkpoint, "auto", cache).precision == "float32"
+    monkeypatch.setattr(cpu, "bfloat16_speedup", lambda: 1.8)
     half = opened(checkpoint, "auto", cache)
     assert half.precision == "bfloat16" == half.model.precision
     assert half.fingerprint != single.fingerprint and half.weights_digest == single.weights_digest
@@ -52,6 +55,7 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, mo
 
 def test_auto_keeps_float32_where_features_would_change(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
+    monkeypatch.setattr(cpu, "bfloat16_speedup", lambda: 1.8)
     for cosine in (0.9994, float("nan")):
         monkeypatch.setattr(precision, "least_cosine", lambda encoder: cosine)
         assert opened(checkpoint, "auto").precision == "float32"
@@ -61,6 +65,13 @@ def test_auto_keeps_float32_where_features_would_change(checkpoint, tmp_path, mo
 
 def test_a_damaged_verdict_is_measured_again(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
+    monkeypatch.setattr(cpu, "bfloat16_speedup", lambda: 1.8)
     (tmp_path / precision.VERDICTS).write_text('{"a": ')
     assert opened(checkpoint, "auto", FeatureCache(tmp_path)).precision == "bfloat16"
     assert len(json.loads((tmp_path / precision.VERDICTS).read_text())) == 1
+
+
+def test_the_speed_of_bfloat16_is_measured():
+    if not cpu.available():
+        pytest.skip("bfloat16 is for the CPU")
+    assert 0.01 < cpu.bfloat16_speedup() < 100
