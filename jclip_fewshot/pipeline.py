@@ -77,8 +77,8 @@ def head_names(listed: str) -> List[str]:
     names: List[str] = []
     for name in (part.strip() for part in (listed or "default").split(",") if part.strip()):
         if name not in HEADS and name not in groups:
-            raise UserError(f"--heads: unknown method {name!r}{nearest(name, [*groups, *HEADS])}; there are default, all, "
-                            + ", ".join(["fast", *HEADS]))
+            known = [*groups, *HEADS]
+            raise UserError(f"--heads: unknown method {name!r}{nearest(name, known)}; there are {', '.join(known)}")
         names += groups.get(name, [name])
     return list(dict.fromkeys(["zero_shot"] + names))  # the ensemble leans on zero-shot
 

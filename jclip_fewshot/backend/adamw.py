@@ -22,7 +22,8 @@ class AdamW:
     the two moments.
     """
 
-    def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, betas: Tuple[float, float] = (0.9, 0.999)):
+    def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8,
+                 betas: Tuple[float, float] = (0.9, 0.999)) -> None:
         self.lr, self.weight_decay, self.eps, self.betas = lr, weight_decay, eps, betas
         self.steps = 0
         self.means: List["jt.Var"] = []  # first moments

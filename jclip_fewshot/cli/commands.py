@@ -99,7 +99,8 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST", help="all, default (train.py's), fast, or names with commas [all]")
+    parser.add_argument("--heads", default="", metavar="LIST",
+                        help="all, default (train.py's), fast, or names with commas [all]")
     parser.add_argument("--shots", type=int, default=None, metavar="N",
                         help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")

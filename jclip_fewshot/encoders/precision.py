@@ -23,8 +23,9 @@ _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a
 def bfloat16_holds(encoder, folder: Optional[Path] = None) -> bool:
     """Whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
 
-    False too where the processor lacks AVX512_BF16, or is not faster by it (cpu.bfloat16_speedup). A few drawn images and sentences are encoded both ways, once
-    for a checkpoint where there is a folder to remember it in. The encoder is left as it was.
+    False too where the processor lacks AVX512_BF16 or is no faster by it (cpu.bfloat16_speedup). A few drawn images and
+    sentences are encoded both ways, once for a checkpoint where there is a folder to remember it in. The encoder is
+    left as it was.
     """
     if cpu.lacks_bfloat16() or cpu.bfloat16_speedup() < LEAST_SPEEDUP:
         return False
