@@ -115,15 +115,20 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     folds = list(folds)
     known = np.concatenate([fold.answer(fold.features) for fold in folds]) if folds else None
     weights, decisions = choose_class_weights(probs, known)
-    others = features[one_less(probs.argmax(axis=1))]
-    choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
-                                           lambda rows, fold: _guests(rows, fold, weights))
+    neighbours = neighbours_of(len(probs), weights.present)
+    if neighbours or force:
+        others = features[one_less(probs.argmax(axis=1))]
+        choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
+                                               lambda rows, fold: _guests(rows, fold, weights))
+    else:
+        why = f"each image keeps its own answer: {len(probs)} images of about {weights.present} classes, hardly two of one"
+        choice, decisions["features"] = None, {"distances": 0.0, "agreement": 0.0, "why": why}
     if choice is None:
         choice = UNCHECKED if force else Choice(0.0, 0.0, 1.0)
     start = np.log(probs + np.float32(TINY))
     assignments = weights.settle(start, probs)
     if choice.distances:
-        evidence = SetEvidence(features, assignments, task, neighbours_of(len(probs), weights.present))
+        evidence = SetEvidence(features, assignments, task, neighbours)
         for rows in blocks(len(probs)):
             e, a = evidence(rows)
             start[rows] += np.float32(choice.distances) * e + np.float32(choice.agreement) * a
