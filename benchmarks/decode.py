@@ -32,7 +32,7 @@ from jclip_fewshot import console as progress
 from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
 from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.features.encode import default_workers, encode_images
+from jclip_fewshot.features.encode import default_workers, depth_of_rows, encode_images
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import as_keys
@@ -188,8 +188,7 @@ def lookup(files: int) -> None:
         encoder = Nothing(512, 256)
         start = time.perf_counter()
         with FeatureCache(folder / "cache") as cache:
-            about = dict(RECIPE._asdict(), what="images", encoder=encoder.fingerprint)
-            store = cache.rows(about, 2048)
+            store = cache.rows(depth_of_rows(encoder, RECIPE, ROWS), 2048)
             _, _, marks = cache.known_files(paths)
             digests = as_keys([content_digest(b"%d" % i) for i in range(files)])
             cache.remember_files(marks, digests)

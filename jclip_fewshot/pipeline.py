@@ -297,6 +297,8 @@ class Pipeline:
             features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
         if self.task_.can_be_left_out.any():
             refined = refine(probs, features, self.task_, self.held_out_folds(), force)
+            if "features" in refined.decisions:
+                refined.decisions["features"]["checked_with"] = list(self.check_heads_)
         elif force or not len(self.task_):
             refined = refine_zero_shot(probs, features, self.task_)
         else:
