@@ -2,6 +2,8 @@
 
 namespace jclip {
 
+constexpr float LEAST = 1.2e-38f;  // about the least normal number
+
 struct Pace {
     float b1, b2, rate, debias, shrink, eps;
 };
@@ -13,7 +15,8 @@ inline void adamw(int64_t size, Pace p, const float* value, const float* mean, c
         float g = gradient[i], m = p.b1 * mean[i] + (1 - p.b1) * g, v = p.b2 * square[i] + (1 - p.b2) * g * g;
         new_mean[i] = m;
         new_square[i] = v;
-        new_value[i] = value[i] * p.shrink - p.rate * m / (std::sqrt(v) * p.debias + p.eps);
+        // -Ofast takes the root by an estimate, which is NaN for a subnormal number; eps hides this least one
+        new_value[i] = value[i] * p.shrink - p.rate * m / (std::sqrt(std::max(v, LEAST)) * p.debias + p.eps);
     }
 }
 

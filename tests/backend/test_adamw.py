@@ -23,3 +23,13 @@ def test_adamw_against_numpy(move, shape, monkeypatch):
         theirs = theirs * (1 - 0.005 * 0.1) - 0.005 * (m / (1 - 0.9 ** step)) / (
             np.sqrt(v / (1 - 0.999 ** step)) + 1e-8)
     np.testing.assert_allclose(x[0].numpy(), theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("move", [fused_move, plain_move])
+def test_a_gradient_whose_square_is_subnormal_moves_nothing(move, monkeypatch):
+    """A class without shots that its text is sure of has such gradients; -Ofast makes NaN of their square's root."""
+    monkeypatch.setattr(adamw, "fused_move", move)
+    gradient = np.geomspace(1e-24, 1e-14, 50_000).astype(np.float32)
+    value = np.ones_like(gradient)
+    moved = AdamW(0.003).step([var(value)], [var(gradient)], pace=1.0)[0].numpy()
+    np.testing.assert_allclose(moved, value, atol=1e-7)
