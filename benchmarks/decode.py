@@ -188,7 +188,7 @@ def lookup(files: int) -> None:
         encoder = Nothing(512, 256)
         start = time.perf_counter()
         with FeatureCache(folder / "cache") as cache:
-            store = cache.rows(depth_of_rows(encoder, RECIPE, ROWS), 2048)
+            store = cache.rows(depth_of_rows(encoder, RECIPE), 2048)
             _, _, marks = cache.known_files(paths)
             digests = as_keys([content_digest(b"%d" % i) for i in range(files)])
             cache.remember_files(marks, digests)

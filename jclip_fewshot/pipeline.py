@@ -16,7 +16,7 @@ import numpy as np
 
 from jclip_fewshot.combine.ensemble import OF, Ensemble, text_explains
 from jclip_fewshot.combine.held_out import HeldOutFold
-from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefined
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
@@ -301,9 +301,11 @@ class Pipeline:
                 refined.decisions["features"]["checked_with"] = list(self.check_heads_)
         elif force or not len(self.task_):
             refined = refine_zero_shot(probs, features, self.task_)
+        elif text_explains(self.task_) >= LEAST_TEXT:
+            refined = refine_zero_shot(probs, features, self.task_, LEAST_IMAGES)
         else:
-            trusted = text_explains(self.task_) >= LEAST_TEXT
-            refined = refine_zero_shot(probs, features, self.task_, LEAST_IMAGES if trusted else np.inf)
+            why = "each image keeps its own answer: the text says too little about the shots"
+            refined = unrefined(probs, self.task_, {"images": {"why": why}})
         return first_of(refined, count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:

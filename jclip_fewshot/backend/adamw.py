@@ -6,13 +6,12 @@ Jittor's operators, and tests hold the two to each other.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
 from typing import List, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.cpp import source
 
 
 class AdamW:
@@ -55,14 +54,10 @@ def plain_move(value: "jt.Var", mean: "jt.Var", square: "jt.Var", gradient: "jt.
 def fused_move(value: "jt.Var", mean: "jt.Var", square: "jt.Var", gradient: "jt.Var",
                **pace: float) -> "List[jt.Var]":
     """`plain_move` as one operator of the CPU."""
-    return jt.code([value.shape] * 3, ["float32"] * 3, [value, mean, square, gradient], cpu_header=_source(),
+    return jt.code([value.shape] * 3, ["float32"] * 3, [value, mean, square, gradient],
+                   cpu_header=source(__file__, "adamw.cpp"),
                    data={name: float(number) for name, number in pace.items()}, cpu_src="""
         jclip::Pace pace{(float)data["b1"], (float)data["b2"], (float)data["rate"], (float)data["debias"],
                          (float)data["shrink"], (float)data["eps"]};
         jclip::adamw(in0->num, pace, in0_p, in1_p, in2_p, in3_p, out0_p, out1_p, out2_p);
     """)
-
-
-@lru_cache(maxsize=None)
-def _source() -> str:
-    return Path(__file__).with_name("adamw.cpp").read_text(encoding="utf-8")

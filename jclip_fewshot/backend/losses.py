@@ -10,10 +10,10 @@ Letters: N rows, K classes.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import List
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.backend.numerics import log_softmax_var
 
 
@@ -43,20 +43,16 @@ def _fused(logits: "jt.Var") -> bool:
     return not jt.flags.use_cuda and str(logits.dtype) == "float32"
 
 
-@lru_cache(maxsize=None)
-def _source() -> str:
-    return Path(__file__).with_name("losses.cpp").read_text(encoding="utf-8")
-
-
 def _label_losses(logits: "jt.Var", labels: "jt.Var", scale: float) -> "List[jt.Var]":
-    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [logits, labels], cpu_header=_source(),
-                   data={"scale": float(scale)}, cpu_src="""
+    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [logits, labels],
+                   cpu_header=source(__file__, "losses.cpp"), data={"scale": float(scale)}, cpu_src="""
         jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);
     """)
 
 
 def _divergences(target: "jt.Var", logits: "jt.Var") -> "List[jt.Var]":
-    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [target, logits], cpu_header=_source(),
+    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [target, logits],
+                   cpu_header=source(__file__, "losses.cpp"),
                    cpu_src="jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);")
 
 

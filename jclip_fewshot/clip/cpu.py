@@ -17,6 +17,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.cpp import source
 
 _SOURCE = """
     jclip::Tower t;
@@ -57,9 +58,8 @@ _ROWS = 1600
 _NUMBERS = 8 * 112 * 112 * 64
 
 
-@lru_cache(maxsize=None)
 def header(*names: str) -> str:
-    return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
+    return source(__file__, *names)
 
 
 def available() -> bool:

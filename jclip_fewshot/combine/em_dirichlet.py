@@ -27,6 +27,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.console import warn
+from jclip_fewshot.task import class_sums
 
 MAX_ALPHA = 1e8  # beyond it float64 cannot tell the likelihoods of two steps apart
 NEWTON_GAIN = 1e-13  # stop when the next Newton step promises less likelihood than this (nats an image)
@@ -259,8 +260,7 @@ def _support_sums(support_probs, support_labels, num_classes, eps) -> _SupportSu
         raise ValueError(f"support_probs must be {(len(labels), num_classes)}, not {support_probs.shape}")
     if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
         raise ValueError(f"support_labels must lie in 0..{num_classes - 1}")
-    log_sums = np.zeros((num_classes, num_classes))
-    np.add.at(log_sums, labels, np.log(support_probs.astype(np.float64) + eps))
+    log_sums = class_sums(np.log(support_probs.astype(np.float64) + eps), labels, num_classes)
     return _SupportSums(np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums)
 
 

@@ -19,6 +19,7 @@ Letters: G guests, K classes, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Iterable, Optional, Tuple
 
 import numpy as np
@@ -43,6 +44,11 @@ class HeldOutFold:
     features: np.ndarray  # (G, D) of the shots left out
     labels: np.ndarray  # (G,)
     answer: Callable[[np.ndarray], np.ndarray]  # (N, D) rows -> (N, K) probabilities, without the shots left out
+
+    @cached_property
+    def own_answers(self) -> np.ndarray:
+        """(G, K): to the shots left out themselves."""
+        return self.answer(self.features)
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,10 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
         why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(given, given, task, task.num_classes, {"size": {"why": why}})
+        return unrefined(given, task, {"size": {"why": why}})
 
     folds = list(folds)
-    known = np.concatenate([fold.answer(fold.features) for fold in folds]) if folds else None
+    known = np.concatenate([fold.own_answers for fold in folds]) if folds else None
     weights, decisions = choose_class_weights(probs, known)
     neighbours = neighbours_of(len(probs), weights.present)
     if neighbours or force:
@@ -121,7 +121,8 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
                                                lambda rows, fold: _guests(rows, fold, weights))
     else:
-        why = f"each image keeps its own answer: {len(probs)} images of about {weights.present} classes, hardly two of one"
+        why = (f"each image keeps its own answer: {len(probs)} images of about {weights.present} classes, hardly two "
+               "of one")
         choice, decisions["features"] = None, {"distances": 0.0, "agreement": 0.0, "why": why}
     if choice is None:
         choice = UNCHECKED if force else Choice(0.0, 0.0, 1.0)
@@ -178,7 +179,7 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
         nothing = np.zeros((len(fold.labels), fold.task.num_classes), np.float32)
         return nothing, nothing, nothing
     probs = fold.answer(features)
-    start = np.log(fold.answer(fold.features) + np.float32(TINY))
+    start = np.log(fold.own_answers + np.float32(TINY))
     if weights.sparse:
         probs = weights.settle(np.log(probs + np.float32(TINY)), probs)
         start = start + weights.log_weights(probs, None)
@@ -238,17 +239,26 @@ class SetEvidence:
 
         0 where a class has one image.
         """
-        found = np.zeros((len(unit), self.assignments.shape[1]), np.float32)
-        for block in blocks(len(unit), max(1, 2 ** 24 // len(self.unit))) if self.neighbours else ():
-            cosines = matmul(unit[block], self.unit.T)
-            own = np.arange(len(cosines))
-            if numbers is not None:
-                cosines[own, numbers[block]] = -np.inf
-            for _ in range(self.neighbours):  # the nearest, then the nearest of the others
-                nearest = cosines.argmax(axis=1)
-                found[block] += np.maximum(cosines[own, nearest], 0)[:, None] * self.assignments[nearest]
-                cosines[own, nearest] = -np.inf
-        return found
+        return agreement(unit, self.unit, self.assignments, self.neighbours, numbers)
+
+
+def agreement(unit: np.ndarray, others: np.ndarray, assignments: np.ndarray, neighbours: int,
+              numbers: Optional[np.ndarray] = None) -> np.ndarray:
+    """sum of cos(x_n, x_m) u_mk over the nearest m: rows (n, D), others (N, D), u (N, K) -> (n, K).
+
+    numbers: where the rows stand among the others, or they would agree with themselves.
+    """
+    found = np.zeros((len(unit), assignments.shape[1]), np.float32)
+    for block in blocks(len(unit), max(1, 2 ** 24 // len(others))) if neighbours else ():
+        cosines = matmul(unit[block], others.T)
+        own = np.arange(len(cosines))
+        if numbers is not None:
+            cosines[own, numbers[block]] = -np.inf
+        for _ in range(neighbours):  # the nearest, then the nearest of the others
+            nearest = cosines.argmax(axis=1)
+            found[block] += np.maximum(cosines[own, nearest], 0)[:, None] * assignments[nearest]
+            cosines[own, nearest] = -np.inf
+    return found
 
 
 def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -267,10 +277,9 @@ def choose_class_weights(probs: np.ndarray, known: Optional[np.ndarray] = None
     how many. Without it no class counts less.
     """
     concentration, gains, present = _presence(probs)
-    expected = float(min(probs.shape))
-    if known is not None:
-        expected *= _presence(known)[2] / min(known.shape)
-    sparse = known is not None and concentration < 1 and present < expected / 2
+    sparse = False
+    if known is not None and concentration < 1:
+        sparse = present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
     weights = ClassWeights(sparse, concentration, len(probs) / max(present, 1), present)
     if sparse:
         why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"
@@ -364,6 +373,11 @@ def result_of(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, 
     balance = refined.mean(axis=0, dtype=np.float64)
     changed = np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1))
     return Refinement(refined, changed, balance, np.bincount(task.domains, weights=balance), present, decisions)
+
+
+def unrefined(probs: np.ndarray, task: Task, decisions: dict) -> Refinement:
+    """Probabilities (N, K) as they are, and why."""
+    return result_of(probs, probs, task, task.num_classes, decisions)
 
 
 def _number(value: float) -> Optional[float]:

@@ -23,7 +23,16 @@ from typing import Optional, Tuple
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
-from jclip_fewshot.combine.refinement import Refinement, blocks, checked, choose_concentration, distinct, result_of
+from jclip_fewshot.combine.refinement import (
+    Refinement,
+    agreement,
+    blocks,
+    checked,
+    choose_concentration,
+    distinct,
+    result_of,
+    unrefined,
+)
 from jclip_fewshot.task import Task
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
@@ -53,10 +62,10 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task, least_
     first, copy_of = distinct(features)  # copies of an image count once
     if len(first) < MIN_IMAGES:
         why = f"{len(first)} images are too few to learn from each other; the answers stay as they are"
-        return result_of(probs, probs, task, task.num_classes, {"size": {"why": why}})
+        return unrefined(probs, task, {"size": {"why": why}})
     refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text, least_images)
     if refined is None:
-        return result_of(probs, probs, task, task.num_classes, {"images": decision})
+        return unrefined(probs, task, {"images": decision})
     refined = ranked_behind(probs[first], refined)
     present = round(decision["present"])
     return result_of(refined if copy_of is None else refined[copy_of], probs, task, present, {"images": decision})
@@ -167,19 +176,8 @@ class TextMixture:
 
     def agreement(self, rows: slice) -> np.ndarray:
         """a (n, K); 0 where a class has one image."""
-        found = np.zeros((len(self.x[rows]), self.assignments.shape[1]), np.float32)
-        if not self.neighbours:
-            return found
         unit = self.x / np.sqrt(np.maximum(self.squares, TINY))
-        numbers = np.arange(len(unit))[rows]
-        for block in blocks(len(numbers), max(1, 2 ** 24 // len(unit))):
-            cosines = matmul(unit[numbers[block]], unit.T)
-            own = np.arange(len(cosines))
-            cosines[own, numbers[block]] = -np.inf  # not itself
-            nearest = np.argpartition(-cosines, self.neighbours - 1, axis=1)[:, :self.neighbours]
-            for column in nearest.T:
-                found[block] += np.maximum(cosines[own, column], 0)[:, None] * self.assignments[column]
-        return found
+        return agreement(unit[rows], unit, self.assignments, self.neighbours, np.arange(len(unit))[rows])
 
     def _squared(self, rows: slice, means: np.ndarray) -> np.ndarray:
         """Squared distances (n, K)."""

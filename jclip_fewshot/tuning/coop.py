@@ -15,17 +15,18 @@ K classes · L tokens · M context vectors · W width of the text tower · D fea
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.task import Task
-from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations
-from jclip_fewshot.tuning.towers import blocks_of, cut
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, sentence_operations
+from jclip_fewshot.tuning.towers import cut, in_parts, text_rows
 from jclip_fewshot.tuning.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -35,7 +36,6 @@ POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
 PLACE_HOLDER = "X"
-TEXTS_AT_ONCE = 64
 
 
 def sources(tokens: np.ndarray, context: int, name_lengths: Optional[np.ndarray], position: str) -> np.ndarray:
@@ -154,9 +154,7 @@ class CoOp(Member):
         return {"context": self.context, "steps": self.steps}
 
     def operations(self, task: Task, bank: Bank) -> float:
-        model = bank.encoder.model
-        tokens = cut(bank.class_tokens)[0].shape[1]
-        sentence = len(blocks_of(model, "")) * block_operations(tokens, model.transformer.width)
+        sentence = sentence_operations(bank.encoder.model, bank.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
@@ -166,19 +164,12 @@ class CoOp(Member):
         rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
                  for _ in range(self.steps)]
-        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), unit_rows(rows),
+        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
                         np.tile(np.searchsorted(seen, task.labels), views.count), steps, schedule(self.steps, 1),
                         task.scale, stage=stage)
-        return {CLASSIFIER: _rows_in_parts(model, bank.class_tokens, trained["ctx"])
-                - _rows_in_parts(model, bank.class_tokens, start["ctx"])}
+        context = jt.array(trained["ctx"])
+        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
+        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
         return unit_var(x)
-
-
-def _rows_in_parts(model: CLIP, tokens: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """Unit text rows (K, D) of the sentences with that context."""
-    with jt.no_grad():
-        parts = [Prompts(model, tokens[i:i + TEXTS_AT_ONCE], len(context)).rows(jt.array(context)).numpy()
-                 for i in range(0, len(tokens), TEXTS_AT_ONCE)]
-    return np.concatenate(parts)

@@ -9,6 +9,7 @@ S shots · B images a step · L tokens · W width · K classes
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Dict, List
 
 import numpy as np
@@ -20,15 +21,14 @@ from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning import lora, two_stage
-from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
-from jclip_fewshot.tuning.towers import blocks_of, cut, rows_from, text_rows
+from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, sentence_operations, steps_of
+from jclip_fewshot.tuning.towers import blocks_of, in_parts, rows_from, text_rows
 from jclip_fewshot.tuning.training import Arrays
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
 BATCH = 32  # both methods'
-TEXTS_AT_ONCE = 64
 
 
 class _BothTowers(Member):
@@ -52,9 +52,8 @@ class _BothTowers(Member):
     def operations(self, task: Task, bank: Bank) -> float:
         model = bank.encoder.model
         length, width = model.visual.shape_at(0)
-        tokens = cut(bank.class_tokens)[0].shape[1]
         image = len(blocks_of(model, "visual.")) * block_operations(length, width)
-        sentence = len(blocks_of(model, "")) * block_operations(tokens, model.transformer.width)
+        sentence = sentence_operations(model, bank.class_tokens)
         batch = min(BATCH, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
 
@@ -119,13 +118,6 @@ class TwoStage(_BothTowers):
 
 def _text_moved(model: CLIP, tokens: np.ndarray, text: np.ndarray, tensors: Arrays) -> np.ndarray:
     """By how much tuning moves the text rows (K, D): of one template, added to the rows of all sentences."""
-    with jt.no_grad():
-        before = _text_in_parts(model, tokens)
-        with replaced(model, {name: jt.array(value) for name, value in tensors.items()}):
-            after = _text_in_parts(model, tokens)
-    return after - before
-
-
-def _text_in_parts(model: CLIP, tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate([text_rows(model, tokens[i:i + TEXTS_AT_ONCE]).numpy()
-                           for i in range(0, len(tokens), TEXTS_AT_ONCE)])
+    before = in_parts(partial(text_rows, model), tokens)
+    with replaced(model, {name: jt.array(value) for name, value in tensors.items()}):
+        return in_parts(partial(text_rows, model), tokens) - before

@@ -33,6 +33,7 @@ from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import merged
+from jclip_fewshot.tuning.towers import blocks_of, cut
 from jclip_fewshot.tuning.training import Arrays
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -245,6 +246,11 @@ def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def block_operations(length: int, width: int) -> float:
     """Of a sequence's way forward through a block."""
     return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
+
+
+def sentence_operations(model: CLIP, tokens: np.ndarray) -> float:
+    """Of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
+    return len(blocks_of(model, "")) * block_operations(cut(tokens)[0].shape[1], model.transformer.width)
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

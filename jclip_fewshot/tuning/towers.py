@@ -5,7 +5,7 @@ B images or sentences · R pixels a side · L tokens · W width · D feature wid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING, Callable, List, Tuple
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from jclip_fewshot.clip.replace import part
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
+
+TEXTS_AT_ONCE = 64
 
 
 def norm_names(model: CLIP, tower: str, blocks: List[int]) -> List[str]:
@@ -52,6 +54,13 @@ def text_rows(model: CLIP, tokens: np.ndarray) -> "jt.Var":
     """(B, L) ids -> (B, D) unit rows, with gradients."""
     ids, ends = cut(tokens)
     return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
+
+
+def in_parts(rows_of: "Callable[[np.ndarray], jt.Var]", tokens: np.ndarray) -> np.ndarray:
+    """rows_of(tokens), (K, D), without gradients and some sentences at a time."""
+    with jt.no_grad():
+        return np.concatenate([rows_of(tokens[i:i + TEXTS_AT_ONCE]).numpy()
+                               for i in range(0, len(tokens), TEXTS_AT_ONCE)])
 
 
 def patch_rows(model: CLIP, images: "jt.Var") -> "jt.Var":
