@@ -1,6 +1,12 @@
 // One step of AdamW over `size` numbers, in one pass: see adamw.py.
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
 namespace jclip {
+
+using std::int64_t;
 
 constexpr float LEAST = 1.2e-38f;  // about the least normal number
 

@@ -1,6 +1,13 @@
 // Softmax losses of the rows of z (N, K), each with its gradient by z, in one pass over a row: see losses.py. Row-major.
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
 namespace jclip {
+
+using std::int64_t;
 
 // to (K,) = exp(scale (row - its maximum)); returns their sum and, in top, the maximum.
 inline float powers(int64_t K, float scale, const float* row, float* to, float& top) {

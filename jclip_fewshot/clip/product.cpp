@@ -6,12 +6,6 @@
 // same slowly. A sum runs over its axis in one order whatever the batch or the number of threads is, so that a row is the same,
 // bit for bit, whatever is computed with it.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-#include <omp.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -20,6 +14,13 @@
 #include <unistd.h>
 #define JCLIP_TILES
 #endif
+// Jittor puts its definitions behind the last #include: it must stand under no condition
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#include <omp.h>
 
 namespace jclip {
 
