@@ -36,6 +36,7 @@ from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
 _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
+           "classifier/views": Field("whole", "", low=1, needed=False),
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
 NO_TEXT = "none"
 
@@ -51,7 +52,8 @@ class FewShotClassifier:
         shots, as for rows of an encoder without text. `fit` takes it, too.
     heads: names of the methods in the ensemble; None for train.py's default.
     tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
-    augment: random views averaged per training image; 0 takes the plain image.
+    augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
+        (docs/views.md).
     seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
@@ -72,14 +74,15 @@ class FewShotClassifier:
 
     def __init__(self, model: Union[str, Sequence[str]] = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
                  text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
-                 augment: int = 10, seed: int = 0, weights: Optional[str] = None, cache: Optional[str] = ".cache",
-                 domains: Union[None, bool, Sequence[str]] = None) -> None:
+                 augment: int = 10, views: int = 1, seed: int = 0, weights: Optional[str] = None,
+                 cache: Optional[str] = ".cache", domains: Union[None, bool, Sequence[str]] = None) -> None:
         self.model = model
         self.class_names = class_names
         self.text = text
         self.heads = heads
         self.tune = tune
         self.augment = augment
+        self.views = views
         self.seed = seed
         self.weights = weights
         self.cache = cache
@@ -139,7 +142,7 @@ class FewShotClassifier:
                              "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
         names = [str(label) for label in classes.tolist()] if names is None else names
         domains = self._domains_of(names)
-        rows = self._rows(images, "training image", self.augment, fitting=True)
+        rows = self._rows(images, "training image", fitting=True)
         if len(rows) != len(labels):
             raise ValueError(f"{len(rows)} images and {len(labels)} labels: as many are needed")
         text = self._text_rows(text, names, domains, rows.shape[1])
@@ -186,7 +189,8 @@ class FewShotClassifier:
     def save(self, path: Union[str, Path]) -> None:
         """Writes everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
-        settings = {"model": self.model_, "augment": self.augment, "seed": self.seed, "weights": self.weights_}
+        settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
+                    "weights": self.weights_}
         arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}  # several models: an axis
         save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
@@ -206,6 +210,7 @@ class FewShotClassifier:
         saved = str(arrays["classifier/weights"])
         classifier = cls(model or arrays["classifier/model"].tolist(), heads=pipeline.bare_names, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
+                         views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))
         classifier._locate()
         classifier.pipeline_ = pipeline
@@ -306,14 +311,15 @@ class FewShotClassifier:
     def _rows_under(self, images: Images) -> Optional[RowsUnder]:
         """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
         paths = self._paths(images)
-        return tuned_rows(self._opened(), Path(), paths) if paths and self.pipeline_.tuned_ else None
+        return tuned_rows(self._opened(), Path(), paths, self.views) if paths and self.pipeline_.tuned_ else None
 
-    def _rows(self, images: Images, what: str, views: int = 0, fitting: bool = False) -> np.ndarray:
+    def _rows(self, images: Images, what: str, fitting: bool = False) -> np.ndarray:
         images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting)
         with as_files(images) as paths:
-            rows, bad = self._opened().images(Path(), paths, views=views, seed=self.seed)
+            rows, bad = self._opened().images(Path(), paths, views=self.augment if fitting else 0, seed=self.seed,
+                                              test_views=self.views)
         if bad:
             index = min(bad)
             raise UserError(f"the {what} {_name(images[index], index)} cannot be read ({bad[index]}); replace it or "

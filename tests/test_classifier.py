@@ -77,7 +77,7 @@ class Unreadable:
 
     scale = 100.0
 
-    def images(self, root, paths, views=0, seed=0, stage="images"):
+    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):
         return np.zeros((len(paths), 32), np.float32), {index: "the file is empty" for index in range(len(paths))}
 
 
@@ -144,3 +144,19 @@ def test_names_alone(task, tmp_path):
         FewShotClassifier().fit(class_names=["a", "a"], text=text[:2])
     with pytest.raises(ValueError, match="class_names"):
         FewShotClassifier().fit()
+
+
+def test_views_of_an_image_to_classify_are_kept_with_the_classifier(task, tmp_path):
+    text, shots, labels, _, _ = task
+
+    class Views(Unreadable):
+        def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):
+            self.asked = views, test_views
+            return shots[:len(paths)], {}
+
+    FewShotClassifier(heads=HEADS, views=5).fit(shots, labels, class_names=list("abcdef"), text=text
+                                                ).save(tmp_path / "c.npz")
+    classifier = FewShotClassifier.load(tmp_path / "c.npz")
+    classifier._source = Views()
+    classifier.predict(["one.jpg"])
+    assert classifier._source.asked == (0, 5) and classifier.get_params()["views"] == 5

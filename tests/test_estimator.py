@@ -87,7 +87,7 @@ class Pixels:
 
     scale = 100.0
 
-    def images(self, root, paths, views=0, seed=0, stage="images"):
+    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):
         rows = []
         for path in paths:
             with Image.open(path) as image:

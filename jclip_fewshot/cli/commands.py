@@ -45,14 +45,15 @@ def doctor(arguments: List[str]) -> int:
     """Looks whether the main job can run here; says what to do where it cannot."""
     parser = _parser("doctor", doctor.__doc__)
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
-    parser.add_argument("--model", default="ViT-B/32", metavar="NAME", help="a released CLIP or a file [ViT-B/32]")
+    parser.add_argument("--model", action="append", metavar="NAME",
+                        help="a released CLIP or a file; repeat for several [ViT-B/32]")
     parser.add_argument("--weights", default="weights", metavar="DIR", help="where checkpoints lie [weights]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
                         help="where Jittor runs [auto]")
     parser.add_argument("--deep", action="store_true", help="read all of the checkpoint and compare its digest")
     given = _parsed(parser, arguments)
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(given.data, given.model, given.weights, given.device, given.deep)
+    return doctors_report(given.data, given.model or ["ViT-B/32"], given.weights, given.device, given.deep)
 
 
 def check(arguments: List[str]) -> int:
@@ -205,12 +206,15 @@ def predict(arguments: List[str]) -> int:
                       help="a JSON object a line")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="comma-separated, with a header")
     parser.add_argument("--refine", action="store_true", help="answer all pictures together, as test.py does")
+    parser.add_argument("--views", type=int, default=1, metavar="V", help="views averaged a picture, as test.py's [1]")
     parser.add_argument("--reject", type=float, default=0.0, metavar="P",
                         help="say (none of these) where no class has a probability of P [0]")
     _add_machine(parser)
     given = _parsed(parser, arguments)
     if given.top < 1:
         raise UserError(f"--top takes a number from 1 up, not {given.top}")
+    if given.views < 1:
+        raise UserError(f"--views takes a number from 1 up, not {given.views}")
     if not 0 <= given.reject <= 1:
         raise UserError(f"--reject takes a probability, 0 to 1, not {given.reject}")
     from jclip_fewshot import runs
@@ -227,7 +231,7 @@ def predict(arguments: List[str]) -> int:
                            record["classes"], pipeline.task_, **machine.encoding)
     return prediction.answer(pipeline, source, prediction.listed(given.images),
                              prediction.Printer(record["classes"], given.top, given.reject, given.form), given.refine,
-                             runs.where_now(folder, record, record["config"]["data"]))
+                             runs.where_now(folder, record, record["config"]["data"]), given.views)
 
 
 def export(arguments: List[str]) -> int:

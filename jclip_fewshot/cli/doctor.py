@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Sequence
 
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
@@ -24,11 +24,11 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, model: str, weights: str, device: str, deep: bool = False) -> int:
+def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False) -> int:
     """Prints the table; 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
     findings = [_python(), _compiler(), _jittor()]
     findings += _device(device)
-    findings += [_checkpoint(model, weights, deep), _data(data)]
+    findings += [_checkpoint(model, weights, deep) for model in models] + [_data(data)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")

@@ -119,11 +119,11 @@ class Printer:
 
 
 def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printer, refine: bool = False,
-           root: str = "") -> int:
+           root: str = "", views: int = 1) -> int:
     """Answers and prints every picture; names those that cannot be read.
 
     refine: answer all of them together, at the end. root: the run's data folder, which paths in a feature file are
-    relative to.
+    relative to. views: averaged a picture (docs/views.md).
     Returns:
         0; 1 where some could not be read.
     Raises:
@@ -135,14 +135,14 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
             if picture.reason:
                 warn(f"{shown(picture.path)}: {picture.reason}")
         paths = [picture.path for picture in chunk if not picture.reason]
-        rows, bad = _rows(source, paths, root)
+        rows, bad = _rows(source, paths, root, views)
         for index in sorted(bad):
             warn(f"{shown(paths[index])} cannot be read ({bad[index]})")
         good = [index for index in range(len(paths)) if index not in bad]
         read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
         if good:
             answers = pipeline.answer(rows[good], "auto" if refine else "off",
-                                      tuned_rows(source, Path(), [paths[index] for index in good]))
+                                      tuned_rows(source, Path(), [paths[index] for index in good], views))
             for index, probs in zip(good, answers.final):
                 printer.write(paths[index], probs)
     if not read:
@@ -151,10 +151,10 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
     return 1 if unreadable else 0
 
 
-def _rows(source: Source, paths: List[str], root: str) -> Tuple[np.ndarray, dict]:
+def _rows(source: Source, paths: List[str], root: str, views: int) -> Tuple[np.ndarray, dict]:
     """(N, D) rows of the pictures, and why some have none."""
     if not isinstance(source, TableSource):
-        return source.images(Path(), paths, stage="pictures")
+        return source.images(Path(), paths, stage="pictures", test_views=views)
     rows, bad = [], {}
     for index, path in enumerate(paths):
         inside = os.path.relpath(path, root) if root else path

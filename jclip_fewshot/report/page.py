@@ -262,7 +262,8 @@ def _learned(page: Page, run: Run) -> Dict[str, Any]:
 
 
 def _sizes(run: Run) -> Dict[str, Any]:
-    encoder = run.record["encoder"].get("parameters")
+    counted = [encoder.get("parameters") for encoder in _encoders(run.record)]
+    encoder = None if None in counted else sum(counted)  # one of unknown size: a sum would be too small
     sizes, total = analysis.parameter_count(encoder, run.arrays)
     ensemble = sizes.pop("ensemble", 0)
     return {"encoder": encoder, "heads": sum(sizes.values()), "count": len(sizes), "ensemble": ensemble, "total": total,
@@ -278,10 +279,18 @@ def _stages(run: Run) -> Dict[str, float]:
 
 def _versions(record: dict) -> Dict[str, str]:
     """With the digests that tell one checkpoint, or one file of features, from another."""
-    encoder = record["encoder"]
-    told = {"checkpoint": encoder.get("weights_digest") or encoder.get("fingerprint"),
-            "features": encoder.get("features_digest"), "precision": encoder.get("precision")}
-    return {**record["versions"], **{key: value for key, value in told.items() if value}}
+    told = dict(record["versions"])
+    for encoder in _encoders(record):
+        of = f" of {encoder['name']}" if "name" in encoder else ""
+        told.update({f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
+                     f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")})
+    return {key: value for key, value in told.items() if value}
+
+
+def _encoders(record: dict) -> List[dict]:
+    """What the record says of each encoder, the first one's record without the others in it."""
+    first = {key: value for key, value in record["encoder"].items() if key != "others"}
+    return [first, *record["encoder"].get("others", [])]
 
 
 def short(value: object) -> str:

@@ -87,7 +87,8 @@ class Source:
 
     model = None  # no tower to tune
 
-    def images(self, root, paths, stage=""):
+    def images(self, root, paths, stage="", test_views=1):
+        self.views = test_views
         bad = {index: "the file is empty" for index, path in enumerate(paths) if path.startswith("bad")}
         return np.float32([[float(path.strip("bad")), 1] for path in paths]).reshape(-1, 2), bad
 
@@ -113,6 +114,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_answered(capsys):
     for none in ([Named("bad2"), Named("gone", "no such")], []):
         with pytest.raises(UserError):
             answer(Pipe(), Source(), iter(none), Printer(NAMES, 1))
+
+
+def test_views_reach_the_encoder():
+    source = Source()
+    answer(Pipe(), source, iter([Named("1")]), Printer(NAMES, 1), views=5)
+    assert source.views == 5
 
 
 def test_refining_waits_for_all(monkeypatch, capsys):

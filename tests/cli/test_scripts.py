@@ -129,6 +129,11 @@ def test_an_unknown_flag_and_command(contest):
     fails(call(contest, "jclip_fewshot", "docto"), "no command 'docto'")
 
 
+def test_doctor_looks_at_every_encoder(contest):
+    done = call(contest, "jclip_fewshot", "doctor", "--data", ".", "--model", "ViT-B/32", "--model", "RN50")
+    assert done.returncode == 2 and "ViT-B/32 is not in" in done.stdout and "RN50 is not in" in done.stdout
+
+
 def test_doctor_says_what_to_do(contest):
     done = call(contest, "jclip_fewshot", "doctor", "--data", ".", "--weights", "empty")
     assert done.returncode == 2 and "✗ checkpoint" in done.stdout and "✓ data set" in done.stdout

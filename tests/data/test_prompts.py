@@ -228,3 +228,34 @@ def test_a_set_of_descriptions_needs_some():
 def test_names_that_repeat_are_refused():
     with pytest.raises(UserError, match="'a' stands at 0 and at 2"):
         prompts.require_different(["a", "b", "a"])
+
+
+def test_own_names_and_templates(tmp_path):
+    names, templates = tmp_path / "names.tsv", tmp_path / "templates.txt"
+    names.write_text("# ours\nAnimal_Bear\tgrizzly\nAnimal_Cat\tox\t-\n")
+    templates.write_text("a drawing of a {}\nAnimal_Cat\tlook, {}!\n")
+
+    def found(**words):
+        return prompts.class_sentences(["Animal_Bear", "Animal_Cat"], ["Animal"] * 2, prompt_set="templates", **words)
+
+    assert found(names=names)[0][0] == "a photo of a grizzly, a kind of an animal"
+    assert found(names=names)[1][0].startswith("a photo of ox, ")  # no article
+    assert found(templates=templates) == [["a drawing of a bear"], ["look, cat!"]]
+    assert found(names=names, templates=templates) == [["a drawing of a grizzly"], ["look, ox!"]]
+
+
+@pytest.mark.parametrize("flag, text, words", [
+    ("names", "Animal_Baer\tbear\n", "'Animal_Baer' is no class .*Animal_Bear"),
+    ("names", "Animal_Bear bear\n", "line 1: .* is not <raw name> tab"),
+    ("names", "Animal_Bear\ta\nAnimal_Bear\tb\n", "line 2: Animal_Bear stands there twice"),
+    ("templates", "a photo\n", "line 1: 'a photo' needs {}"),
+    ("templates", "Animal_Baer\ta {}\n", "'Animal_Baer' is no class .*Animal_Bear"),
+    ("templates", "# nothing\n", "holds no template"),
+    ("names", None, "cannot read"),
+])
+def test_mistakes_in_own_names_and_templates(tmp_path, flag, text, words):
+    path = tmp_path / "own"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        prompts.class_sentences(["Animal_Bear"], ["Animal"], **{flag: path})

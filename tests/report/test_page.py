@@ -288,6 +288,22 @@ def test_commit_and_checkpoint_are_among_the_versions(run, page):
     assert f"git commit{commit}" in text and "checkpointabcd1234" in text
 
 
+def test_every_encoder_is_named_and_counted(run, tmp_path, bare):
+    made = tmp_path / "one"
+    shutil.copytree(run, made)
+    record = json.loads((made / "record.json").read_text())
+    record["encoder"].update(name="ViT-B-32", others=[
+        {"model": "RN50", "weights": "", "name": "RN50", "weights_digest": "ef567890", "parameters": 1000}])
+    (made / "record.json").write_text(json.dumps(record))
+    text = write_report(made).read_text(encoding="utf-8")
+    said = Elements(text).text
+    assert "checkpoint of ViT-B-32abcd1234" in said and "checkpoint of RN50ef567890" in said
+    assert int(cells(text, 'data-part="encoder"')[0][0]["data-value"]) == 151_278_313
+    record["encoder"]["others"][0] = {"features": "more.npz", "name": "more"}
+    (made / "record.json").write_text(json.dumps(record))
+    assert cells(write_report(made).read_text(encoding="utf-8"), 'data-part="encoder"')[0][1] == "not recorded"
+
+
 def test_without_truth_held_out_shots_give_an_estimate(tmp_path, bare):
     made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
     text = write_report(made).read_text(encoding="utf-8")
