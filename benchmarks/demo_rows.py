@@ -34,17 +34,21 @@ class DemoRows:
         tests, _ = source.images(self.contest.root, self.tests.files, test_views=test_views)
         return text, dict(zip(paths, rows)), tests
 
-    def scores(self, parts, encoded, names, seeds, shots=4):
-        """{method: top-1 of each draw}. encoded: what `encode` gave for each of the parts."""
+    def task(self, parts, encoded, seed, shots=4):
+        """The shots of a draw, as (path, label), and the task that they are."""
         several = parts if len(parts) > 1 else ()
         text = joined([one[0] if part.has_text else np.zeros_like(one[0]) for part, one in zip(parts, encoded)])
-        tests = joined([one[2] for one in encoded])
-        found = {}
+        drawn = choose_shots(self.contest, shots, seed)
+        rows = joined([np.stack([one[1][path] for path, _ in drawn]) for one in encoded])
+        scale = joined_scale(several) if several else parts[0].scale
+        labels = [label for _, label in drawn]
+        return drawn, Task(rows, labels, text, domain_indices(self.contest.domains), scale, several)
+
+    def scores(self, parts, encoded, names, seeds, shots=4):
+        """{method: top-1 of each draw}. encoded: what `encode` gave for each of the parts."""
+        tests, found = joined([one[2] for one in encoded]), {}
         for seed in range(seeds):
-            drawn = choose_shots(self.contest, shots, seed)
-            rows = joined([np.stack([one[1][path] for path, _ in drawn]) for one in encoded])
-            scale = joined_scale(several) if several else parts[0].scale
-            task = Task(rows, [label for _, label in drawn], text, domain_indices(self.contest.domains), scale, several)
+            _, task = self.task(parts, encoded, seed, shots)
             answers = Pipeline(names).fit(task).answer(tests).by_method()
             for name, answer in answers.items():
                 found.setdefault(name, []).append(percent(answer.argmax(axis=1) == self.truth))

@@ -15,3 +15,8 @@ def nearest(name: str, known: Any) -> str:
     """`; did you mean 'shots'?`, or nothing where no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(name: str) -> str:
+    """A name for a message: as it is where it prints, else with escapes."""
+    return name if name.isprintable() else repr(name)

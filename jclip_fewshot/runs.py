@@ -18,10 +18,9 @@ import numpy as np
 from jclip_fewshot import __version__
 from jclip_fewshot.config import DEMO_SEED, MachineConfig, TrainConfig, checked
 from jclip_fewshot.console import tell, warn
-from jclip_fewshot.data.listing import shown
 from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.data.submission import move_aside, write_result
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
 from jclip_fewshot.storage.files import require_writable_folder

@@ -13,8 +13,8 @@ from typing import IO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, shown, walk
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, walk
+from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.sources import Source, TableSource
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.tuning.plan import tuned_rows

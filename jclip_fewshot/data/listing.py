@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, shown
 
 PathLike = Union[str, Path]
 LabelledPath = Tuple[str, int]  # path below the data folder, with "/", and class id
@@ -118,11 +118,6 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shown(name: str) -> str:
-    """A name for a message: as it is where it prints, else with escapes."""
-    return name if name.isprintable() else repr(name)
 
 
 def read_pairs(path: Path, form: str) -> List[Tuple[int, str, int]]:

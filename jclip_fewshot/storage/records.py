@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, shown
 
 MAX_BYTES = 64 << 20  # a record of 374 classes has about 0.2 MB
 MAX_DEPTH = 24  # lists and objects inside each other
@@ -30,7 +30,7 @@ class _Wrong(Exception):
     """What stands where, and what is needed there."""
 
     def __init__(self, where: Where, needed: str):
-        super().__init__(f"{where or 'the whole'} must be {needed}")
+        super().__init__(f"{shown(where) or 'the whole'} must be {needed}")
 
 
 def load_record(path: Union[str, Path]) -> dict:

@@ -14,7 +14,7 @@ S shots · B images a step · L tokens · W width · K classes · D feature widt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict
+from typing import TYPE_CHECKING, Dict, Optional
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.tuning.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.tuning.towers import blocks_of, norm_names, rows_from
-from jclip_fewshot.tuning.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.tuning.training import Adam, Arrays, Loss, Vars, cosine, descend, mean_cross_entropy
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
@@ -67,6 +67,7 @@ class LastBlocks(Member):
         first, views = self.first(model), bank.at(self.first(model))
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
+        further = self._further(task, bank, kept)
         norms = self._norms(model)
         blocks = range(first, len(blocks_of(model, "visual.")))
         start = random_start(model, [attention_path("visual.", block) for block in blocks], rng, self.rank)
@@ -78,10 +79,10 @@ class LastBlocks(Member):
         def loss(p: Vars, step: int) -> "jt.Var":
             rows = chosen[step]
             x = jt.array(views.take(kept[rows], numbers[step]))
-            with attached(model, p), replaced(model, {name: p[name] for name in norms}):
-                features = rows_from(model, x, first)
-            logits = task.scale * product(features, unit_var(text + p[CLASSIFIER]))
+            logits = task.scale * product(self._features(model, p, x), unit_var(text + p[CLASSIFIER]))
             total = mean_cross_entropy(logits, labels[rows])
+            if further is not None:
+                total = total + further(p, step)
             if self.forget:
                 total = total + self.forget * softmax_kl(task.scale * product(rows_from(model, x, first), text), logits)
             return total
@@ -89,6 +90,15 @@ class LastBlocks(Member):
         whole = np.zeros((task.num_classes, task.text.shape[1]), np.float32)
         whole[seen] = trained[CLASSIFIER]
         return {**trained, CLASSIFIER: whole}
+
+    def _features(self, model: CLIP, p: Vars, x: "jt.Var") -> "jt.Var":
+        """Unit rows (B, D) of the blocks' input under the parameters p."""
+        with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
+            return rows_from(model, x, self.first(model))
+
+    def _further(self, task: Task, bank: Bank, kept: np.ndarray) -> Optional[Loss]:
+        """What a fit on the shots `kept` descends besides; None: nothing."""
+        return None
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
         return rows_from(model, x, self.first(model))

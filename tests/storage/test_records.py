@@ -94,3 +94,11 @@ def test_what_is_no_file(tmp_path):
 def test_names_that_become_files():
     assert all(map(is_file_name, ["A", "B", "test", "val-2", "一"]))
     assert not any(map(is_file_name, ["", ".", "..", "a/b", "..\\x", "a\nb", "a:b", " a", "x" * 101, "a\0", "\udc80"]))
+
+
+def test_a_key_with_a_line_break_does_not_break_the_line(tmp_path):
+    path = tmp_path / "test_A.json"
+    path.write_text(json.dumps({**TEST, "unreadable": {"a\nb": 1}}))
+    with pytest.raises(UserError) as error:
+        load_test_record(path)
+    assert "\n" not in str(error.value) and r"a\nb" in str(error.value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, softmax, unit_rows
 from jclip_fewshot.clip.checkpoint import Architecture, layout
 from jclip_fewshot.clip.model import build_model, numpy_state_dict
 from jclip_fewshot.clip.replace import part, replaced
@@ -21,6 +21,7 @@ from jclip_fewshot.tuning.full_towers import ClipLora, TwoStage
 from jclip_fewshot.tuning.last_blocks import LastBlocks
 from jclip_fewshot.tuning.plan import MEMBERS, chosen_members, tune_names
 from jclip_fewshot.tuning.prolip import ProLIP
+from jclip_fewshot.tuning.self_training import SelfTraining
 from jclip_fewshot.tuning.token_gda import TokenGDA
 
 from ..clip.clip_reference import SIZES, random_weights
@@ -260,3 +261,32 @@ def test_auto_takes_what_fits(case, monkeypatch):
     monkeypatch.setattr(plan, "matrix_rate", lambda: 1.0)
     assert chosen_members(["auto"], task, bank, 0) == []
     assert [member.name for member in chosen_members(list(MEMBERS), task, bank, 0)] == list(MEMBERS)
+
+
+def test_self_training_labels_by_the_folds_own_shots_and_asks_about_those_left_out(case, encoder):
+    task, bank, images = case
+    rng, asked = np.random.default_rng(0), []
+    pixels = rng.integers(0, 255, (5 + len(task), encoder.image_size, encoder.image_size, 3)).astype(np.uint8)
+    rows = unit_rows(rng.standard_normal((5, encoder.width)))
+
+    def label(part, of):
+        asked.append((len(part), of))
+        return softmax(part.zero_shot(of))
+
+    class Quick(SelfTraining):
+        epochs, views = 2, 2
+
+    member = Quick(pixels, rows, label).fit(task, bank)
+    folds = task.folds()
+    assert [count for count, _ in asked] == [len(fold.task) for fold in folds] + [len(task)]
+    for fold, (_, of) in zip(folds, asked):
+        np.testing.assert_array_equal(of, np.concatenate([rows, task.features[fold.left_out]]))
+    np.testing.assert_array_equal(asked[-1][1], rows)
+    again = Quick(pixels, rows, label).fit(task, bank)
+    np.testing.assert_array_equal(member.held_out_logits(), again.held_out_logits())
+
+    class Alone(Quick):
+        weight = 0.0
+    assert not np.allclose(Alone(pixels, rows, label).fit(task, bank).held_out_logits(), member.held_out_logits())
+    back = SelfTraining.from_state(member.state())
+    np.testing.assert_array_equal(back.logits(rows, rows), member.logits(rows, rows))
