@@ -17,7 +17,7 @@ LabelledPath = Tuple[str, int]  # path below the data folder, with "/", and clas
 CONTEST_SUFFIXES = (".jpg", ".jpeg")
 TREE_SUFFIXES = (*CONTEST_SUFFIXES, ".png", ".webp", ".bmp")
 CLASS_ID = re.compile(r"0|[1-9][0-9]*")
-MAX_LINE = 4096  # letters of a line of a list
+MAX_LINE = 2000  # a message may hold it twice
 MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and refuses thousands
 
 

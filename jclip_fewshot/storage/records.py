@@ -274,7 +274,7 @@ def _curve_is_full(record: dict, where: Where) -> None:
     first = next(iter(curve.values()))
     for count, methods in curve.items():
         if set(methods) != set(first):
-            raise _Wrong(f"curve.{count}", f"of the methods {', '.join(first)[:100]}")
+            raise _Wrong(f"curve.{count}", f"of the methods {shown(', '.join(first)[:100])}")
         for name, row in methods.items():
             if len(row["top5"]) != len(row["top1"]):
                 raise _Wrong(f"curve.{count}.{name}.top5", f"a list of {len(row['top1'])}, one a seed")
