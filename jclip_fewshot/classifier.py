@@ -319,7 +319,7 @@ class FewShotClassifier:
             return self._checked_rows(images, fitting)
         with as_files(images) as paths:
             rows, bad = self._opened().images(Path(), paths, views=self.augment if fitting else 0, seed=self.seed,
-                                              test_views=self.views)
+                                              test_views=1 if fitting else self.views)
         if bad:
             index = min(bad)
             raise UserError(f"the {what} {_name(images[index], index)} cannot be read ({bad[index]}); replace it or "

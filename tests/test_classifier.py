@@ -160,3 +160,6 @@ def test_views_of_an_image_to_classify_are_kept_with_the_classifier(task, tmp_pa
     classifier._source = Views()
     classifier.predict(["one.jpg"])
     assert classifier._source.asked == (0, 5) and classifier.get_params()["views"] == 5
+    classifier.augment = 0
+    classifier._rows(["one.jpg"], "training image", fitting=True)
+    assert classifier._source.asked == (0, 1)  # a shot without random views is the plain image

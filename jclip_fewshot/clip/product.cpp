@@ -2,9 +2,9 @@
 // them.
 //
 // Single multiplies float32. Half multiplies bfloat16, two neighbours of the summed axis at a time (a "word" of 32
-// bits), and sums in float32: by tiles where the processor has Intel's AMX, else by AVX512_BF16; for others, which are
-// never asked in earnest, there is a slow way. A sum runs over its axis in one order and with one rounding a step
-// whatever the batch or the number of threads is: a row is the same, bit for bit, whatever is computed with it.
+// bits), and sums in float32: by tiles where the processor has Intel's AMX, else by AVX512_BF16; others compute the
+// same slowly. A sum runs over its axis in one order and with one rounding a step whatever the batch or the number of
+// threads is: a row is the same, bit for bit, whatever is computed with it.
 
 #ifdef __FMA__
 #include <immintrin.h>
@@ -60,8 +60,8 @@ struct Half {
         return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
         Bits x = (Bits)a, y = (Bits)b;
-        sum += (Lanes)(x << 16) * (Lanes)(y << 16);
-        return sum + (Lanes)(x & ~0xffff) * (Lanes)(y & ~0xffff);
+        sum = Single::add_product(sum, (Lanes)(x << 16), (Lanes)(y << 16));
+        return Single::add_product(sum, (Lanes)(x & ~0xffff), (Lanes)(y & ~0xffff));
 #endif
     }
     static Number narrow(float x) {  // to the nearest, ties to even

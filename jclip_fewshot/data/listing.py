@@ -17,7 +17,7 @@ LabelledPath = Tuple[str, int]  # path below the data folder, with "/", and clas
 CONTEST_SUFFIXES = (".jpg", ".jpeg")
 TREE_SUFFIXES = (*CONTEST_SUFFIXES, ".png", ".webp", ".bmp")
 CLASS_ID = re.compile(r"0|[1-9][0-9]*")
-MAX_LINE = 2000  # a message may hold it twice
+MAX_LINE = 4096  # letters of a line of a list
 MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and refuses thousands
 
 
@@ -143,9 +143,7 @@ def read_pairs(path: Path, form: str) -> List[Tuple[int, str, int]]:
         fields = line.strip().rsplit(None, 1)
         if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line \
                 or len(line) > MAX_LINE:
-            said = repr(line.strip())
-            said = said if len(said) <= 100 else said[:60] + "…" + said[-20:]
-            raise UserError(f"{path}, line {number}: {said} is not of the form {form}")
+            raise UserError(f"{path}, line {number}: {_brief(repr(line.strip()))} is not of the form {form}")
         rows.append((number, fields[0], int(fields[1])))
     return rows
 
@@ -175,8 +173,13 @@ def require_present(root: Path, source: Path, listed: Iterable[Tuple[int, str]])
         number, path, no_folder = absent[0]
         reason = f"no folder {root / path.rpartition('/')[0]}" if no_folder else f"no file {root / path}"
         more = f" ({len(absent) - 1} more are listed but absent)" if len(absent) > 1 else ""
-        raise UserError(f"{source}, line {number}: {path} is listed but absent: {reason}{more}; "
+        raise UserError(f"{source}, line {number}: {_brief(path)} is listed but absent: {reason}{more}; "
                         "complete the data set or take the line out")
+
+
+def _brief(text: str) -> str:
+    """Of a long text begin and end, for a message."""
+    return text if len(text) <= 100 else text[:60] + "…" + text[-20:]
 
 
 def _is_folder(path: Path) -> bool:

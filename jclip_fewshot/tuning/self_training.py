@@ -12,7 +12,7 @@ U unlabelled images · S shots · K classes · D feature width · R pixels a sid
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -45,12 +45,6 @@ class SelfTraining(LastBlocks):
         super().__init__(seed)
         self.pixels, self.unlabelled, self.label = pixels, rows, label
         self._strong: Optional[Views] = None
-
-    def constants(self) -> Dict[str, float]:
-        return {**super().constants(), "weight": self.weight, "views": self.views}
-
-    def operations(self, task: Task, bank: Bank) -> float:
-        return 2 * super().operations(task, bank)
 
     def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
             on_fit: Callable[[int, int], None] = lambda done, total: None) -> "SelfTraining":
