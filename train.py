@@ -23,12 +23,12 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest
 from jclip_fewshot.data.shots import caution, choose, rule, shortage
-from jclip_fewshot.data.support import named_below, read_support
+from jclip_fewshot.data.support import named_below
 from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.pipeline import Pipeline, head_names, settings_table, with_support
+from jclip_fewshot.pipeline import Pipeline, head_names, settings_table
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning.plan import plan, tune_names
-from jclip_fewshot.without_labels import encode_without_labels
+from jclip_fewshot.without_labels import check_without_labels, encode_support, encode_without_labels
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         tell(note) if note else None
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
                                         settings.templates, settings.prompt_set, settings.descriptions)
-    found = read_support(settings.support, contest.class_names) if settings.support else []
+    check_without_labels(settings, contest.class_names)
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
@@ -61,7 +61,7 @@ def main() -> None:
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     shots = choose(contest, source, text, **draw)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
-    support, found, _ = labelled_rows(source, contest.root, found, True, settings.augment, settings.seed, "support")
+    support = encode_support(settings, contest, source)
     without_labels = encode_without_labels(settings, contest, source, sentences)
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
@@ -70,14 +70,11 @@ def main() -> None:
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
                 source.parts, keep_lengths=scores_averaged)
-    task, kept = with_support(task, support, [label for _, label in found], settings.support_for != "all")
-    labelled = shots
-    if found:
-        tell(f"{int(kept.sum())} of {len(found)} support images stay: zero-shot ranks their class among the first few")
-        shots = labelled + [image for image, stays in zip(named_below(settings.support, found), kept) if stays]
+    task, found = support.added_to(task, unseen_only=settings.support_for != "all")
+    files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
-    tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in shots], settings.augment,
-                  settings.seed, prompts.plain_sentences(contest.class_names, contest.domains))
+    plain = prompts.plain_sentences(contest.class_names, contest.domains, settings.prompts, settings.names)
+    tuning = plan(settings.tune, task, source, contest.root, files, settings.augment, settings.seed, plain)
     members = without_labels.learn(contest, source, text, settings.seed)
     watch.lap("without labels")
     pipeline = Pipeline(names, settings.seed, members, without_labels.unlabelled)
@@ -86,11 +83,11 @@ def main() -> None:
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     arrays = {**pipeline.state(), **pipeline.alpha_beta()}
-    folder = runs.save_run(settings.runs, settings.name, settings.board, labelled, arrays, {
+    folder = runs.save_run(settings.runs, settings.name, settings.board, shots, arrays, {
         "device": str(device), "config": vars(settings), "encoder": source.record(),
         "classes": contest.class_names, "domains": contest.domains,
-        "shots": {"rule": rule(**draw), "files": [path for path, _ in shots],
-                  "labels": [label for _, label in shots], "unreadable": bad, "support": int(kept.sum())},
+        "shots": {"rule": rule(**draw), "files": [path for path, _ in shots + named_below(settings.support, found)],
+                  "labels": task.labels.tolist(), "unreadable": bad, "support": len(found)},
         "without_labels": {"unlabelled": settings.unlabelled, "transductive": settings.transductive,
                            "members": [member.name for member in members]},
         "settings": pipeline.settings(), "histories": pipeline.histories(),

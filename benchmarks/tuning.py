@@ -64,6 +64,7 @@ def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
     def top1(answer: np.ndarray) -> float:
         return float(100 * (answer.argmax(axis=1) == truth).mean())
     scores = {name: top1(answer) for name, answer in answers.by_method().items()}
+    scores.setdefault("ensemble_tuned", scores["ensemble"])  # no member was tuned
     frozen = pipeline.frozen_ensemble_
     for name, member in pipeline.tuned_.items():
         joined = Ensemble().fit({HEADS_TOGETHER: np.log(frozen.held_out_probs_), name: member.held_out_logits()}, task)
@@ -142,7 +143,7 @@ def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
         marks.append(time.perf_counter())
     training.jt.sync = marked
     try:
-        member.train(task, bank, np.arange(len(task)), {}, "")
+        member.train(task, bank, np.arange(len(task)), "")
     finally:
         training.jt.sync = original
     return float(np.median(np.diff(marks)[1:steps + 1]))

@@ -22,6 +22,7 @@ import numpy as np
 
 from jclip_fewshot.backend import exclusive
 from jclip_fewshot.clip.download import weights_folder
+from jclip_fewshot.console import warn
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domain_of, domains_of
 from jclip_fewshot.errors import UserError
@@ -29,7 +30,7 @@ from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, listed, open_source
-from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, RowsUnder, head_names
+from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
 from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
@@ -128,6 +129,7 @@ class FewShotClassifier:
             UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit; numbers as
                 labels, without names for them; neither images nor names.
         """
+        tune_names(self.tune)  # complains before the work
         class_names = self.class_names if class_names is None else class_names
         text = self.text if text is None else text
         if images is None and labels is None:
@@ -142,7 +144,7 @@ class FewShotClassifier:
                              "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
         names = [str(label) for label in classes.tolist()] if names is None else names
         domains = self._domains_of(names)
-        rows = self._rows(images, "training image", fitting=True)
+        rows = self._shots(images)
         if len(rows) != len(labels):
             raise ValueError(f"{len(rows)} images and {len(labels)} labels: as many are needed")
         text = self._text_rows(text, names, domains, rows.shape[1])
@@ -167,9 +169,7 @@ class FewShotClassifier:
     @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of each image by itself, in the order of `classes_`."""
-        self._require_fit()
-        images = pictures_or_rows(side_by_side(images))
-        return self.pipeline_.answer(self._rows(images, "image to classify"), "off", self._rows_under(images)).probs
+        return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first."""
@@ -178,9 +178,7 @@ class FewShotClassifier:
     @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """(N, K) probabilities of the images as a set: what one image says helps with the others."""
-        self._require_fit()
-        images = pictures_or_rows(side_by_side(images))
-        return self.pipeline_.answer(self._rows(images, "image to classify"), "auto", self._rows_under(images)).final
+        return self._answers(images, "auto").final
 
     def score(self, images: Images, labels: Sequence) -> float:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -308,18 +306,30 @@ class FewShotClassifier:
             return []
         return [str(image) for image in images]
 
-    def _rows_under(self, images: Images) -> Optional[RowsUnder]:
-        """See Pipeline.answer; None where nothing is tuned, or images are no paths."""
-        paths = self._paths(images)
-        return tuned_rows(self._opened(), Path(), paths, self.views) if paths and self.pipeline_.tuned_ else None
-
-    def _rows(self, images: Images, what: str, fitting: bool = False) -> np.ndarray:
+    def _answers(self, images: Images, refine: str) -> Answers:
+        """See Pipeline.answer. Tuned members have a say where images are pictures, which their towers can look at."""
+        self._require_fit()
         images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
-            return self._checked_rows(images, fitting)
+            if set(self.pipeline_.tuned_) & set(self.pipeline_.ensemble_.names_):
+                warn(f"features tell {', '.join(self.pipeline_.tuned_)} nothing: the heads answer alone; give images")
+            return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
         with as_files(images) as paths:
-            rows, bad = self._opened().images(Path(), paths, views=self.augment if fitting else 0, seed=self.seed,
-                                              test_views=1 if fitting else self.views)
+            rows = self._encoded(paths, images, "image to classify")
+            under = tuned_rows(self._opened(), Path(), paths, self.views) if self.pipeline_.tuned_ else None
+            return self.pipeline_.answer(rows, refine, under)
+
+    def _shots(self, images: Images) -> np.ndarray:
+        """Rows (S, D) of what is learned from."""
+        if isinstance(images, np.ndarray):
+            return self._checked_rows(images, fitting=True)
+        with as_files(images) as paths:
+            return self._encoded(paths, images, "training image", self.augment)
+
+    def _encoded(self, paths: List[str], images: Sequence, what: str, augment: Optional[int] = None) -> np.ndarray:
+        """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
+        rows, bad = self._opened().images(Path(), paths, views=augment or 0, seed=self.seed,
+                                          test_views=self.views if augment is None else 1)
         if bad:
             index = min(bad)
             raise UserError(f"the {what} {_name(images[index], index)} cannot be read ({bad[index]}); replace it or "

@@ -17,6 +17,7 @@ from jclip_fewshot.clip.preprocess import MEAN, STD
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.heads import HEADS
 from jclip_fewshot.pipeline import OnFit, Pipeline, make_head
 from jclip_fewshot.storage.arrays import save_arrays
 
@@ -55,7 +56,8 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
     for name in forms:
         head = pipeline.heads_[name]
         if not hasattr(head, "task_"):
-            head = make_head(name, pipeline.seed).fit(task)
+            trained_on_shots = name in HEADS  # what has learned without labels keeps what it learned
+            head = (make_head(name, pipeline.seed) if trained_on_shots else head).fit(task)
         held_out[name] = head.held_out_logits()
         on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)

@@ -218,6 +218,10 @@ class Pipeline:
         was not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
         best, tested = self.frozen_ensemble_, task.can_be_left_out
+        if not tested.any():
+            for member in self.tuned_.values():
+                tell(f"  {member.name} gets no weight: no class has two shots, so none can be held out to weigh it by")
+                member.settings_["in_ensemble"] = False
         if not self.tuned_ or not tested.any():
             return best
         rows, labels = np.flatnonzero(tested), task.labels[tested]

@@ -146,7 +146,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
-    for name in ("data", "weights", "prompts", "names", "templates"):
+    for name in ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
     for name in ("features", "features_extra"):
         given_then = values.get(name) or []
@@ -156,7 +156,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     changed = {name: value for name, value in given.items() if name not in own}
     values.update(changed)
     if not any(name in changed for name in DRAW):
-        values["shot_list"] = str(folder / SHOTS)
+        values["shot_list"] = str(folder / SHOTS) if values["shots"] or values["shot_list"] else ""
     elif "shot_list" not in changed:
         values["shot_list"] = ""
     if changed:

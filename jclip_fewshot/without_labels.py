@@ -1,27 +1,77 @@
-"""What train.py learns from images without labels: which images, and the members that learn from them.
+"""What train.py learns from images without labels, or with unchecked ones, and the members that learn from them.
 
+    --support DIR      a folder a class of found or generated images: further shots
     --unlabelled DIR   images of anything; the refinement sees them together with the test images
     --transductive     the test images themselves, as the contest allows; off unless it is asked for, and in the record
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, test_images
-from jclip_fewshot.data.support import read_unlabelled
+from jclip_fewshot.data.contest import Contest, default_split, test_images
+from jclip_fewshot.data.listing import LabelledPath
+from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.features.sources import EncoderSource, Source
+from jclip_fewshot.features.sources import EncoderSource, Source, labelled_rows
 from jclip_fewshot.heads.base import Head
+from jclip_fewshot.pipeline import with_support
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning import label_free
+
+
+def check_without_labels(settings: TrainConfig, class_names: Sequence[str]) -> None:
+    """Complains before the work.
+
+    Raises:
+        UserError: see `label_free_names`, `read_support`, `read_unlabelled`; --support-for without --support.
+    """
+    label_free_names(settings)
+    if settings.support:
+        read_support(settings.support, class_names)
+    elif settings.support_for != "all":
+        raise UserError(f"--support-for {settings.support_for} says whom support images serve, and there are none: "
+                        "give --support DIR")
+    if settings.unlabelled:
+        read_unlabelled(settings.unlabelled)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Support images that could be read: (path, class id), and their rows (M, D)."""
+
+    images: Sequence[LabelledPath] = ()
+    rows: Optional[np.ndarray] = None
+
+    def added_to(self, task: Task, unseen_only: bool) -> Tuple[Task, List[LabelledPath]]:
+        """The task with those as further shots that stay (see pipeline.with_support), and those."""
+        if not self.images:
+            return task, []
+        task, kept = with_support(task, self.rows, [label for _, label in self.images], unseen_only)
+        tell(f"{int(kept.sum())} of {len(kept)} support images stay: zero-shot ranks their class among the first few")
+        return task, [image for image, stays in zip(self.images, kept) if stays]
+
+
+def encode_support(settings: TrainConfig, contest: Contest, source: Source) -> Support:
+    """The images of `--support`, as the shots are encoded; under mpirun all ranks have to call it.
+
+    Raises:
+        UserError: see `read_support`; none can be read.
+    """
+    if not settings.support:
+        return Support()
+    images = [(os.path.abspath(path), label) for path, label in read_support(settings.support, contest.class_names)]
+    rows, images, _ = labelled_rows(source, Path(), images, True, settings.augment, settings.seed, "support",
+                                    what="support image")
+    return Support(images, rows)
 
 
 @dataclass(frozen=True)
@@ -30,20 +80,21 @@ class WithoutLabels:
 
     unlabelled: rows (U, D) of --unlabelled's images, None without. rows (M, D): those and, with --transductive, the
     test images. names: of the members that learn from them. spoken: of each class, the rows of its sentences.
+    shown: what to call each class.
     """
 
     unlabelled: Optional[np.ndarray] = None
     rows: Optional[np.ndarray] = None
     names: Sequence[str] = ()
     spoken: Sequence[np.ndarray] = ()
+    shown: Sequence[str] = ()
 
     def learn(self, contest: Contest, source: Source, text: np.ndarray, seed: int) -> List[Head]:
         """The members that have learned."""
         if not self.names:
             return []
         task = Task(np.zeros((0, text.shape[1])), [], text, domain_indices(contest.domains), source.scale)
-        shown = [prompts.display_name(name, domain) for name, domain in zip(contest.class_names, contest.domains)]
-        return label_free.learn(self.names, source.encoder, shown, self.rows, task, self.spoken, seed)
+        return label_free.learn(self.names, source.encoder, self.shown, self.rows, task, self.spoken, seed)
 
 
 def encode_without_labels(settings: TrainConfig, contest: Contest, source: Source,
@@ -51,30 +102,45 @@ def encode_without_labels(settings: TrainConfig, contest: Contest, source: Sourc
     """Finds and encodes what the settings name; under mpirun all ranks have to call it.
 
     Raises:
-        UserError: no unlabelled image can be read; a member that there is not; features without a CLIP.
+        UserError: no unlabelled image can be read; members that cannot learn from this source.
     """
+    names = label_free_names(settings)
     if not (settings.unlabelled or settings.transductive):
         return WithoutLabels()
-    names = [name.strip() for name in settings.label_free.split(",") if name.strip()]
-    for name in names:
-        if name not in label_free.MEMBERS:
-            raise UserError(f"--label-free: unknown method {name!r}{nearest(name, label_free.MEMBERS)}; there are "
-                            f"{', '.join(label_free.MEMBERS)}")
     if names and not isinstance(source, EncoderSource):
-        raise UserError("--label-free: a file of --features has no CLIP to learn with; --label-free '' goes without")
+        raise UserError("--label-free learns with one CLIP, not with a file of --features nor with several encoders; "
+                        "--label-free '' goes without")
     unlabelled, parts = None, []
     if settings.unlabelled:
         where = f"--unlabelled {settings.unlabelled}"
         unlabelled = _readable(source, Path(), read_unlabelled(settings.unlabelled), where)
         parts.append(unlabelled)
     if settings.transductive:
-        tests = test_images(contest.root, settings.board)
+        tests = test_images(contest.root, default_split(contest.root, settings.board))
         parts.append(_readable(source, contest.root, tests.files, f"--transductive: {tests.folder}"))
     rows = np.concatenate(parts)
     tell(f"{len(rows)} images without labels; {', '.join(names) or 'nothing'} learns from them")
     spoken = [source.texts([name], [[one] for one in said]) for name, said in zip(contest.class_names, sentences)
               ] if names else []
-    return WithoutLabels(unlabelled, rows, names, spoken)
+    shown = prompts.display_names(contest.class_names, contest.domains, settings.prompts, settings.names)
+    return WithoutLabels(unlabelled, rows, names, spoken, shown)
+
+
+def label_free_names(settings: TrainConfig) -> List[str]:
+    """`--label-free` as names.
+
+    Raises:
+        UserError: a member that there is not, or no image that it could learn from.
+    """
+    names = [name.strip() for name in settings.label_free.split(",") if name.strip()]
+    for name in names:
+        if name not in label_free.MEMBERS:
+            raise UserError(f"--label-free: unknown method {name!r}{nearest(name, label_free.MEMBERS)}; there are "
+                            f"{', '.join(label_free.MEMBERS)}")
+    if names and not (settings.unlabelled or settings.transductive):
+        raise UserError(f"--label-free {','.join(names)} learns from images without labels: name a folder with "
+                        "--unlabelled, or take the test images with --transductive")
+    return names
 
 
 def _readable(source: Source, root: Path, paths: Sequence[str], where: str) -> np.ndarray:

@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jclip_fewshot
 from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
 from tests.conftest import ROOT
+from tests.small_contest import small_contest
 
 
 def unit(rows):
@@ -161,5 +163,29 @@ def test_views_of_an_image_to_classify_are_kept_with_the_classifier(task, tmp_pa
     classifier.predict(["one.jpg"])
     assert classifier._source.asked == (0, 5) and classifier.get_params()["views"] == 5
     classifier.augment = 0
-    classifier._rows(["one.jpg"], "training image", fitting=True)
+    classifier._shots(["one.jpg"])
     assert classifier._source.asked == (0, 1)  # a shot without random views is the plain image
+
+
+def test_tuned_members_answer_pictures_however_they_are_given(tmp_path, capsys):
+    root = small_contest(tmp_path)
+    shots = sorted((root / "data/TrainSet").glob("*/*.jpg"))
+    labels = [int(path.parent.name) for path in shots]
+    names = [line.rpartition(" ")[0] for line in (root / "data/classes.txt").read_text().splitlines()]
+    classifier = FewShotClassifier(str(demo.CHECKPOINT), class_names=names, heads=["gda"], tune="token_gda", augment=0,
+                                   cache=None).fit(shots, labels)
+    assert "token_gda" in classifier.pipeline_.tuned_
+    tests = sorted((root / "data/TestSetA").glob("*.jpg"))[:6]
+    by_path = classifier.predict_proba(tests)
+    opened = [Image.open(path).convert("RGB") for path in tests]
+    np.testing.assert_allclose(classifier.predict_proba(opened), by_path, atol=1e-5)
+    rows = classifier._encoded([str(path) for path in tests], tests, "image")
+    capsys.readouterr()
+    alone = classifier.predict_proba(rows)
+    assert np.abs(alone - by_path).max() > 1e-3 and "token_gda" in capsys.readouterr().err  # the heads, and it is said
+
+
+def test_an_unknown_method_of_tuning_is_refused_at_once():
+    for given in ({"class_names": ["bear", "cat"]}, {"images": ["a.jpg"], "labels": ["bear"]}):
+        with pytest.raises(UserError, match="last_block"):
+            FewShotClassifier(tune="last_blocks").fit(**given)

@@ -130,9 +130,12 @@ def described(class_name: str, domain: Optional[str], prompts: Prompts) -> List[
 def _own_descriptions(path: Path, class_names: Sequence[str]) -> Dict[str, List[str]]:
     """A user's descriptions; every class in the file must be one of the task's."""
     found = _read_descriptions(path)
-    for name in found:
-        if name not in class_names:
-            raise UserError(f"{path}: {name!r} is no class of this data set{nearest(name, class_names)}")
+    if not found:
+        raise UserError(f"{path} describes no class; write {{class name: [sentence, ...]}}")
+    _require_known(path, found, class_names)
+    for name, lines in found.items():
+        if not lines:
+            raise UserError(f"{path}: {name!r} has no sentence; write one or take the class out")
     return found
 
 
@@ -146,9 +149,20 @@ def require_different(class_names: Sequence[str]) -> None:
         places[name] = place
 
 
-def plain_sentences(class_names: Sequence[str], domains: Sequence[str]) -> List[str]:
-    """One sentence a class, "a photo of a bear.": what trains a text tower."""
-    return [fill("a photo of a {}.", display_name(name, domain)) for name, domain in zip(class_names, domains)]
+def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
+                    names: Union[str, Path] = "") -> List[str]:
+    """One sentence a class, always "a photo of a NAME.", as those methods have it that train a text tower.
+
+    folder, names: as for `class_sentences`.
+    """
+    return [f"a photo of a {name}." for name in display_names(class_names, domains, folder, names)]
+
+
+def display_names(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
+                  names: Union[str, Path] = "") -> List[str]:
+    """What to call each class. folder, names: as for `class_sentences`."""
+    prompts = with_own_words(load(folder or None), class_names, names)
+    return [display_name(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
 def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[str, Path] = "",

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple
+from typing import List, Sequence
 
-from jclip_fewshot.data.contest import LabelledPath, PathLike, by_class, natural_key
+from jclip_fewshot.data.contest import by_class
+from jclip_fewshot.data.listing import TREE_SUFFIXES, LabelledPath, PathLike, kinds_of, natural_key, walk
 from jclip_fewshot.errors import UserError, nearest
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # generators write .png, search engines .webp
 
 
 def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledPath]:
@@ -27,23 +26,23 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledP
     folder = _existing(folder, "--support")
     ids = {name: label for label, name in enumerate(class_names)}
     found: List[LabelledPath] = []
-    for parent, names in _images(folder):
-        parts = parent.relative_to(folder).parts
-        if not parts:
-            raise UserError(f"--support {folder}: {names[0]} lies beside the class folders; an image belongs into the "
+    for parent, images, _ in walk(folder, TREE_SUFFIXES):
+        name = "_".join(parent.relative_to(folder).parts)
+        if images and not name:
+            raise UserError(f"--support {folder}: {images[0]} lies beside the class folders; an image belongs into the "
                             "folder of its class")
-        name = "_".join(parts)
-        if name not in ids:
+        is_domain = not images and any(other.startswith(f"{name}_") for other in ids)
+        if name and name not in ids and not is_domain:
             raise UserError(f"--support {parent}: {name!r} is no class of this data set{nearest(name, ids)}")
-        found += [(str(parent / image), ids[name]) for image in names]
+        found += [(str(parent / image), ids[name]) for image in images]
     if not found:
-        raise UserError(f"--support {folder}: no image ({', '.join(SUFFIXES)}) in it; it needs a folder a class")
+        raise UserError(f"--support {folder}: no {kinds_of(TREE_SUFFIXES)} image in it; it needs a folder a class")
     return by_class(found)
 
 
 def named_below(folder: PathLike, images: Sequence[LabelledPath]) -> List[LabelledPath]:
     """The images as a run's record calls them, support/<class>/<file>: a record names no path outside its data."""
-    return [(f"support/{Path(path).relative_to(folder).as_posix()}", label) for path, label in images]
+    return [(f"support/{Path(os.path.relpath(path, folder)).as_posix()}", label) for path, label in images]
 
 
 def read_unlabelled(folder: PathLike) -> List[str]:
@@ -53,9 +52,9 @@ def read_unlabelled(folder: PathLike) -> List[str]:
         UserError: no such folder, no image in it.
     """
     folder = _existing(folder, "--unlabelled")
-    found = [str(parent / name) for parent, names in _images(folder) for name in names]
+    found = [str(parent / name) for parent, images, _ in walk(folder, TREE_SUFFIXES) for name in images]
     if not found:
-        raise UserError(f"--unlabelled {folder}: no image ({', '.join(SUFFIXES)}) in it or below")
+        raise UserError(f"--unlabelled {folder}: no {kinds_of(TREE_SUFFIXES)} image in it or below")
     return sorted(found, key=natural_key)
 
 
@@ -64,13 +63,3 @@ def _existing(folder: PathLike, flag: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
     return folder
-
-
-def _images(folder: Path) -> Iterator[Tuple[Path, List[str]]]:
-    """(folder, image names) of every folder that holds an image, hidden ones left out."""
-    for parent, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith((".", "__")))
-        images = sorted((name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")),
-                        key=natural_key)
-        if images:
-            yield Path(parent), images

@@ -160,8 +160,9 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
         begun = time.perf_counter()
         task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale,
                     source.parts, keep_lengths=scores_averaged)
+        plain = prompts.plain_sentences(contest.class_names, domains, settings.prompts, settings.names)
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
-                      draw.seed, prompts.plain_sentences(contest.class_names, domains))
+                      draw.seed, plain)
         tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
         pipeline = Pipeline(names, draw.seed).fit(task, tuning=tuning)
         answers = pipeline.answer(features, rows_under=tuned, every_member=True).by_method()

@@ -76,6 +76,13 @@ class Bank:
             self._at[depth] = Views(self._encoded(depth))
         return self._at[depth]
 
+    def waiting(self, depth: Depth) -> int:
+        """How many views are not encoded to that depth yet."""
+        if depth in self._at:
+            return 0
+        found = [] if self._cache is None else self._stored(depth)
+        return (len(self.paths) - sum(row is not None for row in found)) * max(1, self._views)
+
     def digest(self, images: np.ndarray) -> str:
         """Names some of the images by their content and the views of them, in order."""
         if not self.paths:
@@ -101,21 +108,28 @@ class Bank:
         return held if self._cache is None else self._mapped(depth, shape)
 
     def _mapped(self, depth: Depth, shape: tuple) -> List[np.ndarray]:
-        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
-        kind = np.float32 if depth == "rows" else np.float16
-        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth),
-                                 int(np.prod(shape)) * np.dtype(kind).itemsize)
-        store.refresh()
-        digests, known, _ = self._cache.known_files(self.paths)
         rows: List[np.ndarray] = []
-        for index, row in enumerate(store.mapped(digests)):
-            if row is None or not known[index]:  # changed since, or a cache that could not be written
+        for index, row in enumerate(self._stored(depth)):
+            if row is None:  # changed since, or a cache that could not be written
                 one, _ = encode_views(self.encoder, self.paths[index:index + 1], cache=self._cache,
                                       views=self._views, seed=self._seed, workers=0, depth=depth)
                 rows.append(one[0])
             else:
-                rows.append(np.frombuffer(row, kind).reshape(shape))
+                rows.append(np.frombuffer(row, _kind(depth)).reshape(shape))
         return rows
+
+    def _stored(self, depth: Depth) -> List[Optional[memoryview]]:
+        """What the cache has of each image; None where it has nothing."""
+        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
+        numbers = max(1, self._views) * int(np.prod(self.encoder.shape_at(depth)))
+        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), numbers * np.dtype(_kind(depth)).itemsize)
+        store.refresh()
+        digests, known, _ = self._cache.known_files(self.paths)
+        return [row if is_known else None for row, is_known in zip(store.mapped(digests), known)]
+
+
+def _kind(depth: Depth) -> type:
+    return np.float32 if depth == "rows" else np.float16
 
 
 def _file_digest(path: object) -> bytes:

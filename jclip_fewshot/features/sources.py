@@ -339,10 +339,11 @@ def _opened(model: str, weights: str, precision: str, batch_size: Optional[int],
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
-                  seed: int = 0, stage: str = "images",
-                  test_views: int = 1) -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  seed: int = 0, stage: str = "images", test_views: int = 1,
+                  what: str = "training image") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
+    what: to call one of them.
     Raises:
         UserError: an image that cannot be read, without `skip_bad`; not one that can.
     """
@@ -351,13 +352,12 @@ def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]],
     for index in sorted(bad):
         path = images[index][0]
         if not skip_bad:
-            raise UserError(f"training image {path} cannot be read ({bad[index]}); replace it, "
-                            "or --skip-bad goes without")
-        warn(f"training image {path} cannot be read ({bad[index]}); left out")
+            raise UserError(f"{what} {path} cannot be read ({bad[index]}); replace it, or --skip-bad goes without")
+        warn(f"{what} {path} cannot be read ({bad[index]}); left out")
     kept = [index for index in range(len(images)) if index not in bad]
     if images and not kept:
-        raise UserError(f"none of the {len(images)} training images can be read ({images[0][0]}: {bad[0]}); "
-                        "unpack the data set again")
+        raise UserError(f"none of the {len(images)} {what}s can be read ({images[0][0]}: {bad[0]}); "
+                        "unpack or fetch them again")
     return rows[kept], [images[i] for i in kept], bad
 
 

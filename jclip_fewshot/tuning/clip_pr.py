@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.backend.numerics import product, softmax_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.tuning.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
 
@@ -87,11 +87,6 @@ class Shares:
         return total / float(count)
 
 
-def softmax(logits: "jt.Var") -> "jt.Var":
-    exp = jt.exp(logits - logits.max(1, keepdims=True).stop_grad())
-    return exp / exp.sum(1, keepdims=True)
-
-
 def prior_loss(share: "jt.Var", prior: np.ndarray) -> "jt.Var":
     """KL(prior ‖ share) in nats."""
     entropy = float((prior * np.log(prior + TINY)).sum())
@@ -101,7 +96,7 @@ def prior_loss(share: "jt.Var", prior: np.ndarray) -> "jt.Var":
 def objective(logits: "jt.Var", labels: np.ndarray, prior: np.ndarray, shares: Shares, weight: float,
               on_parts: Optional[Callable[["jt.Var", "jt.Var"], None]] = None) -> "jt.Var":
     """L of a step. on_parts: told its two parts."""
-    labelled, share = mean_cross_entropy(logits, labels), prior_loss(shares.mean(softmax(logits)), prior)
+    labelled, share = mean_cross_entropy(logits, labels), prior_loss(shares.mean(softmax_var(logits)), prior)
     if on_parts is not None:
         on_parts(labelled, share)
     return labelled + weight * share

@@ -131,11 +131,6 @@ def train(start: Arrays, prompts: Prompts, rows: np.ndarray, labels: np.ndarray,
     return descend(start, loss, SGD(MOMENTUM, WEIGHT_DECAY), rates, watch, stage)
 
 
-def schedule(epochs: int, steps: int, lr: float = LR) -> np.ndarray:
-    """The authors' learning rates: a first epoch at 1e-5, then a cosine by epoch."""
-    return cosine_by_epoch(lr, epochs, steps)
-
-
 class CoOp(Member):
     """CoOp as a member of the ensemble: one context for all classes, started at "a photo of a", name at the end.
 
@@ -157,7 +152,7 @@ class CoOp(Member):
         sentence = sentence_operations(bank.encoder.model, bank.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
         start = {"ctx": model.token_embedding(jt.array(bank.class_tokens[0, 1:1 + self.context])).float32().numpy()}
         seen = np.flatnonzero(task.seen)
@@ -165,8 +160,8 @@ class CoOp(Member):
         steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
                  for _ in range(self.steps)]
         trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
-                        np.tile(np.searchsorted(seen, task.labels), views.count), steps, schedule(self.steps, 1),
-                        task.scale, stage=stage)
+                        np.tile(np.searchsorted(seen, task.labels), views.count), steps,
+                        cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
         context = jt.array(trained["ctx"])
         moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
         return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}

@@ -1,8 +1,8 @@
 """CLIP-LoRA and 2SFS as members of the ensemble: both towers train, on stored views, from the input of block 0.
 
-lora.py and two_stage.py have the methods. The text tower's rows come from one template; a member's classifier is what
-they end as (CLIP-LoRA), or the trained classifier (2SFS; classes without shots: the tuned text tower's rows). For a
-GPU: on two cores a training on the contest takes hours (docs/tuning.md).
+lora.py and two_stage.py have the methods. The text tower trains on one template; what that moves its rows by is added
+to the rows of all sentences, and these answer (CLIP-LoRA) or start the second stage (2SFS). Deviation: the authors
+answer by the one template's rows. For a GPU: on two cores a training on the contest takes hours (docs/tuning.md).
 
 S shots · B images a step · L tokens · W width · K classes
 """
@@ -10,7 +10,7 @@ S shots · B images a step · L tokens · W width · K classes
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Dict, List
+from typing import TYPE_CHECKING, Callable, Dict, List
 
 import numpy as np
 
@@ -57,12 +57,17 @@ class _BothTowers(Member):
         batch = min(BATCH, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
 
-    def _chosen(self, task: Task, bank: Bank, kept: np.ndarray) -> "tuple[List[np.ndarray], List[np.ndarray]]":
+    def _steps(self, task: Task, bank: Bank, kept: np.ndarray
+               ) -> "tuple[List[np.ndarray], Callable[[int], jt.Var]]":
+        """Each step's shots, and their image rows by the tower as it stands."""
         rng, total = np.random.default_rng(self.seed), self.steps(task)
         views = bank.at(0)
         a_epoch = max(1, len(kept) // min(BATCH, len(kept)))
         chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, BATCH, -(-total // a_epoch))
-        return chosen[:total], numbers[:total]
+
+        def rows(step: int) -> "jt.Var":
+            return rows_from(bank.encoder.model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
+        return chosen[:total], rows
 
 
 class ClipLora(_BothTowers):
@@ -70,16 +75,13 @@ class ClipLora(_BothTowers):
 
     name = "clip_lora"
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
-        model, views = bank.encoder.model, bank.at(0)
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+        model = bank.encoder.model
         seen = np.flatnonzero(task.seen)
         labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
         places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in blocks_of(model, tower)]
         start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
-        chosen, numbers = self._chosen(task, bank, kept)
-
-        def rows(step: int) -> "jt.Var":
-            return rows_from(model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
+        chosen, rows = self._steps(task, bank, kept)
         trained = lora.train(start, model, rows, lambda: text_rows(model, tokens), [labels[one] for one in chosen],
                              seed=self.seed, stage=stage)
         return {**trained, CLASSIFIER: _text_moved(model, bank.class_tokens, task.text, lora.merged(model, trained))}
@@ -91,15 +93,12 @@ class TwoStage(_BothTowers):
     name = "two_stage"
     steps_a_shot = two_stage.STEPS_A_SHOT
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
-        model, views = bank.encoder.model, bank.at(0)
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+        model = bank.encoder.model
         seen = np.flatnonzero(task.seen)
         labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
-        chosen, numbers = self._chosen(task, bank, kept)
+        chosen, rows = self._steps(task, bank, kept)
         count = max(1, round(two_stage.FIRST_SHARE * len(chosen)))
-
-        def rows(step: int) -> "jt.Var":
-            return rows_from(model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
         norms = two_stage.train_norms(two_stage.start_of(model), model, rows, lambda: text_rows(model, tokens),
                                       [labels[one] for one in chosen[:count]], task.scale, stage=stage)
         moved = _text_moved(model, bank.class_tokens, task.text, norms)

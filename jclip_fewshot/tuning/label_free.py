@@ -66,8 +66,6 @@ class Upl(LabelFree):
 
 
 class LafterText(LabelFree):
-    """φ's logits have no scale of their own: they are spread as far as zero-shot's are on the same rows."""
-
     name = "lafter_text"
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
@@ -78,7 +76,8 @@ class ClipPr(LabelFree):
     name = "clip_pr"
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return clip_pr.answer(self.learned_, features)
+        head = {name: value for name, value in self.learned_.items() if name != "spread"}
+        return self.learned_.get("spread", np.float32(1)) * clip_pr.answer(head, features)
 
 
 MEMBERS: Dict[str, Type[LabelFree]] = {member.name: member for member in (Upl, LafterText, ClipPr)}
@@ -107,9 +106,15 @@ def learn(names: Sequence[str], encoder: ClipEncoder, class_names: Sequence[str]
         elif name == LafterText.name:
             labels = np.repeat(np.arange(len(sentence_rows)), [len(one) for one in sentence_rows])
             adapter = lafter.text_classifier(np.concatenate(sentence_rows), labels, task.num_classes, seed=seed)
-            plain = matmul(rows, adapter.T)
-            found.append(LafterText({"adapter": adapter,
-                                     "spread": np.float32(zero_shot.std(axis=1).mean() / plain.std(axis=1).mean())}))
+            found.append(LafterText({"adapter": adapter, "spread": _spread(matmul(rows, adapter.T), zero_shot)}))
+        elif name == ClipPr.name:
+            learned = clip_pr.learn(rows, zero_shot, seed=seed)
+            found.append(ClipPr({**learned, "spread": _spread(clip_pr.answer(learned, rows), zero_shot)}))
         else:
-            found.append(ClipPr(clip_pr.learn(rows, zero_shot, seed=seed)))
+            raise ValueError(f"no label-free member {name!r}")
     return [member.fit(task) for member in found]
+
+
+def _spread(logits: np.ndarray, zero_shot: np.ndarray) -> np.float32:
+    """What brings logits of no scale of their own, (N, K), to CLIP's: their spread over classes to zero-shot's."""
+    return np.float32(zero_shot.std(axis=1).mean() / max(logits.std(axis=1).mean(), 1e-12))

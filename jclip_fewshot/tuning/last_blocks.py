@@ -62,7 +62,7 @@ class LastBlocks(Member):
         rows = min(self.epochs * len(task), self.most_steps * self.batch)
         return (len(task.folds()) + 1) * 2 * rows * image
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         model, rng = bank.encoder.model, np.random.default_rng(self.seed)
         first, views = self.first(model), bank.at(self.first(model))
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under

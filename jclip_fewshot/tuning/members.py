@@ -14,11 +14,11 @@ Letters: N images, S shots, V views, K classes, D feature width.
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
@@ -55,7 +55,6 @@ class Member:
     trains = True  # whether anything is trained; False: it is solved for
     needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
-    choices: Dict[str, Sequence[float]] = {}  # settings to try, each by a training of its own
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -68,7 +67,7 @@ class Member:
         """Floating-point operations of all its trainings, about."""
         raise NotImplementedError
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
@@ -89,12 +88,8 @@ class Member:
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
-            on_fit: Callable[[int, int], None] = lambda done, total: None) -> "Member":
-        """Trains on the shots. bank: the S shots in order. fits: where finished trainings are kept.
-
-        on_fit: told after each training how many of how many are done.
-        """
+    def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None) -> "Member":
+        """Trains on the shots. bank: the S shots in order. fits: where finished trainings are kept."""
         self.task_ = task
         self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
         self.scale_ = np.float32(task.scale)
@@ -106,42 +101,41 @@ class Member:
         self.history_: List[dict] = []
         self._held_out = task.zero_shot(task.features)
         if task.seen.sum() > 1:
-            self._fit(task, bank, fits, on_fit)
+            self._fit(task, bank, fits)
         return self
 
-    def _fit(self, task: Task, bank: Bank, fits: Optional[FitCache], on_fit: Callable[[int, int], None]) -> None:
+    def _fit(self, task: Task, bank: Bank, fits: Optional[FitCache]) -> None:
         model, parts = bank.encoder.model, fits_of(task)
-        combinations = [dict(zip(self.choices, values)) for values in itertools.product(*self.choices.values())]
-        if len(parts) == 1:
-            combinations = combinations[:1]  # nothing can be left out to choose by
-        total, done = len(combinations) * len(parts), 0
-        best = None
-        for settings in combinations:
-            learned = []
-            for number, fold in enumerate(parts):
-                key = "" if fits is None else self._key(fold.task, bank, fold.kept, settings)
-                arrays = None if fits is None else fits.get(key)
-                if arrays is None:
-                    arrays = self.train(fold.task, bank, fold.kept, settings, f"{self.name} {done + 1}/{total}")
-                    if fits is not None:
-                        fits.put(key, arrays)
-                learned.append(arrays)
-                done += 1
-                on_fit(done, total)
-            for alpha in ALPHAS if len(parts) > 1 else (1.0,):
-                held_out = self._answers_of_folds(model, bank, task, parts[:-1], learned, alpha)
-                tested = task.can_be_left_out
-                loss = log_loss(cooled(held_out[tested], task.labels[tested]), task.labels[tested]) if tested.any() \
-                    else 0.0
-                if best is None or loss < best[0]:
-                    best = loss, {**settings, "alpha": alpha}, learned[-1], held_out
-        loss, chosen, whole, held_out = best
-        final = self.shrunk(model, whole, chosen["alpha"])
+        learned = []
+        for number, fold in enumerate(parts, 1):
+            key = "" if fits is None else self._key(fold.task, bank, fold.kept)
+            arrays = None if fits is None else fits.get(key)
+            if arrays is None:
+                arrays = self.train(fold.task, bank, fold.kept, f"{self.name} {number}/{len(parts)}")
+                if fits is not None:
+                    fits.put(key, arrays)
+            learned.append(arrays)
+        alpha, held_out = 1.0, None
+        if len(parts) > 1:  # else nothing can be left out to choose by
+            alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
+        final = self.shrunk(model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
         self.update_ = final
-        self.settings_ = {**chosen, "chosen_by": "held-out log-loss" if len(parts) > 1 else "fixed"}
-        if len(parts) > 1:
+        self.settings_ = {"alpha": alpha, "chosen_by": "fixed" if held_out is None else "held-out log-loss"}
+        if held_out is not None:
             self._choose_domains(task, held_out)
+
+    def _choose_alpha(self, model: CLIP, bank: Bank, task: Task, folds, learned: List[Arrays]
+                      ) -> Tuple[float, np.ndarray]:
+        """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
+        tested = task.can_be_left_out
+        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in ALPHAS}
+
+        def loss(alpha: float) -> float:
+            labels = task.labels[tested]
+            return log_loss(cooled(found[alpha][tested], labels), labels) if tested.any() else 0.0
+        best = min(ALPHAS, key=loss)
+        return best, found[best]
 
     def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: List[Arrays],
                           alpha: float) -> np.ndarray:
@@ -226,11 +220,13 @@ class Member:
                           if name.startswith("update/")}
         return member
 
-    def _key(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float]) -> str:
+    def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
-        said = [self.name, str(self.seed), repr(self.constants()), repr(settings), bank.encoder.fingerprint,
+        said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
                 bank.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
+        if self.needs_tokens:
+            arrays.append(bank.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
 
     def constants(self) -> Dict[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.console import tell
+from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.sources import Source
@@ -24,9 +25,10 @@ from jclip_fewshot.task import Task
 from jclip_fewshot.tuning.coop import CoOp
 from jclip_fewshot.tuning.full_towers import ClipLora, TwoStage
 from jclip_fewshot.tuning.last_blocks import LastBlocks
-from jclip_fewshot.tuning.members import Member
+from jclip_fewshot.tuning.members import Member, block_operations
 from jclip_fewshot.tuning.prolip import ProLIP
 from jclip_fewshot.tuning.token_gda import TokenGDA
+from jclip_fewshot.tuning.towers import blocks_of
 
 MEMBERS: Dict[str, Type[Member]] = {
     member.name: member for member in (TokenGDA, LastBlocks, ProLIP, CoOp, ClipLora, TwoStage)}
@@ -53,7 +55,13 @@ def plan(tune: str, task: Task, source: Source, root: Path, shots: Sequence[str]
         UserError: see `tune_names`; members are named and there is no tower to tune.
     """
     names = tune_names(tune)
-    if not names or not len(task):
+    if not names:
+        return Tuning([])
+    if not len(task) and names != ["auto"]:
+        raise UserError(f"--tune {tune} learns from shots, and there is none; --tune off goes without")
+    if names == ["auto"] and not task.can_be_left_out.any():
+        if len(task):
+            tell("tuning left out: no class has two shots, so none can be held out to weigh tuned members by")
         return Tuning([])
     model = source.model
     if model is None or not hasattr(model.visual, "transformer"):
@@ -102,24 +110,41 @@ def chosen_members(names: List[str], task: Task, bank: Bank, seed: int) -> List[
     """The members to fit; says what they cost."""
     if task.seen.sum() < 2:
         return []
-    rate = SHARE * matrix_rate()
+    rate = matrix_rate()
     auto, cuda = names == ["auto"], bank.encoder.device == "cuda"
     if auto:
         names = list(MEMBERS if cuda else CPU_MEMBERS)
     members = [MEMBERS[name](seed) for name in names]
     members = [member for member in members if bank.class_tokens is not None or not member.needs_tokens]
-    costs = [member.operations(task, bank) / rate for member in members]
+    costs = {member.name: member.operations(task, bank) / (SHARE * rate) for member in members}
     if auto and not cuda:
-        kept = [place for place in range(len(members)) if sum(costs[:place + 1]) <= CPU_SECONDS]
-        left = [members[place].name for place in range(len(members)) if place not in kept]
+        kept: List[Member] = []
+        for member in members:
+            if sum(costs[one.name] for one in [*kept, member]) <= CPU_SECONDS:
+                kept.append(member)
+        left = [member.name for member in members if member not in kept]
         if left:
             tell(f"tuning: {', '.join(left)} left out: over {CPU_SECONDS / 60:.0f} min on this CPU; --tune "
                  f"{','.join(member.name for member in members)} tunes all the same")
-        members, costs = [members[place] for place in kept], [costs[place] for place in kept]
+        members = kept
     if members:
-        tell(f"tuning {', '.join(member.name for member in members)}: about {said(sum(costs))} on this "
-             f"{'GPU' if cuda else 'CPU'}, finished trainings are not repeated; --tune off leaves it out")
+        seconds, encoding = sum(costs[member.name] for member in members), encoding_operations(members, bank) / rate
+        before = f", and before it {said(encoding)} to encode the shots once more" if encoding >= 1 else ""
+        tell(f"tuning {', '.join(member.name for member in members)}: about {said(seconds)} on this "
+             f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; --tune off leaves it out")
     return members
+
+
+def encoding_operations(members: Sequence[Member], bank: Bank) -> float:
+    """Floating-point operations until the bank has all depths that the members need, about."""
+    model = bank.encoder.model
+    length, width = model.visual.shape_at(0)
+    blocks = len(blocks_of(model, "visual."))
+
+    def of(depth: Depth) -> float:
+        passed = depth if isinstance(depth, int) else blocks
+        return bank.waiting(depth) * passed * block_operations(length, width)
+    return sum(of(depth) for depth in {member.depth(model) for member in members})
 
 
 def matrix_rate() -> float:

@@ -81,7 +81,7 @@ class ProLIP(Member):
         one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
         return (len(task.folds()) + 1) * one
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, settings: Dict[str, float], stage: str) -> Arrays:
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         views, model = bank.at(UNPROJECTED), bank.encoder.model
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
@@ -92,7 +92,3 @@ class ProLIP(Member):
 
     def rows(self, model: CLIP, x: "jt.Var") -> "jt.Var":
         return unit_var(jt.matmul(x, model.visual.proj))
-
-    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
-        start = model.visual.proj.float32().numpy()
-        return {NAME: start + np.float32(alpha) * (arrays[NAME] - start)}

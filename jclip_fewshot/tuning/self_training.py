@@ -46,10 +46,9 @@ class SelfTraining(LastBlocks):
         self.pixels, self.unlabelled, self.label = pixels, rows, label
         self._strong: Optional[Views] = None
 
-    def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None,
-            on_fit: Callable[[int, int], None] = lambda done, total: None) -> "SelfTraining":
+    def fit(self, task: Task, bank: Bank, fits: Optional[FitCache] = None) -> "SelfTraining":
         """As `Member.fit`; trainings are not kept, since `fits` cannot know what `label` depends on."""
-        super().fit(task, bank, None, on_fit)
+        super().fit(task, bank)
         return self
 
     def _further(self, task: Task, bank: Bank, kept: np.ndarray) -> Loss:

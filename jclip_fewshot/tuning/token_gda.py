@@ -9,7 +9,7 @@ S shots · V views · W width of the image tower · K classes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class TokenGDA(Member):
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         return TokenEncoder(base)
 
-    def _fit(self, task: Task, bank: Bank, fits: Optional[FitCache], on_fit: Callable[[int, int], None]) -> None:
+    def _fit(self, task: Task, bank: Bank, fits: Optional[FitCache]) -> None:
         rows = self.mean_rows(bank, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)

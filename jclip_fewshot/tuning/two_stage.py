@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
+from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.tuning.lora import LEAST_LR, LR, WEIGHT_DECAY
 from jclip_fewshot.tuning.towers import blocks_of, norm_names
@@ -58,8 +58,3 @@ def train_classifier(start: np.ndarray, rows: Callable[[int], "jt.Var"], labels:
         return mean_cross_entropy(scale * product(rows(step), unit_var(p["classifier"])), labels[step])
     trained = descend({"classifier": start}, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), watch, stage)
     return trained["classifier"]
-
-
-def answer(classifier: np.ndarray, text: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """The rows (K, D) that answer: the classifier's where a class has shots, else the tuned text tower's."""
-    return unit_rows(np.where(seen[:, None], classifier, text))

@@ -24,7 +24,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.tuning import coop
-from jclip_fewshot.tuning.training import batches
+from jclip_fewshot.tuning.training import batches, cosine_by_epoch
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def learn(prompts: coop.Prompts, rows: np.ndarray, logits: np.ndarray, scale: fl
         rng = np.random.default_rng([seed, member])
         order = np.stack([rng.permutation(len(chosen)) for _ in range(settings.epochs)])
         steps = batches(order, settings.batch or len(chosen))
-        rates = coop.schedule(settings.epochs, len(steps) // settings.epochs, settings.lr)
+        rates = cosine_by_epoch(settings.lr, settings.epochs, len(steps) // settings.epochs)
         start = {"ctx": coop.random_context(rng, settings.context, width)}
         trained = coop.train(start, prompts, rows[chosen], labels, steps, rates, scale,
                              stage=f"upl {member + 1}/{settings.members}")

@@ -14,7 +14,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.tuning import coop, lora, prolip, towers, two_stage
-from jclip_fewshot.tuning.training import batches
+from jclip_fewshot.tuning.training import batches, cosine_by_epoch
 from tests.tuning import replay_unlabelled as unlabelled
 from tests.tuning.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 
@@ -40,7 +40,7 @@ def replay_coop(reference: Reference) -> Deviation:
         else:
             wrong = [run + "prompts0"]
         steps = reference.steps(run)
-        rates = coop.schedule(len(reference["order"]), len(steps) // len(reference["order"]), reference.lr(run))
+        rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
         final = coop.train(start, prompts, rows, reference["labels"], steps, rates, reference.scale, recorder)
         found = reference.compare(run, recorder, final, rates)

@@ -8,6 +8,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.heads import sus_x
 from jclip_fewshot.tuning import clip_pr, coop, fixmatch, lafter, towers, upl
+from jclip_fewshot.tuning.training import cosine_by_epoch
 from tests.tuning.reference import Deviation, Recorder, Reference, largest
 
 
@@ -64,7 +65,7 @@ def replay_upl(reference: Reference) -> Deviation:
     text = []
     for run in reference.runs():
         steps = reference.steps(run)
-        rates = coop.schedule(len(reference["order"]), len(steps) // len(reference["order"]), reference.lr(run))
+        rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
         final = coop.train(reference.start(run), prompts, rows[chosen], labels, steps, rates, reference.scale, recorder)
         found = reference.compare(run, recorder, final, rates)

@@ -56,6 +56,21 @@ def test_members_beside_shots_have_held_out_answers(learned):
     assert set(pipeline.ensemble_.settings_["weights"]) == {"zero_shot", "tip_adapter", *label_free.MEMBERS}
 
 
+def test_members_answer_on_clips_scale_and_classes_without_a_shot_are_found(learned):
+    members, task, rows = learned
+    spread = task.zero_shot(rows).std(axis=1).mean()
+    for member in members:
+        assert 0.3 < member.logits(rows).std(axis=1).mean() / spread < 3, member.name
+    some = np.arange(0, UNLABELLED, 4)
+    labels = some // (UNLABELLED // CLASSES)
+    shots = Task(rows[some][labels < 3], labels[labels < 3], task.text)  # two of the five classes have none
+    pipeline = Pipeline(["zero_shot", "tip_adapter"], members=members).fit(shots)
+    alone = Pipeline(["zero_shot", "tip_adapter"]).fit(shots)
+    truth = np.repeat(np.arange(CLASSES), UNLABELLED // CLASSES)
+    hit, hit_alone = (one.answer(rows, "off").probs.argmax(1) == truth for one in (pipeline, alone))
+    assert hit[truth >= 3].mean() >= hit_alone[truth >= 3].mean() - 0.1 and hit[truth < 3].mean() > 0.6
+
+
 def test_unlabelled_images_take_part_in_the_refinement_alone(learned):
     _, task, rows = learned
     alone, helped = (Pipeline(["zero_shot"], unlabelled=extra).fit(task) for extra in (None, rows[::2]))

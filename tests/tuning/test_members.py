@@ -133,7 +133,7 @@ def test_training_fits_the_shots(case, encoder):
         epochs, lr = 60, 1e-2
     task, bank, _ = case
     everyone = np.arange(len(task))
-    arrays = Longer(seed=1).train(task, bank, everyone, {}, "")
+    arrays = Longer(seed=1).train(task, bank, everyone, "")
     classifier = unit_rows(task.text + arrays.pop("classifier"))
     rows = Longer(seed=1).mean_rows(bank, arrays, everyone)
     chance = log_softmax(task.scale * rows @ classifier.T)[everyone, task.labels].mean()
@@ -146,8 +146,8 @@ def test_held_out_logits_do_not_know_the_shot(case):
     learned = []
 
     class Watched(QuickBlocks):
-        def train(self, task, bank, kept, settings, stage):
-            arrays = super().train(task, bank, kept, settings, stage)
+        def train(self, task, bank, kept, stage):
+            arrays = super().train(task, bank, kept, stage)
             learned.append((kept, arrays))
             return arrays
     Watched(seed=1).fit(task, bank)
@@ -188,7 +188,7 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
 def test_alpha_zero_is_the_frozen_tower(case, encoder):
     task, bank, images = case
     member = QuickBlocks(seed=1)
-    arrays = member.train(task, bank, np.arange(len(task)), {}, "")
+    arrays = member.train(task, bank, np.arange(len(task)), "")
     shrunk = member.shrunk(encoder.model, arrays, 0.0)
     assert not shrunk.pop("classifier").any()
     with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, shrunk).items()}):
