@@ -66,15 +66,22 @@ class LowRank:
     def __call__(self, x: "jt.Var", first: int, last: int) -> "jt.Var":
         """x (B, L, W) -> (B, L, (last − first) W): the updates of q, k, v from `first` to before `last`."""
         batch, length, width = x.shape
-        flat = x.reshape((-1, width))
-        rank = self.down[0].shape[0]
+        flat, rank = x.reshape((-1, width)), self.down[0].shape[0]
         if self.drop is None:
             low = product(flat, jt.concat(self.down[first:last]))  # (n, parts r)
-            lows = [low[:, i * rank:(i + 1) * rank] for i in range(last - first)]
         else:
-            lows = [product(self.drop(flat), down) for down in self.down[first:last]]
-        added = jt.concat([product(low, up) for low, up in zip(lows, self.up[first:last])], dim=1)
-        return (added * rank ** -0.5).reshape((batch, length, -1))
+            low = jt.concat([product(self.drop(flat), down) for down in self.down[first:last]], dim=1)
+        return product(low, self._up(first, last) * rank ** -0.5).reshape((batch, length, -1))
+
+    def _up(self, first: int, last: int) -> "jt.Var":
+        """(parts W, parts r): the B side by side in the blocks of one matrix, so that one product does."""
+        width, rank = self.up[0].shape
+        rows = []
+        for number, up in enumerate(self.up[first:last]):
+            before, behind = number * rank, (last - first - 1 - number) * rank
+            blocks = [jt.zeros((width, before))] * bool(before) + [up] + [jt.zeros((width, behind))] * bool(behind)
+            rows.append(jt.concat(blocks, dim=1) if len(blocks) > 1 else up)
+        return jt.concat(rows) if len(rows) > 1 else rows[0]
 
 
 @contextmanager

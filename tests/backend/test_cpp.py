@@ -13,7 +13,8 @@ import jclip_fewshot
 PACKAGE = Path(jclip_fewshot.__file__).parent
 COMPILER = shutil.which("g++")
 TOWER = ["clip/product.cpp", "clip/tower.cpp"]
-TOGETHER = [[*TOWER, "clip/resnet.cpp"], [*TOWER, "clip/attention.cpp"], ["backend/losses.cpp"], ["backend/adamw.cpp"]]
+TOGETHER = [[*TOWER, "clip/resnet.cpp"], [*TOWER, "clip/attention.cpp"], [*TOWER, "clip/layers.cpp"],
+            ["backend/losses.cpp"], ["backend/adamw.cpp"]]
 BEHIND = "\nin0_type used;\n"  # an operator's own code knows its definitions
 
 
