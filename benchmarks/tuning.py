@@ -192,10 +192,10 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
         found[name] = {"seconds_a_measured_step": seconds, "share_of_matrix_rate": measured / seconds / rate,
                        "steps": total, "seconds_extrapolated": seconds * whole / measured * total,
                        "pytorch_seconds_a_step": min(theirs, default=None)}
-        print(f"{name:12} {seconds:8.3f} s a measured step, {found[name]['share_of_matrix_rate']:.2f} of the product's rate "
-              f"({rate / 1e9:.0f} GFLOP/s); {total} steps at contest size: {found[name]['seconds_extrapolated']:.0f} s "
-              "(extrapolated)" + (f"; PyTorch {min(theirs):.3f} s a step, {min(theirs) / seconds:.2f} of ours" if theirs else ""),
-              flush=True)
+        beside = f"; PyTorch {min(theirs):.3f} s a step, {min(theirs) / seconds:.2f} of ours" if theirs else ""
+        print(f"{name:12} {seconds:8.3f} s a measured step, {found[name]['share_of_matrix_rate']:.2f} of the rate of the "
+              f"1024³ product ({rate / 1e9:.0f} GFLOP/s); {total} steps at contest size: "
+              f"{found[name]['seconds_extrapolated']:.0f} s (extrapolated){beside}", flush=True)
     return found
 
 
