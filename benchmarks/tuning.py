@@ -193,8 +193,9 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
                        "steps": total, "seconds_extrapolated": seconds * whole / measured * total,
                        "pytorch_seconds_a_step": min(theirs, default=None)}
         beside = f"; PyTorch {min(theirs):.3f} s a step, {min(theirs) / seconds:.2f} of ours" if theirs else ""
-        print(f"{name:12} {seconds:8.3f} s a measured step, {found[name]['share_of_matrix_rate']:.2f} of the rate of the "
-              f"1024³ product ({rate / 1e9:.0f} GFLOP/s); {total} steps at contest size: "
+        share = found[name]["share_of_matrix_rate"]
+        print(f"{name:12} {seconds:8.3f} s a measured step, {share:.2f} of the rate of the 1024³ product "
+              f"({rate / 1e9:.0f} GFLOP/s); {total} steps at contest size: "
               f"{found[name]['seconds_extrapolated']:.0f} s (extrapolated){beside}", flush=True)
     return found
 
