@@ -33,7 +33,7 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.data.shots import choose
-from jclip_fewshot.encoders import UNPROJECTED, ClipEncoder
+from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.sources import labelled_rows, open_source
@@ -139,10 +139,10 @@ def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
     member = Timed()
     if name == "last_block":
         member.epochs, member.most_steps = steps + 2, steps + 2
-    elif name == "prolip":
+    elif name in ("prolip", "coop"):
         member.steps = steps + 2
     else:
-        member.steps = lambda task: steps + 2
+        member.steps = lambda task: 2 * (steps + 2)  # more than half of 2SFS's are of the stage that is timed
     original = training.jt.sync
 
     def marked(values) -> None:
@@ -178,6 +178,8 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
     # classes whose shots are drawn, depth of the bank, operations of a measured step and of the contest's, steps
     methods = {"last_block": (CLASSES, 11, last, last, 5 * min(1000, 33 * CLASSES * SHOTS // BATCH)),
                "prolip": (CLASSES, UNPROJECTED, projection, projection, 5 * 300),
+               "coop": (SENTENCES, ROWS, 2 * SENTENCES * sentence, 2 * CLASSES * sentence, 5 * 100),
+               "two_stage": (SENTENCES, 0, towers + 2 * SENTENCES * sentence, towers + 2 * CLASSES * sentence, 5 * 720),
                "clip_lora": (SENTENCES, 0, towers + 2 * SENTENCES * sentence, towers + 2 * CLASSES * sentence, 10000)}
     found = {}
     for name, (classes, depth, measured, whole, total) in methods.items():

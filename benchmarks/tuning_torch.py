@@ -1,6 +1,6 @@
 """PyTorch's side of benchmarks/tuning.py: seconds of a training step in OpenAI's model, on the CPU.
 
-    PYTHON_WITH_TORCH benchmarks/tuning_torch.py last_block|prolip|clip_lora SIZES STEPS
+    PYTHON_WITH_TORCH benchmarks/tuning_torch.py last_block|prolip|coop|two_stage|clip_lora SIZES STEPS
 
 SIZES: JSON with classes, shots, batch, sentences, tokens. The same steps as the members of those names take, on a
 ViT-B/32 with random weights: same ranks, same trained tensors, same optimiser, sentences cut at the same length. What
@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from typing import Callable, Dict, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from encode import ARCHITECTURES, torch_clip
@@ -40,11 +40,12 @@ class LowRank(torch.nn.Module):
             for down, up in zip(self.down, self.up)], dim=-1)
 
 
-def through_block(block, x: Tensor, lora: LowRank, causal: bool) -> Tensor:
+def through_block(block, x: Tensor, lora: Optional[LowRank], causal: bool) -> Tensor:
     """(B, L, W) -> (B, L, W)"""
     batch, length, width = x.shape
     y = block.ln_1(x)
-    projected = functional.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias) + lora(y)
+    projected = functional.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    projected = projected if lora is None else projected + lora(y)
     q, k, v = (part.view(batch, length, -1, 64).transpose(1, 2) for part in projected.chunk(3, dim=-1))
     answer = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
     x = x + block.attn.out_proj(answer.transpose(1, 2).reshape(batch, length, width))
@@ -74,21 +75,52 @@ def last_block(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[]
 
 def clip_lora(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step)"""
-    visual = model.visual
-    image_loras = [LowRank(WIDTH, 2, DROPOUT) for _ in visual.transformer.resblocks]
+    image_loras = [LowRank(WIDTH, 2, DROPOUT) for _ in model.visual.transformer.resblocks]
     text_loras = [LowRank(TEXT_WIDTH, 2, DROPOUT) for _ in model.transformer.resblocks]
+    return ([value for lora in image_loras + text_loras for value in lora.parameters()],
+            both_towers(model, sizes, image_loras, text_loras))
+
+
+def two_stage(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+    """(what trains, the loss of a step) of the first stage: the norms of both towers"""
+    blocks = [*model.visual.transformer.resblocks, *model.transformer.resblocks]
+    nothing = [None] * len(model.transformer.resblocks)
+    return ([value for block in blocks for norm in (block.ln_1, block.ln_2) for value in norm.parameters()],
+            both_towers(model, sizes, nothing, nothing))
+
+
+def both_towers(model, sizes: Dict[str, int], image_loras: Sequence, text_loras: Sequence) -> Callable[[], Tensor]:
+    visual = model.visual
     images = torch.randn(sizes["batch"], TOKENS, WIDTH)
     sentences = torch.randn(sizes["sentences"], sizes["tokens"], TEXT_WIDTH)
     labels = torch.randint(sizes["sentences"], (sizes["batch"],))
 
     def loss() -> Tensor:
-        x, y = images, sentences
+        x = images
         for block, lora in zip(visual.transformer.resblocks, image_loras):
             x = through_block(block, x, lora, False)
-        for block, lora in zip(model.transformer.resblocks, text_loras):
-            y = through_block(block, y, lora, True)
-        return loss_of(visual.ln_post(x[:, 0]) @ visual.proj, model.ln_final(y[:, -1]) @ model.text_projection, labels)
-    return [value for lora in image_loras + text_loras for value in lora.parameters()], loss
+        return loss_of(visual.ln_post(x[:, 0]) @ visual.proj, text_rows(model, sentences, text_loras), labels)
+    return loss
+
+
+def text_rows(model, x: Tensor, loras: Sequence) -> Tensor:
+    for block, lora in zip(model.transformer.resblocks, loras):
+        x = through_block(block, x, lora, True)
+    return model.ln_final(x[:, -1]) @ model.text_projection
+
+
+def coop(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+    """(what trains, the loss of a step): four context vectors, all sentences in a step"""
+    context = torch.randn(4, TEXT_WIDTH) * 0.02
+    sentences = torch.randn(sizes["sentences"], sizes["tokens"], TEXT_WIDTH)
+    rows = torch.randn(4 * sizes["sentences"], FEATURES)
+    labels = torch.arange(len(rows)) % sizes["sentences"]
+    nothing = [None] * len(model.transformer.resblocks)
+
+    def loss() -> Tensor:
+        x = torch.cat([sentences[:, :1], context.expand(len(sentences), -1, -1), sentences[:, 5:]], dim=1)
+        return loss_of(rows, text_rows(model, x, nothing), labels)
+    return [context], loss
 
 
 def prolip(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
@@ -120,8 +152,8 @@ def main(method: str, sizes: str, steps: str) -> Optional[int]:
     for value in model.parameters():
         torch.nn.init.normal_(value, std=0.02)
         value.requires_grad_(False)
-    parameters, loss = {"last_block": last_block, "clip_lora": clip_lora, "prolip": prolip}[method](
-        model, json.loads(sizes))
+    methods = {"last_block": last_block, "prolip": prolip, "coop": coop, "two_stage": two_stage, "clip_lora": clip_lora}
+    parameters, loss = methods[method](model, json.loads(sizes))
     for value in parameters:
         value.requires_grad_()
     times = list(seconds_of_steps(parameters, loss, int(steps) + 2))
