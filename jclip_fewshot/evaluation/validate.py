@@ -214,9 +214,10 @@ def spread_note(seeds: int, same: bool) -> str:
 
 
 def shot_curve(curve: Dict[int, Dict[str, dict]]) -> str:
-    """A row a method, a column a number of shots: mean top-1 and its spread."""
-    names = list(next(iter(curve.values())))
-    rows = [[name] + [mean_and_spread(curve[count][name]["top1"]) for count in curve] for name in names]
+    """A row a method, a column a number of shots: mean top-1 and its spread, empty where the method took no part."""
+    names = dict.fromkeys(name for methods in sorted(curve.values(), key=len, reverse=True) for name in methods)
+    rows = [[name] + [mean_and_spread(methods[name]["top1"]) if name in methods else "" for methods in curve.values()]
+            for name in names]
     return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
 
 

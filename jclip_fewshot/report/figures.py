@@ -367,9 +367,12 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[n
 
 
 def shot_curve(curve: Dict[int, Dict[str, Tuple[float, float]]]) -> Picture:
-    """Mean top-1 and its standard deviation by shots a class: {shots: {method: (mean, deviation)}}."""
+    """Mean top-1 and its standard deviation by shots a class: {shots: {method: (mean, deviation)}}.
+
+    A method may be missing with few shots, and is drawn from where it is there.
+    """
     counts = sorted(curve)
-    methods = list(curve[counts[0]])
+    methods = list(curve[counts[-1]])
     told = [name for name in methods if name in ("zero_shot", "ensemble", "ensemble_refined")]
     best = sorted((name for name in methods if name not in told),
                   key=lambda name: -curve[counts[-1]][name][0])
@@ -381,15 +384,15 @@ def shot_curve(curve: Dict[int, Dict[str, Tuple[float, float]]]) -> Picture:
         ax = figure.subplots()
         colours = iter(DOMAIN_COLOURS)
         for name in methods:
-            mean = np.array([curve[count][name][0] for count in counts])
-            spread = np.array([curve[count][name][1] for count in counts])
+            known = [count for count in counts if name in curve[count]]
+            mean, spread = np.array([curve[count][name] for count in known]).T
             if name in told:
                 colour = next(colours)
-                ax.fill_between(counts, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-                ax.plot(counts, mean, color=colour, marker=DOMAIN_MARKS[told.index(name) % 5], markersize=6,
+                ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+                ax.plot(known, mean, color=colour, marker=DOMAIN_MARKS[told.index(name) % 5], markersize=6,
                         label=method_title(name), zorder=3)
             else:
-                ax.plot(counts, mean, color=HAIR, linewidth=1.4)
+                ax.plot(known, mean, color=HAIR, linewidth=1.4)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(counts))
         ax.xaxis.set_minor_locator(NullLocator())

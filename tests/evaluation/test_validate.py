@@ -116,3 +116,11 @@ def test_what_refining_did_is_said(monkeypatch):
     assert "gained 1.50 points" in gain_text(scores) and "--refine off" in gain_text(scores)
     assert "lost 0.50 points" in gain_text({**scores, "ensemble_refined": {"top1": 79.5}})
     assert gain_text({"ensemble": {"top1": 80.0}}) == ""
+
+
+def test_a_method_that_few_shots_cannot_have_leaves_its_cell_empty():
+    row = {"top1": [70.0, 72.0]}
+    curve = {1: {"gda": row, "ensemble": row}, 4: {"gda": row, "token_gda": row, "ensemble": row}}
+    lines = validation.shot_curve(curve).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["gda", "token_gda", "ensemble"]
+    assert lines[3].split() == ["token_gda", "71.00", "±", "1.41"]

@@ -66,8 +66,10 @@ def test_the_line_says_what_and_where(tmp_path, place, value, said):
         load_record(written(tmp_path, changed(RECORD, *place, value)))
 
 
-def test_a_curve_with_a_hole_is_refused(tmp_path):
-    for record, said in [(changed(VALIDATION, "curve", "2", "ensemble", ...), "curve.2 must be of the methods"),
+def test_a_curve_with_nothing_in_common_is_refused_and_one_with_a_hole_is_not(tmp_path):
+    load_validation(written(tmp_path, changed(VALIDATION, "curve", "1", "ensemble", ...)))
+    other = {"gda": VALIDATION["curve"]["2"]["ensemble"]}
+    for record, said in [(changed(VALIDATION, "curve", "2", other), "curve must be of methods that every number"),
                          (changed(VALIDATION, "curve", {}), "curve must be an object of 1 or more"),
                          (changed(VALIDATION, "curve", "x", VALIDATION["curve"]["1"]), "a number of shots"),
                          (changed(VALIDATION, "curve", "1", "ensemble", "top5", [1.0]), "top5 must be a list of 2")]:
