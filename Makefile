@@ -37,5 +37,6 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache demo demo-*
+	rm -rf $(VENV) .cache
+	@for folder in demo demo-*; do if [ -f $$folder/complete.txt ]; then rm -rf $$folder; fi; done
 	@if [ -e runs ] || [ -e result.txt ]; then echo "runs/ and result.txt are yours and stay; delete them yourself"; fi

@@ -67,6 +67,11 @@ def ignore_left_over() -> None:
             tell(f"{size}={os.environ[size]} is ignored: there is no {rank} with it, so it is left over from a job")
 
 
+def left_over() -> str:
+    """The launchers' variables that are there, for a message."""
+    return " and ".join(name for name in VARIABLES if os.environ.get(name))
+
+
 def rank() -> int:
     """This process's number, 0 without a launcher."""
     return _numbers()[0]
@@ -158,7 +163,7 @@ class Barrier:
         self._sign(self._stage)
         if self._missing(0) is not None and not started_by_launcher():
             hint = (f"rank {self._missing(0)} of {size()}; no mpirun, mpiexec or srun has started this process: unset "
-                    f"{' and '.join(name for name in VARIABLES if os.environ.get(name))}")
+                    f"{left_over()}")
             wait_until(lambda: None in (self._missing(0), self._missing(self._stage)), hint, min(patience, DOUBT))
         wait_until(lambda: self._missing(self._stage) is None,
                    lambda: f"rank {self._missing(self._stage)} of {size()}", patience)

@@ -28,8 +28,12 @@ _REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024", errn
 _NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), or take fewer --workers"
 
 
-def set_up(settings: MachineConfig) -> runtime.Plan:
-    """Starts Jittor as the settings say and tells the rest how talkative to be."""
+def speak_as(settings: MachineConfig) -> None:
+    """How talkative to be, for what is said before Jittor starts.
+
+    Raises:
+        UserError: this process is one of several by left-over variables alone, and nothing will show it.
+    """
     global _cache
     console.quiet = settings.quiet or not ranks.first()
     ranks.ignore_left_over()
@@ -38,6 +42,14 @@ def set_up(settings: MachineConfig) -> runtime.Plan:
         console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
+    if getattr(settings, "features", "") and not ranks.first() and not ranks.started_by_launcher():
+        raise UserError(f"this would be rank {ranks.rank()} of {ranks.size()}, which saves nothing, but no mpirun, "
+                        f"mpiexec or srun has started it: unset {ranks.left_over()}")
+
+
+def set_up(settings: MachineConfig) -> runtime.Plan:
+    """Starts Jittor as the settings say and tells the rest how talkative to be."""
+    speak_as(settings)
     if start.signals_are_ours():
         start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
                                     runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.last_line_to(),
@@ -69,6 +81,8 @@ def _run(main: Callable[[], Optional[int]]) -> None:
         status = _traced(main) or 0
     except UserError as error:
         said = str(error)
+    except SystemExit as end:  # argparse: after -h, or after a mistake that it has said
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except MemoryError:
         said = _NO_MEMORY
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import List
 
 from jclip_fewshot import console
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import Compact, add_flag, parse
+from jclip_fewshot.cli.flags import Compact, add_flag, parse, whole
 from jclip_fewshot.config import MachineConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
@@ -102,15 +102,16 @@ def evaluate(arguments: List[str]) -> int:
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
     parser.add_argument("--heads", default="", metavar="LIST",
                         help="all, default (train.py's), fast, or names with commas [all]")
-    parser.add_argument("--shots", type=int, default=None, metavar="N",
+    parser.add_argument("--shots", type=whole, default=None, metavar="N",
                         help="shots a class, at most; 0 for class names alone [all that the suite has]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of the tasks' draw [0]")
-    parser.add_argument("--seeds", type=int, default=0, metavar="N",
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of training and of the tasks' draw [0]")
+    parser.add_argument("--seeds", type=whole, default=0, metavar="N",
                         help="95 %% interval of top-1 from N bootstrap samples of the test rows, or of the tasks")
     parser.add_argument("--compare", metavar="OTHER.json", help="paired comparison with another --json")
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="N tasks of few classes instead of all rows")
-    parser.add_argument("--task-classes", type=int, default=5, metavar="N", help="classes a task [5]")
-    parser.add_argument("--task-queries", type=int, default=75, metavar="N", help="test rows a task, at most [75]")
+    parser.add_argument("--tasks", type=whole, default=0, metavar="N",
+                        help="N tasks of few classes instead of all rows")
+    parser.add_argument("--task-classes", type=whole, default=5, metavar="N", help="classes a task [5]")
+    parser.add_argument("--task-queries", type=whole, default=75, metavar="N", help="test rows a task, at most [75]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
                         help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the table alone")
@@ -200,13 +201,14 @@ def predict(arguments: List[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE",
                         help="files, folders, patterns like 'a/*.jpg'; - reads names from standard input")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a picture, best first [5]")
+    parser.add_argument("--top", type=whole, default=5, metavar="N", help="classes a picture, best first [5]")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", default="text",
                       help="a JSON object a line")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="comma-separated, with a header")
     parser.add_argument("--refine", action="store_true", help="answer all pictures together, as test.py does")
-    parser.add_argument("--views", type=int, default=1, metavar="V", help="views averaged a picture, as test.py's [1]")
+    parser.add_argument("--views", type=whole, default=1, metavar="V",
+                        help="views averaged a picture, as test.py's [1]")
     parser.add_argument("--reject", type=float, default=0.0, metavar="P",
                         help="say (none of these) where no class has a probability of P [0]")
     _add_machine(parser)

@@ -42,17 +42,18 @@ def add_flag(group: Any, f: dataclasses.Field, default: Any = None) -> None:
         group.add_argument(flag, dest=f.name, action="append", default=default, metavar=_metavar(f), help=text + shown)
         return
     shown = "" if f.default == "" else f" [{f.default}]"
-    group.add_argument(flag, dest=f.name, type=_number if isinstance(f.default, int) else str, default=default,
+    group.add_argument(flag, dest=f.name, type=whole if isinstance(f.default, int) else str, default=default,
                        choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
 
 
-def _number(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number, as an argparse type."""
     if len(text) > 20:  # int() takes time squared in the digits, and refuses thousands
         raise argparse.ArgumentTypeError(f"a number of {len(text)} digits")
     return int(text)
 
 
-_number.__name__ = "int"  # argparse names the type in its message
+whole.__name__ = "int"  # argparse names the type in its message
 
 
 def _metavar(f: dataclasses.Field) -> Optional[str]:

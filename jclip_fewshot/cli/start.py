@@ -11,11 +11,13 @@ import atexit
 import faulthandler
 import importlib.util
 import os
+import resource
 import signal
 import sys
 from typing import Optional
 
 GRACE = 1.5  # seconds for the orderly way out
+LEAST_MEMORY = 3 << 29  # bytes of address space; with less, libraries hang or crash (1.2 GB do)
 SCRIPTS = ("train.py", "test.py", "__main__.py", "jclip-fewshot")
 NEEDED = ("numpy", "PIL", "tqdm", "jittor")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -37,9 +39,19 @@ def begin() -> None:
     _stderr = os.dup(2)
     faulthandler.enable(2, all_threads=False)  # a crash in a library says where, instead of nothing
     sys.excepthook = _import_failed
+    _require_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
             signal.signal(number, _hear)
+
+
+def _require_memory() -> None:
+    """Ends the process where its address space is limited too far: OpenBLAS would ask again for ever."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        os.write(_stderr, f"error: this process may have {limit >> 20:,} MB of address space and needs "
+                          f"{LEAST_MEMORY >> 20:,}: ulimit -v unlimited\n".encode())
+        os._exit(2)
 
 
 def _import_failed(kind: type, error: BaseException, trace: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.data.contest import domains_of
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.task import Task, domain_indices, fold_of_shots
 
@@ -46,8 +46,11 @@ def load_suite(path: Union[str, Path]) -> Suite:
     arrays = load_arrays(Path(path), SCHEMA, others=None)
     classes = arrays["classes"].tolist()
     labels = arrays["test_y"].astype(np.int64)
-    if not len(labels) or not len(classes):
-        raise UserError(f"{path}: a suite has at least one test row and one class")
+    if not len(labels) or len(classes) < 2 or not arrays["text"].shape[1]:
+        raise UserError(f"{path}: a suite has at least one test row, two classes and rows that are not empty")
+    for name in classes:
+        if classes.count(name) > 1 or not name.strip() or not name.isprintable():
+            raise UserError(f"{path}: the class name {shown(name)} is there twice, empty or not printable")
     domains = domains_of(classes)
     features = unit_rows(arrays["test_x"])
     task = Task(arrays["train_x"], arrays["train_y"], arrays["text"], domain_indices(domains))

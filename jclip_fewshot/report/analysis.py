@@ -235,7 +235,8 @@ class AlphaBetaMap:
 def alpha_beta_map(record: dict, arrays: Dict[str, np.ndarray]) -> Optional[AlphaBetaMap]:
     """The map that train.py left in the run's arrays; None where it left none."""
     settings = record["settings"].get("tip_adapter", {})
-    if "alpha_beta/top1" not in arrays or "alpha" not in settings or "beta" not in settings:
+    there = all(f"alpha_beta/{key}" in arrays for key in ("alphas", "betas", "top1"))
+    if not there or "alpha" not in settings or "beta" not in settings:
         return None
     names = list(dict.fromkeys(record["domains"]))
     values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]

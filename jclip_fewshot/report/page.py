@@ -23,7 +23,7 @@ from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
 from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_run, read_validation
-from jclip_fewshot.storage.files import atomic_write, write_text
+from jclip_fewshot.storage.files import write_together
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
@@ -52,10 +52,8 @@ def write_report(run_folder: Union[str, Path], split: str = "", out: Union[str, 
         text = page.render("validation.html.j2", **leaderboard_page(page.draw, read_validation(folder)))
     else:
         text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
-    for picture in page.pictures.values():
-        with atomic_write(target / f"{picture.name}.png") as file:
-            file.write(picture.png)
-    write_text(target / PAGE, text)
+    files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
+    write_together(target, {**files, PAGE: text.encode("utf-8")})
     return target / PAGE
 
 

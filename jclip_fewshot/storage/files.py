@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import BinaryIO, Iterator, Union
+from typing import BinaryIO, Iterator, Mapping, Union
 
 from jclip_fewshot.errors import UserError
 
@@ -69,6 +70,30 @@ def _require_regular(path: Union[str, Path], name: str) -> None:
         raise UserError(f"{name}: a folder, not a file's name")
     if not stat.S_ISREG(mode) or os.path.abspath(str(path)).startswith(("/dev/std", "/dev/fd/", "/proc/")):
         raise UserError(f"{name}: a device or pipe, which cannot be written whole or not at all; name a regular file")
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, all of them or, on a full disk, none: beside it first, then renamed one by one.
+
+    Raises:
+        UserError: a folder, device or pipe has one of the names. OSError: they cannot be written.
+    """
+    for name in files:
+        _require_regular(folder / name, str(folder / name))
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=str(folder)))
+    try:
+        for name, content in files.items():
+            (part / name).write_bytes(content)
+        for name in files:
+            os.replace(part / name, _target(folder / name))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    part.rmdir()
 
 
 @contextlib.contextmanager

@@ -301,10 +301,25 @@ _ENCODER = _fields({}, {**_ONE_ENCODER, "others": _listed(_fields({}, _ONE_ENCOD
 _RUN_BY = {"command": _text, "date": _text}
 
 
+def _board(value: Any, where: Where) -> None:
+    if value not in ("A", "B"):
+        raise _Wrong(where, f"A or B, not {_shown(value)}")
+
+
+# what is read of a run's settings, where it is there: other versions have others
+_TEXTS = _either(_text, _listed(_text))
+_READ = {**dict.fromkeys(("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled",
+                          "shot_list"), _path),
+         **dict.fromkeys(("heads", "tune", "label_free", "select", "prompt_set", "support_for"), _text),
+         **dict.fromkeys(("features", "features_extra", "model"), _TEXTS),
+         **dict.fromkeys(("seed", "demo_seed", "augment", "pool"), _count()), "board": _board, "board_mix": _flag,
+         **dict.fromkeys(("demo", "domains", "skip_bad", "transductive"), _flag)}
+
 
 def _configured(**required: Check) -> Check:
-    """Settings as config.py has them: plain values by name, and these keys among them."""
-    plain, named = _mapped(_SETTING), _fields(required)
+    """Settings as config.py has them: plain values by name, these keys and those of _READ as they are read."""
+    optional = {name: one for name, one in _READ.items() if name not in required}
+    plain, named = _mapped(_SETTING), _fields(required, optional)
 
     def check(value: Any, where: Where) -> None:
         plain(value, where)
@@ -314,7 +329,7 @@ def _configured(**required: Check) -> Check:
 
 _RECORD = _fields({
     **_RUN_BY, "device": _text, "versions": _mapped(_text), "encoder": _ENCODER,
-    "config": _configured(data=_path, board=_file_name, demo=_flag),
+    "config": _configured(data=_path, board=_board, demo=_flag, shots=_count()),
     "classes": _listed(_text, 1), "domains": _listed(_text, 1),
     "shots": _fields({"rule": _text, "files": _listed(_path_inside), "labels": _listed(_count())},
                      {"unreadable": _REASONS}),

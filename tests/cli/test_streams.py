@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from jclip_fewshot.data import demo
 from tests.cli.scripts import TRAIN
 from tests.conftest import ROOT
 
@@ -37,8 +39,7 @@ def test_odd_locales_and_terminals(contest):
 
 
 @pytest.mark.parametrize("name, limit, said", [
-    ("files", "ulimit -n 20", "ulimit -n 1024"), ("size", "ulimit -f 2", "File too large"),
-    ("memory", "ulimit -v 700000", "")])
+    ("files", "ulimit -n 20", "ulimit -n 1024"), ("size", "ulimit -f 2", "File too large")])
 def test_limits_are_one_line_or_no_matter(contest, name, limit, said):
     ended, output, saved = shell(contest, f"limit-{name}", "2>&1", limit + ";")
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -47,7 +48,39 @@ def test_limits_are_one_line_or_no_matter(contest, name, limit, said):
     assert said in output
 
 
-def test_a_read_only_runs_folder_leaves_nothing(contest, tmp_path):
+@pytest.mark.parametrize("limit", [200000, 700000, 1400000])  # kB
+@pytest.mark.parametrize("after", ["2>&1", "--model " + str(demo.CHECKPOINT) + " --features '' 2>&1"])
+def test_too_little_address_space_is_one_line_at_once(contest, limit, after):
+    begun = time.monotonic()
+    ended, output, saved = shell(contest, "memory", after, f"ulimit -v {limit};")
+    assert ended == 2 and not saved and output.count("\n") == 1 and "ulimit -v unlimited" in output, output
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("flags", ["-h", "--print-config"])
+@pytest.mark.parametrize("after", [">/dev/full", ">&-"])
+def test_help_that_could_not_be_printed_is_no_success(contest, flags, after):
+    line = f"{sys.executable} {ROOT / 'train.py'} {flags} {after}"
+    done = subprocess.run(["bash", "-c", line], cwd=contest, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+    assert done.returncode == 1 and "could not be printed" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_left_over_rank_that_would_save_nothing_says_so(contest):
+    ended, output, saved = shell(contest, "rank", "2>&1", PMI_SIZE="2", PMI_RANK="1")
+    assert ended == 2 and not saved and "unset PMI_RANK and PMI_SIZE" in output and "Traceback" not in output
+
+
+def test_a_report_that_does_not_fit_leaves_none(contest, trained):
+    out = contest / "report that does not fit"
+    line = f"ulimit -f 60; {sys.executable} -m jclip_fewshot report {trained} --out '{out}'"
+    done = subprocess.run(["bash", "-c", line], cwd=contest, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_file_in_place_of_the_runs_folder_is_said(contest):
     (contest / "file").write_text("")
     ended, output, _ = shell(contest, "x", "--runs file 2>&1")
     assert ended == 2 and "Traceback" not in output and "error: " in output

@@ -47,13 +47,20 @@ def test_any_missing_key_or_odd_value_is_read_or_one_line(tmp_path, load, record
 
 @pytest.mark.parametrize("place, value, said", [
     (("classes",), ..., "classes must be there"),
-    (("config", "board"), "../../outside", "config.board must be a plain name"),
-    (("config", "board"), "A/B", "config.board must be a plain name"),
+    (("config", "board"), "../../outside", "config.board must be A or B"),
+    (("config", "board"), "A/B", "config.board must be A or B"),
     (("config", "demo"), 1, "config.demo must be true or false, not 1"),
     (("config", "data"), "x" * 5000, "config.data must be a path"),
     (("domains",), ["Cat"], "domains must be a list of 2"),
     (("shots", "labels", 1), 2, r"shots.labels\[1\] must be a class id below 2, not 2"),
     (("shots", "labels"), [0], "shots.labels must be a list of 2"),
+    (("config", "shots"), ..., "config.shots must be there"),
+    (("config", "shots"), "four", "config.shots must be a whole number"),
+    (("config", "board"), "x", "config.board must be A or B"),
+    (("config", "seed"), None, "config.seed must be a whole number"),
+    (("config", "features"), True, "config.features must be a list"),
+    (("config", "weights"), 3, "config.weights must be text"),
+    (("config", "descriptions"), [], "config.descriptions must be text"),
     (("shots", "files", 0), "/etc/passwd", r"shots.files\[0\] must be a path below the data folder"),
     (("shots", "files", 0), "a/../../b", r"shots.files\[0\] must be a path below the data folder"),
     (("encoder",), {"width": 3}, "encoder must be a model and the folder of its weights, or a file of features"),
@@ -104,3 +111,9 @@ def test_a_key_with_a_line_break_does_not_break_the_line(tmp_path):
     with pytest.raises(UserError) as error:
         load_test_record(path)
     assert "\n" not in str(error.value) and r"a\nb" in str(error.value)
+
+
+@pytest.mark.parametrize("name, value", [("data", None), ("data", 3), ("board_mix", "yes"), ("seed", [])])
+def test_settings_of_a_validation_are_as_they_are_read(tmp_path, name, value):
+    with pytest.raises(UserError, match=f"config.{name} must be"):
+        load_validation(written(tmp_path, changed(VALIDATION, "config", name, value)))
