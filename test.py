@@ -34,18 +34,13 @@ from jclip_fewshot.tuning.plan import tuned_rows
 
 def main() -> None:
     settings = parse(TestConfig, __doc__)
-    device = command.set_up(settings)
+    command.speak_as(settings)
     watch = runs.Stopwatch()
 
-    # 1. The run: what was learned, and from what.
+    # 1. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     folder = runs.find_run(settings.run, settings.runs, settings.demo, settings.demo_seed)
     record = runs.load_record(folder)
     config, class_names = record["config"], record["classes"]
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    task = pipeline.task_
-    tell(f"run {folder}: {', '.join(pipeline.names)}")
-
-    # 2. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     root = settings.data or runs.where_now(folder, record, config["data"])
     contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
     runs.require_same_classes(folder, record, contest.class_names)
@@ -60,6 +55,12 @@ def main() -> None:
     result = Path(settings.result or Path(root if config["demo"] else "", "result.txt"))
     require_target(result)
     runs.require_writable_run(folder)
+
+    # 2. The run: what was learned, and from what.
+    device = command.set_up(settings)
+    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
+    task = pipeline.task_
+    tell(f"run {folder}: {', '.join(pipeline.names)}")
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     where = runs.sources_now(folder, record, settings)

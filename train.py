@@ -38,7 +38,7 @@ def main() -> None:
     names = head_names(settings.heads)
     tune_names(settings.tune)  # complains before the work
     runs.require_new_run(settings.runs, settings.name)
-    device = command.set_up(settings)
+    command.speak_as(settings)
     watch = runs.Stopwatch()
 
     # 1. What is there to learn from?
@@ -51,6 +51,7 @@ def main() -> None:
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
                                         settings.templates, settings.prompt_set, settings.descriptions)
     check_without_labels(settings, contest.class_names)
+    device = command.set_up(settings)  # Jittor starts when there is something to do
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,

@@ -23,11 +23,12 @@ from jclip_fewshot.data.submission import move_aside, write_result
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
-from jclip_fewshot.storage.files import require_writable_folder
+from jclip_fewshot.storage.files import content_digest, require_writable_folder, write_text
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
 # what other commands leave in a run's folder
 LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")
+OLDER = "older_results.txt"  # digests of the submissions of runs that stood in the folder before
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 
@@ -64,6 +65,9 @@ def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> 
     folder = Path(runs, name)
     folder.mkdir(parents=True, exist_ok=True)
     left = sorted(path for pattern in (RECORD, *LEFT_BEHIND) for path in folder.glob(pattern))
+    results = [content_digest(path.read_bytes()).hex() for path in left if path.name.startswith("result")]
+    if results:
+        write_text(folder / OLDER, "".join(f"{digest}\n" for digest in {*_older_results(folder), *results}))
     for path in left:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if left:
@@ -250,7 +254,8 @@ def save_result(result: Path, folder: Path, split: str, own_split: str, names: S
     A file that stands at `result` and that none of these runs has written is moved aside first, with a line.
     """
     for path in (result, result.with_suffix(".zip")):
-        aside = move_aside(path, kept_results(folder, path.suffix))
+        older = {digest for neighbour in folder.resolve().parent.glob("*/") for digest in _older_results(neighbour)}
+        aside = move_aside(path, kept_results(folder, path.suffix), older)
         if aside:
             tell(f"{path} was not written by these runs: it is moved to {aside}")
     archive = write_result(result, names, best, num_classes)
@@ -266,6 +271,13 @@ def own_result(folder: Path, split: str, own_split: str) -> Path:
 def kept_results(folder: Path, suffix: str) -> List[Path]:
     """The copies of submissions that a run and its neighbours keep: what this program wrote, and may write over."""
     return sorted(folder.resolve().parent.glob(f"*/result*{suffix}"))
+
+
+def _older_results(folder: Path) -> List[str]:
+    try:
+        return (folder / OLDER).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):  # none, or not ours
+        return []
 
 
 def require_writable_run(folder: Path) -> None:

@@ -51,6 +51,7 @@ LEAST_FILES = 32  # open at once
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 # Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _BUILD_FILES, _BUILD_SECONDS = 314, 95
+_BUILD_BYTES, _FILE_BYTES = 500 << 20, 100 << 20  # with the operators of a first run; the precompiled headers
 # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
 _CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
 # CUDA 13's CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
@@ -244,6 +245,7 @@ def _build(started: Plan, stamp: Path) -> None:
         environment["PYTHONPATH"] = os.pathsep.join(packages)
     log = stamp.with_name(f"{stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    _require_room(log.parent)
     tell(f"Building Jittor for this machine, once: about {_BUILD_SECONDS} s on 2 cores ({stamp.parent})")
     begun = time.time()
     if started.header:
@@ -270,6 +272,18 @@ def _build(started: Plan, stamp: Path) -> None:
             tell(f"Jittor is built: {time.time() - begun:.0f} s")
             return
     raise UserError(f"Jittor asks to be started again and again; its log: {log}")
+
+
+def _require_room(folder: Path) -> None:
+    """Raises UserError where the build would run into the end of a disk or of a file, and not say so."""
+    free = shutil.disk_usage(str(folder)).free
+    if free < _BUILD_BYTES:
+        raise UserError(f"Jittor's build needs {_BUILD_BYTES >> 20} MB, and the disk of {folder} has {free >> 20}; "
+                        "free some, or put JITTOR_HOME on another disk")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < _FILE_BYTES:
+        raise UserError(f"Jittor's build makes files of {_FILE_BYTES >> 20} MB, here limited to {limit >> 20} MB: "
+                        "ulimit -f unlimited")
 
 
 def _end_group(child: subprocess.Popen) -> None:

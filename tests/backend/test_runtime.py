@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,3 +225,13 @@ def test_ctrl_c_belongs_to_python_after_jittor_has_started():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True,
                           preexec_fn=hear_ctrl_c)
     assert done.returncode == 0 and "survived both" in done.stdout
+
+
+def test_a_build_that_has_no_room_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 << 20))
+    with pytest.raises(UserError, match="needs 500 MB, and the disk of .* has 100;"):
+        runtime._require_room(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(runtime.resource, "getrlimit", lambda kind: (2 << 20, 2 << 20))
+    with pytest.raises(UserError, match="ulimit -f unlimited"):
+        runtime._require_room(tmp_path)

@@ -46,6 +46,24 @@ def test_the_same_seed_gives_the_same_file_byte_for_byte(contest, trained):
     assert results[0] == results[1]
 
 
+def test_a_mistake_is_said_before_jittor_starts(contest, trained):
+    for command in ([*TRAIN[:2], "absent"], ["test.py", "--run", trained, "--split", "B"]):
+        done = call(contest, *command)
+        fails(done)
+        assert "Jittor" not in done.stderr and "Building" not in done.stderr
+
+
+def test_the_result_of_an_older_run_of_the_same_name_is_ours(contest):
+    for turn in range(2):
+        assert call(contest, *TRAIN, "--name", "same", "--seed", str(turn)).returncode == 0
+        done = call(contest, "test.py", "--run", "runs/same", "--result", "same.txt")
+        assert done.returncode == 0 and "is moved" not in done.stderr, done.stderr
+    assert not list(contest.glob("same.previous*"))
+    (contest / "same.txt").write_text("somebody else's")
+    done = call(contest, "test.py", "--run", "runs/same", "--result", "same.txt")
+    assert "same.previous.txt" in done.stderr
+
+
 def test_names_alone_to_a_valid_submission(contest, tmp_path):
     """Neither train.txt nor a training image is needed."""
     for name in ("classes.txt", "labels_TestSetA.txt", "features.npz"):
@@ -207,7 +225,8 @@ def drawn(tmp_path_factory):
     return folder, sorted(path.name for path in (tests[3], tests[5], tests[7]))
 
 
-ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "0")
+ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "0",
+          "--tune", "off")
 
 
 def test_broken_test_images_are_named_and_answered(drawn):
@@ -250,7 +269,7 @@ def test_a_broken_training_image_stops_unless_it_may_be_skipped(drawn):
 
 def test_ctrl_c_says_so_and_leaves_no_half_run(drawn):
     folder, _ = drawn
-    line = [sys.executable, str(ROOT / ENCODE[0]), *map(str, ENCODE[1:-2]), "--augment", "40", "--name", "stopped"]
+    line = [sys.executable, str(ROOT / ENCODE[0]), *map(str, ENCODE[1:]), "--augment", "40", "--name", "stopped"]
     child = subprocess.Popen(line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
                              universal_newlines=True, preexec_fn=hear_ctrl_c)
     for said in child.stderr:
