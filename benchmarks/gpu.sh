@@ -20,4 +20,8 @@ mkdir -p "$(dirname "$out")"
     "$python" -m jclip_fewshot doctor --device "${DEVICE:-cuda}" || true
     "$python" benchmarks/gpu.py --device "${DEVICE:-cuda}" ${SMALL:+--small} \
         ${TORCH_PYTHON:+--torch-python "$TORCH_PYTHON"}
+    if [ -z "${SMALL:-}" ]; then  # seconds of every training in the towers, and what all members give
+        "$python" benchmarks/tuning.py --steps 5
+        "$python" benchmarks/tuning.py --demo --seeds 1 2 3
+    fi
 } 2>&1 | tee "$out"

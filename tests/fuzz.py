@@ -32,15 +32,20 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jclip_fewshot import runs  # noqa: E402
+from jclip_fewshot.cli.history import runs_table  # noqa: E402
 from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_state_dict  # noqa: E402
+from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
 from jclip_fewshot.data.contest import read_contest, read_labels  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
 from jclip_fewshot.data.shots import read_shot_list  # noqa: E402
 from jclip_fewshot.data.submission import check_result, write_result  # noqa: E402
 from jclip_fewshot.errors import UserError  # noqa: E402
 from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
+from jclip_fewshot.evaluation.validate import shot_curve  # noqa: E402
 from jclip_fewshot.features.table import FeatureTable  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
+from jclip_fewshot.report.leaderboard import leaderboard_page  # noqa: E402
 from jclip_fewshot.storage.arrays import load_arrays  # noqa: E402
 from jclip_fewshot.storage.records import load_record, load_test_record, load_validation  # noqa: E402
 from tests.mutations import (  # noqa: E402
@@ -153,8 +158,25 @@ def npz_kind(folder: Path) -> Kind:
 def record_kind(folder: Path) -> Kind:
     seeds = {"record.json": RECORD, "test_A.json": TEST, "validate.json": VALIDATION}
     load = {"record.json": load_record, "test_A.json": load_test_record, "validate.json": load_validation}
-    return Kind({name: json.dumps(record).encode() for name, record in seeds.items()},
-                lambda name, path: load[name](path), [*ANY, odd_record, odd_record, odd_record, odd_text])
+    run = folder / "runs" / "one"
+    run.mkdir(parents=True)
+
+    def read(name: str, path: Path) -> None:
+        """Those who trust a record, too: what `runs`, `--from-run`, test.py and the leaderboard make of it."""
+        record = load[name](path)
+        for other in seeds:
+            (run / other).unlink() if (run / other).exists() else None
+        (run / name).write_bytes(path.read_bytes())
+        if name != "test_A.json":
+            runs_table(run.parent)
+        if name == "record.json":
+            runs.sources_now(run, record, TestConfig())
+            runs.repeated(TrainConfig(from_run=str(run)), {})
+        if name == "validate.json":
+            leaderboard_page(lambda *picture: None, record)
+            shot_curve({int(count): methods for count, methods in record["curve"].items()})
+    return Kind({name: json.dumps(record).encode() for name, record in seeds.items()}, read,
+                [*ANY, odd_record, odd_record, odd_record, odd_text])
 
 
 LISTS = {"classes.txt": b"Animal_Bear 0\nAnimal_Bee 1\nThu-dog_x 2\n",

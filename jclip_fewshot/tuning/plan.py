@@ -2,7 +2,7 @@
 
 auto takes CPU_MEMBERS as long as they fit the time that it has on a CPU, ten minutes by the measured rate of a matrix
 product, and all of them on a GPU. The estimate counts multiplications of the towers'
-blocks; training runs at about half of the rate of Jittor's 1024³ product (docs/tuning.md).
+blocks; training runs at a share of the rate of Jittor's 1024³ product (docs/tuning.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEMBERS: Dict[str, Type[Member]] = {
     member.name: member for member in (TokenGDA, LastBlocks, ProLIP, CoOp, ClipLora, TwoStage)}
 CPU_MEMBERS = (TokenGDA.name, LastBlocks.name)  # auto's on a CPU
 CPU_SECONDS = 600.0  # auto's on a CPU, at most
-SHARE = 0.5  # of the matrix rate that training reaches: 0.45 to 0.68 measured
+SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 and more on AVX-512 (docs/tuning.md)
 
 
 @dataclass(frozen=True)
