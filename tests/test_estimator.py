@@ -103,13 +103,16 @@ def test_every_form_of_a_picture(tmp_path):
     ours, wanted = classifier(np.eye(2, 5)), [6, 4, 10, 200, 30]
     ours._source = Pixels()
     one = [str(path), path, picture, pixels]
+
+    def rows(images):
+        return ours._shots(pictures_or_rows(images))
     for images in [*one, *([image] for image in one), one, np.stack([pixels]), np.array([str(path)], object),
                    np.array([str(path)]), (image for image in one), picture.convert("CMYK").convert("RGB")]:
-        assert (ours._rows(images, "image") == wanted).all()
+        assert (rows(images) == wanted).all()
     for mode in ("L", "RGBA", "P", "CMYK", "YCbCr", "1", "F"):
-        assert (ours._rows(picture.convert(mode), "image")[:, :2] == [6, 4]).all()
+        assert (rows(picture.convert(mode))[:, :2] == [6, 4]).all()
     grey = np.full((4, 6), 9, np.uint8)
-    assert (ours._rows([grey], "image") == [6, 4, 9, 9, 9]).all()
+    assert (rows([grey]) == [6, 4, 9, 9, 9]).all()
     with as_files([picture]) as files:
         pass
     assert not os.path.exists(files[0])  # what was written is gone
@@ -117,7 +120,7 @@ def test_every_form_of_a_picture(tmp_path):
     with pytest.raises(TypeError, match="argument must be"):
         pictures_or_rows([object()])
     with pytest.raises(ValueError, match="shape"):
-        ours._rows([np.zeros((4, 6, 7), np.uint8)], "image")
+        rows([np.zeros((4, 6, 7), np.uint8)])
 
 
 def test_the_checkpoints_folder_is_the_same_everywhere(task, tmp_path, monkeypatch):

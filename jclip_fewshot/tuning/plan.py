@@ -1,8 +1,8 @@
 """Which members are tuned, and what that costs here: `--tune auto|off|LIST`.
 
-auto takes CPU_MEMBERS as long as they fit the time that it has on a CPU, ten minutes by the measured rate of a matrix
-product, and all of them on a GPU. The estimate counts multiplications of the towers'
-blocks; training runs at a share of the rate of Jittor's 1024³ product (docs/tuning.md).
+auto takes CPU_MEMBERS as long as their trainings fit the time that it has on a CPU, ten minutes by the measured rate of
+a matrix product, and all members on a GPU. The estimate counts multiplications of the towers' blocks: training runs at
+a share of the rate of Jittor's 1024³ product (docs/tuning.md), encoding at that rate.
 """
 
 from __future__ import annotations
