@@ -17,6 +17,7 @@ not wait for it. `start(device)` starts it on a chosen device; the environment v
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -379,8 +380,37 @@ def start(device: Optional[str] = None) -> Plan:
     # Jittor's kernels are built with -Ofast, which flushes subnormal numbers to zero; numpy remarks on it.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
+    _compile_by_one_thread_when_warm(stamp)
     _started = started
     return started
+
+
+def _compile_by_one_thread_when_warm(stamp: Path) -> None:
+    """Switches Jittor's compile threads off for a command that compiled nothing new when it last ran.
+
+    Of its threads one may read a variable of a function that has ended, once in some ten thousand runs, and crash.
+    With every operator compiled they gain nothing either: without them a warm run is a tenth faster.
+    """
+    operators = Path(_jittor.flags.cache_path, "jit")
+    script, command = (sys.argv + ["", ""])[:2]
+    said = os.path.basename(script) + ("" if command.startswith("-") else f" {command}")  # __main__.py evaluate
+    warm = stamp.with_name(f"{stamp.name}.warm.{re.sub(r'[^A-Za-z0-9]+', '_', said)[:60]}")
+
+    def compiled() -> int:
+        with contextlib.suppress(OSError):
+            return sum(entry.name.endswith(".so") for entry in os.scandir(operators))
+        return 0
+
+    def remember() -> None:
+        with contextlib.suppress(OSError):
+            if compiled() > before:
+                warm.unlink()
+            else:
+                warm.touch()
+    before = compiled()
+    if before and warm.exists():
+        _jittor.flags.use_parallel_op_compiler = 0
+    atexit.register(remember)
 
 
 def _python_for_operators(home: Path) -> str:

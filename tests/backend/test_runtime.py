@@ -235,3 +235,24 @@ def test_a_build_that_has_no_room_is_refused_before_it_starts(tmp_path, monkeypa
     monkeypatch.setattr(runtime.resource, "getrlimit", lambda kind: (2 << 20, 2 << 20))
     with pytest.raises(UserError, match="ulimit -f unlimited"):
         runtime._require_room(tmp_path)
+
+
+def test_a_command_that_compiled_nothing_new_goes_without_compile_threads(tmp_path, monkeypatch):
+    """Jittor's may crash when they end (see runtime.py)."""
+    (tmp_path / "jit").mkdir()
+    stamp, ends = tmp_path / "jclip_built_x", []
+    monkeypatch.setattr(runtime.atexit, "register", ends.append)
+
+    def run(command, new_operators=0):
+        flags = SimpleNamespace(cache_path=str(tmp_path), use_parallel_op_compiler=16)
+        monkeypatch.setattr(runtime, "_jittor", SimpleNamespace(flags=flags))
+        monkeypatch.setattr(sys, "argv", command)
+        runtime._compile_by_one_thread_when_warm(stamp)
+        for _ in range(new_operators):
+            (tmp_path / "jit" / f"{len(list((tmp_path / 'jit').iterdir()))}.so").touch()
+        ends.pop()()
+        return flags.use_parallel_op_compiler
+    train, evaluate = ["train.py", "--data", "x"], ["__main__.py", "evaluate"]
+    assert run(train, 3) == 16 and run(train) == 16  # the first finds nothing, the second that nothing is new
+    assert run(train) == 0 and run(evaluate) == 16
+    assert run(train, 1) == 0 and run(train) == 16 and run(train) == 0
