@@ -160,7 +160,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     changed = {name: value for name, value in given.items() if name not in own}
     values.update(changed)
     if not any(name in changed for name in DRAW):
-        values["shot_list"] = str(folder / SHOTS) if values["shots"] or values["shot_list"] else ""
+        values["shot_list"] = str(folder / SHOTS) if values["shots"] or values.get("shot_list") else ""
     elif "shot_list" not in changed:
         values["shot_list"] = ""
     if changed:
