@@ -393,7 +393,7 @@ def _compile_by_one_thread_when_warm(stamp: Path) -> None:
     """
     operators = Path(_jittor.flags.cache_path, "jit")
     script, command = (sys.argv + ["", ""])[:2]
-    said = os.path.basename(script) + ("" if command.startswith("-") else f" {command}")  # __main__.py evaluate
+    said = os.path.basename(script) + ("" if command[:1] in ("", "-") else f" {command}")  # __main__.py evaluate
     warm = stamp.with_name(f"{stamp.name}.warm.{re.sub(r'[^A-Za-z0-9]+', '_', said)[:60]}")
 
     def compiled() -> int:
