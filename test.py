@@ -57,7 +57,7 @@ def main() -> None:
     runs.require_writable_run(folder)
 
     # 2. The run: what was learned, and from what.
-    device = command.set_up(settings)
+    device = command.start_jittor(settings)
     pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
     task = pipeline.task_
     tell(f"run {folder}: {', '.join(pipeline.names)}")

@@ -28,7 +28,7 @@ from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.pipeline import Pipeline, head_names, settings_table
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning.plan import plan, tune_names
-from jclip_fewshot.without_labels import check_without_labels, encode_support, encode_without_labels
+from jclip_fewshot.without_labels import encode_support, encode_without_labels, list_without_labels
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
         tell(note) if note else None
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
                                         settings.templates, settings.prompt_set, settings.descriptions)
-    check_without_labels(settings, contest.class_names)
-    device = command.set_up(settings)  # Jittor starts when there is something to do
+    listed = list_without_labels(settings, contest.class_names)
+    device = command.start_jittor(settings)  # Jittor starts when there is something to do
 
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
@@ -62,8 +62,8 @@ def main() -> None:
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     shots = choose(contest, source, text, **draw)
     rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
-    support = encode_support(settings, contest, source)
-    without_labels = encode_without_labels(settings, contest, source, sentences)
+    support = encode_support(settings, listed, source)
+    without_labels = encode_without_labels(settings, listed, contest, source, sentences)
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return

@@ -253,8 +253,8 @@ def save_result(result: Path, folder: Path, split: str, own_split: str, names: S
 
     A file that stands at `result` and that none of these runs has written is moved aside first, with a line.
     """
+    older = {digest for neighbour in folder.resolve().parent.glob("*/") for digest in _older_results(neighbour)}
     for path in (result, result.with_suffix(".zip")):
-        older = {digest for neighbour in folder.resolve().parent.glob("*/") for digest in _older_results(neighbour)}
         aside = move_aside(path, kept_results(folder, path.suffix), older)
         if aside:
             tell(f"{path} was not written by these runs: it is moved to {aside}")

@@ -28,20 +28,26 @@ from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.tuning import label_free
 
 
-def check_without_labels(settings: TrainConfig, class_names: Sequence[str]) -> None:
-    """Complains before the work.
+@dataclass(frozen=True)
+class Listed:
+    """What the settings name, as it lies on the disk: support images, paths of --unlabelled, names of members."""
+
+    support: Sequence[LabelledPath]
+    unlabelled: Sequence[str]
+    names: Sequence[str]
+
+
+def list_without_labels(settings: TrainConfig, class_names: Sequence[str]) -> Listed:
+    """Looks for all that is named, and complains before the work.
 
     Raises:
         UserError: see `label_free_names`, `read_support`, `read_unlabelled`; --support-for without --support.
     """
-    label_free_names(settings)
-    if settings.support:
-        read_support(settings.support, class_names)
-    elif settings.support_for != "all":
+    if settings.support_for != "all" and not settings.support:
         raise UserError(f"--support-for {settings.support_for} says whom support images serve, and there are none: "
                         "give --support DIR")
-    if settings.unlabelled:
-        read_unlabelled(settings.unlabelled)
+    return Listed(read_support(settings.support, class_names) if settings.support else [],
+                  read_unlabelled(settings.unlabelled) if settings.unlabelled else [], label_free_names(settings))
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,15 @@ class Support:
         return task, [image for image, stays in zip(self.images, kept) if stays]
 
 
-def encode_support(settings: TrainConfig, contest: Contest, source: Source) -> Support:
+def encode_support(settings: TrainConfig, listed: Listed, source: Source) -> Support:
     """The images of `--support`, as the shots are encoded; under mpirun all ranks have to call it.
 
     Raises:
-        UserError: see `read_support`; none can be read.
+        UserError: none can be read.
     """
-    if not settings.support:
+    if not listed.support:
         return Support()
-    images = [(os.path.abspath(path), label) for path, label in read_support(settings.support, contest.class_names)]
+    images = [(os.path.abspath(path), label) for path, label in listed.support]
     rows, images, _ = labelled_rows(source, Path(), images, True, settings.augment, settings.seed, "support",
                                     what="support image")
     return Support(images, rows)
@@ -97,14 +103,14 @@ class WithoutLabels:
         return label_free.learn(self.names, source.encoder, self.shown, self.rows, task, self.spoken, seed)
 
 
-def encode_without_labels(settings: TrainConfig, contest: Contest, source: Source,
+def encode_without_labels(settings: TrainConfig, listed: Listed, contest: Contest, source: Source,
                           sentences: Sequence[Sequence[str]]) -> WithoutLabels:
-    """Finds and encodes what the settings name; under mpirun all ranks have to call it.
+    """Encodes what the settings name; under mpirun all ranks have to call it.
 
     Raises:
         UserError: no unlabelled image can be read; members that cannot learn from this source.
     """
-    names = label_free_names(settings)
+    names = listed.names
     if not (settings.unlabelled or settings.transductive):
         return WithoutLabels()
     if names and not isinstance(source, EncoderSource):
@@ -113,7 +119,7 @@ def encode_without_labels(settings: TrainConfig, contest: Contest, source: Sourc
     unlabelled, parts = None, []
     if settings.unlabelled:
         where = f"--unlabelled {settings.unlabelled}"
-        unlabelled = _readable(source, Path(), read_unlabelled(settings.unlabelled), where)
+        unlabelled = _readable(source, Path(), listed.unlabelled, where)
         parts.append(unlabelled)
     if settings.transductive:
         tests = test_images(contest.root, default_split(contest.root, settings.board))

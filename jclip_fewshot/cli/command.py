@@ -48,8 +48,13 @@ def speak_as(settings: MachineConfig) -> None:
 
 
 def set_up(settings: MachineConfig) -> runtime.Plan:
-    """Starts Jittor as the settings say and tells the rest how talkative to be."""
+    """Both in one, for commands that have nothing to find out before Jittor starts."""
     speak_as(settings)
+    return start_jittor(settings)
+
+
+def start_jittor(settings: MachineConfig) -> runtime.Plan:
+    """Starts Jittor as the settings say, and the watchdog of its long calls."""
     if start.signals_are_ours():
         start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
                                     runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.last_line_to(),

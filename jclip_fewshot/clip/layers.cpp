@@ -1,5 +1,5 @@
 // LayerNorm and QuickGELU with their gradients, for training on the CPU: see layers.py. Follows tower.cpp, whose
-// exponential it uses. Row-major.
+// norm and exponential it uses. Row-major.
 
 namespace jclip {
 
@@ -7,20 +7,8 @@ namespace jclip {
 inline void norm_all(int64_t rows, int64_t width, const float* x, const float* weight, const float* shift, float* y,
                      float* moments) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        const float* from = x + r * width;
-        float *to = y + r * width, sum = 0, square = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) sum += from[i];
-        float mean = sum / width;
-#pragma omp simd reduction(+ : square)
-        for (int64_t i = 0; i < width; i++) square += (from[i] - mean) * (from[i] - mean);
-        float scale = 1.f / std::sqrt(square / width + 1e-5f);
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) to[i] = (from[i] - mean) * scale * weight[i] + shift[i];
-        moments[2 * r] = mean;
-        moments[2 * r + 1] = scale;
-    }
+    for (int64_t r = 0; r < rows; r++)
+        norm_row<Single>(width, x + r * width, weight, shift, y + r * width, moments + 2 * r);
 }
 
 // Gradients of x, weight and shift from that of y.

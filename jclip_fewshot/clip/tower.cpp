@@ -23,9 +23,10 @@ inline float fast_exp(float x) {
 
 inline float quick_gelu(float x) { return x / (1.f + fast_exp(-1.702f * x)); }
 
-// y = norm(x), one row, as T's numbers.
+// y = norm(x), one row, as T's numbers; moments, where they are asked for: its mean and 1 / sigma.
 template <class T>
-inline void norm_row(int64_t width, const float* x, const float* weight, const float* shift, typename T::Number* y) {
+inline void norm_row(int64_t width, const float* x, const float* weight, const float* shift, typename T::Number* y,
+                     float* moments = nullptr) {
     float sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < width; i++) sum += x[i];
@@ -35,6 +36,7 @@ inline void norm_row(int64_t width, const float* x, const float* weight, const f
     float scale = 1.f / std::sqrt(square / width + 1e-5f);
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) y[i] = T::narrow((x[i] - mean) * scale * weight[i] + shift[i]);
+    if (moments) moments[0] = mean, moments[1] = scale;
 }
 
 template <class T>

@@ -12,7 +12,7 @@ Letters: S images, V views, L tokens, W width of the image tower.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import depth_of_rows, encode_views
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.row_store import RowStore
 
 CHUNK_BYTES = 256 << 20  # encoded at a time
 
@@ -80,8 +81,11 @@ class Bank:
         """How many views are not encoded to that depth yet."""
         if depth in self._at:
             return 0
-        found = [] if self._cache is None else self._stored(depth)
-        return (len(self.paths) - sum(row is not None for row in found)) * max(1, self._views)
+        there = 0
+        if self._cache is not None:
+            store, digests, known = self._stored(depth)
+            there = int((store.holds(digests) & known).sum())
+        return (len(self.paths) - there) * max(1, self._views)
 
     def digest(self, images: np.ndarray) -> str:
         """Names some of the images by their content and the views of them, in order."""
@@ -109,8 +113,9 @@ class Bank:
 
     def _mapped(self, depth: Depth, shape: tuple) -> List[np.ndarray]:
         rows: List[np.ndarray] = []
-        for index, row in enumerate(self._stored(depth)):
-            if row is None:  # changed since, or a cache that could not be written
+        store, digests, known = self._stored(depth)
+        for index, row in enumerate(store.mapped(digests)):
+            if row is None or not known[index]:  # changed since, or a cache that could not be written
                 one, _ = encode_views(self.encoder, self.paths[index:index + 1], cache=self._cache,
                                       views=self._views, seed=self._seed, workers=0, depth=depth)
                 rows.append(one[0])
@@ -118,14 +123,14 @@ class Bank:
                 rows.append(np.frombuffer(row, _kind(depth)).reshape(shape))
         return rows
 
-    def _stored(self, depth: Depth) -> List[Optional[memoryview]]:
-        """What the cache has of each image; None where it has nothing."""
+    def _stored(self, depth: Depth) -> Tuple[RowStore, np.ndarray, np.ndarray]:
+        """The rows of that depth in the cache, the images' keys in it (S, 2), and which of these are known, (S,)."""
         recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
         numbers = max(1, self._views) * int(np.prod(self.encoder.shape_at(depth)))
         store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), numbers * np.dtype(_kind(depth)).itemsize)
         store.refresh()
         digests, known, _ = self._cache.known_files(self.paths)
-        return [row if is_known else None for row, is_known in zip(store.mapped(digests), known)]
+        return store, digests, known
 
 
 def _kind(depth: Depth) -> type:

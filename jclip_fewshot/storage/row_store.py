@@ -205,10 +205,8 @@ class RowStore:
         """keys (n, 2) uint64 -> rows (n, row_bytes) uint8, zeros where there is none, and found (n,) bool."""
         n, size = len(keys), self.row_bytes
         rows, found = np.zeros((n, size), np.uint8), np.zeros(n, bool)
-        if not n or not len(self):
-            return rows, found
-        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self) - 1)
-        hits = np.flatnonzero((self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1]))
+        at, there = self._places(keys)
+        hits = np.flatnonzero(there)
         at = at[hits]
         order = np.lexsort((self._offset[at], self._shard[at]))  # as they lie on the disk
         hits, at = hits[order], at[order]
@@ -226,6 +224,17 @@ class RowStore:
                     continue
             out[i * size:i * size + size] = row
         return rows, found
+
+    def holds(self, keys: np.ndarray) -> np.ndarray:
+        """Which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
+        return self._places(keys)[1]
+
+    def _places(self, keys: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Where each key would stand in the index, and whether it does."""
+        if not len(keys) or not len(self):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self) - 1)
+        return at, (self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1])
 
     def mapped(self, keys: np.ndarray) -> List[Optional[memoryview]]:
         """As `get`, without a copy: each row where it lies on the disk, mapped; None where there is none.

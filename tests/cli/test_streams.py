@@ -71,6 +71,11 @@ def test_a_left_over_rank_that_would_save_nothing_says_so(contest):
     assert ended == 2 and not saved and "unset PMI_RANK and PMI_SIZE" in output and "Traceback" not in output
 
 
+def test_a_left_over_size_is_said_once(contest):
+    ended, output, saved = shell(contest, "size-alone", "2>&1", PMI_SIZE="2")
+    assert ended == 0 and saved and output.count("PMI_SIZE=2 is ignored") == 1, output
+
+
 def test_a_report_that_does_not_fit_leaves_none(contest, trained):
     out = contest / "report that does not fit"
     line = f"ulimit -f 60; {sys.executable} -m jclip_fewshot report {trained} --out '{out}'"
