@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
 
 from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax
 from jclip_fewshot.console import warn
@@ -63,6 +62,8 @@ class Pool:
 
 def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
     """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²."""
+    from scipy.optimize import minimize_scalar  # half a second that only a fit should wait for
+
     own = logits - logits[np.arange(len(labels)), labels][:, None]
 
     def loss(log_a: float) -> float:
@@ -77,6 +78,8 @@ def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.nda
 
     log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
     """
+    from scipy.optimize import minimize  # here for the reason given in `temperature`
+
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
 
     def objective(w: np.ndarray) -> Tuple[float, np.ndarray]:

@@ -11,8 +11,10 @@ import time
 import pytest
 
 from jclip_fewshot.backend import ranks
+from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
 from tests.conftest import ROOT
+from tests.small_contest import TESTS, small_contest
 
 
 @pytest.fixture
@@ -157,19 +159,19 @@ def mpirun(count, *command, cwd, **options):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here (Debian: apt-get install openmpi-bin)")
 def test_mpirun_writes_the_same_bytes(tmp_path):
+    small_contest(tmp_path)
+    learn = ["--data", tmp_path / "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "2",
+             "--unlabelled", tmp_path / "data/TestSetA", "--tune", "off"]
     results = []
     for count in (1, 2, 3):
         folder = tmp_path / str(count)
         folder.mkdir()
-        for script in ("train.py", "test.py"):
-            flags = []
-            if script == "train.py":
-                flags = ["--heads", "tip_adapter", "--augment", "2", "--unlabelled", "demo/TestSetA", "--tune", "off"]
-            done = mpirun(count, ROOT / script, "--demo", *flags, "--quiet", cwd=folder)
+        for script, flags in (("train.py", learn), ("test.py", [])):
+            done = mpirun(count, ROOT / script, *flags, "--quiet", cwd=folder)
             out, err = done.communicate(timeout=600)
             assert done.returncode == 0, err
-        results.append((folder / "demo/result.txt").read_bytes())
-    assert results[0] == results[1] == results[2]
+        results.append((folder / "result.txt").read_bytes())
+    assert results[0] == results[1] == results[2] and results[0].count(b"\n") == TESTS
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here (Debian: apt-get install openmpi-bin)")
