@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Iterable, Iterator, Optional, Tuple
 
 from tqdm import tqdm
 
@@ -43,8 +43,9 @@ class _Lines:
         if total is None and hasattr(iterable, "__len__"):
             total = len(iterable)
         self.n, self.total = initial, total
-        self._iterable, self._stage, self._unit, self._initial = iterable, stage, unit, initial
-        self._begun = self._said = time.monotonic()
+        self._iterable, self._stage, self._unit = iterable, stage, unit
+        self._said = time.monotonic()
+        self._since: Optional[Tuple[float, int]] = None  # when the rate is counted from, and what was done by then
 
     def __iter__(self) -> Iterator:
         for item in self._iterable:
@@ -60,14 +61,19 @@ class _Lines:
     def update(self, n: int = 1) -> None:
         self.n += n
         now = time.monotonic()
+        if self._since is None:
+            self._since = now, self.n  # the first took part in starting and compiling
         if now - self._said >= LINE_SECONDS:
             self._said = now
-            rate = (self.n - self._initial) / (now - self._begun)
-            done = f"{self.n:,}" if self.total is None else f"{self.n:,} of {self.total:,}"
-            left = ""
-            if rate > 0 and self.total is not None:
-                left = f", {duration((self.total - self.n) / rate)} left"
-            tell(f"{self._stage}: {done} {self._unit}, {rate:.3g} {self._unit}/s{left}")
+            of_all = "" if self.total is None else f" of {self.total:,}"
+            line = f"{self._stage}: {self.n:,}{of_all} {self._unit}"
+            since, before = self._since
+            if self.n > before and now > since:
+                rate = (self.n - before) / (now - since)
+                line += f", {rate:.3g} {self._unit}/s"
+                line += "" if self.total is None else f", {duration((self.total - self.n) / rate)} left"
+                self._since = now, self.n
+            tell(line)
 
     def close(self) -> None:
         """As tqdm's."""

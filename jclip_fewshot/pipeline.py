@@ -10,6 +10,7 @@ import shutil
 import textwrap
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
@@ -317,13 +318,12 @@ class Pipeline:
         task = self.task_
         for number, fold in enumerate(task.folds()):
             heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
-            ensemble = self.check_ensemble_.without_fold(number)
-
-            def answer(rows: np.ndarray) -> np.ndarray:
-                parts = [ensemble.probs(self._logits(heads, rows[block])) for block in blocks(len(rows))]
-                return np.concatenate(parts)
-
+            answer = partial(self._answer_by, heads, self.check_ensemble_.without_fold(number))
             yield HeldOutFold(fold.task, task.features[fold.left_out], task.labels[fold.left_out], answer)
+
+    def _answer_by(self, heads: Dict[str, Head], ensemble: Ensemble, features: np.ndarray) -> np.ndarray:
+        """(N, K) probabilities of an ensemble of heads, for (N, D) rows."""
+        return np.concatenate([ensemble.probs(self._logits(heads, features[rows])) for rows in blocks(len(features))])
 
     def state(self) -> Dict[str, np.ndarray]:
         """Everything that a test run needs, as arrays with names like `heads/gda/weight`."""

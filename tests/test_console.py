@@ -33,7 +33,16 @@ def test_lines_count_what_is_iterated_and_know_no_end_where_there_is_none(clock,
     for _ in console.progress(iter([1, 2]), stage="read", unit="files"):
         clock[0] += 100
     assert capsys.readouterr().err.splitlines() == [
-        "head: 2 of 3 epochs, 0.167 epochs/s, 6 s left", "read: 1 files, 0.01 files/s", "read: 2 files, 0.01 files/s"]
+        "head: 2 of 3 epochs, 0.167 epochs/s, 6 s left", "read: 1 files", "read: 2 files, 0.01 files/s"]
+
+
+def test_the_first_step_which_compiles_does_not_count_in_the_time_left(clock, capsys):
+    with console.progress(stage="tuning", unit="steps", total=120) as bar:
+        for seconds in (300, 2, 2, 2, 2, 2):
+            clock[0] += seconds
+            bar.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "tuning: 1 of 120 steps", "tuning: 6 of 120 steps, 0.5 steps/s, 3 min 48 s left"]
 
 
 def test_quiet_says_nothing(clock, capsys, monkeypatch):

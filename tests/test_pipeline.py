@@ -44,6 +44,17 @@ def test_unlabelled_images_of_several_encoders_are_answered_by_their_own_columns
     assert np.allclose(answers.final.sum(axis=1), 1, atol=1e-4)
 
 
+def test_each_fold_is_answered_by_its_own_fits_however_they_are_walked():
+    """A list of folds once answered all of them by the last one's fits, which had seen the others' shots."""
+    pipeline = Pipeline(list(CHECK_HEADS)).fit(Task(FIRST[1], LABELS, FIRST[0]))
+    in_turn = [(fold.answer(FIRST[2]), fold.own_answers) for fold in pipeline.held_out_folds()]
+    listed = [(fold.answer(FIRST[2]), fold.own_answers) for fold in list(pipeline.held_out_folds())]
+    assert len(listed) > 1 and not np.allclose(listed[0][0], listed[1][0])
+    for one, other in zip(in_turn, listed):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
 class Guesses(Tells):
     """A member that knows nothing."""
 

@@ -109,8 +109,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     first, copy_of = distinct(features)
     given, probs, features = probs, probs[first], features[first]
     if len(probs) < MIN_IMAGES:
-        why = f"{len(probs)} images are too few to learn from each other; the answers stay as they are"
-        return unrefined(given, task, {"size": {"why": why}})
+        return too_few(given, len(probs), task)
 
     folds = list(folds)
     known = np.concatenate([fold.own_answers for fold in folds]) if folds else None
@@ -378,6 +377,13 @@ def result_of(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, 
 def unrefined(probs: np.ndarray, task: Task, decisions: dict) -> Refinement:
     """Probabilities (N, K) as they are, and why."""
     return result_of(probs, probs, task, task.num_classes, decisions)
+
+
+def too_few(probs: np.ndarray, distinct_images: int, task: Task) -> Refinement:
+    """Probabilities (N, K) of a set with fewer than `MIN_IMAGES` different images, as they are."""
+    images = f"{len(probs)} images" + (f", {distinct_images} without copies," if distinct_images < len(probs) else "")
+    why = f"{images} are too few to learn from each other; the answers stay as they are"
+    return unrefined(probs, task, {"size": {"why": why}})
 
 
 def _number(value: float) -> Optional[float]:

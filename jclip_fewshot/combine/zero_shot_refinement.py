@@ -24,6 +24,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.combine.refinement import (
+    MIN_IMAGES,
     Refinement,
     agreement,
     blocks,
@@ -31,11 +32,11 @@ from jclip_fewshot.combine.refinement import (
     choose_concentration,
     distinct,
     result_of,
+    too_few,
     unrefined,
 )
 from jclip_fewshot.task import Task
 
-MIN_IMAGES = 10  # fewer have nothing to tell each other
 KAPPA = 0.5  # before the first round: images that the text's guess at a class's mean is worth
 KAPPAS = 0.25, 2.0  # bounds of what later rounds find
 EVIDENCE = 9.0  # C, in nats: what an image's distances weigh, however many dimensions they have
@@ -61,8 +62,7 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task, least_
     probs, features = checked(probs, features, task)
     first, copy_of = distinct(features)  # copies of an image count once
     if len(first) < MIN_IMAGES:
-        why = f"{len(first)} images are too few to learn from each other; the answers stay as they are"
-        return unrefined(probs, task, {"size": {"why": why}})
+        return too_few(probs, len(first), task)
     refined, decision = _rounds(np.log(probs[first] + np.float32(TINY)), features[first], task.text, least_images)
     if refined is None:
         return unrefined(probs, task, {"images": decision})
