@@ -48,7 +48,7 @@ def rows_or_logits(demo, source, names, seeds, views, cache):
         for fold, one in zip(task.folds(), pipeline.held_out_folds()):
             for name, answer in zip(found, both(one.answer, shots[:, fold.left_out])):
                 held_out[name][fold.left_out] = answer
-        on_tests = both(lambda rows: pipeline.answer(rows, "off").probs, tests)
+        on_tests = both(lambda rows, pipeline=pipeline: pipeline.answer(rows, "off").probs, tests)
         for name, answer in zip(found, on_tests):
             found[name].append([-held_out[name][np.arange(len(task)), task.labels].mean(),
                                 percent(held_out[name].argmax(axis=1) == task.labels),

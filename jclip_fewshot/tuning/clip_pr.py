@@ -154,8 +154,8 @@ def learn(rows: np.ndarray, logits: np.ndarray, settings: Settings = Settings(),
     for number, (epochs, rate) in enumerate(zip(settings.epochs, settings.rates), 1):
         order = np.stack([rng.permutation(len(rows)) for _ in range(epochs)])
         steps = batches(order, settings.batch)
-        p = train(p, lambda step: jt.array(rows[steps[step]]), [labels[step] for step in steps], prior, shares,
-                  settings.weight, [rate] * len(steps), stage=f"clip-pr, stage {number}")
+        p = train(p, lambda step, steps=steps: jt.array(rows[steps[step]]), [labels[step] for step in steps], prior,
+                  shares, settings.weight, [rate] * len(steps), stage=f"clip-pr, stage {number}")
     return p
 
 
