@@ -25,6 +25,7 @@ _REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024", errn
              errno.ENOMEM: "free memory, or raise the limit: ulimit -v unlimited",
              errno.EAGAIN: "raise the limit of processes: ulimit -u",
              errno.EROFS: "choose a folder that can be written", errno.EACCES: "choose a folder that is yours"}
+_GONE = "the folder in which this was started has been deleted; go to one that exists and start again"
 _NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), or take fewer --workers"
 
 
@@ -83,6 +84,8 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     status, said = 2, ""
     try:
         start.working(True)
+        if _working_folder_is_gone():
+            raise UserError(_GONE)
         status = _traced(main) or 0
     except UserError as error:
         said = str(error)
@@ -98,11 +101,13 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
             start.leave(_last_line(""))
-        said = _machine_error(str(error))
+        said = _GONE if _working_folder_is_gone() else _machine_error(str(error))
         if not said:
             raise
     finally:
         start.working(False)
+    if said and _working_folder_is_gone():
+        said = _GONE
     if said:
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
@@ -112,6 +117,14 @@ def _run(main: Callable[[], Optional[int]]) -> None:
     if start.signals_are_ours():
         start.finish(status)
     sys.exit(status)
+
+
+def _working_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:

@@ -141,7 +141,10 @@ def commands(name: str) -> dict:
             "draw": [python, str(ROOT / "train.py"), "--demo", "--name", name],  # in a folder of its own
             "test": [python, str(ROOT / "test.py"), "--demo", "--cache", f"cache-{name}"],
             "validate": [python, "-m", "jclip_fewshot", "validate", "--demo", "--seeds", "2", "--name", name,
-                         "--cache", f"cache-{name}"]}
+                         "--cache", f"cache-{name}"],
+            "report": [python, "-m", "jclip_fewshot", "report", "runs/base", "--out", f"report-{name}"],
+            "export": [python, "-m", "jclip_fewshot", "export", "runs/base", f"{name}.npz"],
+            "predict": [python, "-m", "jclip_fewshot", "predict", "runs/base", "demo/TestSetA", "--cache", ""]}
 
 
 def main() -> None:
@@ -152,8 +155,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cwd, environment = Path(folder), {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, str(ROOT / "train.py"), "--demo", "--heads", "tip_adapter", "--quiet"],
-                       cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        for line in (["train.py", "--demo", "--heads", "tip_adapter", "--tune", "off", "--name", "base", "--quiet"],
+                     ["test.py", "--demo", "--quiet"]):
+            subprocess.run([sys.executable, str(ROOT / line[0]), *line[1:]], cwd=folder, env=environment, check=True,
+                           stdout=subprocess.DEVNULL)
         bad = total = ended = 0
         for which in [given.only] if given.only else commands(""):
             begun = time.monotonic()

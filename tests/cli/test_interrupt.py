@@ -97,6 +97,17 @@ def test_the_other_commands(folder, tmp_path):
     stopped(press(validate, folder, 1.0, "-wide features"))
 
 
+@pytest.mark.parametrize("after", [0.1, 0.5, 0.9, 1.4])
+@pytest.mark.parametrize("command", [("report", "runs/whole"), ("export", "runs/whole", "half.npz"),
+                                     ("predict", "runs/whole", "data/TestSetA", "--cache", "")])
+def test_commands_on_a_run(folder, command, after):
+    """They end well where the machine is faster than the key."""
+    done = press([sys.executable, "-m", "jclip_fewshot", *command], folder, after)
+    assert done.status == 0 or stopped(done)
+    left = {path.name for path in [*folder.iterdir(), *folder.glob("runs/whole/*")]}
+    assert not any(name.startswith(".part") or name.endswith(".tmp") for name in left)
+
+
 def test_jittor_does_not_answer_for_longer_than_the_grace(folder):
     """Python hears nothing while one call of Jittor's lasts; the watchdog does."""
     code = ("import sys; sys.modules['__main__'].__file__ = 'train.py'\n"
