@@ -318,8 +318,9 @@ class Pipeline:
         task = self.task_
         for number, fold in enumerate(task.folds()):
             heads = {name: head.refit(fold.task.of(_split(name)[1])) for name, head in self.check_heads_.items()}
-            answer = partial(self._answer_by, heads, self.check_ensemble_.without_fold(number))
-            yield HeldOutFold(fold.task, task.features[fold.left_out], task.labels[fold.left_out], answer)
+            ensemble = self.check_ensemble_.without_fold(number)
+            yield HeldOutFold(fold.task, task.features[fold.left_out], task.labels[fold.left_out],
+                              partial(self._answer_by, heads, ensemble), ensemble.class_bias)
 
     def _answer_by(self, heads: Dict[str, Head], ensemble: Ensemble, features: np.ndarray) -> np.ndarray:
         """(N, K) probabilities of an ensemble of heads, for (N, D) rows."""

@@ -294,6 +294,13 @@ class Ensemble:
         other.pool_ = self.fold_pools_[fold]
         return other
 
+    @property
+    def class_bias(self) -> np.ndarray:
+        """b (K,) of the pool; 0 for classes without shots."""
+        bias = np.zeros(len(self.seen_))
+        bias[self.seen_ if self.seen_.any() else slice(None)] = self.pool_.bias
+        return bias
+
     def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, folds: List[Fold]) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)

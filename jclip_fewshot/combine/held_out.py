@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Iterable, Optional, Tuple
+from typing import Callable, Iterable, Optional, Tuple, Union
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class HeldOutFold:
     features: np.ndarray  # (G, D) of the shots left out
     labels: np.ndarray  # (G,)
     answer: Callable[[np.ndarray], np.ndarray]  # (N, D) rows -> (N, K) probabilities, without the shots left out
+    class_bias: Union[np.ndarray, float] = 0.0  # (K,) that ln of these answers carries, fitted to the other shots
 
     @cached_property
     def own_answers(self) -> np.ndarray:
@@ -78,7 +79,7 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
         labels.append(fold.labels)
         weights.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     if not parts:
-        return None, {"why": "each image keeps its own answer: no shot can be left out to check a refinement by"}
+        return None, {"why": "no image is compared with others: no shot can be left out to check a refinement by"}
     start, e, a = np.concatenate(parts, axis=1)
     labels, weights = np.concatenate(labels), np.concatenate(weights)
     weights = weights / max(weights.mean(), 1e-9)
@@ -92,7 +93,7 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
     if not len(safe):
         return Choice(0.0, 0.0, 1.0), {
             "distances": 0.0, "agreement": 0.0, "guests": len(labels),
-            "why": f"each image keeps its own answer: {len(labels)} shots put among the images without their labels"
+            "why": f"no image is compared with others: {len(labels)} shots put among the images without their labels"
                    " were not answered better by looking at the other images"}
     best = safe[means[safe].argmax()]
     behind, noise = mean_and_error(gains[best] - gains, weights)

@@ -2,9 +2,9 @@
 
     ln u_nk = (ln p_nk + w_nk + c e_nk + r a_nk) / T + const                          (rows sum to 1)
 
-    w   class weights where most classes are absent, else 0: w_nk = ln(o / (o + f)), o = m_k - u_nk + alpha,
-        m_k = sum_n u_nk, f the images of a present class on average; Dirichlet(alpha) prior, alpha by the likelihood
-        of held-out images
+    w   class weights. Where most classes are absent: w_nk = ln(o / (o + f)), o = m_k - u_nk + alpha, m_k = sum_n u_nk,
+        f the images of a present class on average; Dirichlet(alpha) prior, alpha by the likelihood of held-out images.
+        Where classes seem to be equally frequent: w_k that makes the answers so (`balance`). Else 0
     e   distance to the class's mean over shots and images, against that over the shots alone:
         e_nk = -1/2 d2(x_n, mean_k without x_n) / (1 + 1/n_k) + 3/8 d2(x_n, shots' mean_k) / (1 + 1/s_k)
     a   agreement: sum of cos(x_n, x_m) u_mk over the nearest other images m, features whitened
@@ -21,11 +21,12 @@ tried and what it gives: docs/refinement.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
+from jclip_fewshot.combine.balance import balanced_shares, balancing_weights
 from jclip_fewshot.combine.em_dirichlet import gamma_family
 from jclip_fewshot.combine.held_out import Choice, HeldOutFold, choose
 from jclip_fewshot.task import Task, class_sums
@@ -74,12 +75,16 @@ class Refinement:
 
 @dataclass(frozen=True)
 class ClassWeights:
-    """w's alpha and f; not `sparse`: no weights. present: classes that at least half an image falls to."""
+    """w's alpha and f where `sparse`; shares (K,) that w brings about; neither: no weights.
+
+    present: classes that at least half an image falls to.
+    """
 
     sparse: bool
     concentration: float
     full: float
     present: int
+    shares: Optional[np.ndarray] = None
 
     def log_weights(self, assignments: np.ndarray, own: Optional[np.ndarray]) -> np.ndarray:
         """w of rows with assignments `own` (n, K) among the set's u (N, K); None: w (K,) of one that is not in it."""
@@ -87,8 +92,16 @@ class ClassWeights:
         others = (mass if own is None else np.maximum(mass - own, 0)) + np.float32(self.concentration)
         return np.log(others / (others + np.float32(self.full)))
 
+    def of_guests(self, probs: np.ndarray, settled: np.ndarray) -> Union[np.ndarray, float]:
+        """w (K,) of one that is not in the set, whose answers (N, K) are `probs` before and `settled` with weights."""
+        if self.shares is not None:
+            return balancing_weights(probs, self.shares)
+        return self.log_weights(settled, None) if self.sparse else 0.0
+
     def settle(self, logits: np.ndarray, assignments: np.ndarray) -> np.ndarray:
-        """u = softmax(logits + w(u)) by a few rounds of substitution; softmax(logits) where not sparse."""
+        """u = softmax(logits + w(u)) by a few rounds of substitution; softmax(logits) without weights."""
+        if self.shares is not None:
+            return softmax(logits + balancing_weights(softmax(logits), self.shares))
         if not self.sparse:
             return softmax(logits)
         for _ in range(WEIGHT_ROUNDS):
@@ -112,15 +125,14 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         return too_few(given, len(probs), task)
 
     folds = list(folds)
-    known = np.concatenate([fold.own_answers for fold in folds]) if folds else None
-    weights, decisions = choose_class_weights(probs, known)
+    weights, decisions = choose_class_weights(probs, folds, task.seen)
     neighbours = neighbours_of(len(probs), weights.present)
     if neighbours or force:
         others = features[one_less(probs.argmax(axis=1))]
         choice, decisions["features"] = choose(others, probs.sum(axis=0, dtype=np.float64), folds, force,
                                                lambda rows, fold: _guests(rows, fold, weights))
     else:
-        why = (f"each image keeps its own answer: {len(probs)} images of about {weights.present} classes, hardly two "
+        why = (f"no image is compared with others: {len(probs)} images of about {weights.present} classes, hardly two "
                "of one")
         choice, decisions["features"] = None, {"distances": 0.0, "agreement": 0.0, "why": why}
     if choice is None:
@@ -178,11 +190,9 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
         nothing = np.zeros((len(fold.labels), fold.task.num_classes), np.float32)
         return nothing, nothing, nothing
     probs = fold.answer(features)
-    start = np.log(fold.own_answers + np.float32(TINY))
-    if weights.sparse:
-        probs = weights.settle(np.log(probs + np.float32(TINY)), probs)
-        start = start + weights.log_weights(probs, None)
-    evidence = SetEvidence(features, probs, fold.task, neighbours_of(len(features), weights.present))
+    settled = weights.settle(np.log(probs + np.float32(TINY)), probs)
+    start = np.log(fold.own_answers + np.float32(TINY)) + weights.of_guests(probs, settled)
+    evidence = SetEvidence(features, settled, fold.task, neighbours_of(len(features), weights.present))
     return (start, *evidence.of_guests(fold.features))
 
 
@@ -266,26 +276,32 @@ def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.maximum((x ** 2).sum(axis=1, keepdims=True) - 2 * product + (means ** 2).sum(axis=1), 0)
 
 
-def choose_class_weights(probs: np.ndarray, known: Optional[np.ndarray] = None
+def choose_class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold] = (), seen: Optional[np.ndarray] = None
                          ) -> Tuple[ClassWeights, Dict[str, dict]]:
-    """Whether most classes are absent, and the decision for the record.
+    """Whether most classes are absent or all are equally frequent, and the decision for the record.
 
-    known (S, K): answers to shots that were left out, in which every class is present. Weights are used where the best
-    alpha is below 1, the Dirichlet's own border between dense and sparse proportions, and fewer than half of the
-    classes then receive an image that would if all were there: an unsure classifier favours some, and `known` shows
-    how many. Without it no class counts less.
+    Answers to shots that were left out say how unequal classes look to this classifier that are not. Classes count
+    less where the best alpha is below 1, the Dirichlet's own border between dense and sparse proportions, and fewer
+    than half of the classes then receive an image that would if all were there. Without folds nothing is weighed.
     """
     concentration, gains, present = _presence(probs)
-    sparse = False
-    if known is not None and concentration < 1:
-        sparse = present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
-    weights = ClassWeights(sparse, concentration, len(probs) / max(present, 1), present)
+    sparse, shares, found = False, None, {"beta": 0.0}
+    if folds:
+        if concentration < 1:
+            known = np.concatenate([fold.own_answers for fold in folds])
+            sparse = present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
+        if not sparse:
+            shares, found = balanced_shares(probs, folds, np.ones(probs.shape[1], bool) if seen is None else seen)
+    weights = ClassWeights(sparse, concentration, len(probs) / max(present, 1), present, shares)
     if sparse:
         why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"
+    elif shares is not None:
+        why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
+               f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
     else:
         why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
     return weights, {"classes": {"concentration": _number(concentration), "gains": gains, "present": present,
-                                 "sparse": sparse, "why": why}}
+                                 "sparse": sparse, **found, "why": why}}
 
 
 def _presence(probs: np.ndarray) -> Tuple[float, Dict[str, float], int]:
