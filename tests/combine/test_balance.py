@@ -136,4 +136,4 @@ def test_classes_without_shots_keep_their_share():
     shares, found = balanced_shares(probs, folds, seen)
     assert found["beta"] > 0 and shares.sum() == pytest.approx(1)
     np.testing.assert_allclose(shares[~seen], probs.mean(0)[~seen], rtol=1e-5)
-    assert shares[seen].std() < 0.6 * probs.mean(0)[seen].std()
+    assert shares[seen].std() < 0.8 * probs.mean(0)[seen].std()

@@ -80,6 +80,32 @@ def test_gains_more_where_few_classes_are_present(world):
     assert refined.class_balance[:3].sum() > 0.9
 
 
+def test_equally_frequent_classes_are_found_and_drawn_to_equal_shares():
+    """Also with one image of every class, where no image has a neighbour; a long tail is left alone."""
+    count = 120
+    rng = np.random.default_rng(0)
+    means = unit_rows(rng.standard_normal((count, WIDTH)))
+
+    def draw(labels):
+        return unit_rows(means[labels] + 0.2 * rng.standard_normal((len(labels), WIDTH)))
+
+    shots = np.repeat(np.arange(count), SHOTS)
+    text = unit_rows(means + 0.12 * rng.standard_normal(means.shape))
+    task = Task(draw(shots), shots, text, np.zeros(count, int))
+    for images in (1, 4):
+        labels = np.repeat(np.arange(count), images)
+        features = draw(labels)
+        probs = answers(features, task)
+        refined = refine(probs, features, task, folds_of(task))
+        assert refined.decisions["classes"]["beta"] > 0.3 and "equally frequent" in refined.report()
+        assert top1(refined.probs, labels) > top1(probs, labels) + 2
+        assert refined.class_balance.std() < 0.8 * probs.mean(axis=0).std()
+    labels = np.repeat(np.arange(count), np.round(20 * 0.96 ** np.arange(count)).astype(int))
+    features = draw(labels)
+    refined = refine(answers(features, task), features, task, folds_of(task))
+    assert refined.decisions["classes"]["beta"] == 0 and "none counts less" in refined.report()
+
+
 def test_the_check_sees_that_refining_would_harm(world):
     """Where the images' features say nothing, nothing is refined; forced, it is."""
     task, features, labels, probs, _ = world
