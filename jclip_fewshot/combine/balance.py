@@ -28,7 +28,7 @@ from jclip_fewshot.combine.held_out import HeldOutFold
 
 ROUNDS = 30
 TINY = 1e-9
-STEP = 0.7  # of each round, in logarithms
+CLOSE = 1e-3  # of the share that is wanted
 LEAST_CLASSES = 20  # a dozen cannot show how much their shares vary
 CAUTION = 1.0  # standard errors
 LEAST_IMAGES = 0.99  # a class: with fewer, some have none
@@ -94,7 +94,9 @@ def balancing_weights(probs: np.ndarray, shares: np.ndarray) -> np.ndarray:
     weights = np.ones(probs.shape[1])
     for _ in range(ROUNDS):
         scaled = 1 / (probs @ weights.astype(np.float32))
-        mass = weights * (scaled @ probs)
-        weights *= (wanted / (mass + SMOOTH)) ** STEP
+        missing = wanted / (weights * (scaled @ probs) + SMOOTH)
+        weights *= missing
         weights /= weights.max()
+        if np.abs(missing - 1).max() < CLOSE:
+            break
     return np.log(weights).astype(np.float32)

@@ -92,11 +92,14 @@ class ClassWeights:
         others = (mass if own is None else np.maximum(mass - own, 0)) + np.float32(self.concentration)
         return np.log(others / (others + np.float32(self.full)))
 
-    def of_guests(self, probs: np.ndarray, settled: np.ndarray) -> Union[np.ndarray, float]:
-        """w (K,) of one that is not in the set, whose answers (N, K) are `probs` before and `settled` with weights."""
+    def of_guests(self, probs: np.ndarray) -> Tuple[Union[np.ndarray, float], np.ndarray]:
+        """w (K,) of one that is not in the set with answers `probs` (N, K), and these with weights."""
+        logits = np.log(probs + np.float32(TINY))
         if self.shares is not None:
-            return balancing_weights(probs, self.shares)
-        return self.log_weights(settled, None) if self.sparse else 0.0
+            balancing = balancing_weights(probs, self.shares)
+            return balancing, softmax(logits + balancing)
+        settled = self.settle(logits, probs)
+        return self.log_weights(settled, None) if self.sparse else 0.0, settled
 
     def settle(self, logits: np.ndarray, assignments: np.ndarray) -> np.ndarray:
         """u = softmax(logits + w(u)) by a few rounds of substitution; softmax(logits) without weights."""
@@ -190,8 +193,8 @@ def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> T
         nothing = np.zeros((len(fold.labels), fold.task.num_classes), np.float32)
         return nothing, nothing, nothing
     probs = fold.answer(features)
-    settled = weights.settle(np.log(probs + np.float32(TINY)), probs)
-    start = np.log(fold.own_answers + np.float32(TINY)) + weights.of_guests(probs, settled)
+    own_weights, settled = weights.of_guests(probs)
+    start = np.log(fold.own_answers + np.float32(TINY)) + own_weights
     evidence = SetEvidence(features, settled, fold.task, neighbours_of(len(features), weights.present))
     return (start, *evidence.of_guests(fold.features))
 
