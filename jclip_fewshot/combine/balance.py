@@ -36,11 +36,12 @@ SMOOTH = 0.5  # images added to every class: one that is hardly answered at all 
 
 
 class BalancedSet(NamedTuple):
-    """What a balanced set's answers look like: s, nu and a of the file's head."""
+    """What a balanced set's answers look like: s, nu and a of the file's head, by so many classes."""
 
     between: float
     single: float
     shown: float
+    classes: int
 
     def spread(self, images: float) -> float:
         """V_0 for so many images a class."""
@@ -55,12 +56,12 @@ def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.nd
     """
     mass = probs.sum(axis=0, dtype=np.float64)
     images = mass[seen].sum() / max(seen.sum(), 1)  # a class
-    if len(folds) < 2 or seen.sum() < LEAST_CLASSES or images < LEAST_IMAGES:
+    balanced = balanced_set(folds, len(seen)) if images >= LEAST_IMAGES else None
+    if balanced is None or balanced.classes < seen.sum() / 2:
         return None, {"beta": 0.0}
-    balanced = balanced_set(folds, seen)
     relative = mass[seen] / images
     spread, expected = float(relative.var()), max(balanced.spread(images), TINY)
-    most = spread + CAUTION * expected * np.sqrt(2 / seen.sum())
+    most = spread + CAUTION * expected * np.sqrt(2 / balanced.classes)
     beta = float(np.clip(1 - (most - expected) / (balanced.shown ** 2 * expected), 0, 1))
     found = {"beta": beta, "spread": spread ** 0.5, "spread_if_balanced": expected ** 0.5}
     if beta == 0:
@@ -71,20 +72,29 @@ def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.nd
     return shares, found
 
 
-def balanced_set(folds: Sequence[HeldOutFold], seen: np.ndarray) -> BalancedSet:
-    """By the shots that two folds or more leave out."""
+def balanced_set(folds: Sequence[HeldOutFold], num_classes: int) -> Optional[BalancedSet]:
+    """By the shots left out: of the classes of which some are, and the folds that leave out some of all these.
+
+    None where these are fewer than two folds or `LEAST_CLASSES` classes.
+    """
+    given = np.stack([np.bincount(fold.labels, minlength=num_classes) for fold in folds]) if folds else np.zeros((0, 1))
+    columns = given.any(axis=0)
+    whole = [number for number in range(len(folds)) if given[number, columns].all()]
+    if len(whole) < 2 or columns.sum() < LEAST_CLASSES:
+        return None
+    shots = given[whole][:, columns].mean()  # of a class in a fold
     surplus, own = [], []
-    for fold in folds:
+    for number in whole:
+        fold = folds[number]
         probs = fold.own_answers * np.exp(-np.asarray(fold.class_bias, np.float64))
         probs /= probs.sum(axis=1, keepdims=True)
-        given = np.bincount(fold.labels, minlength=len(seen))
-        surplus.append((probs.sum(axis=0) - given)[seen] * seen.sum() / len(fold.labels))
+        surplus.append((probs.sum(axis=0) - given[number])[columns] / shots)
         own.append(probs[np.arange(len(fold.labels)), fold.labels])
-    single = float(np.var(surplus, axis=0, ddof=1).mean())
-    between = float(np.mean(surplus, axis=0).var()) - single / len(surplus)
-    chance = 1 / max(seen.sum(), 2)
+    of_a_fold = float(np.var(surplus, axis=0, ddof=1).mean())
+    between = float(np.mean(surplus, axis=0).var()) - of_a_fold / len(whole)
+    chance = 1 / columns.sum()
     shown = (float(np.concatenate(own).mean()) - chance) / (1 - chance)
-    return BalancedSet(max(between, 0.0), single, max(shown, TINY))
+    return BalancedSet(max(between, 0.0), of_a_fold * shots, max(shown, TINY), int(columns.sum()))
 
 
 def balancing_weights(probs: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_one_fold_cannot_say():
 
 def test_the_class_bias_of_the_answers_is_taken_back():
     bias = np.random.default_rng(1).standard_normal(CLASSES)
-    with_bias, without = (balanced_set(Classifier(2).folds(one), ALL) for one in (bias, 0.0))
+    with_bias, without = (balanced_set(Classifier(2).folds(one), CLASSES) for one in (bias, 0.0))
     assert with_bias == pytest.approx(without, rel=1e-4)
 
 
@@ -92,18 +92,35 @@ def test_expected_spread_is_that_of_balanced_sets():
         for seed in range(12):
             classifier = Classifier(seed)
             mass = classifier(np.repeat(np.arange(CLASSES), images)).sum(0)
-            expected.append(balanced_set(classifier.folds(), ALL).spread(images))
+            expected.append(balanced_set(classifier.folds(), CLASSES).spread(images))
             seen.append((mass / mass.mean()).var())
         assert np.mean(expected) == pytest.approx(np.mean(seen), rel=0.15)
 
 
+def fold_of(classifier, labels):
+    return HeldOutFold(None, np.empty((len(labels), 0)), labels, lambda rows, probs=classifier(labels): probs)
+
+
 def test_shots_that_are_not_equally_many_are_no_imbalance():
-    """In a plain tree some classes have fewer shots: what counts is how much more often they are answered."""
+    """In a plain tree some classes have fewer shots: folds that lack them do not say how classes spread."""
+    labels, classifier = [np.arange(CLASSES)] * 3 + [np.arange(CLASSES // 2)] * 2, Classifier(0)
+    folds = [fold_of(classifier, one) for one in labels]
+    assert balanced_set(folds, CLASSES) == balanced_set(folds[:3], CLASSES)
+    assert balanced_set(folds[2:], CLASSES) is None  # one whole fold
+
+
+def test_several_shots_of_a_class_in_a_fold():
+    """nu is the variance of single images, however many a fold leaves out."""
+    found = [np.mean([balanced_set([fold_of(classifier, np.repeat(np.arange(CLASSES), shots)) for _ in range(FOLDS)],
+                                   CLASSES).single for classifier in map(Classifier, range(8))]) for shots in (1, 4)]
+    assert found[0] == pytest.approx(found[1], rel=0.1)
+
+
+def test_a_few_classes_with_shots_to_leave_out_do_not_speak_for_all():
     classifier = Classifier(0)
-    labels = [np.arange(CLASSES)] * 2 + [np.arange(CLASSES // 2)] * 2
-    folds = [HeldOutFold(None, np.empty((len(one), 0)), one, lambda rows, probs=classifier(one): probs)
-             for one in labels]
-    assert balanced_set(folds, ALL).between < 0.15  # 0.25 more if they counted as they are
+    folds = [fold_of(classifier, np.arange(30)) for _ in range(FOLDS)]
+    assert balanced_set(folds, CLASSES).classes == 30
+    assert balanced_shares(classifier(np.repeat(np.arange(CLASSES), 5)), folds, ALL)[0] is None
 
 
 def test_what_the_answers_show_of_a_surplus():
@@ -114,7 +131,7 @@ def test_what_the_answers_show_of_a_surplus():
             classifier = Classifier(seed, noise, liking=0.1)
             counts = np.random.default_rng(seed).poisson(2.0, CLASSES)
             mass = classifier(np.repeat(np.arange(CLASSES), counts)).sum(0)
-            balanced = balanced_set(classifier.folds(), ALL)
+            balanced = balanced_set(classifier.folds(), CLASSES)
             hidden = (mass / mass.mean()).var() - balanced.spread(mass.mean())
             ratios.append(hidden / balanced.shown ** 2 / (counts / counts.mean()).var())
         assert 0.6 < np.mean(ratios) < 1.4, (noise, ratios)
