@@ -94,12 +94,14 @@ class ClassWeights:
 
     def of_guests(self, probs: np.ndarray) -> Tuple[Union[np.ndarray, float], np.ndarray]:
         """w (K,) of one that is not in the set with answers `probs` (N, K), and these with weights."""
+        if self.shares is None and not self.sparse:
+            return 0.0, probs
         logits = np.log(probs + np.float32(TINY))
         if self.shares is not None:
             balancing = balancing_weights(probs, self.shares)
             return balancing, softmax(logits + balancing)
         settled = self.settle(logits, probs)
-        return self.log_weights(settled, None) if self.sparse else 0.0, settled
+        return self.log_weights(settled, None), settled
 
     def settle(self, logits: np.ndarray, assignments: np.ndarray) -> np.ndarray:
         """u = softmax(logits + w(u)) by a few rounds of substitution; softmax(logits) without weights."""
@@ -289,12 +291,11 @@ def choose_class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold] = (), s
     """
     concentration, gains, present = _presence(probs)
     sparse, shares, found = False, None, {"beta": 0.0}
-    if folds:
-        if concentration < 1:
-            known = np.concatenate([fold.own_answers for fold in folds])
-            sparse = present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
-        if not sparse:
-            shares, found = balanced_shares(probs, folds, np.ones(probs.shape[1], bool) if seen is None else seen)
+    if folds and concentration < 1:
+        known = np.concatenate([fold.own_answers for fold in folds])
+        sparse = present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
+    if not sparse:
+        shares, found = balanced_shares(probs, folds, np.ones(probs.shape[1], bool) if seen is None else seen)
     weights = ClassWeights(sparse, concentration, len(probs) / max(present, 1), present, shares)
     if sparse:
         why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"

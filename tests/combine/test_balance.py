@@ -5,7 +5,7 @@ import pytest
 
 from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.combine.balance import balanced_set, balanced_shares, balancing_weights
-from jclip_fewshot.combine.held_out import HeldOutFold
+from tests.combine.test_refinement import guests
 
 CLASSES, FOLDS = 120, 4
 ALL = np.ones(CLASSES, bool)
@@ -23,12 +23,10 @@ class Classifier:
         return softmax((seen / (self.noise / 2) ** 2 + self.liking).astype(np.float32))
 
     def folds(self, bias=0.0):
-        shots = np.arange(CLASSES)
         found = []
         for _ in range(FOLDS):
-            probs = self(shots) * np.exp(bias)
-            found.append(HeldOutFold(None, np.empty((CLASSES, 0)), shots,
-                                     lambda rows, probs=(probs / probs.sum(1, keepdims=True)): probs, bias))
+            probs = self(np.arange(CLASSES)) * np.exp(bias)
+            found.append(guests(probs / probs.sum(1, keepdims=True), np.arange(CLASSES), bias))
         return found
 
 
@@ -63,8 +61,7 @@ def test_an_unbalanced_set_stays_as_it_is(seed, counts):
 
 def test_few_classes_cannot_show_how_much_they_vary():
     classifier = Classifier(0)
-    folds = [HeldOutFold(None, np.empty((12, 0)), np.arange(12),
-                         lambda rows, probs=classifier(np.arange(12))[:, :12]: probs) for _ in range(FOLDS)]
+    folds = [guests(classifier(np.arange(12))[:, :12], np.arange(12)) for _ in range(FOLDS)]
     probs = classifier(np.repeat(np.arange(12), 5))[:, :12]
     assert balanced_shares(probs / probs.sum(1, keepdims=True), folds, ALL[:12])[0] is None
 
@@ -98,7 +95,7 @@ def test_expected_spread_is_that_of_balanced_sets():
 
 
 def fold_of(classifier, labels):
-    return HeldOutFold(None, np.empty((len(labels), 0)), labels, lambda rows, probs=classifier(labels): probs)
+    return guests(classifier(labels), labels)
 
 
 def test_shots_that_are_not_equally_many_are_no_imbalance():
@@ -148,8 +145,7 @@ def test_weights_bring_the_shares_about():
 def test_classes_without_shots_keep_their_share():
     classifier, seen = Classifier(0, noise=0.5), np.arange(CLASSES) < 100
     probs = classifier(np.repeat(np.arange(CLASSES), 5))
-    folds = [HeldOutFold(None, np.empty((100, 0)), np.arange(100), lambda rows, probs=classifier(np.arange(100)): probs)
-             for _ in range(FOLDS)]
+    folds = [fold_of(classifier, np.arange(100)) for _ in range(FOLDS)]
     shares, found = balanced_shares(probs, folds, seen)
     assert found["beta"] > 0 and shares.sum() == pytest.approx(1)
     np.testing.assert_allclose(shares[~seen], probs.mean(0)[~seen], rtol=1e-5)
