@@ -61,13 +61,13 @@ class _Lines:
     def update(self, n: int = 1) -> None:
         self.n += n
         now = time.monotonic()
-        if self._since is None:
+        if self._since is None and n:
             self._since = now, self.n  # the first took part in starting and compiling
         if now - self._said >= LINE_SECONDS:
             self._said = now
             of_all = "" if self.total is None else f" of {self.total:,}"
             line = f"{self._stage}: {self.n:,}{of_all} {self._unit}"
-            since, before = self._since
+            since, before = self._since or (now, self.n)
             if self.n > before and now > since:
                 rate = (self.n - before) / (now - since)
                 line += f", {rate:.3g} {self._unit}/s"

@@ -45,6 +45,16 @@ def test_the_first_step_which_compiles_does_not_count_in_the_time_left(clock, ca
         "tuning: 1 of 120 steps", "tuning: 6 of 120 steps, 0.5 steps/s, 3 min 48 s left"]
 
 
+def test_looking_without_finding_anything_new_is_no_first_step(clock, capsys):
+    with console.progress(stage="build", unit="files", total=314) as bar:
+        for done in (0, 0, 1, 0, 18):  # as files appear
+            clock[0] += 10
+            bar.update(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "build: 0 of 314 files", "build: 0 of 314 files", "build: 1 of 314 files", "build: 1 of 314 files",
+        "build: 19 of 314 files, 0.9 files/s, 5 min 28 s left"]
+
+
 def test_quiet_says_nothing(clock, capsys, monkeypatch):
     monkeypatch.setattr(console, "quiet", True)
     for _ in console.progress(range(3), stage="head", unit="epochs"):
