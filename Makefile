@@ -37,6 +37,7 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache
+	@if [ -f "$(VENV)/ready" ]; then rm -rf "$(VENV)"; fi
+	rm -rf .cache
 	@for folder in demo demo-*; do if [ -f $$folder/complete.txt ]; then rm -rf $$folder; fi; done
 	@if [ -e runs ] || [ -e result.txt ]; then echo "runs/ and result.txt are yours and stay; delete them yourself"; fi

@@ -68,6 +68,14 @@ def test_the_folder_in_which_it_was_started_is_deleted(contest, tmp_path):
         fails(done, "has been deleted")
 
 
+def make(folder, *words, **environment):
+    """make in `folder`, told nothing by the make and the environment that these tests run under: VENV is theirs."""
+    env = {name: value for name, value in os.environ.items() if name not in ("VENV", "PYTHON", "SUITE", "MAKEFLAGS",
+                                                                            "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")}
+    return subprocess.run(["make", *words], cwd=folder, env={**env, **environment}, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_make_clean_takes_what_it_made_and_nothing_else(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -76,10 +84,22 @@ def test_make_clean_takes_what_it_made_and_nothing_else(tmp_path):
     for name in ours + yours:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    done = subprocess.run(["make", "-s", "clean"], cwd=tmp_path, stdout=subprocess.PIPE, universal_newlines=True)
+    done = make(tmp_path, "-s", "clean")
     assert done.returncode == 0 and "are yours and stay" in done.stdout
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"Makefile", *yours}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_clean_leaves_a_folder_that_it_did_not_set_up(tmp_path):
+    """VENV is often set by something else: a folder without our mark, or an empty name, is not ours to delete."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/file").write_text("")
+    for venv in ("theirs", str(tmp_path / "theirs"), ""):
+        done = make(tmp_path, "-s", "clean", VENV=venv)
+        assert done.returncode == 0, done.stdout
+    assert (tmp_path / "theirs/file").exists()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -88,8 +108,8 @@ def test_make_sets_up_once_and_runs_the_readmes_commands(tmp_path):
     (tmp_path / "pyproject.toml").write_text("")
 
     def planned(target):
-        done = subprocess.run(["make", "-n", target, "PYTHON=python3.9"], cwd=tmp_path, stdout=subprocess.PIPE,
-                              universal_newlines=True, check=True)
+        done = make(tmp_path, "-n", target, "PYTHON=python3.9")
+        assert done.returncode == 0, done.stdout
         return done.stdout
 
     assert "python3.9 -m venv .venv" in planned("demo") and "--editable '.[test,report]'" in planned("demo")
