@@ -6,11 +6,11 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-import shutil
 import sys
 import textwrap
 
 from jclip_fewshot.cli import command, commands
+from jclip_fewshot.console import columns
 from jclip_fewshot.errors import UserError, nearest
 
 COMMANDS = {
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    width = min(110, shutil.get_terminal_size().columns)
+    width = min(110, columns())
     names = "\n".join(textwrap.fill(f"  {name:10} {function.__doc__}", width, subsequent_indent=" " * 13)
                       for name, function in COMMANDS.items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):

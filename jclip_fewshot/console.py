@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from typing import Any, Iterable, Iterator, Optional, Tuple
 
@@ -87,6 +89,17 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def columns() -> int:
+    """The width of the terminal, or what COLUMNS says; 80 without either."""
+    return shutil.get_terminal_size().columns
+
+
+def filled(text: str, indent: int = 0) -> str:
+    """Text as wide as the terminal; lines after the first are indented. Words, such as paths, stay whole."""
+    return textwrap.fill(text, max(columns(), indent + 20), subsequent_indent=" " * indent, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def tell(text: str = "") -> None:

@@ -6,8 +6,6 @@ Letters: N images, S shots, K classes, D feature width.
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +17,7 @@ from jclip_fewshot.combine.ensemble import OF, Ensemble, text_explains
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefined
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
-from jclip_fewshot.console import tell
+from jclip_fewshot.console import filled, tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import DEFAULT, HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
@@ -444,10 +442,8 @@ def settings_table(settings: Dict[str, dict]) -> str:
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     begin = sum(widths) + 4
-    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, begin + 20), subsequent_indent=" " * begin,
-                                break_long_words=False, break_on_hyphens=False)
     header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [wrap.fill(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip())
+    return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
                                  for row in rows])
 
 

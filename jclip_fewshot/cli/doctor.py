@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import List, NamedTuple, Sequence
 
 from jclip_fewshot.backend import runtime
+from jclip_fewshot.console import filled
 from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
 from jclip_fewshot.errors import UserError
 
@@ -32,10 +33,10 @@ def report(data: str, models: Sequence[str], weights: str, device: str, deep: bo
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
-        print(f"{mark} {finding.what:{width}}  {finding.said}")
+        print(filled(f"{mark} {finding.what:{width}}  {finding.said}", width + 4))
     missing = [finding.what for finding in findings if finding.needed and not finding.ok]
-    print(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
-          else "ready: python train.py, then python test.py")
+    print(filled(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
+                 else "ready: python train.py, then python test.py"))
     return 2 if missing else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import textwrap
 from dataclasses import fields
 from typing import Any, Dict, List, Optional, Tuple, Type
@@ -98,7 +97,7 @@ class Compact(argparse.RawDescriptionHelpFormatter):
     """As wide as the terminal (or as COLUMNS says), up to where each flag takes one line."""
 
     def __init__(self, prog: str) -> None:
-        width = max(40, min(110, shutil.get_terminal_size().columns))
+        width = max(40, min(110, console.columns()))
         super().__init__(prog, max_help_position=28 if width >= 80 else 20, width=width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jclip_fewshot import runs
 from jclip_fewshot.config import TrainConfig
-from jclip_fewshot.console import warn
+from jclip_fewshot.console import filled, warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
@@ -130,15 +130,16 @@ def comparison(ours: Path, theirs: Path, split: str = "") -> str:
     order = np.array([places[name] for name in a.names.tolist()])
     said = f"{len(order)} images of test set {split}; {percent(a.first != b.first[order]):.1f} % are answered otherwise"
     if not len(a.truth):
-        return f"{said}; no answers are known, so nothing says which is better"
+        return filled(f"{said}; no answers are known, so nothing says which is better")
     right, other = a.first == a.truth, b.first[order] == a.truth
     wins, losses, p = mcnemar(*("".join(map(str, hits.astype(int))) for hits in (right, other)))
     gain = right.astype(float) - other
     half = Z95 * 100 * gain.std() / math.sqrt(len(gain))
     rows = [[str(ours), f"{percent(right):.2f}", str(wins)], [str(theirs), f"{percent(other):.2f}", str(losses)]]
-    return (f"{said}\n\n{table(['run', 'top-1', 'right alone'], rows)}\n\n"
-            f"difference {100 * gain.mean():+.2f} ± {half:.2f} (95 %); McNemar's exact p = {p:.3g}: "
-            + ("more than chance explains" if p < 0.05 else "chance alone may do that"))
+    verdict = "more than chance explains" if p < 0.05 else "chance alone may do that"
+    return "\n\n".join([filled(said), table(["run", "top-1", "right alone"], rows),
+                        filled(f"difference {100 * gain.mean():+.2f} ± {half:.2f} (95 %); McNemar's exact "
+                               f"p = {p:.3g}: {verdict}")])
 
 
 def _common_split(folders: List[Path]) -> str:

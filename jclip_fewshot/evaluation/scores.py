@@ -6,12 +6,12 @@ Letters: N images, K classes. Accuracies are in percent.
 from __future__ import annotations
 
 import re
-import shutil
 import textwrap
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from jclip_fewshot.console import columns, filled
 from jclip_fewshot.errors import UserError
 
 TOP = 5
@@ -97,7 +97,7 @@ def gain_text(scores: Dict[str, dict]) -> str:
     did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
     said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
     said += f" ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
-    return textwrap.fill(said, shutil.get_terminal_size().columns) + "\n"
+    return filled(said) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[int] = None,
@@ -107,7 +107,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[i
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
     `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
     """
-    width = width or shutil.get_terminal_size().columns
+    width = width or columns()
     if _total(header, rows) > width:
         parts = [re.sub(r"(?<=-)(?=.)| ", "\n", name).split("\n") if len(name) > 6 else [name] for name in header]
         lines = [[""] * (max(map(len, parts)) - len(part)) + part for part in parts]

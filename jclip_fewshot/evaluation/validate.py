@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import statistics
-import textwrap
 import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -25,7 +23,7 @@ import numpy as np
 from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
-from jclip_fewshot.console import tell
+from jclip_fewshot.console import filled, tell
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import Contest, LabelledPath, read_contest
 from jclip_fewshot.data.shots import choose, draw_pool, shortage
@@ -210,7 +208,7 @@ def spread_note(seeds: int, same: bool) -> str:
                 f"holds random views and training alone, not other shots. {said}")
     else:
         said = f"± after top-1: standard deviation over {seeds} draws of the shots. {said}"
-    return textwrap.fill(said, shutil.get_terminal_size().columns)
+    return filled(said)
 
 
 def shot_curve(curve: Dict[int, Dict[str, dict]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -136,6 +137,9 @@ def test_verbose_in_a_file_shows_the_trace(contest):
 def test_tables_and_help_in_a_narrow_terminal(contest, trained):
     done = call(contest, "test.py", "--run", trained, COLUMNS="60")
     assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 60, done.stdout
-    for line in (("train.py", "-h"), ("jclip_fewshot", "evaluate", "-h")):
+    for line in (("train.py", "-h"), ("jclip_fewshot", "evaluate", "-h"), ("jclip_fewshot",),
+                 ("jclip_fewshot", "doctor", "--data", "."),
+                 ("jclip_fewshot", "runs", "--compare", "runs/base", "runs/base")):
         done = call(contest, *line, COLUMNS="60")
-        assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 60
+        paths_aside = re.sub(r"\S*/\S*", "", done.stdout)  # they stay whole
+        assert done.stdout and max(map(len, paths_aside.splitlines())) <= 60, done.stdout + done.stderr
