@@ -29,10 +29,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from jclip_fewshot import console as progress
+from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
 from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.features.encode import default_workers, depth_of_rows, encode_images
+from jclip_fewshot.features.encode import depth_of_rows, encode_images
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import as_keys
@@ -165,10 +166,10 @@ def fed_against_unfed(model: str, paths, repeats: int = 3) -> None:
             encoder.images(batch)
         unfed.append((time.perf_counter() - start) / (count // encoder.batch_size * encoder.batch_size))
         start = time.perf_counter()
-        encode_images(encoder, paths[:count], workers=default_workers())
+        encode_images(encoder, paths[:count], workers=cores())
         fed.append((time.perf_counter() - start) / count)
     share = statistics.median(u / f for u, f in zip(unfed, fed))
-    print(f"  {model}, batch {encoder.batch_size}, {default_workers()} worker(s): "
+    print(f"  {model}, batch {encoder.batch_size}, {cores()} worker(s): "
           f"encoder alone {1 / statistics.median(unfed):.1f} images/s, "
           f"encode_images {1 / statistics.median(fed):.1f} "
           f"({100 * share:.1f} %, median of {repeats} turns, workers' start included)")
@@ -208,17 +209,17 @@ def lookup(files: int) -> None:
 
 
 def main() -> None:
-    cores = default_workers()
+    found = cores()
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="*",
-                        default=[0] + [w for w in (1, 2, 4, 8, 12, 16, 24, 32) if w <= cores])
+                        default=[0] + [w for w in (1, 2, 4, 8, 12, 16, 24, 32) if w <= found])
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--files", type=int, default=181729)
     parser.add_argument("--model", default="ViT-B/32")
     options = parser.parse_args()
     progress.quiet = True
-    print(f"{cores} cores, Pillow {Image.__version__}")
+    print(f"{found} cores, Pillow {Image.__version__}")
     photos = sorted((ROOT.parent / "shared/photos").glob("T*Set*/**/*.jp*g"))
     with tempfile.TemporaryDirectory() as folder:
         generated = photograph_like(Path(folder), 60)

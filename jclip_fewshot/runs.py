@@ -141,7 +141,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     """The settings of the run that `--from-run` names, with its very shots, but those that are `given` beside it.
 
     A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
-    `settings`.
+    `settings`; "auto" means what that run took: its precision and, where nothing else is given, its tuned members.
     Raises:
         UserError: no such run, or settings that this version does not know.
     """
@@ -157,7 +157,14 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
         files = [given_then] if isinstance(given_then, str) else given_then
         values[name] = tuple(where_now(folder, record, file) for file in files)
     values.update({name: value for name, value in vars(settings).items() if name in own})
+    precisions = {one["precision"] for one in (record["encoder"], *record["encoder"].get("others", ()))
+                  if "precision" in one}
+    if settings.precision == "auto" and len(precisions) == 1:
+        values["precision"] = precisions.pop()
     changed = {name: value for name, value in given.items() if name not in own}
+    if not changed and values.get("tune") == "auto":
+        tuned = [name for name, chosen in record["settings"].items() if "in_ensemble" in chosen]
+        values["tune"] = ",".join(tuned) or "off"
     values.update(changed)
     if not any(name in changed for name in DRAW):
         values["shot_list"] = str(folder / SHOTS) if values["shots"] or values.get("shot_list") else ""

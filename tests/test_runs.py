@@ -198,6 +198,21 @@ def test_given_flags_win_over_the_repeated_run_and_are_listed(tmp_path, capsys):
     assert (drawn.shots, drawn.shot_list, drawn.heads) == (8, "", "tip_adapter")  # drawn anew, or 8 would be ignored
 
 
+def test_a_repeated_run_takes_the_precision_and_the_members_that_auto_took_then(tmp_path):
+    config = vars(TrainConfig(data=str(tmp_path)))
+    encoder = {"model": "m", "weights": "w", "weights_digest": "d", "precision": "bfloat16"}
+    record = {**RECORD, "config": config, "encoder": encoder,
+              "settings": {"gda": {}, "last_block": {"in_ensemble": False}, "token_gda": {"in_ensemble": True}}}
+    folder = runs.save_run(tmp_path, "base", "A", [("a/1.jpg", 0)], {}, record)
+    same = runs.repeated(TrainConfig(from_run=str(folder)), {"from_run": str(folder)})
+    assert (same.precision, same.tune) == ("bfloat16", "last_block,token_gda")
+    given = {"from_run": str(folder), "precision": "float32", "seed": 2}
+    other = runs.repeated(TrainConfig(**given), given)
+    assert (other.precision, other.tune) == ("float32", "auto")  # of other shots the members may be others
+    plain = runs.save_run(tmp_path, "plain", "A", [("a/1.jpg", 0)], {}, {**record, "settings": {"gda": {}}})
+    assert runs.repeated(TrainConfig(from_run=str(plain)), {"from_run": str(plain)}).tune == "off"
+
+
 def test_what_a_run_names_is_found_where_it_lies_now(tmp_path, monkeypatch):
     old, new = tmp_path / "old", tmp_path / "new"
     for place in (old / "weights", old / "data"):

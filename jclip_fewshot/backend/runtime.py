@@ -90,6 +90,11 @@ def jittor_home() -> Path:
     return plain(Path(home or Path.home()))
 
 
+def cores() -> int:
+    """Of this machine, as many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def plan(device: str = "auto") -> Plan:
     """Decides device and libraries without importing Jittor.
 

@@ -9,12 +9,9 @@ gradients; training takes the towers as model.py writes them, and tests hold the
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
-
-import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
@@ -38,14 +35,14 @@ _RESNET_SOURCE = """
     jclip::run_all<jclip::KIND>(net, in0_shape0, data["at_once"], in0_p, out0_p);
 """
 _PACK_SOURCE = "jclip::pack<jclip::KIND>(in0_shape0, in0_shape1, in0_p, (jclip::KIND::Number*)out0_p);"
-_PRODUCT_SOURCE = """
-    using namespace jclip;
-    int64_t columns = out0_shape1;
-    product<KIND>(in0_shape0, (const KIND::Number*)in0_p, in0_shape1,
-                  Matrix<KIND>{in0_shape1, columns, _inputs[1]->mem_ptr},
-                  [&](int64_t row, int64_t column, int64_t count, const float* sums) {
-                      std::memcpy(out0_p + row * columns + column, sums, count * sizeof(float));
-                  });
+_KNOWN_SOURCE = """
+    out0_p[0] = out0_p[1] = 0;
+    #ifdef __AVX512BF16__
+    out0_p[0] = 1;
+    #endif
+    #ifdef JCLIP_TILES
+    out0_p[1] = jclip::have_tiles();
+    #endif
 """
 _KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
 _NUMBER = {"float32": "float32", "bfloat16": "int16"}  # Jittor has no bfloat16 on the CPU
@@ -68,45 +65,36 @@ def available() -> bool:
 
 
 @lru_cache(maxsize=None)
-def lacks_bfloat16() -> str:
-    """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
+def _processor() -> str:
+    """What Linux says of it."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        flags = ""
-    if "avx512_bf16" not in flags:
-        return "this processor has no AVX512_BF16"
-    source = """
-        #ifdef __AVX512BF16__
-        out0_p[0] = 1;
-        #else
-        out0_p[0] = 0;
-        #endif
-    """
-    compiled = int(jt.code((1,), "int32", [], cpu_src=source).item())
-    return "" if compiled else "the compiler does not know AVX512_BF16 (g++ does from version 10 on)"
+        return ""
 
 
 @lru_cache(maxsize=None)
-def bfloat16_speedup() -> float:
-    """How many times as fast as in float32 a product is in bfloat16 here, best of several, by turns.
+def _known() -> Tuple[bool, bool]:
+    """Whether the compiler knows AVX512_BF16, and whether Intel's tiles (AMX) can be used."""
+    known = jt.code((2,), "int32", [], cpu_header=header("product.cpp"), cpu_src=_KNOWN_SOURCE).numpy()
+    return bool(known[0]), bool(known[1])
 
-    About 1.8 with AVX512_BF16 on AMD's processors, 4 or more with Intel's AMX, and 0.6 on an Intel that has the one
-    without the other.
+
+def lacks_bfloat16() -> str:
+    """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
+    if "avx512_bf16" not in _processor():
+        return "this processor has no AVX512_BF16"
+    return "" if _known()[0] else "the compiler does not know AVX512_BF16 (g++ does from version 10 on)"
+
+
+def bfloat16_is_faster() -> bool:
+    """Whether a product takes less time in bfloat16 than in float32 here, by the kind of processor.
+
+    About 1.8 times as fast with AVX512_BF16 on AMD's processors, 4 times or more with Intel's AMX, and 0.6 times on an
+    Intel that has the one without the other (docs/speed.md). Not timed: a run that is repeated, or goes on after
+    Ctrl-C, must choose alike, and what else a machine does moves timings by more than that.
     """
-    rows, inputs, outputs = 384, 768, 768
-    best = dict.fromkeys(_KIND, float("inf"))
-    weight = jt.array(np.ones((inputs, outputs), np.float32))
-    packed = {precision: Matrices(precision)(weight) for precision in _KIND}
-    for _ in range(6):  # the first compiles
-        for precision, kind in _KIND.items():
-            a = jt.array(np.zeros((rows, inputs), _NUMBER[precision]))
-            jt.sync([a, packed[precision]])
-            begun = time.perf_counter()
-            jt.code((rows, outputs), "float32", [a, packed[precision]], cpu_header=header("product.cpp"),
-                    cpu_src=_PRODUCT_SOURCE.replace("KIND", kind)).sync()
-            best[precision] = min(best[precision], time.perf_counter() - begun)
-    return best["float32"] / best["bfloat16"]
+    return not lacks_bfloat16() and ("AuthenticAMD" in _processor() or _known()[1])
 
 
 class Matrices:

@@ -15,7 +15,6 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
 COSINE = 0.9995  # the least of any image or sentence to its float32 features; docs/speed.md
-LEAST_SPEEDUP = 1.2  # of its products over float32's
 VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
 _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
@@ -23,11 +22,10 @@ _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a
 def bfloat16_holds(encoder, folder: Optional[Path] = None) -> bool:
     """Whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
 
-    False too where the processor lacks AVX512_BF16 or is no faster by it (cpu.bfloat16_speedup). A few drawn images and
-    sentences are encoded both ways, once for a checkpoint where there is a folder to remember it in. The encoder is
-    left as it was.
+    False too where the processor is no faster by it. A few drawn images and sentences are encoded both ways, once for a
+    checkpoint where there is a folder to remember it in. The encoder is left as it was.
     """
-    if cpu.lacks_bfloat16() or cpu.bfloat16_speedup() < LEAST_SPEEDUP:
+    if not cpu.bfloat16_is_faster():
         return False
     file = Path(folder, VERDICTS) if folder is not None else None
     verdicts = _read(file)

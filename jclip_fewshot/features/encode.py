@@ -15,12 +15,12 @@ Letters: N images, V views an image, K classes, D feature width, R pixels a side
 
 from __future__ import annotations
 
-import os
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import progress, tell
 from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
@@ -97,7 +97,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     rank, ranks = shard
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch_images % ranks == rank]
     if workers is None:
-        workers = min(default_workers(), len(wanted) * views // IMAGES_A_WORKER)
+        workers = min(cores(), len(wanted) * views // IMAGES_A_WORKER)
     workers = min(workers, len(wanted))
     if wanted:
         on_start(len(wanted))
@@ -144,7 +144,7 @@ def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
     """Reads the files that the cache has not seen at this place; fills in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
     if workers is None:
-        workers = min(default_workers(), len(unknown) // FILES_A_WORKER)
+        workers = min(cores(), len(unknown) // FILES_A_WORKER)
     with Decoder(paths, recipe, 1, min(workers, len(unknown))) as decoder:
         read = decoder.digests(unknown)
         for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
@@ -230,8 +230,3 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
         if cache is not None:
             cache.flush()
     return rows[np.asarray(back).reshape(-1)]
-
-
-def default_workers() -> int:
-    """Decoding processes: one a core. Beside a CPU encoder they get what it leaves, between its batches all of it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,9 @@
 """Which members are tuned, and what that costs here: `--tune auto|off|LIST`.
 
-auto takes CPU_MEMBERS as long as their trainings fit the time that it has on a CPU, ten minutes by the measured rate of
-a matrix product, and all members on a GPU. The estimate counts multiplications of the towers' blocks: training runs at
-a share of the rate of Jittor's 1024³ product (docs/tuning.md), encoding at that rate.
+auto takes CPU_MEMBERS as long as their trainings stay within so many operations a core, and all members on a GPU. It
+counts multiplications of the towers' blocks. What that takes is said before: training runs at a share of the rate of
+Jittor's 1024³ product (docs/tuning.md), encoding at that rate. The rate decides nothing: a busy machine has another one
+each time, and a run must choose alike when it is repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Type
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import tell
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.errors import UserError, nearest
@@ -33,7 +35,7 @@ from jclip_fewshot.tuning.towers import blocks_of
 MEMBERS: Dict[str, Type[Member]] = {
     member.name: member for member in (TokenGDA, LastBlocks, ProLIP, CoOp, ClipLora, TwoStage)}
 CPU_MEMBERS = (TokenGDA.name, LastBlocks.name)  # auto's on a CPU
-CPU_SECONDS = 600.0  # auto's on a CPU, at most
+CORE_OPERATIONS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/tuning.md
 SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 and more on AVX-512 (docs/tuning.md)
 
 
@@ -116,19 +118,23 @@ def chosen_members(names: List[str], task: Task, bank: Bank, seed: int) -> List[
         names = list(MEMBERS if cuda else CPU_MEMBERS)
     members = [MEMBERS[name](seed) for name in names]
     members = [member for member in members if bank.class_tokens is not None or not member.needs_tokens]
-    costs = {member.name: member.operations(task, bank) / (SHARE * rate) for member in members}
+    costs = {member.name: member.operations(task, bank) for member in members}
+
+    def seconds_of(some: Sequence[Member]) -> float:
+        return sum(costs[member.name] for member in some) / (SHARE * rate)
     if auto and not cuda:
         kept: List[Member] = []
         for member in members:
-            if sum(costs[one.name] for one in [*kept, member]) <= CPU_SECONDS:
+            if sum(costs[one.name] for one in [*kept, member]) <= CORE_OPERATIONS * cores():
                 kept.append(member)
-        left = [member.name for member in members if member not in kept]
+        left = [member for member in members if member not in kept]
         if left:
-            tell(f"tuning: {', '.join(left)} left out: over {CPU_SECONDS / 60:.0f} min on this CPU; --tune "
-                 f"{','.join(member.name for member in members)} tunes all the same")
+            without, every = ([member.name for member in some] for some in (left, members))
+            tell(f"tuning: {', '.join(without)} left out: about {said(seconds_of(left))} on this CPU; "
+                 f"--tune {','.join(every)} tunes all the same")
         members = kept
     if members:
-        seconds, encoding = sum(costs[member.name] for member in members), encoding_operations(members, bank) / rate
+        seconds, encoding = seconds_of(members), encoding_operations(members, bank) / rate
         before = f", and before it {said(encoding)} to encode the shots once more" if encoding >= 1 else ""
         tell(f"tuning {', '.join(member.name for member in members)}: about {said(seconds)} on this "
              f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; --tune off leaves it out")

@@ -259,14 +259,34 @@ def test_names_of_members():
             tune_names(wrong)
 
 
-def test_auto_takes_what_fits(case, monkeypatch):
+def test_auto_takes_what_fits_by_operations_and_not_by_the_clock(case, monkeypatch, capsys):
     from jclip_fewshot.tuning import plan
     task, bank, _ = case
-    monkeypatch.setattr(plan, "matrix_rate", lambda: 1e12)
-    assert [member.name for member in chosen_members(["auto"], task, bank, 0)] == list(plan.CPU_MEMBERS)
-    monkeypatch.setattr(plan, "matrix_rate", lambda: 1.0)
-    assert chosen_members(["auto"], task, bank, 0) == []
-    assert [member.name for member in chosen_members(list(MEMBERS), task, bank, 0)] == list(MEMBERS)
+    for rate in (1.0, 1e12):  # operations a second: a busy machine, an idle one
+        monkeypatch.setattr(plan, "matrix_rate", lambda: rate)
+        monkeypatch.setattr(plan, "CORE_OPERATIONS", 2.5e13)
+        assert [member.name for member in chosen_members(["auto"], task, bank, 0)] == list(plan.CPU_MEMBERS)
+        monkeypatch.setattr(plan, "CORE_OPERATIONS", 1.0)
+        assert chosen_members(["auto"], task, bank, 0) == []
+        assert "token_gda, last_block left out: about" in capsys.readouterr().err
+        assert [member.name for member in chosen_members(list(MEMBERS), task, bank, 0)] == list(MEMBERS)
+
+
+def test_at_contest_size_auto_tunes_the_last_block_on_two_cores():
+    """ViT-B/32, 374 classes of four shots, five trainings."""
+    from types import SimpleNamespace
+
+    from jclip_fewshot.tuning import plan
+    width, length = 768, 50
+    tower = SimpleNamespace(visual=SimpleNamespace(shape_at=lambda depth: (length, width)))
+    bank = SimpleNamespace(encoder=SimpleNamespace(model=tower))
+
+    class Shots(SimpleNamespace):
+        def __len__(self):
+            return 4 * 374
+    task = Shots(folds=lambda: [None] * 4)
+    asked = sum(plan.MEMBERS[name](0).operations(task, bank) for name in plan.CPU_MEMBERS)
+    assert plan.CORE_OPERATIONS < asked < 2 * plan.CORE_OPERATIONS
 
 
 def test_self_training_labels_by_the_folds_own_shots_and_asks_about_those_left_out(case, encoder):
