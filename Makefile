@@ -13,8 +13,11 @@ demo: $(VENV)/ready
 	$(BIN)/python train.py --demo
 	$(BIN)/python test.py --demo
 
+# two files at a time; Ctrl-C is timed, so it goes alone
+TIMED = tests/cli/test_interrupt.py
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
+	$(BIN)/python -m pytest $(TIMED)
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/start.py

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupt")
     demo.prepare(folder / "data")
     shutil.rmtree(folder / "data/TestSetB", ignore_errors=True)
-    subprocess.run([*ENCODE, "--augment", "0", "--name", "whole", "--quiet"], cwd=folder, check=True,
+    subprocess.run([*ENCODE, "--augment", "0", "--tune", "off", "--name", "whole", "--quiet"], cwd=folder, check=True,
                    env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     return folder
 

@@ -116,6 +116,6 @@ def test_make_sets_up_once_and_runs_the_readmes_commands(tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/ready").write_text("")
     assert planned("demo").split("\n")[:2] == [".venv/bin/python train.py --demo", ".venv/bin/python test.py --demo"]
-    assert planned("test").strip() == ".venv/bin/python -m pytest"
+    assert all(line.startswith(".venv/bin/python -m pytest ") for line in planned("test").strip().split("\n"))
     os.utime(tmp_path / ".venv/ready", (0, 0))  # pyproject.toml has changed since
     assert "pip install" in planned("test")
