@@ -35,9 +35,9 @@ class Ended(NamedTuple):
     left: List[int]  # its children and theirs that live on
 
     def said(self) -> List[str]:
-        """The lines after the key, without the terminal's echo and a bar's remains."""
+        """The lines after the key, without the terminal's echo, a bar's remains and answers of `predict` (tabs)."""
         after = self.after.replace("^C", "\n").replace("\r\033[K", "\n").replace("\r", "\n")
-        return [line for line in after.split("\n") if line.strip() and "%|" not in line]
+        return [line for line in after.split("\n") if line.strip() and "%|" not in line and "\t" not in line]
 
 
 def catches_sigterm(pid: int) -> bool:
