@@ -38,7 +38,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from jclip_fewshot.backend import headers, toolkit
 from jclip_fewshot.backend.plain_paths import importing_from, plain
@@ -456,8 +456,7 @@ def _import(home: Path):
     try:
         with importing_from(folder):
             with _signals_kept():
-                utils = importlib.import_module("jittor_utils")
-                getattr(utils, "try_import_jit_utils_core", bool)()  # sets the handlers
+                _import_core(importlib.import_module("jittor_utils"))  # sets the handlers
             _restore("use_parallel_op_compiler", before)  # switched off with the pool: its threads are harmless
             with _signals_kept():
                 module = importlib.import_module("jittor")
@@ -469,6 +468,18 @@ def _import(home: Path):
         sys.executable = executable
         for name in before:
             _restore(name, before)
+
+
+def _import_core(utils: Any) -> None:
+    """Jittor's part in C++. In a notebook it sets a variable to what is its default and logs that: it is not asked to.
+
+    What a notebook does want, C++'s output in the cell, is switched on as Jittor does.
+    """
+    in_notebook, utils.is_in_ipynb = getattr(utils, "is_in_ipynb", False), False
+    getattr(utils, "try_import_jit_utils_core", bool)()
+    utils.is_in_ipynb = in_notebook
+    if in_notebook and utils.cc is not None:
+        utils.cc.ostream_redirect(True, True)
 
 
 def _restore(name: str, before: Dict[str, Optional[str]]) -> None:

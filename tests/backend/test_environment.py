@@ -13,10 +13,10 @@ from jclip_fewshot.errors import UserError
 from tests.conftest import ROOT
 
 
-def starts(code="print(jt.ones(3).sum())", **environment):
-    """What Jittor prints in a process of that environment, with the builds of this one."""
+def starts(code="print(jt.ones(3).sum())", first="", **environment):
+    """What Jittor prints in a process of that environment, with the builds of this one. first: run before it starts."""
     home = str(runtime.jittor_home())
-    code = "from jclip_fewshot.backend import jt, runtime\n" + code
+    code = first + "from jclip_fewshot.backend import jt, runtime\n" + code
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           universal_newlines=True, env={**os.environ, "JITTOR_HOME": home, **environment})
 
@@ -40,6 +40,13 @@ def test_no_process_stays_and_no_variable_changes():
             " 'use_parallel_op_compiler'}))\n"
             "print(open(f'/proc/self/task/{os.getpid()}/children').read())")
     assert starts(code).stdout.split() == []
+
+
+def test_a_notebook_shows_our_lines_alone():
+    done = starts("print(jt.ones(3).sum().item())", first="import builtins, types\nbuiltins.get_ipython = lambda: "
+                  "types.SimpleNamespace(config={'IPKernelApp': 1})\n")
+    assert done.stdout.split() == ["3.0"], done.stderr
+    assert all(line.startswith("Jittor on the ") for line in done.stderr.splitlines()), done.stderr
 
 
 @pytest.mark.parametrize("home", ["file", "file/below", "/proc/nowhere"])
