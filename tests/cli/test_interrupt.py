@@ -91,7 +91,7 @@ def test_while_the_heads_learn(folder):
 def test_the_other_commands(folder, tmp_path):
     stopped(press([*TRAIN, "--demo"], tmp_path, 0.2, "draw the demo"))
     test = [sys.executable, str(ROOT / "test.py"), "--run", "runs/whole", "--cache", "cold-test"]
-    stopped(press(test, folder, 1.0, "-wide features"))
+    stopped(press(test, folder, 0.2, "-wide features"))  # of 662 images, about a second's work
     validate = [sys.executable, "-m", "jclip_fewshot", "validate", "--data", "data", "--model", str(demo.CHECKPOINT),
                 "--name", "v", "--cache", "cold-validate"]
     stopped(press(validate, folder, 1.0, "-wide features"))
