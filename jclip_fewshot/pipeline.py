@@ -17,7 +17,7 @@ from jclip_fewshot.combine.ensemble import OF, Ensemble, text_explains
 from jclip_fewshot.combine.held_out import HeldOutFold
 from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefined
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
-from jclip_fewshot.console import filled, tell
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.heads import DEFAULT, HEADS, TRAINING_FREE
 from jclip_fewshot.heads.base import Head
@@ -430,29 +430,3 @@ def _parts(arrays: Dict[str, np.ndarray]) -> Tuple[Part, ...]:
 
 def _under(arrays: Dict[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]:
     return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def settings_table(settings: Dict[str, dict]) -> str:
-    """A row a method: its cross-validated top-1 and what it chose on the shots."""
-    rows = []
-    for name, chosen in settings.items():
-        score = chosen.get("held_out_top1")
-        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
-                         if not key.startswith("held_out_"))
-        rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
-                                 for row in rows])
-
-
-def _short(value: object) -> str:
-    """A setting as a person reads it: 0.333 rather than 0.3333333."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_short, value)) + "]"
-    return str(value)

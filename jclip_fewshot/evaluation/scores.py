@@ -1,4 +1,4 @@
-"""Top-1, top-5 and class-mean accuracy, in all and by domain; tables of them.
+"""Top-1, top-5 and class-mean accuracy, in all and by domain; tables of them and of what methods chose.
 
 Letters: N images, K classes. Accuracies are in percent.
 """
@@ -153,3 +153,29 @@ def score_table(methods: Dict[str, dict]) -> str:
         row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
         rows.append(row)
     return table(header, rows, keep=4)
+
+
+def settings_table(settings: Dict[str, dict]) -> str:
+    """A row a method: its cross-validated top-1 and what it chose on the shots."""
+    rows = []
+    for name, chosen in settings.items():
+        score = chosen.get("held_out_top1")
+        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
+                         if not key.startswith("held_out_"))
+        rows.append([name, "" if score is None else f"{score:.1f}", said])
+    widths = _widths(rows, 2)
+    begin = sum(widths) + 4
+    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
+    return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
+                                 for row in rows])
+
+
+def _short(value: object) -> str:
+    """A setting as a person reads it: 0.333 rather than 0.3333333."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)
