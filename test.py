@@ -22,6 +22,7 @@ from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TestConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data.contest import default_split, read_contest, read_labels, test_images
+from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import reopen_source, test_rows
@@ -83,7 +84,7 @@ def main() -> None:
     # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
     best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(tests.names))
     archive = runs.save_result(result, folder, split, own_split, tests.names, best, len(class_names))
-    print(f"{result}: {len(tests.names)} images; submit {archive}")
+    print(f"{result}: {count_of(len(tests.names), 'image')}; submit {archive}")
 
     # 6. Where the answers are known: the score of every method.
     scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, record["domains"])

@@ -98,7 +98,8 @@ def main() -> None:
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)
-    print(f"run saved: {folder}  (next: python test.py{runs.demo_flags(settings.demo, settings.demo_seed)})")
+    print(f"run saved: {folder}  (next: {runs.next_command('test')}"
+          f"{runs.demo_flags(settings.demo, settings.demo_seed)}{runs.runs_flag(settings.runs)})")
 
 
 if __name__ == "__main__":

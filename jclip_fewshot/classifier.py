@@ -38,6 +38,7 @@ from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
            "classifier/views": Field("whole", "", low=1, needed=False),
+           "classifier/digests": Field("text", "*", needed=False),
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
 NO_TEXT = "none"
 
@@ -72,6 +73,7 @@ class FewShotClassifier:
 
     _estimator_type = "classifier"  # for scikit-learn before 1.6
     _source: Optional[Source] = None
+    _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
 
     def __init__(self, model: Union[str, Sequence[str]] = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
                  text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
@@ -129,7 +131,7 @@ class FewShotClassifier:
             UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit; numbers as
                 labels, without names for them; neither images nor names.
         """
-        tune_names(self.tune)  # complains before the work
+        self._check_parameters(class_names)
         class_names = self.class_names if class_names is None else class_names
         text = self.text if text is None else text
         if images is None and labels is None:
@@ -143,6 +145,7 @@ class FewShotClassifier:
             raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing to "
                              "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
         names = [str(label) for label in classes.tolist()] if names is None else names
+        prompts.require_different(names)
         domains = self._domains_of(names)
         rows = self._shots(images)
         if len(rows) != len(labels):
@@ -172,7 +175,13 @@ class FewShotClassifier:
         return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
-        """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first."""
+        """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first.
+
+        Raises:
+            ValueError: top below 1.
+        """
+        if top < 1:
+            raise ValueError(f"top must be 1 or more, not {top}")
         return self._labels(self.predict_proba(images), top)
 
     @exclusive()
@@ -190,6 +199,9 @@ class FewShotClassifier:
         settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
                     "weights": self.weights_}
         arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}  # several models: an axis
+        digests = self._digests if self._source is None else _digests_of(self._source)
+        if digests:  # none where features were learned from
+            arrays["classifier/digests"] = np.array(digests)
         save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
 
@@ -211,6 +223,7 @@ class FewShotClassifier:
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))
         classifier._locate()
+        classifier._digests = arrays["classifier/digests"].tolist() if "classifier/digests" in arrays else []
         classifier.pipeline_ = pipeline
         classifier.classes_ = arrays["classifier/classes"]
         classifier.class_names_ = [str(name) for name in arrays["classifier/class_names"]]
@@ -231,6 +244,21 @@ class FewShotClassifier:
         save_export(path, found, self.class_names_, encoder)
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
 
+    def _check_parameters(self, class_names: Optional[Sequence[str]]) -> None:
+        """Complains before the work of what the constructor, which scikit-learn wants to take anything, was given."""
+        for name, least in (("augment", 0), ("views", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
+        if not isinstance(self.tune, str):
+            raise ValueError(f"tune must be auto, off, or methods with commas between, not {self.tune!r}")
+        if isinstance(self.heads, str):
+            raise ValueError(f"heads must be a list of names, not the text {self.heads!r}")
+        for names in (class_names, self.class_names):
+            if isinstance(names, (str, dict)):
+                raise ValueError(f"class_names must be a list, one name a class, not {names!r}")
+        tune_names(self.tune)
+
     def _fit_names(self, class_names: Optional[Sequence[str]], text: Union[None, str, np.ndarray]
                    ) -> "FewShotClassifier":
         """`fit` without any image."""
@@ -250,14 +278,19 @@ class FewShotClassifier:
         return self
 
     def _locate(self) -> None:
-        """Where the checkpoint lies, whatever the working directory will be."""
+        """Where the checkpoint lies, whatever the working directory will be. None has been learned from yet."""
+        self._digests = []
         self.weights_ = os.path.abspath(self.weights if self.weights is not None else weights_folder())
         found = [os.path.abspath(name) if os.path.isfile(name) else str(name) for name in listed(self.model)]
         self.model_ = found[0] if isinstance(self.model, str) else found
 
     def _opened(self) -> Source:
         if self._source is None:
-            self._source = open_source(self.model_, self.weights_, cache=self.cache or "")
+            source = open_source(self.model_, self.weights_, cache=self.cache or "")
+            if self._digests and _digests_of(source) != self._digests:
+                raise UserError(f"{', '.join(listed(self.model_))}: not the checkpoint that the classifier has learned "
+                                "with; say with model= where that lies, or fit again")
+            self._source, self._digests = source, _digests_of(source)
         return self._source
 
     def _parts_of(self, images: Images, text: Any) -> Tuple[Tuple[Part, ...], Any]:
@@ -396,6 +429,12 @@ def _parameters() -> List[str]:
 
 def _name(picture: Any, index: int) -> str:
     return str(picture) if isinstance(picture, (str, os.PathLike)) else f"number {index}"
+
+
+def _digests_of(source: Source) -> List[str]:
+    """Of each encoder's checkpoint."""
+    record = source.record()
+    return [one.get("weights_digest", "") for one in (record, *record.get("others", ()))]
 
 
 def _named(labels: np.ndarray,

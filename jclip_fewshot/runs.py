@@ -26,6 +26,7 @@ from jclip_fewshot.storage.arrays import save_arrays, save_json
 from jclip_fewshot.storage.files import content_digest, require_writable_folder, write_text
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+_COMMAND_TABLE = "python -m jclip_fewshot ", "jclip-fewshot "  # as it names the scripts that it runs
 # what other commands leave in a run's folder
 LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")
 OLDER = "older_results.txt"  # digests of the submissions of runs that stood in the folder before
@@ -108,17 +109,17 @@ def made_by() -> Dict[str, Any]:
 
 
 def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False,
-             demo_seed: Optional[int] = None) -> Path:
+             demo_seed: Optional[int] = None, flag: str = "--run") -> Path:
     """`run`, or the newest finished run under `runs`: of the built-in contest with `demo`, else of another.
 
-    demo_seed: with `demo`, of the contest of that seed alone.
+    demo_seed: with `demo`, of the contest of that seed alone. flag: what named `run`.
     Raises:
         UserError: there is none, or it was not finished.
     """
     if run:
         folder = Path(run)
         if not (folder / RECORD).is_file():
-            raise UserError(f"--run {run}: no finished run there ({RECORD} is missing); python train.py makes one")
+            raise UserError(f"{flag} {run}: no finished run there ({RECORD} is missing); python train.py makes one")
         return folder
     finished = sorted(Path(runs).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime, reverse=True)
     for record in finished:
@@ -137,6 +138,11 @@ def demo_flags(demo: bool, demo_seed: Optional[int]) -> str:
     return "" if not demo else " --demo" if demo_seed in (None, DEMO_SEED) else f" --demo-seed {demo_seed}"
 
 
+def runs_flag(folder: str) -> str:
+    """" --runs DIR" for a command line; nothing where it is the default."""
+    return "" if folder == TrainConfig().runs else f" --runs {shlex.quote(folder)}"
+
+
 def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     """The settings of the run that `--from-run` names, with its very shots, but those that are `given` beside it.
 
@@ -145,14 +151,14 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: no such run, or settings that this version does not know.
     """
-    folder = find_run(settings.from_run, settings.runs)
+    folder = find_run(settings.from_run, settings.runs, flag="--from-run")
     record = load_record(folder)
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
     for name in ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
-    for name in ("features", "features_extra"):
+    for name in ("features", "features_extra", "model"):
         given_then = values.get(name) or []
         files = [given_then] if isinstance(given_then, str) else given_then
         values[name] = tuple(where_now(folder, record, file) for file in files)
@@ -225,7 +231,7 @@ def _require_fitting_flags(folder: Path, encoders: List[Dict[str, Any]], kinds: 
             if len(_given(given, kind)) not in (0, kinds.count(kind)):
                 flag = "--" + kind.replace("_", "-")
                 names = [one.get("model") or one["features"] for one, mine in zip(encoders, kinds) if mine == kind]
-                raise UserError(f"{flag} is given {len(_given(given, kind))} times, but {folder} has {len(names)} such "
+                raise UserError(f"{flag}: {len(_given(given, kind))} given, but {folder} has {len(names)} such "
                                 f"encoders ({', '.join(names)}): one for each, in this order, or none")
         return
     for kind in ("model", "features", "features_extra"):
@@ -352,12 +358,23 @@ def git_commit(checkout: Path) -> str:
         return "absent"
 
 
+def next_command(script: str) -> str:
+    """Another script, called as this one was: `python test.py`."""
+    program = sys.argv[0]
+    if program.startswith(_COMMAND_TABLE):
+        return f"{program.rpartition(' ')[0]} {script}"
+    return f"python {shlex.quote(str(Path(program).with_name(script + '.py')))}"
+
+
 def command_line() -> str:
     """How this process was called, as a line for the shell; `python -m` in place of the module's file."""
     program, *arguments = sys.argv
     python = Path(sys.executable).name
     if shutil.which(python) != sys.executable:  # an environment that is not active
         python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
+    if program.startswith(_COMMAND_TABLE):
+        words = shlex.split(program)
+        return shlex.join([*([python, *words[1:]] if words[0] == "python" else words), *arguments])
     if Path(program).name == "__main__.py":
         arguments = ["-m", Path(program).parent.name, *arguments]
     else:

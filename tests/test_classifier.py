@@ -185,6 +185,39 @@ def test_tuned_members_answer_pictures_however_they_are_given(tmp_path, capsys):
     assert np.abs(alone - by_path).max() > 1e-3 and "token_gda" in capsys.readouterr().err  # the heads, and it is said
 
 
+def test_another_checkpoint_than_it_learned_with_is_refused(tmp_path):
+    shots = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 40, 200, 250)]
+    fitted = FewShotClassifier(demo.CHECKPOINT, heads=["gda"], tune="off", augment=0, cache=None)
+    fitted.fit(shots, ["dark", "dark", "light", "light"]).save(tmp_path / "c.npz")
+    again = FewShotClassifier.load(tmp_path / "c.npz", cache=None)
+    assert again.predict(shots).tolist() == fitted.predict(shots).tolist()
+    other = demo.CHECKPOINT.parent / "demo_clip_resnet.safetensors"  # as wide
+    with pytest.raises(UserError, match="demo_clip_resnet.*learned"):
+        FewShotClassifier.load(tmp_path / "c.npz", cache=None, model=str(other)).predict(shots)
+    again.save(tmp_path / "copy.npz")
+    with pytest.raises(UserError, match="learned"):
+        FewShotClassifier.load(tmp_path / "copy.npz", cache=None, model=str(other)).predict(shots)
+
+
+@pytest.mark.parametrize("made, said", [
+    ({"seed": None}, "seed"), ({"augment": -1}, "augment"), ({"views": 0}, "views"), ({"tune": None}, "tune"),
+    ({"heads": "gda"}, "heads"), ({"class_names": "cat"}, "class_names"), ({"class_names": {0: "cat"}}, "class_names")])
+def test_odd_parameters_are_named(task, made, said):
+    _, shots, labels, _, _ = task
+    with pytest.raises(ValueError, match=said):
+        FewShotClassifier(**made).fit(shots, labels)
+
+
+def test_a_class_name_twice_and_no_first_answer(task):
+    text, shots, labels, _, _ = task
+    with pytest.raises(UserError, match="'a' stands at 0 and at 5"):
+        FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdea"), text=text)
+    fitted = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+    for top in (0, -1):
+        with pytest.raises(ValueError, match="top"):
+            fitted.predict(shots, top=top)
+
+
 def test_an_unknown_method_of_tuning_is_refused_at_once():
     for given in ({"class_names": ["bear", "cat"]}, {"images": ["a.jpg"], "labels": ["bear"]}):
         with pytest.raises(UserError, match="last_block"):

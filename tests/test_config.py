@@ -93,6 +93,17 @@ def test_a_demo_seed_turns_the_demo_on():
         assert not parse(config, "", []).demo
 
 
+def test_printed_settings_read_back_are_the_same(tmp_path, capsys):
+    for config in (TrainConfig, TestConfig, ValidateConfig):
+        for flags in (["--data", "mine"], ["--demo-seed", "7"]):
+            with pytest.raises(SystemExit):
+                parse(config, "", [*flags, "--print-config"])
+            (tmp_path / "my.toml").write_text(capsys.readouterr().out)
+            again = parse(config, "", ["--config", str(tmp_path / "my.toml")])
+            assert again == parse(config, "", flags)
+        assert parse(config, "", ["--config", str(tmp_path / "my.toml"), "--demo-seed", "3"]).demo
+
+
 def test_verbose_in_a_file_counts_as_the_flag(tmp_path):
     (tmp_path / "run.toml").write_text("verbose = true\nshots = -1\n")
     with pytest.raises(UserError):

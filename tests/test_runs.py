@@ -111,6 +111,14 @@ def test_the_command_is_a_line_that_a_shell_runs(monkeypatch):
     assert done.returncode == 0 and "usage: python -m jclip_fewshot report" in done.stdout
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", "a b"])
     assert runs.command_line().endswith("python train.py --data 'a b'")
+    assert runs.next_command("test") == "python test.py"
+    monkeypatch.setattr(sys, "argv", ["../a b/train.py"])
+    assert runs.next_command("test") == "python '../a b/test.py'"
+    for program in ("python -m jclip_fewshot", "jclip-fewshot"):  # as the command table names its scripts
+        monkeypatch.setattr(sys, "argv", [f"{program} train", "--data", "a b"])
+        assert runs.command_line().endswith(f"{program.replace('python ', '')} train --data 'a b'")
+        assert "'python" not in runs.command_line() and runs.next_command("test") == f"{program} test"
+    assert runs.runs_flag("runs") == "" and runs.runs_flag("my runs") == " --runs 'my runs'"
 
 
 def test_the_commit_of_a_checkout_is_read_from_its_files(tmp_path):

@@ -224,7 +224,7 @@ def predict(arguments: List[str]) -> int:
     from jclip_fewshot.features.sources import reopen_source
     from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
     from jclip_fewshot.storage.arrays import load_arrays
-    folder = runs.find_run(given.run, "")
+    folder = runs.find_run(given.run, "", flag="RUN")
     record = runs.load_record(folder)
     machine = _machine(given)
     command.set_up(machine)
@@ -251,7 +251,7 @@ def export(arguments: List[str]) -> int:
     from jclip_fewshot.storage.arrays import load_arrays
     exporting.require_export_name(given.target)
     require_writable(given.target)
-    folder = runs.find_run(given.run, "")
+    folder = runs.find_run(given.run, "", flag="RUN")
     record = runs.load_record(folder)
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
     pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
@@ -303,9 +303,13 @@ def cache(arguments: List[str]) -> int:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     """Where the run's sources lie now, and the machine's settings, as test.py has them."""
-    parser.add_argument("--model", default="", metavar="FILE", help="where the run's checkpoint lies now, if moved")
+    parser.add_argument("--model", action="append", default=[], metavar="FILE",
+                        help="where the run's checkpoint lies now, if moved; repeat for several encoders")
     parser.add_argument("--weights", default="", metavar="DIR", help="where the run's released checkpoint lies now")
-    parser.add_argument("--features", default="", metavar="FILE", help="where the run's feature file lies now")
+    parser.add_argument("--features", action="append", default=[], metavar="FILE",
+                        help="where the run's feature file lies now")
+    parser.add_argument("--features-extra", action="append", default=[], metavar="FILE",
+                        help="the same for its extra feature files")
     for f in fields(MachineConfig):
         if f.name == "verbose":
             continue

@@ -84,8 +84,9 @@ def parse_given(config: Type[Config], description: str, arguments: Optional[List
     given.update({name: value for name, value in flags.items() if value is not None})
     console.verbose = given.get("verbose") is True  # from here on a mistake may be shown with its trace
     for f in fields(config):
-        if f.name in given and f.metadata["implies"]:
-            given[f.metadata["implies"]] = True
+        implied = f.metadata["implies"]
+        if f.name in given and implied and (flags.get(f.name) is not None or given.get(implied) is not False):
+            given[implied] = True  # a file that says "demo = false" means it
     settings = checked(config, given)
     if show:
         print(to_toml(settings), end="")

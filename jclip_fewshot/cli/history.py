@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
@@ -119,7 +120,7 @@ def comparison(ours: Path, theirs: Path, split: str = "") -> str:
     Raises:
         UserError: no such run, no test set that both have answered, other images or classes.
     """
-    folders = [runs.find_run(folder, "") for folder in (ours, theirs)]
+    folders = [runs.find_run(folder, "", flag="--compare") for folder in (ours, theirs)]
     if runs.load_record(folders[0])["classes"] != runs.load_record(folders[1])["classes"]:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")
     split = split or _common_split(folders)
@@ -149,7 +150,7 @@ def _common_split(folders: List[Path]) -> str:
     common = sorted(set(files[0]) & set(files[1]), key=lambda split: files[0][split])
     if not common:
         raise UserError(f"--compare: there is no test set that both have answered: python test.py --run "
-                        f"{folders[0] if not files[0] else folders[1]}")
+                        f"{shlex.quote(str(folders[0] if not files[0] else folders[1]))}")
     return common[-1]
 
 

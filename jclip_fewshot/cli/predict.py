@@ -42,6 +42,8 @@ def listed(arguments: Sequence[str], names: Optional[IO[bytes]] = None) -> Liste
     """
     for argument in arguments:
         if argument == "-":
+            if names is None and sys.stdin is None:
+                raise UserError("standard input, which - stands for, is closed")
             yield from _lines(names or sys.stdin.buffer)
         elif os.path.isdir(argument):
             found = [str(folder / name) for folder, images, _ in walk(Path(argument), SUFFIXES) for name in images]
@@ -87,6 +89,11 @@ def chunks(pictures: Listed, together: bool = False) -> Iterator[List[Named]]:
         yield chunk
 
 
+def _unicode(encoding: Optional[str]) -> bool:
+    """Whether any text can be written as it is."""
+    return (encoding or "").lower().replace("-", "").startswith("utf")
+
+
 class Printer:
     """Writes answers to standard output, a line a picture.
 
@@ -108,7 +115,7 @@ class Printer:
         if self.form == "json":
             print(json.dumps({"image": path, "answer": None if rejected else answers[0][0],
                               "classes": [{"class": name, "probability": round(p, 6)} for name, p in answers]},
-                             ensure_ascii=False))
+                             ensure_ascii=not _unicode(sys.stdout.encoding)))
         elif self.form == "csv":
             self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
                                 *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])

@@ -401,8 +401,10 @@ def unrefined(probs: np.ndarray, task: Task, decisions: dict) -> Refinement:
 
 def too_few(probs: np.ndarray, distinct_images: int, task: Task) -> Refinement:
     """Probabilities (N, K) of a set with fewer than `MIN_IMAGES` different images, as they are."""
-    images = f"{len(probs)} images" + (f", {distinct_images} without copies," if distinct_images < len(probs) else "")
-    why = f"{images} are too few to learn from each other; the answers stay as they are"
+    images = "1 image is too few" if len(probs) == 1 else f"{len(probs)} images are too few"
+    if distinct_images < len(probs):
+        images = f"{len(probs)} images, {distinct_images} without copies, are too few"
+    why = f"{images} to learn from each other; the answers stay as they are"
     return unrefined(probs, task, {"size": {"why": why}})
 
 

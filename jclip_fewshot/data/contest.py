@@ -299,7 +299,7 @@ def _read_tree(root: Path, by_name: bool = False) -> Contest:
     if inner:
         raise UserError(f"{root} holds no classes.txt, but {inner} has lists; did you mean --data {inner}?")
     top = next((root / name for name in TRAIN_FOLDERS if (root / name).is_dir()), root)
-    rows, domains, ignored = [], {}, 0
+    rows, domains, ignored, empty = [], {}, 0, []
     for parent, images, others in walk(top, TREE_SUFFIXES, TEST_FOLDERS if top == root else ()):
         parts = parent.relative_to(top).parts
         if not parts:  # images beside the class folders belong to no class
@@ -313,6 +313,8 @@ def _read_tree(root: Path, by_name: bool = False) -> Contest:
             domains[name] = domain_of(name) if by_name else parts[0] if len(parts) > 1 else ""
             below = parent.relative_to(root).as_posix()
             rows += [(f"{below}/{image}", name) for image in images]
+        elif not any(parent.iterdir()):
+            empty.append(parent.relative_to(root).as_posix())
     if not domains:
         raise UserError(f"{root} holds neither classes.txt and train.txt nor class folders with "
                         f"{kinds_of(TREE_SUFFIXES)} images; give the data set's folder with --data")
@@ -325,4 +327,6 @@ def _read_tree(root: Path, by_name: bool = False) -> Contest:
              f"{count_of(len(class_names), 'class', 'classes')} named and numbered by their folders"]
     if ignored:
         notes.append(f"{count_of(ignored, 'file')} in {top} ignored: no {kinds_of(TREE_SUFFIXES)} in a class folder")
+    if empty:
+        notes.append(f"empty folders make no class: {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}")
     return Contest(root, class_names, [domains[name] for name in class_names], train, notes, plain=True)

@@ -82,9 +82,9 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCa
     rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
     found = np.zeros(n, bool)
     marks, store = np.zeros((n, 2), np.uint64), None
-    if cache is not None:
+    if cache is not None and n:
         about = depth_of_rows(encoder, recipe, depth)
-        store = cache.rows(about, rows[:1].nbytes)
+        store = cache.rows(about, rows[0].nbytes)
         store.refresh()
         digests, known, marks = cache.known_files(paths)
         if len(store):

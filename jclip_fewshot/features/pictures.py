@@ -15,7 +15,7 @@ Picture = Union[str, Path, Image.Image, np.ndarray]
 # one or many: paths, Pillow's images, uint8 pixels (H, W), (H, W, 3) or (N, H, W, 3); or (N, D) rows of numbers
 Images = Union[Picture, Sequence[Picture], np.ndarray]
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def pictures_or_rows(images: Images) -> Union[List[Picture], np.ndarray]:
@@ -79,6 +79,8 @@ def _write(picture: Union[Image.Image, np.ndarray], path: str) -> None:
             picture = Image.fromarray(picture)
         except TypeError:
             raise ValueError(f"pixels must be of shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}") from None
+    if picture.mode == "I":  # a 16-bit picture as older Pillows open it, and newer ones do not save it
+        picture = Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
     if picture.mode not in _PNG_MODES:
         picture = picture.convert("RGB")  # as CLIP's preprocessing does, there after resizing
     picture.save(path, "PNG", compress_level=0)

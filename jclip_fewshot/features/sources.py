@@ -221,9 +221,9 @@ def open_source(model: Union[str, Sequence[str]], weights: str, features: Union[
     return together(found)
 
 
-def listed(given: Union[str, Sequence[str]]) -> List[str]:
+def listed(given: Union[str, Path, Sequence[str]]) -> List[str]:
     """What a flag that may be given several times says: a text, or several."""
-    return [given] if isinstance(given, str) and given else list(given)
+    return [str(given)] if isinstance(given, (str, Path)) and str(given) else [str(one) for one in given]
 
 
 def _table_source(file: str, with_text: bool = True) -> TableSource:
@@ -384,5 +384,7 @@ test_rows.__test__ = False  # pytest: no test function
 
 
 def size_text(size: float) -> str:
-    """"15 MB", "1.2 GB"."""
+    """"15 MB", "1.2 GB"; "0 MB" of nothing alone."""
+    if not size:
+        return "0 MB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

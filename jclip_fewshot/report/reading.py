@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
@@ -102,7 +103,7 @@ def find_run(run: Union[str, Path], runs_folder: Union[str, Path]) -> Path:
         UserError: there is none.
     """
     if run:
-        return Path(run) if Path(run, VALIDATE).is_file() else runs.find_run(run, runs_folder)
+        return Path(run) if Path(run, VALIDATE).is_file() else runs.find_run(run, runs_folder, flag="RUN")
     folders = [path.parent for path in Path(runs_folder).glob(f"*/{runs.RECORD}")]
     records = [path for folder in folders for path in (folder / runs.RECORD, *folder.glob("test_*.json"))]
     records += Path(runs_folder).glob(f"*/{VALIDATE}")
@@ -128,7 +129,7 @@ def read_run(folder: Path, split: str = "") -> Run:
     tests = sorted(folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
     if split and not (folder / f"test_{split}.json").is_file():
         raise UserError(f"{folder} has not answered test set {split}: "
-                        f"python test.py --run {folder} --split {split} does")
+                        f"python test.py --run {shlex.quote(str(folder))} --split {shlex.quote(split)} does")
     answers, root = None, record["config"]["data"]
     if split or tests:
         answers = _read_answers(folder, record, split or tests[-1].stem[len("test_"):])

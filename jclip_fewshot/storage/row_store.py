@@ -121,6 +121,8 @@ class RowStore:
     """Fixed-size rows of bytes by 16-byte key, in a folder. Several processes may share it."""
 
     def __init__(self, folder: Union[str, Path], row_bytes: int):
+        if row_bytes < 1:
+            raise ValueError(f"rows of {row_bytes} bytes")  # every row that is there would pass for damaged
         self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
         self.row_bytes = row_bytes
         self._writer: Optional[int] = None

@@ -99,6 +99,8 @@ def tune_names(tune: str) -> List[str]:
     if names in (["off"], ["auto"]):
         return [] if names == ["off"] else names
     for name in names:
+        if name in ("auto", "off"):
+            raise UserError(f"--tune {tune}: {name} stands alone, or name methods: {', '.join(MEMBERS)}")
         if name not in MEMBERS:
             known = ["auto", "off", *MEMBERS]
             raise UserError(f"--tune: unknown method {name!r}{nearest(name, known)}; there are auto, off, or a list of "

@@ -73,6 +73,19 @@ def test_three_forms(capsys):
     assert header == ["image", "answer", "class1", "probability1"] and row == ["a b.jpg", "dog", "dog", "0.700000"]
 
 
+def test_json_stays_json_where_output_is_ascii(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace", write_through=True)
+    monkeypatch.setattr("sys.stdout", out)
+    Printer(NAMES, form="json").write("ü😀.jpg", np.float32([0.5, 0.25, 0.25]))
+    assert json.loads(out.buffer.getvalue().decode("ascii"))["image"] == "ü😀.jpg"
+
+
+def test_a_closed_standard_input_is_one_line(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="standard input"):
+        list(listed(["-"]))
+
+
 def test_none_of_these_below_the_threshold(capsys):
     for p, said in ((0.51, False), (0.49, True)):
         probs = [p, 1 - p - 0.2, 0.2]

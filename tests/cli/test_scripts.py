@@ -207,7 +207,7 @@ def test_a_run_is_repeated_byte_for_byte(contest, trained):
         assert call(contest, "test.py", "--run", run, "--result", result, "--quiet").returncode == 0
     assert (contest / "first.txt").read_bytes() == (contest / "second.txt").read_bytes()
     assert (contest / "runs/again/shots.txt").read_text() == (trained / "shots.txt").read_text()
-    fails(call(contest, "train.py", "--from-run", "absent"), "--run absent")
+    fails(call(contest, "train.py", "--from-run", "absent"), "--from-run absent")
 
 
 @pytest.fixture(scope="module")

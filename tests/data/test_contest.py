@@ -289,7 +289,10 @@ def test_a_plain_tree_serves_without_lists(tmp_path):
     assert contest.train == [("beagle/1.jpg", 0), ("golden_retriever/b2.jpg", 1),
                              ("golden_retriever/b10.JPG", 1)]
     assert "2 classes named and numbered by their folders" in contest.notes[0]
-    assert "2 files" in contest.notes[1] and "ignored" in contest.notes[1]
+    assert "2 files" in contest.notes[1] and "ignored" in contest.notes[1] and len(contest.notes) == 2
+    (tmp_path / "corgi").mkdir()
+    contest = read_contest(tmp_path, "B")
+    assert contest.class_names == ["beagle", "golden_retriever"] and "no class: corgi" in contest.notes[2]
     assert test_images(tmp_path, "test").names == ["beagle/7.jpg", "golden_retriever/8.jpg"]
     assert read_labels(contest, "test") == {"beagle/7.jpg": 0, "golden_retriever/8.jpg": 1}
 

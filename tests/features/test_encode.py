@@ -140,6 +140,16 @@ def test_no_images(tmp_path):
     assert rows.shape == (0, WIDTH) and not bad
 
 
+def test_no_images_leave_what_the_cache_keeps(paths, tmp_path, capsys):
+    encode_images(ENCODER, paths, cache=FeatureCache(tmp_path))
+    with FeatureCache(tmp_path) as cache:
+        size = cache.size()
+        encode_images(ENCODER, [], cache=cache)
+        assert cache.size() == size and "damaged" not in capsys.readouterr().err
+    images = ToyEncoder(images=lambda pixels: pytest.fail("encoded again"))
+    encode_images(images, paths, cache=FeatureCache(tmp_path))
+
+
 def bad_files(folder):
     buffer = io.BytesIO()
     picture(1, (200, 200)).save(buffer, "JPEG")

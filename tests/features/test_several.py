@@ -61,7 +61,7 @@ def test_a_run_opens_all_of_its_files_again(files, tmp_path):
     with pytest.raises(UserError, match="wider.npz is not the feature file that the run was trained with"):
         sources.reopen_source(saved, where, PATHS, NAMES, task)
     given.features = ("one.npz",)
-    with pytest.raises(UserError, match="--features is given 1 times, but .* has 2 such encoders"):
+    with pytest.raises(UserError, match="--features: 1 given, but .* has 2 such encoders"):
         runs.sources_now(tmp_path, {"encoder": saved}, given)
 
 
