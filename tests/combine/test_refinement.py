@@ -277,7 +277,7 @@ def test_few_images_stay_as_they_are(world, rows):
     task, features, _, probs, folds = world
     refined = refine(probs[:rows], features[:rows], task, folds)
     assert np.array_equal(refined.probs, probs[:rows]) and len(refined.changed) == 0
-    assert f"{rows} images are too few" in refined.report()
+    assert ("1 image is too few" if rows == 1 else f"{rows} images are too few") in refined.report()
     refined = refine(np.repeat(probs[:rows], 8, 0), np.repeat(features[:rows], 8, 0), task, folds)
     assert f"of {8 * rows} images" in refined.report()  # one number, and why it is another
     assert f"{8 * rows} images, {rows} without copies, are too few" in refined.report()
