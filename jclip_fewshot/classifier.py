@@ -32,6 +32,7 @@ from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, listed, open_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
+from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
 from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
@@ -199,9 +200,8 @@ class FewShotClassifier:
         settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
                     "weights": self.weights_}
         arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}  # several models: an axis
-        digests = self._digests if self._source is None else _digests_of(self._source)
-        if digests:  # none where features were learned from
-            arrays["classifier/digests"] = np.array(digests)
+        if self._digests:  # none where features were learned from
+            arrays["classifier/digests"] = np.array(self._digests)
         save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
                                       "classifier/class_names": np.array(self.class_names_)})
 
@@ -278,11 +278,12 @@ class FewShotClassifier:
         return self
 
     def _locate(self) -> None:
-        """Where the checkpoint lies, whatever the working directory will be. None has been learned from yet."""
-        self._digests = []
+        """Where the checkpoint lies, whatever the working directory will be."""
+        if self._source is None:  # none has been learned with yet
+            self._digests = []
         self.weights_ = os.path.abspath(self.weights if self.weights is not None else weights_folder())
         found = [os.path.abspath(name) if os.path.isfile(name) else str(name) for name in listed(self.model)]
-        self.model_ = found[0] if isinstance(self.model, str) else found
+        self.model_ = found[0] if isinstance(self.model, (str, Path)) else found
 
     def _opened(self) -> Source:
         if self._source is None:
@@ -433,8 +434,7 @@ def _name(picture: Any, index: int) -> str:
 
 def _digests_of(source: Source) -> List[str]:
     """Of each encoder's checkpoint."""
-    record = source.record()
-    return [one.get("weights_digest", "") for one in (record, *record.get("others", ()))]
+    return [one.get("weights_digest", "") for one in encoders_of(source.record())]
 
 
 def _named(labels: np.ndarray,

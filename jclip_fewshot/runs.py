@@ -163,8 +163,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
         files = [given_then] if isinstance(given_then, str) else given_then
         values[name] = tuple(where_now(folder, record, file) for file in files)
     values.update({name: value for name, value in vars(settings).items() if name in own})
-    precisions = {one["precision"] for one in (record["encoder"], *record["encoder"].get("others", ()))
-                  if "precision" in one}
+    precisions = {one["precision"] for one in records.encoders_of(record["encoder"]) if "precision" in one}
     if settings.precision == "auto" and len(precisions) == 1:
         values["precision"] = precisions.pop()
     changed = {name: value for name, value in given.items() if name not in own}
@@ -208,8 +207,7 @@ def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, A
     Raises:
         UserError: flags that do not fit what the run was trained with.
     """
-    saved = record["encoder"]
-    encoders = [saved, *saved.get("others", [])]
+    encoders = records.encoders_of(record["encoder"])
     kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
              for one in encoders]
     _require_fitting_flags(folder, encoders, kinds, given)

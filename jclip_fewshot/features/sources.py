@@ -31,6 +31,7 @@ from jclip_fewshot.features.several import SeveralSources
 from jclip_fewshot.features.table import FeatureTable
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
@@ -266,9 +267,8 @@ def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], clas
         if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
         encoding = dict(cache=cache, batch_size=batch_size, workers=workers, precision=precision)
-        first = {name: value for name, value in saved.items() if name != "others"}
         return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
-                         for part, one, there in zip(parts, [first, *saved["others"]], [where, *where["others"]])])
+                         for part, one, there in zip(parts, encoders_of(saved), [where, *where["others"]])])
     if "features" in saved:
         source = _table_source(where["features"], saved.get("has_text", True))
         if source.record()["features_digest"] != saved.get("features_digest"):

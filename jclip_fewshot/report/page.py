@@ -24,6 +24,7 @@ from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
 from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_run, read_validation
 from jclip_fewshot.storage.files import write_together
+from jclip_fewshot.storage.records import encoders_of
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
@@ -260,7 +261,7 @@ def _learned(page: Page, run: Run) -> Dict[str, Any]:
 
 
 def _sizes(run: Run) -> Dict[str, Any]:
-    counted = [encoder.get("parameters") for encoder in _encoders(run.record)]
+    counted = [encoder.get("parameters") for encoder in encoders_of(run.record["encoder"])]
     encoder = None if None in counted else sum(counted)  # one of unknown size: a sum would be too small
     sizes, total = analysis.parameter_count(encoder, run.arrays)
     ensemble = sizes.pop("ensemble", 0)
@@ -278,17 +279,11 @@ def _stages(run: Run) -> Dict[str, float]:
 def _versions(record: dict) -> Dict[str, str]:
     """With the digests that tell one checkpoint, or one file of features, from another."""
     told = dict(record["versions"])
-    for encoder in _encoders(record):
+    for encoder in encoders_of(record["encoder"]):
         of = f" of {encoder['name']}" if "name" in encoder else ""
         told.update({f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
                      f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")})
     return {key: value for key, value in told.items() if value}
-
-
-def _encoders(record: dict) -> List[dict]:
-    """What the record says of each encoder, the first one's record without the others in it."""
-    first = {key: value for key, value in record["encoder"].items() if key != "others"}
-    return [first, *record["encoder"].get("others", [])]
 
 
 def short(value: object) -> str:

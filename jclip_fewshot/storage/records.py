@@ -33,6 +33,12 @@ class _Wrong(Exception):
         super().__init__(f"{shown(where) or 'the whole'} must be {needed}")
 
 
+def encoders_of(encoder: dict) -> List[dict]:
+    """What a record's "encoder" says of each: the first one's entries without the others in it, then theirs."""
+    first = {key: value for key, value in encoder.items() if key != "others"}
+    return [first, *encoder.get("others", [])]
+
+
 def load_record(path: Union[str, Path]) -> dict:
     """A run's record.json, checked.
 
