@@ -26,11 +26,11 @@ from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import reopen_source, test_rows
+from jclip_fewshot.methods.towers.plan import tuned_rows
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
-from jclip_fewshot.tuning.plan import tuned_rows
 
 
 def main() -> None:

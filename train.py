@@ -26,9 +26,9 @@ from jclip_fewshot.data.shots import caution, choose, rule, shortage
 from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
 from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.methods.towers.plan import plan, tune_names
 from jclip_fewshot.pipeline import Pipeline, head_names
 from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.tuning.plan import plan, tune_names
 from jclip_fewshot.without_labels import encode_support, encode_without_labels, list_without_labels
 
 

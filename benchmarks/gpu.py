@@ -97,10 +97,10 @@ def encoder(options):
     if options.torch_python:
         print("torch product rate, TFLOP/s:", subprocess.run(
             [options.torch_python, "-c", TORCH_RATE, "1024" if options.small else "8192", options.device],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout.strip())
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.strip())
         print("OpenAI's model in torch,", subprocess.run(
             [options.torch_python, "-c", TORCH_IMAGES, "8" if options.small else "256", options.device], cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout.strip())
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.strip())
 
 
 def contest_size(options):

@@ -16,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from jclip_fewshot.backend import jt  # noqa: E402
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows  # noqa: E402
 from jclip_fewshot.clip.preprocess import normalize  # noqa: E402
@@ -29,15 +30,15 @@ from jclip_fewshot.data.shots import choose_shots  # noqa: E402
 from jclip_fewshot.encoders import open_encoder  # noqa: E402
 from jclip_fewshot.features.bank import Bank  # noqa: E402
 from jclip_fewshot.features.encode import encode_images, encode_texts  # noqa: E402
-from jclip_fewshot.heads.calip import calip_logits  # noqa: E402
-from jclip_fewshot.heads.clip_dn import clip_dn_logits  # noqa: E402
-from jclip_fewshot.heads.sus_x import SusX, SusXF  # noqa: E402
-from jclip_fewshot.pipeline import CHECK_HEADS, HEADS_TOGETHER, Pipeline, with_support  # noqa: E402
+from jclip_fewshot.methods.rows.sus_x import SusX, SusXF  # noqa: E402
+from jclip_fewshot.methods.towers import coop, towers  # noqa: E402
+from jclip_fewshot.methods.towers.last_blocks import LastBlocks  # noqa: E402
+from jclip_fewshot.methods.towers.training import batches  # noqa: E402
+from jclip_fewshot.methods.unlabelled import fixmatch, label_free, lafter, views  # noqa: E402
+from jclip_fewshot.methods.unlabelled.calip import calip_logits  # noqa: E402
+from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits  # noqa: E402
+from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, with_support  # noqa: E402
 from jclip_fewshot.task import Task, domain_indices  # noqa: E402
-from jclip_fewshot.tuning import coop, fixmatch, label_free, lafter, towers, views  # noqa: E402
-from jclip_fewshot.tuning.last_blocks import LastBlocks  # noqa: E402
-from jclip_fewshot.tuning.self_training import SelfTraining  # noqa: E402
-from jclip_fewshot.tuning.training import batches  # noqa: E402
 
 WRONG, SUPPORT = 0.2, 8  # share of wrong pictures, pictures a class
 
@@ -197,28 +198,25 @@ def four_shots(bench: Bench, work: Path):
     yield "4 shots: ensemble + fixmatch, equal weights", lambda: np.exp(
         0.5 * np.log(answers.probs + 1e-12) + 0.5 * np.log(softmax(found["fixmatch"]) + 1e-12))
     bank = Bank(bench.encoder, paths, views=10, workers=0)
-    pixels, _ = views.weak_pixels([*bench.paths, *paths], bench.encoder.image_size)
+    member = LastBlocks()
 
-    def refined_labels(part, rows):
-        return Pipeline(CHECK_HEADS).fit(part).answer(rows).final
-    for member in (LastBlocks(), SelfTraining(pixels, bench.rows, refined_labels)):
-        def tuned(member=member):
-            member.fit(task, bank)
-            rows = encode_images(member.encoder(bench.encoder), bench.paths, workers=0)[0]
-            found[member.name] = member.logits(rows, bench.rows)
-            return found[member.name]
+    def tuned():
+        member.fit(task, bank)
+        rows = encode_images(member.encoder(bench.encoder), bench.paths, workers=0)[0]
+        found[member.name] = member.logits(rows, bench.rows)
+        return found[member.name]
 
-        def joined(member=member):
-            held_out = {HEADS_TOGETHER: np.log(pipeline.held_out_probs_), member.name: member.held_out_logits()}
-            ensemble = Ensemble().fit(held_out, task)
-            least = Ensemble().fit({HEADS_TOGETHER: held_out[HEADS_TOGETHER]}, task)
-            gain = (np.log(ensemble.held_out_probs_) - np.log(least.held_out_probs_))[np.arange(len(labels)), labels]
-            print(f"held-out log-likelihood with {member.name}: {gain.mean():+.4f} ± "
-                  f"{gain.std() / np.sqrt(len(gain)):.4f}", file=sys.stderr)
-            return ensemble.probs({HEADS_TOGETHER: np.log(answers.probs), member.name: found[member.name]})
-        yield f"4 shots: {member.name}", tuned
-        yield f"4 shots: ensemble + {member.name}", joined
-        yield f"4 shots: ensemble + {member.name}, refined", lambda: pipeline.refine(bench.rows, joined()).probs
+    def joined():
+        held_out = {HEADS_TOGETHER: np.log(pipeline.held_out_probs_), member.name: member.held_out_logits()}
+        ensemble = Ensemble().fit(held_out, task)
+        least = Ensemble().fit({HEADS_TOGETHER: held_out[HEADS_TOGETHER]}, task)
+        gain = (np.log(ensemble.held_out_probs_) - np.log(least.held_out_probs_))[np.arange(len(labels)), labels]
+        print(f"held-out log-likelihood with {member.name}: {gain.mean():+.4f} ± "
+              f"{gain.std() / np.sqrt(len(gain)):.4f}", file=sys.stderr)
+        return ensemble.probs({HEADS_TOGETHER: np.log(answers.probs), member.name: found[member.name]})
+    yield f"4 shots: {member.name}", tuned
+    yield f"4 shots: ensemble + {member.name}", joined
+    yield f"4 shots: ensemble + {member.name}, refined", lambda: pipeline.refine(bench.rows, joined()).probs
 
 
 def main() -> None:

@@ -37,11 +37,11 @@ from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.methods.towers import training
+from jclip_fewshot.methods.towers.members import block_operations
+from jclip_fewshot.methods.towers.plan import MEMBERS, matrix_rate, plan, tuned_rows
 from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names
 from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.tuning import training
-from jclip_fewshot.tuning.members import block_operations
-from jclip_fewshot.tuning.plan import MEMBERS, matrix_rate, plan, tuned_rows
 
 CLASSES, SHOTS = 374, 4  # the contest's
 TOKENS = 13  # its longest "a photo of a {}."
@@ -161,7 +161,7 @@ def by_torch(python: str, name: str, steps: int) -> float:
     """Seconds of a step of the same training in OpenAI's model by PyTorch."""
     sizes = {"classes": CLASSES, "shots": CLASSES * SHOTS, "batch": BATCH, "sentences": SENTENCES, "tokens": TOKENS}
     done = subprocess.run([python, str(ROOT / "benchmarks/tuning_torch.py"), name, json.dumps(sizes), str(steps)],
-                          stdout=subprocess.PIPE, check=True, universal_newlines=True)
+                          stdout=subprocess.PIPE, check=True, text=True)
     return float(done.stdout)
 
 

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from encode import ARCHITECTURES, torch_clip
@@ -40,7 +40,7 @@ class LowRank(torch.nn.Module):
             for down, up in zip(self.down, self.up)], dim=-1)
 
 
-def through_block(block, x: Tensor, lora: Optional[LowRank], causal: bool) -> Tensor:
+def through_block(block, x: Tensor, lora: LowRank | None, causal: bool) -> Tensor:
     """(B, L, W) -> (B, L, W)"""
     batch, length, width = x.shape
     y = block.ln_1(x)
@@ -57,7 +57,7 @@ def loss_of(rows: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels)
 
 
-def last_block(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+def last_block(model, sizes: dict[str, int]) -> "tuple[list[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step)"""
     visual, block = model.visual, model.visual.transformer.resblocks[-1]
     lora = LowRank(WIDTH, 8, 0.0)
@@ -73,7 +73,7 @@ def last_block(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[]
     return [*lora.parameters(), *norms, moved], loss
 
 
-def clip_lora(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+def clip_lora(model, sizes: dict[str, int]) -> "tuple[list[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step)"""
     image_loras = [LowRank(WIDTH, 2, DROPOUT) for _ in model.visual.transformer.resblocks]
     text_loras = [LowRank(TEXT_WIDTH, 2, DROPOUT) for _ in model.transformer.resblocks]
@@ -81,7 +81,7 @@ def clip_lora(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[],
             both_towers(model, sizes, image_loras, text_loras))
 
 
-def two_stage(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+def two_stage(model, sizes: dict[str, int]) -> "tuple[list[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step) of the first stage: the norms of both towers"""
     blocks = [*model.visual.transformer.resblocks, *model.transformer.resblocks]
     nothing = [None] * len(model.transformer.resblocks)
@@ -89,7 +89,7 @@ def two_stage(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[],
             both_towers(model, sizes, nothing, nothing))
 
 
-def both_towers(model, sizes: Dict[str, int], image_loras: Sequence, text_loras: Sequence) -> Callable[[], Tensor]:
+def both_towers(model, sizes: dict[str, int], image_loras: Sequence, text_loras: Sequence) -> Callable[[], Tensor]:
     visual = model.visual
     images = torch.randn(sizes["batch"], TOKENS, WIDTH)
     sentences = torch.randn(sizes["sentences"], sizes["tokens"], TEXT_WIDTH)
@@ -109,7 +109,7 @@ def text_rows(model, x: Tensor, loras: Sequence) -> Tensor:
     return model.ln_final(x[:, -1]) @ model.text_projection
 
 
-def coop(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+def coop(model, sizes: dict[str, int]) -> "tuple[list[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step): four context vectors, all sentences in a step"""
     context = torch.randn(4, TEXT_WIDTH) * 0.02
     sentences = torch.randn(sizes["sentences"], sizes["tokens"], TEXT_WIDTH)
@@ -123,7 +123,7 @@ def coop(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tens
     return [context], loss
 
 
-def prolip(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Tensor]]":
+def prolip(model, sizes: dict[str, int]) -> "tuple[list[Tensor], Callable[[], Tensor]]":
     """(what trains, the loss of a step)"""
     start = torch.randn(WIDTH, FEATURES) * WIDTH ** -0.5
     proj = start.clone().requires_grad_()
@@ -135,7 +135,7 @@ def prolip(model, sizes: Dict[str, int]) -> "tuple[List[Tensor], Callable[[], Te
     return [proj], loss
 
 
-def seconds_of_steps(parameters: List[Tensor], loss: Callable[[], Tensor], steps: int) -> Iterator[float]:
+def seconds_of_steps(parameters: list[Tensor], loss: Callable[[], Tensor], steps: int) -> Iterator[float]:
     optimiser = torch.optim.AdamW(parameters, 1e-4)
     for _ in range(steps):
         begun = time.perf_counter()
@@ -145,7 +145,7 @@ def seconds_of_steps(parameters: List[Tensor], loss: Callable[[], Tensor], steps
         yield time.perf_counter() - begun
 
 
-def main(method: str, sizes: str, steps: str) -> Optional[int]:
+def main(method: str, sizes: str, steps: str) -> int | None:
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     model = torch_clip(torch, ARCHITECTURES["ViT-B/32"])

@@ -15,8 +15,9 @@ import inspect
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,11 @@ from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, listed, open_source
+from jclip_fewshot.methods.towers.plan import Tuning, plan, tune_names, tuned_rows
 from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
-from jclip_fewshot.tuning.plan import Tuning, plan, tune_names, tuned_rows
 
 _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
@@ -73,13 +74,13 @@ class FewShotClassifier:
     """
 
     _estimator_type = "classifier"  # for scikit-learn before 1.6
-    _source: Optional[Source] = None
+    _source: Source | None = None
     _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
 
-    def __init__(self, model: Union[str, Sequence[str]] = "ViT-B/32", *, class_names: Optional[Sequence[str]] = None,
-                 text: Union[None, str, np.ndarray] = None, heads: Optional[Sequence[str]] = None, tune: str = "auto",
-                 augment: int = 10, views: int = 1, seed: int = 0, weights: Optional[str] = None,
-                 cache: Optional[str] = ".cache", domains: Union[None, bool, Sequence[str]] = None) -> None:
+    def __init__(self, model: str | Sequence[str] = "ViT-B/32", *, class_names: Sequence[str] | None = None,
+                 text: None | str | np.ndarray = None, heads: Sequence[str] | None = None, tune: str = "auto",
+                 augment: int = 10, views: int = 1, seed: int = 0, weights: str | None = None,
+                 cache: str | None = ".cache", domains: None | bool | Sequence[str] = None) -> None:
         self.model = model
         self.class_names = class_names
         self.text = text
@@ -96,11 +97,11 @@ class FewShotClassifier:
         # a loaded checkpoint and open files are no state
         return {name: value for name, value in vars(self).items() if name != "_source"}
 
-    def get_params(self, deep: bool = True) -> Dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name."""
         return {name: getattr(self, name) for name in _parameters()}
 
-    def set_params(self, **params: Any) -> "FewShotClassifier":
+    def set_params(self, **params: Any) -> FewShotClassifier:
         """Changes arguments of the constructor. Returns self."""
         for name, value in params.items():
             if name not in _parameters():
@@ -120,9 +121,9 @@ class FewShotClassifier:
         return hasattr(self, "pipeline_")
 
     @exclusive()
-    def fit(self, images: Optional[Images] = None, labels: Optional[Sequence] = None,
-            class_names: Optional[Sequence[str]] = None,
-            text: Union[None, str, np.ndarray] = None) -> "FewShotClassifier":
+    def fit(self, images: Images | None = None, labels: Sequence | None = None,
+            class_names: Sequence[str] | None = None,
+            text: None | str | np.ndarray = None) -> FewShotClassifier:
         """Learns from S images; without any, from `class_names` alone.
 
         labels (S,): class names, or with `class_names` whole numbers, the places in it; classes without an image are
@@ -194,7 +195,7 @@ class FewShotClassifier:
         """Mean accuracy, 0 to 1, as scikit-learn has it."""
         return float((self.predict(images) == np.asarray(labels)).mean())
 
-    def save(self, path: Union[str, Path]) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
         settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
@@ -206,8 +207,8 @@ class FewShotClassifier:
                                       "classifier/class_names": np.array(self.class_names_)})
 
     @classmethod
-    def load(cls, path: Union[str, Path], cache: Optional[str] = ".cache", model: Union[str, Sequence[str]] = "",
-             weights: Optional[str] = None) -> "FewShotClassifier":
+    def load(cls, path: str | Path, cache: str | None = ".cache", model: str | Sequence[str] = "",
+             weights: str | None = None) -> FewShotClassifier:
         """The classifier that `save` wrote.
 
         model, weights: where the checkpoint lies now, if it is no longer where it was.
@@ -231,7 +232,7 @@ class FewShotClassifier:
         return classifier
 
     @exclusive()
-    def export(self, path: Union[str, Path]) -> Dict[str, Optional[float]]:
+    def export(self, path: str | Path) -> dict[str, float | None]:
         """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
 
         Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
@@ -244,7 +245,7 @@ class FewShotClassifier:
         save_export(path, found, self.class_names_, encoder)
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
 
-    def _check_parameters(self, class_names: Optional[Sequence[str]]) -> None:
+    def _check_parameters(self, class_names: Sequence[str] | None) -> None:
         """Complains before the work of what the constructor, which scikit-learn wants to take anything, was given."""
         for name, least in (("augment", 0), ("views", 1), ("seed", 0)):
             value = getattr(self, name)
@@ -259,8 +260,8 @@ class FewShotClassifier:
                 raise ValueError(f"class_names must be a list, one name a class, not {names!r}")
         tune_names(self.tune)
 
-    def _fit_names(self, class_names: Optional[Sequence[str]], text: Union[None, str, np.ndarray]
-                   ) -> "FewShotClassifier":
+    def _fit_names(self, class_names: Sequence[str] | None, text: None | str | np.ndarray
+                   ) -> FewShotClassifier:
         """`fit` without any image."""
         if class_names is None or isinstance(text, str):
             raise ValueError("fit needs images with labels, or class_names that say what the classes are")
@@ -294,7 +295,7 @@ class FewShotClassifier:
             self._source, self._digests = source, _digests_of(source)
         return self._source
 
-    def _parts_of(self, images: Images, text: Any) -> Tuple[Tuple[Part, ...], Any]:
+    def _parts_of(self, images: Images, text: Any) -> tuple[tuple[Part, ...], Any]:
         """The encoders of features that come as a list of arrays, and their text rows side by side."""
         if not _of_several(images):
             return (), text
@@ -313,7 +314,7 @@ class FewShotClassifier:
                       for number, (one, rows) in enumerate(zip(given, images), 1))
         return parts, joined(given)
 
-    def _text_rows(self, text: Union[None, str, np.ndarray], class_names: Sequence[str], domains: Sequence[str],
+    def _text_rows(self, text: None | str | np.ndarray, class_names: Sequence[str], domains: Sequence[str],
                    width: int) -> np.ndarray:
         """(K, D). Without text all classes have the same row, which tells none from another."""
         if text is None:
@@ -324,7 +325,7 @@ class FewShotClassifier:
             return np.ones((len(class_names), width), np.float32)
         return np.asarray(text)
 
-    def _domains_of(self, class_names: Sequence[str]) -> List[str]:
+    def _domains_of(self, class_names: Sequence[str]) -> list[str]:
         if self.domains is None or self.domains is False:
             return domains_of(class_names) if self.domains is None else [""] * len(class_names)
         if self.domains is True:
@@ -334,7 +335,7 @@ class FewShotClassifier:
         return [str(domain) for domain in self.domains]
 
     @staticmethod
-    def _paths(images: Images) -> List[str]:
+    def _paths(images: Images) -> list[str]:
         """The images as paths; none where they are features or pictures."""
         if isinstance(images, np.ndarray) or not all(isinstance(image, (str, Path)) for image in images):
             return []
@@ -360,7 +361,7 @@ class FewShotClassifier:
         with as_files(images) as paths:
             return self._encoded(paths, images, "training image", self.augment)
 
-    def _encoded(self, paths: List[str], images: Sequence, what: str, augment: Optional[int] = None) -> np.ndarray:
+    def _encoded(self, paths: list[str], images: Sequence, what: str, augment: int | None = None) -> np.ndarray:
         """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
         rows, bad = self._opened().images(Path(), paths, views=augment or 0, seed=self.seed,
                                           test_views=self.views if augment is None else 1)
@@ -424,7 +425,7 @@ def _sklearns(name: str, otherwise: Any) -> Any:
     return getattr(sys.modules.get("sklearn.exceptions"), name, otherwise)
 
 
-def _parameters() -> List[str]:
+def _parameters() -> list[str]:
     return [name for name in inspect.signature(FewShotClassifier.__init__).parameters if name != "self"]
 
 
@@ -432,13 +433,13 @@ def _name(picture: Any, index: int) -> str:
     return str(picture) if isinstance(picture, (str, os.PathLike)) else f"number {index}"
 
 
-def _digests_of(source: Source) -> List[str]:
+def _digests_of(source: Source) -> list[str]:
     """Of each encoder's checkpoint."""
     return [one.get("weights_digest", "") for one in encoders_of(source.record())]
 
 
 def _named(labels: np.ndarray,
-           class_names: Optional[Sequence[str]]) -> Tuple[np.ndarray, Optional[List[str]], np.ndarray]:
+           class_names: Sequence[str] | None) -> tuple[np.ndarray, list[str] | None, np.ndarray]:
     """classes (K,), their names (K,), and each label's place (S,); no names where the labels are numbers.
 
     Raises:

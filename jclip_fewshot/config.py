@@ -5,8 +5,9 @@ A field's name is its flag (`--shot-list`) and its key in a --config file (`shot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, TypeVar
 
 from jclip_fewshot.errors import UserError, nearest
 
@@ -14,8 +15,8 @@ Config = TypeVar("Config")
 DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 
-def option(default: Any, help: str, group: str, choices: Optional[Sequence[str]] = None,
-           metavar: Optional[str] = None, low: Optional[int] = None, implies: str = "") -> Any:
+def option(default: Any, help: str, group: str, choices: Sequence[str] | None = None,
+           metavar: str | None = None, low: int | None = None, implies: str = "") -> Any:
     """A field with what its flag needs: `low` is the least value that makes sense; `implies` a switch it turns on.
 
     A default that is a tuple of texts: the flag may be given several times.
@@ -38,7 +39,7 @@ class MachineConfig:
     verbose: bool = option(False, "show Jittor's own log and full error traces", "machine")
 
     @property
-    def encoding(self) -> Dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         """What open_source and reopen_source take of them."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
                 "precision": self.precision}
@@ -55,12 +56,12 @@ class SourceConfig(MachineConfig):
     demo_seed: int = option(DEMO_SEED, "draw it from seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    model: Tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
-    features: Tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
+    features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
-    features_extra: Tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
+    features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
@@ -121,12 +122,12 @@ class TestConfig(MachineConfig):
     demo: bool = option(False, "the built-in small contest's newest run", "data")
     demo_seed: int = option(DEMO_SEED, "the one of seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
-    model: Tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
+    model: tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
                                     "features", metavar="FILE")
     weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
-    features: Tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
+    features: tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
                                        metavar="FILE")
-    features_extra: Tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
+    features_extra: tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
     views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
                         low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
@@ -134,7 +135,7 @@ class TestConfig(MachineConfig):
                          metavar="FILE")
 
 
-def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
+def checked(config: type[Config], values: dict[str, Any]) -> Config:
     """Settings from `values`, each checked for type, choice and range.
 
     Raises:
@@ -161,7 +162,7 @@ def checked(config: Type[Config], values: Dict[str, Any]) -> Config:
     return config(**values)
 
 
-def _several(flag: str, value: Any) -> Tuple[str, ...]:
+def _several(flag: str, value: Any) -> tuple[str, ...]:
     """One text, or a list of different ones, as a tuple."""
     found = (value,) if isinstance(value, str) and value else value
     if not isinstance(found, (str, list, tuple)) or not all(isinstance(one, str) and one for one in found):

@@ -6,7 +6,8 @@ import shutil
 import sys
 import textwrap
 import time
-from typing import Any, Iterable, Iterator, Optional, Tuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ verbose = False  # set by --verbose: full error traces
 LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 
-def progress(iterable: Optional[Iterable] = None, *, stage: str, unit: str, total: Optional[int] = None,
+def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: int | None = None,
              initial: int = 0) -> Any:
     """A bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, a line every ten seconds
     elsewhere (logs, nohup, mpirun), nothing with --quiet.
@@ -40,21 +41,21 @@ def _in_notebook() -> bool:
 class _Lines:
     """The part of tqdm that this package uses, as lines of a log."""
 
-    def __init__(self, iterable: Optional[Iterable], stage: str, unit: str, total: Optional[int],
+    def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None,
                  initial: int) -> None:
         if total is None and hasattr(iterable, "__len__"):
             total = len(iterable)
         self.n, self.total = initial, total
         self._iterable, self._stage, self._unit = iterable, stage, unit
         self._said = time.monotonic()
-        self._since: Optional[Tuple[float, int]] = None  # when the rate is counted from, and what was done by then
+        self._since: tuple[float, int] | None = None  # when the rate is counted from, and what was done by then
 
     def __iter__(self) -> Iterator:
         for item in self._iterable:
             yield item
             self.update(1)
 
-    def __enter__(self) -> "_Lines":
+    def __enter__(self) -> _Lines:
         return self
 
     def __exit__(self, *_: Any) -> None:

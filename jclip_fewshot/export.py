@@ -6,9 +6,9 @@ Letters: K classes, D feature width.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from jclip_fewshot.clip.preprocess import MEAN, STD
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.heads import HEADS
+from jclip_fewshot.methods.rows import HEADS
 from jclip_fewshot.pipeline import OnFit, Pipeline, make_head
 from jclip_fewshot.storage.arrays import save_arrays
 
@@ -35,9 +35,9 @@ class Export:
     """
 
     linear: Linear
-    heads: Dict[str, float]
-    held_out_top1: Optional[float]
-    ensemble_top1: Optional[float]
+    heads: dict[str, float]
+    held_out_top1: float | None
+    ensemble_top1: float | None
 
 
 def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None) -> Export:
@@ -52,7 +52,7 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
         raise UserError(f"only what one encoder has learned can be exported, not that of "
                         f"{', '.join(part.name for part in task.parts)} together; train with one --model")
     forms = linear_forms({name: head.logits for name, head in pipeline.heads_.items()}, task)
-    held_out: Dict[str, np.ndarray] = {}
+    held_out: dict[str, np.ndarray] = {}
     for name in forms:
         head = pipeline.heads_[name]
         if not hasattr(head, "task_"):
@@ -69,13 +69,13 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
                   ensemble.settings_.get("held_out_top1"), whole)
 
 
-def require_export_name(path: Union[str, Path]) -> None:
+def require_export_name(path: str | Path) -> None:
     """Raises UserError where the ending names no format."""
     if Path(path).suffix not in SUFFIXES:
         raise UserError(f"{path} ends neither in {' nor in '.join(SUFFIXES)}")
 
 
-def save_export(path: Union[str, Path], export: Export, class_names: Sequence[str], encoder: Dict[str, object]) -> None:
+def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, object]) -> None:
     """Writes the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
 
     encoder: what the source's `record` says; a feature file knows neither model nor image size.
@@ -85,7 +85,7 @@ def save_export(path: Union[str, Path], export: Export, class_names: Sequence[st
     arrays = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
               "scale": np.float32(linear.scale), "offset": np.float32(linear.offset), "mean": MEAN, "std": STD,
               "image_size": np.int64(encoder.get("image_size", 0))}
-    texts: Dict[str, List[str]] = {"classes": list(class_names), "heads": list(export.heads)}
+    texts: dict[str, list[str]] = {"classes": list(class_names), "heads": list(export.heads)}
     said = {"model": str(encoder.get("model") or encoder.get("features", "")),
             "weights_digest": str(encoder.get("weights_digest", "")), "preprocessing": PREPROCESSING}
     if Path(path).suffix == ".npz":

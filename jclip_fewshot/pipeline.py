@@ -7,9 +7,9 @@ Letters: N images, S shots, K classes, D feature width.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
@@ -19,14 +19,14 @@ from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefin
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.heads import DEFAULT, HEADS, TRAINING_FREE
-from jclip_fewshot.heads.base import Head
-from jclip_fewshot.heads.sus_x import keep_support
+from jclip_fewshot.methods.rows import DEFAULT, HEADS, TRAINING_FREE
+from jclip_fewshot.methods.rows.base import Head
+from jclip_fewshot.methods.rows.sus_x import keep_support
+from jclip_fewshot.methods.towers.members import Member
+from jclip_fewshot.methods.towers.plan import MEMBERS, Tuning
+from jclip_fewshot.methods.unlabelled.label_free import MEMBERS as LABEL_FREE
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
-from jclip_fewshot.tuning.label_free import MEMBERS as LABEL_FREE
-from jclip_fewshot.tuning.members import Member
-from jclip_fewshot.tuning.plan import MEMBERS, Tuning
 
 # of the map that the report draws: wider than what Tip-Adapter searches
 ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
@@ -52,7 +52,7 @@ RowsUnder = Callable[[Member], np.ndarray]  # the rows (N, D) of the images in q
 
 
 def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_only: bool = False
-                 ) -> Tuple[Task, np.ndarray]:
+                 ) -> tuple[Task, np.ndarray]:
     """The task with support images (M, D) as further shots, and which of them stay, (M,) bool.
 
     One stays where zero-shot ranks its class among the first few (SuS-X); with `unseen_only`, of classes without a
@@ -66,14 +66,14 @@ def with_support(task: Task, rows: np.ndarray, labels: Sequence[int], unseen_onl
     return replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])), kept
 
 
-def head_names(listed: str) -> List[str]:
+def head_names(listed: str) -> list[str]:
     """`--heads` as names: `default` (also where it is empty), `all`, `fast` for those without training, or names.
 
     Raises:
         UserError: a name that is no head's.
     """
     groups = {"default": list(DEFAULT), "all": list(HEADS), "fast": list(TRAINING_FREE)}
-    names: List[str] = []
+    names: list[str] = []
     for name in (part.strip() for part in (listed or "default").split(",") if part.strip()):
         if name not in HEADS and name not in groups:
             known = [*groups, *HEADS]
@@ -94,7 +94,7 @@ def make_head(name: str, seed: int) -> Head:
     return head(seed=seed) if head.seeded else head()
 
 
-def names_on(names: Iterable[str], parts: Sequence[Part]) -> List[str]:
+def names_on(names: Iterable[str], parts: Sequence[Part]) -> list[str]:
     """The heads of each encoder, `gda@RN50`; the bare names for one encoder.
 
     Raises:
@@ -103,7 +103,7 @@ def names_on(names: Iterable[str], parts: Sequence[Part]) -> List[str]:
     names = list(names)
     if not parts:
         return names
-    found: List[str] = []
+    found: list[str] = []
     for part in parts:
         mine = [f"{name}{OF}{part.name}" for name in names if part.has_text or not HEADS[name].needs_text]
         if not mine:
@@ -113,7 +113,7 @@ def names_on(names: Iterable[str], parts: Sequence[Part]) -> List[str]:
     return found
 
 
-def _split(name: str) -> Tuple[str, str]:
+def _split(name: str) -> tuple[str, str]:
     """"gda@RN50" -> head and encoder; "" is the only one."""
     head, _, encoder = name.partition(OF)
     return head, encoder
@@ -128,17 +128,17 @@ class Answers:
     alone; None where no tuned member has a say.
     """
 
-    logits: Dict[str, np.ndarray]
+    logits: dict[str, np.ndarray]
     probs: np.ndarray
-    refinement: Optional[Refinement] = None
-    frozen: Optional[np.ndarray] = None
+    refinement: Refinement | None = None
+    frozen: np.ndarray | None = None
 
     @property
     def final(self) -> np.ndarray:
         """(N, K) probabilities that result.txt is written from."""
         return self.probs if self.refinement is None else self.refinement.probs
 
-    def by_method(self) -> Dict[str, np.ndarray]:
+    def by_method(self) -> dict[str, np.ndarray]:
         """(N, K) of every head, the ensemble and the refinement, in the order of the results table.
 
         Where zero-shot is alone, there is no ensemble, and the refinement is called zero_shot_refined.
@@ -164,16 +164,17 @@ class Pipeline:
     tuned, the ensemble weighs all, and the refinement looks at the joined rows.
     """
 
-    def __init__(self, names: Optional[Sequence[str]] = None, seed: int = 0, members: Sequence[Head] = (),
-                 unlabelled: Optional[np.ndarray] = None) -> None:
-        """members: that have learned without labels (tuning/label_free.py), in addition to the heads of `names`.
+    def __init__(self, names: Sequence[str] | None = None, seed: int = 0, members: Sequence[Head] = (),
+                 unlabelled: np.ndarray | None = None) -> None:
+        """members: that have learned without labels (methods/unlabelled/label_free.py), in addition to the heads
+        of `names`.
 
         unlabelled (U, D): images that the refinement sees together with those that it refines.
         """
         self.names = list(names or HEADS)
         self.seed, self.members, self.unlabelled = seed, list(members), unlabelled
 
-    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> "Pipeline":
+    def fit(self, task: Task, on_fit: OnFit = lambda name, seconds: None, tuning: Tuning = Tuning([])) -> Pipeline:
         """Fits every head and tuned member on the shots, and the ensemble on their held-out logits. Returns self.
 
         Without any shot, the heads that need one are left out.
@@ -182,9 +183,9 @@ class Pipeline:
             self.names = [name for name in self.bare_names if not HEADS[name].needs_shots]
         self.task_ = task
         self.names = names_on(self.bare_names, task.parts)
-        self.heads_: Dict[str, Head] = {}
-        self.seconds_: Dict[str, float] = {}
-        held_out: Dict[str, np.ndarray] = {}
+        self.heads_: dict[str, Head] = {}
+        self.seconds_: dict[str, float] = {}
+        held_out: dict[str, np.ndarray] = {}
         for name in self.names:
             begun = time.perf_counter()
             self.heads_[name] = self._made(name, self.seed)
@@ -194,7 +195,7 @@ class Pipeline:
         for member in self.members:
             self.heads_[member.name] = member.fit(task)
             held_out[member.name] = member.held_out_logits()
-        self.tuned_: Dict[str, Member] = {}
+        self.tuned_: dict[str, Member] = {}
         for member in tuning.members:
             begun = time.perf_counter()
             self.tuned_[member.name] = member.fit(task.of(self._first), tuning.bank, tuning.fits)
@@ -241,7 +242,7 @@ class Pipeline:
             member.settings_["in_ensemble"] = bool(wanted)
         return best
 
-    def _fit_check(self, held_out: Dict[str, np.ndarray]) -> None:
+    def _fit_check(self, held_out: dict[str, np.ndarray]) -> None:
         """The heads that the refinement is checked with, and their ensemble; those that are fitted already are."""
         names = names_on(CHECK_HEADS, self.task_.parts)
         self.check_heads_ = {name: self.heads_[name] if name in self.heads_ else self._made(name, 0) for name in names}
@@ -253,7 +254,7 @@ class Pipeline:
             self.check_ensemble_ = Ensemble().fit(known, self.task_)
 
     @property
-    def bare_names(self) -> List[str]:
+    def bare_names(self) -> list[str]:
         """The heads without their encoders."""
         return list(dict.fromkeys(_split(name)[0] for name in self.names))
 
@@ -267,12 +268,12 @@ class Pipeline:
         head, encoder = _split(name)
         return make_head(head, seed).fit(self.task_.of(encoder))
 
-    def _logits(self, heads: Dict[str, Head], features: np.ndarray) -> Dict[str, np.ndarray]:
+    def _logits(self, heads: dict[str, Head], features: np.ndarray) -> dict[str, np.ndarray]:
         """Each head's answers to (N, D) rows, of which it reads its encoder's columns."""
         parts = {part.name: features[:, self.task_.columns(part.name)] for part in self.task_.parts}
         return {name: head.logits(parts.get(_split(name)[1], features)) for name, head in heads.items()}
 
-    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: Optional[RowsUnder] = None,
+    def answer(self, features: np.ndarray, refine: str = "auto", rows_under: RowsUnder | None = None,
                every_member: bool = False) -> Answers:
         """Answers N images, (N, D) rows.
 
@@ -320,11 +321,11 @@ class Pipeline:
             yield HeldOutFold(fold.task, task.features[fold.left_out], task.labels[fold.left_out],
                               partial(self._answer_by, heads, ensemble), ensemble.class_bias)
 
-    def _answer_by(self, heads: Dict[str, Head], ensemble: Ensemble, features: np.ndarray) -> np.ndarray:
+    def _answer_by(self, heads: dict[str, Head], ensemble: Ensemble, features: np.ndarray) -> np.ndarray:
         """(N, K) probabilities of an ensemble of heads, for (N, D) rows."""
         return np.concatenate([ensemble.probs(self._logits(heads, features[rows])) for rows in blocks(len(features))])
 
-    def state(self) -> Dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Everything that a test run needs, as arrays with names like `heads/gda/weight`."""
         arrays = {f"heads/{name}/{key}": value for name, head in self.heads_.items()
                   for key, value in head.state().items()}
@@ -348,7 +349,7 @@ class Pipeline:
         arrays["held_out_probs"] = self.held_out_probs_
         return arrays
 
-    def alpha_beta(self) -> Dict[str, np.ndarray]:
+    def alpha_beta(self) -> dict[str, np.ndarray]:
         """Tip-Adapter's held-out top-1 over its α and β, (A, B), for the report; empty where nothing can be mapped."""
         head = self.heads_.get(f"tip_adapter{OF}{self._first}" if self._first else "tip_adapter")
         if head is None or not self.task_.can_be_left_out.any():
@@ -358,7 +359,7 @@ class Pipeline:
         return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
 
     @classmethod
-    def from_state(cls, arrays: Dict[str, np.ndarray]) -> "Pipeline":
+    def from_state(cls, arrays: dict[str, np.ndarray]) -> Pipeline:
         """The inverse of `state`.
 
         Raises:
@@ -369,7 +370,7 @@ class Pipeline:
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
         try:
-            heads: Dict[str, Type[Head]] = {**HEADS, **LABEL_FREE}  # all that a run may hold
+            heads: dict[str, type[Head]] = {**HEADS, **LABEL_FREE}  # all that a run may hold
             pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
                                   scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)
@@ -410,23 +411,23 @@ class Pipeline:
         if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
             raise UserError("the run's arrays give answers that are not finite: train again")
 
-    def settings(self) -> Dict[str, dict]:
+    def settings(self) -> dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
         chosen = {name: one.settings_ for name, one in {**self.heads_, **self.tuned_}.items()}
         chosen["ensemble"] = self.ensemble_.settings_
         return chosen
 
-    def histories(self) -> Dict[str, list]:
+    def histories(self) -> dict[str, list]:
         """The training curves of the trained heads."""
         return {name: head.history_ for name, head in self.heads_.items() if head.history_}
 
 
-def _parts(arrays: Dict[str, np.ndarray]) -> Tuple[Part, ...]:
+def _parts(arrays: dict[str, np.ndarray]) -> tuple[Part, ...]:
     """The encoders of a saved state; none for one."""
     if "parts/name" not in arrays:
         return ()
     return tuple(Part(*values) for values in zip(*(arrays[f"parts/{key}"].tolist() for key in Part._fields)))
 
 
-def _under(arrays: Dict[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]:
+def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}

@@ -9,9 +9,10 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ OLDER = "older_results.txt"  # digests of the submissions of runs that stood in 
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 
-def require_new_run(runs: Union[str, Path], name: str) -> None:
+def require_new_run(runs: str | Path, name: str) -> None:
     """Finds out before the work whether a run of that name can be saved.
 
     Raises:
@@ -47,7 +48,7 @@ def require_new_run(runs: Union[str, Path], name: str) -> None:
         require_writable_folder(Path(runs, name), "--name")
 
 
-def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> Path:
+def new_run(runs: str | Path, name: str, board: str, prefix: str = "") -> Path:
     """The folder of a new run: `name`, or `prefix`, date, time and board, and a number where that is taken.
 
     Of an older run of the same name, what later commands have left there goes: old answers do not stay with a
@@ -77,8 +78,8 @@ def new_run(runs: Union[str, Path], name: str, board: str, prefix: str = "") -> 
     return folder
 
 
-def save_run(runs: Union[str, Path], name: str, board: str, shots: Iterable[Tuple[str, int]],
-             arrays: Dict[str, np.ndarray], record: Dict[str, Any]) -> Path:
+def save_run(runs: str | Path, name: str, board: str, shots: Iterable[tuple[str, int]],
+             arrays: dict[str, np.ndarray], record: dict[str, Any]) -> Path:
     """Writes a run whole, the record last, or nothing; returns its folder.
 
     record: see storage/records.py. How, when, where and by which versions it was made is added here.
@@ -102,14 +103,14 @@ def save_run(runs: Union[str, Path], name: str, board: str, shots: Iterable[Tupl
     return folder
 
 
-def made_by() -> Dict[str, Any]:
+def made_by() -> dict[str, Any]:
     """How, when and where this process runs, for a record."""
     return {"command": command_line(), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "folder": os.getcwd(),
             "versions": versions()}
 
 
-def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False,
-             demo_seed: Optional[int] = None, flag: str = "--run") -> Path:
+def find_run(run: str | Path, runs: str | Path, demo: bool = False,
+             demo_seed: int | None = None, flag: str = "--run") -> Path:
     """`run`, or the newest finished run under `runs`: of the built-in contest with `demo`, else of another.
 
     demo_seed: with `demo`, of the contest of that seed alone. flag: what named `run`.
@@ -133,7 +134,7 @@ def find_run(run: Union[str, Path], runs: Union[str, Path], demo: bool = False,
     raise UserError(f"no finished run under {runs}: python train.py{demo_flags(demo, demo_seed)} makes one")
 
 
-def demo_flags(demo: bool, demo_seed: Optional[int]) -> str:
+def demo_flags(demo: bool, demo_seed: int | None) -> str:
     """" --demo" or " --demo-seed 7" for a command line."""
     return "" if not demo else " --demo" if demo_seed in (None, DEMO_SEED) else f" --demo-seed {demo_seed}"
 
@@ -143,7 +144,7 @@ def runs_flag(folder: str) -> str:
     return "" if folder == TrainConfig().runs else f" --runs {shlex.quote(folder)}"
 
 
-def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
+def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """The settings of the run that `--from-run` names, with its very shots, but those that are `given` beside it.
 
     A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
@@ -183,7 +184,7 @@ def repeated(settings: TrainConfig, given: Dict[str, Any]) -> TrainConfig:
     return checked(TrainConfig, values)
 
 
-def where_now(folder: Path, record: Dict[str, Any], saved: str) -> str:
+def where_now(folder: Path, record: dict[str, Any], saved: str) -> str:
     """Where a file or folder that a run's record names lies now.
 
     A relative path is looked for below the working folder, below the project's that holds the run (runs/NAME) and
@@ -200,7 +201,7 @@ def where_now(folder: Path, record: Dict[str, Any], saved: str) -> str:
     return next((str(place) for place in places if os.path.exists(place)), saved)
 
 
-def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, Any]:
+def sources_now(folder: Path, record: dict[str, Any], given: Any) -> dict[str, Any]:
     """{"model", "weights", "features"}: as `given` (flags of those names), or where the run's own lie now.
 
     Of several encoders, "others": a list of the same for those behind the first.
@@ -222,7 +223,7 @@ def sources_now(folder: Path, record: Dict[str, Any], given: Any) -> Dict[str, A
     return {**first, "others": others} if others else first
 
 
-def _require_fitting_flags(folder: Path, encoders: List[Dict[str, Any]], kinds: List[str], given: Any) -> None:
+def _require_fitting_flags(folder: Path, encoders: list[dict[str, Any]], kinds: list[str], given: Any) -> None:
     saved = encoders[0]
     if len(encoders) > 1:
         for kind in ("model", "features", "features_extra"):
@@ -245,7 +246,7 @@ def _require_fitting_flags(folder: Path, encoders: List[Dict[str, Any]], kinds: 
                         "--model or --weights")
 
 
-def _given(given: Any, name: str) -> List[str]:
+def _given(given: Any, name: str) -> list[str]:
     """What a flag that may be given several times says; a command may lack it."""
     value = getattr(given, name, "")
     return [value] if isinstance(value, str) and value else list(value)
@@ -279,12 +280,12 @@ def own_result(folder: Path, split: str, own_split: str) -> Path:
     return folder / ("result.txt" if split == own_split else f"result_{split}.txt")
 
 
-def kept_results(folder: Path, suffix: str) -> List[Path]:
+def kept_results(folder: Path, suffix: str) -> list[Path]:
     """The copies of submissions that a run and its neighbours keep: what this program wrote, and may write over."""
     return sorted(folder.resolve().parent.glob(f"*/result*{suffix}"))
 
 
-def _older_results(folder: Path) -> List[str]:
+def _older_results(folder: Path) -> list[str]:
     try:
         return (folder / OLDER).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):  # none, or not ours
@@ -296,7 +297,7 @@ def require_writable_run(folder: Path) -> None:
     require_writable_folder(folder, "--run")
 
 
-def save_test(folder: Path, split: str, record: dict, arrays: Dict[str, np.ndarray]) -> None:
+def save_test(folder: Path, split: str, record: dict, arrays: dict[str, np.ndarray]) -> None:
     """What a test run leaves in its run's folder: test_A.json and test_A.npz for split A."""
     save_arrays(folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
     save_json(folder / f"test_{split}.json", {**made_by(), **record})
@@ -306,7 +307,7 @@ class Stopwatch:
     """Seconds of each stage: `lap(stage)` counts from the lap before."""
 
     def __init__(self) -> None:
-        self.seconds: Dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
@@ -325,7 +326,7 @@ def load_record(folder: Path) -> dict:
     return records.load_record(folder / RECORD)
 
 
-def versions() -> Dict[str, str]:
+def versions() -> dict[str, str]:
     """What ran: versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in ("jittor", "numpy", "pillow", "instant-clip-tokenizer", "ftfy", "onednn-cpu-gomp"):

@@ -5,8 +5,9 @@ Letters: N query rows, S shots, K classes, D feature width. `logits` are on CLIP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,9 +41,9 @@ class Task:
     features: np.ndarray  # (S, D) float32 unit rows
     labels: np.ndarray  # (S,) int64 in 0..K-1
     text: np.ndarray  # (K, D) float32 unit rows
-    domains: Optional[np.ndarray] = None  # (K,) int64, each class's domain; None: one domain
+    domains: np.ndarray | None = None  # (K,) int64, each class's domain; None: one domain
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
-    parts: Tuple[Part, ...] = ()  # of several encoders; empty for one
+    parts: tuple[Part, ...] = ()  # of several encoders; empty for one
     evidence_from: int = 0  # columns before it are for zero-shot logits alone: see `of`
     keep_lengths: bool = False
 
@@ -92,11 +93,11 @@ class Task:
         """L (S, K) float32."""
         return np.eye(self.num_classes, dtype=np.float32)[self.labels]
 
-    def take(self, rows: np.ndarray) -> "Task":
+    def take(self, rows: np.ndarray) -> Task:
         """The same classes with only those shots: indices or a mask over S."""
         return replace(self, features=self.features[rows], labels=self.labels[rows])
 
-    def of(self, name: str) -> "Task":
+    def of(self, name: str) -> Task:
         """The task as one of several encoders sees it; "" is the whole.
 
         An encoder without text comes behind the first one's columns, whose logits it corrects: `evidence_from`.
@@ -126,7 +127,7 @@ class Task:
         return next(part for part in self.parts if part.name == name)
 
     @property
-    def evidence(self) -> "Task":
+    def evidence(self) -> Task:
         """What evidence is read from: the task itself, or without the columns, and the text, of another encoder."""
         if not self.evidence_from:
             return self
@@ -142,7 +143,7 @@ class Task:
         """Which shots are not the only one of their class, (S,) bool: those that can be left out."""
         return self.counts[self.labels] > 1
 
-    def folds(self) -> "List[Fold]":
+    def folds(self) -> list[Fold]:
         """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one.
 
         A shot that is the only one of its class is kept in every fold. Empty where no shot can be left out.
@@ -164,7 +165,7 @@ class Fold:
     left_out: np.ndarray  # the other rows
 
     @classmethod
-    def whole(cls, task: Task) -> "Fold":
+    def whole(cls, task: Task) -> Fold:
         """The fit on every shot, judged on none."""
         return cls(task, np.arange(len(task)), np.zeros(0, np.int64))
 
@@ -194,7 +195,7 @@ def domain_indices(domains: Sequence[str]) -> np.ndarray:
     return np.array([order[domain] for domain in domains], np.int64)
 
 
-def fold_of_shots(labels: np.ndarray, max_folds: Optional[int] = None) -> np.ndarray:
+def fold_of_shots(labels: np.ndarray, max_folds: int | None = None) -> np.ndarray:
     """The fold that leaves each shot out, (S,): its place among its class's shots, modulo `max_folds`."""
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")

@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.features.sources import EncoderSource, Source, labelled_rows
-from jclip_fewshot.heads.base import Head
+from jclip_fewshot.methods.rows.base import Head
+from jclip_fewshot.methods.unlabelled import label_free
 from jclip_fewshot.pipeline import with_support
 from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.tuning import label_free
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Support:
     """Support images that could be read: (path, class id), and their rows (M, D)."""
 
     images: Sequence[LabelledPath] = ()
-    rows: Optional[np.ndarray] = None
+    rows: np.ndarray | None = None
 
-    def added_to(self, task: Task, unseen_only: bool) -> Tuple[Task, List[LabelledPath]]:
+    def added_to(self, task: Task, unseen_only: bool) -> tuple[Task, list[LabelledPath]]:
         """The task with those as further shots that stay (see pipeline.with_support), and those."""
         if not self.images:
             return task, []
@@ -89,13 +89,13 @@ class WithoutLabels:
     shown: what to call each class.
     """
 
-    unlabelled: Optional[np.ndarray] = None
-    rows: Optional[np.ndarray] = None
+    unlabelled: np.ndarray | None = None
+    rows: np.ndarray | None = None
     names: Sequence[str] = ()
     spoken: Sequence[np.ndarray] = ()
     shown: Sequence[str] = ()
 
-    def learn(self, contest: Contest, source: Source, text: np.ndarray, seed: int) -> List[Head]:
+    def learn(self, contest: Contest, source: Source, text: np.ndarray, seed: int) -> list[Head]:
         """The members that have learned."""
         if not self.names:
             return []
@@ -132,7 +132,7 @@ def encode_without_labels(settings: TrainConfig, listed: Listed, contest: Contes
     return WithoutLabels(unlabelled, rows, names, spoken, shown)
 
 
-def label_free_names(settings: TrainConfig) -> List[str]:
+def label_free_names(settings: TrainConfig) -> list[str]:
     """`--label-free` as names.
 
     Raises:

@@ -24,8 +24,9 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,9 +82,9 @@ CHUNK = 1000  # cases a process
 class Kind(NamedTuple):
     """seeds: sound files by name. read: what is tried, by the name of the seed. mutate: ways that know the format."""
 
-    seeds: Dict[str, bytes]
+    seeds: dict[str, bytes]
     read: Callable[[str, Path], object]
-    mutate: List[Callable[[random.Random, bytes], bytes]]
+    mutate: list[Callable[[random.Random, bytes], bytes]]
     memory: int = MEMORY
 
 
@@ -244,7 +245,7 @@ def submission_kind(folder: Path) -> Kind:
     return Kind(seeds, read, [*ANY, odd_text, odd_text, member([flip, cut, splice, odd_text])])
 
 
-KINDS: Dict[str, Callable[[Path], Kind]] = {
+KINDS: dict[str, Callable[[Path], Kind]] = {
     "checkpoint": checkpoint_kind, "npz": npz_kind, "record": record_kind, "lists": lists_kind, "images": images_kind,
     "submission": submission_kind}
 
@@ -256,10 +257,10 @@ class Result(NamedTuple):
     """counts: "read", "refused"; failures: (number of the case, what happened)."""
 
     counts: Counter
-    failures: List[Tuple[int, str]]
+    failures: list[tuple[int, str]]
 
 
-def make_case(kind: Kind, label: str, seed: int, index: int) -> Tuple[str, bytes]:
+def make_case(kind: Kind, label: str, seed: int, index: int) -> tuple[str, bytes]:
     """The name of the seed, and the bytes."""
     rng = random.Random(f"{seed} {label} {index}")
     name = rng.choice(sorted(kind.seeds))

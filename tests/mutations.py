@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from typing import Callable, Dict, List, Tuple
+from collections.abc import Callable
 
 import numpy as np
 
@@ -60,12 +60,12 @@ ANY = [flip, flip_early, cut, splice, number]
 # Checkpoints.
 
 
-def tiny_clip(rng: np.random.Generator) -> Dict[str, np.ndarray]:
+def tiny_clip(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = layout(Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1, 1))
     return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
 
 
-def hugging_face(tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+def hugging_face(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Some of CLIPModel's names: enough for the renaming and the joining of q, k and v."""
     found = {"logit_scale": tensors["logit_scale"], "text_projection.weight": tensors["text_projection"].T,
              "visual_projection.weight": tensors["visual.proj"].T,
@@ -90,7 +90,7 @@ def odd_tensor(rng: random.Random, array: np.ndarray) -> object:
 SAFE_TYPES = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64", "bool": "BOOL"}
 
 
-def as_safetensors(tensors: Dict[str, object], change: Callable[[dict], None] = lambda header: None) -> bytes:
+def as_safetensors(tensors: dict[str, object], change: Callable[[dict], None] = lambda header: None) -> bytes:
     header, body = {}, b""
     for name, array in tensors.items():
         if not isinstance(array, np.ndarray) or str(array.dtype) not in SAFE_TYPES:
@@ -112,7 +112,7 @@ def number_step(value: int) -> bytes:
     return b"J" + struct.pack("<i", value)
 
 
-def tensor_steps(numel: int, size: Tuple[int, ...], stride: Tuple[int, ...], offset: int = 0, key: str = "0",
+def tensor_steps(numel: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, key: str = "0",
                  storage: str = "FloatStorage") -> bytes:
     """What torch.save pickles for a tensor."""
     shape = [b"(" + b"".join(map(number_step, one)) + b"t" for one in (size, stride)]
@@ -121,7 +121,7 @@ def tensor_steps(numel: int, size: Tuple[int, ...], stride: Tuple[int, ...], off
             + b"\x89ccollections\nOrderedDict\n)RtR")
 
 
-def as_torch_zip(tensors: Dict[str, np.ndarray], script: bool) -> bytes:
+def as_torch_zip(tensors: dict[str, np.ndarray], script: bool) -> bytes:
     """float16 tensors as torch.save writes them, or as attributes of a TorchScript object."""
     steps, buffer = b"", io.BytesIO()
     for number, (name, array) in enumerate(tensors.items()):
@@ -137,7 +137,7 @@ def as_torch_zip(tensors: Dict[str, np.ndarray], script: bool) -> bytes:
 
 def odd_clip(rng: random.Random, data: bytes) -> bytes:
     """A CLIP with an odd tensor, a name too few or too many; as a pickle or .safetensors."""
-    tensors: Dict[str, object] = dict(tiny_clip(np.random.default_rng(0)))
+    tensors: dict[str, object] = dict(tiny_clip(np.random.default_rng(0)))
     if rng.random() < 0.4:
         tensors = dict(hugging_face(tensors))
     for _ in range(rng.choice((1, 1, 2))):
@@ -240,7 +240,7 @@ def bomb(rng: random.Random, data: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
 
 
-def member(mutate: List[Callable]) -> Callable[[random.Random, bytes], bytes]:
+def member(mutate: list[Callable]) -> Callable[[random.Random, bytes], bytes]:
     """Mutates a file inside a zip, or the zip's own words; check sums are right again then."""
     def change(rng: random.Random, data: bytes) -> bytes:
         try:

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
     parser.add_argument("--checkpoint", default="", metavar="FILE", help="the small ViT that the runs start from")
     given = parser.parse_args()
-    from tests.tuning.replay import MEASURES, replay
+    from tests.methods.towers.replay import MEASURES, replay
     status = 0
     for file in given.files:
         try:

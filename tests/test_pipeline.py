@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from jclip_fewshot.methods.towers.plan import Tuning
 from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
 from jclip_fewshot.task import Task, joined
-from jclip_fewshot.tuning.plan import Tuning
 from tests.test_several_encoders import FIRST, LABELS, QUICK, SECOND, task_of
 
 

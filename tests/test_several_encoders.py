@@ -6,10 +6,10 @@ import pytest
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.heads.gda import GDA
-from jclip_fewshot.heads.linear_probe import LinearProbe
-from jclip_fewshot.heads.proker import ProKeR
-from jclip_fewshot.heads.tip_adapter import TipAdapter
+from jclip_fewshot.methods.rows.gda import GDA
+from jclip_fewshot.methods.rows.linear_probe import LinearProbe
+from jclip_fewshot.methods.rows.proker import ProKeR
+from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, names_on
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 from jclip_fewshot.task import Part, Task, joined, joined_scale

@@ -6,7 +6,7 @@ Jittor's operators, and tests hold the two to each other.
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,13 +22,13 @@ class AdamW:
     """
 
     def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8,
-                 betas: Tuple[float, float] = (0.9, 0.999)) -> None:
+                 betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.lr, self.weight_decay, self.eps, self.betas = lr, weight_decay, eps, betas
         self.steps = 0
-        self.means: List["jt.Var"] = []  # first moments
-        self.squares: List["jt.Var"] = []  # second moments
+        self.means: list[jt.Var] = []  # first moments
+        self.squares: list[jt.Var] = []  # second moments
 
-    def step(self, values: "Sequence[jt.Var]", gradients: "Sequence[jt.Var]", pace: float) -> "List[jt.Var]":
+    def step(self, values: Sequence[jt.Var], gradients: Sequence[jt.Var], pace: float) -> list[jt.Var]:
         """The new values; `pace` in 0..1 is the schedule's factor on the learning rate."""
         if not self.means:
             self.means = [jt.zeros_like(value) for value in values]
@@ -44,15 +44,15 @@ class AdamW:
         return values
 
 
-def plain_move(value: "jt.Var", mean: "jt.Var", square: "jt.Var", gradient: "jt.Var", *, b1: float, b2: float,
-               rate: float, debias: float, shrink: float, eps: float) -> "Tuple[jt.Var, jt.Var, jt.Var]":
+def plain_move(value: jt.Var, mean: jt.Var, square: jt.Var, gradient: jt.Var, *, b1: float, b2: float,
+               rate: float, debias: float, shrink: float, eps: float) -> tuple[jt.Var, jt.Var, jt.Var]:
     """(value, first moment, second moment) after a step, in Jittor's operators."""
     mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient * gradient
     return value * shrink - rate * mean / (jt.sqrt(square) * debias + eps), mean, square
 
 
-def fused_move(value: "jt.Var", mean: "jt.Var", square: "jt.Var", gradient: "jt.Var",
-               **pace: float) -> "List[jt.Var]":
+def fused_move(value: jt.Var, mean: jt.Var, square: jt.Var, gradient: jt.Var,
+               **pace: float) -> list[jt.Var]:
     """`plain_move` as one operator of the CPU."""
     return jt.code([value.shape] * 3, ["float32"] * 3, [value, mean, square, gradient],
                    cpu_header=source(__file__, "adamw.cpp"),

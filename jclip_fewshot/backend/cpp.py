@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 
-@lru_cache(maxsize=None)
+@cache
 def source(module: str, *names: str) -> str:
     """The text of C++ files beside a module (its `__file__`), for `jt.code`."""
     return "".join(Path(module).with_name(name).read_text(encoding="utf-8") for name in names)

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sysconfig
 from pathlib import Path
-from typing import Dict
 
 from jclip_fewshot.storage.files import write_text
 
@@ -64,7 +63,7 @@ def path(jittor_home: Path, jittor: Path, compiler: str) -> Path:
     return jittor_home / ".cache/jittor/jclip_headers" / digest / "jittor.h"
 
 
-def flags(header: Path) -> Dict[str, str]:
+def flags(header: Path) -> dict[str, str]:
     """The environment variables that make Jittor compile with `header`."""
     return {"cc_flags": f'-include "{header}" {CORE_FLAGS}', "kernel_flags": KERNEL_FLAGS}
 

@@ -9,20 +9,19 @@ Letters: N rows, K classes.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import List
+from functools import cache
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.backend.numerics import log_softmax_var
 
 
-def cross_entropy(logits: "jt.Var", labels: "jt.Var") -> "jt.Var":
+def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
     """Mean −log softmax(logits)[label] of (N, K) logits, in nats; labels (N,) int32."""
     return label_losses(logits, labels).sum() / float(logits.shape[0])
 
 
-def label_losses(logits: "jt.Var", labels: "jt.Var", scale: float = 1.0) -> "jt.Var":
+def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
     """−log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
     if _fused(logits):
         return _with_gradient().apply(logits, *_label_losses(logits, labels, scale))
@@ -30,7 +29,7 @@ def label_losses(logits: "jt.Var", labels: "jt.Var", scale: float = 1.0) -> "jt.
     return -(log_softmax_var(scale * logits) * at_label).sum(1)
 
 
-def softmax_kl(target: "jt.Var", logits: "jt.Var") -> "jt.Var":
+def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
     """Mean KL(softmax(target) ‖ softmax(logits)) over the rows of two (N, K), in nats; target is not trained."""
     target = target.stop_grad()
     if _fused(logits):
@@ -39,24 +38,24 @@ def softmax_kl(target: "jt.Var", logits: "jt.Var") -> "jt.Var":
     return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
 
 
-def _fused(logits: "jt.Var") -> bool:
+def _fused(logits: jt.Var) -> bool:
     return not jt.flags.use_cuda and str(logits.dtype) == "float32"
 
 
-def _label_losses(logits: "jt.Var", labels: "jt.Var", scale: float) -> "List[jt.Var]":
+def _label_losses(logits: jt.Var, labels: jt.Var, scale: float) -> list[jt.Var]:
     return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [logits, labels],
                    cpu_header=source(__file__, "losses.cpp"), data={"scale": float(scale)}, cpu_src="""
         jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);
     """)
 
 
-def _divergences(target: "jt.Var", logits: "jt.Var") -> "List[jt.Var]":
+def _divergences(target: jt.Var, logits: jt.Var) -> list[jt.Var]:
     return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [target, logits],
                    cpu_header=source(__file__, "losses.cpp"),
                    cpu_src="jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);")
 
 
-@lru_cache(maxsize=None)  # a class of Jittor's: not before Jittor runs
+@cache  # a class of Jittor's: not before Jittor runs
 def _with_gradient():
     """apply(logits, losses, errors): the losses (N,), whose gradients by the logits are the errors (N, K)."""
 

@@ -51,28 +51,28 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp
 
 
-def var(array: np.ndarray) -> "jt.Var":
+def var(array: np.ndarray) -> jt.Var:
     """A float32 Jittor variable."""
     return jt.array(np.ascontiguousarray(array, np.float32))
 
 
-def unit_var(rows: "jt.Var") -> "jt.Var":
+def unit_var(rows: jt.Var) -> jt.Var:
     """Rows (..., D) over their length."""
     return rows / jt.sqrt((rows * rows).sum(-1, keepdims=True) + 1e-12)
 
 
-def product(a: "jt.Var", b: "jt.Var") -> "jt.Var":
+def product(a: jt.Var, b: jt.Var) -> jt.Var:
     """a (n, D) @ b (m, D)ᵀ."""
     return jt.nn.matmul_transpose(a, b)
 
 
-def log_softmax_var(logits: "jt.Var") -> "jt.Var":
+def log_softmax_var(logits: jt.Var) -> jt.Var:
     """Over the last axis. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
     centred = logits - logits.max(-1, keepdims=True).stop_grad()
     return centred - jt.log(jt.exp(centred).sum(-1, keepdims=True))
 
 
-def softmax_var(logits: "jt.Var") -> "jt.Var":
+def softmax_var(logits: jt.Var) -> jt.Var:
     """Over the last axis, computed in float32, in the type of `logits`."""
     exp = jt.exp(logits.float32() - logits.float32().max(-1, keepdims=True))
     return (exp / exp.sum(-1, keepdims=True)).cast(logits.dtype)

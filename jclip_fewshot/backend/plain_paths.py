@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from jclip_fewshot.errors import UserError
 

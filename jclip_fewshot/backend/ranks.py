@@ -15,8 +15,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional, Tuple, Union
 
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
@@ -36,7 +36,7 @@ DOUBT = 60.0  # the same for one that has given no sign where no launcher is to 
 SAY_AFTER, SAY_AGAIN = 10.0, 300.0  # seconds after which a line says who is waited for
 
 
-def _numbers() -> Tuple[int, int, int]:
+def _numbers() -> tuple[int, int, int]:
     """(rank, size, local rank) by the first launcher that gives rank and size; one that gives half is a left-over."""
     for names in _LAUNCHERS:
         rank, size, local = (os.environ.get(name, "") for name in names)
@@ -117,7 +117,7 @@ def require_cache(cache: str) -> None:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
-def wait_until(done: Callable[[], bool], whom: Union[str, Callable[[], str]], patience: float = PATIENCE) -> None:
+def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience: float = PATIENCE) -> None:
     """Returns when `done()` is true; says now and then whom it waits for.
 
     Raises:
@@ -142,7 +142,7 @@ class Barrier:
     A file left by an earlier job of the same number lets a rank pass too soon; it then encodes what it misses itself.
     """
 
-    def __init__(self, folder: Union[str, Path]) -> None:
+    def __init__(self, folder: str | Path) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")
         digest = hashlib.sha256(job.encode()).hexdigest()[:16]
         self._folder = Path(folder) / "ranks" / digest
@@ -172,7 +172,7 @@ class Barrier:
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{stage}.{rank()}").touch()
 
-    def _missing(self, stage: int) -> Optional[int]:
+    def _missing(self, stage: int) -> int | None:
         for other in range(size()):
             if not (self._folder / f"{stage}.{other}").exists():
                 return other

@@ -38,7 +38,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 from jclip_fewshot.backend import headers, toolkit
 from jclip_fewshot.backend.plain_paths import importing_from, plain
@@ -68,9 +68,9 @@ class Plan:
     device: str  # "cpu" or "cuda"
     reason: str
     onednn: str  # "PyPI wheels", "Jittor's download" or "none"
-    environment: Dict[str, str]
-    compiler: Optional[str] = None
-    header: Optional[Path] = None  # Jittor's headers, precompiled (headers.py)
+    environment: dict[str, str]
+    compiler: str | None = None
+    header: Path | None = None  # Jittor's headers, precompiled (headers.py)
 
     def __str__(self) -> str:
         where = "the CPU" if self.device == "cpu" else "CUDA"
@@ -173,7 +173,7 @@ def _choose_device(device: str, home: Path) -> tuple:
     return "cpu", problem, None
 
 
-def _choose_header(home: Path, compiler: Optional[str]) -> Optional[Path]:
+def _choose_header(home: Path, compiler: str | None) -> Path | None:
     """The precompiled header for a CPU build; None where g++ is not the compiler or somebody chose other flags."""
     if not re.match(r"(.*-)?g\+\+", os.path.basename(compiler or "")) or os.environ.get("debug", "0") != "0":
         return None
@@ -317,7 +317,7 @@ def _last_words(text: str) -> str:
     return lines[-1][:200] if lines else "it says nothing"
 
 
-_started: Optional[Plan] = None
+_started: Plan | None = None
 _jittor = None
 _lock = threading.RLock()
 _forked = False
@@ -350,7 +350,7 @@ def exclusive():
 
 
 @exclusive()
-def start(device: Optional[str] = None) -> Plan:
+def start(device: str | None = None) -> Plan:
     """Starts Jittor, once per process; later calls must ask for the same device.
 
     device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
@@ -482,14 +482,14 @@ def _import_core(utils: Any) -> None:
         utils.cc.ostream_redirect(True, True)
 
 
-def _restore(name: str, before: Dict[str, Optional[str]]) -> None:
+def _restore(name: str, before: dict[str, str | None]) -> None:
     if before[name] is None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = before[name]
 
 
-def _home_variables(home: Path) -> Dict[str, str]:
+def _home_variables(home: Path) -> dict[str, str]:
     """Jittor writes a JITTOR_HOME other than HOME into HOME's config.json and goes by it ever after."""
     return {"JITTOR_HOME": str(home), "HOME": str(home)}
 

@@ -12,10 +12,10 @@ import shutil
 import site
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Union
 
 from jclip_fewshot.storage.files import write_text
 
@@ -30,8 +30,8 @@ class Gpu:
 
     name: str
     count: int
-    capability: Tuple[int, int]
-    driver_cuda: Tuple[int, int]  # the newest CUDA release that the driver runs
+    capability: tuple[int, int]
+    driver_cuda: tuple[int, int]  # the newest CUDA release that the driver runs
 
     def __str__(self) -> str:
         return f"{self.name} (compute {self.capability[0]}.{self.capability[1]})"
@@ -42,10 +42,10 @@ class Toolkit:
     """An nvcc with the headers and libraries that Jittor asks for."""
 
     nvcc: Path
-    version: Tuple[int, int]
+    version: tuple[int, int]
 
 
-def find_gpu() -> Union[Gpu, str]:
+def find_gpu() -> Gpu | str:
     """Asks the CUDA driver itself; a string says why there is no usable device."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -82,7 +82,7 @@ def _nvcc_candidates(jittor_home: Path) -> Iterator[Path]:
         yield Path(folder, "bin", "nvcc")
 
 
-def _nvcc_version(nvcc: Path) -> Optional[Tuple[int, int]]:
+def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
     try:
         text = subprocess.run([str(nvcc), "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               timeout=30).stdout.decode(errors="replace")
@@ -92,7 +92,7 @@ def _nvcc_version(nvcc: Path) -> Optional[Tuple[int, int]]:
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def _wheel_folders() -> List[Path]:
+def _wheel_folders() -> list[Path]:
     """Folders that hold NVIDIA's PyPI wheels, as PyTorch installs them."""
     roots = [Path(entry) for entry in sys.path if entry.endswith("-packages")]
     roots += [Path(entry) for entry in site.getsitepackages()]
@@ -119,7 +119,7 @@ _NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
            "cuRAND": ("curand.h", "libcurand.so")}
 
 
-def _find(folders: List[Path], name: str, cuda: int) -> Optional[Path]:
+def _find(folders: list[Path], name: str, cuda: int) -> Path | None:
     """`name` or, for a library, its versioned file (`libcublas.so.13`) in the first folder that has it."""
     # cuRAND has been version 10 since CUDA 10; the others carry CUDA's own number.
     names = [name, f"{name}.10" if "curand" in name else f"{name}.{cuda}"]
@@ -130,7 +130,7 @@ def _find(folders: List[Path], name: str, cuda: int) -> Optional[Path]:
     return None
 
 
-def find_toolkit(jittor_home: Path) -> Union[Toolkit, str]:
+def find_toolkit(jittor_home: Path) -> Toolkit | str:
     """The first nvcc for which every header and library can be found; a string says what is missing.
 
     Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a
@@ -196,7 +196,7 @@ def _link(link: Path, target: Path) -> None:
     os.replace(str(temporary), str(link))
 
 
-def _onednn_wheel_files() -> Tuple[Optional[Path], Optional[Path]]:
+def _onednn_wheel_files() -> tuple[Path | None, Path | None]:
     """(folder of libmkldnn.so, folder of mkldnn.h) of the PyPI wheels, each None where absent."""
     found = []
     for wheel, name in zip(ONEDNN_WHEELS, ("libmkldnn.so", "mkldnn.h")):

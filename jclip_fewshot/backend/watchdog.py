@@ -12,7 +12,6 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 _LIBRARY = None  # stays loaded
 
@@ -73,7 +72,7 @@ extern "C" void arm(int out_, int null_, double grace_, const char *line_) {
 """
 
 
-def arm(compiler: Optional[str], folder: Path, out: int, line: str, grace: float) -> bool:
+def arm(compiler: str | None, folder: Path, out: int, line: str, grace: float) -> bool:
     """Ends this process `grace` seconds after SIGINT or SIGTERM, at once after a second one; Python hears the first.
 
     Keeps its library in `folder`; writes `line` to the file descriptor `out`. False where it cannot be compiled:

@@ -8,7 +8,8 @@ import shutil
 import sys
 import traceback
 import warnings
-from typing import Any, Callable, Optional, TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
 from jclip_fewshot import console
 from jclip_fewshot.backend import ranks, runtime, watchdog
@@ -65,7 +66,7 @@ def start_jittor(settings: MachineConfig) -> runtime.Plan:
     return runtime.start(settings.device)
 
 
-def run(main: Callable[[], Optional[int]]) -> None:
+def run(main: Callable[[], int | None]) -> None:
     """Calls `main` and leaves.
 
     Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
@@ -78,7 +79,7 @@ def run(main: Callable[[], Optional[int]]) -> None:
         start.leave(_last_line(str(stop)))
 
 
-def _run(main: Callable[[], Optional[int]]) -> None:
+def _run(main: Callable[[], int | None]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
@@ -127,7 +128,7 @@ def _working_folder_is_gone() -> bool:
     return False
 
 
-def _traced(main: Callable[[], Optional[int]]) -> Optional[int]:
+def _traced(main: Callable[[], int | None]) -> int | None:
     """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
     try:
         return main()
@@ -158,7 +159,7 @@ def _machine_error(text: str) -> str:
 class _Lasting:
     """A stream that outlives its reader: once nothing can be written, what comes is dropped and `lost` says why."""
 
-    def __init__(self, stream: Optional[TextIO], number: int) -> None:
+    def __init__(self, stream: TextIO | None, number: int) -> None:
         self.lost = "" if stream else "closed"
         self._number = number
         self._stream = stream or open(os.devnull, "w")

@@ -11,7 +11,6 @@ import sys
 import textwrap
 from dataclasses import fields
 from pathlib import Path
-from typing import List
 
 from jclip_fewshot import console
 from jclip_fewshot.cli import command
@@ -24,24 +23,24 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 PROGRAM = "jclip-fewshot" if Path(sys.argv[0]).name == "jclip-fewshot" else "python -m jclip_fewshot"
 
 
-def train(arguments: List[str]) -> int:
+def train(arguments: list[str]) -> int:
     """Learns from a few images a class: train.py."""
     return _script("train", arguments)
 
 
-def test(arguments: List[str]) -> int:
+def test(arguments: list[str]) -> int:
     """Answers a test set with a trained run: test.py."""
     return _script("test", arguments)
 
 
-def _script(name: str, arguments: List[str]) -> int:
+def _script(name: str, arguments: list[str]) -> int:
     """Runs a script that lies beside the package in a checkout, and inside it when installed."""
     path = shipped_folder("scripts", ".") / f"{name}.py"
     sys.argv = [f"{PROGRAM} {name}", *arguments]
     return runpy.run_path(str(path))["main"]() or 0
 
 
-def doctor(arguments: List[str]) -> int:
+def doctor(arguments: list[str]) -> int:
     """Looks whether the main job can run here; says what to do where it cannot."""
     parser = _parser("doctor", doctor.__doc__)
     parser.add_argument("--data", default="Dataset", metavar="DIR", help="the contest's folder [Dataset]")
@@ -56,7 +55,7 @@ def doctor(arguments: List[str]) -> int:
     return doctors_report(given.data, given.model or ["ViT-B/32"], given.weights, given.device, given.deep)
 
 
-def check(arguments: List[str]) -> int:
+def check(arguments: list[str]) -> int:
     """Says whether a submission file is valid for a test set, and what is wrong with it."""
     parser = _parser("check", check.__doc__, "result.txt ")
     parser.add_argument("result", metavar="result.txt", help="a submission, .txt or the .zip around it")
@@ -81,7 +80,7 @@ def check(arguments: List[str]) -> int:
     return 2
 
 
-def convert(arguments: List[str]) -> int:
+def convert(arguments: list[str]) -> int:
     """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
     parser = _parser("convert", convert.__doc__, "IN OUT.safetensors ")
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
@@ -94,7 +93,7 @@ def convert(arguments: List[str]) -> int:
     return 0
 
 
-def evaluate(arguments: List[str]) -> int:
+def evaluate(arguments: list[str]) -> int:
     """Scores every method on a labelled feature suite: with the pipeline and the defaults of train.py and test.py."""
     parser = _parser("evaluate", evaluate.__doc__, "--suite FILE.npz ")
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
@@ -154,7 +153,7 @@ def evaluate(arguments: List[str]) -> int:
     return 0
 
 
-def validate(arguments: List[str]) -> int:
+def validate(arguments: list[str]) -> int:
     """Scores the whole pipeline on labelled training images that are no shots: the local leaderboard."""
     settings = parse(ValidateConfig, validate.__doc__, arguments, f"{PROGRAM} validate")
     from jclip_fewshot.evaluation import validate as validation
@@ -179,7 +178,7 @@ def validate(arguments: List[str]) -> int:
     return 0
 
 
-def report(arguments: List[str]) -> int:
+def report(arguments: list[str]) -> int:
     """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
     parser = _parser("report", report.__doc__, "[RUN] ")
     parser.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's folder [the newest]")
@@ -195,7 +194,7 @@ def report(arguments: List[str]) -> int:
     return 0
 
 
-def predict(arguments: List[str]) -> int:
+def predict(arguments: list[str]) -> int:
     """Answers any pictures with a run, a line each as they come: files, folders, patterns, names from a pipe."""
     parser = _parser("predict", predict.__doc__, "RUN IMAGE... ")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
@@ -236,7 +235,7 @@ def predict(arguments: List[str]) -> int:
                              runs.where_now(folder, record, record["config"]["data"]), given.views)
 
 
-def export(arguments: List[str]) -> int:
+def export(arguments: list[str]) -> int:
     """Writes a run as one linear classifier that NumPy alone can use, given CLIP rows (docs/export.md)."""
     parser = _parser("export", export.__doc__, "RUN OUT ")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
@@ -268,7 +267,7 @@ def export(arguments: List[str]) -> int:
     return 0
 
 
-def history(arguments: List[str]) -> int:
+def history(arguments: list[str]) -> int:
     """Lists the runs with settings, held-out and known scores; --compare A B tells two apart."""
     parser = _parser("runs", history.__doc__)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs lie [runs]")
@@ -281,7 +280,7 @@ def history(arguments: List[str]) -> int:
     return 0
 
 
-def cache(arguments: List[str]) -> int:
+def cache(arguments: list[str]) -> int:
     """Says how large the feature cache is, or empties it."""
     parser = _parser("cache", cache.__doc__, "--size|--clear ")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -328,7 +327,7 @@ def _parser(name: str, description: str, needed: str = "") -> argparse.ArgumentP
     return parser
 
 
-def _parsed(parser: argparse.ArgumentParser, arguments: List[str]) -> argparse.Namespace:
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     console.verbose = given.verbose
     for name, value in vars(given).items():

@@ -6,9 +6,10 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import List, NamedTuple, Sequence
+from typing import NamedTuple
 
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.console import filled
@@ -60,7 +61,7 @@ def _jittor() -> Finding:
         return Finding("Jittor", False, "not installed: pip install jittor==1.3.11.0")
 
 
-def _device(device: str) -> List[Finding]:
+def _device(device: str) -> list[Finding]:
     try:
         plan = runtime.plan(device)
         built = runtime.build_stamp(plan).exists()

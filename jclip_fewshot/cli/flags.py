@@ -7,7 +7,7 @@ import dataclasses
 import json
 import textwrap
 from dataclasses import fields
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any
 
 from jclip_fewshot import console
 from jclip_fewshot.config import Config, checked
@@ -16,11 +16,11 @@ from jclip_fewshot.errors import UserError, nearest
 _GROUPS = ["run", "data", "shots", "features", "method", "output", "machine"]  # in the help's order
 
 
-def add_flags(parser: argparse.ArgumentParser, config: Type) -> None:
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     """One flag a field, in groups, with its default in the help."""
     parser.add_argument("--config", metavar="FILE.toml", help="read settings; flags win over the file")
     parser.add_argument("--print-config", action="store_true", help="print the settings as TOML and leave")
-    groups: Dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     ordered = sorted(fields(config), key=lambda f: _GROUPS.index(f.metadata["group"]))
     for f in ordered:
         group = f.metadata["group"]
@@ -55,14 +55,14 @@ def whole(text: str) -> int:
 whole.__name__ = "int"  # argparse names the type in its message
 
 
-def _metavar(f: dataclasses.Field) -> Optional[str]:
+def _metavar(f: dataclasses.Field) -> str | None:
     if f.metadata["choices"] and not f.metadata["metavar"]:
         return "|".join(choice for choice in f.metadata["choices"] if choice)
     return f.metadata["metavar"]
 
 
-def parse(config: Type[Config], description: str, arguments: Optional[List[str]] = None,
-          program: Optional[str] = None) -> Config:
+def parse(config: type[Config], description: str, arguments: list[str] | None = None,
+          program: str | None = None) -> Config:
     """Command line → frozen settings. program: what --help calls it; None: as it was started.
 
     Raises:
@@ -72,8 +72,8 @@ def parse(config: Type[Config], description: str, arguments: Optional[List[str]]
     return parse_given(config, description, arguments, program)[0]
 
 
-def parse_given(config: Type[Config], description: str, arguments: Optional[List[str]] = None,
-                program: Optional[str] = None) -> Tuple[Config, Dict[str, Any]]:
+def parse_given(config: type[Config], description: str, arguments: list[str] | None = None,
+                program: str | None = None) -> tuple[Config, dict[str, Any]]:
     """The same, and those of the settings that were given, by flag or file, rather than left at their defaults."""
     parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact,
                                      usage="%(prog)s [settings]")
@@ -113,7 +113,7 @@ class Compact(argparse.RawDescriptionHelpFormatter):
         return "\n\n".join(filled)
 
 
-def read_toml(path: str, config: Type) -> Dict[str, Any]:
+def read_toml(path: str, config: type) -> dict[str, Any]:
     """The settings of a flat TOML file.
 
     Raises:

@@ -6,7 +6,7 @@ import math
 import shlex
 import statistics
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def runs_table(folder: Path) -> str:
     Raises:
         UserError: there is none.
     """
-    rows: List[Tuple[str, List[str]]] = []
+    rows: list[tuple[str, list[str]]] = []
     for path in [*folder.glob(f"*/{runs.RECORD}"), *folder.glob(f"*/{VALIDATION}")]:
         try:
             row = _trained(path.parent) if path.name == runs.RECORD else _validated(path.parent)
@@ -47,7 +47,7 @@ def runs_table(folder: Path) -> str:
                  [row for _, row in rows], keep=6)
 
 
-def _trained(folder: Path) -> List[str]:
+def _trained(folder: Path) -> list[str]:
     record = runs.load_record(folder)
     held_out = record["settings"].get("ensemble", {}).get("held_out_top1")
     return [folder.name, *_settings(record["config"]), "" if held_out is None else f"{held_out:.1f}",
@@ -55,7 +55,7 @@ def _trained(folder: Path) -> List[str]:
             _changed(record["config"]), record["date"]]
 
 
-def _validated(folder: Path) -> List[str]:
+def _validated(folder: Path) -> list[str]:
     record = load_validation(folder / VALIDATION)
     finals = {count: list(methods.values())[-1]["top1"] for count, methods in record["curve"].items()}
     data, _, _ = _settings(record["config"])
@@ -65,7 +65,7 @@ def _validated(folder: Path) -> List[str]:
             _changed(record["config"]), record["date"]]
 
 
-def _settings(config: dict) -> List[str]:
+def _settings(config: dict) -> list[str]:
     """What a run learned from: data and board, shots a class, seed."""
     name = f"demo {config.get('demo_seed', '')}".strip() if config.get("demo") else Path(config.get("data", "")).name
     board = "" if config.get("board", "A") == "A" else f" {config['board']}"
@@ -96,7 +96,7 @@ def _shown(value: object) -> str:
     return Path(value).name if isinstance(value, str) and Path(value).suffix else str(value)
 
 
-def known_scores(folder: Path) -> Dict[str, float]:
+def known_scores(folder: Path) -> dict[str, float]:
     """{test set: top-1 of what went into result.txt}, of those whose answers are known."""
     found = {}
     for path in sorted(folder.glob("test_*.json")):
@@ -143,7 +143,7 @@ def comparison(ours: Path, theirs: Path, split: str = "") -> str:
                                f"p = {p:.3g}: {verdict}")])
 
 
-def _common_split(folders: List[Path]) -> str:
+def _common_split(folders: list[Path]) -> str:
     """The test set that both have answered; of several the newest."""
     files = [{path.stem[len("test_"):]: path.stat().st_mtime for path in folder.glob("test_*.npz")}
              for folder in folders]

@@ -7,8 +7,9 @@ import glob
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, walk
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.sources import Source, TableSource
+from jclip_fewshot.methods.towers.plan import tuned_rows
 from jclip_fewshot.pipeline import Pipeline
-from jclip_fewshot.tuning.plan import tuned_rows
 
 SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
@@ -32,10 +33,10 @@ class Named(NamedTuple):
 
 
 # what stands between pictures where no more of them wait: those so far are answered now
-Listed = Iterator[Optional[Named]]
+Listed = Iterator[Named | None]
 
 
-def listed(arguments: Sequence[str], names: Optional[IO[bytes]] = None) -> Listed:
+def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
     """The pictures that the arguments name, one after the other; of folders all that is in them.
 
     names: standard input, for "-".
@@ -74,9 +75,9 @@ def _lines(file: IO[bytes]) -> Listed:
         yield None
 
 
-def chunks(pictures: Listed, together: bool = False) -> Iterator[List[Named]]:
+def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
     """The pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
-    chunk: List[Named] = []
+    chunk: list[Named] = []
     size = FIRST
     for picture in pictures:
         if picture is not None:
@@ -89,7 +90,7 @@ def chunks(pictures: Listed, together: bool = False) -> Iterator[List[Named]]:
         yield chunk
 
 
-def _unicode(encoding: Optional[str]) -> bool:
+def _unicode(encoding: str | None) -> bool:
     """Whether any text can be written as it is."""
     return (encoding or "").lower().replace("-", "").startswith("utf")
 
@@ -158,7 +159,7 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
     return 1 if unreadable else 0
 
 
-def _rows(source: Source, paths: List[str], root: str, views: int) -> Tuple[np.ndarray, dict]:
+def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict]:
     """(N, D) rows of the pictures, and why some have none."""
     if not isinstance(source, TableSource):
         return source.images(Path(), paths, stage="pictures", test_views=views)

@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import sys
-from typing import Optional
 
 GRACE = 1.5  # seconds for the orderly way out
 LEAST_MEMORY = 3 << 29  # bytes of address space; with less, libraries hang or crash (1.2 GB do)
@@ -137,7 +136,7 @@ def find_packages() -> None:
     os._exit(2)
 
 
-def _missing_package() -> Optional[str]:
+def _missing_package() -> str | None:
     return next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
 
 

@@ -13,8 +13,9 @@ Tokenizer, preprocessing and checkpoint reading work without Jittor, which start
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from typing import Any
 
 __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
            "read_state_dict", "token_array", "tokenize"]
@@ -30,9 +31,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(name_or_path: Union[str, Path], device: Optional[str] = None,
-         download_root: Union[str, Path, None] = None,
-         dtype: str = "float32") -> Tuple["CLIP", Callable]:  # noqa: F821
+def load(name_or_path: str | Path, device: str | None = None,
+         download_root: str | Path | None = None,
+         dtype: str = "float32") -> tuple[CLIP, Callable]:  # noqa: F821
     """A frozen CLIP and its preprocessing.
 
     name_or_path: one of `available_models()`, or a checkpoint file of any format that
@@ -61,14 +62,14 @@ def load(name_or_path: Union[str, Path], device: Optional[str] = None,
     return model, preprocess
 
 
-def build_model(state_dict: dict, dtype: str = "float32") -> "CLIP":  # noqa: F821
+def build_model(state_dict: dict, dtype: str = "float32") -> CLIP:  # noqa: F821
     """See `model.build_model`."""
     from jclip_fewshot.clip.model import build_model as build
     return build(state_dict, dtype=dtype)
 
 
-def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77,
-             truncate: bool = False) -> "jt.Var":  # noqa: F821
+def tokenize(texts: str | Sequence[str], context_length: int = 77,
+             truncate: bool = False) -> jt.Var:  # noqa: F821
     """`token_array` as a Var: (B, context_length) int32."""
     from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.tokenizer import token_array

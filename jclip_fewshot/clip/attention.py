@@ -8,8 +8,6 @@ B sequences · Q queries · L tokens · W width · H heads, 64 wide each
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
@@ -17,7 +15,7 @@ from jclip_fewshot.clip import cpu
 HEAD = 64  # width of a head in every CLIP's transformer
 
 
-def attend(q: "jt.Var", kv: "jt.Var", heads: int, seen: Optional["jt.Var"] = None) -> "jt.Var":
+def attend(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.Var:
     """q (B, Q, W), kv (B, L, 2W), keys first -> (B, Q, W); query i sees the first seen[b, i] keys, all where None."""
     if cpu.available() and q.shape[2] == heads * HEAD and str(q.dtype) == "float32":
         if seen is None:
@@ -26,7 +24,7 @@ def attend(q: "jt.Var", kv: "jt.Var", heads: int, seen: Optional["jt.Var"] = Non
     return attend_plainly(q, kv, heads, seen)
 
 
-def attend_plainly(q: "jt.Var", kv: "jt.Var", heads: int, seen: Optional["jt.Var"] = None) -> "jt.Var":
+def attend_plainly(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.Var:
     """`attend` in Jittor's own operators: on CUDA, and what tests compare with."""
     batch, queries, width = q.shape
     q, = split_heads(q, 1, heads)
@@ -39,7 +37,7 @@ def attend_plainly(q: "jt.Var", kv: "jt.Var", heads: int, seen: Optional["jt.Var
     return jt.matmul(softmax_var(scores), v).transpose(0, 2, 1, 3).reshape((batch, queries, width))
 
 
-def split_heads(x: "jt.Var", parts: int, heads: int) -> list:
+def split_heads(x: jt.Var, parts: int, heads: int) -> list:
     """(B, L, parts*W) -> parts times (B, H, L, W/H)."""
     batch, length, width = x.shape
     x = x.reshape((batch, length, parts, heads, width // parts // heads)).transpose(2, 0, 3, 1, 4)

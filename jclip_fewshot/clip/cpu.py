@@ -9,9 +9,8 @@ gradients; training takes the towers as model.py writes them, and tests hold the
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
@@ -64,7 +63,7 @@ def available() -> bool:
     return not jt.flags.use_cuda
 
 
-@lru_cache(maxsize=None)
+@cache
 def _processor() -> str:
     """What Linux says of it."""
     try:
@@ -73,8 +72,8 @@ def _processor() -> str:
         return ""
 
 
-@lru_cache(maxsize=None)
-def _known() -> Tuple[bool, bool]:
+@cache
+def _known() -> tuple[bool, bool]:
     """Whether the compiler knows AVX512_BF16, and whether Intel's tiles (AMX) can be used."""
     known = jt.code((2,), "int32", [], cpu_header=header("product.cpp"), cpu_src=_KNOWN_SOURCE).numpy()
     return bool(known[0]), bool(known[1])
@@ -107,9 +106,9 @@ class Matrices:
 
     def __init__(self, precision: str = "float32") -> None:
         self.precision = precision
-        self._packed: Dict[int, Tuple["jt.Var", int, "jt.Var"]] = {}
+        self._packed: dict[int, tuple[jt.Var, int, jt.Var]] = {}
 
-    def __call__(self, parameter: "jt.Var") -> "jt.Var":
+    def __call__(self, parameter: jt.Var) -> jt.Var:
         """(K, N) float32 -> its panels, flat (see product.cpp)."""
         known = self._packed.get(id(parameter))
         if known is None or known[0] is not parameter or known[1] != parameter.id:
@@ -122,9 +121,9 @@ class Matrices:
         return known[2]
 
 
-def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, readout: List["jt.Var"],
+def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer, readout: list[jt.Var],
         matrices: Matrices, length: int, resolution: int = 0, patch: int = 0, projected: bool = True,
-        block: Optional[int] = None) -> "jt.Var":
+        block: int | None = None) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R) or of token ids (B, L).
 
     at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and
@@ -151,7 +150,7 @@ def run(source: "jt.Var", at: "jt.Var", embedding: List["jt.Var"], transformer, 
                    cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
 
 
-def run_resnet(images: "jt.Var", net, matrices: Matrices) -> "jt.Var":
+def run_resnet(images: jt.Var, net, matrices: Matrices) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (modified_resnet.py)."""
     weights = []
 

@@ -8,9 +8,9 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Union
 
 from jclip_fewshot.console import progress
 from jclip_fewshot.errors import UserError
@@ -38,10 +38,10 @@ class Release:
     file: str
     url: str
     sha256: str
-    mebibytes: Optional[int] = None
+    mebibytes: int | None = None
 
 
-def available_models() -> List[str]:
+def available_models() -> list[str]:
     """The names of OpenAI's released models."""
     return list(_RELEASED)
 
@@ -52,7 +52,7 @@ def release(name: str) -> Release:
     return Release(file, f"{_BASE}/{sha256}/{file}", sha256, mebibytes)
 
 
-def released_digest(path: Union[str, Path]) -> Optional[str]:
+def released_digest(path: str | Path) -> str | None:
     """The SHA-256 that a file of this name has if it is OpenAI's; None where they released none of that name."""
     return {file: sha for file, sha, _ in _RELEASED.values()}.get(Path(path).name)
 
@@ -63,7 +63,7 @@ def weights_folder() -> Path:
     return root / "weights" if (root / "pyproject.toml").exists() else Path("weights")
 
 
-def find_checkpoint(name_or_path: Union[str, Path], folder: Union[str, Path, None] = None) -> Path:
+def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
     """The file of a model name or path; a name that is not in `folder` yet is downloaded to it.
 
     folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt,
@@ -80,7 +80,7 @@ def find_checkpoint(name_or_path: Union[str, Path], folder: Union[str, Path, Non
     return download(release(name), Path(folder) if folder is not None else weights_folder())
 
 
-def local_checkpoint(name_or_path: Union[str, Path], folder: Union[str, Path, None] = None) -> Optional[Path]:
+def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path | None:
     """The file of a model name or path where it is here already; None where it is not."""
     name = _released_name(str(name_or_path))
     if name is None:
@@ -90,7 +90,7 @@ def local_checkpoint(name_or_path: Union[str, Path], folder: Union[str, Path, No
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _released_name(name: str) -> Optional[str]:
+def _released_name(name: str) -> str | None:
     """The released model that `name` means: ViT-B/32, or ViT-B-32 as JCLIP and open_clip write it."""
     return name if name in _RELEASED else {_file_stem(known): known for known in _RELEASED}.get(name)
 
@@ -99,7 +99,7 @@ def _file_stem(name: str) -> str:
     return Path(_RELEASED[name][0]).stem
 
 
-def download(source: Release, folder: Union[str, Path], timeout: float = 30.0) -> Path:
+def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
     """Fetches a file to `folder`; goes on where an earlier try stopped.
 
     What has come so far stands in FILE.part; it becomes FILE once its SHA-256 is right.
@@ -176,7 +176,7 @@ def _fetch(url: str, file, label: str, timeout: float) -> None:
             raise http.client.IncompleteRead(b"", total - file.tell())
 
 
-def sha256(path: Union[str, Path]) -> str:
+def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -7,35 +7,33 @@ the two to each other.
 
 from __future__ import annotations
 
-from typing import Tuple
-
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
 
 nn = jt.nn
 
 
-def normal(shape: Tuple[int, ...], std: float) -> "jt.Var":
+def normal(shape: tuple[int, ...], std: float) -> jt.Var:
     return jt.randn(shape) * std
 
 
-def quick_gelu(x: "jt.Var") -> "jt.Var":
+def quick_gelu(x: jt.Var) -> jt.Var:
     """x · sigmoid(1.702 x)"""
     return _QuickGelu.apply(x) if _fused(x) else quick_gelu_plainly(x)
 
 
-def quick_gelu_plainly(x: "jt.Var") -> "jt.Var":
+def quick_gelu_plainly(x: jt.Var) -> jt.Var:
     return x * jt.sigmoid(1.702 * x)
 
 
-def layer_norm(x: "jt.Var", weight: "jt.Var", bias: "jt.Var") -> "jt.Var":
+def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var) -> jt.Var:
     """Over the last axis, in float32 whatever the input is."""
     if _fused(x) and _fused(weight) and _fused(bias):
         return _LayerNorm.apply(x, weight, bias)
     return layer_norm_plainly(x, weight, bias)
 
 
-def layer_norm_plainly(x: "jt.Var", weight: "jt.Var", bias: "jt.Var") -> "jt.Var":
+def layer_norm_plainly(x: jt.Var, weight: jt.Var, bias: jt.Var) -> jt.Var:
     y = x.float32()
     y = y - y.mean(-1, keepdims=True)
     y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
@@ -62,11 +60,11 @@ class Linear(nn.Module):
         return jt.matmul(x, self.weight) + self.bias
 
 
-def _fused(x: "jt.Var") -> bool:
+def _fused(x: jt.Var) -> bool:
     return cpu.available() and str(x.dtype) == "float32"
 
 
-def _code(shapes: list, inputs: "list[jt.Var]", call: str) -> "list[jt.Var]":
+def _code(shapes: list, inputs: list[jt.Var], call: str) -> list[jt.Var]:
     return jt.code(shapes, ["float32"] * len(shapes), inputs,
                    cpu_header=cpu.header("product.cpp", "tower.cpp", "layers.cpp"), cpu_src=f"jclip::{call};")
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 
@@ -40,11 +40,12 @@ nn = jt.nn
 class Attention(nn.Module):
     """Multi-head self-attention with fused query, key and value.
 
-    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains (tuning/lora.py).
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains
+    (methods/towers/lora.py).
     """
 
-    lora: Optional[Callable] = None
-    _cut: Tuple = (None, {})  # in_proj_weight, frozen, and what `_columns` cut out of it
+    lora: Callable | None = None
+    _cut: tuple = (None, {})  # in_proj_weight, frozen, and what `_columns` cut out of it
 
     def __init__(self, width: int, heads: int, std: float, out_std: float):
         self.heads = heads
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         self.in_proj_bias = jt.zeros((3 * width,))
         self.out_proj = Linear(width, width, out_std)
 
-    def execute(self, x, causal: bool = False, at: Optional["jt.Var"] = None):
+    def execute(self, x, causal: bool = False, at: jt.Var | None = None):
         """x (B, L, W) -> (B, L, W); with `at` (B,) only the outputs at those tokens: (B, 1, W)."""
         batch, length, _ = x.shape
         q, kv = self._project(x if at is None else _take(x, at), 0, 1), self._project(x, 1, 3)
@@ -104,7 +105,7 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width, (2 * width) ** -0.5, proj_std)
         self.ln_2 = LayerNorm(width)
 
-    def execute(self, x, causal: bool = False, at: Optional["jt.Var"] = None):
+    def execute(self, x, causal: bool = False, at: jt.Var | None = None):
         residual = x if at is None else _take(x, at)
         x = residual + self.attn(self.ln_1(x), causal, at)
         return x + self.mlp(self.ln_2(x))
@@ -153,7 +154,7 @@ class VisionTransformer(nn.Module):
         self.proj = normal((width, output_dim), scale)
         self.matrices = cpu.Matrices()
 
-    def shape_at(self, block: Optional[int] = None) -> tuple:
+    def shape_at(self, block: int | None = None) -> tuple:
         """Shape of an image's numbers before the projection (None) or in front of a block: (W,) or (L, W)."""
         if block is None:
             return (self.proj.shape[0],)
@@ -175,7 +176,7 @@ class VisionTransformer(nn.Module):
         at = jt.zeros((x.shape[0],), "int32")
         return self.ln_post(self.transformer(x, at, block))
 
-    def activations(self, images, block: Optional[int] = None):
+    def activations(self, images, block: int | None = None):
         """(B, 3, R, R) -> (B, *shape_at(block)), float32."""
         shape = self.shape_at(block)
         if self._fused():
@@ -192,7 +193,7 @@ class VisionTransformer(nn.Module):
     def _fused(self) -> bool:
         return not self.is_training() and cpu.available()
 
-    def _run(self, images, projected: bool = True, block: Optional[int] = None):
+    def _run(self, images, projected: bool = True, block: int | None = None):
         embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding,
                      self.ln_pre.weight, self.ln_pre.bias]
         return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
@@ -216,8 +217,8 @@ class CLIP(nn.Module):
     """
 
     def __init__(self, embed_dim: int, image_resolution: int,
-                 vision_layers: Union[int, Tuple[int, int, int, int]], vision_width: int,
-                 vision_patch_size: Optional[int], context_length: int, vocab_size: int,
+                 vision_layers: int | tuple[int, int, int, int], vision_width: int,
+                 vision_patch_size: int | None, context_length: int, vocab_size: int,
                  transformer_width: int, transformer_heads: int, transformer_layers: int):
         self.architecture = Architecture(
             embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
@@ -298,7 +299,7 @@ class CLIP(nn.Module):
         x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
         return jt.matmul(self.ln_final(x), self.text_projection).float32()
 
-    def load_parameters(self, params: Dict[str, np.ndarray], dtype: str = "float32") -> None:
+    def load_parameters(self, params: dict[str, np.ndarray], dtype: str = "float32") -> None:
         """Takes over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
 
         Raises:
@@ -322,7 +323,7 @@ class CLIP(nn.Module):
 _MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")
 
 
-def _axes(name: str, shape: Tuple[int, ...], sizes: Architecture) -> Optional[Tuple[int, ...]]:
+def _axes(name: str, shape: tuple[int, ...], sizes: Architecture) -> tuple[int, ...] | None:
     """The order in which OpenAI's axes of a tensor are kept here; None where nothing changes."""
     if _MATRIX.fullmatch(name):
         return 1, 0  # (inputs, outputs)
@@ -332,18 +333,18 @@ def _axes(name: str, shape: Tuple[int, ...], sizes: Architecture) -> Optional[Tu
     return None
 
 
-def _from_openai(array: np.ndarray, axes: Optional[Tuple[int, ...]], shape: Tuple[int, ...]) -> np.ndarray:
+def _from_openai(array: np.ndarray, axes: tuple[int, ...] | None, shape: tuple[int, ...]) -> np.ndarray:
     array = array if axes is None else array.transpose(axes)
     return np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
 
 
-def _to_openai(array: np.ndarray, axes: Optional[Tuple[int, ...]], shape: Tuple[int, ...]) -> np.ndarray:
+def _to_openai(array: np.ndarray, axes: tuple[int, ...] | None, shape: tuple[int, ...]) -> np.ndarray:
     if axes is not None:
         array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
     return np.ascontiguousarray(array).reshape(shape)
 
 
-def numpy_state_dict(model: CLIP) -> Dict[str, np.ndarray]:
+def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
     shapes = layout(model.architecture)
     return {name: _to_openai(value.numpy(), _axes(name, shapes[name], model.architecture), shapes[name])
@@ -353,7 +354,7 @@ def numpy_state_dict(model: CLIP) -> Dict[str, np.ndarray]:
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
-def build_model(state_dict: Dict[str, np.ndarray], dtype: str = "float32") -> CLIP:
+def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32") -> CLIP:
     """A frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
     dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on

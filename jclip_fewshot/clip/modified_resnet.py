@@ -11,8 +11,6 @@ runs as one operator (cpu.py, resnet.cpp).
 
 from __future__ import annotations
 
-from typing import Tuple
-
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
@@ -114,7 +112,7 @@ class AttentionPool2d(nn.Module):
 class ModifiedResNet(nn.Module):
     """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
 
-    def __init__(self, layers: Tuple[int, int, int, int], output_dim: int, heads: int, input_resolution: int,
+    def __init__(self, layers: tuple[int, int, int, int], output_dim: int, heads: int, input_resolution: int,
                  width: int):
         self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
         self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)

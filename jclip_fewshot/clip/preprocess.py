@@ -8,7 +8,6 @@ of 16 bits, which OpenAI's clips to white, are scaled to 8 first.
 from __future__ import annotations
 
 import math
-from typing import Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -32,7 +31,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int,
-                    true_size: Optional[Tuple[int, int]] = None) -> Image.Image:
+                    true_size: tuple[int, int] | None = None) -> Image.Image:
     """The short side to `size`, then the middle `size` x `size` pixels, in RGB.
 
     The rounding is torchvision's: the long side is cut down to a whole pixel, the crop's corner is
@@ -55,7 +54,7 @@ def resize_and_crop(image: Image.Image, size: int,
     return image.crop((left, top, left + size, top + size)).convert("RGB")
 
 
-def _middle(image: Image.Image, box: Tuple[float, ...], resized: Tuple[int, int], size: int) -> Image.Image:
+def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int], size: int) -> Image.Image:
     """The middle `size` x `size` pixels of `box` resized to `resized`, without the rest: 1 x 40,000 pixels would become
     224 x 8,960,000 of them. The same pixels: what is cut off lies beyond the reach of the filter."""
     cut, source = [], []
@@ -83,6 +82,6 @@ def normalize(pixels: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-3)
 
 
-def image_array(image: Image.Image, size: int, true_size: Optional[Tuple[int, int]] = None) -> np.ndarray:
+def image_array(image: Image.Image, size: int, true_size: tuple[int, int] | None = None) -> np.ndarray:
     """One image as CLIP sees it: (3, size, size) float32."""
     return normalize(np.asarray(resize_and_crop(image, size, true_size)))

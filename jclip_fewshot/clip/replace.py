@@ -6,8 +6,9 @@ Names are OpenAI's: `visual.transformer.resblocks.11.ln_1.weight`. Layouts are t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Dict, Iterator
+from typing import TYPE_CHECKING
 
 from jclip_fewshot.backend import jt
 
@@ -23,7 +24,7 @@ def part(model: CLIP, path: str):
 
 
 @contextmanager
-def replaced(model: CLIP, values: Dict[str, "jt.Var"]) -> Iterator[CLIP]:
+def replaced(model: CLIP, values: dict[str, jt.Var]) -> Iterator[CLIP]:
     """The model with `values` in the place of its tensors of those names, while the block runs."""
     places = {name: name.rpartition(".") for name in values}
     owners = {name: part(model, path) if path else model for name, (path, _, _) in places.items()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import List, Sequence, Union
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
-def encode(text: str) -> List[int]:
+def encode(text: str) -> list[int]:
     """The token ids of one text, without the start and end marks."""
     ids = []
     for part in _SPECIAL_PATTERN.split(clean(text)):
@@ -41,7 +41,7 @@ def encode(text: str) -> List[int]:
     return ids
 
 
-def token_array(texts: Union[str, Sequence[str]], context_length: int = 77,
+def token_array(texts: str | Sequence[str], context_length: int = 77,
                 truncate: bool = False) -> np.ndarray:
     """Token ids of texts, start and end marks added, zeros behind.
 

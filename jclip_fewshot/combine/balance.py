@@ -20,7 +20,8 @@ Letters: N images, K classes.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class BalancedSet(NamedTuple):
 
 
 def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray
-                    ) -> Tuple[Optional[np.ndarray], dict]:
+                    ) -> tuple[np.ndarray | None, dict]:
     """How large a share of the images each class should have, (K,), None: as it comes; and what was found.
 
     probs (N, K). seen (K,): the classes that have shots; the others keep their share.
@@ -72,7 +73,7 @@ def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.nd
     return shares, found
 
 
-def balanced_set(folds: Sequence[HeldOutFold], num_classes: int) -> Optional[BalancedSet]:
+def balanced_set(folds: Sequence[HeldOutFold], num_classes: int) -> BalancedSet | None:
     """By the shots left out: of the classes of which some are, and the folds that leave out some of all these.
 
     None where these are fewer than two folds or `LEAST_CLASSES` classes.

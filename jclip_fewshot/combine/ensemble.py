@@ -20,8 +20,8 @@ Letters: M heads, N rows, S shots, K classes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray)
 
 
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
-                  kappa: float) -> Tuple[np.ndarray, bool]:
+                  kappa: float) -> tuple[np.ndarray, bool]:
     """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
 
     log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
@@ -82,7 +82,7 @@ def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.nda
 
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
 
-    def objective(w: np.ndarray) -> Tuple[float, np.ndarray]:
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
         # einsum: waking BLAS's threads for so little, in turns with SciPy's own, takes longer than the sums
         total = np.einsum("m,msr->sr", w.astype(np.float32), C)
         lse = log_sum_exp(total)
@@ -109,7 +109,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray,
-               rho: float = EVIDENCE_FOR_FLAT) -> Tuple[np.ndarray, bool]:
+               rho: float = EVIDENCE_FOR_FLAT) -> tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
     The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
@@ -127,7 +127,7 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     return b, False
 
 
-def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, scale: Optional[np.ndarray] = None
+def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, scale: np.ndarray | None = None
              ) -> Pool:
     """The pool of held-out logits (M, S, K), all classes seen; a where given is `scale`."""
     counts = np.bincount(labels, minlength=logits.shape[2])
@@ -148,7 +148,7 @@ def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, s
 
 
 def most_likely(log_probs: np.ndarray, labels: np.ndarray,
-              limit: int) -> Tuple[Optional[np.ndarray], np.ndarray]:
+              limit: int) -> tuple[np.ndarray | None, np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
 
     None for the columns where there are no more than `limit`.
@@ -175,7 +175,7 @@ def text_explains(task: Task) -> float:
     return float(np.clip(1 + log_probs[np.arange(len(labels)), labels].mean() / np.log(len(columns)), 0, 1))
 
 
-def untested_weights(names: Sequence[str], task: Task) -> Tuple[np.ndarray, Dict[str, float]]:
+def untested_weights(names: Sequence[str], task: Task) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
 
     How q was turned into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
@@ -202,11 +202,11 @@ class Ensemble:
             raise ValueError("ensemble: kappa and rho must be positive")
         self.kappa, self.rho = kappa, rho
 
-    def fit(self, held_out: Dict[str, np.ndarray], task: Task) -> "Ensemble":
+    def fit(self, held_out: dict[str, np.ndarray], task: Task) -> Ensemble:
         """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self."""
         if not held_out:
             raise ValueError("ensemble: needs at least one head")
-        self.names_: List[str] = list(held_out)
+        self.names_: list[str] = list(held_out)
         logits = self._gather(held_out)
         if logits.shape[1:] != (len(task), task.num_classes):
             raise ValueError(f"ensemble: held-out logits {logits.shape[1:]} of {len(task)} shots "
@@ -245,7 +245,7 @@ class Ensemble:
             self.settings_.update(unseen_offset=self.offset_, **found)
         return self
 
-    def probs(self, logits: Dict[str, np.ndarray]) -> np.ndarray:
+    def probs(self, logits: dict[str, np.ndarray]) -> np.ndarray:
         """Each head's (N, K) logits → (N, K) float32 probabilities."""
         if not hasattr(self, "pool_"):
             raise ValueError("ensemble: call fit before probs")
@@ -254,7 +254,7 @@ class Ensemble:
             raise ValueError(f"ensemble: fitted with {', '.join(missing)}, whose logits are missing")
         return self._probs(self._gather({name: logits[name] for name in self.names_}))
 
-    def state(self) -> Dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         """Everything that `probs` needs."""
         pools = [self.pool_, *self.fold_pools_]  # all with the same scale
         return {"names": np.array(self.names_), "scale": self.pool_.scale,
@@ -262,7 +262,7 @@ class Ensemble:
                 "seen": self.seen_, "offset": np.array(self.offset_)}
 
     @classmethod
-    def from_state(cls, state: Dict[str, np.ndarray]) -> "Ensemble":
+    def from_state(cls, state: dict[str, np.ndarray]) -> Ensemble:
         """The inverse of `state`: an ensemble that answers `probs`."""
         needed = ("names", "scale", "weights", "bias", "seen", "offset")
         missing = [name for name in needed if name not in state]
@@ -276,7 +276,7 @@ class Ensemble:
         ensemble.seen_, ensemble.offset_ = np.asarray(state["seen"], bool), float(state["offset"])
         return ensemble
 
-    def _gather(self, logits: Dict[str, np.ndarray]) -> np.ndarray:
+    def _gather(self, logits: dict[str, np.ndarray]) -> np.ndarray:
         arrays = [np.asarray(value, np.float32) for value in logits.values()]
         for name, array in zip(logits, arrays):
             if array.ndim != 2 or array.shape != arrays[0].shape:
@@ -285,10 +285,10 @@ class Ensemble:
                 raise ValueError(f"ensemble: the logits of {name} hold a value that is not finite")
         return np.stack(arrays)
 
-    def _named(self, weights: np.ndarray) -> Dict[str, float]:
+    def _named(self, weights: np.ndarray) -> dict[str, float]:
         return {name: round(float(weight), 4) for name, weight in zip(self.names_, weights)}
 
-    def without_fold(self, fold: int) -> "Ensemble":
+    def without_fold(self, fold: int) -> Ensemble:
         """The ensemble whose pool did not see the shots that fold number `fold` of the task leaves out."""
         other = copy.copy(self)
         other.pool_ = self.fold_pools_[fold]
@@ -301,7 +301,7 @@ class Ensemble:
         bias[self.seen_ if self.seen_.any() else slice(None)] = self.pool_.bias
         return bias
 
-    def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, folds: List[Fold]) -> np.ndarray:
+    def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
         usable = np.zeros(len(labels), bool)
@@ -349,7 +349,7 @@ def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset:
 
 
 def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, seen: np.ndarray,
-                  domains: np.ndarray) -> Tuple[float, dict]:
+                  domains: np.ndarray) -> tuple[float, dict]:
     """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
 
     log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.

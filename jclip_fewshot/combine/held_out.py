@@ -18,9 +18,9 @@ Letters: G guests, K classes, D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Iterable, Optional, Tuple, Union
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class HeldOutFold:
     features: np.ndarray  # (G, D) of the shots left out
     labels: np.ndarray  # (G,)
     answer: Callable[[np.ndarray], np.ndarray]  # (N, D) rows -> (N, K) probabilities, without the shots left out
-    class_bias: Union[np.ndarray, float] = 0.0  # (K,) that ln of these answers carries, fitted to the other shots
+    class_bias: np.ndarray | float = 0.0  # (K,) that ln of these answers carries, fitted to the other shots
 
     @cached_property
     def own_answers(self) -> np.ndarray:
@@ -62,11 +62,11 @@ class Choice:
 
 
 # (features (N, D), fold) -> start, e, a of the guests, each (G, K)
-Guests = Callable[[np.ndarray, HeldOutFold], Tuple[np.ndarray, np.ndarray, np.ndarray]]
+Guests = Callable[[np.ndarray, HeldOutFold], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold], force: bool, guests: Guests
-           ) -> Tuple[Optional[Choice], dict]:
+           ) -> tuple[Choice | None, dict]:
     """(c, r, T) for a test set, and the decision for the record; None: nothing to check by.
 
     features (N, D): the images that guests are put among. mass (K,): how many images seem to be of each class.
@@ -110,7 +110,7 @@ def choose(features: np.ndarray, mass: np.ndarray, folds: Iterable[HeldOutFold],
                f"their class {100 * mean:.1f} ± {100 * error:.1f} % more probable"}
 
 
-def mean_and_error(gains: np.ndarray, weights: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def mean_and_error(gains: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean of (C, G) gains and its standard error, (C,); weights (G,) have mean 1."""
     means = (weights * gains).mean(axis=1)
     return means, np.sqrt((weights ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]

@@ -17,8 +17,8 @@ Letters: N rows, K classes, D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from jclip_fewshot.task import Task, zero_shot_logits
 
 SAME = 1e-4  # of the largest logit: what float32 may change
 Logits = Callable[[np.ndarray], np.ndarray]  # (N, D) unit rows -> (N, K)
-Form = Tuple[np.ndarray, np.ndarray]  # W (K, D), b (K,)
+Form = tuple[np.ndarray, np.ndarray]  # W (K, D), b (K,)
 PROBES = 64  # random rows, in addition to the shots and the text rows that a head is compared on
 
 
@@ -58,7 +58,7 @@ class Linear:
         return p / p.sum(axis=1, keepdims=True)
 
 
-def linear_form(logits: Logits, rows: np.ndarray) -> Optional[Form]:
+def linear_form(logits: Logits, rows: np.ndarray) -> Form | None:
     """W (K, D) and b (K,) of logits that are linear on unit rows, up to what all classes have alike; None of others.
 
     rows (N, D): where the answers are compared, in addition to random ones.
@@ -76,7 +76,7 @@ def linear_form(logits: Logits, rows: np.ndarray) -> Optional[Form]:
     return (weight, bias) if np.abs(gap).max() <= SAME * max(1.0, np.abs(found).max()) else None
 
 
-def linear_forms(heads: Dict[str, Logits], task: Task) -> Dict[str, Form]:
+def linear_forms(heads: dict[str, Logits], task: Task) -> dict[str, Form]:
     """The heads, by name, whose logits are linear in the row among the classes with shots: {name: (W, b)}."""
     columns = _answered(task)
     rows = np.concatenate([task.features, task.text])
@@ -84,7 +84,7 @@ def linear_forms(heads: Dict[str, Logits], task: Task) -> Dict[str, Form]:
     return {name: form for name, form in found.items() if form is not None}
 
 
-def pooled(forms: Dict[str, Form], ensemble: Ensemble, task: Task) -> Linear:
+def pooled(forms: dict[str, Form], ensemble: Ensemble, task: Task) -> Linear:
     """One classifier of the heads that `ensemble` was fitted on."""
     pool, columns = ensemble.pool_, _answered(task)
     factors = [weight * scale for weight, scale in zip(pool.weights, pool.scale)]

@@ -20,8 +20,8 @@ tried and what it gives: docs/refinement.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Refinement:
     class_balance: np.ndarray
     domain_balance: np.ndarray
     classes_present: int
-    decisions: Dict[str, dict] = field(default_factory=dict)
+    decisions: dict[str, dict] = field(default_factory=dict)
 
     def record(self) -> dict:
         """What a run keeps, JSON-able."""
@@ -84,15 +84,15 @@ class ClassWeights:
     concentration: float
     full: float
     present: int
-    shares: Optional[np.ndarray] = None
+    shares: np.ndarray | None = None
 
-    def log_weights(self, assignments: np.ndarray, own: Optional[np.ndarray]) -> np.ndarray:
+    def log_weights(self, assignments: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         """w of rows with assignments `own` (n, K) among the set's u (N, K); None: w (K,) of one that is not in it."""
         mass = assignments.sum(axis=0, dtype=np.float64).astype(np.float32)
         others = (mass if own is None else np.maximum(mass - own, 0)) + np.float32(self.concentration)
         return np.log(others / (others + np.float32(self.full)))
 
-    def of_guests(self, probs: np.ndarray) -> Tuple[Union[np.ndarray, float], np.ndarray]:
+    def of_guests(self, probs: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
         """w (K,) of one that is not in the set with answers `probs` (N, K), and these with weights."""
         if self.shares is None and not self.sparse:
             return 0.0, probs
@@ -157,7 +157,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
 
 
-def checked(probs: np.ndarray, features: np.ndarray, task: Task) -> Tuple[np.ndarray, np.ndarray]:
+def checked(probs: np.ndarray, features: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """probs (N, K) and features (N, D) in float32.
 
     Raises:
@@ -186,7 +186,7 @@ def one_less(labels: np.ndarray) -> np.ndarray:
     return np.sort(np.delete(order, first))
 
 
-def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> Tuple[np.ndarray, ...]:
+def _guests(features: np.ndarray, fold: HeldOutFold, weights: ClassWeights) -> tuple[np.ndarray, ...]:
     """A fold's shots refined as one more image each, by the images alone: guests may outnumber them.
 
     Returns start (G, K) with class weights, e (G, K) and a (G, K) of the guests.
@@ -229,12 +229,12 @@ class SetEvidence:
         self.means = matmul(means.astype(np.float32), self.whiten)
         self.shot_means = matmul((shot_sums / self.shot_counts[:, None]).astype(np.float32), self.whiten)
 
-    def __call__(self, rows: slice) -> Tuple[np.ndarray, np.ndarray]:
+    def __call__(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """e (n, K) and a (n, K) of the set's own rows."""
         return (self.distances(self.x[rows], self.assignments[rows]),
                 self.agreement(self.unit[rows], np.arange(len(self.x))[rows]))
 
-    def of_guests(self, features: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def of_guests(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """e (G, K) and a (G, K) of rows that are not in the set."""
         x = matmul(features - self.centre, self.whiten)
         return self.distances(x, np.float32(0)), self.agreement(unit_rows(x))
@@ -248,7 +248,7 @@ class SetEvidence:
         new = squared_distances(x, self.means) * (counts / others) ** 2 / (1 + 1 / known)
         return -0.5 * new + 0.5 * TAKEN_BACK * squared_distances(x, self.shot_means) / (1 + 1 / shot_counts)
 
-    def agreement(self, unit: np.ndarray, numbers: Optional[np.ndarray] = None) -> np.ndarray:
+    def agreement(self, unit: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
         """a (n, K) of whitened unit rows; `numbers`: where they stand in the set, or they would agree with themselves.
 
         0 where a class has one image.
@@ -257,7 +257,7 @@ class SetEvidence:
 
 
 def agreement(unit: np.ndarray, others: np.ndarray, assignments: np.ndarray, neighbours: int,
-              numbers: Optional[np.ndarray] = None) -> np.ndarray:
+              numbers: np.ndarray | None = None) -> np.ndarray:
     """sum of cos(x_n, x_m) u_mk over the nearest m: rows (n, D), others (N, D), u (N, K) -> (n, K).
 
     numbers: where the rows stand among the others, or they would agree with themselves.
@@ -281,8 +281,8 @@ def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.maximum((x ** 2).sum(axis=1, keepdims=True) - 2 * product + (means ** 2).sum(axis=1), 0)
 
 
-def choose_class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold] = (), seen: Optional[np.ndarray] = None
-                         ) -> Tuple[ClassWeights, Dict[str, dict]]:
+def choose_class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold] = (), seen: np.ndarray | None = None
+                         ) -> tuple[ClassWeights, dict[str, dict]]:
     """Whether most classes are absent or all are equally frequent, and the decision for the record.
 
     Answers to shots that were left out say how unequal classes look to this classifier that are not. Classes count
@@ -308,7 +308,7 @@ def choose_class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold] = (), s
                                  "sparse": sparse, **found, "why": why}}
 
 
-def _presence(probs: np.ndarray) -> Tuple[float, Dict[str, float], int]:
+def _presence(probs: np.ndarray) -> tuple[float, dict[str, float], int]:
     """alpha, its gains (`choose_concentration`) and how many classes then receive half an image or more."""
     concentration, gains = choose_concentration(probs)
     settled = probs
@@ -321,7 +321,7 @@ def _presence(probs: np.ndarray) -> Tuple[float, Dict[str, float], int]:
     return concentration, gains, int((settled.sum(axis=0, dtype=np.float64) >= 0.5).sum())
 
 
-def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
+def choose_concentration(probs: np.ndarray) -> tuple[float, dict[str, float]]:
     """alpha by the likelihood of held-out images: (alpha, {alpha: gain over equal weights in nats an image}).
 
     The images are halved; class proportions estimated on one half under Dirichlet(alpha), by variational Bayes,
@@ -330,7 +330,7 @@ def choose_concentration(probs: np.ndarray) -> Tuple[float, Dict[str, float]]:
     rng = np.random.default_rng(0)
     order = rng.permutation(len(probs))[:SAMPLE]
     halves = [probs[order[0::2]], probs[order[1::2]]]
-    scores: Dict[float, list] = {a: [] for a in CONCENTRATIONS}
+    scores: dict[float, list] = {a: [] for a in CONCENTRATIONS}
     for mine, other in (halves, halves[::-1]):
         weights = np.full(probs.shape[1], 1 / probs.shape[1])
         for a in CONCENTRATIONS:  # from equal to sparse, each starting from the one before
@@ -356,7 +356,7 @@ def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tu
     return weights, mass / (num_classes * a + len(probs))
 
 
-def distinct(features: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:
+def distinct(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """First row of each distinct image, in order, and which of them each row copies (None: no copies)."""
     rows = np.ascontiguousarray(features).view(np.dtype((np.void, features.dtype.itemsize * features.shape[1])))
     _, first, inverse = np.unique(rows[:, 0], return_index=True, return_inverse=True)
@@ -383,7 +383,7 @@ def keep_ranking(start: np.ndarray, refined: np.ndarray) -> np.ndarray:
     return result
 
 
-def blocks(rows: int, size: int = BLOCK) -> List[slice]:
+def blocks(rows: int, size: int = BLOCK) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
@@ -408,6 +408,6 @@ def too_few(probs: np.ndarray, distinct_images: int, task: Task) -> Refinement:
     return unrefined(probs, task, {"size": {"why": why}})
 
 
-def _number(value: float) -> Optional[float]:
+def _number(value: float) -> float | None:
     """JSON has no infinity: None."""
     return float(value) if np.isfinite(value) else None

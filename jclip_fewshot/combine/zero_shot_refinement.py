@@ -18,8 +18,6 @@ class nothing is done; behind the first answer zero-shot's order stays. Related 
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax
@@ -72,7 +70,7 @@ def refine_zero_shot(probs: np.ndarray, features: np.ndarray, task: Task, least_
 
 
 def _rounds(start: np.ndarray, features: np.ndarray, text: np.ndarray,
-            least_images: float = 0.0) -> Tuple[Optional[np.ndarray], dict]:
+            least_images: float = 0.0) -> tuple[np.ndarray | None, dict]:
     """The fixed point's rounds from ln p (N, K): u (N, K), None where nothing is done; and what was found."""
     assignments, moved, kappa = softmax(start), [], KAPPA
     # half of the images gain nothing from the proportions of the other half: all classes are there alike

@@ -15,9 +15,9 @@ Mistakes in the files are the user's: each raises UserError and says where it is
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Dict, Iterable, List, Optional, Sequence
 
 from jclip_fewshot.data.listing import (
     CONTEST_SUFFIXES,
@@ -58,10 +58,10 @@ class Contest:
     """
 
     root: Path
-    class_names: List[str]
-    domains: List[str]
-    train: List[LabelledPath]
-    notes: List[str] = field(default_factory=list)
+    class_names: list[str]
+    domains: list[str]
+    train: list[LabelledPath]
+    notes: list[str] = field(default_factory=list)
     plain: bool = False
 
 
@@ -79,12 +79,12 @@ class TestSet:
     __test__ = False  # pytest: no test class
 
     folder: Path
-    names: List[str]
-    files: List[str]
+    names: list[str]
+    files: list[str]
     ignored: int
 
     @property
-    def paths(self) -> List[Path]:
+    def paths(self) -> list[Path]:
         """Where each one is."""
         return [self.folder / name for name in self.names]
 
@@ -95,7 +95,7 @@ def domain_of(class_name: str) -> str:
     return domain if underscore else ""
 
 
-def domains_of(class_names: Sequence[str]) -> List[str]:
+def domains_of(class_names: Sequence[str]) -> list[str]:
     """The domain of each class where nothing but the names is known (a feature suite, a list of names).
 
     The part before the first underscore, where for *every* class that is a domain which prompts/ has templates for:
@@ -105,7 +105,7 @@ def domains_of(class_names: Sequence[str]) -> List[str]:
     return domains if set(domains) <= known_domains() else [""] * len(domains)
 
 
-def _listed_domains(class_names: Sequence[str], train: Sequence[LabelledPath]) -> List[str]:
+def _listed_domains(class_names: Sequence[str], train: Sequence[LabelledPath]) -> list[str]:
     """The domains in the contest's layout: Animal_Bear is of Animal where its images lie in Animal/Bear/.
 
     Classes without an image go by their names, if the layout shows domains for all others, or for one of that name.
@@ -169,7 +169,7 @@ def read_contest(root: PathLike, board: str = "A", domains: bool = False,
     return Contest(root, class_names, named, train, notes)
 
 
-def read_classes(root: PathLike, board: str = "A") -> List[str]:
+def read_classes(root: PathLike, board: str = "A") -> list[str]:
     """The raw class names by id: from the board's class list, or the folders of a plain tree.
 
     Raises:
@@ -243,7 +243,7 @@ def test_images(root: PathLike, split: str = "A") -> TestSet:
 test_images.__test__ = False  # pytest: no test function
 
 
-def read_labels(contest: Contest, split: str = "A") -> Optional[Dict[str, int]]:
+def read_labels(contest: Contest, split: str = "A") -> dict[str, int] | None:
     """The known answers of a split, test image to class id; None where there are none.
 
     They stand in labels_<folder>.txt in the data folder (`image_1.jpg 14`), or are given by the folders of a
@@ -269,7 +269,7 @@ def read_labels(contest: Contest, split: str = "A") -> Optional[Dict[str, int]]:
     return None if None in labels.values() else labels
 
 
-def by_class(rows: Iterable[LabelledPath]) -> List[LabelledPath]:
+def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
     """Sorted by class id, then by natural order of the path."""
     return sorted(rows, key=lambda row: (row[1], natural_key(row[0])))
 

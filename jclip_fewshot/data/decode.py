@@ -32,8 +32,9 @@ import sys
 import tempfile
 import warnings
 from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -76,7 +77,7 @@ class Done(NamedTuple):
     reason: str
 
 
-def open_image(data: bytes, shrink_to: int = 0) -> Tuple[Image.Image, Tuple[int, int]]:
+def open_image(data: bytes, shrink_to: int = 0) -> tuple[Image.Image, tuple[int, int]]:
     """Decodes one image; returns it and its true (width, height). Raises whatever Pillow raises.
 
     With `shrink_to` libjpeg may shrink a JPEG by 2, 4 or 8 while decoding, as long as both sides keep that
@@ -156,7 +157,7 @@ def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Im
         yield random_view(image, recipe.size, rng)
 
 
-def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
+def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
     """Fills out (V, R, R, 3) uint8 from a file, or only reads its digest. No bad file makes it raise."""
     digest = bytes(DIGEST_BYTES)
     try:
@@ -178,7 +179,7 @@ def decode(path: str, recipe: Recipe, out: Optional[np.ndarray]) -> Done:
         return _failed(digest, _reason(error), out)
 
 
-def _failed(digest: bytes, reason: str, out: Optional[np.ndarray]) -> Done:
+def _failed(digest: bytes, reason: str, out: np.ndarray | None) -> Done:
     if out is not None:
         out[:] = 0
     return Done(digest, reason)
@@ -199,7 +200,7 @@ def _reason(error: Exception) -> str:
 class _Shared:
     """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
 
-    def __init__(self, fd: int, batch_shape: Tuple[int, ...], workers: int):
+    def __init__(self, fd: int, batch_shape: tuple[int, ...], workers: int):
         shape = (BUFFERS,) + tuple(batch_shape)
         if os.fstat(fd).st_size == 0:
             os.ftruncate(fd, 8 * workers + math.prod(shape))
@@ -250,13 +251,13 @@ class Decoder:
         self.recipe = recipe
         self.batch_images = batch_images
         self.batch_shape = (batch_images, max(1, recipe.views), recipe.size, recipe.size, 3)
-        self.workers: List[subprocess.Popen] = []
+        self.workers: list[subprocess.Popen] = []
         self._waiting: deque = deque()  # packets that the task socket has not taken yet
         self._done = {}  # index -> Done
         if workers > 0:
             self._start(workers)
 
-    def __enter__(self) -> "Decoder":
+    def __enter__(self) -> Decoder:
         return self
 
     def __exit__(self, *_) -> None:
@@ -296,7 +297,7 @@ class Decoder:
             worker.wait()
         self.workers = []
 
-    def digests(self, indices: Sequence[int]) -> Iterator[Tuple[int, Done]]:
+    def digests(self, indices: Sequence[int]) -> Iterator[tuple[int, Done]]:
         """(index, Done) of each file by its bytes alone, nothing decoded; in no particular order."""
         if not self.workers:
             for index in indices:
@@ -310,7 +311,7 @@ class Decoder:
                 left -= 1
                 yield self._done.popitem()
 
-    def batches(self, indices: Sequence[int]) -> Iterator[Tuple[List[int], np.ndarray, List[Done]]]:
+    def batches(self, indices: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray, list[Done]]]:
         """(indices, pixels, results) a batch, in the order asked for."""
         size = self.batch_images
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]

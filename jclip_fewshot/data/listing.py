@@ -6,13 +6,14 @@ Mistakes in them are the user's: each raises UserError and says where it is.
 import os
 import re
 import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Union
 
 from jclip_fewshot.errors import UserError, shown
 
 PathLike = Union[str, Path]
-LabelledPath = Tuple[str, int]  # path below the data folder, with "/", and class id
+LabelledPath = tuple[str, int]  # path below the data folder, with "/", and class id
 
 CONTEST_SUFFIXES = (".jpg", ".jpeg")
 TREE_SUFFIXES = (*CONTEST_SUFFIXES, ".png", ".webp", ".bmp")
@@ -23,14 +24,14 @@ MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and ref
 
 def natural_key(name: str) -> tuple:
     """Sorts digits by their value: image_2.jpg before image_10.jpg; a total order."""
-    pieces: List = re.split(r"([0-9]+)", name)
+    pieces: list = re.split(r"([0-9]+)", name)
     for place in range(1, len(pieces), 2):
         digits = pieces[place].lstrip("0")
         pieces[place] = len(digits), digits  # orders as the number does, however long it is
     return pieces, name
 
 
-def count_of(number: int, word: str, words: Optional[str] = None) -> str:
+def count_of(number: int, word: str, words: str | None = None) -> str:
     """"1 image", "2 images"."""
     return f"{number} {word if number == 1 else words or word + 's'}"
 
@@ -45,7 +46,7 @@ def kinds_of(suffixes: Sequence[str]) -> str:
     return ", ".join(suffixes[:-1]) + " or " + suffixes[-1]
 
 
-def entries_of(folder: Path) -> Tuple[List[str], List[str], List[str]]:
+def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Names in a folder: files, folders, and what is neither (pipes, sockets, devices, which would hang a reader).
 
     Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
@@ -73,7 +74,7 @@ def entries_of(folder: Path) -> Tuple[List[str], List[str], List[str]]:
     return files, folders, others
 
 
-def images_of(folder: Path, suffixes: Sequence[str] = CONTEST_SUFFIXES) -> Tuple[List[str], int]:
+def images_of(folder: Path, suffixes: Sequence[str] = CONTEST_SUFFIXES) -> tuple[list[str], int]:
     """(image names in natural order, number of other files) of one folder."""
     files, _, others = entries_of(folder)
     images = [name for name in files if is_image(name, suffixes)]
@@ -81,7 +82,7 @@ def images_of(folder: Path, suffixes: Sequence[str] = CONTEST_SUFFIXES) -> Tuple
 
 
 def walk(top: Path, suffixes: Sequence[str], skip: Sequence[str] = (),
-         above: Tuple[Tuple[int, int], ...] = ()) -> Iterable[Tuple[Path, List[str], int]]:
+         above: tuple[tuple[int, int], ...] = ()) -> Iterable[tuple[Path, list[str], int]]:
     """(folder, image names, number of other files) of every folder from top down; hidden ones are left out.
 
     Raises:
@@ -120,7 +121,7 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def read_pairs(path: Path, form: str) -> List[Tuple[int, str, int]]:
+def read_pairs(path: Path, form: str) -> list[tuple[int, str, int]]:
     """(line number, text, id) of each line `text id`; the text may hold spaces; empty lines are skipped.
 
     Raises:
@@ -148,7 +149,7 @@ def read_pairs(path: Path, form: str) -> List[Tuple[int, str, int]]:
     return rows
 
 
-def read_labelled(path: Path, num_classes: int) -> List[Tuple[int, str, int]]:
+def read_labelled(path: Path, num_classes: int) -> list[tuple[int, str, int]]:
     """(line number, image path, class id) of each line of a list; ids checked against K."""
     rows = read_pairs(path, "<image path> <class id>")
     for number, _, label in rows:
@@ -157,9 +158,9 @@ def read_labelled(path: Path, num_classes: int) -> List[Tuple[int, str, int]]:
     return rows
 
 
-def require_present(root: Path, source: Path, listed: Iterable[Tuple[int, str]]) -> None:
+def require_present(root: Path, source: Path, listed: Iterable[tuple[int, str]]) -> None:
     """Every listed image must be a file below root. Lists each folder once: 181,729 stats would be slow."""
-    there: Dict[str, Optional[set]] = {}
+    there: dict[str, set | None] = {}
     absent = []
     for number, path in listed:
         parent, _, name = path.rpartition("/")

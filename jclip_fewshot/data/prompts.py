@@ -22,9 +22,9 @@ made by a rule: the domain goes, underscores become spaces, camel case is split.
 import functools
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.storage.files import shipped_folder
@@ -53,15 +53,15 @@ class Prompts:
         own_templates: raw class name to templates that take the place of its domain's.
     """
 
-    templates: Dict[str, List[str]]
-    names: Dict[str, Tuple[str, Optional[str]]] = field(default_factory=dict)
-    descriptions: Dict[str, List[str]] = field(default_factory=dict)
-    general: List[str] = field(default_factory=list)
-    own_templates: Dict[str, List[str]] = field(default_factory=dict)
+    templates: dict[str, list[str]]
+    names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    descriptions: dict[str, list[str]] = field(default_factory=dict)
+    general: list[str] = field(default_factory=list)
+    own_templates: dict[str, list[str]] = field(default_factory=dict)
 
 
-def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None,
-              ensemble: bool = True, descriptions: bool = True) -> List[str]:
+def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None,
+              ensemble: bool = True, descriptions: bool = True) -> list[str]:
     """The sentences that stand for a class: its domain's templates filled in, then its descriptions.
 
     Args:
@@ -88,9 +88,9 @@ def sentences(class_name: str, domain: Optional[str] = None, prompts: Optional[P
     return list(dict.fromkeys(filled))
 
 
-def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
-                    names: Union[str, Path] = "", templates: Union[str, Path] = "",
-                    prompt_set: str = BOTH, descriptions: Union[str, Path] = "") -> List[List[str]]:
+def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
+                    names: str | Path = "", templates: str | Path = "",
+                    prompt_set: str = BOTH, descriptions: str | Path = "") -> list[list[str]]:
     """The sentences of each class in a prompt set; the templates where a set of descriptions has none for a class.
 
     folder: with templates, names and descriptions; those that come with the package by default. descriptions: a file
@@ -120,14 +120,14 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
             for name, domain in zip(class_names, domains)]
 
 
-def described(class_name: str, domain: Optional[str], prompts: Prompts) -> List[str]:
+def described(class_name: str, domain: str | None, prompts: Prompts) -> list[str]:
     """A class's descriptions; one that does not name the class is led by its name, or it could be of anything."""
     name = name_and_article(class_name, domain, prompts)[0]
     return [sentence if name.lower() in sentence.lower() else f"{name}: {sentence}"
             for sentence in prompts.descriptions.get(class_name, [])]
 
 
-def _own_descriptions(path: Path, class_names: Sequence[str]) -> Dict[str, List[str]]:
+def _own_descriptions(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
     """A user's descriptions; every class in the file must be one of the task's."""
     found = _read_descriptions(path)
     if not found:
@@ -141,7 +141,7 @@ def _own_descriptions(path: Path, class_names: Sequence[str]) -> Dict[str, List[
 
 def require_different(class_names: Sequence[str]) -> None:
     """Raises UserError where two classes have one name."""
-    places: Dict[str, int] = {}
+    places: dict[str, int] = {}
     for place, name in enumerate(class_names):
         if name in places:
             raise UserError(f"the class name {name!r} stands at {places[name]} and at {place}; "
@@ -149,8 +149,8 @@ def require_different(class_names: Sequence[str]) -> None:
         places[name] = place
 
 
-def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
-                    names: Union[str, Path] = "") -> List[str]:
+def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
+                    names: str | Path = "") -> list[str]:
     """One sentence a class, always "a photo of a NAME.", as those methods have it that train a text tower.
 
     folder, names: as for `class_sentences`.
@@ -158,15 +158,15 @@ def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
     return [f"a photo of a {name}." for name in display_names(class_names, domains, folder, names)]
 
 
-def display_names(class_names: Sequence[str], domains: Sequence[str], folder: Union[str, Path, None] = None,
-                  names: Union[str, Path] = "") -> List[str]:
+def display_names(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
+                  names: str | Path = "") -> list[str]:
     """What to call each class. folder, names: as for `class_sentences`."""
     prompts = with_own_words(load(folder or None), class_names, names)
     return [display_name(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
-def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[str, Path] = "",
-                   templates: Union[str, Path] = "") -> Prompts:
+def with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
+                   templates: str | Path = "") -> Prompts:
     """The prompts with a user's names and templates in place of theirs.
 
     Raises:
@@ -177,8 +177,8 @@ def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[st
         _require_known(names, own, class_names)
         prompts = replace(prompts, names={**prompts.names, **own})
     if templates:
-        of_class: Dict[str, List[str]] = {}
-        of_all: List[str] = []
+        of_class: dict[str, list[str]] = {}
+        of_all: list[str] = []
         for number, line in _lines(Path(templates)):
             name, tab, template = line.rpartition("\t")
             (of_class.setdefault(name.strip(), []) if tab else of_all).append(_template(template, templates, number))
@@ -189,18 +189,18 @@ def with_own_words(prompts: Prompts, class_names: Sequence[str], names: Union[st
     return prompts
 
 
-def _require_known(file: Union[str, Path], found: Iterable[str], class_names: Sequence[str]) -> None:
+def _require_known(file: str | Path, found: Iterable[str], class_names: Sequence[str]) -> None:
     for name in found:
         if name not in class_names:
             raise UserError(f"{file}: {name!r} is no class of this data set{nearest(name, class_names)}")
 
 
-def display_name(class_name: str, domain: Optional[str] = None, prompts: Optional[Prompts] = None) -> str:
+def display_name(class_name: str, domain: str | None = None, prompts: Prompts | None = None) -> str:
     """What to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
     return name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
 
 
-def name_and_article(class_name: str, domain: Optional[str], prompts: Prompts) -> Tuple[str, str]:
+def name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> tuple[str, str]:
     """(name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
     name, article = prompts.names.get(class_name, (None, None))
     if name is None:
@@ -224,7 +224,7 @@ def indefinite_article(name: str) -> str:
     return "an" if VOWEL_SOUND.match(word) and not CONSONANT_SOUND.match(word) else "a"
 
 
-def fill(template: str, name: str, article: Optional[str] = None) -> str:
+def fill(template: str, name: str, article: str | None = None) -> str:
     """Puts a name into a template; `a {}` and `an {}` take the name with its own article.
 
     Args:
@@ -247,7 +247,7 @@ def builtin_folder() -> Path:
     return shipped_folder("prompt_data", "prompts")
 
 
-def load(folder: Union[str, Path, None] = None) -> Prompts:
+def load(folder: str | Path | None = None) -> Prompts:
     """Reads a prompts folder, by default the built-in one (once).
 
     Raises:
@@ -257,7 +257,7 @@ def load(folder: Union[str, Path, None] = None) -> Prompts:
     return _load_builtin() if folder is None else _load(Path(folder))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load_builtin() -> Prompts:
     return _load(builtin_folder())
 
@@ -270,7 +270,7 @@ def _load(folder: Path) -> Prompts:
         raise UserError(f"no templates in {folder / 'templates'}; it needs <domain>.txt or default.txt")
     table = folder / "class_names.tsv"
     names = _read_names(table) if table.is_file() else {}
-    descriptions: Dict[str, List[str]] = {}
+    descriptions: dict[str, list[str]] = {}
     for path in sorted((folder / "descriptions").glob("*.json")):
         for class_name, lines in _read_descriptions(path).items():
             if class_name in descriptions:
@@ -280,7 +280,7 @@ def _load(folder: Path) -> Prompts:
     return Prompts(templates, names, descriptions, _read_templates(general) if general.is_file() else [])
 
 
-def _read_templates(path: Path) -> List[str]:
+def _read_templates(path: Path) -> list[str]:
     templates = []
     for number, line in _lines(path):
         templates.append(_template(line, path, number))
@@ -289,7 +289,7 @@ def _read_templates(path: Path) -> List[str]:
     return templates
 
 
-def _template(line: str, path: Union[str, Path], number: int) -> str:
+def _template(line: str, path: str | Path, number: int) -> str:
     template = " ".join(line.split())
     rest = template.replace("{}", "")
     if "{}" not in template or "{" in rest or "}" in rest:
@@ -297,8 +297,8 @@ def _template(line: str, path: Union[str, Path], number: int) -> str:
     return template
 
 
-def _read_names(path: Path) -> Dict[str, Tuple[str, Optional[str]]]:
-    names: Dict[str, Tuple[str, Optional[str]]] = {}
+def _read_names(path: Path) -> dict[str, tuple[str, str | None]]:
+    names: dict[str, tuple[str, str | None]] = {}
     for number, line in _lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) not in (2, 3) or not all(cells) or cells[2:] and cells[2] not in ARTICLES:
@@ -310,8 +310,8 @@ def _read_names(path: Path) -> Dict[str, Tuple[str, Optional[str]]]:
     return names
 
 
-def _read_descriptions(path: Path) -> Dict[str, List[str]]:
-    def once(pairs: List[Tuple[str, object]]) -> dict:
+def _read_descriptions(path: Path) -> dict[str, list[str]]:
+    def once(pairs: list[tuple[str, object]]) -> dict:
         data = dict(pairs)
         if len(data) < len(pairs):
             twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
@@ -331,7 +331,7 @@ def _is_sentences(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(line, str) and line.strip() for line in value)
 
 
-def _lines(path: Path) -> Iterator[Tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             yield number, line.rstrip("\r")
@@ -346,12 +346,12 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def known_domains() -> FrozenSet[str]:
+def known_domains() -> frozenset[str]:
     """The domains that the built-in prompts have templates for."""
     return frozenset(load().templates) - {DEFAULT_DOMAIN}
 
 
-def _domain(class_name: str, domain: Optional[str]) -> str:
+def _domain(class_name: str, domain: str | None) -> str:
     if domain is not None:
         return domain
     prefix, underscore, _ = class_name.partition("_")

@@ -16,8 +16,9 @@ Letters: m images of one class's pool, k shots, K classes, D feature width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
+from typing import Protocol
 
 import numpy as np
 
@@ -33,16 +34,16 @@ class Source(Protocol):
     """What encodes images (features/sources.py)."""
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-               stage: str = "images") -> Tuple[np.ndarray, Dict[int, str]]:
+               stage: str = "images") -> tuple[np.ndarray, dict[int, str]]:
         """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
 
 
-def medoids(distance: np.ndarray, k: int) -> List[int]:
+def medoids(distance: np.ndarray, k: int) -> list[int]:
     """Indices of k medoids under an (m, m) distance matrix: greedy start, then swaps while they help."""
     m = len(distance)
     if m <= k:
         return list(range(m))
-    chosen: List[int] = []
+    chosen: list[int] = []
     nearest = np.full(m, np.inf)
     for _ in range(k):
         cost = np.minimum(distance, nearest[:, None]).sum(axis=0)
@@ -64,7 +65,7 @@ def medoids(distance: np.ndarray, k: int) -> List[int]:
     return sorted(chosen)
 
 
-def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> List[int]:
+def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> list[int]:
     """k of a class's (m, D) unit rows that stand for it, as sorted indices.
 
     text (K, D): every class's text row, to tell rows that are read as another class than `label`.
@@ -86,11 +87,11 @@ def standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
-def choose_representative(labelled: Sequence[Tuple[str, int]], rows: np.ndarray, text: np.ndarray,
-                          k: int) -> List[Tuple[str, int]]:
+def choose_representative(labelled: Sequence[tuple[str, int]], rows: np.ndarray, text: np.ndarray,
+                          k: int) -> list[tuple[str, int]]:
     """k images of each class from a pool: `labelled` (path, class id) with their (n, D) unit rows."""
     labels = np.array([label for _, label in labelled], np.int64)
-    chosen: List[Tuple[str, int]] = []
+    chosen: list[tuple[str, int]] = []
     for label in np.unique(labels):
         inside = np.flatnonzero(labels == label)
         chosen += [labelled[inside[i]] for i in representative(rows[inside], k, text, int(label))]
@@ -117,7 +118,7 @@ def caution(select: str, shot_list: str = "") -> str:
 
 
 def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
-           pool: int = 64, shot_list: str = "") -> List[LabelledPath]:
+           pool: int = 64, shot_list: str = "") -> list[LabelledPath]:
     """The shots of a run: a list, a seeded draw, or representative of a larger pool.
 
     source: encodes the pool, a seeded draw too. text (K, D): the classes' text rows.
@@ -144,7 +145,7 @@ def shortage(contest: Contest, shots: int) -> str:
 
 
 def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
-                 shot_list: Optional[PathLike] = None) -> List[LabelledPath]:
+                 shot_list: PathLike | None = None) -> list[LabelledPath]:
     """The training images to learn from: `shots` of every class that has any, sorted by class.
 
     The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
@@ -174,7 +175,7 @@ def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
     return draw_pool(contest, shots, seed)
 
 
-def draw_pool(contest: Contest, most: int, seed: int = 0) -> List[LabelledPath]:
+def draw_pool(contest: Contest, most: int, seed: int = 0) -> list[LabelledPath]:
     """Up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
     drawn = []
     for label, paths in enumerate(_paths_by_class(contest)):
@@ -183,14 +184,14 @@ def draw_pool(contest: Contest, most: int, seed: int = 0) -> List[LabelledPath]:
     return drawn
 
 
-def _paths_by_class(contest: Contest) -> List[List[str]]:
-    by_class: List[List[str]] = [[] for _ in contest.class_names]
+def _paths_by_class(contest: Contest) -> list[list[str]]:
+    by_class: list[list[str]] = [[] for _ in contest.class_names]
     for path, label in contest.train:
         by_class[label].append(path)
     return by_class
 
 
-def read_shot_list(path: PathLike, contest: Contest) -> List[LabelledPath]:
+def read_shot_list(path: PathLike, contest: Contest) -> list[LabelledPath]:
     """Reads chosen training images, `path label` a line, the path below the data folder.
 
     Raises:

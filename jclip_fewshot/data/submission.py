@@ -10,9 +10,9 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Container, Dict, Iterable, List, Optional, Sequence
 
 from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
@@ -27,8 +27,8 @@ MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million imag
 class ResultCheck:
     """What is wrong with a submission file, what is unusual but harmless, and how many lines it has."""
 
-    problems: List[str]
-    notes: List[str]
+    problems: list[str]
+    notes: list[str]
     lines: int
 
     @property
@@ -76,7 +76,7 @@ def _why_not(name: str) -> str:
     return ""
 
 
-def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ()) -> Optional[Path]:
+def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ()) -> Path | None:
     """Moves a file that equals none of `ours` out of the way, to result.previous.txt; returns where it lies now.
 
     older: digests (hex) of files that were ours and are gone. Nothing is lost: where that name is taken, a number is
@@ -101,7 +101,7 @@ def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ())
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
-                 num_classes: Optional[int] = None) -> Path:
+                 num_classes: int | None = None) -> Path:
     """Writes a submission in natural order, reads it back and checks it, and zips it beside.
 
     Both files are written whole or not at all, and the same result makes the same bytes. The archive holds
@@ -190,7 +190,7 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
 
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
     count = min(TOP, num_classes)
-    found: Dict[str, List[str]] = {}  # kind of problem -> its messages, in the order of the kinds' first one
+    found: dict[str, list[str]] = {}  # kind of problem -> its messages, in the order of the kinds' first one
 
     def problem(kind: str, message: str) -> None:
         found.setdefault(kind, []).append(message)
@@ -216,7 +216,7 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
         return ResultCheck(["the file is empty"], [], 0)
 
     known = set(names)
-    first: Dict[str, int] = {}
+    first: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             problem("empty", f"line {number} is empty")

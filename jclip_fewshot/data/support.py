@@ -9,15 +9,15 @@ Mistakes in the files are the user's to fix: each raises UserError and says wher
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 from jclip_fewshot.data.contest import by_class
 from jclip_fewshot.data.listing import TREE_SUFFIXES, LabelledPath, PathLike, kinds_of, natural_key, walk
 from jclip_fewshot.errors import UserError, nearest
 
 
-def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledPath]:
+def read_support(folder: PathLike, class_names: Sequence[str]) -> list[LabelledPath]:
     """(path, class id) of every image in a folder a class, sorted by class.
 
     Raises:
@@ -25,7 +25,7 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledP
     """
     folder = _existing(folder, "--support")
     ids = {name: label for label, name in enumerate(class_names)}
-    found: List[LabelledPath] = []
+    found: list[LabelledPath] = []
     for parent, images, _ in walk(folder, TREE_SUFFIXES):
         name = "_".join(parent.relative_to(folder).parts)
         if images and not name:
@@ -40,12 +40,12 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> List[LabelledP
     return by_class(found)
 
 
-def named_below(folder: PathLike, images: Sequence[LabelledPath]) -> List[LabelledPath]:
+def named_below(folder: PathLike, images: Sequence[LabelledPath]) -> list[LabelledPath]:
     """The images as a run's record calls them, support/<class>/<file>: a record names no path outside its data."""
     return [(f"support/{Path(os.path.relpath(path, folder)).as_posix()}", label) for path, label in images]
 
 
-def read_unlabelled(folder: PathLike) -> List[str]:
+def read_unlabelled(folder: PathLike) -> list[str]:
     """Paths of every image in a folder and below, in natural order.
 
     Raises:

@@ -5,7 +5,8 @@ Letters: B batch, R pixels a side, L tokens, W width of a tower, D feature width
 
 from __future__ import annotations
 
-from typing import Sequence, Union
+from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 

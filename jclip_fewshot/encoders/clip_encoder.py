@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Union
 
 import numpy as np
 
@@ -28,8 +28,8 @@ class ClipEncoder(Encoder):
     tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own.
     """
 
-    def __init__(self, model, name: str, weights_digest: str, batch_size: Optional[int] = None,
-                 tokenize: Optional[Callable[[Sequence[str]], np.ndarray]] = None) -> None:
+    def __init__(self, model, name: str, weights_digest: str, batch_size: int | None = None,
+                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> None:
         cuda = on_cuda()
         super().__init__(
             name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
@@ -66,10 +66,10 @@ class ClipEncoder(Encoder):
         return result
 
 
-def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None,
-                 download_root: Union[str, Path, None] = None, dtype: str = "float32",
-                 batch_size: Optional[int] = None, cache: Optional[FeatureCache] = None,
-                 tokenize: Optional[Callable[[Sequence[str]], np.ndarray]] = None) -> ClipEncoder:
+def open_encoder(name_or_path: str | Path, *, device: str | None = None,
+                 download_root: str | Path | None = None, dtype: str = "float32",
+                 batch_size: int | None = None, cache: FeatureCache | None = None,
+                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> ClipEncoder:
     """Loads a CLIP by name or checkpoint file.
 
     dtype: "float32", "float16" (CUDA), "bfloat16" (CPUs with AVX512_BF16), or "auto": float16 on CUDA; on the
@@ -94,12 +94,12 @@ def open_encoder(name_or_path: Union[str, Path], *, device: Optional[str] = None
     return encoder
 
 
-def normalize_on_device(pixels: np.ndarray) -> "jt.Var":
+def normalize_on_device(pixels: np.ndarray) -> jt.Var:
     """clip.preprocess.normalize, computed by Jittor: a quarter of the bytes go over the bus."""
     return ((jt.array(pixels).float32() / 255 - jt.array(MEAN)) / jt.array(STD)).transpose(0, 3, 1, 2)
 
 
-def file_digest(path: Path, cache: Optional[FeatureCache] = None) -> str:
+def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
     """BLAKE2b of a large file, remembered while the file stays as it is."""
     if cache is not None:
         digests, known, marks = cache.known_files([path])

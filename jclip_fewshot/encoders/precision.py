@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -19,7 +18,7 @@ VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least
 _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
 
-def bfloat16_holds(encoder, folder: Optional[Path] = None) -> bool:
+def bfloat16_holds(encoder, folder: Path | None = None) -> bool:
     """Whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
 
     False too where the processor is no faster by it. A few drawn images and sentences are encoded both ways, once for a
@@ -65,7 +64,7 @@ def drawn_images(size: int) -> np.ndarray:
     return np.stack(images).astype(np.uint8)
 
 
-def _read(file: Optional[Path]) -> dict:
+def _read(file: Path | None) -> dict:
     try:
         verdicts = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
         return {name: float(cosine) for name, cosine in verdicts.items()}

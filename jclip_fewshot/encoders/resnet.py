@@ -12,7 +12,6 @@ Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter si
 from __future__ import annotations
 
 import re
-from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -27,7 +26,7 @@ COUNTER = "num_batches_tracked"
 IMAGE_SIZE, CPU_BATCH, CUDA_BATCH = 224, 16, 128
 
 
-def tower_tensors(tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tower's tensors under torchvision's names, without prefix, classifier and counters.
 
     Raises:
@@ -45,13 +44,13 @@ def tower_tensors(tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
-def holds_resnet(tensors: Dict[str, np.ndarray]) -> bool:
+def holds_resnet(tensors: dict[str, np.ndarray]) -> bool:
     """Whether a checkpoint's tensors look like such a tower, whole or not."""
     return any(f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors
                for prefix in PREFIXES)
 
 
-def layout(tensors: Dict[str, np.ndarray]) -> Dict[str, Tuple[int, ...]]:
+def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the tower whose blocks and widths `tensors` tell.
 
     Raises:
@@ -82,14 +81,14 @@ def layout(tensors: Dict[str, np.ndarray]) -> Dict[str, Tuple[int, ...]]:
     return shapes
 
 
-def _norm(name: str, width: int) -> Dict[str, Tuple[int, ...]]:
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
 
 
 class ResNet:
     """The frozen tower: (B, 3, R, R) float32 -> (B, C)."""
 
-    def __init__(self, tensors: Dict[str, np.ndarray]) -> None:
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
         tensors = tower_tensors(tensors)
         expected = layout(tensors)
         for name, shape in expected.items():
@@ -109,7 +108,7 @@ class ResNet:
             if name.endswith("conv1.weight") or ".conv" in name or name.endswith("downsample.0.weight"):
                 self._fold(name[:-len(".weight")], tensors)
 
-    def _fold(self, conv: str, tensors: Dict[str, np.ndarray]) -> None:
+    def _fold(self, conv: str, tensors: dict[str, np.ndarray]) -> None:
         """A frozen batch norm is a scale and a shift: they go into the convolution before it."""
         norm = conv.replace("downsample.0", "downsample.1") if "downsample" in conv else \
             re.sub(r"conv(\d)$", r"bn\1", conv)
@@ -120,11 +119,11 @@ class ResNet:
         self._weights[conv] = jt.array(folded.astype(np.float32)).stop_grad()
         self._shifts[conv] = jt.array((bias - mean * scale).astype(np.float32).reshape(1, -1, 1, 1)).stop_grad()
 
-    def _conv(self, x: "jt.Var", name: str, stride: int = 1) -> "jt.Var":
+    def _conv(self, x: jt.Var, name: str, stride: int = 1) -> jt.Var:
         weight = self._weights[name]
         return jt.nn.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2) + self._shifts[name]
 
-    def __call__(self, images: "jt.Var") -> "jt.Var":
+    def __call__(self, images: jt.Var) -> jt.Var:
         x = jt.nn.relu(self._conv(images, "conv1", 2))
         x = jt.nn.max_pool2d(x, 3, 2, 1)
         for stage, blocks in enumerate(self.blocks, start=1):
@@ -143,8 +142,8 @@ class ImageEncoder(Encoder):
 
     has_text = False
 
-    def __init__(self, tensors: Dict[str, np.ndarray], name: str, weights_digest: str,
-                 batch_size: Optional[int] = None) -> None:
+    def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str,
+                 batch_size: int | None = None) -> None:
         self._tower = ResNet(tensors)
         cuda = on_cuda()
         super().__init__(name, weights_digest, "float32", IMAGE_SIZE, self._tower.width, 100.0,

@@ -30,7 +30,7 @@ def last_block(model: CLIP) -> int:
     return len(model.visual.transformer.resblocks) - 1
 
 
-def token_rows(model: CLIP, x: "jt.Var") -> "jt.Var":
+def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
     """x (B, L, W), the input of the last block -> (B, 3W)."""
     tokens = model.visual.transformer.resblocks[last_block(model)](x)
     tokens = model.visual.ln_post(tokens)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict
-
 import numpy as np
 
 from jclip_fewshot.backend import jt
@@ -19,7 +17,7 @@ class TunedEncoder(ClipEncoder):
     The model is shared with `base`: the tensors are in place while this encoder answers, and at no other time.
     """
 
-    def __init__(self, base: ClipEncoder, tensors: Dict[str, np.ndarray], name: str) -> None:
+    def __init__(self, base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> None:
         parts = [base.weights_digest.encode()]
         for key in sorted(tensors):
             parts += [key.encode(), np.ascontiguousarray(tensors[key], np.float32).tobytes()]

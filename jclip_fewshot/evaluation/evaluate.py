@@ -11,7 +11,6 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from jclip_fewshot.evaluation.memory import PeakMemory
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.heads.clip_dn import clip_dn_logits
+from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
 from jclip_fewshot.storage.records import read_json
@@ -32,14 +31,14 @@ EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
 Z95 = 1.96  # half of a normal 95 % interval, in standard errors
 
 
-def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> Tuple[Dict[str, np.ndarray], Dict[str, dict]]:
+def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Fits the pipeline on the suite's shots and applies every method to its test rows.
 
     Returns {method: (N, K) logits or probabilities} and {method: {"seconds", "megabytes"}}; a head's
     seconds hold its search, its folds and its logits, its megabytes the peak above what was in use before.
     """
-    logits: Dict[str, np.ndarray] = {}
-    costs: Dict[str, dict] = {}
+    logits: dict[str, np.ndarray] = {}
+    costs: dict[str, dict] = {}
     meter = PeakMemory()
 
     def done(name: str, seconds: float) -> None:
@@ -92,7 +91,7 @@ def without_labels(task, pipeline: Pipeline) -> dict:
     lafter_text: LaFTer's stage 1 on the text rows (needs no test row); clip_pr: CLIP-PR's head; zero_shot_refined: the
     project's own.
     """
-    from jclip_fewshot.tuning import clip_pr, lafter
+    from jclip_fewshot.methods.unlabelled import clip_pr, lafter
 
     def normalised(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
         return clip_dn_logits(features, task.text, features.mean(axis=0), scale=task.scale)
@@ -149,7 +148,7 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
     pipeline.fit(suite.task, lambda name, seconds: tell(name))
     answers = pipeline.answer(suite.features, refine="off")
     hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
-    accuracy: Dict[str, List[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
+    accuracy: dict[str, list[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
     for name, method in transductive(suite.task, pipeline).items():
         accuracy[name] = []
         for rows in drawn:
@@ -162,12 +161,12 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
             "seed": seed, "methods": methods, "accuracy": accuracy}
 
 
-def half_width(values: List[float]) -> float:
+def half_width(values: list[float]) -> float:
     """Half of the 95 % interval of the mean of `values`; 0 for fewer than two."""
     return float(Z95 * np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def bootstrap(correct: str, resamples: int, seed: int = 0) -> Tuple[float, float]:
+def bootstrap(correct: str, resamples: int, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the top-1 accuracy, in percent, by resampling the test rows."""
     hits = np.frombuffer(correct.encode(), np.uint8) - ord("0")
     # the number of hits among N rows drawn with replacement is binomial
@@ -176,7 +175,7 @@ def bootstrap(correct: str, resamples: int, seed: int = 0) -> Tuple[float, float
     return float(low), float(high)
 
 
-def bootstrap_mean(values: List[float], resamples: int, seed: int = 0) -> Tuple[float, float]:
+def bootstrap_mean(values: list[float], resamples: int, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of `values` by resampling them: of the tasks' top-1."""
     rng, means = np.random.default_rng(seed), np.empty(resamples)
     for place in range(resamples):
@@ -185,14 +184,14 @@ def bootstrap_mean(values: List[float], resamples: int, seed: int = 0) -> Tuple[
     return float(low), float(high)
 
 
-def intervals(results: dict, resamples: int) -> Dict[str, Tuple[float, float]]:
+def intervals(results: dict, resamples: int) -> dict[str, tuple[float, float]]:
     """Each method's 95 % interval of the top-1, from `evaluate` or `evaluate_tasks`."""
     if "accuracy" in results:
         return {name: bootstrap_mean(values, resamples) for name, values in results["accuracy"].items()}
     return {name: bootstrap(correct, resamples) for name, correct in results["correct"].items()}
 
 
-def mcnemar(ours: str, theirs: str) -> Tuple[int, int, float]:
+def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
     """(rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
 
     McNemar 1947: without a difference, each row in which just one is right is a fair coin.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int]
     return lines
 
 
-def truth_of(labels: Dict[str, int], names: Sequence[str]) -> np.ndarray:
+def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
     """The known answers in the order of `names`, (N,).
 
     Raises:
@@ -73,14 +73,14 @@ def percent(hits: np.ndarray) -> float:
     return float(100 * np.mean(hits)) if len(hits) else 0.0
 
 
-def score_methods(answers: Dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
-                  domains: Sequence[str]) -> Dict[str, dict]:
+def score_methods(answers: dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
+                  domains: Sequence[str]) -> dict[str, dict]:
     """{method: score} of {method: (R, K) logits or probabilities of the readable images} against (N,) labels."""
     return {name: score(with_unreadable(best_classes(answer), answer, readable, len(truth)), truth, domains)
             for name, answer in answers.items()}
 
 
-def refining_gain(scores: Dict[str, dict]) -> Optional[Tuple[float, float]]:
+def refining_gain(scores: dict[str, dict]) -> tuple[float, float] | None:
     """Top-1 before and after the refinement; None where the set was not refined, or a score is missing."""
     before = "ensemble_tuned" if "ensemble_tuned" in scores else "ensemble"  # what the refinement started from
     if before not in scores or "ensemble_refined" not in scores:
@@ -88,7 +88,7 @@ def refining_gain(scores: Dict[str, dict]) -> Optional[Tuple[float, float]]:
     return scores[before]["top1"], scores["ensemble_refined"]["top1"]
 
 
-def gain_text(scores: Dict[str, dict]) -> str:
+def gain_text(scores: dict[str, dict]) -> str:
     """A line that says what refining the set did, and how to go without; "" where it was not refined."""
     found = refining_gain(scores)
     if found is None:
@@ -100,8 +100,8 @@ def gain_text(scores: Dict[str, dict]) -> str:
     return filled(said) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[int] = None,
-          width: Optional[int] = None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None,
+          width: int | None = None) -> str:
     """Columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
 
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
@@ -128,20 +128,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: Optional[i
     return "\n".join(text)
 
 
-def _widths(rows: Sequence[Sequence[str]], shown: int) -> List[int]:
+def _widths(rows: Sequence[Sequence[str]], shown: int) -> list[int]:
     return [max(len(row[i]) for row in rows) for i in range(shown)]
 
 
-def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: Optional[int] = None,
-           heads: Optional[Sequence[Sequence[str]]] = None) -> int:
+def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: int | None = None,
+           heads: Sequence[Sequence[str]] | None = None) -> int:
     """Width of a table: of all columns under a header of one line, or of the first `shown` under `heads`."""
     widths = _widths([*(heads or [header]), *rows], shown or len(header))
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def score_table(methods: Dict[str, dict]) -> str:
+def score_table(methods: dict[str, dict]) -> str:
     """A row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
-    domains: List[str] = list(dict.fromkeys(domain for scores in methods.values() for domain in scores["domains"]))
+    domains: list[str] = list(dict.fromkeys(domain for scores in methods.values() for domain in scores["domains"]))
     if len(domains) < 2:
         domains = []  # one domain says what the total says
     extra = [key for key in ("seconds", "megabytes") if any(key in scores for scores in methods.values())]
@@ -155,7 +155,7 @@ def score_table(methods: Dict[str, dict]) -> str:
     return table(header, rows, keep=4)
 
 
-def settings_table(settings: Dict[str, dict]) -> str:
+def settings_table(settings: dict[str, dict]) -> str:
     """A row a method: its cross-validated top-1 and what it chose on the shots."""
     rows = []
     for name, chosen in settings.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Union
 
 import numpy as np
 
@@ -27,8 +26,8 @@ class Suite:
     task: Task
     features: np.ndarray  # (N, D) unit rows
     labels: np.ndarray  # (N,)
-    classes: List[str]  # (K,)
-    domains: List[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
+    classes: list[str]  # (K,)
+    domains: list[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
 
 
 def with_shots(suite: Suite, shots: int) -> Suite:
@@ -36,7 +35,7 @@ def with_shots(suite: Suite, shots: int) -> Suite:
     return replace(suite, task=suite.task.take(fold_of_shots(suite.task.labels) < shots))
 
 
-def load_suite(path: Union[str, Path]) -> Suite:
+def load_suite(path: str | Path) -> Suite:
     """Reads a suite: train_x (S, D), train_y (S,), test_x (N, D), test_y (N,), text (K, D), classes (K,).
 
     Rows of any float type are normalised again.

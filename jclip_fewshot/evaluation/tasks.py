@@ -5,13 +5,11 @@ N test rows.  Every function takes the labels (N,) and a seed, and answers indic
 
 from __future__ import annotations
 
-from typing import List, Optional
-
 import numpy as np
 
 
 def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
-               seed: int = 0) -> List[np.ndarray]:
+               seed: int = 0) -> list[np.ndarray]:
     """The protocol of Martin et al. 2024: a task's rows, for every task.
 
     A task draws `classes` classes at random among those of the `num_classes` that have a test row, then
@@ -32,7 +30,7 @@ def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
     return drawn
 
 
-def long_tail(labels, seed: int = 0, ratio: float = 50.0, size: Optional[int] = None) -> np.ndarray:
+def long_tail(labels, seed: int = 0, ratio: float = 50.0, size: int | None = None) -> np.ndarray:
     """Rows whose class counts fall off exponentially from the first class to 1/ratio of it at the last.
 
     The order of the classes is drawn. Without `size` every class keeps its share of its own rows, at least

@@ -15,8 +15,8 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -30,26 +30,26 @@ from jclip_fewshot.data.shots import choose, draw_pool, shortage
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
 from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.methods.towers.plan import plan, tune_names, tuned_rows
 from jclip_fewshot.pipeline import Pipeline, head_names
 from jclip_fewshot.storage.arrays import save_json
 from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.tuning.plan import plan, tune_names, tuned_rows
 
 # Shares of board A's test set by domain, as the contest's participants count them.
 BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0.51}
 HELD_OUT_SEED = 1_000_003  # of the held-out draw: the same images whatever the shots' seed is
 
 
-def hold_out(contest: Contest, per_class: int, shots: int) -> Tuple[List[LabelledPath], Contest]:
+def hold_out(contest: Contest, per_class: int, shots: int) -> tuple[list[LabelledPath], Contest]:
     """Up to `per_class` labelled images of each class that leave it at least `shots`, and the contest without them.
 
     Raises:
         UserError: no class has an image to spare.
     """
-    counts: Dict[int, int] = {}
+    counts: dict[int, int] = {}
     for _, label in contest.train:
         counts[label] = counts.get(label, 0) + 1
-    taken: Dict[int, int] = {}
+    taken: dict[int, int] = {}
     held = []
     drawn = draw_pool(contest, per_class, HELD_OUT_SEED)
     for path, label in drawn:
@@ -63,7 +63,7 @@ def hold_out(contest: Contest, per_class: int, shots: int) -> Tuple[List[Labelle
     return held, dataclasses.replace(contest, train=rest)
 
 
-def domain_weights(domains: Sequence[str], mix: Dict[str, float]) -> Dict[str, float]:
+def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, float]:
     """The weights `mix` of those domains that are there, scaled to one."""
     weights = {domain: mix[domain] for domain in dict.fromkeys(domains) if domain in mix}
     if not weights:
@@ -71,14 +71,14 @@ def domain_weights(domains: Sequence[str], mix: Dict[str, float]) -> Dict[str, f
     return {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
 
 
-def mixed(scores: dict, mix: Dict[str, float]) -> dict:
+def mixed(scores: dict, mix: dict[str, float]) -> dict:
     """The totals as a mean over domains with the weights `mix`, those that are there scaled to one."""
     weights = domain_weights(list(scores["domains"]), mix)
     return {**scores, **{key: sum(weight * scores["domains"][domain][key] for domain, weight in weights.items())
                          for key in ("top1", "top5")}}
 
 
-def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: Optional[Dict[str, float]] = None) -> float:
+def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: dict[str, float] | None = None) -> float:
     """Standard error, in percent, that another draw of as many images would bring to the mean of `hits` (N,).
 
     √(p(1-p)/N); with `mix`, of the mean over domains with those weights, each domain an independent draw.
@@ -92,7 +92,7 @@ def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: Optional[Dic
                                for domain, weight in domain_weights(of_domain.tolist(), mix).items()))
 
 
-def parse_shots(text: str) -> List[int]:
+def parse_shots(text: str) -> list[int]:
     """"1,2,4" → [1, 2, 4].
 
     Raises:
@@ -111,11 +111,11 @@ class _Draw:
 
     count: int
     seed: int
-    shots: List[LabelledPath]
+    shots: list[LabelledPath]
     rows: np.ndarray
 
 
-def validate(settings: ValidateConfig) -> Optional[dict]:
+def validate(settings: ValidateConfig) -> dict | None:
     """Runs the pipeline for every number of shots and every seed.
 
     Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
@@ -152,7 +152,7 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
 
-    curve: Dict[int, Dict[str, dict]] = {count: {} for count in counts}
+    curve: dict[int, dict[str, dict]] = {count: {} for count in counts}
     of_domain = [domains[label] for label in labels]
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
@@ -181,14 +181,14 @@ def validate(settings: ValidateConfig) -> Optional[dict]:
             "same_shots": same}
 
 
-def mean_and_spread(values: List[float]) -> str:
+def mean_and_spread(values: list[float]) -> str:
     """`80.12 ± 0.34`: mean and standard deviation over the seeds; the mean alone for one."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def leaderboard(methods: Dict[str, dict]) -> str:
+def leaderboard(methods: dict[str, dict]) -> str:
     """A row a method: top-1 and top-5 with their spread over seeds, the images' sampling error, top-1 by domain."""
     domains = list(dict.fromkeys(domain for row in methods.values() for domain in row["domains"]))
     domains = domains if len(domains) > 1 else []
@@ -211,7 +211,7 @@ def spread_note(seeds: int, same: bool) -> str:
     return filled(said)
 
 
-def shot_curve(curve: Dict[int, Dict[str, dict]]) -> str:
+def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
     """A row a method, a column a number of shots: mean top-1 and its spread, empty where the method took no part."""
     names = dict.fromkeys(name for methods in sorted(curve.values(), key=len, reverse=True) for name in methods)
     rows = [[name] + [mean_and_spread(methods[name]["top1"]) if name in methods else "" for methods in curve.values()]

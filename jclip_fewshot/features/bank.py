@@ -12,7 +12,7 @@ Letters: S images, V views, L tokens, W width of the image tower.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,15 +53,15 @@ class Bank:
     image. class_tokens (K, L): a sentence a class, for what trains the text tower.
     """
 
-    def __init__(self, encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
-                 seed: int = 0, workers: Optional[int] = None, class_tokens: Optional[np.ndarray] = None) -> None:
+    def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
+                 seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
         self.class_tokens = class_tokens
-        self._at: Dict[Depth, Views] = {}
+        self._at: dict[Depth, Views] = {}
 
     @classmethod
-    def of_arrays(cls, encoder: Encoder, arrays: Dict[Depth, np.ndarray]) -> "Bank":
+    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Bank:
         """A bank of given numbers: {depth: (S, V, *shape)}."""
         bank = cls(encoder, [])
         bank._at = {depth: Views(list(array)) for depth, array in arrays.items()}
@@ -97,10 +97,10 @@ class Bank:
             parts = [_file_digest(self.paths[i]) for i in images]
         return content_digest(f"{self._views} {self._seed} ".encode() + b"".join(parts)).hex()
 
-    def _encoded(self, depth: Depth) -> List[np.ndarray]:
+    def _encoded(self, depth: Depth) -> list[np.ndarray]:
         shape = (max(1, self._views),) + self.encoder.shape_at(depth)
         step = max(1, CHUNK_BYTES // (4 * int(np.prod(shape))))
-        held: List[np.ndarray] = []
+        held: list[np.ndarray] = []
         for begin in range(0, len(self.paths), step):
             part = self.paths[begin:begin + step]
             rows, bad = encode_views(self.encoder, part, cache=self._cache, views=self._views, seed=self._seed,
@@ -111,8 +111,8 @@ class Bank:
                 held.extend(rows)
         return held if self._cache is None else self._mapped(depth, shape)
 
-    def _mapped(self, depth: Depth, shape: tuple) -> List[np.ndarray]:
-        rows: List[np.ndarray] = []
+    def _mapped(self, depth: Depth, shape: tuple) -> list[np.ndarray]:
+        rows: list[np.ndarray] = []
         store, digests, known = self._stored(depth)
         for index, row in enumerate(store.mapped(digests)):
             if row is None or not known[index]:  # changed since, or a cache that could not be written
@@ -123,7 +123,7 @@ class Bank:
                 rows.append(np.frombuffer(row, _kind(depth)).reshape(shape))
         return rows
 
-    def _stored(self, depth: Depth) -> Tuple[RowStore, np.ndarray, np.ndarray]:
+    def _stored(self, depth: Depth) -> tuple[RowStore, np.ndarray, np.ndarray]:
         """The rows of that depth in the cache, the images' keys in it (S, 2), and which of these are known, (S,)."""
         recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
         numbers = max(1, self._views) * int(np.prod(self.encoder.shape_at(depth)))

@@ -15,7 +15,7 @@ Letters: N images, V views an image, K classes, D feature width, R pixels a side
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,14 +34,14 @@ TEXT_STEP = 8  # the last texts are filled up to a multiple of this
 IMAGES_A_WORKER = 64  # fewer are decoded sooner than a worker starts
 FILES_A_WORKER = 512  # the same for reading alone
 
-Bad = Dict[int, str]
+Bad = dict[int, str]
 OnStart = Callable[[int], None]
 
 
-def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
-                  seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                  shard: Tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
-                  on_start: OnStart = lambda images: None) -> Tuple[np.ndarray, Bad]:
+def encode_images(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
+                  seed: int = 0, workers: int | None = None, draft: bool = False,
+                  shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
+                  on_start: OnStart = lambda images: None) -> tuple[np.ndarray, Bad]:
     """Feature rows of image files.
 
     paths: N files. cache: where rows are looked for and kept; None computes them all.
@@ -68,10 +68,10 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureC
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
-def encode_views(encoder: Encoder, paths: Sequence, *, cache: Optional[FeatureCache] = None, views: int = 0,
-                 seed: int = 0, workers: Optional[int] = None, draft: bool = False,
-                 shard: Tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
-                 on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> Tuple[np.ndarray, Bad]:
+def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
+                 seed: int = 0, workers: int | None = None, draft: bool = False,
+                 shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
+                 on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> tuple[np.ndarray, Bad]:
     """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
 
     depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
@@ -173,7 +173,7 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
 
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
-                 cache: Optional[FeatureCache] = None, unit: bool = True) -> np.ndarray:
+                 cache: FeatureCache | None = None, unit: bool = True) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
 
     sentences_by_class: K lists of at least one sentence. unit: False leaves the mean as long as it is; its product

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Union
+from typing import Any, Union
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ Images = Union[Picture, Sequence[Picture], np.ndarray]
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def pictures_or_rows(images: Images) -> Union[List[Picture], np.ndarray]:
+def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
     """A list of pictures, or rows (N, D) as they are.
 
     Raises:
@@ -54,7 +55,7 @@ def _is_picture(item: Any) -> bool:
 
 
 @contextlib.contextmanager
-def as_files(pictures: Sequence[Picture]) -> Iterator[List[str]]:
+def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
     """Paths of the pictures; those that are none are written without loss, and deleted at the end.
 
     Raises:
@@ -73,7 +74,7 @@ def as_files(pictures: Sequence[Picture]) -> Iterator[List[str]]:
         yield paths
 
 
-def _write(picture: Union[Image.Image, np.ndarray], path: str) -> None:
+def _write(picture: Image.Image | np.ndarray, path: str) -> None:
     if isinstance(picture, np.ndarray):
         try:
             picture = Image.fromarray(picture)

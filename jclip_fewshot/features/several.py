@@ -8,8 +8,8 @@ Letters: N images, K classes, D width of the joined rows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class SeveralSources:
             encoder.barrier = encoders[0].barrier  # under mpirun: one count of the points that all have come to
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
-               test_views: int = 1) -> Tuple[np.ndarray, Dict[int, str]]:
+               test_views: int = 1) -> tuple[np.ndarray, dict[int, str]]:
         """(N, D) unit rows of files below `root`, and why some could not be read by any of the encoders."""
         rows, bad = [], {}
         for part, source in zip(self.parts, self._sources):
@@ -76,7 +76,7 @@ class SeveralSources:
         return {**first, "others": others}
 
 
-def _named(parts: Sequence[Part]) -> Tuple[Part, ...]:
+def _named(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Names that differ: a second "model" becomes model-2."""
     seen: Counter = Counter()
     named = []

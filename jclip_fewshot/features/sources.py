@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Union
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class EncoderSource:
     Under mpirun each rank encodes a part of the images and finds the others' rows in the cache.
     """
 
-    def __init__(self, encoder: Encoder, cache: Optional[FeatureCache], workers: Optional[int], record: dict) -> None:
+    def __init__(self, encoder: Encoder, cache: FeatureCache | None, workers: int | None, record: dict) -> None:
         self._encoder = encoder
         self._cache = cache
         self._workers = workers
@@ -54,7 +55,7 @@ class EncoderSource:
         self._forecast_said = False
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
-               test_views: int = 1) -> Tuple[np.ndarray, Bad]:
+               test_views: int = 1) -> tuple[np.ndarray, Bad]:
         """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
 
         views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
@@ -70,7 +71,7 @@ class EncoderSource:
         return unit_rows(total), bad
 
     def _view(self, root: Path, paths: Sequence[str], views: int, seed: int, stage: str, view: int,
-              test_views: int) -> Tuple[np.ndarray, Bad]:
+              test_views: int) -> tuple[np.ndarray, Bad]:
         root = os.path.abspath(root)
 
         def forecast(images: int) -> None:
@@ -78,7 +79,7 @@ class EncoderSource:
                 self._forecast(stage, images, views if test_views == 1 else test_views - view)
                 self._forecast_said = True
 
-        def encode(shard: Tuple[int, int] = (0, 1)) -> Tuple[np.ndarray, Bad]:
+        def encode(shard: tuple[int, int] = (0, 1)) -> tuple[np.ndarray, Bad]:
             return encode_images(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache,
                                  views=views, seed=seed, workers=self._workers, stage=stage, shard=shard, view=view,
                                  on_start=forecast)
@@ -148,7 +149,7 @@ class EncoderSource:
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
                     seed=seed, workers=self._workers, class_tokens=tokens)
 
-    def under(self, make: Callable[[Encoder], Encoder]) -> "EncoderSource":
+    def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
         return EncoderSource(make(self._encoder), self._cache, self._workers, self._record)
 
@@ -158,7 +159,7 @@ class EncoderSource:
         return getattr(self._encoder, "model", None)
 
     @property
-    def fits(self) -> Optional[FitCache]:
+    def fits(self) -> FitCache | None:
         """Where finished trainings are kept: next to the cached rows."""
         return None if self._cache is None else FitCache(self._cache.folder / "fits")
 
@@ -176,7 +177,7 @@ class TableSource:
         self._given = given
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
-               test_views: int = 1) -> Tuple[np.ndarray, Bad]:
+               test_views: int = 1) -> tuple[np.ndarray, Bad]:
         """(N, D) unit rows of paths below the data folder."""
         return self._table.lookup(paths), {}
 
@@ -202,8 +203,8 @@ class TableSource:
 Source = Union[EncoderSource, TableSource, SeveralSources]
 
 
-def open_source(model: Union[str, Sequence[str]], weights: str, features: Union[str, Sequence[str]] = "",
-                features_extra: Union[str, Sequence[str]] = "", *, cache: str = "", batch_size: int = 0,
+def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
+                features_extra: str | Sequence[str] = "", *, cache: str = "", batch_size: int = 0,
                 workers: int = 0, precision: str = "auto") -> Source:
     """A source by what the flags of the same names say; several encoders where they name several.
 
@@ -215,14 +216,14 @@ def open_source(model: Union[str, Sequence[str]], weights: str, features: Union[
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
-    found: List[Union[EncoderSource, TableSource]] = [_table_source(file) for file in tables]
+    found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
     found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision)
                                 for name in models]
     found += [_table_source(file, with_text=False) for file in extra]
     return together(found)
 
 
-def listed(given: Union[str, Path, Sequence[str]]) -> List[str]:
+def listed(given: str | Path | Sequence[str]) -> list[str]:
     """What a flag that may be given several times says: a text, or several."""
     return [str(given)] if isinstance(given, (str, Path)) and str(given) else [str(one) for one in given]
 
@@ -231,7 +232,7 @@ def _table_source(file: str, with_text: bool = True) -> TableSource:
     return TableSource(FeatureTable.read(file, with_text), file_digest(Path(file)), file)
 
 
-def together(found: Sequence[Union[EncoderSource, TableSource]]) -> Source:
+def together(found: Sequence[EncoderSource | TableSource]) -> Source:
     """One source of several encoders, those with text first; one alone stays itself.
 
     Raises:
@@ -243,7 +244,7 @@ def together(found: Sequence[Union[EncoderSource, TableSource]]) -> Source:
     if not found[0].part.has_text:
         raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects "
                         "(--model, repeated)")
-    known: Dict[str, str] = {}
+    known: dict[str, str] = {}
     for source in found:
         digest = source.record().get("weights_digest") or source.record().get("features_digest", "")
         if digest in known:
@@ -252,7 +253,7 @@ def together(found: Sequence[Union[EncoderSource, TableSource]]) -> Source:
     return found[0] if len(found) == 1 else SeveralSources(found)
 
 
-def reopen_source(saved: dict, where: Dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
+def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
                   cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto") -> Source:
     """The source that a run was trained with.
 
@@ -321,7 +322,7 @@ def _encoder_source(model: str, weights: str, cache: str, batch_size: int, worke
     return EncoderSource(encoder, store, workers or None, record)
 
 
-def _opened(model: str, weights: str, precision: str, batch_size: Optional[int], cache: Optional[FeatureCache]
+def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None
             ) -> Encoder:
     """A CLIP, or else an image tower of torchvision's layout."""
     try:
@@ -338,9 +339,9 @@ def _opened(model: str, weights: str, precision: str, batch_size: Optional[int],
         raise UserError(f"{path}: {error}") from None
 
 
-def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]], skip_bad: bool, views: int = 0,
+def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]], skip_bad: bool, views: int = 0,
                   seed: int = 0, stage: str = "images", test_views: int = 1,
-                  what: str = "training image") -> Tuple[np.ndarray, List[Tuple[str, int]], Bad]:
+                  what: str = "training image") -> tuple[np.ndarray, list[tuple[str, int]], Bad]:
     """Feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
     what: to call one of them.
@@ -361,7 +362,7 @@ def labelled_rows(source: Source, root: Path, images: Sequence[Tuple[str, int]],
     return rows[kept], [images[i] for i in kept], bad
 
 
-def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> Tuple[np.ndarray, Bad]:
+def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> tuple[np.ndarray, Bad]:
     """Feature rows of a test set and why some images could not be read: {index: reason}, each named in a warning.
 
     views: test-time views of each image that are averaged.

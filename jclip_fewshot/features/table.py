@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -25,14 +25,14 @@ class FeatureTable:
     """
 
     file: Path
-    index: Dict[str, int]
+    index: dict[str, int]
     feature: np.ndarray             # (N, D) float32 unit rows
-    text: Optional[np.ndarray]      # (K, D) float32 unit rows
-    classes: Optional[List[str]]
+    text: np.ndarray | None      # (K, D) float32 unit rows
+    classes: list[str] | None
     with_text: bool = True
 
     @classmethod
-    def read(cls, file: Union[str, Path], with_text: bool = True) -> "FeatureTable":
+    def read(cls, file: str | Path, with_text: bool = True) -> FeatureTable:
         """Reads and checks a file. with_text: False for --features-extra, whose encoder has no text.
 
         Raises:

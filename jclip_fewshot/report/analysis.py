@@ -7,8 +7,9 @@ truth, guess (N,): class ids. The confidence of an answer is the probability of 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class ConfusedPair(NamedTuple):
         return len(self.as_second) + len(self.as_first)
 
 
-def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> List[ConfusedPair]:
+def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list[ConfusedPair]:
     """The pairs of classes that are taken for each other most often, both directions together, most first.
 
     In a pair the first class is the one that is misread more often.
@@ -48,7 +49,7 @@ def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> List
     return pairs
 
 
-def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> Dict[str, Dict[str, int]]:
+def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, int]]:
     """{domain of the true class: {domain of the first guess: images}}; `domains` names each class's domain."""
     of_class = np.array(domains)
     names = list(dict.fromkeys(domains))
@@ -56,7 +57,7 @@ def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str
             for name in names}
 
 
-def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> Tuple[np.ndarray, np.ndarray]:
+def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(top-1 of each class in percent, nan where no image is of it; images of each class), both (K,)."""
     counts = np.bincount(truth, minlength=num_classes)
     hits = np.bincount(truth[truth == guess], minlength=num_classes)
@@ -101,11 +102,11 @@ class Rejection(NamedTuple):
 
     threshold: float
     rejected: float
-    accuracy: Optional[float]
-    lost: Optional[float]
+    accuracy: float | None
+    lost: float | None
 
 
-def rejection(probs: np.ndarray, truth: Optional[np.ndarray], thresholds: Sequence[float]) -> List[Rejection]:
+def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
     """The cost of each threshold, in 0..1; at least one image."""
     confidence, rows = probs.max(axis=1), []
     for threshold in thresholds:
@@ -129,7 +130,7 @@ class Estimate(NamedTuple):
 
 
 def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[str],
-                      guess: np.ndarray) -> Optional[Estimate]:
+                      guess: np.ndarray) -> Estimate | None:
     """What a test set without labels should score, by shots that were answered by fits without them.
 
     probs (S, K), labels (S,): of the shots. Only shots with another one of their class count; None where there
@@ -174,7 +175,7 @@ def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
-                  labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+                  labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
 
     features (N, D), shots (S, D): unit rows; classes (N,), labels (S,): class ids.
@@ -188,8 +189,8 @@ def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
     return index, cosine
 
 
-def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: Optional[np.ndarray],
-                   task: Task) -> Dict[str, np.ndarray]:
+def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None,
+                   task: Task) -> dict[str, np.ndarray]:
     """What the report shows of nearest shots: of the class that was answered, and of the true one where it is known.
 
     rows (N, D), probs (N, K), truth (N,). Returns {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
@@ -202,13 +203,13 @@ def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: Optional[np.ndarr
     return arrays
 
 
-def parameter_count(encoder: Optional[int], arrays: Dict[str, np.ndarray]) -> Tuple[Dict[str, int], int]:
+def parameter_count(encoder: int | None, arrays: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
     """({head, or "ensemble": numbers it keeps}, the sum with the encoder's) of all that answers an image.
 
     encoder: its parameters, image and text; None where they are not recorded. Counted strictly: stored shots
     included. Copies of the text rows, which the encoder makes, are not counted again.
     """
-    sizes: Dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for key, array in arrays.items():
         part, _, rest = key.partition("/")
         name, _, field = rest.partition("/")
@@ -228,11 +229,11 @@ class AlphaBetaMap:
     alphas: np.ndarray
     betas: np.ndarray
     top1: np.ndarray
-    chosen: List[Tuple[str, float, float]]
+    chosen: list[tuple[str, float, float]]
     shots: int
 
 
-def alpha_beta_map(record: dict, arrays: Dict[str, np.ndarray]) -> Optional[AlphaBetaMap]:
+def alpha_beta_map(record: dict, arrays: dict[str, np.ndarray]) -> AlphaBetaMap | None:
     """The map that train.py left in the run's arrays; None where it left none."""
     settings = record["settings"].get("tip_adapter", {})
     there = all(f"alpha_beta/{key}" in arrays for key in ("alphas", "betas", "top1"))

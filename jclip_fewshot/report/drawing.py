@@ -12,9 +12,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, List
 
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
@@ -88,7 +88,7 @@ def style() -> Iterator[None]:
 def picture(name: str, alt: str, caption: str, draw: Callable[[bool], object]) -> Picture:
     """Draws both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
     import matplotlib.pyplot as plt
-    variants: List[Variant] = []
+    variants: list[Variant] = []
     png = io.BytesIO()
     with style():
         for wide in (True, False):

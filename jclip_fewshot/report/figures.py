@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def method_title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def _bounds(values: Sequence[float]) -> Tuple[float, float]:
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
     """Limits that hold the values with some room, within what percentages can be."""
     values = [value for value in values if np.isfinite(value)] or [0, 100]
     low, high = min(values), max(values)
@@ -54,14 +54,14 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length - 1].rstrip() + "…"
 
 
-def ladder(panels: Dict[str, Dict[str, float]], spread: Optional[Dict[str, float]] = None) -> Picture:
+def ladder(panels: dict[str, dict[str, float]], spread: dict[str, float] | None = None) -> Picture:
     """Top-1 of every method, step by step, against zero-shot.
 
     panels: {"" for the total, or a domain: {method: top-1 in percent}}. spread: of the total, in points.
     """
     methods, domains = list(panels[""]), [name for name in panels if name]
 
-    def rungs(ax, values: Dict[str, float], title: str, numbers: bool, names: bool) -> None:
+    def rungs(ax, values: dict[str, float], title: str, numbers: bool, names: bool) -> None:
         shown = [values.get(method, np.nan) for method in methods]
         base = values.get("zero_shot", shown[0])
         y = np.arange(len(methods))
@@ -115,11 +115,11 @@ def ladder(panels: Dict[str, Dict[str, float]], spread: Optional[Dict[str, float
     return picture("ladder", alt, caption, draw)
 
 
-def training_curves(histories: Dict[str, List[dict]], chosen: Dict[str, Optional[int]]) -> Picture:
+def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | None]) -> Picture:
     """Loss and top-1 by epoch of each trained head; `chosen` is the epoch that was kept."""
     names = list(histories)
 
-    def line(ax, history: List[dict], key: str, colour: str, style: str, label: str) -> None:
+    def line(ax, history: list[dict], key: str, colour: str, style: str, label: str) -> None:
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             ax.plot(*zip(*points), color=colour, linestyle=style, label=label,
@@ -254,7 +254,7 @@ def alpha_beta(found: AlphaBetaMap) -> Picture:
                    f"dark one. Marked: what the held-out log-loss chose ({chosen}); an arrow points off the map.", draw)
 
 
-def reliability(curves: Dict[str, Calibration], answers: Dict[str, np.ndarray], costs: Sequence[Rejection]) -> Picture:
+def reliability(curves: dict[str, Calibration], answers: dict[str, np.ndarray], costs: Sequence[Rejection]) -> Picture:
     """Right answers against confidence, how confident the first guesses are, and what rejecting the low ones costs.
 
     curves: {what answers: its calibration}, at most two; answers: {the same: (N,) probabilities}; costs: of the
@@ -303,7 +303,7 @@ def reliability(curves: Dict[str, Calibration], answers: Dict[str, np.ndarray], 
                    "the rest is right.", draw)
 
 
-def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
+def _histogram(ax, answers: dict[str, np.ndarray]) -> None:
     for i, (name, values) in enumerate(answers.items()):
         last = i == len(answers) - 1
         look = dict(histtype="stepfilled", color=BLUE, alpha=0.75, linewidth=0) if last else \
@@ -313,7 +313,7 @@ def _histogram(ax, answers: Dict[str, np.ndarray]) -> None:
     ax.grid(axis="y")
 
 
-def confidence(answers: Dict[str, np.ndarray]) -> Picture:
+def confidence(answers: dict[str, np.ndarray]) -> Picture:
     """How confident the first guesses are: {what answers: (N,) probabilities}, at most two."""
     def draw(wide: bool):
         figure = new_figure(wide, 260)
@@ -328,7 +328,7 @@ def confidence(answers: Dict[str, np.ndarray]) -> Picture:
                    "Images by the probability of their first guess.", draw)
 
 
-def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[np.ndarray],
+def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray | None,
                   domains: Sequence[str], names: Sequence[str]) -> Picture:
     """Images that a class gets, (K,), next to those that its share of the shots would give it, and the truth."""
     groups = {domain: [k for k in range(len(names)) if domains[k] == domain] for domain in dict.fromkeys(domains)}
@@ -366,7 +366,7 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: Optional[n
                    "is named.", draw)
 
 
-def shot_curve(curve: Dict[int, Dict[str, Tuple[float, float]]]) -> Picture:
+def shot_curve(curve: dict[int, dict[str, tuple[float, float]]]) -> Picture:
     """Mean top-1 and its standard deviation by shots a class: {shots: {method: (mean, deviation)}}.
 
     A method may be missing with few shots, and is drawn from where it is there.

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any, Callable, Dict, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report import figures
 
-Methods = Dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "domains": {domain: [...]}}}
+Methods = dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "domains": {domain: [...]}}}
 
 
-def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
+def leaderboard_page(draw: Callable[..., None], record: dict) -> dict[str, Any]:
     """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left.
 
     Raises:
         UserError: a record without scores.
     """
-    curve: Dict[int, Methods] = {int(count): methods for count, methods in record["curve"].items()}
+    curve: dict[int, Methods] = {int(count): methods for count, methods in record["curve"].items()}
     if not curve or not all(curve.values()):
         raise UserError("this validation holds no scores: validate again")
     counts = sorted(curve)
@@ -44,12 +45,12 @@ def leaderboard_page(draw: Callable[..., None], record: dict) -> Dict[str, Any]:
                  *((f"shots-{count}", f"{count}-shot") for count in counts[::-1]), ("run", "Run")]}
 
 
-def mean_and_deviation(values: Sequence[float]) -> Tuple[float, float]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """The standard deviation is 0 for one value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def mean_panels(methods: Methods) -> Dict[str, Dict[str, float]]:
+def mean_panels(methods: Methods) -> dict[str, dict[str, float]]:
     """{"" for the total, or a domain: {method: mean top-1}}; the total alone unless there are two domains."""
     panels = {"": {name: statistics.mean(row["top1"]) for name, row in methods.items()}}
     for domain in dict.fromkeys(domain for row in methods.values() for domain in row["domains"]):

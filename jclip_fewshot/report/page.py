@@ -10,8 +10,9 @@ carries it in full in `data-value`. Words: a class is *known* where a test image
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ SHOTS, MISTAKES = 8, 12  # images of a class that are shown at a click
 CURVES = ("loss", "train_top1", "held_out_loss", "held_out_top1")
 
 
-def write_report(run_folder: Union[str, Path], split: str = "", out: Union[str, Path, None] = None) -> Path:
+def write_report(run_folder: str | Path, split: str = "", out: str | Path | None = None) -> Path:
     """Writes the page and its pictures; returns the page's path.
 
     Args:
@@ -58,7 +59,7 @@ def write_report(run_folder: Union[str, Path], split: str = "", out: Union[str, 
     return target / PAGE
 
 
-def report_line(run_folder: Union[str, Path], split: str = "") -> str:
+def report_line(run_folder: str | Path, split: str = "") -> str:
     """What a command says at its end: where the report lies, or what is missing to write it."""
     try:
         import jinja2  # noqa: F401
@@ -78,7 +79,7 @@ class Page:
             raise UserError(f"the report needs jinja2: {INSTALL}")
         here = Path(__file__).parent
         self.draws = drawing.available()
-        self.pictures: Dict[str, Picture] = {}
+        self.pictures: dict[str, Picture] = {}
         thumbnails = Thumbnails()
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -104,10 +105,10 @@ class Page:
         return self._environment.get_template(template).render(context)
 
 
-def run_page(page: Page, run: Run) -> Dict[str, Any]:
+def run_page(page: Page, run: Run) -> dict[str, Any]:
     """What the page of a trained run shows, with its answers where it has any."""
     names = [plain_name(name, domain) for name, domain in zip(run.class_names, run.domains)]
-    context: Dict[str, Any] = {
+    context: dict[str, Any] = {
         "run": run, "record": run.record, "names": names, "answers": run.answers,
         "seen": len(set(run.shot_labels.tolist())), "learned": _learned(page, run), "sizes": _sizes(run),
         "stages": _stages(run), "versions": _versions(run.record), "scores": None, "estimate": None}
@@ -129,7 +130,7 @@ def run_page(page: Page, run: Run) -> Dict[str, Any]:
     return context
 
 
-def _scores(page: Page, scores: Dict[str, dict]) -> Optional[Dict[str, Any]]:
+def _scores(page: Page, scores: dict[str, dict]) -> dict[str, Any] | None:
     """The table of scores: {method: {column: top-1 ...}}; the best of each column; images by domain."""
     if not scores:
         return None
@@ -150,7 +151,7 @@ def _scores(page: Page, scores: Dict[str, dict]) -> Optional[Dict[str, Any]]:
             "images": {domain: inside["n"] for domain, inside in scores[final]["domains"].items()}}
 
 
-def _changes(answers: Answers) -> Optional[Dict[str, Any]]:
+def _changes(answers: Answers) -> dict[str, Any] | None:
     """What the refinement changed: all rows; where the truth is known, those for the better, for the worse, neither."""
     if not answers.refined:
         return None
@@ -161,19 +162,19 @@ def _changes(answers: Answers) -> Optional[Dict[str, Any]]:
     return {"rows": rows, "better": rows[~was & now], "worse": rows[was & ~now], "other": int((~was & ~now).sum())}
 
 
-def _confusions(run: Run) -> Dict[str, Any]:
+def _confusions(run: Run) -> dict[str, Any]:
     truth, guess = run.answers.truth, run.answers.guess
     by_domain = analysis.domain_confusion(truth, guess, run.domains)
     return {"pairs": analysis.confused_pairs(truth, guess), "counts": np.bincount(truth, minlength=len(run.domains)),
             "domains": by_domain if len(by_domain) > 1 else {}}
 
 
-def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
+def _classes(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
     """A row a class, the lowest top-1 first, with the images that are shown at a click."""
     answers, count = run.answers, len(names)
     confidence = answers.probs.max(axis=1)
     shots, predicted = (np.bincount(ids, minlength=count) for ids in (run.shot_labels, answers.guess))
-    known: List[int] = []
+    known: list[int] = []
     order, accuracy, images = np.argsort(-predicted, kind="stable"), np.full(count, np.nan), np.zeros(count, int)
     if answers.truth is not None:
         accuracy, images = analysis.class_accuracy(answers.truth, answers.guess, count)
@@ -182,7 +183,7 @@ def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
         if known:
             page.draw(figures.class_strip, accuracy, run.domains, names)
 
-    def shown(rows: np.ndarray, others: Optional[np.ndarray], word: str) -> Dict[str, Any]:
+    def shown(rows: np.ndarray, others: np.ndarray | None, word: str) -> dict[str, Any]:
         """At most MISTAKES images, the most confident first: where each lies, its name, what is said of it."""
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
         said = [f"{word} {names[others[row]]}, " if others is not None else "" for row in rows[:MISTAKES]]
@@ -208,13 +209,13 @@ def _classes(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
             "lowest": lowest, "low": accuracy[lowest[0]] if lowest else None}
 
 
-def _certainty(page: Page, answers: Answers) -> Optional[Dict[str, Any]]:
+def _certainty(page: Page, answers: Answers) -> dict[str, Any] | None:
     """Confidence and calibration of the ensemble and of what is submitted; None where no image could be read."""
     if not len(answers.probs):
         return None
     shown = {"ensemble": answers.before, **({"ensemble_refined": answers.probs} if answers.refined else {})}
     confidence = {name: probs.max(axis=1) for name, probs in shown.items()}
-    found: Dict[str, Any] = {
+    found: dict[str, Any] = {
         "means": {name: 100 * float(values.mean()) for name, values in confidence.items()},
         "low": int((answers.probs.max(axis=1) < 0.5).sum()), "bins": analysis.CALIBRATION_BINS,
         "rejections": analysis.rejection(answers.probs, answers.truth, (0.0, *analysis.THRESHOLDS)), "rows": {}}
@@ -229,7 +230,7 @@ def _certainty(page: Page, answers: Answers) -> Optional[Dict[str, Any]]:
     return found
 
 
-def _balance(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
+def _balance(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
     answers, domains = run.answers, np.array(run.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
@@ -242,7 +243,7 @@ def _balance(page: Page, run: Run, names: Sequence[str]) -> Dict[str, Any]:
     return {"rows": rows, "most": most, "never": [names[k] for k in np.flatnonzero(predicted == 0)]}
 
 
-def _learned(page: Page, run: Run) -> Dict[str, Any]:
+def _learned(page: Page, run: Run) -> dict[str, Any]:
     """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
     settings, record = run.record["settings"], run.record
     sizes, _ = analysis.parameter_count(None, run.arrays)
@@ -260,7 +261,7 @@ def _learned(page: Page, run: Run) -> Dict[str, Any]:
     return {"rows": rows, "last": {name: history[-1] for name, history in histories.items()}, "curves": CURVES}
 
 
-def _sizes(run: Run) -> Dict[str, Any]:
+def _sizes(run: Run) -> dict[str, Any]:
     counted = [encoder.get("parameters") for encoder in encoders_of(run.record["encoder"])]
     encoder = None if None in counted else sum(counted)  # one of unknown size: a sum would be too small
     sizes, total = analysis.parameter_count(encoder, run.arrays)
@@ -269,14 +270,14 @@ def _sizes(run: Run) -> Dict[str, Any]:
             "share": 100 * total / analysis.LIMIT, "limit": analysis.LIMIT // 10 ** 6}
 
 
-def _stages(run: Run) -> Dict[str, float]:
+def _stages(run: Run) -> dict[str, float]:
     trained = {f"train: {stage}": value for stage, value in run.record["seconds"].items()
                if not stage.startswith("head ")}
     tested = run.answers.record["seconds"] if run.answers else {}
     return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
 
 
-def _versions(record: dict) -> Dict[str, str]:
+def _versions(record: dict) -> dict[str, str]:
     """With the digests that tell one checkpoint, or one file of features, from another."""
     told = dict(record["versions"])
     for encoder in encoders_of(record["encoder"]):

@@ -9,9 +9,9 @@ import base64
 import io
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -52,12 +52,12 @@ class Answers:
 
     split: str
     record: dict
-    names: List[str]
-    paths: List[Optional[Path]]
+    names: list[str]
+    paths: list[Path | None]
     probs: np.ndarray
     before: np.ndarray
-    truth: Optional[np.ndarray]
-    nearest: Dict[str, np.ndarray]
+    truth: np.ndarray | None
+    nearest: dict[str, np.ndarray]
     refined: bool
 
     @property
@@ -72,9 +72,9 @@ class Run:
 
     folder: Path
     record: dict
-    arrays: Dict[str, np.ndarray]
-    shot_paths: List[Optional[Path]]
-    answers: Optional[Answers]
+    arrays: dict[str, np.ndarray]
+    shot_paths: list[Path | None]
+    answers: Answers | None
 
     @property
     def shot_labels(self) -> np.ndarray:
@@ -82,12 +82,12 @@ class Run:
         return self.arrays["shots/labels"]
 
     @property
-    def class_names(self) -> List[str]:
+    def class_names(self) -> list[str]:
         """Raw names, by id."""
         return self.record["classes"]
 
     @property
-    def domains(self) -> List[str]:
+    def domains(self) -> list[str]:
         """Each class's domain, by id."""
         return self.record["domains"]
 
@@ -96,7 +96,7 @@ class Run:
         return np.flatnonzero(self.shot_labels == label)
 
 
-def find_run(run: Union[str, Path], runs_folder: Union[str, Path]) -> Path:
+def find_run(run: str | Path, runs_folder: str | Path) -> Path:
     """`run`, or what was trained, tested or validated last under `runs_folder`.
 
     Raises:
@@ -162,7 +162,7 @@ def _read_answers(folder: Path, record: dict, split: str) -> Answers:
 
 
 def _images_and_truth(root: str, record: dict, split: str,
-                      names: Sequence[str]) -> Tuple[List[Optional[Path]], Optional[np.ndarray]]:
+                      names: Sequence[str]) -> tuple[list[Path | None], np.ndarray | None]:
     """Where the test images lie and their answers, as far as the data set is still there and the same."""
     try:
         tests = test_images(root, split)
@@ -196,17 +196,17 @@ class Thumbnails:
     MOST = 4000  # small ones in a page: 8 MB
 
     def __init__(self) -> None:
-        self._small: Dict[Path, Optional[int]] = {}
-        self._large: Dict[Path, Optional[str]] = {}
-        self.shared: List[str] = []
+        self._small: dict[Path, int | None] = {}
+        self._large: dict[Path, str | None] = {}
+        self.shared: list[str] = []
 
-    def large(self, path: Optional[Path]) -> Optional[str]:
+    def large(self, path: Path | None) -> str | None:
         """The URI; None where the image is gone or cannot be read."""
         if path is not None and path not in self._large:
             self._large[path] = _data_uri(path, self.LARGE)
         return self._large.get(path)
 
-    def small(self, path: Optional[Path]) -> Optional[int]:
+    def small(self, path: Path | None) -> int | None:
         """The place in `shared`; None where the image is gone, cannot be read, or the page is full."""
         if path is not None and path not in self._small:
             uri = _data_uri(path, self.SMALL) if len(self.shared) < self.MOST else None
@@ -215,7 +215,7 @@ class Thumbnails:
         return self._small.get(path)
 
 
-def _data_uri(path: Path, size: int) -> Optional[str]:
+def _data_uri(path: Path, size: int) -> str | None:
     try:
         with Image.open(path) as image:
             true_size = image.size

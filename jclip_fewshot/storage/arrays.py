@@ -14,9 +14,10 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -46,9 +47,9 @@ class Field:
     """
 
     kind: str
-    axes: Optional[str] = None
-    low: Optional[float] = None
-    below: Optional[object] = None
+    axes: str | None = None
+    low: float | None = None
+    below: object | None = None
     rows: bool = False
     needed: bool = True
 
@@ -59,7 +60,7 @@ ANY: Schema = {}
 
 class _Header(NamedTuple):
     dtype: np.dtype
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     fortran: bool
 
     @property
@@ -71,7 +72,7 @@ class _Wrong(Exception):
     """What is wrong with an array or a file; whoever reads it adds the file's name."""
 
 
-def save_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays as .npz, the same bytes for the same arrays.
 
     Raises:
@@ -89,8 +90,8 @@ def save_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
                     np.lib.format.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
 
 
-def load_arrays(path: Path, schema: Schema = ANY, others: Optional[Field] = Field("any"),
-                said: str = "") -> Dict[str, np.ndarray]:
+def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("any"),
+                said: str = "") -> dict[str, np.ndarray]:
     """Reads an .npz of plain arrays, each checked; floats are finite, texts are str.
 
     schema: what the arrays must be, by name. others: what arrays that it does not name must be; None leaves them
@@ -129,7 +130,7 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def _read(file: BinaryIO, size: int, schema: Schema, others: Optional[Field]) -> Dict[str, np.ndarray]:
+def _read(file: BinaryIO, size: int, schema: Schema, others: Field | None) -> dict[str, np.ndarray]:
     if file.read(6) == b"\x93NUMPY":
         raise _Wrong("cannot be read as .npz: it is an .npy, one array without a name; np.savez writes an .npz")
     with open_zip(file) as archive:
@@ -145,7 +146,7 @@ def _read(file: BinaryIO, size: int, schema: Schema, others: Optional[Field]) ->
         if missing:
             raise _Wrong(f"has no array {', '.join(map(repr, missing))}; it needs "
                          f"{', '.join(name for name, field in schema.items() if field.needed)}")
-        sizes: Dict[str, int] = {}
+        sizes: dict[str, int] = {}
         headers = {}
         for name, entry in wanted.items():
             with archive.open(entry) as handle:
@@ -170,7 +171,7 @@ def _header(handle: BinaryIO, name: str) -> _Header:
     if length > 10_000:
         raise _Wrong(f"{name} has a header of {length:,} bytes")
     text = handle.read(length).decode("latin1").strip()
-    items: Dict[str, str] = {}
+    items: dict[str, str] = {}
     inside, at = text[1:-1], 0
     while at < len(inside):
         match = _HEADER_ITEM.match(inside, at)
@@ -191,7 +192,7 @@ def _header(handle: BinaryIO, name: str) -> _Header:
     return _Header(np.dtype(items["descr"]), tuple(map(int, sizes)), items["fortran_order"] == "True")
 
 
-def _check_header(name: str, header: _Header, field: Field, sizes: Dict[str, int]) -> None:
+def _check_header(name: str, header: _Header, field: Field, sizes: dict[str, int]) -> None:
     """Type and axes as the schema has them; `sizes` gathers what the letters stand for."""
     axes = None if field.axes is None else field.axes.split()
     known = [str(sizes.get(axis, axis)) for axis in axes or ()]
@@ -225,7 +226,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, header: _Header, na
     return np.require(array, header.dtype.newbyteorder("="), ["C", "W"])
 
 
-def _checked(name: str, array: np.ndarray, field: Field, sizes: Dict[str, int]) -> np.ndarray:
+def _checked(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) -> np.ndarray:
     kind = array.dtype.kind
     if kind in "US":
         return _texts(name, array)
@@ -258,7 +259,7 @@ def _texts(name: str, array: np.ndarray) -> np.ndarray:
         points = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
         if ((points > 0x10FFFF) | ((points >= 0xD800) & (points <= 0xDFFF))).any():
             raise _Wrong(f"{name} holds a text that is no Unicode")
-        inner: List[str] = [text for text in array.reshape(-1).tolist() if "\0" in text]
+        inner: list[str] = [text for text in array.reshape(-1).tolist() if "\0" in text]
         if inner:
             raise _Wrong(f"{name} holds a text with NUL in it")
     return array

@@ -15,9 +15,9 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -30,11 +30,11 @@ RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick 
 class FeatureCache:
     """Features by encoder, preprocessing and content, in a folder that many processes may use at once."""
 
-    def __init__(self, folder: Union[str, Path]):
+    def __init__(self, folder: str | Path):
         self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
-        self._stores: Dict[str, RowStore] = {}
+        self._stores: dict[str, RowStore] = {}
 
-    def __enter__(self) -> "FeatureCache":
+    def __enter__(self) -> FeatureCache:
         return self
 
     def __exit__(self, *_) -> None:
@@ -56,7 +56,7 @@ class FeatureCache:
         for store in self._stores.values():
             store.close()
 
-    def _folders(self) -> List[Path]:
+    def _folders(self) -> list[Path]:
         """Those that caches make, this one or another."""
         try:
             entries = sorted(self.folder.iterdir())
@@ -96,7 +96,7 @@ class FeatureCache:
             self._stores["files"] = RowStore(self.folder / "files", DIGEST_BYTES)
         return self._stores["files"]
 
-    def known_files(self, paths: Sequence) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recognises files that have not changed since their content was last read, by one `stat` each.
 
         Returns digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
@@ -113,7 +113,7 @@ class FeatureCache:
         self._files.put(marks[known], rows)
 
 
-def _marks(paths: Sequence) -> List[bytes]:
+def _marks(paths: Sequence) -> list[bytes]:
     """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
 
     The change time is part of it because tools that copy over a file like to restore its modification

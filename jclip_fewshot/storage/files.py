@@ -6,8 +6,9 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Iterator, Mapping, Union
+from typing import BinaryIO
 
 from jclip_fewshot.errors import UserError
 
@@ -19,7 +20,7 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def require_writable(path: Union[str, Path], flag: str = "") -> None:
+def require_writable(path: str | Path, flag: str = "") -> None:
     """Finds out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leaves nothing behind.
 
     flag: how the user named it (`--result`), for the message.
@@ -29,7 +30,7 @@ def require_writable(path: Union[str, Path], flag: str = "") -> None:
     _require_writable(path, f"{flag} {path}".strip())
 
 
-def _require_writable(path: Union[str, Path], name: str) -> None:
+def _require_writable(path: str | Path, name: str) -> None:
     _require_regular(path, name)
     folder = _target(path).parent
     while not folder.exists():
@@ -43,19 +44,19 @@ def _require_writable(path: Union[str, Path], name: str) -> None:
         raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path")
 
 
-def require_writable_folder(path: Union[str, Path], flag: str = "") -> None:
+def require_writable_folder(path: str | Path, flag: str = "") -> None:
     """The same for files that will lie in the folder `path`, which may not exist yet."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
     _require_writable(Path(path) / "record", f"{flag} {path}".strip())
 
 
-def _target(path: Union[str, Path]) -> Path:
+def _target(path: str | Path) -> Path:
     """Where a file is written: what a link points at, so that the link stays."""
     return Path(os.path.realpath(str(path)))
 
 
-def _require_regular(path: Union[str, Path], name: str) -> None:
+def _require_regular(path: str | Path, name: str) -> None:
     try:
         mode = os.stat(str(path)).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +98,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Union[str, Path]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`; renames it to `path` when the block ends well.
 
     After an error, Ctrl-C or kill -9, `path` is as it was before.
@@ -127,7 +128,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[BinaryIO]:
         raise
 
 
-def write_text(path: Union[str, Path], text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))

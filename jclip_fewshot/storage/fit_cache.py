@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Optional, Union
 
 import numpy as np
 
@@ -14,17 +13,17 @@ from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 class FitCache:
     """A folder of small files, one a training."""
 
-    def __init__(self, folder: Union[str, Path]) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def get(self, key: str) -> Optional[Dict[str, np.ndarray]]:
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a training, or None; a damaged file counts as none."""
         try:
             return load_arrays(self._file(key))
         except UserError:
             return None
 
-    def put(self, key: str, arrays: Dict[str, np.ndarray]) -> None:
+    def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """Keeps the arrays of a training."""
         save_arrays(self._file(key), arrays)
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any
 
 from jclip_fewshot.errors import UserError, shown
 
@@ -33,13 +34,13 @@ class _Wrong(Exception):
         super().__init__(f"{shown(where) or 'the whole'} must be {needed}")
 
 
-def encoders_of(encoder: dict) -> List[dict]:
+def encoders_of(encoder: dict) -> list[dict]:
     """What a record's "encoder" says of each: the first one's entries without the others in it, then theirs."""
     first = {key: value for key, value in encoder.items() if key != "others"}
     return [first, *encoder.get("others", [])]
 
 
-def load_record(path: Union[str, Path]) -> dict:
+def load_record(path: str | Path) -> dict:
     """A run's record.json, checked.
 
     Raises:
@@ -48,7 +49,7 @@ def load_record(path: Union[str, Path]) -> dict:
     return _load(Path(path), _RECORD, "train again")
 
 
-def load_test_record(path: Union[str, Path]) -> dict:
+def load_test_record(path: str | Path) -> dict:
     """A test run's test_A.json, checked.
 
     Raises:
@@ -57,7 +58,7 @@ def load_test_record(path: Union[str, Path]) -> dict:
     return _load(Path(path), _TEST, "run test.py again")
 
 
-def load_validation(path: Union[str, Path]) -> dict:
+def load_validation(path: str | Path) -> dict:
     """A validate.json, checked; the keys of its curve stay text.
 
     Raises:
@@ -121,7 +122,7 @@ def _real(digits: str) -> float:
 
 def _require_valid(content: Any) -> None:
     """Not too deep, and every text such as can be printed, written, and used in a path."""
-    waiting: List[Tuple[Any, int]] = [(content, 0)]
+    waiting: list[tuple[Any, int]] = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
@@ -231,7 +232,7 @@ def _mapped(item: Check, least: int = 0, key: Check = _text) -> Check:
     return check
 
 
-def _fields(required: Dict[str, Check], optional: Optional[Dict[str, Check]] = None,
+def _fields(required: dict[str, Check], optional: dict[str, Check] | None = None,
             whole: Callable[[dict, Where], None] = lambda value, where: None) -> Check:
     """An object with these keys; `whole` compares them with each other."""
     def check(value: Any, where: Where) -> None:

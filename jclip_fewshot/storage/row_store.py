@@ -25,8 +25,9 @@ import struct
 import time
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class _Block(NamedTuple):
     start: int        # where its rows begin in the file
 
 
-def _encode_block(keys: np.ndarray, rows: np.ndarray) -> List[bytes]:
+def _encode_block(keys: np.ndarray, rows: np.ndarray) -> list[bytes]:
     """keys (n, 2) uint64 and rows (n, row_bytes) uint8 -> the pieces of one block."""
     sums = np.array([zlib.crc32(row) for row in rows], "<u4").tobytes()
     keys = np.ascontiguousarray(keys, "<u8").tobytes()
@@ -63,7 +64,7 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> List[bytes]:
     return [HEADER.pack(MAGIC, *rows.shape, zlib.crc32(sizes + keys + sums)), keys, sums, rows.tobytes()]
 
 
-def _read_blocks(data: memoryview, row_bytes: int) -> Tuple[List[_Block], bool]:
+def _read_blocks(data: memoryview, row_bytes: int) -> tuple[list[_Block], bool]:
     """The undamaged blocks of a shard, and whether they are all there is to it."""
     blocks, at = [], 0
     while at + HEADER.size <= len(data):
@@ -90,7 +91,7 @@ def _content(fd: int) -> memoryview:
         return memoryview(file.read())
 
 
-def _open_shard(path: Path) -> Optional[int]:
+def _open_shard(path: Path) -> int | None:
     """A file descriptor; None where a folder, a pipe or a link to nowhere has a shard's name.
 
     Raises:
@@ -120,16 +121,16 @@ def _lock(fd: int) -> bool:
 class RowStore:
     """Fixed-size rows of bytes by 16-byte key, in a folder. Several processes may share it."""
 
-    def __init__(self, folder: Union[str, Path], row_bytes: int):
+    def __init__(self, folder: str | Path, row_bytes: int):
         if row_bytes < 1:
             raise ValueError(f"rows of {row_bytes} bytes")  # every row that is there would pass for damaged
         self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
         self.row_bytes = row_bytes
-        self._writer: Optional[int] = None
+        self._writer: int | None = None
         self._writable = True
-        self._pending: List[Tuple[np.ndarray, np.ndarray]] = []
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._flushed = time.monotonic()
-        self._damaged: Set[str] = set()
+        self._damaged: set[str] = set()
         self._make_folder()
         self.refresh()
         self._merge()
@@ -162,8 +163,8 @@ class RowStore:
         raise UserError(f"feature cache: files in {self.folder} vanish while they are read; choose another --cache")
 
     def _read_index(self) -> None:
-        self._maps: List[memoryview] = []
-        self._names: List[str] = []
+        self._maps: list[memoryview] = []
+        self._names: list[str] = []
         keys, sums, shard, offset = [np.zeros((0, 2), "<u8")], [np.zeros(0, "<u4")], [[]], [[]]
         for name in self._shard_names():
             fd = _open_shard(self.folder / name)
@@ -194,7 +195,7 @@ class RowStore:
         self._shard = np.concatenate(shard).astype(np.int32)[order]
         self._offset = np.concatenate(offset).astype(np.int64)[order]
 
-    def _shard_names(self) -> List[str]:
+    def _shard_names(self) -> list[str]:
         return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))
 
     def _drop(self, name: str, why: str) -> None:
@@ -203,7 +204,7 @@ class RowStore:
                           "that part is dropped and computed again")
         self._damaged.add(name)
 
-    def get(self, keys: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """keys (n, 2) uint64 -> rows (n, row_bytes) uint8, zeros where there is none, and found (n,) bool."""
         n, size = len(keys), self.row_bytes
         rows, found = np.zeros((n, size), np.uint8), np.zeros(n, bool)
@@ -231,21 +232,21 @@ class RowStore:
         """Which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
         return self._places(keys)[1]
 
-    def _places(self, keys: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def _places(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each key would stand in the index, and whether it does."""
         if not len(keys) or not len(self):
             return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
         at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self) - 1)
         return at, (self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1])
 
-    def mapped(self, keys: np.ndarray) -> List[Optional[memoryview]]:
+    def mapped(self, keys: np.ndarray) -> list[memoryview | None]:
         """As `get`, without a copy: each row where it lies on the disk, mapped; None where there is none.
 
         For rows too large to hold at once. They stay readable whatever becomes of their shard.
         """
         return [self._sound_copy(key) for key in keys]
 
-    def _sound_copy(self, key: np.ndarray) -> Optional[memoryview]:
+    def _sound_copy(self, key: np.ndarray) -> memoryview | None:
         """A row of that key which passes its checksum, from whichever shard."""
         at = np.searchsorted(self._first, key[0])
         while at < len(self) and self._first[at] == key[0]:
@@ -322,7 +323,7 @@ class RowStore:
         try:
             if not _lock(guard):
                 return
-            merged: Dict[str, memoryview] = {}
+            merged: dict[str, memoryview] = {}
             for name in sorted(names, key=lambda name: name not in self._damaged)[:AT_ONCE]:
                 with contextlib.suppress(FileNotFoundError):
                     fd = _open_shard(self.folder / name)
@@ -348,7 +349,7 @@ class RowStore:
                 os.close(fd)
         self.refresh()
 
-    def _sound_rows(self, shards: List[memoryview]) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    def _sound_rows(self, shards: list[memoryview]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(keys, rows) of all rows that pass their checksum, each key once, in blocks of MERGE_ROWS."""
         keys, rows, seen = [], [], set()
         for data in shards:
@@ -368,5 +369,5 @@ class RowStore:
         if rows:
             yield as_keys(keys), self._as_rows(rows)
 
-    def _as_rows(self, rows: List[memoryview]) -> np.ndarray:
+    def _as_rows(self, rows: list[memoryview]) -> np.ndarray:
         return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, self.row_bytes)

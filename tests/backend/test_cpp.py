@@ -38,7 +38,7 @@ def test_it_compiles_for(processor, names):
     done = subprocess.run(
         [COMPILER, "-x", "c++", "-std=c++14", "-fopenmp", "-fsyntax-only", f"-march={processor}", "-"],
         input=as_jittor_has_it("".join((PACKAGE / name).read_text() for name in names)),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if "bad value" in done.stdout:
         pytest.skip(f"this g++ does not know {processor}")
     assert done.returncode == 0, done.stdout

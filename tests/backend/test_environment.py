@@ -17,8 +17,8 @@ def starts(code="print(jt.ones(3).sum())", first="", **environment):
     """What Jittor prints in a process of that environment, with the builds of this one. first: run before it starts."""
     home = str(runtime.jittor_home())
     code = first + "from jclip_fewshot.backend import jt, runtime\n" + code
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, env={**os.environ, "JITTOR_HOME": home, **environment})
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "JITTOR_HOME": home, **environment})
 
 
 def test_a_home_that_is_a_file_is_no_matter_and_jittor_home_does_not_stick(tmp_path):

@@ -44,7 +44,7 @@ def test_gcc_takes_the_precompiled_versions(tmp_path):
     for version, symbol in ((headers.CORE_FLAGS, False), (headers._VERSIONS["kernel"], True)):
         command = [GXX, "-include", str(header), *headers._ALWAYS.split(), *version.split(), "-c", str(source),
                    "-o", str(tmp_path / "x.o")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
         assert (b"kernel" in (tmp_path / "x.o").read_bytes()) == symbol
 

@@ -84,7 +84,7 @@ def test_a_launcher_among_the_ancestors_is_seen(tmp_path):
     launcher.symlink_to(shutil.which("bash"))
     code = "from jclip_fewshot.backend import ranks; print(ranks.started_by_launcher())"
     done = subprocess.run([str(launcher), "-c", f'"{sys.executable}" -c "{code}"; true'], cwd=ROOT,
-                          stdout=subprocess.PIPE, universal_newlines=True)
+                          stdout=subprocess.PIPE, text=True)
     assert done.stdout == "True\n"
 
 
@@ -131,7 +131,7 @@ def test_each_rank_chooses_its_gpu_before_cuda_starts(tmp_path, shown, gpus):
         (tmp_path / "log").write_text("")
         environment.update(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank))
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, check=True,
-                              universal_newlines=True, env=environment)
+                              text=True, env=environment)
         seen = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()
                 if line.split()[0] == done.stdout.strip()]
         assert seen == [gpu]  # at the one start of CUDA in the rank's own process
@@ -194,5 +194,5 @@ def test_ranks_of_a_machine_without_a_gpu_choose_none():
                        LD_LIBRARY_PATH="", PYTHONPATH=str(ROOT))
     if shutil.which("nvidia-smi"):
         pytest.skip("a machine with a GPU")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.stdout == b"None\n", done.stderr

@@ -42,7 +42,7 @@ def test_starts_with_a_fake_nvcc_an_empty_home_and_no_network(tmp_path):
     code = ("from jclip_fewshot.backend.runtime import jt, start\n"
             "print(start().device, jt.matmul(jt.ones((2, 3)), jt.ones((3, 2))).sum())")
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, timeout=900,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     if not isinstance(toolkit.find_gpu(), str):
         pytest.skip("this machine has a GPU: the choice of the CPU cannot be seen here")
@@ -222,7 +222,7 @@ def test_ctrl_c_belongs_to_python_after_jittor_has_started():
             "child = subprocess.Popen(['sleep', '60']); child.kill(); child.wait()\n"
             "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
             "except KeyboardInterrupt:\n    print('survived both')\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                           preexec_fn=hear_ctrl_c)
     assert done.returncode == 0 and "survived both" in done.stdout
 

@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, code):
-    done = subprocess.run([sys.executable, "-c", PREPARE + code], cwd=folder, timeout=300, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, "-c", PREPARE + code], cwd=folder, timeout=300, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -16,8 +16,8 @@ def call(folder, *command, **environment):
     line = [sys.executable] + (["-m", "jclip_fewshot"] if script == "jclip_fewshot" else [str(ROOT / script)])
     inherited = {name: value for name, value in os.environ.items() if name != runtime.DEVICE_VARIABLE}
     return subprocess.run(line + [str(argument) for argument in arguments], cwd=folder, timeout=600,
-                          env={**inherited, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
+                          env={**inherited, "PYTHONPATH": str(ROOT), **environment}, capture_output=True,
+                          text=True)
 
 
 def fails(done, *said):

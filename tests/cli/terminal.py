@@ -19,7 +19,7 @@ import tempfile
 import termios
 import time
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 CTRL_C = b"\x03"
@@ -28,13 +28,13 @@ CTRL_C = b"\x03"
 class Ended(NamedTuple):
     """How a process ended after the key was pressed (seconds None: it had ended before, or never did)."""
 
-    status: Optional[int]
+    status: int | None
     seconds: float
     screen: str
     after: str  # what came on the screen after the key
-    left: List[int]  # its children and theirs that live on
+    left: list[int]  # its children and theirs that live on
 
-    def said(self) -> List[str]:
+    def said(self) -> list[str]:
         """The lines after the key, without the terminal's echo, a bar's remains and answers of `predict` (tabs)."""
         after = self.after.replace("^C", "\n").replace("\r\033[K", "\n").replace("\r", "\n")
         return [line for line in after.split("\n") if line.strip() and "%|" not in line and "\t" not in line]
@@ -50,7 +50,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-def descendants(pid: int) -> List[int]:
+def descendants(pid: int) -> list[int]:
     """Living children, grandchildren, …"""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -70,7 +70,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def press(command: List[str], cwd: Path, after: float = 0.0, words: str = "", key: bytes = CTRL_C, again: float = 0.0,
+def press(command: list[str], cwd: Path, after: float = 0.0, words: str = "", key: bytes = CTRL_C, again: float = 0.0,
           send: int = 0, patience: float = 60.0, **environment: str) -> Ended:
     """Runs `command` on a terminal and presses `key` `after` seconds after its first line, or after `words` came.
 

@@ -137,5 +137,5 @@ def test_a_background_job_that_ignores_ctrl_c_goes_on_ignoring_it(folder):
             "sys.modules['__main__'].__file__ = 'train.py'\n"
             "import jclip_fewshot.cli.start\n"
             "import os; os.kill(os.getpid(), signal.SIGINT); print('goes on')")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.stdout == "goes on\n"

@@ -61,8 +61,7 @@ def test_too_little_address_space_is_one_line_at_once(contest, limit, after):
 @pytest.mark.parametrize("after", [">/dev/full", ">&-"])
 def test_help_that_could_not_be_printed_is_no_success(contest, flags, after):
     line = f"{sys.executable} {ROOT / 'train.py'} {flags} {after}"
-    done = subprocess.run(["bash", "-c", line], cwd=contest, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
+    done = subprocess.run(["bash", "-c", line], cwd=contest, capture_output=True, text=True)
     assert done.returncode == 1 and "could not be printed" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -79,8 +78,8 @@ def test_a_left_over_size_is_said_once(contest):
 def test_a_report_that_does_not_fit_leaves_none(contest, trained):
     out = contest / "report that does not fit"
     line = f"ulimit -f 60; {sys.executable} -m jclip_fewshot report {trained} --out '{out}'"
-    done = subprocess.run(["bash", "-c", line], cwd=contest, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True)
+    done = subprocess.run(["bash", "-c", line], cwd=contest, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert not out.exists() or not any(out.iterdir())
 
@@ -99,13 +98,13 @@ def test_python_without_the_packages_finds_the_checkouts_own(tmp_path):
     (tmp_path / "checkout/train.py").write_text("import jclip_fewshot.cli.start\nprint('went on')\n")
     bare = [sys.executable, "-I", "-S", "-c", "import runpy, sys; sys.path.insert(0, 'checkout'); "
             "sys.argv = ['checkout/train.py', '--demo']; runpy.run_path('checkout/train.py', run_name='__main__')"]
-    done = subprocess.run(bare, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "make demo" in done.stderr and done.stderr.count("\n") == 1
     (tmp_path / "checkout/.venv/bin").mkdir(parents=True)
     (tmp_path / "checkout/.venv/ready").write_text("")
     (tmp_path / "checkout/.venv/bin/python").write_text('#!/bin/sh\necho ".venv was asked: $*"\n')
     (tmp_path / "checkout/.venv/bin/python").chmod(0o755)
-    done = subprocess.run(bare, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and ".venv was asked: " in done.stdout and "went on" not in done.stdout
 
 
@@ -113,6 +112,6 @@ def test_a_crash_in_a_library_says_where(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("import jclip_fewshot.cli.start, os, signal\n\ndef work():\n    os.kill(os.getpid(), "
                       "signal.SIGSEGV)\n\nwork()\n")
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
     assert done.returncode == -11 and "Segmentation fault" in done.stderr and "in work" in done.stderr

@@ -48,8 +48,8 @@ def test_a_disk_that_fills_up_leaves_no_half(contest, commands):
     module, *rest = commands["convert"]
     line = " ".join([sys.executable, "-m", module, *map(str, rest), "full.safetensors"])
     before = sorted(contest.iterdir())
-    done = subprocess.run(["bash", "-c", f"ulimit -f 70; {line}"], cwd=contest, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True)
+    done = subprocess.run(["bash", "-c", f"ulimit -f 70; {line}"], cwd=contest, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
     fails(done, "full.safetensors: cannot be written: File too large", "ulimit -f unlimited")
     assert sorted(contest.iterdir()) == before
 
@@ -62,9 +62,9 @@ def test_the_folder_in_which_it_was_started_is_deleted(contest, tmp_path):
         script, *flags = map(str, command)
         script = "-m jclip_fewshot" if script == "jclip_fewshot" else f"'{ROOT / script}'"
         flags = " ".join(f"'{flag}'" for flag in flags)
-        done = subprocess.run(["bash", "-c", f"{move} '{sys.executable}' {script} {flags}"], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                              universal_newlines=True)
+        done = subprocess.run(["bash", "-c", f"{move} '{sys.executable}' {script} {flags}"], capture_output=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              text=True)
         fails(done, "has been deleted")
 
 
@@ -73,7 +73,7 @@ def make(folder, *words, **environment):
     env = {name: value for name, value in os.environ.items() if name not in ("VENV", "PYTHON", "SUITE", "MAKEFLAGS",
                                                                             "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")}
     return subprocess.run(["make", *words], cwd=folder, env={**env, **environment}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True)
+                          stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")

@@ -109,7 +109,7 @@ def test_no_crash_even_in_a_process_of_its_own(tmp_path):
             "from jclip_fewshot.errors import UserError\n"
             "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
             "    try: read_state_dict(path)\n    except UserError as error: print(len(str(error)))\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True,
                           cwd=str(Path(__file__).parents[2]), timeout=120)
     assert done.returncode == 0 and done.stderr == b"" and len(done.stdout.split()) == len(HOSTILE)
 

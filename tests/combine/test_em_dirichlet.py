@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet, fit_alpha, gamma_family
-from tests.heads.references import FILE, SETTINGS, simplex_case
+from tests.methods.rows.references import FILE, SETTINGS, simplex_case
 
 
 def simplex_rows(rng, rows, classes, labels=None, sharp=3.0):

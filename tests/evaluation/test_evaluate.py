@@ -10,7 +10,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.heads import HEADS, LEFT_OUT, TRAINING_FREE
+from jclip_fewshot.methods.rows import HEADS, LEFT_OUT, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
 from jclip_fewshot.task import Task, zero_shot_logits
 

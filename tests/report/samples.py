@@ -10,7 +10,7 @@ from jclip_fewshot import runs
 from jclip_fewshot.data.contest import read_contest, read_labels
 from jclip_fewshot.data.contest import test_images as read_test_images
 from jclip_fewshot.evaluation.scores import best_classes, score
-from jclip_fewshot.heads.tip_adapter import TipAdapter
+from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.report.analysis import nearest_shots
 from jclip_fewshot.report.reading import VALIDATE

@@ -451,7 +451,7 @@ def test_a_browser_opens_it_without_complaint_on_desktop_and_phone(page, tmp_pat
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars",
         "--window-size=1400,900", "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom",
-        (tmp_path / "frames.html").as_uri()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+        (tmp_path / "frames.html").as_uri()], capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()[-500:]
     assert "CONSOLE" not in done.stderr.decode(), done.stderr.decode()[-2000:]
     seen = json.loads(re.search(r"<title>(\[.*?\])</title>", done.stdout.decode(), re.DOTALL).group(1))

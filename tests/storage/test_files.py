@@ -57,7 +57,7 @@ def test_a_target_is_checked_without_making_anything(tmp_path):
 
 def test_a_file_size_limit_is_an_error_that_names_the_file(tmp_path):
     code = f"from jclip_fewshot.storage.files import write_text; write_text({str(tmp_path / 'big.txt')!r}, 'x' * 99999)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "OSError" in last and "big.txt" in last and "cannot be written" in last

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple, Union
 
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
@@ -23,9 +22,9 @@ class Architecture:
 
     embed_dim: int
     image_resolution: int
-    vision_layers: Union[int, Tuple[int, int, int, int]]  # four numbers: a ModifiedResNet
+    vision_layers: int | tuple[int, int, int, int]  # four numbers: a ModifiedResNet
     vision_width: int
-    vision_patch_size: Optional[int]
+    vision_patch_size: int | None
     context_length: int
     vocab_size: int
     transformer_width: int
@@ -39,7 +38,7 @@ def architecture(state_dict: StateDict) -> Architecture:
     Raises:
         NoClip: tensors that no CLIP lacks are missing.
     """
-    def shape(name: str, ndim: int) -> Tuple[int, ...]:
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
             raise NoClip(f"this is no CLIP checkpoint: it has no tensor {name}")
         if state_dict[name].ndim != ndim or 0 in state_dict[name].shape:
@@ -80,9 +79,9 @@ def architecture(state_dict: StateDict) -> Architecture:
         transformer_heads=width // 64, transformer_layers=depth)
 
 
-def layout(sizes: Architecture) -> Dict[str, Tuple[int, ...]]:
+def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a CLIP of these sizes."""
-    shapes: Dict[str, Tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inputs: int, outputs: int) -> None:
         shapes[name + ".weight"], shapes[name + ".bias"] = (outputs, inputs), (outputs,)

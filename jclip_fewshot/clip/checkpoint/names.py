@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Dict, Union
 
 import numpy as np
 
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.records import read_json
 
-StateDict = Dict[str, np.ndarray]
+StateDict = dict[str, np.ndarray]
 
 _IGNORED = re.compile(r"input_resolution|context_length|vocab_size|.*\.num_batches_tracked|(.*\.)?attn_mask"
                       r"|.*\.position_ids")
@@ -39,7 +38,7 @@ def is_tensor_name(name: str) -> bool:
     return 0 < len(name) <= 300 and name.isprintable()
 
 
-def openai_names(tensors: StateDict, path: Union[str, Path] = "the checkpoint") -> StateDict:
+def openai_names(tensors: StateDict, path: str | Path = "the checkpoint") -> StateDict:
     """The tensors under OpenAI's names, buffers that are no weights left out.
 
     Raises:
@@ -58,7 +57,7 @@ def _from_hugging_face(tensors: StateDict, path: Path) -> StateDict:
     A name that is not CLIPModel's stays as it is, so that the check of the names lists it.
     """
     result: StateDict = {}
-    split: Dict[str, Dict[str, np.ndarray]] = {}
+    split: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         block = _HF_BLOCK.fullmatch(name)
         if name in _HF_NAMES:

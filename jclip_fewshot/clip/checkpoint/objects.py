@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Storage:
     def __init__(self, kind: StorageType, numel: int):
         self.kind, self.numel = kind, numel
         self.data: Any = None
-        self._flat: Optional[np.ndarray] = None
+        self._flat: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +79,7 @@ class Storage:
 class Tensor:
     """A strided view of a storage, as `torch._utils._rebuild_tensor_v2` describes it."""
 
-    def __init__(self, storage: Storage, offset: int, size: Tuple[int, ...], stride: Tuple[int, ...]):
+    def __init__(self, storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
         self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
         if len(size) != len(stride) or len(size) > 8 or min((*size, *stride, offset)) < 0:
             raise Unreadable("a tensor has an impossible shape")
@@ -89,9 +89,9 @@ class Tensor:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if self.numel else 0
         if self.numel > storage.numel or (self.numel and last >= storage.numel):
             raise Unreadable("a tensor reaches past its numbers")
-        self._array: Optional[np.ndarray] = None
+        self._array: np.ndarray | None = None
 
-    def array(self, budget: "Budget") -> np.ndarray:
+    def array(self, budget: Budget) -> np.ndarray:
         """Its numbers, in C order."""
         if self._array is None:
             flat = self.storage.flat()
@@ -111,16 +111,16 @@ class Array:
     """A numpy.ndarray of numbers inside a pickle; its bytes are a view of the file."""
 
     def __init__(self) -> None:
-        self._made: Optional[tuple] = None
-        self._array: Optional[np.ndarray] = None
+        self._made: tuple | None = None
+        self._array: np.ndarray | None = None
 
-    def set(self, shape: Any, dtype: "Dtype", fortran: bool, data: Any) -> "Array":
+    def set(self, shape: Any, dtype: Dtype, fortran: bool, data: Any) -> Array:
         if not isinstance(dtype, Dtype) or not isinstance(data, (bytes, memoryview)):
             raise Unreadable("an array without plain bytes is in it")
         self._made = (whole_numbers(shape), dtype.dtype(), "F" if fortran else "C", data)
         return self
 
-    def array(self, budget: "Budget") -> np.ndarray:
+    def array(self, budget: Budget) -> np.ndarray:
         """Its numbers, in C order and the machine's byte order."""
         if self._array is None:
             self._array = budget.plain(self.outline())
@@ -158,10 +158,10 @@ class Namespace:
     __slots__ = ("attributes",)
 
     def __init__(self) -> None:
-        self.attributes: Dict[Any, Any] = {}
+        self.attributes: dict[Any, Any] = {}
 
 
-def whole_numbers(value: Any) -> Tuple[int, ...]:
+def whole_numbers(value: Any) -> tuple[int, ...]:
     """A tuple of sizes.
 
     Raises:

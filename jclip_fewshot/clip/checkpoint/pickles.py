@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any, Callable, Dict, List, Tuple
+from collections.abc import Callable
+from typing import Any
 
 from jclip_fewshot.clip.checkpoint.objects import (
     STORAGES,
@@ -73,7 +74,7 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_CALLS: Dict[Tuple[str, str], Callable] = {
+_CALLS: dict[tuple[str, str], Callable] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -121,7 +122,7 @@ class Machine:
 
     def __init__(self, data: memoryview):
         self.data, self.at, self.steps = data, 0, 0
-        self.storages: Dict[str, Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
     def take(self, n: int) -> memoryview:
         """The next n bytes.
@@ -141,8 +142,8 @@ class Machine:
     def load(self) -> Any:
         """The object of the next pickle: dicts with keys of text or whole numbers, lists, tuples, texts, bytes,
         numbers, None, Storage, Tensor, Array, Namespace."""
-        stack: List[Any] = []
-        memo: Dict[int, Any] = {}
+        stack: list[Any] = []
+        memo: dict[int, Any] = {}
         while True:
             self.steps += 1
             if self.steps > MAX_STEPS:
@@ -191,20 +192,20 @@ _PUT = {0x71: "B", 0x72: "I"}  # BINPUT, LONG_BINPUT
 _GET = {0x68: "B", 0x6A: "I"}  # BINGET, LONG_BINGET
 
 
-def _top(stack: List[Any]) -> Any:
+def _top(stack: list[Any]) -> Any:
     if not stack or stack[-1] is _MARK:
         raise Unreadable("its pickle takes from an empty stack")
     return stack[-1]
 
 
-def _pop(stack: List[Any]) -> Any:
+def _pop(stack: list[Any]) -> Any:
     value = _top(stack)
     stack.pop()
     return value
 
 
-def _pop_to_mark(stack: List[Any]) -> List[Any]:
-    items: List[Any] = []
+def _pop_to_mark(stack: list[Any]) -> list[Any]:
+    items: list[Any] = []
     while stack:
         item = stack.pop()
         if item is _MARK:
@@ -214,7 +215,7 @@ def _pop_to_mark(stack: List[Any]) -> List[Any]:
     raise Unreadable("its pickle takes from an empty stack")
 
 
-def _set_items(target: Any, pairs: List[Any]) -> None:
+def _set_items(target: Any, pairs: list[Any]) -> None:
     if type(target) is not dict or len(pairs) % 2:
         raise Unreadable("its pickle fills what is no dictionary")
     for key, value in zip(pairs[::2], pairs[1::2]):
@@ -223,13 +224,13 @@ def _set_items(target: Any, pairs: List[Any]) -> None:
         target[key] = value
 
 
-def _append(target: Any, items: List[Any]) -> None:
+def _append(target: Any, items: list[Any]) -> None:
     if type(target) is not list:
         raise Unreadable("its pickle appends to what is no list")
     target.extend(items)
 
 
-def _call(stack: List[Any]) -> None:
+def _call(stack: list[Any]) -> None:
     arguments, function = _pop(stack), _pop(stack)
     if not isinstance(function, _Name) or type(arguments) is not tuple:
         raise Unreadable("its pickle calls what cannot be called")
@@ -239,7 +240,7 @@ def _call(stack: List[Any]) -> None:
         raise Unreadable("its pickle calls with the wrong arguments") from None
 
 
-def _build(stack: List[Any]) -> None:
+def _build(stack: list[Any]) -> None:
     """The state of an object; attributes that somebody hung on a dictionary or tensor mean nothing here."""
     state, target = _pop(stack), _top(stack)
     if isinstance(target, Namespace) and type(state) is dict:
@@ -258,49 +259,49 @@ def _long(machine: Machine, n: int) -> int:
     return int.from_bytes(machine.take(n), "little", signed=True)
 
 
-def _push(make: Callable[[Machine], Any]) -> Callable[[Machine, List[Any]], None]:
+def _push(make: Callable[[Machine], Any]) -> Callable[[Machine, list[Any]], None]:
     return lambda machine, stack: stack.append(make(machine))
 
 
-def _tuple_of(n: int) -> Callable[[Machine, List[Any]], None]:
-    def step(machine: Machine, stack: List[Any]) -> None:
+def _tuple_of(n: int) -> Callable[[Machine, list[Any]], None]:
+    def step(machine: Machine, stack: list[Any]) -> None:
         items = [_pop(stack) for _ in range(n)]
         stack.append(tuple(reversed(items)))
     return step
 
 
-def _one_item(machine: Machine, stack: List[Any]) -> None:
+def _one_item(machine: Machine, stack: list[Any]) -> None:
     value, key = _pop(stack), _pop(stack)
     _set_items(_top(stack), [key, value])
 
 
-def _many_items(machine: Machine, stack: List[Any]) -> None:
+def _many_items(machine: Machine, stack: list[Any]) -> None:
     pairs = _pop_to_mark(stack)
     _set_items(_top(stack), pairs)
 
 
-def _one_more(machine: Machine, stack: List[Any]) -> None:
+def _one_more(machine: Machine, stack: list[Any]) -> None:
     value = _pop(stack)
     _append(_top(stack), [value])
 
 
-def _many_more(machine: Machine, stack: List[Any]) -> None:
+def _many_more(machine: Machine, stack: list[Any]) -> None:
     items = _pop_to_mark(stack)
     _append(_top(stack), items)
 
 
-def _dict_of(machine: Machine, stack: List[Any]) -> None:
+def _dict_of(machine: Machine, stack: list[Any]) -> None:
     pairs = _pop_to_mark(stack)
     stack.append({})
     _set_items(stack[-1], pairs)
 
 
-def _stack_global(machine: Machine, stack: List[Any]) -> None:
+def _stack_global(machine: Machine, stack: list[Any]) -> None:
     name, module = _pop(stack), _pop(stack)
     stack.append(_named(module, name))
 
 
-_STEPS: Dict[int, Callable[[Machine, List[Any]], Any]] = {
+_STEPS: dict[int, Callable[[Machine, list[Any]], Any]] = {
     0x80: lambda machine, stack: machine.take(1),  # PROTO
     0x95: lambda machine, stack: machine.take(8),  # FRAME: its length says nothing that matters here
     0x28: lambda machine, stack: stack.append(_MARK),

@@ -10,7 +10,6 @@ import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 
@@ -25,7 +24,7 @@ BLOCK = 1 << 18  # numbers that are tested for NaN at a time
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def read_state_dict(path: Union[str, Path]) -> StateDict:
+def read_state_dict(path: str | Path) -> StateDict:
     """The weights of a checkpoint under OpenAI's names, as NumPy arrays in the file's precision.
 
     bfloat16 comes as float32. What belongs to no CLIP is dropped: OpenAI's three integers, Hugging
@@ -44,7 +43,7 @@ def read_state_dict(path: Union[str, Path]) -> StateDict:
     return tensors
 
 
-def read_tensors(path: Union[str, Path], outline: bool = False) -> StateDict:
+def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
     """All tensors of a checkpoint under the file's names, of any type.
 
     outline: look at the headers alone and compare sizes; the arrays have shape and type, but no numbers.
@@ -72,7 +71,7 @@ def read_tensors(path: Union[str, Path], outline: bool = False) -> StateDict:
     return tensors
 
 
-def inspect(path: Union[str, Path]) -> Architecture:
+def inspect(path: str | Path) -> Architecture:
     """The sizes of a CLIP in a file, from its headers: quick, and notices a file that is cut short.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from typing import Any, BinaryIO, Dict
+from typing import Any, BinaryIO
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
 from jclip_fewshot.clip.checkpoint.objects import Array, Budget, Namespace, Tensor, Unreadable
@@ -84,7 +84,7 @@ def tensors_of(content: Any, size: int, outline: bool) -> StateDict:
     """Tensors and arrays of nested dictionaries and namespaces, dotted names joined."""
     if type(content) is dict and type(content.get("state_dict")) is dict:
         content = content["state_dict"]  # a training run's checkpoint
-    found: Dict[str, Any] = {}
+    found: dict[str, Any] = {}
     waiting, places = [("", content, 0)], 0
     while waiting:
         name, value, depth = waiting.pop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Optional, Union
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
 
-def write_safetensors(path: Union[str, Path], state_dict: StateDict,
-                      metadata: Optional[Dict[str, str]] = None) -> None:
+def write_safetensors(path: str | Path, state_dict: StateDict,
+                      metadata: dict[str, str] | None = None) -> None:
     """Writes tensors to a .safetensors file, whole or not at all."""
     from safetensors.numpy import save
     content = save({name: np.ascontiguousarray(array).reshape(array.shape)
@@ -24,7 +23,7 @@ def write_safetensors(path: Union[str, Path], state_dict: StateDict,
         file.write(content)
 
 
-def convert(source: Union[str, Path], target: Union[str, Path], half: bool = False) -> StateDict:
+def convert(source: str | Path, target: str | Path, half: bool = False) -> StateDict:
     """Rewrites any checkpoint that can be read as .safetensors under OpenAI's names.
 
     half: store floating-point tensors as float16; otherwise each keeps its precision.

@@ -7,7 +7,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Tuple, Union
 
 import numpy as np
 
@@ -27,7 +26,7 @@ EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or 
 TRAIN_IMAGES = 8  # a class; the default 4 shots are chosen from these
 
 
-def make_contest(folder: Union[str, Path], seed: int = SEED) -> Path:
+def make_contest(folder: str | Path, seed: int = SEED) -> Path:
     """Draws the demo contest into `folder`, in the contest's own layout.
 
     classes.txt, train.txt, TrainSet/<Domain>/<name>/<n>.jpg, TestSetA/image_<n>.jpg, and the known answers
@@ -90,7 +89,7 @@ def folder_of(seed: int = SEED) -> Path:
     return Path("demo" if seed == SEED else f"demo-{seed}")
 
 
-def prepare(folder: Union[str, Path] = "demo", seed: int = SEED) -> Tuple[Path, Path]:
+def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
     """The demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
 
     A contest that is complete is left alone, an interrupted or older one is drawn again.

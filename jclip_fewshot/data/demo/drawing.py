@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -22,7 +21,7 @@ class Pen:
         self.matrix = (c * m, s * squash, s * m, -c * squash)
         self.centre = centre
 
-    def on(self, image: Image.Image) -> "Pen":
+    def on(self, image: Image.Image) -> Pen:
         """The same map on another canvas of the same size."""
         pen = object.__new__(Pen)
         pen.image, pen.draw, pen.matrix, pen.centre = image, ImageDraw.Draw(image), self.matrix, self.centre
@@ -343,7 +342,7 @@ def _muted(rng) -> tuple[int, int, int]:
     return tuple(int(v) for v in 60 + 150 * (grey + 0.55 * (colour - grey)))
 
 
-def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: Tuple[int, int]) -> Image.Image:
+def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     """One image of a scene, mode RGB, or L for one in twelve.
 
     Args:

@@ -1,0 +1,167 @@
+"""What every head shares: the shots it learns from, its shape, and the folds its settings are chosen on.
+
+Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
+`logits` are on CLIP's scale, 100 x cosine.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, unit_rows
+from jclip_fewshot.console import warn
+from jclip_fewshot.task import Task, zero_shot_logits
+
+COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every head keeps
+
+
+class Head:
+    """Features in, logits out. Subclasses name themselves and fill in the three underscored methods.
+
+    After `fit`, `settings_` (JSON-able) says what was chosen and its cross-validated score, `history_` holds
+    one dict an epoch for trained heads, and the attributes named in `state_names` are all that `_logits`
+    reads in addition to `text_`, `domains_` and `seen_`, which every head has.
+
+    What holds for all: without any shot a head answers zero-shot; classes without shots keep the share of
+    probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there.
+    """
+
+    name = ""
+    needs_shots = True  # False: it has an answer of its own without any
+    seeded = False  # whether the constructor takes `seed`
+    needs_text = True  # whether it can do nothing with an encoder that has no text tower
+    evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
+    state_names: tuple[str, ...] = ()
+
+    def fit(self, task: Task) -> Head:
+        """Chooses the settings on the shots, learns from all of them, returns self."""
+        self.task_ = task
+        self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
+        self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
+        self.settings_: dict = {}
+        self.history_: list[dict] = []
+        self._held_out: np.ndarray | None = None
+        if len(task):
+            self._fit(task)
+        return self
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) -> (N, K) float32 on CLIP's scale."""
+        if not hasattr(self, "seen_"):
+            raise ValueError(f"{self.name}: call fit before logits")
+        features = unit_rows(features)
+        if features.shape[1] != self.text_.shape[1]:
+            raise ValueError(f"{self.name}: learned from rows of width {self.text_.shape[1]}, "
+                             f"asked about rows of width {features.shape[1]}")
+        if self.seen_.all() and len(features):
+            return np.asarray(self._logits(features), np.float32)
+        zero_shot = zero_shot_logits(features, self.text_, self.scale_)
+        if not self.seen_.any() or len(features) == 0:
+            return zero_shot
+        return keep_unseen(self._logits(features), zero_shot, self.seen_)
+
+    def held_out_logits(self) -> np.ndarray:
+        """(S, K): each shot's logits from a fit that did not see it; only the few chosen scalars saw all
+        shots.
+
+        See Task.folds. A shot that has no other of its class gets its zero-shot logits.
+        """
+        if not hasattr(self, "task_"):
+            raise ValueError(f"{self.name}: held-out logits need the shots: call fit")
+        if self._held_out is None:
+            task = self.task_
+            self._held_out = task.zero_shot(task.features)
+            usable = task.can_be_left_out
+            if usable.any():
+                held_out = keep_unseen(self._held_out_logits(task), self._held_out, self.seen_)
+                self._held_out[usable] = held_out[usable]
+        return self._held_out.copy()
+
+    def refit(self, task: Task) -> Head:
+        """This head's settings, with what it learns from other shots of the same classes: few products, no search.
+
+        For a head that can do without training; others say so by NotImplementedError.
+        """
+        other = copy.copy(self)
+        other.text_, other.domains_, other.seen_ = task.text, task.domains, task.seen
+        if len(task):
+            other._relearn(task)
+        return other
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `logits` needs, as arrays."""
+        names = [name for name in self.state_names if hasattr(self, name)]  # none without shots
+        names += ["evidence_from_"] if self.evidence_from_ else []
+        return {name: np.asarray(getattr(self, name)) for name in (*COMMON_STATE, *names)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Head:
+        """The inverse of `state`: a head that answers `logits`."""
+        names = COMMON_STATE
+        if "seen_" in state and np.any(state["seen_"]):
+            names += cls.state_names
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
+        head = cls()
+        for name in names:
+            setattr(head, name, np.asarray(state[name]))
+        head.evidence_from_ = int(state.get("evidence_from_", 0))
+        return head
+
+    def own(self, features: np.ndarray) -> np.ndarray:
+        """The columns that evidence is read from, as unit rows."""
+        return unit_rows(features[:, self.evidence_from_:]) if self.evidence_from_ else features
+
+    def _fit(self, task: Task) -> None:
+        """Learns from at least one shot."""
+        raise NotImplementedError
+
+    def _record_converged(self, converged: bool) -> None:
+        """Keeps it among the settings, and says where a search stopped before its end."""
+        self.settings_["converged"] = bool(converged)
+        if not converged:
+            warn(f"{self.name}: the search did not converge; its answers are near the best fit, not the best")
+
+    def _relearn(self, task: Task) -> None:
+        """`_fit` with the settings as they were chosen, on at least one shot."""
+        raise NotImplementedError
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) unit rows, N > 0 -> (N, K); classes without shots: anything finite."""
+        raise NotImplementedError
+
+    def _held_out_logits(self, task: Task) -> np.ndarray:
+        """(S, K); at least one class has two shots."""
+        raise NotImplementedError
+
+
+def keep_unseen(logits: np.ndarray, zero_shot: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """`logits` (N, K) with the classes without shots (`seen` (K,) False) put back where zero-shot has them.
+
+    What a head learned raises the seen classes and drowns the unseen. Here the seen classes keep their
+    logits, the unseen their zero-shot logits plus, for each row, the amount by which the head raised the seen
+    ones together (difference of log-sum-exp): as a group they keep exactly the share of probability that
+    zero-shot gave them, and their own order. Both arrays must be on one scale. Nothing changes where all are
+    seen.
+    """
+    logits = np.array(logits, np.float32)
+    if seen.all():
+        return logits
+    if not seen.any():
+        return np.array(zero_shot, np.float32)
+    raised = log_sum_exp(logits[:, seen]) - log_sum_exp(zero_shot[:, seen])  # (N, 1)
+    logits[:, ~seen] = zero_shot[:, ~seen] + raised
+    return logits
+
+
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy in nats of (S, K) logits as they stand."""
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose largest logit is the label, in percent."""
+    return float(100 * (logits.argmax(axis=1) == labels).mean())

@@ -1,0 +1,39 @@
+"""Cross-modal linear probe. Lin et al., "Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with
+Multimodal Models", CVPR 2023 (https://arxiv.org/abs/2301.06267), equation 4.
+
+    loss = ½ CE(W f / T, y) + ½ CE(W t_c / T, c),   logits = W x / T
+
+Symbols: W (K, D), one row a class, started at the text rows t; f image row of class y; T = 0.01.
+
+A sentence is one more training example of its class. So the classes without shots are trained too, by their text
+alone; `logits` still gives them zero-shot's share (`base.keep_unseen`). Deviations: W is not renormalised in
+training, as in the paper, and neither in answering; the epoch is the held-out shots' choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
+from jclip_fewshot.task import Task
+
+
+class CrossModal(TrainedHead):
+    """text_weight: of the text rows' loss against the images' (1: the paper)."""
+
+    name = "cross_modal"
+    epochs, batch, lr, weight_decay, augment = 20, 256, 3e-4, 0.01, 0.0
+    text_weight = 1.0
+
+    def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+        return {"text": task.text}, {"weight": task.text}
+
+    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+        return self.scale_ * product(x, p["weight"])
+
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var:
+        classes = jt.array(rng.permutation(p["text"].shape[0])[:self.batch].astype(np.int32))
+        return self.text_weight * cross_entropy(self.scale_ * product(p["text"][classes], p["weight"]), classes)

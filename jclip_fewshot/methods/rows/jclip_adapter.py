@@ -1,0 +1,109 @@
+"""JCLIP-Adapter: residual bottleneck adapters on both sides of CLIP, images and text; the project's own method.
+
+    f* = α A_v(f) + (1 − α) f,   t* = β A_t(t) + (1 − β) t,   both renormalised,   p = softmax(f* t*ᵀ / τ)
+    A(z) = ReLU(z W₁ + b₁) W₂
+
+Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
+
+`JclipAdapter.paper()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
+trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/heads.md):
+
+- W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
+- W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
+- A_t sees [t_c; mean shot of c − mean of those means]; a class without a shot shows the mean.
+- Borrowed residuals (`training`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
+- α and β, as they act on the trained adapters, are chosen on held-out shots; β not above its value in training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.losses import softmax_kl
+from jclip_fewshot.backend.numerics import product, unit_var
+from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars, random_weights
+from jclip_fewshot.task import Task, class_means
+
+
+def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (D,), P (D, r)): (rows − mean) P has decorrelated columns and rows of length about 1.
+
+    shrinkage: in mean eigenvalues, added to each eigenvalue.
+    """
+    mean = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - mean
+    wide = centred.shape[0] < centred.shape[1]  # then the small Gram matrix has the same eigenvalues
+    values, vectors = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(rows))
+    mean_value = max(values.sum() / rows.shape[1], 1e-12)
+    largest = np.argsort(values)[::-1][:max(1, min(rank, len(rows) - 1, rows.shape[1]))]
+    values, vectors = np.maximum(values[largest], 0), vectors[:, largest]
+    if wide:
+        vectors = centred.T @ vectors / np.sqrt(np.maximum(values * len(rows), 1e-12))
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(largest))] < 0, -1, 1)
+    return mean.astype(np.float32), (vectors / np.sqrt((values + shrinkage * mean_value) * len(largest))
+                                     ).astype(np.float32)
+
+
+class JclipAdapter(TrainedHead):
+    """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
+
+    anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
+    """
+
+    name = "jclip_adapter"
+    epochs, batch, lr, augment = 20, 256, 1e-3, 1.25
+    alpha, beta, tau, rank = 0.1, 0.2, 0.01, (256, 512)
+    anchor, shrinkage, setting = 0.2, (0.1, 0.1), "default"
+    ratios = {"alpha": (0.0, 0.05, 0.1, 0.15), "beta": (0.1, 0.15, 0.2)}
+
+    @classmethod
+    def paper(cls, **settings) -> JclipAdapter:
+        """The published setting."""
+        return cls(**{**dict(setting="paper"), **settings})
+
+    def __init__(self, **settings):
+        if settings.get("setting") == "paper":
+            settings = {**dict(epochs=20, batch=64, augment=0.0, alpha=0.2, beta=0.2, rank=None, anchor=0.0, ratios={},
+                               choose_epoch=False), **settings}
+        elif settings.get("setting", "default") != "default":
+            raise ValueError(f"jclip_adapter: setting is 'default' or 'paper', not {settings['setting']!r}")
+        super().__init__(**settings)
+
+    def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+        text, width = task.text, task.text.shape[1]
+        constants = {"text": text, "alpha": np.float32([self.alpha]), "beta": np.float32([self.beta]),
+                     "tau": np.float32([self.tau])}
+        if self.setting == "paper":
+            rank = self.rank or max(1, width // 4)
+            return {**constants, "paper": np.ones(1, np.float32)}, {
+                "image_in": random_weights(rng, width, rank), "image_out": random_weights(rng, rank, width),
+                "text_in": random_weights(rng, width, rank), "text_out": random_weights(rng, rank, width)}
+        means = class_means(task)
+        described = np.concatenate([text, means - means[task.seen].mean(axis=0)], axis=1)
+        described[~task.seen, width:] = 0
+        for side, rows, rank, shrinkage in zip(("image", "text"), (task.features, described), self.rank,
+                                               self.shrinkage):
+            mean, whiten = whitening(rows, rank, shrinkage)
+            into = np.concatenate([whiten, -whiten], axis=1)
+            constants.update({f"{side}_in": into, f"{side}_shift": -(mean @ into)[None]})
+        codes = np.maximum(described @ constants.pop("text_in") + constants.pop("text_shift"), 0)
+        return {**constants, "codes": codes}, {"image_out": np.zeros((constants["image_in"].shape[1], width)),
+                                               "text_out": np.zeros((codes.shape[1], width))}
+
+    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+        alpha, beta = p["alpha"], p["beta"]
+        if "paper" in p:
+            moved = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["image_in"])), p["image_out"]))
+            named = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(p["text"], p["text_in"])), p["text_out"]))
+        else:
+            moved = jt.matmul(jt.nn.relu(jt.matmul(x, p["image_in"]) + p["image_shift"]), p["image_out"])
+            named = jt.matmul(p["codes"], p["text_out"])
+        f = unit_var(alpha * moved + (1 - alpha) * x)  # (B, D)
+        t = unit_var(beta * named + (1 - beta) * p["text"])  # (K, D)
+        return product(f, t) / p["tau"]
+
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator):
+        if not self.anchor:
+            return None
+        return self.anchor * softmax_kl(product(x, p["text"]) / p["tau"], logits)

@@ -1,0 +1,67 @@
+"""SuS-X: TIP-X on support images known by name alone. Udandarao et al., "SuS-X: Training-Free Name-Only Transfer of
+Vision-Language Models", ICCV 2023 (https://arxiv.org/abs/2211.16198).
+
+Support images come from a search engine or a generator: a folder a class, some of them wrong. One stays where
+zero-shot ranks its class among the first few (`keep_support`). What is kept serves as shots; `tip_x` has the formula.
+
+    training-free (`SusX`)   TIP-X with α, β, γ fixed beforehand
+    SuS-X-F (`SusXF`)        the keys train as in Tip-Adapter-F, on the support images alone
+
+Deviations: affinities are means over a class's images, not sums, so that a class with many is not favoured. The
+authors search α, β, γ on labelled validation images and scale ψ by their affinities; here they are fixed, and the
+range is that of pairs of support images (see `tip_x`). `authors_logits` is their code's arithmetic, for the reference.
+
+N queries · S support images · K classes · D feature width
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.methods.rows.tip_adapter import cache_logits
+from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
+from jclip_fewshot.methods.rows.tip_x import TipX, text_divergence
+from jclip_fewshot.task import zero_shot_logits
+
+TEMPERATURE = 0.5  # of s and S: the authors' code
+ALPHA, BETA, GAMMA = 1.0, 5.5, 0.1  # Tip-Adapter's, and the least γ that the authors report
+FIRST = 5  # ranks that a support image's class may have
+
+
+class SusX(TipX):
+    """TIP-X with α, β, γ fixed beforehand: `fit` takes the support images as a task's shots."""
+
+    name = "sus_x"
+
+    def __init__(self, alpha: float = ALPHA, gamma: float = GAMMA, beta: float = BETA):
+        super().__init__(alpha, gamma, beta, per_domain=False, temperature=TEMPERATURE)
+
+
+class SusXF(TipAdapterF):
+    """Trained keys, the last epoch; its α and β chosen with support images as pseudo-shots."""
+
+    name = "sus_x_f"
+    choose_epoch = False
+
+
+def keep_support(rows: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Which support images stay, (S,) bool: those whose class zero-shot ranks among the first few (FIRST).
+
+    With few classes the first few are all: then among the first tenth of them, at least the first one.
+    """
+    first = max(1, min(FIRST, len(text) // 10))
+    logits = zero_shot_logits(rows, text)
+    own = logits[np.arange(len(labels)), labels]
+    return (logits > own[:, None]).sum(axis=1) < first
+
+
+def authors_logits(features: np.ndarray, support: np.ndarray, labels: np.ndarray, text: np.ndarray, alpha: float,
+                   beta: float, gamma: float, range_of: np.ndarray) -> np.ndarray:
+    """(N, K) as the authors' code has it: sums, and −M scaled to the range of x·F over the rows `range_of`."""
+    values = np.eye(len(text), dtype=np.float32)[labels]
+    M = text_divergence(features, support, text, TEMPERATURE)
+    cosine = matmul(range_of, support.T)
+    scaled = (M - M.min()) / (M.max() - M.min()) * (cosine.max() - cosine.min()) + cosine.min()
+    return (zero_shot_logits(features, text) + alpha * cache_logits(features, support, values, beta)
+            - gamma * matmul(scaled, values))

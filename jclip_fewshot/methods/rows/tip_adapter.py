@@ -1,0 +1,119 @@
+"""Tip-Adapter, training-free. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot
+Classification", ECCV 2022 (https://arxiv.org/abs/2207.09519), equations 3 and 4.
+
+    A = exp(-β (1 - x Fᵀ)),    logits = 100 x tᵀ + α A L
+
+F: the shots' features, the cache's keys; L: their one-hot labels, its values. β: sharpness of the affinity.
+α: weight of the cache. (The authors' code has the two letters swapped; here they are the paper's.)
+
+Deviations: every class's affinity is averaged over its own shots and multiplied by the mean number of shots
+a class, so that classes with more shots are not favoured; with equal counts this is the paper's sum. α then
+means the same for k-1 and k shots, which leave-one-shot-out needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_rows
+from jclip_fewshot.methods.rows.base import top1
+from jclip_fewshot.methods.rows.evidence import EvidenceHead
+from jclip_fewshot.task import Task, class_sums, fold_of_shots
+
+BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
+
+
+def affinity(features: jt.Var, keys: jt.Var, beta: float | jt.Var) -> jt.Var:
+    """A = exp(-β (1 - x Fᵀ)): (N, D), (S, D) -> (N, S). Equation 3."""
+    return jt.exp(beta * (product(features, keys) - 1))
+
+
+def cache_logits(features: np.ndarray, keys: np.ndarray, values: np.ndarray, beta: float) -> np.ndarray:
+    """A L, what Tip-Adapter adds to zero-shot, before α: (N, D), (S, D), (S, K) -> (N, K)."""
+    return jt.matmul(affinity(jt.array(features), jt.array(keys), float(beta)), jt.array(values)).numpy()
+
+
+def capped_cache(features: np.ndarray, labels: np.ndarray, cap: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """At most `cap` keys a class: a class with more shots has them averaged in `cap` groups of like size."""
+    if len(labels) == 0 or np.bincount(labels).max() <= cap:
+        return features, labels
+    place = fold_of_shots(labels, cap)
+    group, which = np.unique(labels * cap + place, return_inverse=True)
+    return unit_rows(class_sums(features, which, len(group))), group // cap
+
+
+def class_mean_values(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """L (S, K) with each row divided by its class's count: A L is then a mean, not a sum."""
+    counts = np.bincount(labels, minlength=num_classes)
+    values = np.zeros((len(labels), num_classes), np.float32)
+    values[np.arange(len(labels)), labels] = 1 / counts[labels]
+    return values
+
+
+def keys_a_class(task: Task, cap: int) -> float:
+    """Mean number of keys, over the classes with shots."""
+    return np.minimum(task.counts, cap)[task.seen].mean()
+
+
+class TipAdapter(EvidenceHead):
+    """α and β by leave-one-shot-out; with one shot a class the paper's α = 1, β = 5.5.
+
+    beta: fixed sharpness, no search (None: search). cap: keys kept a class.
+    """
+
+    name = "tip_adapter"
+    needs_text = False
+    state_names = ("keys_", "values_", "alpha_", "beta_")
+
+    def __init__(self, alpha=None, beta=None, per_domain: bool = True, cap: int = 16):
+        super().__init__(alpha, per_domain)
+        self.beta, self.cap = beta, cap
+
+    def _alpha_scale(self, task: Task) -> float:
+        return keys_a_class(task, self.cap)
+
+    def _fixed_settings(self, task: Task) -> dict:
+        return {"beta": 5.5 if self.beta is None else float(self.beta)}
+
+    def _cache(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        keys, labels = capped_cache(task.features, task.labels, self.cap)
+        return keys, class_mean_values(labels, task.num_classes)
+
+    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
+        for beta in BETAS if self.beta is None else (float(self.beta),):
+            evidence = np.zeros((1, len(task), task.num_classes), np.float32)
+            for left_out, keys, values in caches:
+                evidence[0, left_out] = cache_logits(task.features[left_out], keys, values, beta)
+            yield {"beta": beta}, evidence
+
+    def _learn(self, task: Task, settings: dict) -> None:
+        self.keys_, self.values_ = self._cache(task)
+        self.beta_ = settings["beta"]
+
+    def _chosen(self) -> dict:
+        return {"beta": float(self.beta_)}
+
+    def _evidence(self, features: np.ndarray) -> np.ndarray:
+        return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
+
+    def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
+        """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
+        picture.
+
+        Shots that are the only one of their class are not counted; nan where all are.
+        """
+        found = np.full((len(alphas), len(betas)), np.nan)
+        usable = task.can_be_left_out
+        if not usable.any():
+            return found
+        zero_shot = task.zero_shot(task.features)[usable]
+        for b, beta in enumerate(betas):
+            (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(task)
+            evidence = evidence[0, usable] * np.float32(self._alpha_scale(task))
+            for a, alpha in enumerate(alphas):
+                found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable])
+        return found

@@ -1,0 +1,85 @@
+"""TIP-X. Udandarao et al., "SuS-X: Training-Free Name-Only Transfer of Vision-Language Models", ICCV 2023
+(https://arxiv.org/abs/2211.16198), section 3.2.
+
+    s = softmax(x tᵀ / T),  S = softmax(F tᵀ / T),  M_ij = KL(s_i ‖ S_j)
+    logits = 100 x tᵀ + α A L + γ ψ(-M) L,    A = exp(-β (1 - x Fᵀ)) as in Tip-Adapter
+
+M: how far two images are apart as the text tower describes them. ψ rescales -M to A's range. γ: its weight.
+
+Deviations: T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (`temperature=0.5`; compared in
+docs/heads.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
+depend on the others asked with it, and is the same in all folds. Affinities are means over a class's shots, as in
+`tip_adapter`. α and γ come from one convex fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import log_softmax, matmul
+from jclip_fewshot.methods.rows.tip_adapter import TipAdapter, cache_logits
+from jclip_fewshot.task import Task
+
+BETAS = (1.0, 3.5, 8.0)
+
+
+def text_divergence(features: np.ndarray, keys: np.ndarray, text: np.ndarray,
+                    temperature: float) -> np.ndarray:
+    """M_ij = KL(softmax(x_i tᵀ / T) ‖ softmax(F_j tᵀ / T)): (N, D), (S, D), (K, D) -> (N, S)."""
+    log_s = log_softmax(matmul(features, text.T) / np.float32(temperature))
+    log_S = log_softmax(matmul(keys, text.T) / np.float32(temperature))
+    s = np.exp(log_s)
+    return (s * log_s).sum(axis=1, keepdims=True) - matmul(s, log_S.T)
+
+
+class TipX(TipAdapter):
+    """α, γ and β by leave-one-shot-out; with one shot a class α = 1, γ = 0.1, β = 5.5."""
+
+    name = "tip_x"
+    needs_text = True
+    state_names = ("keys_", "values_", "alpha_", "beta_", "rescale_", "temperature_")
+    evidence_names = ("alpha", "gamma")
+    fixed_alpha = (1.0, 0.1)
+
+    def __init__(self, alpha=None, gamma=None, beta=None, per_domain: bool = True, cap: int = 16,
+                 temperature: float = 0.01):
+        if (alpha is None) != (gamma is None):
+            raise ValueError("tip_x: fix both alpha and gamma, or neither")
+        super().__init__(None if alpha is None else (alpha, gamma), beta, per_domain, cap)
+        self.temperature = temperature
+
+    def _rescale(self, keys: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """(largest M, its range, smallest x·f, largest x·f) over pairs of different keys."""
+        if len(keys) < 2:
+            return np.array([0.0, 1.0, 0.0, 1.0])
+        pairs = ~np.eye(len(keys), dtype=bool)
+        M, cosine = text_divergence(keys, keys, text, self.temperature)[pairs], matmul(keys, keys.T)[pairs]
+        return np.array([M.max(), max(M.max() - M.min(), 1e-12), cosine.min(), cosine.max()], float)
+
+    @staticmethod
+    def _both(features, keys, values, text, temperature, rescale, beta) -> np.ndarray:
+        largest, span, low, high = rescale
+        A_low, A_high = np.exp(-beta * (1 - low)), np.exp(-beta * (1 - high))
+        psi = A_low + (A_high - A_low) * (largest - text_divergence(features, keys, text, temperature)) / span
+        return np.stack([cache_logits(features, keys, values, beta), matmul(psi, values)])
+
+    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+        rescale = self._rescale(self._cache(task)[0], task.text)
+        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
+        for beta in BETAS if self.beta is None else (float(self.beta),):
+            evidence = np.zeros((2, len(task), task.num_classes), np.float32)
+            for left_out, keys, values in caches:
+                evidence[:, left_out] = self._both(task.features[left_out], keys, values, task.text,
+                                                   self.temperature, rescale, beta)
+            yield {"beta": beta}, evidence
+
+    def _learn(self, task: Task, settings: dict) -> None:
+        super()._learn(task, settings)
+        self.rescale_ = self._rescale(self.keys_, task.text)
+        self.temperature_ = self.temperature
+
+    def _evidence(self, features: np.ndarray) -> np.ndarray:
+        return self._both(features, self.keys_, self.values_, self.text_, float(self.temperature_),
+                          self.rescale_, float(self.beta_))

@@ -1,0 +1,192 @@
+"""Vicinal: a cosine classifier that starts at the text rows and is trained in the shots' vicinity; the project's own.
+
+After vicinal risk minimisation (Chapelle et al., NIPS 2000) with CLAP's text anchor (Silva-Rodríguez et al., CVPR 2024)
+and a linear map that all classes share.
+
+    logits = 100 x w_cᵀ / ‖w_c‖,   w_c = t_c + t_c M + δ_c
+    loss   = mean_s CE(logits(x̃_s), y_s) + λ/K Σ_c ‖δ_c‖² + λ_M ‖M‖²
+    x̃_s    = unit(f_s ± r + σ ε / √D)
+
+r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
+standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
+held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/heads.md.
+
+Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.adamw import AdamW
+from jclip_fewshot.backend.losses import label_losses
+from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
+from jclip_fewshot.console import progress
+from jclip_fewshot.methods.rows.base import Head, log_loss, top1
+from jclip_fewshot.methods.rows.training import fits_of, residuals
+from jclip_fewshot.task import Fold, Task
+
+LAMBDAS = (10.0, 30.0, 100.0)
+FIXED_LAMBDA = 100.0  # where nothing can be left out
+NOISE_ROWS = 4  # of ε kept, a shot
+DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of all shots together
+
+
+class Vicinity:
+    """Draws x̃ of a fit's shots."""
+
+    def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
+        self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
+        self.rng = np.random.default_rng(seed)
+        self.residuals = residuals(task)
+        # drawn once: a step takes its rows in another order and with other signs
+        scale = self.sigma / np.float32(np.sqrt(task.features.shape[1]))
+        self.noise = scale * self.rng.standard_normal((NOISE_ROWS * len(task), task.features.shape[1]), np.float32)
+        domain = task.domains[task.labels]
+        self.groups: list[tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
+        for d in np.unique(domain):
+            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.can_be_left_out)))
+
+    def draw(self) -> np.ndarray:
+        """x̃ (S, D) float32 unit rows."""
+        x = self.features.copy()
+        if self.residual:
+            for rows, lenders in self.groups:
+                if len(lenders):
+                    sign = self.rng.choice(np.array([-1, 1], np.float32), len(rows))
+                    lent = self.residuals[self.rng.choice(lenders, len(rows))]
+                    x[rows] += self.residual * sign[:, None] * lent
+        if self.sigma:
+            sign = self.rng.choice(np.array([-1, 1], np.float32), len(x))
+            x += sign[:, None] * self.noise[self.rng.permutation(len(self.noise))[:len(x)]]
+        return unit_rows(x)
+
+
+class Vicinal(Head):
+    """λ a domain by held-out log-loss; the rest is fixed.
+
+    lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
+    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam,
+    cosine schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
+    """
+
+    name = "vicinal"
+    seeded = True
+    state_names = ("W_",)
+
+    def __init__(self, lambdas: Sequence[float] = LAMBDAS, map_lambda: float = 0.1, residual: float = 1.0,
+                 sigma: float = 0.5, epochs: int = 40, lr: float = 3e-3, seed: int = 0) -> None:
+        if not lambdas or epochs < 0:
+            raise ValueError("vicinal: needs at least one lambda and epochs >= 0")
+        self.lambdas, self.map_lambda, self.residual = tuple(map(float, lambdas)), map_lambda, residual
+        self.sigma, self.epochs, self.lr, self.seed = sigma, epochs, lr, seed
+
+    def _fit(self, task: Task) -> None:
+        columns = np.flatnonzero(task.seen)
+        inner = Task(task.features, np.searchsorted(columns, task.labels), task.text[columns],
+                     task.domains[columns], task.scale)
+        fits = fits_of(inner)
+        lambdas = self.lambdas
+        if len(fits) == 1:
+            lambdas = (min(lambdas, key=lambda value: abs(np.log(value / FIXED_LAMBDA))),)
+        bar = iter(progress(range(self.epochs * len(fits)), stage=self.name, unit="epochs"))
+        W = [self._train(fit, lambdas, self.seed + j, bar) for j, fit in enumerate(fits)]  # each (L, K, D)
+
+        rows = np.concatenate([fit.left_out for fit in fits])
+        held_out = [np.stack([matmul(self.scale_ * inner.features[fit.left_out], w.T) for w in of_fit])
+                    for fit, of_fit in zip(fits[:-1], W)]  # (L, left out, K)
+        self.lambda_weights_ = self._weights(held_out, rows, inner, len(lambdas))  # (K, L)
+        mixed = [mix(of_fit, self.lambda_weights_) for of_fit in W]
+        self.W_ = task.text.copy()
+        self.W_[columns] = mixed[-1]
+
+        self._held = task.zero_shot(task.features)
+        for fit, w in zip(fits[:-1], mixed):
+            self._held[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
+        chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
+                  for d in np.unique(inner.domains)}
+        weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
+        self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
+                          "residual": self.residual, "sigma": self.sigma}
+        if len(rows):
+            inside = self._held[np.ix_(rows, columns)]
+            self.settings_.update(chosen_by="leave-one-shot-out log-loss",
+                                  held_out_loss=log_loss(inside, inner.labels[rows]),
+                                  held_out_top1=top1(inside, inner.labels[rows]))
+        else:
+            self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
+
+    def _train(self, fit: Fold, lambdas: Sequence[float], seed: int, bar) -> np.ndarray:
+        """Unit rows (L, K, D) of one fit under every λ."""
+        task = fit.task
+        (K, D), L = task.text.shape, len(lambdas)
+        vicinity = Vicinity(task, self.residual, self.sigma, seed)
+        text = jt.array(task.text)
+        at_every_lambda = jt.array(np.repeat(task.labels, L).astype(np.int32))  # (S L,)
+        anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
+        delta = [jt.zeros((L, K, D))]
+        maps = [jt.zeros((D, D)) for _ in lambdas]
+        step_delta = AdamW(self.lr, betas=(0.9, 0.99))
+        step_maps = AdamW(self.lr / 10, betas=(0.9, 0.99))
+        own_history = [] if not len(fit.left_out) else None
+
+        def rows() -> jt.Var:
+            w = delta[0] + jt.stack([text + jt.matmul(text, M) for M in maps])
+            return unit_var(w)
+
+        for epoch in range(self.epochs):
+            next(bar, None)
+            x = jt.array(vicinity.draw())
+            cosines = product(x, rows().reshape(L * K, D))
+            own = label_losses(cosines.reshape(len(task) * L, K), at_every_lambda, self.scale_)
+            loss = own.sum() / float(len(task)) + (anchor * delta[0] * delta[0]).sum()
+            for M in maps:
+                loss = loss + self.map_lambda * (M * M).sum()
+            gradients = jt.grad(loss, delta + maps)
+            pace = 0.5 * (1 + np.cos(np.pi * epoch / self.epochs))
+            delta = step_delta.step(delta, gradients[:1], pace)
+            maps = step_maps.step(maps, gradients[1:], pace)
+            jt.sync(delta + maps)
+            jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
+            if own_history is not None:
+                right = (cosines.detach().reshape(-1, K).argmax(1)[0] == at_every_lambda).float32().mean()
+                own_history.append({"epoch": epoch + 1, "loss": float(own.mean().item()),
+                                    "train_top1": 100 * float(right.item())})
+        if own_history is not None:
+            self.history_ = own_history
+        trained = rows().numpy()
+        jt.sync_all()
+        jt.gc()
+        return trained
+
+    @staticmethod
+    def _weights(held_out: list[np.ndarray], rows: np.ndarray, task: Task, L: int) -> np.ndarray:
+        """Each class's weights of the λ, (K, L), by its domain's held-out log-loss."""
+        K = task.num_classes
+        if not held_out or L == 1:
+            return np.full((K, L), 1 / L, np.float32)
+        labels = task.labels[rows]
+        log_probs = log_softmax(np.concatenate(held_out, axis=1))
+        losses = -log_probs[:, np.arange(len(rows)), labels]  # (L, held out)
+        domain_of = task.domains[labels]
+        weights = np.empty((K, L), np.float32)
+        for d in np.unique(task.domains):
+            own = losses[:, domain_of == d]
+            summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
+            weights[task.domains == d] = softmax(-summed)
+        return weights
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(self.scale_ * features, self.W_.T)
+
+    def _held_out_logits(self, task: Task) -> np.ndarray:
+        return self._held
+
+
+def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over λ of each class's rows: (L, K, D), (K, L) -> (K, D); so are the logits averaged."""
+    return np.einsum("lkd,kl->kd", W, weights).astype(np.float32)

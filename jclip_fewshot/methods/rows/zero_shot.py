@@ -1,0 +1,29 @@
+"""Zero-shot CLIP. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021 (https://arxiv.org/abs/2103.00020), section 3.1.4: logits = 100 x tᵀ, t the class's text row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip_fewshot.methods.rows.base import Head
+from jclip_fewshot.task import Task, zero_shot_logits
+
+
+class ZeroShot(Head):
+    """Needs no shots; duplicate text rows tie, and ties go to the lower class number."""
+
+    name = "zero_shot"
+    needs_shots = False
+
+    def _fit(self, task: Task) -> None:
+        """The text rows are all there is."""
+
+    def _relearn(self, task: Task) -> None:
+        """Nothing was learned."""
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return zero_shot_logits(features, self.text_, self.scale_)
+
+    def _held_out_logits(self, task: Task) -> np.ndarray:
+        return self._logits(task.features)

@@ -1,0 +1,141 @@
+"""CLIP-LoRA: low-rank updates of query, key and value, in both towers or one.
+
+Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", 2024 (arXiv:2405.18541).
+
+    h = W x + γ B A x,   A (r, W) Kaiming-uniform, B (W, r) = 0,   r = 2,   γ = 1/√r (their code; α/r in LoRA's paper)
+
+Dropout 0.25 on the update's input, a mask each for q, k and v. AdamW, lr 2e-4, weight decay 1e-2 on A and B, cosine
+by step to 1e-6. Text rows of one template again in each step where the text tower trains, else fixed. Logits 100 cos.
+Deviations: sentences are cut after the longest (the same rows); with dropout 0 the update is kept next to W, where the
+authors' code merges it and takes it out before the backward pass, which makes gradients of lower blocks wrong.
+
+S shots · B images a step · W width of a tower · r rank · K classes · D feature width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.clip.replace import part
+from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
+RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'
+SCALE = 100.0  # the authors', not the model's
+QKV = ("q", "k", "v")
+
+
+def attention_path(tower: str, block: int) -> str:
+    """OpenAI's name of a block's attention; tower: "visual." or "" (text)."""
+    return f"{tower}transformer.resblocks.{block}.attn"
+
+
+def random_start(model: CLIP, places: Sequence[str], rng: np.random.Generator, rank: int = RANK) -> Arrays:
+    """A and B of q, k and v of each attention in `places`, under the authors' names: A uniform in ±1/√W, B zero."""
+    arrays = {}
+    for path in places:
+        width = part(model, path).in_proj_weight.shape[0]
+        for one in QKV:
+            arrays[f"{path}.{one}_proj.w_lora_A"] = (rng.uniform(-1, 1, (rank, width)) / np.sqrt(width)
+                                                     ).astype(np.float32)
+            arrays[f"{path}.{one}_proj.w_lora_B"] = np.zeros((width, rank), np.float32)
+    return arrays
+
+
+def places_of(names: Sequence[str]) -> list[str]:
+    """The attentions that parameters of those names belong to."""
+    return list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in names
+                              if name.endswith((".w_lora_A", ".w_lora_B"))))
+
+
+class LowRank:
+    """What one attention's `lora` is while it trains: γ B A x, added to the frozen product."""
+
+    def __init__(self, p: Vars, path: str, drop: Callable[[jt.Var], jt.Var] | None = None) -> None:
+        self.down = [p[f"{path}.{one}_proj.w_lora_A"] for one in QKV]
+        self.up = [p[f"{path}.{one}_proj.w_lora_B"] for one in QKV]
+        self.drop = drop
+
+    def __call__(self, x: jt.Var, first: int, last: int) -> jt.Var:
+        """x (B, L, W) -> (B, L, (last − first) W): the updates of q, k, v from `first` to before `last`."""
+        batch, length, width = x.shape
+        flat, rank = x.reshape((-1, width)), self.down[0].shape[0]
+        if self.drop is None:
+            low = product(flat, jt.concat(self.down[first:last]))  # (n, parts r)
+        else:
+            low = jt.concat([product(self.drop(flat), down) for down in self.down[first:last]], dim=1)
+        return product(low, self._up(first, last) * rank ** -0.5).reshape((batch, length, -1))
+
+    def _up(self, first: int, last: int) -> jt.Var:
+        """(parts W, parts r): the B side by side in the blocks of one matrix, so that one product does."""
+        width, rank = self.up[0].shape
+        rows = []
+        for number, up in enumerate(self.up[first:last]):
+            before, behind = number * rank, (last - first - 1 - number) * rank
+            blocks = [jt.zeros((width, before))] * bool(before) + [up] + [jt.zeros((width, behind))] * bool(behind)
+            rows.append(jt.concat(blocks, dim=1) if len(blocks) > 1 else up)
+        return jt.concat(rows) if len(rows) > 1 else rows[0]
+
+
+@contextmanager
+def attached(model: CLIP, p: Vars, drop: Callable[[jt.Var], jt.Var] | None = None) -> Iterator[CLIP]:
+    """The model with the updates in `p` added to its weights, while the block runs."""
+    attentions = {path: part(model, path) for path in places_of(list(p))}
+    try:
+        for path, attention in attentions.items():
+            attention.lora = LowRank(p, path, drop)
+        yield model
+    finally:
+        for attention in attentions.values():
+            attention.lora = None
+
+
+def dropout(rng: np.random.Generator, rate: float) -> Callable[[jt.Var], jt.Var] | None:
+    """x -> x with a share `rate` of its numbers at zero, the rest grown by 1/(1 − rate); None where rate is 0.
+
+    The masks come from a generator of NumPy's: the same on every device.
+    """
+    if not rate:
+        return None
+
+    def drop(x: jt.Var) -> jt.Var:
+        kept = rng.random(x.shape, np.float32) >= rate
+        return x * jt.array(kept.astype(np.float32) / np.float32(1 - rate))
+    return drop
+
+
+def merged(model: CLIP, updates: Arrays) -> Arrays:
+    """W + γ B A for inference: {name of in_proj_weight: (W, 3W), the model's layout}; other arrays go through."""
+    result: dict[str, np.ndarray] = {name: value for name, value in updates.items()
+                                     if not name.endswith((".w_lora_A", ".w_lora_B"))}
+    for path in places_of(list(updates)):
+        weight = part(model, path).in_proj_weight.float32().numpy().copy()
+        width = len(weight)
+        for number, one in enumerate(QKV):
+            a, b = (updates[f"{path}.{one}_proj.w_lora_{letter}"].astype(np.float64) for letter in "AB")
+            weight[:, number * width:(number + 1) * width] += ((b @ a).T * len(a) ** -0.5).astype(np.float32)
+        result[f"{path}.in_proj_weight"] = weight
+    return result
+
+
+def train(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[], jt.Var],
+          labels: Sequence[np.ndarray], lr: float = LR, scale: float = SCALE, rate: float = DROPOUT, seed: int = 0,
+          watch: Watch | None = None, stage: str = "") -> Arrays:
+    """CLIP-LoRA's training: one step an entry of `labels`, which holds the labels of that step's images.
+
+    rows: step -> unit image rows (B, D); text: -> unit text rows (K, D). Both are asked with the updates attached.
+    """
+    drop = dropout(np.random.default_rng([seed, 1]), rate)
+
+    def loss(p: Vars, step: int) -> jt.Var:
+        with attached(model, p, drop):
+            return mean_cross_entropy(scale * product(rows(step), text()), labels[step])
+    return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), watch, stage)

@@ -1,0 +1,260 @@
+"""What a tuned member of the ensemble shares: fits and folds, safeguards, the classes without shots, what is saved.
+
+A member trains a part of the image tower from a bank's depth upwards, once for each fold of the shots and once on all
+of them. What comes out is a few small arrays that change the tower, and K classifier rows; its logits are
+
+    scale · cos(f(x; W₀ + α ΔW), normalise(t + α ΔC))
+
+Safeguards against forgetting, chosen on the shots that a fold left out: α (WiSE-FT, Wortsman et al. 2022,
+arXiv:2109.01903: weights averaged with the original ones), and for each domain whether to tune at all: images that
+zero-shot places in a domain where tuning does not lower the held-out log-loss keep their zero-shot logits.
+
+Letters: N images, S shots, V views, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip_fewshot import __version__
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.tuned import TunedEncoder
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods.rows.base import keep_unseen, log_loss, top1
+from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.towers.lora import merged
+from jclip_fewshot.methods.towers.towers import blocks_of, cut
+from jclip_fewshot.methods.towers.training import Arrays
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.task import Task
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
+CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
+ALPHAS = (0.5, 0.75, 1.0)
+ROWS_AT_ONCE = 256
+
+
+class Member:
+    """Subclasses say what trains: `depth`, `train`, `rows`.
+
+    After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
+    `settings_`, `history_`.
+    """
+
+    name = ""
+    trains = True  # whether anything is trained; False: it is solved for
+    needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def depth(self, model: CLIP) -> Depth:
+        """Where the bank must stop."""
+        raise NotImplementedError
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        """Floating-point operations of all its trainings, about."""
+        raise NotImplementedError
+
+    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+        """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
+        raise NotImplementedError
+
+    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
+        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
+        raise NotImplementedError
+
+    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
+        """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
+        scaled: Arrays = {}
+        for name, value in arrays.items():
+            if name.endswith(".w_lora_A"):
+                scaled[name] = value
+            elif name.endswith(".w_lora_B") or name == CLASSIFIER:
+                scaled[name] = np.float32(alpha) * value
+            else:
+                start = part(model, name).float32().numpy()
+                scaled[name] = start + np.float32(alpha) * (value - start)
+        return scaled
+
+    def fit(self, task: Task, bank: Bank, fits: FitCache | None = None) -> Member:
+        """Trains on the shots. bank: the S shots in order. fits: where finished trainings are kept."""
+        self.task_ = task
+        self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
+        self.scale_ = np.float32(task.scale)
+        self.update_, self.classifier_ = {}, task.text
+        for name in set(self.kept) - set(Member.kept):
+            setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
+        self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
+        self.settings_: dict = {}
+        self.history_: list[dict] = []
+        self._held_out = task.zero_shot(task.features)
+        if task.seen.sum() > 1:
+            self._fit(task, bank, fits)
+        return self
+
+    def _fit(self, task: Task, bank: Bank, fits: FitCache | None) -> None:
+        model, parts = bank.encoder.model, fits_of(task)
+        learned = []
+        for number, fold in enumerate(parts, 1):
+            key = "" if fits is None else self._key(fold.task, bank, fold.kept)
+            arrays = None if fits is None else fits.get(key)
+            if arrays is None:
+                arrays = self.train(fold.task, bank, fold.kept, f"{self.name} {number}/{len(parts)}")
+                if fits is not None:
+                    fits.put(key, arrays)
+            learned.append(arrays)
+        alpha, held_out = 1.0, None
+        if len(parts) > 1:  # else nothing can be left out to choose by
+            alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
+        final = self.shrunk(model, learned[-1], alpha)
+        self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
+        self.update_ = final
+        self.settings_ = {"alpha": alpha, "chosen_by": "fixed" if held_out is None else "held-out log-loss"}
+        if held_out is not None:
+            self._choose_domains(task, held_out)
+
+    def _choose_alpha(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays]
+                      ) -> tuple[float, np.ndarray]:
+        """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
+        tested = task.can_be_left_out
+        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in ALPHAS}
+
+        def loss(alpha: float) -> float:
+            labels = task.labels[tested]
+            return log_loss(cooled(found[alpha][tested], labels), labels) if tested.any() else 0.0
+        best = min(ALPHAS, key=loss)
+        return best, found[best]
+
+    def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays],
+                          alpha: float) -> np.ndarray:
+        """(S, K): each shot's logits from the fit that did not see it."""
+        held_out = task.zero_shot(task.features)
+        for fold, arrays in zip(folds, learned):
+            arrays = self.shrunk(model, arrays, alpha)
+            classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
+            rows = self.mean_rows(bank, arrays, fold.left_out)
+            answers = matmul(self.scale_ * rows, classifier.T)
+            held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
+        return held_out
+
+    def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
+        """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
+        tested = task.can_be_left_out
+        zero_shot = task.zero_shot(task.features)
+        labels, rows = task.labels, np.arange(len(task))
+        gain = (log_softmax(cooled(held_out, labels))[rows, labels]
+                - log_softmax(cooled(zero_shot, labels))[rows, labels])
+        for domain in np.unique(task.domains):
+            own = tested & (task.domains[labels] == domain)
+            if own.any() and gain[own].mean() < 0:
+                self.tuned_domains_[domain] = False
+        self._held_out = self._safeguarded(held_out, zero_shot)
+        self.settings_.update(held_out_loss=log_loss(cooled(self._held_out, labels)[tested], labels[tested]),
+                              held_out_top1=top1(self._held_out[tested], labels[tested]))
+        if not self.tuned_domains_.all():
+            self.settings_["untuned_domains"] = np.flatnonzero(~self.tuned_domains_).tolist()
+
+    def _safeguarded(self, logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
+        """`logits`, or zero-shot's for images that zero-shot places in a domain that is better not tuned."""
+        tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
+        return np.where(tuned[:, None], logits, zero_shot)
+
+    def mean_rows(self, bank: Bank, update: Arrays, images: np.ndarray) -> np.ndarray:
+        """Unit rows (n, D) of some of a bank's images under the update, the mean of their views."""
+        model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
+        which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
+        tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
+        parts = []
+        with replaced(model, tensors), jt.no_grad():
+            for i in range(0, len(which), ROWS_AT_ONCE):
+                x = jt.array(views.take(which[i:i + ROWS_AT_ONCE], view[i:i + ROWS_AT_ONCE]))
+                parts.append(self.rows(model, x).numpy())
+        jt.sync_all()
+        jt.gc()
+        return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
+
+    def held_out_logits(self) -> np.ndarray:
+        """(S, K): each shot's logits from a fit that did not see it; zero-shot's where none could be left out."""
+        return self._held_out.copy()
+
+    def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """(N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
+        zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
+        answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
+        return self._safeguarded(answers, zero_shot)
+
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
+        if not self.update_:
+            return base
+        return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
+
+    def state(self) -> Arrays:
+        """Everything that `logits` and `encoder` need: kilobytes."""
+        arrays = {name: np.asarray(getattr(self, name)) for name in self.kept}
+        arrays.update({f"update/{name}": value for name, value in self.update_.items()})
+        return arrays
+
+    @classmethod
+    def from_state(cls, state: Arrays) -> Member:
+        """The inverse of `state`."""
+        missing = [name for name in cls.kept if name not in state]
+        if missing:
+            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
+        member = cls()
+        for name in cls.kept:
+            setattr(member, name, np.asarray(state[name]))
+        member.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
+                          if name.startswith("update/")}
+        return member
+
+    def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
+        """Names a training by all that it depends on."""
+        said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
+                bank.digest(kept), repr(task.scale)]
+        arrays = [task.labels.tobytes(), task.text.tobytes()]
+        if self.needs_tokens:
+            arrays.append(bank.class_tokens.tobytes())
+        return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
+
+    def constants(self) -> dict[str, float]:
+        """The settings that a training depends on and that are not chosen."""
+        return {}
+
+
+def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logits at the temperature that suits them, as the ensemble will have them: a member is not judged by it."""
+    return np.float32(temperature(logits, labels, np.ones(len(labels)))) * logits
+
+
+def block_operations(length: int, width: int) -> float:
+    """Of a sequence's way forward through a block."""
+    return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
+
+
+def sentence_operations(model: CLIP, tokens: np.ndarray) -> float:
+    """Of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
+    return len(blocks_of(model, "")) * block_operations(cut(tokens)[0].shape[1], model.transformer.width)
+
+
+def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,
+             epochs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each step's shots and the view of each: every epoch all shots once, in a new order and in random views."""
+    batch = min(batch, len(shots))
+    chosen: list[np.ndarray] = []
+    for _ in range(epochs):
+        order = rng.permutation(shots)
+        chosen += [order[i:i + batch] for i in range(0, len(order) - batch + 1, batch)]
+    return chosen, [rng.integers(views, size=len(rows)) for rows in chosen]

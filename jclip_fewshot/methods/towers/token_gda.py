@@ -1,0 +1,91 @@
+"""A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
+
+GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/tokens.py: the class token before the
+projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives there;
+the logits are brought to a calibrated scale on held-out shots.
+
+S shots · V views · W width of the image tower · K classes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import matmul, unit_rows
+from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods.rows.base import keep_unseen
+from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
+from jclip_fewshot.methods.towers.members import Member
+from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.task import Task, class_means
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
+
+class TokenGDA(Member):
+    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to a member's."""
+
+    name = "token_gda"
+    trains = False
+    kept = Member.kept + ("weight_", "bias_")
+
+    def depth(self, model: CLIP) -> Depth:
+        return last_block(model)
+
+    def operations(self, task: Task, bank: Bank) -> float:
+        width = 3.0 * bank.encoder.model.visual.shape_at(None)[0]
+        return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
+
+    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
+        return token_rows(model, x)
+
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        return TokenEncoder(base)
+
+    def _fit(self, task: Task, bank: Bank, fits: FitCache | None) -> None:
+        rows = self.mean_rows(bank, {}, np.arange(len(task)))
+        deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
+        zero_shot = task.zero_shot(task.features)
+        held_out, tested = zero_shot.copy(), task.can_be_left_out
+        folds = task.folds()
+        raw = np.zeros_like(zero_shot)
+        for fold in folds:
+            weight, bias = classifier_of(deep.take(fold.kept))
+            raw[fold.left_out] = matmul(deep.features[fold.left_out], weight) + bias
+        seen = task.seen
+        cool = 1.0
+        if tested.any():
+            labels = np.searchsorted(np.flatnonzero(seen), task.labels[tested])
+            inner = raw[tested][:, seen]
+            spread = float(inner.std()) or 1.0  # a temperature is searched around 1
+            cool = temperature(inner / spread, labels, np.ones(len(labels))) / spread
+            held_out[tested] = keep_unseen(np.float32(cool) * raw[tested], zero_shot[tested], seen)
+        weight, bias = classifier_of(deep)
+        self.weight_, self.bias_ = np.float32(cool * weight), np.float32(cool * bias)
+        self.settings_ = {"scale": cool, "chosen_by": "held-out log-loss" if folds else "fixed"}
+        if folds:
+            self._choose_domains(task, held_out)
+
+    def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """(N, K). rows (N, 3W): of the tokens; features (N, D): of the frozen tower."""
+        zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
+        if not len(self.weight_):
+            return zero_shot
+        answers = matmul(unit_rows(rows), self.weight_) + self.bias_
+        return self._safeguarded(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
+
+
+def classifier_of(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """W (3W, K), b (K,) of the shots: GDA's, its precision from the scatter within classes where there is any."""
+    means = class_means(task)
+    precision = precision_matrix(task, means, within=int(task.counts.max()) > 1)
+    weight, bias = gaussian_classifier(means, precision / task.features.shape[1])
+    return weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()

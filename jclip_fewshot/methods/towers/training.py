@@ -1,0 +1,129 @@
+"""What the tuning methods share: optimisers, learning rates, the loop.
+
+Optimisers are PyTorch's, with its order of operations. Rates are those of the authors' codes (TUNING methods say
+which): a rate a step, as the optimiser has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.adamw import AdamW
+from jclip_fewshot.backend.losses import cross_entropy
+from jclip_fewshot.backend.numerics import log_softmax_var
+from jclip_fewshot.console import progress
+
+Arrays = dict[str, np.ndarray]
+Vars = dict[str, "jt.Var"]
+Loss = Callable[[Vars, int], "jt.Var"]  # (parameters, step) -> the loss, a scalar
+# (step, loss, gradients, parameters after the step), for what wants to see everything
+Watch = Callable[[int, "jt.Var", Vars, Vars], None]
+COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
+
+
+class SGD:
+    """With momentum, and weight decay in the gradient: v ← μ v + (g + λ p), p ← p − lr v."""
+
+    def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.velocity: Vars = {}
+
+    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        for name, value in values.items():
+            gradient = gradients[name] + self.weight_decay * value
+            past = self.velocity.get(name)
+            self.velocity[name] = (gradient if past is None else self.momentum * past + gradient).detach()
+        return {name: (value - lr * self.velocity[name]).detach() for name, value in values.items()}
+
+    def state(self) -> list[jt.Var]:
+        return list(self.velocity.values())
+
+
+class Adam:
+    """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
+
+    decays: which parameters have weight decay, by name; None: all.
+    """
+
+    def __init__(self, weight_decay: float = 0.0, l2: float = 0.0, eps: float = 1e-8,
+                 decays: Callable[[str], bool] | None = None) -> None:
+        self.weight_decay, self.l2, self.eps, self.decays = weight_decay, l2, eps, decays
+        self._groups: dict[bool, AdamW] = {}
+
+    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        moved: Vars = {}
+        for decayed in (True, False):
+            names = [name for name in values if (self.decays is None or self.decays(name)) == decayed]
+            if not names:
+                continue
+            if decayed not in self._groups:
+                self._groups[decayed] = AdamW(1.0, self.weight_decay if decayed else 0.0, self.eps)
+            pull = self.l2 if decayed else 0.0
+            slopes = [gradients[name] + pull * values[name] if pull else gradients[name] for name in names]
+            moved.update(zip(names, self._groups[decayed].step([values[name] for name in names], slopes, lr)))
+        return {name: moved[name] for name in values}
+
+    def state(self) -> list[jt.Var]:
+        return [one for group in self._groups.values() for one in group.means + group.squares]
+
+
+def cosine(lr: float, steps: int, least: float = 0.0) -> np.ndarray:
+    """least + (lr − least) ½ (1 + cos(π t / steps)), t = 0 … steps − 1."""
+    return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+
+
+def cosine_by_epoch(lr: float, epochs: int, steps: int) -> np.ndarray:
+    """Dassl's: epoch 1 at 1e-5, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
+    rates = np.r_[1e-5, cosine(lr, epochs)[:epochs - 1]]
+    return np.repeat(rates, steps)
+
+
+def batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
+    """The rows of every step: order (epochs, n), an epoch a row, in batches; a smaller last one is dropped."""
+    size = order.shape[1] - order.shape[1] % batch if order.shape[1] >= batch else order.shape[1]
+    return [row[i:i + batch] for row in order for i in range(0, size, batch)]
+
+
+def as_vars(arrays: Arrays) -> Vars:
+    """Parameters to train: float32 variables."""
+    return {name: jt.array(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
+
+
+def as_arrays(values: Vars) -> Arrays:
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch: Watch | None = None,
+            stage: str = "") -> Arrays:
+    """Trains: one step a rate. Returns the parameters after the last; those given are not changed.
+
+    loss: of the parameters, at a step. stage: what a progress bar says; empty: no bar.
+    """
+    values = as_vars(start)
+    steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))
+    for step in steps:
+        objective = loss(values, step)
+        names = list(values)
+        gradients = dict(zip(names, jt.grad(objective, [values[name] for name in names])))
+        values = optimiser.step(values, gradients, float(rates[step]))
+        jt.sync(list(values.values()) + optimiser.state())
+        if watch is not None:
+            watch(step, objective, gradients, values)
+        if (step + 1) % COLLECT_EVERY == 0:
+            jt.sync_all()
+            jt.gc()
+    result = as_arrays(values)
+    jt.sync_all()
+    jt.gc()
+    return result
+
+
+def mean_cross_entropy(logits: jt.Var, labels: np.ndarray, smoothing: float = 0.0) -> jt.Var:
+    """Mean −Σ_k q_k log softmax(logits)_k over the rows of (B, K) logits, in nats; q: the label, smoothed."""
+    loss = cross_entropy(logits, jt.array(np.asarray(labels, np.int32)))
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing / float(np.prod(logits.shape)) * log_softmax_var(logits).sum()

@@ -1,0 +1,123 @@
+"""LaFTer: a classifier from sentences alone, then prompts, norms and classifier on unlabelled images.
+
+Mirza et al., "LaFTer: Label-Free Tuning of Zero-Shot Classifier Using Language and Unlabeled Image Collections",
+NeurIPS 2023 (arXiv:2305.18287). Settings as in their code.
+
+    stage 1   min_φ  Σ CE_0.1(φ (e + n), y),   n ~ N(0, 0.1²)          e sentence rows, φ (K, D), no bias, no scale
+    stage 2   min_{P, norms, φ}  CE_0.1(φ u(strong(x); P), c(x)),      c(x) = argmax φ₀ f(weak(x))
+
+P: visual prompts between class token and patches. The teacher is φ₀, as stage 1 left it, on normalised rows of the
+same tower without prompts: its norms move with the student's. The student's rows u are not normalised. AdamW,
+constant rate, weight decay 0.01 but for names with "bias". The last epoch counts; the authors report the best epoch
+on the test set. A dozen images a class: 10 epochs instead of 50, 16 prompts instead of 50 (`Settings`).
+
+K classes · D feature width · E sentences · B images a step · W width of the image tower
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_rows
+from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.methods.towers import visual_prompts
+from jclip_fewshot.methods.towers.towers import blocks_of, image_rows, norm_names
+from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy
+from jclip_fewshot.task import class_sums
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
+SMOOTHING, NOISE, WEIGHT_DECAY = 0.1, 0.1, 0.01  # the authors'
+ADAPTER, PROMPTS = "adapter", "prompt_embeddings"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """text_steps: of stage 1. epochs, batch: of stage 2. prompts: P. lr: of both."""
+
+    text_steps: int = 400
+    epochs: int = 10
+    batch: int = 50
+    prompts: int = 16
+    lr: float = 5e-4
+
+
+def paper() -> Settings:
+    """The authors' settings: stage 1 takes 400 to 600 steps by data set."""
+    return Settings(epochs=50, prompts=50)
+
+
+def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: Callable[[int], np.ndarray],
+               rates: Sequence[float], watch: Watch | None = None, stage: str = "") -> np.ndarray:
+    """Stage 1: φ (K, D) from `start`, all sentences in each step.
+
+    rows (E, D): the sentences' unit rows; labels (E,): whose they are; noise(step) (E, D), added to them.
+    """
+    def loss(p: Vars, step: int) -> jt.Var:
+        moved = jt.array((rows + noise(step)).astype(np.float32))
+        return mean_cross_entropy(product(moved, p[ADAPTER]), labels, SMOOTHING)
+    return descend({ADAPTER: start}, loss, Adam(WEIGHT_DECAY), rates, watch, stage)[ADAPTER]
+
+
+def gaussian_noise(shape: tuple[int, int], seed: int = 0) -> Callable[[int], np.ndarray]:
+    """N(0, 0.1²), another draw for each step."""
+    return lambda step: NOISE * np.random.default_rng([seed, step]).standard_normal(shape, np.float32)
+
+
+def text_classifier(rows: np.ndarray, labels: np.ndarray, classes: int, settings: Settings = Settings(),
+                    seed: int = 0) -> np.ndarray:
+    """Stage 1 from the class means of the sentence rows: φ (K, D).
+
+    The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
+    """
+    start = unit_rows(class_sums(rows, labels, classes))
+    return train_text(start, rows, labels, gaussian_noise(rows.shape, seed), [settings.lr] * settings.text_steps,
+                      stage="lafter, sentences")
+
+
+def norms(model: CLIP) -> list[str]:
+    """Every norm of the image tower."""
+    ends = [f"visual.{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")]
+    return ends[:2] + norm_names(model, "visual.", blocks_of(model, "visual.")) + ends[2:]
+
+
+def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> Arrays:
+    """Stage 2's parameters before training."""
+    width = model.visual.proj.shape[0]
+    return {ADAPTER: adapter,
+            PROMPTS: visual_prompts.random_prompts(np.random.default_rng(seed), prompts, width)[None],
+            **{name: part(model, name).float32().numpy() for name in norms(model)}}
+
+
+def teach(model: CLIP, adapter: np.ndarray, weak: jt.Var) -> np.ndarray:
+    """c(x) (B,) of weak views (B, 3, R, R), by the tower as it stands."""
+    return product(image_rows(model, weak), jt.array(adapter)).numpy().argmax(axis=1)
+
+
+def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
+    """φ u(x; P) (B, K), with the norms of `p` in place."""
+    with replaced(model, {name: value for name, value in p.items() if name not in (ADAPTER, PROMPTS)}):
+        return product(visual_prompts.features(model, images, p[PROMPTS][0]), p[ADAPTER])
+
+
+def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Var]], rates: Sequence[float],
+          watch: Watch | None = None, on_labels: Callable[[np.ndarray], None] | None = None,
+          stage: str = "") -> Arrays:
+    """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images. on_labels: told each step's c(x)."""
+    teacher = start[ADAPTER]
+
+    def loss(p: Vars, step: int) -> jt.Var:
+        weak, strong = views(step)
+        moving = {name: value for name, value in p.items() if name not in (ADAPTER, PROMPTS)}
+        with replaced(model, moving):
+            labels = teach(model, teacher, weak)
+        if on_labels is not None:
+            on_labels(labels)
+        return mean_cross_entropy(student_logits(p, model, strong), labels, SMOOTHING)
+    return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, watch, stage)

@@ -1,0 +1,61 @@
+"""Weak and strong views of unlabelled images, for methods that ask a tower about both.
+
+weak    CLIP's own preprocessing
+strong  of the weak view: crop (0.2 to 1 of its area), flip, colour jitter (0.4, 0.4, 0.4; 80 % of them), grey (20 %),
+        Gaussian blur: LaFTer's, but cut out of the square that CLIP sees, and without a change of hue
+
+Letters: N images, B of them in a step, R pixels a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.clip.preprocess import normalize
+from jclip_fewshot.data.decode import Decoder, Recipe
+
+AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+JITTER, JITTERED, GREY = 0.4, 0.8, 0.2
+BLUR = (0.1, 2.0)  # standard deviation at 224 pixels
+BATCH = 64
+
+
+def weak_pixels(paths: Sequence, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """(N, R, R, 3) uint8 of image files, and why some could not be read."""
+    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
+    bad: dict[int, str] = {}
+    with Decoder(paths, Recipe(size), BATCH, 0) as decoder:
+        for indices, found, done in decoder.batches(list(range(len(paths)))):
+            pixels[indices] = found[:, 0]
+            bad.update((index, one.reason) for index, one in zip(indices, done) if one.reason)
+    return pixels, bad
+
+
+def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One strong view of a weak one, (R, R, 3) uint8."""
+    size = len(pixels)
+    image = Image.fromarray(pixels)
+    area, ratio = size ** 2 * rng.uniform(*AREA), np.exp(rng.uniform(*np.log(RATIO)))
+    w, h = (int(np.clip(round(side), 1, size)) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
+    left, top = rng.integers(size - w + 1), rng.integers(size - h + 1)
+    image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.BILINEAR)
+    if rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    if rng.random() < JITTERED:
+        for change in rng.permutation(3):
+            kind = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[change]
+            image = kind(image).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
+    if rng.random() < GREY:
+        image = ImageOps.grayscale(image).convert("RGB")
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR) * size / 224)))
+
+
+def pair(pixels: np.ndarray, rows: np.ndarray, seed: int, step: int) -> tuple[jt.Var, jt.Var]:
+    """Weak and strong views (B, 3, R, R) of some images, preprocessed; the strong ones by seed and step."""
+    rng = np.random.default_rng([seed, step])
+    strong = np.stack([strong_view(pixels[row], rng) for row in rows])
+    return jt.array(normalize(pixels[rows])), jt.array(normalize(strong))
