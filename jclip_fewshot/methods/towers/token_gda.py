@@ -1,8 +1,8 @@
 """A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
 
 GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/tokens.py: the class token before the
-projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives there;
-the logits are brought to a calibrated scale on held-out shots.
+projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
+there; the logits are brought to a calibrated scale on held-out shots.
 
 S shots · V views · W width of the image tower · K classes
 """
