@@ -26,8 +26,8 @@ from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import reopen_source, test_rows
-from jclip_fewshot.methods.towers.plan import tuned_rows
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
+from jclip_fewshot.problem import queries_of
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.storage.arrays import load_arrays
@@ -61,7 +61,7 @@ def main() -> None:
     device = command.start_jittor(settings)
     pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
     task = pipeline.task_
-    tell(f"run {folder}: {', '.join(pipeline.names)}")
+    tell(f"run {folder}: {', '.join(pipeline.methods_)}")
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     where = runs.sources_now(folder, record, settings)
@@ -73,10 +73,9 @@ def main() -> None:
     rows = features[readable]
     watch.lap("features")
 
-    # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
-    answers = pipeline.answer(rows, settings.refine,
-                              tuned_rows(source, contest.root, [tests.files[index] for index in readable],
-                                         settings.views), every_member=truth is not None)
+    # 4. Methods and ensemble answer each image by itself; the refinement looks at all of them.
+    queries = queries_of(source, contest.root, [tests.files[index] for index in readable], rows, settings.views)
+    answers = pipeline.answer(queries, settings.refine, every_method=truth is not None)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")

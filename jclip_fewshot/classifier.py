@@ -31,8 +31,10 @@ from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.sources import Source, listed, open_source
-from jclip_fewshot.methods.towers.plan import Tuning, plan, tune_names, tuned_rows
-from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
+from jclip_fewshot.methods.base import Given
+from jclip_fewshot.methods.plan import choose
+from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline
+from jclip_fewshot.problem import queries_of, tower_of
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
@@ -54,8 +56,8 @@ class FewShotClassifier:
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
         shots, as for rows of an encoder without text. `fit` takes it, too.
-    heads: names of the methods in the ensemble; None for train.py's default.
-    tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
+    methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
+        Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
         (docs/views.md).
     seed: of the views and of training.
@@ -78,14 +80,13 @@ class FewShotClassifier:
     _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
 
     def __init__(self, model: str | Sequence[str] = "ViT-B/32", *, class_names: Sequence[str] | None = None,
-                 text: None | str | np.ndarray = None, heads: Sequence[str] | None = None, tune: str = "auto",
+                 text: None | str | np.ndarray = None, methods: str | Sequence[str] = "auto",
                  augment: int = 10, views: int = 1, seed: int = 0, weights: str | None = None,
                  cache: str | None = ".cache", domains: None | bool | Sequence[str] = None) -> None:
         self.model = model
         self.class_names = class_names
         self.text = text
-        self.heads = heads
-        self.tune = tune
+        self.methods = methods
         self.augment = augment
         self.views = views
         self.seed = seed
@@ -160,14 +161,12 @@ class FewShotClassifier:
         parts = self.parts_ or (self._source.parts if self._source is not None else ())
         task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
         paths = self._paths(images)
-        tuning = Tuning([])
+        tower = None
         if paths:
-            tuning = plan(self.tune, task, self._opened(), Path(), paths, self.augment, self.seed,
-                          prompts.plain_sentences(names, domains))
-        elif tune_names(self.tune) not in ([], ["auto"]):
-            raise ValueError("tuning a tower needs images as paths, not as features or pictures")
+            tower = tower_of(self._opened(), Path(), paths, self.augment, self.seed,
+                             prompts.plain_sentences(names, domains))
         self.classes_, self.class_names_ = classes, names
-        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task, tuning=tuning)
+        self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
         self.n_features_in_ = task.text.shape[1]
         return self
 
@@ -217,9 +216,8 @@ class FewShotClassifier:
         """
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        pipeline.seed = int(arrays["classifier/seed"])
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), heads=pipeline.bare_names, cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), methods=pipeline.methods, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))
@@ -251,14 +249,12 @@ class FewShotClassifier:
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
-        if not isinstance(self.tune, str):
-            raise ValueError(f"tune must be auto, off, or methods with commas between, not {self.tune!r}")
-        if isinstance(self.heads, str):
-            raise ValueError(f"heads must be a list of names, not the text {self.heads!r}")
+        if not isinstance(self.methods, (str, list, tuple)):
+            raise ValueError(f"methods must be a text or a list of names, not {self.methods!r}")
         for names in (class_names, self.class_names):
             if isinstance(names, (str, dict)):
                 raise ValueError(f"class_names must be a list, one name a class, not {names!r}")
-        tune_names(self.tune)
+        choose(self.methods)
 
     def _fit_names(self, class_names: Sequence[str] | None, text: None | str | np.ndarray
                    ) -> FewShotClassifier:
@@ -274,7 +270,7 @@ class FewShotClassifier:
         parts = self._source.parts if self._source is not None else ()
         task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale, parts)
         self.classes_, self.class_names_ = np.arange(len(names)), names
-        self.pipeline_ = Pipeline(seed=self.seed).fit(task)
+        self.pipeline_ = Pipeline(self.methods, self.seed).fit(task)
         self.n_features_in_ = task.text.shape[1]
         return self
 
@@ -346,13 +342,13 @@ class FewShotClassifier:
         self._require_fit()
         images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
-            if set(self.pipeline_.tuned_) & set(self.pipeline_.ensemble_.names_):
-                warn(f"features tell {', '.join(self.pipeline_.tuned_)} nothing: the heads answer alone; give images")
+            if self.pipeline_.asks_images:
+                warn(f"{', '.join(self.pipeline_.asks_images)} need images; the methods on features answer alone")
             return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
         with as_files(images) as paths:
             rows = self._encoded(paths, images, "image to classify")
-            under = tuned_rows(self._opened(), Path(), paths, self.views) if self.pipeline_.tuned_ else None
-            return self.pipeline_.answer(rows, refine, under)
+            queries = queries_of(self._opened(), Path(), paths, rows, self.views) if self.pipeline_.asks_images else rows
+            return self.pipeline_.answer(queries, refine)
 
     def _shots(self, images: Images) -> np.ndarray:
         """Rows (S, D) of what is learned from."""

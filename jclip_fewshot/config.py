@@ -73,10 +73,9 @@ class SourceConfig(MachineConfig):
     templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "empty for the ten that gain from each other; all for every one (twice the time); fast for "
-                        "those without training (a tenth of it, up to 0.2 points less); or names with commas", "method",
-                        metavar="LIST")
-    tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
+    methods: str = option("auto", "auto: the default methods that the data and the time allow; fast: those without "
+                          "training (a tenth of the time, up to 0.2 points less); all; or names with commas",
+                          "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 
@@ -93,7 +92,6 @@ class TrainConfig(SourceConfig):
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
     unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
     transductive: bool = option(False, "the test images too, without labels", "shots")
-    label_free: str = option("", "who learns from them: upl,lafter_text,clip_pr", "method", metavar="LIST")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 

@@ -99,8 +99,8 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST",
-                        help="all, default (train.py's), fast, or names with commas [all]")
+    parser.add_argument("--methods", default="auto", metavar="LIST",
+                        help="auto (train.py's), fast, all, or names with commas [auto]")
     parser.add_argument("--shots", type=whole, default=None, metavar="N",
                         help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of training and of the tasks' draw [0]")
@@ -124,13 +124,14 @@ def evaluate(arguments: list[str]) -> int:
 
     from jclip_fewshot.evaluation import evaluate as evaluation
     from jclip_fewshot.evaluation.suites import load_suite, with_shots
-    from jclip_fewshot.pipeline import Pipeline, head_names
-    suite, names = load_suite(given.suite), head_names(given.heads or "all")
+    from jclip_fewshot.methods.plan import choose
+    from jclip_fewshot.pipeline import Pipeline
+    suite, choice = load_suite(given.suite), choose(given.methods)
     if given.shots is not None:
         suite = with_shots(suite, given.shots)
     other = evaluation.read_results(Path(given.compare), bool(given.tasks)) if given.compare else None
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    pipeline = Pipeline(names, given.seed)
+    pipeline = Pipeline(choice, given.seed)
     tell(f"{suite.name}: {len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes")
 
     def on_method(name: str) -> None:
@@ -254,7 +255,6 @@ def export(arguments: list[str]) -> int:
     record = runs.load_record(folder)
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
     pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    pipeline.seed = int(record["config"].get("seed", 0))
     found = exporting.linear_export(pipeline, lambda name, seconds: tell(f"  {name}"))
     exporting.save_export(given.target, found, record["classes"], record["encoder"])
     classes, width = found.linear.weight.shape

@@ -57,11 +57,6 @@ class SeveralSources:
         """The first one's CLIP, for tuning; None where it is none that can be tuned."""
         return self._sources[0].model
 
-    @property
-    def fits(self):
-        """Where finished trainings of the first one are kept."""
-        return self._sources[0].fits
-
     def bank(self, *args, **kwargs):
         """The first one's images at any depth (EncoderSource.bank)."""
         return self._sources[0].bank(*args, **kwargs)

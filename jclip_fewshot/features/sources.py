@@ -147,7 +147,7 @@ class EncoderSource:
         root = os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens)
+                    seed=seed, workers=self._workers, class_tokens=tokens, fits=self.fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
