@@ -57,8 +57,7 @@ def main() -> None:
     # 2. Images and sentences become unit feature rows.
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
-    scores_averaged = settings.prompt_set == prompts.VISDESC
-    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
+    text = source.texts(contest.class_names, sentences)
     watch.lap("sentences")
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     shots = choose(contest, source, text, **draw)
@@ -71,7 +70,7 @@ def main() -> None:
 
     # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
     task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
-                source.parts, keep_lengths=scores_averaged)
+                source.parts)
     task, found = support.added_to(task, unseen_only=settings.support_for != "all")
     files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")

@@ -373,7 +373,7 @@ class Pipeline:
             heads: dict[str, type[Head]] = {**HEADS, **LABEL_FREE}  # all that a run may hold
             pipeline = cls(arrays["names"].tolist(), unlabelled=arrays.get("unlabelled"))
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)
+                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays))
             pipeline.heads_ = {name: heads[_split(name)[0]].from_state(_under(arrays, f"heads/{name}/"))
                                for name in pipeline.names}
             pipeline.ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))

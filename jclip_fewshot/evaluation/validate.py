@@ -134,10 +134,9 @@ def validate(settings: ValidateConfig) -> dict | None:
         domain_weights(domains, mix)  # complains before the work
     sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts, settings.names,
                                         settings.templates, settings.prompt_set, settings.descriptions)
-    scores_averaged = settings.prompt_set == prompts.VISDESC
     source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                          **settings.encoding)
-    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
+    text = source.texts(contest.class_names, sentences)
     features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
                                       test_views=settings.views)
     labels = np.array([label for _, label in held], np.int64)
@@ -157,7 +156,7 @@ def validate(settings: ValidateConfig) -> dict | None:
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
         task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale,
-                    source.parts, keep_lengths=scores_averaged)
+                    source.parts)
         plain = prompts.plain_sentences(contest.class_names, domains, settings.prompts, settings.names)
         tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
                       draw.seed, plain)
