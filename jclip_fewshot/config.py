@@ -65,8 +65,8 @@ class SourceConfig(MachineConfig):
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
-    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
-                             "features", ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"), "SET")
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
     descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
     names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")

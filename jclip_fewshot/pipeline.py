@@ -308,7 +308,7 @@ class Pipeline:
             pipeline = cls(sorted({_bare(name) for name in names}), int(arrays["seed"]))
             pipeline.unlabelled_ = arrays.get("unlabelled")
             pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays), keep_lengths=True)
+                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays))
             pipeline.methods_ = {name: METHODS[_bare(name)].from_state(_under(arrays, f"methods/{name}/"))
                                  for name in names}
             pipeline.ensemble_ = pipeline.rows_ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))

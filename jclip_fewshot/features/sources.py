@@ -114,11 +114,11 @@ class EncoderSource:
         tell(f"{stage}: {what} to encode, about {duration(images * each / rate)} here "
              f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
-        """(K, D) rows, the mean over each class's sentences; normalised again with `unit`."""
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        """(K, D) rows, the mean over each class's sentences, normalised again."""
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
-        rows = encode_texts(self._encoder, sentences, cache=self._cache, unit=unit)
+        rows = encode_texts(self._encoder, sentences, cache=self._cache)
         if ranks.size() > 1 and ranks.first():
             self.barrier.wait()
         return rows
@@ -181,7 +181,7 @@ class TableSource:
         """(N, D) unit rows of paths below the data folder."""
         return self._table.lookup(paths), {}
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """(K, D) unit rows of the classes."""
         return self._table.text_rows(class_names)
 

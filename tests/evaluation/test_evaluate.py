@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
 from jclip_fewshot.methods.rows import HEADS, LEFT_OUT, TRAINING_FREE
 from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.task import Task, zero_shot_logits
+from jclip_fewshot.task import zero_shot_logits
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
 
@@ -205,15 +204,3 @@ def test_shots_of_a_suite_can_be_fewer(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     assert with_shots(suite, 2).task.counts.tolist() == [2] * 6
     np.testing.assert_allclose(with_shots(suite, 9).task.features, suite.task.features, atol=1e-6)
-
-
-def test_the_mean_of_scores_is_kept_in_the_rows_length(tmp_path):
-    """VisDesc: a class's score is the mean of its sentences' scores; saved and loaded alike."""
-    rng = np.random.default_rng(3)
-    sentences = [unit_rows(rng.standard_normal((count, 16))) for count in (2, 3, 4)]
-    task = Task(np.zeros((0, 16)), [], np.stack([rows.mean(0) for rows in sentences]), keep_lengths=True)
-    queries = unit_rows(rng.standard_normal((5, 16)))
-    expected = np.stack([100 * (queries @ rows.T).mean(1) for rows in sentences], axis=1)
-    pipeline = Pipeline(["zero_shot"]).fit(task)
-    for one in (pipeline, Pipeline.from_state(pipeline.state())):
-        np.testing.assert_allclose(one.answer(queries, "off").logits["zero_shot"], expected, rtol=1e-4)

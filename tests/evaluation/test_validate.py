@@ -19,7 +19,7 @@ class Source:
         self.names, self.asked = names, []
         self.text = np.eye(len(names), 16, dtype=np.float32)
 
-    def texts(self, class_names, sentences, unit=True):
+    def texts(self, class_names, sentences):
         return self.text
 
     def images(self, root, paths, views=0, seed=0, stage="images"):
