@@ -347,8 +347,9 @@ class FewShotClassifier:
             return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
         with as_files(images) as paths:
             rows = self._encoded(paths, images, "image to classify")
-            queries = queries_of(self._opened(), Path(), paths, rows, self.views) if self.pipeline_.asks_images else rows
-            return self.pipeline_.answer(queries, refine)
+            if not self.pipeline_.asks_images:
+                return self.pipeline_.answer(rows, refine)
+            return self.pipeline_.answer(queries_of(self._opened(), Path(), paths, rows, self.views), refine)
 
     def _shots(self, images: Images) -> np.ndarray:
         """Rows (S, D) of what is learned from."""

@@ -13,7 +13,7 @@ Letters: N images, S shots, K classes, D feature width.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -213,5 +213,8 @@ def queries_of(source: Source, root: Path, paths: Sequence[str], rows: np.ndarra
     """
     if source.model is None:
         return Queries(rows)
-    return Queries(rows, lambda make: source.under(make).images(root, paths, stage="images by the tuned tower",
-                                                               test_views=test_views)[0])
+
+    def under(make: Callable) -> np.ndarray:
+        other = source.under(make)
+        return other.images(root, paths, stage=f"images by {other.encoder.name}", test_views=test_views)[0]
+    return Queries(rows, under)

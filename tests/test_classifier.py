@@ -32,7 +32,7 @@ HEADS = ["tip_adapter", "gda"]
 
 def test_from_features(task):
     text, shots, labels, queries, truth = task
-    classifier = FewShotClassifier(heads=HEADS)
+    classifier = FewShotClassifier(methods=HEADS)
     assert classifier.fit(shots, labels, class_names=list("abcdef"), text=text) is classifier
     probs = classifier.predict_proba(queries)
     assert probs.shape == (60, 6) and np.allclose(probs.sum(axis=1), 1, atol=1e-5)
@@ -46,14 +46,14 @@ def test_from_features(task):
 def test_labels_come_back_as_they_were_given(task):
     text, shots, labels, queries, truth = task
     names = np.array(["ant", "bee", "cat", "dog", "elk", "fox"])
-    classifier = FewShotClassifier(heads=HEADS).fit(shots, names[labels], text=text)
+    classifier = FewShotClassifier(methods=HEADS).fit(shots, names[labels], text=text)
     assert classifier.classes_.tolist() == names.tolist()
     assert (classifier.predict(queries) == names[truth]).mean() > 0.6
 
 
 def test_saved_and_loaded_answers_are_the_same(task, tmp_path):
     text, shots, labels, queries, _ = task
-    classifier = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+    classifier = FewShotClassifier(methods=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
     classifier.save(tmp_path / "c.npz")
     again = FewShotClassifier.load(tmp_path / "c.npz")
     assert (again.predict_proba(queries) == classifier.predict_proba(queries)).all()
@@ -85,7 +85,7 @@ class Unreadable:
 
 def test_a_bad_query_is_called_one(task):
     text, shots, labels, _, _ = task
-    classifier = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+    classifier = FewShotClassifier(methods=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
     classifier._source = Unreadable()
     for answer in (classifier.predict, classifier.refine):
         with pytest.raises(UserError, match="the image to classify one.jpg cannot be read .the file is empty") as error:
@@ -97,7 +97,7 @@ def test_a_bad_query_is_called_one(task):
 
 def test_labels_are_whole_or_named(task, tmp_path):
     text, shots, labels, queries, _ = task
-    classifier = FewShotClassifier(heads=HEADS)
+    classifier = FewShotClassifier(methods=HEADS)
     with pytest.raises(ValueError, match="whole numbers"):
         classifier.fit(shots, labels + 0.5, class_names=list("abcdef"), text=text)
     names = np.array(["ant", "bee", "cat", "dog", "elk", "fox"], object)
@@ -156,7 +156,7 @@ def test_views_of_an_image_to_classify_are_kept_with_the_classifier(task, tmp_pa
             self.asked = views, test_views
             return shots[:len(paths)], {}
 
-    FewShotClassifier(heads=HEADS, views=5).fit(shots, labels, class_names=list("abcdef"), text=text
+    FewShotClassifier(methods=HEADS, views=5).fit(shots, labels, class_names=list("abcdef"), text=text
                                                 ).save(tmp_path / "c.npz")
     classifier = FewShotClassifier.load(tmp_path / "c.npz")
     classifier._source = Views()
@@ -174,7 +174,7 @@ def test_tuned_members_answer_pictures_however_they_are_given(tmp_path, capsys):
     names = [line.rpartition(" ")[0] for line in (root / "data/classes.txt").read_text().splitlines()]
     classifier = FewShotClassifier(str(demo.CHECKPOINT), class_names=names, heads=["gda"], tune="token_gda", augment=0,
                                    cache=None).fit(shots, labels)
-    assert "token_gda" in classifier.pipeline_.tuned_
+    assert "token_gda" in classifier.pipeline_.methods_
     tests = sorted((root / "data/TestSetA").glob("*.jpg"))[:6]
     by_path = classifier.predict_proba(tests)
     opened = [Image.open(path).convert("RGB") for path in tests]
@@ -211,8 +211,8 @@ def test_odd_parameters_are_named(task, made, said):
 def test_a_class_name_twice_and_no_first_answer(task):
     text, shots, labels, _, _ = task
     with pytest.raises(UserError, match="'a' stands at 0 and at 5"):
-        FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdea"), text=text)
-    fitted = FewShotClassifier(heads=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
+        FewShotClassifier(methods=HEADS).fit(shots, labels, class_names=list("abcdea"), text=text)
+    fitted = FewShotClassifier(methods=HEADS).fit(shots, labels, class_names=list("abcdef"), text=text)
     for top in (0, -1):
         with pytest.raises(ValueError, match="top"):
             fitted.predict(shots, top=top)

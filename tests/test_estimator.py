@@ -54,9 +54,9 @@ def test_pickled_after_fit(task):
 def test_numbers_say_nothing_to_clip(task):
     text, rows, labels = task
     with pytest.raises(ValueError, match="give class_names"):
-        FewShotClassifier(heads=["gda"]).fit(rows, labels)
+        FewShotClassifier(methods=["gda"]).fit(rows, labels)
     with pytest.raises(ValueError, match="give class_names"):
-        FewShotClassifier(heads=["gda"]).fit(["a.jpg", "b.jpg"], [0, 1])
+        FewShotClassifier(methods=["gda"]).fit(["a.jpg", "b.jpg"], [0, 1])
     named = classifier(text).fit(rows, np.array(NAMES)[labels])
     assert named.classes_.tolist() == NAMES and (named.predict(rows[:1]) == "a").all()
     with pytest.raises(ValueError, match="'z' is none of the class_names"):

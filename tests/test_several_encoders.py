@@ -118,7 +118,7 @@ def test_parts_that_do_not_fit_the_rows():
 def test_the_classifier_takes_features_of_several_encoders(tmp_path):
     names = [f"thing {k}" for k in range(K)]
     for text in ([FIRST[0], SECOND[0]], [FIRST[0], None]):
-        classifier = FewShotClassifier(heads=QUICK, cache=None)
+        classifier = FewShotClassifier(methods=QUICK, cache=None)
         classifier.fit([FIRST[1], SECOND[1]], LABELS, names, text)
         assert classifier.n_features_in_ == 20
         probs = classifier.predict_proba([FIRST[2], SECOND[2]])

@@ -9,8 +9,8 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.methods.rows import HEADS, LEFT_OUT, TRAINING_FREE
-from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.methods import LEFT_OUT, TRAINING_FREE
+from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import zero_shot_logits
 
 CLASSES = ("Animal_cat", "Animal_lynx", "Thu-dog_pug", "Thu-dog_husky", "Thu-dog_chow", "Thu-dog_boxer")
@@ -96,15 +96,15 @@ def test_a_saved_pipeline_answers_the_same(tmp_path):
 def test_a_state_of_another_version_is_named(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     state = Pipeline(["zero_shot", "gda"]).fit(suite.task).state()
-    state = {name: value for name, value in state.items() if not name.startswith("heads/gda/")}
+    state = {name: value for name, value in state.items() if not name.startswith("methods/gda/")}
     with pytest.raises(UserError, match="another version"):
         Pipeline.from_state(state)
 
 
 @pytest.mark.parametrize("name, change, message", [
-    ("heads/gda/b_", lambda b: b[:, None], "do not fit together"), ("heads/gda/W_", lambda w: w[:, :2], "do not fit"),
-    ("heads/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
-    ("heads/gda/W_", lambda w: np.full_like(w, 1e38), "beyond 1e.09: train again")])
+    ("methods/gda/b_", lambda b: b[:, None], "do not fit together"), ("methods/gda/W_", lambda w: w[:, :2], "do not fit"),
+    ("methods/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
+    ("methods/gda/W_", lambda w: np.full_like(w, 1e38), "beyond 1e.09: train again")])
 def test_a_state_whose_arrays_do_not_fit_is_refused(tmp_path, name, change, message):
     state = Pipeline(["zero_shot", "gda"]).fit(load_suite(small_suite(tmp_path / "s.npz")).task).state()
     with pytest.raises(UserError, match=message):
