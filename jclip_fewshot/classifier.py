@@ -145,8 +145,8 @@ class FewShotClassifier:
         or there are neither images nor names; TypeError if anything else is given, such as `sample_weight`.
         """
         if others:
-            raise TypeError(f"fit does not take {', '.join(others)}, but images, y, class_names and text; every shot counts "
-                            "alike")
+            raise TypeError(f"fit does not take {', '.join(others)}, but images, y, class_names and text; every shot "
+                            "counts alike")
         self._check_parameters()
         certain = class_names is not None
         class_names = class_names if certain else self.class_names
