@@ -1,13 +1,12 @@
 """Arrays on disk: .npz of plain arrays, read against a schema, and JSON written.
 
-NumPy reads each array, after its header has been compared with the schema and with the size of the file.
+NumPy reads each array; what the archive says of their sizes is compared with the file's before.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.files import atomic_write, write_text
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
-MAX_HEADER = 4096  # characters of an array's header; NumPy's default of 10,000 is for structured types
 EXPANSION, SPARE = 20, 16 << 20  # compressed arrays may take this many times the file, plus these bytes
-READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # a plain array needs no newer one
 
 KINDS = {"float": "f", "whole": "iu", "text": "US", "flag": "b", "any": "fiuUSb"}
 _WORDS = {"float": "floating-point numbers", "whole": "whole numbers", "text": "texts", "flag": "booleans",
@@ -131,58 +128,41 @@ def _read(file: BinaryIO, size: int, schema: Schema, others: Field | None) -> di
         if missing:
             raise _Wrong(f"has no array {', '.join(map(repr, missing))}; it needs "
                          f"{', '.join(name for name, field in schema.items() if field.needed)}")
-        fields = {name: (shown(name[:80]), schema.get(name, others)) for name in wanted}
-        sizes: dict[str, int] = {}
-        declared = 0
-        for name, (said, field) in fields.items():
-            with archive.open(wanted[name]) as handle:
-                dtype, shape = _header(handle, said)
-            _check_header(said, dtype, shape, field, sizes)
-            declared += math.prod(shape) * max(1, dtype.itemsize)
-        if declared > EXPANSION * size + SPARE:
-            raise _Wrong("declares arrays that are far larger than the file")
-        arrays = {}
-        for name, (said, field) in fields.items():
-            with archive.open(wanted[name]) as handle:
-                arrays[name] = _checked(said, _array(handle, said), field, sizes)
-        return arrays
+        if sum(entry.file_size for entry in wanted.values()) > EXPANSION * size + SPARE:
+            raise _Wrong("holds arrays that are far larger than the file")
+        arrays, sizes = {}, {}
+        for name, entry in wanted.items():
+            arrays[name] = _array(archive, entry, shown(name[:80]))
+            _check_form(shown(name[:80]), arrays[name], schema.get(name, others), sizes)
+    return {name: _checked(shown(name[:80]), array, schema.get(name, others), sizes) for name, array in arrays.items()}
 
 
-def _header(handle: BinaryIO, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-    """The type and shape that an array declares."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a header as Python 2 wrote it
-            shape, _, dtype = READERS[npy.read_magic(handle)](handle, max_header_size=MAX_HEADER)
-    except Exception:  # the header is parsed as Python is, and so are the errors
-        raise _Wrong(f"{name} is no plain array of numbers or texts") from None
-    if min(shape, default=0) < 0:
-        raise _Wrong(f"{name} has an impossible shape {shape}"[:200])
-    return dtype, shape
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
+    """The whole array, in C order and the machine's byte order."""
+    with archive.open(entry) as handle:
+        read_header = npy.read_array_header_1_0 if npy.read_magic(handle) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(handle)
+    if dtype.hasobject:
+        raise _Wrong(f"{name} is of Python objects: .astype(str) before saving")
+    if math.prod(shape) * max(1, dtype.itemsize) > entry.file_size:
+        raise _Wrong(f"{name} has fewer numbers than it declares")
+    with archive.open(entry) as handle:
+        array = npy.read_array(handle, allow_pickle=False)
+        if handle.read(1):  # at its end the zip's CRC-32 is compared
+            raise _Wrong(f"{name} has more numbers than it declares")
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
-def _check_header(name: str, dtype: np.dtype, shape: tuple[int, ...], field: Field, sizes: dict[str, int]) -> None:
+def _check_form(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) -> None:
     """Type and axes as the schema has them; `sizes` gathers what the letters stand for."""
     axes = None if field.axes is None else field.axes.split()
     known = [str(sizes.get(axis, axis)) for axis in axes or ()]
-    fits = dtype.kind in KINDS[field.kind] and (axes is None or len(axes) == len(shape))
-    for axis, n in zip(axes or (), shape):
+    fits = array.dtype.kind in KINDS[field.kind] and (axes is None or len(axes) == array.ndim)
+    for axis, n in zip(axes or (), array.shape):
         fits = fits and n == (int(axis) if axis.isdigit() else sizes.setdefault(axis, n))
     if not fits:
-        raise _Wrong(f"{name} is {str(dtype)[:40]} of shape {str(shape)[:80]}; {_WORDS[field.kind]}"
-                     + (f" of shape ({', '.join(known)})" if axes is not None else "") + " are needed"
-                     + ("; arrays of Python objects: .astype(str) before saving" if dtype.hasobject else ""))
-
-
-def _array(handle: BinaryIO, name: str) -> np.ndarray:
-    """The whole array, in C order and the machine's byte order; at its end the zip's CRC-32 is compared."""
-    try:
-        array = npy.read_array(handle, allow_pickle=False, max_header_size=MAX_HEADER)
-    except ValueError as error:
-        raise _Wrong(f"{name} has less than it declares ({error})") from None
-    if handle.read(1):
-        raise _Wrong(f"{name} has more than it declares")
-    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+        raise _Wrong(f"{name} is {str(array.dtype)[:40]} of shape {array.shape}; {_WORDS[field.kind]}"
+                     + (f" of shape ({', '.join(known)})" if axes is not None else "") + " are needed")
 
 
 def _checked(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) -> np.ndarray:

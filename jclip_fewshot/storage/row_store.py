@@ -26,7 +26,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -44,16 +44,13 @@ MAP_FROM = 4 << 20  # bytes; smaller shards are read, for a mapped one is an ope
 TRIES = 20  # of opening shards that other processes merge
 
 
+# where a row stands: the halves of its key, its CRC-32, its shard, where it begins there
+PLACE = np.dtype([("first", "<u8"), ("second", "<u8"), ("sum", "<u4"), ("shard", "<i4"), ("start", "<i8")])
+
+
 def as_keys(digests: Sequence[bytes]) -> np.ndarray:
     """(n, 2) uint64 from n digests of 16 bytes."""
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
-
-
-class _Block(NamedTuple):
-    keys: np.ndarray  # (n, 2) uint64
-    sums: np.ndarray  # (n,) uint32
-    start: int        # where its rows begin in the file
-    end: int
 
 
 def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
@@ -64,21 +61,23 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
     return b"".join([HEADER.pack(MAGIC, *flat.shape, checksum), head, memoryview(flat)])
 
 
-def _read_blocks(data: memoryview, row_bytes: int) -> list[_Block]:
-    """The undamaged blocks from a shard's beginning on."""
-    blocks, at = [], 0
+def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
+    """The rows in the undamaged blocks from a shard's beginning on, (n,) of PLACE, and where these blocks end."""
+    places, at = [np.zeros(0, PLACE)], 0
     while at + HEADER.size <= len(data):
         magic, n, size, checksum = HEADER.unpack_from(data, at)
         head = at + HEADER.size
         start = head + n * (DIGEST_BYTES + 4)
-        end = start + n * size
-        if magic != MAGIC or size != row_bytes or end > len(data) \
+        if magic != MAGIC or size != row_bytes or start + n * size > len(data) \
                 or zlib.crc32(data[head:start], zlib.crc32(struct.pack("<II", n, size))) != checksum:
             break
-        keys = np.frombuffer(data, "<u8", 2 * n, head).reshape(n, 2)
-        blocks.append(_Block(keys, np.frombuffer(data, "<u4", n, head + n * DIGEST_BYTES), start, end))
-        at = end
-    return blocks
+        found = np.zeros(n, PLACE)
+        found["first"], found["second"] = np.frombuffer(data, "<u8", 2 * n, head).reshape(n, 2).T
+        found["sum"] = np.frombuffer(data, "<u4", n, head + n * DIGEST_BYTES)
+        found["start"] = start + size * np.arange(n)
+        places.append(found)
+        at = start + n * size
+    return np.concatenate(places), at
 
 
 def _content(file: BinaryIO) -> memoryview:
@@ -137,23 +136,17 @@ class RowStore:
 
     def _read_index(self) -> None:
         self._data: list[memoryview] = []
-        found: list[_Block] = []
-        shards: list[int] = []
+        found = [np.zeros(0, PLACE)]
         for name in self._shard_names():
-            data, blocks = self._read_shard(name)
-            shards += [len(self._data)] * len(blocks)
-            found += blocks
+            data, places = self._read_shard(name)
+            places["shard"] = len(self._data)
             self._data.append(data)
-        counts = [len(block.keys) for block in found]
-        keys = np.concatenate([np.zeros((0, 2), "<u8"), *(block.keys for block in found)])
-        starts = [block.start + self._bytes * np.arange(n) for block, n in zip(found, counts)]
+            found.append(places)
+        index = np.concatenate(found)
         # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation,
         # and there is one such pair in a cache of six billion rows.
-        order = np.argsort(keys[:, 0], kind="stable")
-        self._first, self._second = keys[order, 0], keys[order, 1]
-        self._sums = np.concatenate([np.zeros(0, "<u4"), *(block.sums for block in found)])[order]
-        self._shard = np.repeat(np.array(shards, np.int32), counts)[order]
-        self._start = np.concatenate([np.zeros(0, np.int64), *starts])[order]
+        self._index = index[np.argsort(index["first"], kind="stable")]
+        self._first = np.ascontiguousarray(self._index["first"])
 
     def _shard_names(self) -> list[str]:
         """Oldest first."""
@@ -161,22 +154,21 @@ class RowStore:
             return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))
         return []
 
-    def _read_shard(self, name: str) -> tuple[memoryview, list[_Block]]:
-        """A shard's bytes and blocks; what stands behind the sound ones is cut off, unless its writer is at work."""
+    def _read_shard(self, name: str) -> tuple[memoryview, np.ndarray]:
+        """A shard's bytes and rows; what stands behind the sound blocks is cut off, unless its writer is at work."""
         with open(self.folder / name, "rb") as file:
             for look in (1, 2):
                 data = _content(file)
-                blocks = _read_blocks(data, self._bytes)
-                end = blocks[-1].end if blocks else 0
+                places, end = _read_blocks(data, self._bytes)
                 # locked: a block in the making, no damage. Not locked: it may have been finished since, so look again
                 if end == len(data) or (look == 1 and not _lock(file.fileno())):
-                    return data, blocks
+                    return data, places
                 file.seek(0)
-            warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part is "
-                          "dropped and computed again")
-            with contextlib.suppress(OSError):  # a folder that may only be read
-                os.truncate(self.folder / name, end)
-            return data, blocks
+        warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part is dropped "
+                      "and computed again")
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            os.truncate(self.folder / name, end)
+        return data, places
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """keys (n, 2) uint64 -> rows (n, *shape), zeros where there is none, and found (n,) bool."""
@@ -200,19 +192,18 @@ class RowStore:
         return self._places(keys)[1]
 
     def _places(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the newest row of each key stands in the index, and whether there is one."""
+        """The newest row of each key in the index, (n,) of PLACE, and whether there is one."""
         if not len(self):
-            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
-        at = np.searchsorted(self._first, keys[:, 0], side="right") - 1
-        return at, (self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1])
+            return np.zeros(len(keys), PLACE), np.zeros(len(keys), bool)
+        places = self._index[np.searchsorted(self._first, keys[:, 0], side="right") - 1]
+        return places, (places["first"] == keys[:, 0]) & (places["second"] == keys[:, 1])
 
     def _stored(self, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(which key, its newest row) where there is one that passes its checksum."""
-        at, there = self._places(keys)
-        for i, place in zip(np.flatnonzero(there).tolist(), at[there].tolist()):
-            begin = int(self._start[place])
-            data = self._data[self._shard[place]][begin:begin + self._bytes]
-            if zlib.crc32(data) == self._sums[place]:
+        places, there = self._places(keys)
+        for i, (_, _, checksum, shard, start) in zip(np.flatnonzero(there).tolist(), places[there].tolist()):
+            data = self._data[shard][start:start + self._bytes]
+            if zlib.crc32(data) == checksum:
                 yield i, np.frombuffer(data, self.dtype).reshape(self.shape)
             else:
                 warnings.warn(f"feature cache: a row in {self.folder} fails its checksum; it is computed again")
@@ -287,7 +278,7 @@ class RowStore:
                 return
             with atomic_write(self.folder / _new_name()) as out:
                 for data in merged.values():  # oldest first: of several rows of a key the newest one counts
-                    out.writelines(data[:block.end] for block in _read_blocks(data, self._bytes)[-1:])
+                    out.write(data[:_read_blocks(data, self._bytes)[1]])
             for name in merged:
                 os.unlink(self.folder / name)
 

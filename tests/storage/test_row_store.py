@@ -94,7 +94,7 @@ def test_any_flipped_byte_loses_at_most_its_block_and_is_never_believed(tmp_path
     for at in range(0, len(data), 29):
         folder = tmp_path / str(at)
         folder.mkdir()
-        (folder / "a.rows").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        (folder / "0.rows").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
         with pytest.warns(UserWarning, match="computed again"):
             store = RowStore(folder, (BYTES,), np.uint8)
             got, found = store.get(keys)
