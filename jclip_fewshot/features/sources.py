@@ -161,7 +161,7 @@ class EncoderSource:
     @property
     def fits(self) -> FitCache | None:
         """Where finished trainings are kept: next to the cached rows."""
-        return None if self._cache is None else FitCache(self._cache.folder / "fits")
+        return None if self._cache is None else self._cache.fits
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""

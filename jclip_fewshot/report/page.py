@@ -24,7 +24,7 @@ from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
 from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_run, read_validation
-from jclip_fewshot.storage.files import write_together
+from jclip_fewshot.storage.files import atomic_write
 from jclip_fewshot.storage.records import encoders_of
 
 FOLDER, PAGE = "report", "index.html"
@@ -55,7 +55,9 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
     else:
         text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
     files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
-    write_together(target, {**files, PAGE: text.encode("utf-8")})
+    for name, content in {**files, PAGE: text.encode("utf-8")}.items():
+        with atomic_write(target / name) as file:
+            file.write(content)
     return target / PAGE
 
 
