@@ -28,7 +28,7 @@ class Pipe:
     def state(self):
         return {"x": np.zeros(3)}
 
-    def alpha_beta(self):
+    def report_arrays(self):
         return {}
 
 
