@@ -62,7 +62,7 @@ class EncoderSource:
         test-time views (decode.test_view) are averaged, the plain image first; each is kept in the cache by itself.
         """
         rows, bad = self._view(root, paths, views, seed, stage, 0, test_views)
-        if test_views == 1 or views:
+        if test_views == 1 or views or len(bad) == len(paths):
             return rows, bad
         total = rows
         for view in range(1, test_views):

@@ -47,7 +47,7 @@ def test_a_suite_is_normalised_again(tmp_path):
     ({"train_x": np.zeros((18, 24))}, "row 0 of train_x is zero"),
     ({"test_x": np.ones((48, 7))}, r"test_x is float64 of shape \(48, 7\); .* of shape \(N, 24\)"),
     ({"test_x": np.full((48, 24), np.nan)}, "not finite"), ({"test_x": np.full((48, 24), 1e30)}, "not a feature"),
-    ({"test_x": np.ones((48, 24), complex)}, "c16"), ({"test_x": np.ones((48, 24), np.int8)}, "int8"),
+    ({"test_x": np.ones((48, 24), complex)}, "complex128"), ({"test_x": np.ones((48, 24), np.int8)}, "int8"),
     ({"test_x": np.ones((48, 24), bool)}, "bool"), ({"test_y": np.ones(48)}, "whole numbers"),
     ({"train_y": np.zeros((18, 1), int)}, r"shape \(18, 1\)"),
     ({"test_x": np.zeros((0, 24)), "test_y": np.zeros(0, int)}, "at least one test row"),
