@@ -65,18 +65,17 @@ class SourceConfig(MachineConfig):
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
-    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
-                             "features", ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"), "SET")
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
     descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
     names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
     templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "empty for the ten that gain from each other; all for every one (twice the time); fast for "
-                        "those without training (a tenth of it, up to 0.2 points less); or names with commas", "method",
-                        metavar="LIST")
-    tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
+    methods: str = option("auto", "auto: the default methods that the data and the time allow; fast: those without "
+                          "training (a tenth of the time, up to 0.2 points less); all; or names with commas",
+                          "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 
@@ -93,7 +92,6 @@ class TrainConfig(SourceConfig):
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
     unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
     transductive: bool = option(False, "the test images too, without labels", "shots")
-    label_free: str = option("", "who learns from them: upl,lafter_text,clip_pr", "method", metavar="LIST")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 

@@ -11,12 +11,15 @@ from jclip_fewshot.backend import jt
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """`rows` (..., D) of any float type as unit rows in float32; a zero row stays zero."""
+    """`rows` (..., D) of any float type as unit rows in float32; a zero row stays zero.
+
+    Rows that are unit to rounding stay as they are, so that a saved and loaded task has the same bits.
+    """
     rows = np.asarray(rows, np.float32)
     if rows.ndim < 2:
         raise ValueError(f"feature rows must have two axes, not shape {rows.shape}")
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / np.where(norms > 0, norms, np.float32(1))
+    return rows / np.where((norms > 0) & (np.abs(norms - 1) > 1e-6), norms, np.float32(1))
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

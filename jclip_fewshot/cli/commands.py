@@ -99,8 +99,8 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--suite", required=True, metavar="FILE.npz",
                         help="train_x, train_y, test_x, test_y, text, classes")
     parser.add_argument("--json", metavar="OUT", help="write the numbers there")
-    parser.add_argument("--heads", default="", metavar="LIST",
-                        help="all, default (train.py's), fast, or names with commas [all]")
+    parser.add_argument("--methods", default="auto", metavar="LIST",
+                        help="auto (train.py's), fast, all, or names with commas [auto]")
     parser.add_argument("--shots", type=whole, default=None, metavar="N",
                         help="shots a class, at most; 0 for class names alone [all that the suite has]")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of training and of the tasks' draw [0]")
@@ -124,13 +124,14 @@ def evaluate(arguments: list[str]) -> int:
 
     from jclip_fewshot.evaluation import evaluate as evaluation
     from jclip_fewshot.evaluation.suites import load_suite, with_shots
-    from jclip_fewshot.pipeline import Pipeline, head_names
-    suite, names = load_suite(given.suite), head_names(given.heads or "all")
+    from jclip_fewshot.methods.plan import choose
+    from jclip_fewshot.pipeline import Pipeline
+    suite, choice = load_suite(given.suite), choose(given.methods)
     if given.shots is not None:
         suite = with_shots(suite, given.shots)
     other = evaluation.read_results(Path(given.compare), bool(given.tasks)) if given.compare else None
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    pipeline = Pipeline(names, given.seed)
+    pipeline = Pipeline(choice, given.seed)
     tell(f"{suite.name}: {len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes")
 
     def on_method(name: str) -> None:
@@ -157,7 +158,7 @@ def validate(arguments: list[str]) -> int:
     """Scores the whole pipeline on labelled training images that are no shots: the local leaderboard."""
     settings = parse(ValidateConfig, validate.__doc__, arguments, f"{PROGRAM} validate")
     from jclip_fewshot.evaluation import validate as validation
-    validation.require_new(settings)
+    validation.require_name(settings)
     command.set_up(settings)
     if settings.demo:
         from jclip_fewshot.data import demo
@@ -218,21 +219,15 @@ def predict(arguments: list[str]) -> int:
         raise UserError(f"--views takes a number from 1 up, not {given.views}")
     if not 0 <= given.reject <= 1:
         raise UserError(f"--reject takes a probability, 0 to 1, not {given.reject}")
-    from jclip_fewshot import runs
     from jclip_fewshot.cli import predict as prediction
-    from jclip_fewshot.features.sources import reopen_source
-    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-    from jclip_fewshot.storage.arrays import load_arrays
-    folder = runs.find_run(given.run, "", flag="RUN")
-    record = runs.load_record(folder)
+    from jclip_fewshot.run import Run
+    run = Run.open(given.run, "RUN")
     machine = _machine(given)
     command.set_up(machine)
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    source = reopen_source(record["encoder"], runs.sources_now(folder, record, given), record["shots"]["files"],
-                           record["classes"], pipeline.task_, **machine.encoding)
-    return prediction.answer(pipeline, source, prediction.listed(given.images),
-                             prediction.Printer(record["classes"], given.top, given.reject, given.form), given.refine,
-                             runs.where_now(folder, record, record["config"]["data"]), given.views)
+    classes = run.record.classes
+    return prediction.answer(run.pipeline, run.source(given, **machine.encoding), prediction.listed(given.images),
+                             prediction.Printer(classes, given.top, given.reject, given.form), given.refine,
+                             run.where(run.record.config.data), given.views)
 
 
 def export(arguments: list[str]) -> int:
@@ -245,18 +240,13 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="the result alone")
     given = _parsed(parser, arguments)
     from jclip_fewshot import export as exporting
-    from jclip_fewshot import runs
-    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-    from jclip_fewshot.storage.arrays import load_arrays
+    from jclip_fewshot.run import Run
     exporting.require_export_name(given.target)
     require_writable(given.target)
-    folder = runs.find_run(given.run, "", flag="RUN")
-    record = runs.load_record(folder)
+    run = Run.open(given.run, "RUN")
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    pipeline.seed = int(record["config"].get("seed", 0))
-    found = exporting.linear_export(pipeline, lambda name, seconds: tell(f"  {name}"))
-    exporting.save_export(given.target, found, record["classes"], record["encoder"])
+    found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
+    exporting.save_export(given.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
     print(f"{given.target}: {classes} classes x {width} numbers, from "
           + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))

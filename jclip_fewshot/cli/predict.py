@@ -17,8 +17,8 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, walk
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.sources import Source, TableSource
-from jclip_fewshot.methods.towers.plan import tuned_rows
 from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import queries_of
 
 SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
@@ -149,8 +149,8 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
         good = [index for index in range(len(paths)) if index not in bad]
         read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
         if good:
-            answers = pipeline.answer(rows[good], "auto" if refine else "off",
-                                      tuned_rows(source, Path(), [paths[index] for index in good], views))
+            queries = queries_of(source, Path(), [paths[index] for index in good], rows[good], views)
+            answers = pipeline.answer(queries, "auto" if refine else "off")
             for index, probs in zip(good, answers.final):
                 printer.write(paths[index], probs)
     if not read:

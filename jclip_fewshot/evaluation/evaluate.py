@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul, softmax
+from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.memory import PeakMemory
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits
+from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
-from jclip_fewshot.storage.records import read_json
+from jclip_fewshot.storage.json_files import read_json
 from jclip_fewshot.task import zero_shot_logits
 
 EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
@@ -32,9 +32,11 @@ Z95 = 1.96  # half of a normal 95 % interval, in standard errors
 
 
 def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Fits the pipeline on the suite's shots and applies every method to its test rows.
+    """Fit the pipeline on the suite's shots and apply every method to its test rows.
 
-    Returns {method: (N, K) logits or probabilities} and {method: {"seconds", "megabytes"}}; a head's
+    The test rows serve as the images without labels of methods that learn from such.
+
+    Returns {method: (N, K) logits or probabilities} and {method: {"seconds", "megabytes"}}; a method's
     seconds hold its search, its folds and its logits, its megabytes the peak above what was in use before.
     """
     logits: dict[str, np.ndarray] = {}
@@ -43,15 +45,15 @@ def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> tuple[d
 
     def done(name: str, seconds: float) -> None:
         begun = time.perf_counter()
-        if name in pipeline.heads_:
-            logits[name] = pipeline.heads_[name].logits(suite.features)
+        if name in pipeline.methods_:
+            logits[name] = pipeline.methods_[name].logits(suite.features)
         costs[name] = {"seconds": seconds + time.perf_counter() - begun, "megabytes": meter.lap()}
         tell(name)
 
-    pipeline.fit(suite.task, done)
+    pipeline.fit(suite.task, unlabelled_of(suite), done)
     begun = time.perf_counter()
     answers, probs = dict(logits), pipeline.ensemble_.probs(logits)
-    if len(suite.task):
+    if len(logits) > 1:
         answers["ensemble"] = probs
     costs["ensemble"]["seconds"] += time.perf_counter() - begun
     meter.lap()
@@ -63,14 +65,23 @@ def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> tuple[d
     return answers, costs
 
 
-def transductive(task, pipeline: Pipeline) -> dict:
-    """The methods that look at the test rows as a whole: name → (features (N, D), ensemble probs (N, K)) → (N, K).
+def unlabelled_of(suite: Suite) -> Given:
+    """Return the suite's test rows and text rows, for methods that learn without labels."""
+    return Given(unlabelled=Unlabelled(suite.features, suite.task.text[:, None], suite.classes))
 
-    em_dirichlet and em_dirichlet_hard run as published, on zero-shot probabilities, with the authors'
-    settings for tasks of few classes; ensemble_refined is the project's own. Without shots: see `without_labels`.
+
+def transductive(task, pipeline: Pipeline) -> dict:
+    """Return the methods that look at the test rows as a whole: name → (rows (N, D), ensemble probs (N, K)) → (N, K).
+
+    em_dirichlet and em_dirichlet_hard, which need shots, run as published, on zero-shot probabilities, with the
+    authors' settings for tasks of few classes; the refinement is the project's own.
     """
+    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return pipeline.refine(features, probs).probs
+
+    name = "ensemble_refined" if len(pipeline.methods_) > 1 else "zero_shot_refined"
     if not len(task):
-        return without_labels(task, pipeline)
+        return {name: refined}
     support = _simplex(task.features, task.text)
 
     def published(hard: bool):
@@ -78,34 +89,7 @@ def transductive(task, pipeline: Pipeline) -> dict:
             fit = em_dirichlet(_simplex(features, task.text), support, task.labels, hard=hard)
             return fit.scores
         return run
-
-    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return pipeline.refine(features, probs).probs
-
-    return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), "ensemble_refined": refined}
-
-
-def without_labels(task, pipeline: Pipeline) -> dict:
-    """As `transductive`, for class names alone: what can run on finished rows.
-
-    lafter_text: LaFTer's stage 1 on the text rows (needs no test row); clip_pr: CLIP-PR's head; zero_shot_refined: the
-    project's own.
-    """
-    from jclip_fewshot.methods.unlabelled import clip_pr, lafter
-
-    def normalised(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return clip_dn_logits(features, task.text, features.mean(axis=0), scale=task.scale)
-
-    def from_text(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return matmul(features, lafter.text_classifier(task.text, np.arange(task.num_classes), task.num_classes).T)
-
-    def with_prior(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return clip_pr.answer(clip_pr.learn(features, task.zero_shot(features), seed=pipeline.seed), features)
-
-    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return pipeline.refine(features, probs).probs
-
-    return {"clip_dn": normalised, "lafter_text": from_text, "clip_pr": with_prior, "zero_shot_refined": refined}
+    return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), name: refined}
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -145,7 +129,7 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
         drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
     except ValueError as error:
         raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}")
-    pipeline.fit(suite.task, lambda name, seconds: tell(name))
+    pipeline.fit(suite.task, unlabelled_of(suite), lambda name, seconds: tell(name))
     answers = pipeline.answer(suite.features, refine="off")
     hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
     accuracy: dict[str, list[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}

@@ -20,20 +20,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import filled, tell
-from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, LabelledPath, read_contest
-from jclip_fewshot.data.shots import choose, draw_pool, shortage
+from jclip_fewshot.data.contest import Contest, LabelledPath
+from jclip_fewshot.data.shots import draw_pool
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
-from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.methods.towers.plan import plan, tune_names, tuned_rows
-from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.storage.arrays import save_json
-from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.features.sources import labelled_rows
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import queries_of, read_problem
+from jclip_fewshot.provenance import made_by
+from jclip_fewshot.records import Validation
+from jclip_fewshot.run import new_folder, require_new
+from jclip_fewshot.storage.json_files import write_json
 
 # Shares of board A's test set by domain, as the contest's participants count them.
 BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0.51}
@@ -122,32 +122,24 @@ def validate(settings: ValidateConfig) -> dict | None:
     {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is
     the sampling error of top1. None on all ranks under mpirun but the first, which fits.
     """
-    counts, names = parse_shots(settings.shots), head_names(settings.heads)
-    tune_names(settings.tune)  # complains before the work
-    contest = read_contest(settings.data, settings.board, settings.domains)
-    held, contest = hold_out(contest, settings.per_class, max(counts))
-    for note in contest.notes + [shortage(contest, max(counts))]:
-        tell(note) if note else None
-    domains = contest.domains
+    counts = parse_shots(settings.shots)
+    problem = read_problem(settings, max(counts))
+    held, rest = hold_out(problem.data, settings.per_class, max(counts))
+    problem = dataclasses.replace(problem, data=rest)
+    domains = rest.domains
     mix = BOARD_MIX if settings.board_mix else None
     if mix:
         domain_weights(domains, mix)  # complains before the work
-    sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts, settings.names,
-                                        settings.templates, settings.prompt_set, settings.descriptions)
-    scores_averaged = settings.prompt_set == prompts.VISDESC
-    source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
-                         **settings.encoding)
-    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
-    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
+    encoded = problem.encode()
+    source, root = encoded.source, rest.root
+    features, held, _ = labelled_rows(source, root, held, settings.skip_bad, stage="held out",
                                       test_views=settings.views)
     labels = np.array([label for _, label in held], np.int64)
-    tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
+    tell(f"{len(held)} labelled images held out of {len(rest.class_names)} classes")
     draws = []
     for count in counts:
         for seed in range(settings.seeds):
-            shots = choose(contest, source, text, count, seed, settings.select, settings.pool)
-            rows, shots, _ = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, seed,
-                                           f"{count} shots, seed {seed}")
+            rows, shots, _ = encoded.shots(count, seed, stage=f"{count} shots, seed {seed}")
             draws.append(_Draw(count, seed, shots, rows))
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
@@ -156,14 +148,11 @@ def validate(settings: ValidateConfig) -> dict | None:
     of_domain = [domains[label] for label in labels]
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
-        task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale,
-                    source.parts, keep_lengths=scores_averaged)
-        plain = prompts.plain_sentences(contest.class_names, domains, settings.prompts, settings.names)
-        tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
-                      draw.seed, plain)
-        tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
-        pipeline = Pipeline(names, draw.seed).fit(task, tuning=tuning)
-        answers = pipeline.answer(features, rows_under=tuned, every_member=True).by_method()
+        task = encoded.task(draw.rows, [label for _, label in draw.shots])
+        given = encoded.given([path for path, _ in draw.shots], draw.seed)
+        pipeline = Pipeline(problem.choice, draw.seed).fit(task, given)
+        queries = queries_of(source, root, [path for path, _ in held], features, settings.views)
+        answers = pipeline.answer(queries, every_method=True).by_method()
         for name, answer in answers.items():
             best = best_classes(answer)
             scores = score(best, labels, domains)
@@ -177,7 +166,7 @@ def validate(settings: ValidateConfig) -> dict | None:
         tell(f"fit {number} of {len(draws)}: {draw.count} shots, seed {draw.seed}, {time.perf_counter() - begun:.1f} s")
     same = [count for count in counts if settings.seeds > 1
             and len({tuple(draw.shots) for draw in draws if draw.count == count}) == 1]
-    return {"n": len(held), "k": len(contest.class_names), "curve": curve, "held_out": [path for path, _ in held],
+    return {"n": len(held), "k": len(rest.class_names), "curve": curve, "held_out": [path for path, _ in held],
             "same_shots": same}
 
 
@@ -219,14 +208,14 @@ def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
     return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
 
 
-def require_new(settings: ValidateConfig) -> None:
+def require_name(settings: ValidateConfig) -> None:
     """Finds out before the work whether its numbers can be saved."""
     parse_shots(settings.shots)
-    runs.require_new_run(settings.runs, settings.name)
+    require_new(settings.runs, settings.name)
 
 
 def save(settings: ValidateConfig, results: dict) -> Path:
     """Leaves the numbers as a record in a run folder of its own; returns the folder."""
-    folder = runs.new_run(settings.runs, settings.name, settings.board, prefix="validate-")
-    save_json(folder / "validate.json", {**runs.made_by(), "config": vars(settings), **results})
+    folder = new_folder(settings.runs, settings.name, settings.board, prefix="validate-")
+    write_json(folder / "validate.json", Validation(**made_by(), config=settings, **results))
     return folder

@@ -22,6 +22,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import depth_of_rows, encode_views
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import RowStore
 
 CHUNK_BYTES = 256 << 20  # encoded at a time
@@ -50,14 +51,16 @@ class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
     encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
-    image. class_tokens (K, L): a sentence a class, for what trains the text tower.
+    image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished
+    trainings are kept.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
-                 seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None) -> None:
+                 seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None,
+                 fits: FitCache | None = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
-        self.class_tokens = class_tokens
+        self.class_tokens, self.fits = class_tokens, fits
         self._at: dict[Depth, Views] = {}
 
     @classmethod

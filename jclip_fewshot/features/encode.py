@@ -177,11 +177,10 @@ def _sound(features: np.ndarray) -> bool:
 
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
-                 cache: FeatureCache | None = None, unit: bool = True) -> np.ndarray:
+                 cache: FeatureCache | None = None) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
 
-    sentences_by_class: K lists of at least one sentence. unit: False leaves the mean as long as it is; its product
-        with an image's row then is the mean of the sentences' scores.
+    sentences_by_class: K lists of at least one sentence.
 
     Returns:
         (K, D) float32 rows.
@@ -195,9 +194,7 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
     number = {sentence: i for i, sentence in enumerate(different)}
     rows = _encode_sentences(encoder, list(number), cache)
     means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
-    if means:
-        return unit_rows(np.stack(means)) if unit else np.stack(means)
-    return np.zeros((0, encoder.width), np.float32)
+    return unit_rows(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
 
 
 def _encode_sentences(encoder, sentences, cache) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Arrays on disk: .npz of plain arrays, read against a schema, and JSON written.
+"""Arrays on disk: .npz of plain arrays, read against a schema.
 
 NumPy reads each array; what the archive says of their sizes is compared with the file's before.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from jclip_fewshot.errors import UserError, shown
-from jclip_fewshot.storage.files import atomic_write, write_text
+from jclip_fewshot.storage.files import atomic_write
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
 EXPANSION, SPARE = 20, 16 << 20  # compressed arrays may take this many times the file, plus these bytes
@@ -197,15 +196,3 @@ def _texts(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def save_json(path: Path, record: dict) -> None:
-    """Write JSON, whole or not at all; numpy's scalars and arrays as plain numbers."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    """numpy's scalars and arrays, and paths, for JSON."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} does not go into a record")
