@@ -93,6 +93,9 @@ def main() -> None:
         "names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
         **({} if truth is None else {"truth": truth})})
+    held_out = run.record.held_out()
+    if held_out:
+        print(held_out.sentence())
     if run.record.config.demo:
         print(report_line(run.folder, split))
 

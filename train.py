@@ -76,6 +76,9 @@ def main() -> None:
         seconds={**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}})
     run = Run.create(settings.runs, settings.name, shots, pipeline, record)
     print(settings_table(pipeline.settings()))
+    held_out = record.held_out()
+    if held_out:
+        print(held_out.sentence())
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)

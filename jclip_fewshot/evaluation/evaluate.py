@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -242,23 +243,38 @@ def tasks_comparison(results: dict, other: dict) -> str:
     return table(["method", "top-1", "theirs", "difference", "± 95 %"], rows)
 
 
-def tasks_table(results: dict, resamples: int = 0) -> str:
-    """A row a method: mean top-1 over the tasks and half of its 95 % interval; with `resamples` the bootstrap's too."""
+def tasks_table(results: dict) -> str:
+    """Return a row a method: mean top-1 over the tasks and half of its 95 % interval; and the bootstrap's, if there."""
     rows = [[name, f"{scores['top1']:.2f}", f"{scores['half_width']:.2f}"]
             for name, scores in results["methods"].items()]
-    return table(["method", "top-1", "± 95 %"], rows) + _intervals_table(results, resamples)
+    return table(["method", "top-1", "± 95 %"], rows) + _intervals_table(results)
 
 
-def results_table(results: dict, resamples: int = 0) -> str:
-    """The scores; with `resamples`, each method's bootstrap interval of the top-1 below."""
-    return score_table(results["methods"]) + _intervals_table(results, resamples)
+def results_table(results: dict) -> str:
+    """Return the scores and, where they are there, each method's bootstrap interval of the top-1 below."""
+    return score_table(results["methods"]) + _intervals_table(results)
 
 
-def _intervals_table(results: dict, resamples: int) -> str:
-    if not resamples:
+def _intervals_table(results: dict) -> str:
+    if "intervals" not in results:
         return ""
-    rows = [[name, *(f"{bound:.2f}" for bound in bounds)] for name, bounds in intervals(results, resamples).items()]
-    return "\n\n" + table(["95 % of top-1", "from", "to"], rows)
+    rows = [[name, f"{results['methods'][name]['top1']:.2f}", *(f"{bound:.2f}" for bound in bounds)]
+            for name, bounds in results["intervals"].items()]
+    return "\n\n" + table(["95 % of top-1", "top-1", "from", "to"], rows)
+
+
+def by_seed(found: Sequence[dict]) -> dict[str, list[float]]:
+    """Return {method: top-1 for each of several results of `evaluate`}, of the methods that all have."""
+    names = [name for name in found[0]["methods"] if all(name in one["methods"] for one in found)]
+    return {name: [one["methods"][name]["top1"] for one in found] for name in names}
+
+
+def seeds_table(top1: dict[str, list[float]]) -> str:
+    """Return a row a method: mean, standard deviation, least and largest top-1 over the seeds."""
+    rows = [[name, f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}", f"{min(values):.2f}",
+             f"{max(values):.2f}"] for name, values in top1.items()]
+    seeds = len(next(iter(top1.values()), []))
+    return table([f"{seeds} seeds", "top-1", "± seeds", "least", "largest"], rows)
 
 
 def save_results(path: Path, results: dict) -> None:

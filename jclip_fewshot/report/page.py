@@ -20,6 +20,7 @@ from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
 from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
@@ -67,7 +68,8 @@ def report_line(run_folder: str | Path, split: str = "") -> str:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        return f"no report, as jinja2 is not installed: {INSTALL}, then python -m jclip_fewshot report {run_folder}"
+        return f"no report, as jinja2 is not installed: {INSTALL}, then "
+                f"{next_command('report')} {run_folder}"
     return f"report: {write_report(run_folder, split)}"
 
 
