@@ -28,7 +28,7 @@ from jclip_fewshot.data.demo.drawing import draw  # noqa: E402
 from jclip_fewshot.data.demo.world import contest_classes  # noqa: E402
 from jclip_fewshot.data.shots import choose_shots  # noqa: E402
 from jclip_fewshot.encoders import open_encoder  # noqa: E402
-from jclip_fewshot.features.bank import Bank  # noqa: E402
+from jclip_fewshot.features.activations import Activations  # noqa: E402
 from jclip_fewshot.features.encode import encode_images, encode_texts  # noqa: E402
 from jclip_fewshot.methods.rows.sus_x import SusX, SusXF  # noqa: E402
 from jclip_fewshot.methods.towers import coop, towers  # noqa: E402
@@ -196,11 +196,11 @@ def four_shots(bench: Bench, work: Path):
     yield "4 shots: fixmatch", keep
     yield "4 shots: ensemble + fixmatch, equal weights", lambda: np.exp(
         0.5 * np.log(answers.probs + 1e-12) + 0.5 * np.log(softmax(found["fixmatch"]) + 1e-12))
-    bank = Bank(bench.encoder, paths, views=10, workers=0)
+    activations = Activations(bench.encoder, paths, views=10, workers=0)
     member = LastBlocks()
 
     def tuned():
-        member.fit(task, bank)
+        member.fit(task, activations)
         rows = encode_images(member.encoder(bench.encoder), bench.paths, workers=0)[0]
         found[member.name] = member.logits(rows, bench.rows)
         return found[member.name]

@@ -16,7 +16,7 @@ class Tells:
     def __init__(self):
         self.settings_ = {}
 
-    def fit(self, task, bank, fits):
+    def fit(self, task, activations, fits):
         return self
 
     def held_out_logits(self):

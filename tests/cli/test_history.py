@@ -7,6 +7,7 @@ import pytest
 
 from jclip_fewshot.cli.commands import cache
 from jclip_fewshot.cli.history import comparison, known_scores, runs_table
+from jclip_fewshot.config import CacheConfig
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.run import Run
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -79,8 +80,8 @@ def test_the_cache_says_its_size_and_empties(tmp_path, capsys):
     with FeatureCache(tmp_path / "cache") as store:
         store.rows({"what": "test"}, (1, 4)).put(np.zeros((3, 2), "<u8"), np.ones((3, 1, 4), np.float32))
     (tmp_path / "cache/own.txt").write_text("mine")
-    assert cache(["--size", "--cache", str(tmp_path / "cache")]) == 0 and "MB" in capsys.readouterr().out
-    assert cache(["--clear", "--cache", str(tmp_path / "cache")]) == 0 and "deleted" in capsys.readouterr().out
+    assert cache(CacheConfig(size=True, cache=str(tmp_path / "cache"))) == 0 and "MB" in capsys.readouterr().out
+    assert cache(CacheConfig(clear=True, cache=str(tmp_path / "cache"))) == 0 and "deleted" in capsys.readouterr().out
     assert FeatureCache(tmp_path / "cache").size() == 0 and (tmp_path / "cache/own.txt").exists()
     with pytest.raises(UserError, match="no folder"):
-        cache(["--size", "--cache", str(tmp_path / "cache/own.txt")])
+        cache(CacheConfig(size=True, cache=str(tmp_path / "cache/own.txt")))

@@ -25,7 +25,7 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.methods.towers.lora import merged
@@ -53,7 +53,7 @@ class TowerMethod(Method):
     trains = True
     default = ON_GPU
     asks_images = True
-    reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    reads_sentences = False  # whether it asks the text tower about a sentence a class (Activations.class_tokens)
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
 
     @classmethod
@@ -64,16 +64,16 @@ class TowerMethod(Method):
         self.seed = seed
 
     def depth(self, model: CLIP) -> Depth:
-        """Where the bank must stop."""
+        """The depth at which the activations are taken."""
         raise NotImplementedError
 
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
     def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
+        """The activations at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
         raise NotImplementedError
 
     def interpolated(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
@@ -89,7 +89,7 @@ class TowerMethod(Method):
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, tower: Bank) -> TowerMethod:
+    def fit(self, task: Task, tower: Activations) -> TowerMethod:
         """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
         self.task_ = task
         self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
@@ -105,20 +105,20 @@ class TowerMethod(Method):
             self._fit(task, tower)
         return self
 
-    def _fit(self, task: Task, bank: Bank) -> None:
-        model, parts, fits = bank.encoder.model, fits_of(task), bank.fits
+    def _fit(self, task: Task, activations: Activations) -> None:
+        model, parts, fits = activations.encoder.model, fits_of(task), activations.fits
         learned = []
         for number, fold in enumerate(parts, 1):
-            key = "" if fits is None else self._key(fold.task, bank, fold.kept)
+            key = "" if fits is None else self._key(fold.task, activations, fold.kept)
             arrays = None if fits is None else fits.get(key)
             if arrays is None:
-                arrays = self.train(fold.task, bank, fold.kept, f"{self.name} {number}/{len(parts)}")
+                arrays = self.train(fold.task, activations, fold.kept, f"{self.name} {number}/{len(parts)}")
                 if fits is not None:
                     fits.put(key, arrays)
             learned.append(arrays)
         alpha, held_out = 1.0, None
         if len(parts) > 1:  # else nothing can be left out to choose by
-            alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
+            alpha, held_out = self._choose_alpha(model, activations, task, parts[:-1], learned)
         final = self.interpolated(model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
         self.update_ = final
@@ -126,11 +126,11 @@ class TowerMethod(Method):
         if held_out is not None:
             self._choose_domains(task, held_out)
 
-    def _choose_alpha(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays]
+    def _choose_alpha(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
         """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
         tested = task.can_be_left_out
-        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in ALPHAS}
+        found = {alpha: self._answers_of_folds(model, activations, task, folds, learned, alpha) for alpha in ALPHAS}
 
         def loss(alpha: float) -> float:
             labels = task.labels[tested]
@@ -138,14 +138,14 @@ class TowerMethod(Method):
         best = min(ALPHAS, key=loss)
         return best, found[best]
 
-    def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays],
+    def _answers_of_folds(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays],
                           alpha: float) -> np.ndarray:
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
             arrays = self.interpolated(model, arrays, alpha)
             classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
-            rows = self.mean_rows(bank, arrays, fold.left_out)
+            rows = self.mean_rows(activations, arrays, fold.left_out)
             answers = matmul(self.scale_ * rows, classifier.T)
             held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
         return held_out
@@ -172,9 +172,9 @@ class TowerMethod(Method):
         tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
         return np.where(tuned[:, None], logits, zero_shot)
 
-    def mean_rows(self, bank: Bank, update: Arrays, images: np.ndarray) -> np.ndarray:
-        """Unit rows (n, D) of some of a bank's images under the update, the mean of their views."""
-        model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
+    def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
+        """Unit rows (n, D) of some of the images under the update, the mean of their views."""
+        model, views = activations.encoder.model, activations.at(self.depth(activations.encoder.model))
         which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
         tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
         parts = []
@@ -224,13 +224,13 @@ class TowerMethod(Method):
                           if name.startswith("update/")}
         return method
 
-    def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
+    def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
-        said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
-                bank.digest(kept), repr(task.scale)]
+        said = [__version__, self.name, str(self.seed), repr(self.constants()), activations.encoder.fingerprint,
+                activations.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
         if self.reads_sentences:
-            arrays.append(bank.class_tokens.tobytes())
+            arrays.append(activations.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
 
     def constants(self) -> dict[str, float]:

@@ -25,7 +25,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops
 from jclip_fewshot.methods.towers.towers import cut, in_parts, text_rows
@@ -158,23 +158,24 @@ class CoOp(TowerMethod):
         return {"context": self.context, "steps": self.steps}
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        sentence = sentence_flops(bank.encoder.model, bank.class_tokens)
+        activations = given.tower
+        sentence = sentence_flops(activations.encoder.model, activations.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
-        start = {"ctx": model.token_embedding(jt.array(bank.class_tokens[0, 1:1 + self.context])).float32().numpy()}
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
+        tokens = jt.array(activations.class_tokens[0, 1:1 + self.context])
+        start = {"ctx": model.token_embedding(tokens).float32().numpy()}
         seen = np.flatnonzero(task.seen)
         rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
                  for _ in range(self.steps)]
-        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
+        trained = train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
                         np.tile(np.searchsorted(seen, task.labels), views.count), steps,
                         cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
         context = jt.array(trained["ctx"])
-        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
-        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}
+        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), activations.class_tokens)
+        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), activations.class_tokens)}
 
     def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
         return unit_var(x)

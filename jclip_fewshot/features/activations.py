@@ -1,7 +1,7 @@
 """Images at a depth of the image tower: what a method needs that trains from there upwards.
 
-    bank = Bank(encoder, paths, cache=cache, views=10)
-    views = bank.at(UNPROJECTED)            # or ROWS, or b: the input of block b
+    activations = Activations(encoder, paths, cache=cache, views=10)
+    views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
     views.take(images, numbers)             # (n, W) float32: image i in view v
 
 All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
@@ -47,7 +47,7 @@ class Views:
         return np.stack([self._images[i][v] for i, v in zip(images, views)]).astype(np.float32)
 
 
-class Bank:
+class Activations:
     """S images of one encoder at any depth, encoded when first asked for.
 
     encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
@@ -64,11 +64,11 @@ class Bank:
         self._at: dict[Depth, Views] = {}
 
     @classmethod
-    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Bank:
-        """A bank of given numbers: {depth: (S, V, *shape)}."""
-        bank = cls(encoder, [])
-        bank._at = {depth: Views(list(array)) for depth, array in arrays.items()}
-        return bank
+    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:
+        """Activations that are given: {depth: (S, V, *shape)}."""
+        activations = cls(encoder, [])
+        activations._at = {depth: Views(list(array)) for depth, array in arrays.items()}
+        return activations
 
     def at(self, depth: Depth) -> Views:
         """Every image at that depth.
