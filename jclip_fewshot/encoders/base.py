@@ -10,12 +10,11 @@ from typing import Union
 
 import numpy as np
 
+from jclip_fewshot.data.recipe import PREPROCESSING, PixelRecipe, clip_recipe
 from jclip_fewshot.storage.files import content_digest
 
 ROWS, UNPROJECTED = "rows", "unprojected"
 Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
-
-PREPROCESSING = "clip-2"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
 
 
 class Encoder:
@@ -24,21 +23,23 @@ class Encoder:
     name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the
     arithmetic. image_size: R. width: D. scale: of the cosines in zero-shot logits, exp of the checkpoint's
     logit_scale. batch_size: B, images a batch. device: "cpu" or "cuda". parameters: numbers in both towers.
-    has_text: False for an image tower without a text tower.
+    has_text: False for an image tower without a text tower. recipe: what pixels it takes.
     """
 
     has_text = True
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int, width: int, scale: float,
-                 batch_size: int, device: str = "cpu", parameters: int = 0) -> None:
+                 batch_size: int, device: str = "cpu", parameters: int = 0, recipe: PixelRecipe | None = None) -> None:
         self.name, self.weights_digest, self.precision = name, weights_digest, precision
         self.image_size, self.width, self.scale = image_size, width, scale
         self.batch_size, self.device, self.parameters = batch_size, device, parameters
+        self.recipe = recipe or clip_recipe(image_size)
 
     @property
     def fingerprint(self) -> str:
         """Of weights, preprocessing and precision: two encoders with one fingerprint give the same rows."""
-        return content_digest(f"{self.weights_digest} {PREPROCESSING} {self.precision}".encode()).hex()
+        said = f"{self.weights_digest} {PREPROCESSING} {self.precision}"
+        return content_digest((said if self.recipe.is_clips_own else f"{said} {self.recipe}").encode()).hex()
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
         """Shape of one image's numbers at a depth: (D,), (W,) or (L, W)."""
@@ -47,7 +48,7 @@ class Encoder:
         raise ValueError(f"{self.name} cannot stop at depth {depth!r}")
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        """(B, R, R, 3) uint8 RGB -> (B, *shape_at(depth)) float32."""
+        """(B, H, W, 3) RGB of recipe.dtype -> (B, *shape_at(depth)) float32."""
         raise NotImplementedError
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:

@@ -12,14 +12,16 @@ Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter si
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
 from jclip_fewshot.backend import jt, on_cuda
+from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet, as torchvision has them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has them
 PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.")
 TOP = re.compile(r"(fc|head|predictor|projector)\b.*")  # classifiers and projection heads: not part of a row
 COUNTER = "num_batches_tracked"
@@ -148,13 +150,12 @@ class ImageEncoder(Encoder):
         cuda = on_cuda()
         super().__init__(name, weights_digest, "float32", IMAGE_SIZE, self._tower.width, 100.0,
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
-                         self._tower.parameters)
+                         self._tower.parameters, replace(clip_recipe(IMAGE_SIZE), mean=MEAN, std=STD))
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         if depth != ROWS:
             self.shape_at(depth)
-        normal = (pixels.astype(np.float32) / 255 - MEAN) / STD
-        return self._tower(jt.array(np.ascontiguousarray(normal.transpose(0, 3, 1, 2)))).numpy()
+        return self._tower(jt.array(self.recipe.normalized(pixels))).numpy()
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         raise UserError(f"{self.name} has no text tower")

@@ -21,7 +21,7 @@ from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.checkpoint.architecture import NoClip
 from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.console import duration, tell, warn
-from jclip_fewshot.data.contest import TestSet
+from jclip_fewshot.data.contest import TestSet, has_lists
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
 from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
@@ -44,15 +44,20 @@ class EncoderSource:
     """Encodes image files and sentences; what is in the cache is not computed again.
 
     Under mpirun each rank encodes a part of the images and finds the others' rows in the cache.
+
+    as_seen: whether pictures are turned as their EXIF data says and laid on white where they are transparent. None lets
+    the first folder decide: not in the contest's layout, for parity with CLIP's own preprocessing; else they are.
     """
 
-    def __init__(self, encoder: Encoder, cache: FeatureCache | None, workers: int | None, record: dict) -> None:
+    def __init__(self, encoder: Encoder, cache: FeatureCache | None, workers: int | None, record: dict,
+                 as_seen: bool | None = None) -> None:
         self._encoder = encoder
         self._cache = cache
         self._workers = workers
         self._record = record
         self.barrier = ranks.Barrier(cache.folder) if cache is not None else None
         self._forecast_said = False
+        self._as_seen = as_seen
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
@@ -72,7 +77,7 @@ class EncoderSource:
 
     def _view(self, root: Path, paths: Sequence[str], views: int, seed: int, stage: str, view: int,
               test_views: int) -> tuple[np.ndarray, Bad]:
-        root = os.path.abspath(root)
+        seen, root = self._seen(root), os.path.abspath(root)
 
         def forecast(images: int) -> None:
             if not view or not self._forecast_said:
@@ -82,11 +87,16 @@ class EncoderSource:
         def encode(shard: tuple[int, int] = (0, 1)) -> tuple[np.ndarray, Bad]:
             return encode_images(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache,
                                  views=views, seed=seed, workers=self._workers, stage=stage, shard=shard, view=view,
-                                 on_start=forecast)
+                                 on_start=forecast, as_seen=seen)
         if ranks.size() > 1:
             encode((ranks.rank(), ranks.size()))
             self.barrier.wait()
         return encode()
+
+    def _seen(self, root: Path) -> bool:
+        if self._as_seen is None:
+            self._as_seen = not has_lists(Path(root))
+        return self._as_seen
 
     def _forecast(self, stage: str, images: int, views: int) -> None:
         """Says before a long encoding how long it will take here, by timing a batch, and how much disk it needs.
@@ -105,7 +115,7 @@ class EncoderSource:
                                 f"its disk has {size_text(free)} left; give another --cache, or --cache '' for none")
         if images * each < BATCHES_TO_SAY * encoder.batch_size or not ranks.first():
             return
-        pixels = np.zeros((encoder.batch_size, encoder.image_size, encoder.image_size, 3), np.uint8)
+        pixels = np.zeros((encoder.batch_size, *encoder.recipe.size, 3), encoder.recipe.dtype)
         encoder.images(pixels)  # compiles
         begun = time.perf_counter()
         encoder.images(pixels)
@@ -144,14 +154,14 @@ class EncoderSource:
     def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
              sentences: Sequence[str] = ()) -> Bank:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
-        root = os.path.abspath(root)
+        seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens)
+                    seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
-        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record)
+        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record, self._as_seen)
 
     @property
     def model(self) -> object:
@@ -165,7 +175,7 @@ class EncoderSource:
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
-        return self._record
+        return self._record if self._as_seen is None else {**self._record, "as_seen": self._as_seen}
 
 
 class TableSource:
@@ -280,7 +290,8 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
                         "program made it; train again")
     if precision == "auto":  # the run's own, where this machine has it
         precision = saved.get("precision") or precision
-    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision)
+    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision,
+                             saved.get("as_seen", False))  # earlier versions turned no picture
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
@@ -309,7 +320,7 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
 
 
 def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int,
-                    precision: str) -> EncoderSource:
+                    precision: str, as_seen: bool | None = None) -> EncoderSource:
     ranks.require_cache(cache)
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
@@ -319,7 +330,7 @@ def _encoder_source(model: str, weights: str, cache: str, batch_size: int, worke
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters}
-    return EncoderSource(encoder, store, workers or None, record)
+    return EncoderSource(encoder, store, workers or None, record, as_seen)
 
 
 def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None
