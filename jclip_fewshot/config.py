@@ -59,6 +59,9 @@ class SourceConfig(MachineConfig):
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
     features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
     features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
@@ -79,6 +82,10 @@ class SourceConfig(MachineConfig):
     tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        return {**super().encoding, "activation": self.activation, "head_width": self.head_width}
 
 
 @dataclass(frozen=True)
