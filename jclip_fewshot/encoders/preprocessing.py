@@ -72,8 +72,8 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
             return _checked(from_transformers, said, folder / name)
     if "pretrained_cfg" in config:
         return _checked(from_timm, config["pretrained_cfg"], folder / "config.json")
-    raise UserError(f"{folder} has neither preprocessor_config.json nor timm's config.json, so nothing says how pictures "
-                    "are resized and normalised; download it beside the model")
+    raise UserError(f"{folder} has neither preprocessor_config.json nor timm's config.json, so nothing says how "
+                    "pictures are resized and normalised; download it beside the model")
 
 
 def _checked(read: Any, said: Any, path: Path) -> PixelRecipe:

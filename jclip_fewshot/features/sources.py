@@ -24,6 +24,7 @@ from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet, has_lists
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
+from jclip_fewshot.encoders.onnx_encoder import open_onnx, recognises
 from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
@@ -36,7 +37,7 @@ from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
@@ -147,6 +148,7 @@ class EncoderSource:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
         name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        name = given.name if given.is_dir() and given.name else name
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
@@ -215,8 +217,10 @@ Source = Union[EncoderSource, TableSource, SeveralSources]
 
 def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
                 features_extra: str | Sequence[str] = "", *, cache: str = "", batch_size: int = 0,
-                workers: int = 0, precision: str = "auto") -> Source:
+                workers: int = 0, precision: str = "auto", output: str = "") -> Source:
     """A source by what the flags of the same names say; several encoders where they name several.
+
+    output: of ONNX encoders, the one that is the row.
 
     Raises:
         UserError: no such checkpoint or feature file, or a damaged one; a folder that is none; one given twice.
@@ -226,8 +230,10 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
+    if output and not any(map(recognises, models)):
+        raise UserError(f"--output {output} names an output of an ONNX encoder, and there is none")
     found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
-    found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision)
+    found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision, output)
                                 for name in models]
     found += [_table_source(file, with_text=False) for file in extra]
     return together(found)
@@ -264,7 +270,8 @@ def together(found: Sequence[EncoderSource | TableSource]) -> Source:
 
 
 def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
-                  cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto") -> Source:
+                  cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto",
+                  output: str = "") -> Source:
     """The source that a run was trained with.
 
     saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
@@ -290,8 +297,9 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
                         "program made it; train again")
     if precision == "auto":  # the run's own, where this machine has it
         precision = saved.get("precision") or precision
+    as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
     source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision,
-                             saved.get("as_seen", False))  # earlier versions turned no picture
+                             saved.get("output") or output, as_seen)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
@@ -320,22 +328,28 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
 
 
 def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int,
-                    precision: str, as_seen: bool | None = None) -> EncoderSource:
+                    precision: str, output: str = "", as_seen: bool | None = None) -> EncoderSource:
     ranks.require_cache(cache)
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
     store = FeatureCache(os.path.abspath(cache)) if cache else None
-    encoder = _opened(model, weights, precision, batch_size or None, store)
+    encoder = _opened(model, weights, precision, batch_size or None, store, output)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
-              "image_size": encoder.image_size, "parameters": encoder.parameters}
+              "image_size": encoder.image_size, "parameters": encoder.parameters,
+              **({"output": output} if output else {})}
     return EncoderSource(encoder, store, workers or None, record, as_seen)
 
 
-def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None
-            ) -> Encoder:
-    """A CLIP, or else an image tower of torchvision's layout."""
+def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None,
+            output: str = "") -> Encoder:
+    """ONNX files, a CLIP, or else an image tower of torchvision's layout."""
+    if recognises(model):
+        encoder = open_onnx(model, batch_size=batch_size, cache=cache, output=output)
+        if precision not in ("auto", encoder.precision):
+            warn(f"{model} computes in {encoder.precision}, as its file has it, not in {precision}")
+        return encoder
     try:
         return open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size, cache=cache)
     except NoClip as error:
