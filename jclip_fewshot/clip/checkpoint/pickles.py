@@ -67,6 +67,12 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
     return Array().set(shape, dtype, order == "F", data)
 
 
+def _var(array: Any, *_: Any) -> Array:
+    if not isinstance(array, Array):
+        raise Unreadable("a Var without an array is in it")
+    return array
+
+
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     """`_codecs.encode`, which older pickles use for bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -81,6 +87,7 @@ _CALLS: dict[tuple[str, str], Callable] = {
     ("numpy", "ndarray"): _reconstructed,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
+    ("jittor", "Var"): _var,
 }
 for _module in ("numpy.core", "numpy._core"):
     _CALLS[_module + ".multiarray", "_reconstruct"] = _reconstructed
@@ -123,6 +130,7 @@ class Machine:
     def __init__(self, data: memoryview):
         self.data, self.at, self.steps = data, 0, 0
         self.storages: dict[str, Storage] = {}
+        self.modules: set[str] = set()  # classes of a TorchScript archive, by their last names
 
     def take(self, n: int) -> memoryview:
         """The next n bytes.
@@ -162,6 +170,12 @@ class Machine:
                 _STEPS[code](self, stack)
             else:
                 raise Unreadable(f"its pickle has a step {bytes([code])!r} that no checkpoint needs")
+
+    def _named(self, module: Any, name: Any) -> Any:
+        found = _named(module, name)
+        if found is _NAMESPACE:
+            self.modules.add(name)
+        return found
 
     def _text(self, n: int) -> str:
         data = self.take(n)
@@ -298,7 +312,7 @@ def _dict_of(machine: Machine, stack: list[Any]) -> None:
 
 def _stack_global(machine: Machine, stack: list[Any]) -> None:
     name, module = _pop(stack), _pop(stack)
-    stack.append(_named(module, name))
+    stack.append(machine._named(module, name))
 
 
 _STEPS: dict[int, Callable[[Machine, list[Any]], Any]] = {
@@ -327,7 +341,7 @@ _STEPS: dict[int, Callable[[Machine, list[Any]], Any]] = {
     0x74: lambda machine, stack: stack.append(tuple(_pop_to_mark(stack))),
     0x85: _tuple_of(1), 0x86: _tuple_of(2), 0x87: _tuple_of(3),
     0x64: _dict_of, 0x73: _one_item, 0x75: _many_items, 0x61: _one_more, 0x65: _many_more,
-    0x63: _push(lambda machine: _named(machine._line(), machine._line())),
+    0x63: _push(lambda machine: machine._named(machine._line(), machine._line())),
     0x93: _stack_global,
     0x52: lambda machine, stack: _call(stack), 0x81: lambda machine, stack: _call(stack),
     0x62: lambda machine, stack: _build(stack),
