@@ -23,6 +23,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores, on_cuda, start
+from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
@@ -41,6 +42,7 @@ LAST = "last_hidden_state"
 # model_type in config.json of transformers that have a class token in front, and nothing better than it among outputs
 CLASS_TOKEN = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "vit_msn", "vit_mae", "deit", "beit",
                "data2vec-vision", "clip_vision_model")
+CLIP_WORDS = 49408  # of CLIP's own vocabulary
 TEXT_LENGTHS = {"clip": 77, "siglip": 64, "siglip2": 64}  # where config.json leaves the default out
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
          "special_tokens_map.json")
@@ -196,23 +198,28 @@ class OnnxEncoder(Encoder):
 
 
 class Words:
-    """tokenizer.json and what the files beside it say of it: length, padding, and what happens to the letters."""
+    """tokenizer.json and what the files beside it say of it: length, padding, and what happens to the letters.
+
+    Without one, a CLIP with CLIP's own vocabulary gets this program's tokenizer, which is open_clip's.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], fixed: int) -> None:
-        path, library = folder / "tokenizer.json", _library("tokenizers")
+        path, family = folder / "tokenizer.json", str(config.get("model_type", ""))
+        said, text = read_json(folder / "tokenizer_config.json"), config.get("text_config")
+        text = text if isinstance(text, dict) else {}
+        lengths = (fixed, said.get("model_max_length"), text.get("max_position_embeddings"))
+        self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
+        self._tokenizer, self.padding = None, 0
+        if not path.is_file() and family == "clip" and text.get("vocab_size") == CLIP_WORDS:
+            return
         if not path.is_file():
             raise UserError(f"{folder} has a text tower and no tokenizer.json; download that too")
         try:
-            self._tokenizer = library.Tokenizer.from_file(str(path))
+            self._tokenizer = _library("tokenizers").Tokenizer.from_file(str(path))
         except Exception as error:
             raise UserError(f"{path} is no tokenizer ({_line(error)}); download it again") from None
-        said, text = read_json(folder / "tokenizer_config.json"), config.get("text_config")
-        text = text if isinstance(text, dict) else {}
         own = self._tokenizer.padding or {}
         self._tokenizer.no_padding()
-        family = str(config.get("model_type", ""))
-        lengths = (fixed, said.get("model_max_length"), text.get("max_position_embeddings"))
-        self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
         self._tokenizer.enable_truncation(self.length)
         pad = said.get("pad_token") or read_json(folder / "special_tokens_map.json").get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
@@ -227,6 +234,8 @@ class Words:
 
     def ids(self, sentences: Sequence[str]) -> np.ndarray:
         """(B, L) int32, filled up; what is too long is cut off, and said."""
+        if self._tokenizer is None:
+            return token_array(sentences, self.length)
         found = self._tokenizer.encode_batch([self._cleaned(sentence) for sentence in sentences])
         ids = np.full((len(found), self.length), self.padding, np.int32)
         for row, one in zip(ids, found):
@@ -248,7 +257,7 @@ class Words:
         """(B, L) int64: 1 for a sentence's tokens, its end among them, 0 for the padding."""
         filled = (ids != self.padding)[:, ::-1]
         length = np.where(filled.any(axis=1), ids.shape[1] - filled.argmax(axis=1), 0)
-        ends = self._tokenizer.encode("").ids[-1:] == [self.padding]  # the end token pads as well
+        ends = self._tokenizer is not None and self._tokenizer.encode("").ids[-1:] == [self.padding]  # it pads as well
         return (np.arange(ids.shape[1]) < (length + ends)[:, None]).astype(np.int64)
 
     def blank(self) -> np.ndarray:

@@ -63,6 +63,8 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
     Raises:
         UserError: nothing is said, or something that is not computed here.
     """
+    if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
+        return _checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
     for name in ("preprocessor_config.json", "processor_config.json"):
         said = read_json(folder / name)
         said = said.get("image_processor", said)
@@ -158,7 +160,7 @@ def from_timm(said: dict[str, Any]) -> PixelRecipe:
                                  fill, rgb_first=True))
 
 
-def from_open_clip(said: dict[str, Any], size: int | tuple[int, int]) -> PixelRecipe:
+def from_open_clip(said: dict[str, Any], size: int | tuple[int, int] = 0) -> PixelRecipe:
     """Of the preprocess_cfg in open_clip_config.json. size: the image tower's, where the file names none."""
     given = said.get("size") or size
     height, width = (given, given) if isinstance(given, int) else map(int, given)
