@@ -32,6 +32,8 @@ class MachineConfig:
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
     precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
+    output: str = option("", "which output of an ONNX file is the row; empty for the usual one", "machine",
+                         metavar="NAME")
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -42,7 +44,7 @@ class MachineConfig:
     def encoding(self) -> dict[str, Any]:
         """What open_source and reopen_source take of them."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
-                "precision": self.precision}
+                "precision": self.precision, "output": self.output}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageOps
 
-from jclip_fewshot.clip.preprocess import MEAN, STD, eight_bits, resize_and_crop
+from jclip_fewshot.clip.preprocess import eight_bits, resize_and_crop
 
 PREPROCESSING = "clip-3"  # in every fingerprint: to be raised when a pixel changes; tests/data/test_recipe.py asks
 Pixels = tuple[int, int]  # height, width
@@ -40,8 +40,8 @@ class PixelRecipe:
     scale: Pixels | None = None
     resize: str = SHORT
     interpolation: int = int(Image.Resampling.BICUBIC)
-    mean: tuple[float, ...] = tuple(map(float, MEAN))
-    std: tuple[float, ...] = tuple(map(float, STD))
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as clip/preprocess.py
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fill: tuple[int, ...] = (0, 0, 0)
     odd_margin: str = "even"
     rgb_first: bool = False

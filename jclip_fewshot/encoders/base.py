@@ -24,8 +24,8 @@ class Options:
 
     device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: "float32", "float16", "bfloat16" or "auto".
     batch_size: images a batch; 0 fits it to the device. cache: saves reading a file twice for its digest.
-    activation, head_width: of a CLIP, where nothing in or beside its file says them. tokenize: another tokenizer than
-    the encoder's.
+    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: of an ONNX file, the one
+    that is the row. tokenize: another tokenizer than the encoder's.
     """
 
     device: str | None = None
@@ -34,6 +34,7 @@ class Options:
     cache: Any = None  # a FeatureCache
     activation: str = ""
     head_width: int = 0
+    output: str = ""
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
 
 

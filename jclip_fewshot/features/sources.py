@@ -19,6 +19,7 @@ from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet, has_lists
+from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.registry import open_encoder
@@ -33,8 +34,8 @@ from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors")
-SAID = ("activation", "head_width")  # what the user said of a checkpoint
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
+SAID = ("activation", "head_width", "output")  # what the user said of a model
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
@@ -145,6 +146,7 @@ class EncoderSource:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
         name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        name = given.name if given.is_dir() and given.name else name
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
@@ -216,7 +218,7 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
                 **how: Any) -> Source:
     """A source by what the flags of the same names say; several encoders where they name several.
 
-    how: precision, batch_size, activation, head_width, as encoders.Options has them.
+    how: precision, batch_size, activation, head_width, output, as encoders.Options has them.
 
     Raises:
         UserError: no such checkpoint or feature file, or a damaged one; a folder that is none; one given twice.
@@ -226,6 +228,8 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
+    if how.get("output") and not any(map(onnx_encoder.recognises, models)):
+        raise UserError(f"--output {how['output']} names an output of an ONNX encoder, and there is none")
     found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
     found += [] if tables else [_encoder_source(name, weights, cache, workers, **how)
                                 for name in models]

@@ -304,7 +304,7 @@ _ONE_ENCODER = {
     "features": _path, "features_digest": _text, "model": _path, "weights": _path, "fingerprint": _text,
     "weights_digest": _text, "precision": _text, "width": _count(1), "image_size": _count(1),
     "parameters": _or_null(_count()), "name": _text, "has_text": _flag, "as_seen": _flag,
-    "activation": _text, "head_width": _count(1)}
+    "activation": _text, "head_width": _count(1), "output": _text}
 _ENCODER = _fields({}, {**_ONE_ENCODER, "others": _listed(_fields({}, _ONE_ENCODER, _opens_again))}, _opens_again)
 _RUN_BY = {"command": _text, "date": _text}
 
