@@ -14,7 +14,6 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
@@ -28,6 +27,10 @@ from jclip_fewshot.evaluation.scores import settings_table
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.methods.towers.plan import plan, tune_names
 from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.provenance import Stopwatch, demo_flags, made_by, next_command, runs_flag
+from jclip_fewshot.records import Record, Shots
+from jclip_fewshot.repeat import repeated
+from jclip_fewshot.run import Run, require_new
 from jclip_fewshot.task import Task, domain_indices
 from jclip_fewshot.without_labels import encode_support, encode_without_labels, list_without_labels
 
@@ -35,12 +38,12 @@ from jclip_fewshot.without_labels import encode_support, encode_without_labels, 
 def main() -> None:
     settings, given = parse_given(TrainConfig, __doc__)
     if settings.from_run:
-        settings = runs.repeated(settings, given)
+        settings = repeated(settings, given)
     names = head_names(settings.heads)
     tune_names(settings.tune)  # complains before the work
-    runs.require_new_run(settings.runs, settings.name)
+    require_new(settings.runs, settings.name)
     command.speak_as(settings)
-    watch = runs.Stopwatch()
+    watch = Stopwatch()
 
     # 1. What is there to learn from?
     if settings.demo:
@@ -84,22 +87,22 @@ def main() -> None:
     watch.lap("heads")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
-    arrays = {**pipeline.state(), **pipeline.alpha_beta()}
-    folder = runs.save_run(settings.runs, settings.name, settings.board, shots, arrays, {
-        "device": str(device), "config": vars(settings), "encoder": source.record(),
-        "classes": contest.class_names, "domains": contest.domains,
-        "shots": {"rule": rule(**draw), "files": [path for path, _ in shots + named_below(settings.support, found)],
-                  "labels": task.labels.tolist(), "unreadable": bad, "support": len(found)},
-        "without_labels": {"unlabelled": settings.unlabelled, "transductive": settings.transductive,
-                           "members": [member.name for member in members]},
-        "settings": pipeline.settings(), "histories": pipeline.histories(),
-        "seconds": {**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}}})
+    record = Record(
+        **made_by(), device=str(device), config=settings, encoder=source.record(), classes=contest.class_names,
+        domains=contest.domains, shots=Shots(
+            rule=rule(**draw), files=[path for path, _ in shots + named_below(settings.support, found)],
+            labels=task.labels.tolist(), unreadable=bad, support=len(found)),
+        without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive,
+                        "members": [member.name for member in members]},
+        settings=pipeline.settings(), histories=pipeline.histories(),
+        seconds={**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}})
+    run = Run.create(settings.runs, settings.name, shots, pipeline, record)
     print(settings_table(pipeline.settings()))
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)
-    print(f"run saved: {folder}  (next: {runs.next_command('test')}"
-          f"{runs.demo_flags(settings.demo, settings.demo_seed)}{runs.runs_flag(settings.runs)})")
+    print(f"run saved: {run.folder}  (next: {next_command('test')}"
+          f"{demo_flags(settings.demo, settings.demo_seed)}{runs_flag(settings.runs)})")
 
 
 if __name__ == "__main__":

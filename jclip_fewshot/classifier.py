@@ -30,11 +30,11 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
+from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, open_source
 from jclip_fewshot.methods.towers.plan import Tuning, plan, tune_names, tuned_rows
 from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
-from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
 
 _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),

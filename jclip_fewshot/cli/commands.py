@@ -157,7 +157,7 @@ def validate(arguments: list[str]) -> int:
     """Scores the whole pipeline on labelled training images that are no shots: the local leaderboard."""
     settings = parse(ValidateConfig, validate.__doc__, arguments, f"{PROGRAM} validate")
     from jclip_fewshot.evaluation import validate as validation
-    validation.require_new(settings)
+    validation.require_name(settings)
     command.set_up(settings)
     if settings.demo:
         from jclip_fewshot.data import demo
@@ -218,21 +218,15 @@ def predict(arguments: list[str]) -> int:
         raise UserError(f"--views takes a number from 1 up, not {given.views}")
     if not 0 <= given.reject <= 1:
         raise UserError(f"--reject takes a probability, 0 to 1, not {given.reject}")
-    from jclip_fewshot import runs
     from jclip_fewshot.cli import predict as prediction
-    from jclip_fewshot.features.sources import reopen_source
-    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-    from jclip_fewshot.storage.arrays import load_arrays
-    folder = runs.find_run(given.run, "", flag="RUN")
-    record = runs.load_record(folder)
+    from jclip_fewshot.run import Run
+    run = Run.open(given.run, "RUN")
     machine = _machine(given)
     command.set_up(machine)
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    source = reopen_source(record["encoder"], runs.sources_now(folder, record, given), record["shots"]["files"],
-                           record["classes"], pipeline.task_, **machine.encoding)
-    return prediction.answer(pipeline, source, prediction.listed(given.images),
-                             prediction.Printer(record["classes"], given.top, given.reject, given.form), given.refine,
-                             runs.where_now(folder, record, record["config"]["data"]), given.views)
+    classes = run.record.classes
+    return prediction.answer(run.pipeline, run.source(given, **machine.encoding), prediction.listed(given.images),
+                             prediction.Printer(classes, given.top, given.reject, given.form), given.refine,
+                             run.where(run.record.config.data), given.views)
 
 
 def export(arguments: list[str]) -> int:
@@ -245,18 +239,14 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="the result alone")
     given = _parsed(parser, arguments)
     from jclip_fewshot import export as exporting
-    from jclip_fewshot import runs
-    from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-    from jclip_fewshot.storage.arrays import load_arrays
+    from jclip_fewshot.run import Run
     exporting.require_export_name(given.target)
     require_writable(given.target)
-    folder = runs.find_run(given.run, "", flag="RUN")
-    record = runs.load_record(folder)
+    run = Run.open(given.run, "RUN")
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    pipeline.seed = int(record["config"].get("seed", 0))
-    found = exporting.linear_export(pipeline, lambda name, seconds: tell(f"  {name}"))
-    exporting.save_export(given.target, found, record["classes"], record["encoder"])
+    run.pipeline.seed = run.record.config.seed  # until it is a part of the state
+    found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
+    exporting.save_export(given.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
     print(f"{given.target}: {classes} classes x {width} numbers, from "
           + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot import runs
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import filled, warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
-from jclip_fewshot.storage.arrays import Field, load_arrays
-from jclip_fewshot.storage.records import load_test_record, load_validation
+from jclip_fewshot.provenance import next_command
+from jclip_fewshot.records import Validation
+from jclip_fewshot.run import Run
+from jclip_fewshot.storage.arrays import Field
+from jclip_fewshot.storage.json_files import read_json
 
 VALIDATION = "validate.json"
 SAID_ELSEWHERE = ("runs", "name", "shots", "seed", "data", "board", "demo", "demo_seed", "from_run", "device",
@@ -32,37 +35,32 @@ def runs_table(folder: Path) -> str:
     Raises:
         UserError: there is none.
     """
-    rows: list[tuple[str, list[str]]] = []
-    for path in [*folder.glob(f"*/{runs.RECORD}"), *folder.glob(f"*/{VALIDATION}")]:
+    rows = [_trained(run) for run in Run.all(folder)]
+    for path in folder.glob(f"*/{VALIDATION}"):
         try:
-            row = _trained(path.parent) if path.name == runs.RECORD else _validated(path.parent)
+            rows.append(_validated(path.parent.name, read_json(path, Validation, "validate again")))
         except UserError as error:
-            warn(f"{error}; left out")
-            continue
-        rows.append((row[-1], row))
+            warn(f"{error}; it is left out")
     if not rows:
-        raise UserError(f"no finished run under {folder}: python train.py makes one")
-    rows.sort(key=lambda row: row[0], reverse=True)
-    return table(["run", "data", "shots", "seed", "cv", "known top-1", "other settings", "date"],
-                 [row for _, row in rows], keep=6)
+        raise UserError(f"no finished run under {folder}: {next_command('train')} makes one")
+    rows.sort(key=lambda row: row[-1], reverse=True)
+    return table(["run", "data", "shots", "seed", "cv", "known top-1", "other settings", "date"], rows, keep=6)
 
 
-def _trained(folder: Path) -> list[str]:
-    record = runs.load_record(folder)
-    held_out = record["settings"].get("ensemble", {}).get("held_out_top1")
-    return [folder.name, *_settings(record["config"]), "" if held_out is None else f"{held_out:.1f}",
-            ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(folder).items()),
-            _changed(record["config"]), record["date"]]
+def _trained(run: Run) -> list[str]:
+    record = run.record
+    return [run.folder.name, *_settings(vars(record.config)), str(record.held_out() or ""),
+            ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items()),
+            _changed(vars(record.config)), record.date]
 
 
-def _validated(folder: Path) -> list[str]:
-    record = load_validation(folder / VALIDATION)
-    finals = {count: list(methods.values())[-1]["top1"] for count, methods in record["curve"].items()}
-    data, _, _ = _settings(record["config"])
+def _validated(name: str, record: Validation) -> list[str]:
+    finals = {str(count): list(methods.values())[-1]["top1"] for count, methods in record.curve.items()}
+    data, _, _ = _settings(vars(record.config))
     seeds = len(next(iter(finals.values())))
-    return [folder.name, data, ",".join(finals), f"{seeds} drawn", "",
+    return [name, data, ",".join(finals), f"{seeds} drawn", "",
             ", ".join(f"held out {statistics.mean(values):.2f}" for values in finals.values()),
-            _changed(record["config"]), record["date"]]
+            _changed(vars(record.config)), record.date]
 
 
 def _settings(config: dict) -> list[str]:
@@ -96,14 +94,10 @@ def _shown(value: object) -> str:
     return Path(value).name if isinstance(value, str) and Path(value).suffix else str(value)
 
 
-def known_scores(folder: Path) -> dict[str, float]:
+def known_scores(run: Run) -> dict[str, float]:
     """{test set: top-1 of what went into result.txt}, of those whose answers are known."""
-    found = {}
-    for path in sorted(folder.glob("test_*.json")):
-        scores = load_test_record(path)["scores"]
-        if scores:
-            found[path.stem[len("test_"):]] = list(scores.values())[-1]["top1"]
-    return found
+    tested = {split: run.tested(split).scores for split in sorted(run.splits())}
+    return {split: list(scores.values())[-1]["top1"] for split, scores in tested.items() if scores}
 
 
 class Answered(NamedTuple):
@@ -120,11 +114,11 @@ def comparison(ours: Path, theirs: Path, split: str = "") -> str:
     Raises:
         UserError: no such run, no test set that both have answered, other images or classes.
     """
-    folders = [runs.find_run(folder, "", flag="--compare") for folder in (ours, theirs)]
-    if runs.load_record(folders[0])["classes"] != runs.load_record(folders[1])["classes"]:
+    both = [Run.open(folder, "--compare") for folder in (ours, theirs)]
+    if both[0].record.classes != both[1].record.classes:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")
-    split = split or _common_split(folders)
-    a, b = (_answers(folder, split) for folder in folders)
+    split = split or _common_split(both)
+    a, b = (_answers(run, split) for run in both)
     places = {name: place for place, name in enumerate(b.names.tolist())}
     if len(places) != len(a.names) or any(name not in places for name in a.names.tolist()):
         raise UserError(f"--compare: the two runs have answered other images as test set {split}: test both again")
@@ -143,18 +137,17 @@ def comparison(ours: Path, theirs: Path, split: str = "") -> str:
                                f"p = {p:.3g}: {verdict}")])
 
 
-def _common_split(folders: list[Path]) -> str:
-    """The test set that both have answered; of several the newest."""
-    files = [{path.stem[len("test_"):]: path.stat().st_mtime for path in folder.glob("test_*.npz")}
-             for folder in folders]
-    common = sorted(set(files[0]) & set(files[1]), key=lambda split: files[0][split])
+def _common_split(both: Sequence[Run]) -> str:
+    """The test set that both have answered; of several the one that the first has answered last."""
+    common = [split for split in both[0].splits() if split in both[1].splits()]
     if not common:
-        raise UserError(f"--compare: there is no test set that both have answered: python test.py --run "
-                        f"{shlex.quote(str(folders[0] if not files[0] else folders[1]))}")
+        behind = both[1] if both[0].splits() else both[0]
+        raise UserError(f"--compare: there is no test set that both have answered: {next_command('test')} --run "
+                        f"{shlex.quote(str(behind.folder))}")
     return common[-1]
 
 
-def _answers(folder: Path, split: str) -> Answered:
-    arrays = load_arrays(folder / f"test_{split}.npz", _ANSWERED, others=None)
+def _answers(run: Run, split: str) -> Answered:
+    arrays = run.answers(split, _ANSWERED)
     return Answered(arrays["names"], arrays["best"][:, 0].astype(np.int64),
                     arrays.get("truth", np.zeros(0)).astype(np.int64))

@@ -28,7 +28,7 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest
-from jclip_fewshot.encoders.preprocessing import read_json, recipe_of
+from jclip_fewshot.encoders.preprocessing import recipe_of, said_in
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
@@ -205,7 +205,7 @@ class Words:
 
     def __init__(self, folder: Path, config: dict[str, Any], fixed: int) -> None:
         path, family = folder / "tokenizer.json", str(config.get("model_type", ""))
-        said, text = read_json(folder / "tokenizer_config.json"), config.get("text_config")
+        said, text = said_in(folder / "tokenizer_config.json"), config.get("text_config")
         text = text if isinstance(text, dict) else {}
         lengths = (fixed, said.get("model_max_length"), text.get("max_position_embeddings"))
         self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
@@ -221,7 +221,7 @@ class Words:
         own = self._tokenizer.padding or {}
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.length)
-        pad = said.get("pad_token") or read_json(folder / "special_tokens_map.json").get("pad_token")
+        pad = said.get("pad_token") or said_in(folder / "special_tokens_map.json").get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         self.padding = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
         if self.padding is None:
@@ -277,7 +277,7 @@ def open_onnx(path: str | Path, *, device: str | None = None, batch_size: int | 
     """
     start(device)
     files = find_files(Path(path))
-    config = read_json(files.folder / "config.json")
+    config = said_in(files.folder / "config.json")
     recipe = recipe_of(files.folder, config)
     device = _device()
     image = Tower(files.image, device)

@@ -7,7 +7,6 @@ transforms_factory.py, open_clip's transform.py.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 
 from jclip_fewshot.data.recipe import COVER, FIT, SHORT, SQUASH, PixelRecipe
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.json_files import read_json
 
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -40,21 +40,9 @@ _UNKNOWN = ("size_divisor", "max_num_patches", "do_thumbnail", "do_align_long_ax
             "do_image_splitting")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object out of a JSON file; empty where there is no such file.
-
-    Raises:
-        UserError: it cannot be read, or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({str(error)[:200]}); download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
-    return content
+def said_in(path: Path) -> dict[str, Any]:
+    """An object out of a JSON file; empty where there is no such file. Raise UserError if it holds none."""
+    return read_json(path, remedy="download it again") if path.exists() else {}
 
 
 def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
@@ -66,7 +54,7 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
     if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
         return checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
     for name in ("preprocessor_config.json", "processor_config.json"):
-        said = read_json(folder / name)
+        said = said_in(folder / name)
         said = said.get("image_processor", said)
         if "pretrained_cfg" in said:
             return checked(from_timm, said["pretrained_cfg"], folder / name)

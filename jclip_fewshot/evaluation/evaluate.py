@@ -24,7 +24,7 @@ from jclip_fewshot.evaluation.tasks import draw_tasks
 from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
-from jclip_fewshot.storage.records import read_json
+from jclip_fewshot.storage.json_files import read_json
 from jclip_fewshot.task import zero_shot_logits
 
 EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import filled, tell
@@ -32,7 +31,10 @@ from jclip_fewshot.evaluation.scores import best_classes, score, table
 from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.methods.towers.plan import plan, tune_names, tuned_rows
 from jclip_fewshot.pipeline import Pipeline, head_names
-from jclip_fewshot.storage.arrays import save_json
+from jclip_fewshot.provenance import made_by
+from jclip_fewshot.records import Validation
+from jclip_fewshot.run import new_folder, require_new
+from jclip_fewshot.storage.json_files import write_json
 from jclip_fewshot.task import Task, domain_indices
 
 # Shares of board A's test set by domain, as the contest's participants count them.
@@ -219,14 +221,14 @@ def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
     return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
 
 
-def require_new(settings: ValidateConfig) -> None:
+def require_name(settings: ValidateConfig) -> None:
     """Finds out before the work whether its numbers can be saved."""
     parse_shots(settings.shots)
-    runs.require_new_run(settings.runs, settings.name)
+    require_new(settings.runs, settings.name)
 
 
 def save(settings: ValidateConfig, results: dict) -> Path:
     """Leaves the numbers as a record in a run folder of its own; returns the folder."""
-    folder = runs.new_run(settings.runs, settings.name, settings.board, prefix="validate-")
-    save_json(folder / "validate.json", {**runs.made_by(), "config": vars(settings), **results})
+    folder = new_folder(settings.runs, settings.name, settings.board, prefix="validate-")
+    write_json(folder / "validate.json", Validation(**made_by(), config=settings, **results))
     return folder

@@ -1,4 +1,4 @@
-"""Arrays on disk: .npz of plain arrays, read against a schema, and JSON written.
+"""Arrays on disk: .npz of plain arrays, read against a schema.
 
 A file that comes from outside may declare anything. Every array's header is read and compared with the schema and
 with the bytes that are there before memory is taken for it.
@@ -8,7 +8,6 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -22,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import atomic_write, write_text
+from jclip_fewshot.storage.files import atomic_write
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
 MAX_MEMBERS = 10_000
@@ -267,19 +266,3 @@ def _texts(name: str, array: np.ndarray) -> np.ndarray:
 
 def _shown(name: str) -> str:
     return name if name.isprintable() and len(name) <= 80 else f"{name[:60]!a}"
-
-
-def save_json(path: Path, record: dict) -> None:
-    """Writes JSON, whole or not at all; numpy's scalars and arrays as plain numbers."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    """numpy's scalars and arrays, and paths, for JSON."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} does not go into a record")

@@ -12,7 +12,7 @@ from PIL import Image
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.onnx_encoder import open_onnx, recognises
-from jclip_fewshot.encoders.preprocessing import from_open_clip, read_json, recipe_of
+from jclip_fewshot.encoders.preprocessing import from_open_clip, recipe_of, said_in
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import encode_images, encode_texts
 from jclip_fewshot.features.sources import open_source
@@ -96,7 +96,7 @@ def test_smaller_files_of_the_same_model(file, references, photos, index):
 def test_pixels_without_a_model(name, references, index, photos):
     case = index["preprocess"][name]
     expected = np.load(references / case["folder"] / "expected.npz")["photo_pixels"]
-    recipe = recipe_of(references / case["folder"], read_json(references / case["folder"] / "config.json"))
+    recipe = recipe_of(references / case["folder"], said_in(references / case["folder"] / "config.json"))
     pixels = recipe.normalized(np.stack([recipe.pixels(photo) for photo in photos]))
     assert list(pixels.shape) == [len(photos), *case["shape"][1:]]
     step = case["step"]
@@ -106,7 +106,7 @@ def test_pixels_without_a_model(name, references, index, photos):
 def test_pixels_of_open_clip(references, index, photos):
     for case in index["open_clip"].values():
         folder = references / case["folder"]
-        said, expected = read_json(folder / "open_clip_config.json"), np.load(folder / "expected.npz")
+        said, expected = said_in(folder / "open_clip_config.json"), np.load(folder / "expected.npz")
         recipe = from_open_clip(said["preprocess_cfg"], said["model_cfg"]["vision_cfg"]["image_size"])
         pixels = np.stack([recipe.pixels(photo) for photo in photos])
         assert np.array_equal(pixels, expected["photo_uint8"].reshape(pixels.shape)
@@ -143,7 +143,7 @@ def test_the_fingerprint_follows_every_file(tmp_path):
     for name, change in (("preprocessor_config.json", {"do_normalize": False}), ("config.json", {"x": 1}),
                          ("tokenizer_config.json", {"model_max_length": 7})):
         path = folder / name
-        path.write_text(json.dumps({**read_json(path), **change}))
+        path.write_text(json.dumps({**said_in(path), **change}))
         known.add(open_onnx(folder).fingerprint)
     assert len(known) == 4
     assert open_onnx(folder, output="image_embeds").fingerprint not in known
@@ -183,7 +183,7 @@ def test_an_image_tower_is_a_second_encoder_and_not_the_first(tmp_path, capsys):
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda f: (f / "preprocessor_config.json").unlink(), "neither preprocessor_config.json nor timm's"),
-    (lambda f: (f / "preprocessor_config.json").write_text("{"), "cannot be read as JSON"),
+    (lambda f: (f / "preprocessor_config.json").write_text("{"), "not JSON"),
     (lambda f: (f / "preprocessor_config.json").write_text('{"size": "large", "image_processor_type": "X"}'),
      "says no resample"),
     (lambda f: (f / "preprocessor_config.json").write_text('{"size": [], "feature_extractor_type": ""}'),

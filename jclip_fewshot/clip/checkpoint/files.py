@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.records import read_json
+from jclip_fewshot.storage.json_files import read_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 INDEX = ".index.json"

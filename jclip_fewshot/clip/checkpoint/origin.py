@@ -28,7 +28,7 @@ from jclip_fewshot.clip.checkpoint.names import StateDict, is_hugging_face, is_j
 from jclip_fewshot.clip.download import sha256
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.records import read_json
+from jclip_fewshot.storage.json_files import read_json
 
 # First digits of the SHA-256 of well-known files with heads 64 wide. OpenAI's, and those on which open_clip's release
 # page has its v0.2-weights, whose names end in these digits; the two of the built-in contest.
