@@ -26,7 +26,7 @@ from jclip_fewshot.backend.runtime import start  # noqa: E402
 from jclip_fewshot.clip import cpu  # noqa: E402
 from jclip_fewshot.encoders import open_encoder  # noqa: E402
 from jclip_fewshot.encoders.base import Encoder  # noqa: E402
-from jclip_fewshot.encoders.preprocessing import read_json, recipe_of  # noqa: E402
+from jclip_fewshot.encoders.preprocessing import recipe_of, said_in  # noqa: E402
 from jclip_fewshot.errors import UserError  # noqa: E402
 
 
@@ -119,7 +119,7 @@ def onnx_checks(folder: Path, pictures: list[Image.Image], limits: dict) -> Iter
 def preprocessing_checks(folder: Path, pictures: list[Image.Image], limits: dict) -> Iterator[Check]:
     """A preprocessing rule without a model: every so many of its pixels."""
     expected = np.load(folder / "expected.npz")
-    recipe = recipe_of(folder, read_json(folder / "config.json"))
+    recipe = recipe_of(folder, said_in(folder / "config.json"))
     pixels = recipe.normalized(np.stack([recipe.pixels(picture) for picture in pictures]))
     step = int(expected["step"])
     yield Check("normalised", distance(pixels[:, :, ::step, ::step], expected["photo_pixels"]), limits["photo_pixels"])
@@ -145,18 +145,18 @@ def report(root: Path) -> int:
     pictures, wrong = photos(root), 0
     for name, folder, checks in cases(root):
         if checks is onnx_checks and missing_libraries():
-            print(f"–  {name:30} skipped: no {missing_libraries()}")
+            print(f"–  {name:36} skipped: no {missing_libraries()}")
             continue
         try:
             found = list(checks(folder, pictures, limits))
         except UserError as error:
-            print(f"✗  {name:30} refused: {error}")
+            print(f"✗  {name:36} refused: {error}")
             wrong += 1
             continue
         worst = max(found, key=lambda check: check.off / check.limit if check.limit else float("inf") if check.off else 0)
         ok = all(check.off <= check.limit for check in found)
         wrong += not ok
-        print(f"{'✓' if ok else '✗'}  {name:30} {len(found):2} comparisons; nearest to its tolerance: {worst.what}, "
+        print(f"{'✓' if ok else '✗'}  {name:36} {len(found):2} comparisons; nearest to its tolerance: {worst.what}, "
               f"{worst.off:.1e} of {worst.limit:.0e}", flush=True)
     return int(wrong > 0)
 

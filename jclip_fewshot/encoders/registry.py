@@ -42,6 +42,23 @@ FAMILIES = {
 }
 
 
+def family_of(path: Path) -> str:
+    """The name of the family that a file or a folder belongs to.
+
+    Raises:
+        UserError: it belongs to none, or cannot be read.
+    """
+    for name, family in FAMILIES.items():
+        if family.recognises(path):
+            return name
+    try:
+        architecture(openai_names(read_tensors(path, outline=True), path))
+    except NoClip as error:
+        raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, MoCo v2 "
+                        "or v3) nor a folder of ONNX files") from None
+    raise UserError(f"{path} has a part of a CLIP's tensors alone")
+
+
 def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None = None, **options: Any) -> Encoder:
     """Open a model of any family, by the name of a released CLIP, a file or a folder.
 
@@ -50,12 +67,4 @@ def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None =
         UserError: no such model, one of no known family, or a damaged one.
     """
     path = find_checkpoint(name_or_path, download_root)
-    for family in FAMILIES.values():
-        if family.recognises(path):
-            return family.open(path, str(name_or_path), Options(**options))
-    try:
-        architecture(openai_names(read_tensors(path, outline=True), path))
-    except NoClip as error:
-        reason = str(error)
-    raise UserError(f"{path} is neither a CLIP ({reason}) nor a ResNet of torchvision's layout (supervised, MoCo v2 or "
-                    "v3)")
+    return FAMILIES[family_of(path)].open(path, str(name_or_path), Options(**options))
