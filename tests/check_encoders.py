@@ -153,7 +153,7 @@ def report(root: Path) -> int:
             print(f"✗  {name:36} refused: {error}")
             wrong += 1
             continue
-        worst = max(found, key=lambda check: check.off / check.limit if check.limit else float("inf") if check.off else 0)
+        worst = max(found, key=lambda check: check.off / (check.limit or 1e-9))
         ok = all(check.off <= check.limit for check in found)
         wrong += not ok
         print(f"{'✓' if ok else '✗'}  {name:36} {len(found):2} comparisons; nearest to its tolerance: {worst.what}, "

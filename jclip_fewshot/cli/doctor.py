@@ -78,7 +78,7 @@ def _device(device: str) -> list[Finding]:
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:
-    """The model is there, of a known family, and its size and header fit its tensors; `deep`: its numbers are right too.
+    """The model is there, of a known family, and its size and header fit its tensors; `deep`: so are its numbers.
 
     said: activation and width of the heads, where nothing in or beside the file says them.
     """
@@ -96,7 +96,8 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
         family = family_of(found)
         if family != "CLIP":
             return Finding("checkpoint", True, f"{found}: an encoder of the family {family}")
-        how = read_clip(found, *(("quick_gelu", 64) if is_released(model) else said), outline=not deep).sizes.conventions
+        said = ("quick_gelu", 64) if is_released(model) else said
+        how = read_clip(found, *said, outline=not deep).sizes.conventions
     except UserError as error:
         return Finding("checkpoint", False, str(error))
     known = f"{how.image.activation}, heads {how.image.head_width} wide"
@@ -115,8 +116,8 @@ def _digest(found: Path, expected: str | None, known: str) -> Finding:
     if expected and digest != expected:
         return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
     said = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
-        "not one that this program knows: complete and all numbers finite, but whether they are as they were written, " \
-        "or trained at all, only the digest of who made it can tell"
+        "not one that this program knows: complete and finite, but whether the numbers are as they were written, or " \
+        "trained at all, only the digest of who made it can tell"
     return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
 
 

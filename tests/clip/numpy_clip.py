@@ -55,7 +55,8 @@ class NumpyClip:
         tower, patch = self.how.image, self.sizes.vision_patch_size
         batch, side = len(images), self.sizes.image_resolution // patch
         patches = images.reshape(batch, 3, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
-        x = patches.reshape(batch, side * side, -1) @ self.w["visual.conv1.weight"].reshape(self.sizes.vision_width, -1).T
+        kernel = self.w["visual.conv1.weight"].reshape(self.sizes.vision_width, -1)
+        x = patches.reshape(batch, side * side, -1) @ kernel.T
         first = np.broadcast_to(self.w["visual.class_embedding"], (batch, 1, x.shape[-1]))
         x = np.concatenate([first, x], axis=1) + self.w["visual.positional_embedding"]
         if self.sizes.norm_before:
