@@ -25,7 +25,7 @@ from jclip_fewshot.clip.checkpoint.objects import (
     whole_numbers,
 )
 
-MAX_READS = 800_000  # an opcode takes one or two; RN50x64 as TorchScript needs fewer than 200,000
+MAX_READS = 500_000  # an opcode takes one or two; RN50x64 as TorchScript needs fewer than 200,000
 SHORT = 256  # bytes; longer ones are handed out as a view of the file
 
 
