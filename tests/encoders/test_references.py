@@ -1,7 +1,7 @@
-"""The reference encoders of open_clip and transformers, as `python tests/check_encoders.py` compares them.
+"""The reference CLIPs of open_clip and transformers, as `python tests/check_encoders.py` compares them.
 
-Those as ONNX files have tests of their own (test_onnx.py); without the references, tests/clip/test_families.py holds the
-same towers to NumPy.
+Those as ONNX files have tests of their own (test_onnx.py). Without the references, tests/clip/test_families.py holds
+the same towers to NumPy.
 """
 
 import json

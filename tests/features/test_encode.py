@@ -16,8 +16,8 @@ from PIL import Image
 from jclip_fewshot.clip.preprocess import image_array, normalize
 from jclip_fewshot.data import decode
 from jclip_fewshot.data.recipe import clip_recipe
-from jclip_fewshot.encoders.base import ROWS, Encoder
 from jclip_fewshot.encoders import open_encoder
+from jclip_fewshot.encoders.base import ROWS, Encoder
 from jclip_fewshot.encoders.clip_encoder import normalize_on_device
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
