@@ -57,8 +57,8 @@ def load(name_or_path: str | Path, device: str | None = None,
         activation, head_width = "quick_gelu", 64
     weights, sizes, said = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
     if said:
-        warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want another resize or other means "
-             "(encoders.open_encoder does as they say)")
+        warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want other pixels, which "
+             "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
     model = build_model(weights, dtype, sizes.conventions)

@@ -17,6 +17,7 @@ import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet, has_lists
 from jclip_fewshot.encoders import onnx_encoder
@@ -144,7 +145,10 @@ class EncoderSource:
     def part(self) -> Part:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
-        name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        if is_released(given.as_posix()):
+            name = given.as_posix().replace("/", "-")
+        else:
+            name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.resolve().name
         name = given.name if given.is_dir() and given.name else name
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
