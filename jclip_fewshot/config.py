@@ -49,6 +49,8 @@ class MachineConfig(DeviceConfig):
 
     precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
+    output: str = option("", "which output of an ONNX file is the row; empty for the usual one", "machine",
+                         metavar="NAME")
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -57,7 +59,7 @@ class MachineConfig(DeviceConfig):
     def encoding(self) -> dict[str, Any]:
         """What open_source and reopen_source take of them."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
-                "precision": self.precision}
+                "precision": self.precision, "output": self.output}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class SourceConfig(MachineConfig):
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
     features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
     features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
@@ -93,6 +98,10 @@ class SourceConfig(MachineConfig):
                           "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        return {**super().encoding, "activation": self.activation, "head_width": self.head_width}
 
 
 @dataclass(frozen=True)
@@ -234,6 +243,9 @@ class ConvertConfig(CommandConfig):
     source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
                          needed=True)
     target: str = option("", "a file to write", "arguments", metavar="OUT.safetensors", needed=True)
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
@@ -254,6 +266,9 @@ class DoctorConfig(DeviceConfig):
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")
     deep: bool = option(False, "read all of the checkpoint and compare its digest", "features")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 def checked(config: type[Config], values: dict[str, Any]) -> Config:

@@ -187,7 +187,8 @@ def convert(settings: ConvertConfig) -> int:
     """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
     require_writable(settings.target)
     from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
-    convert_checkpoint(settings.source, settings.target)
+    convert_checkpoint(settings.source, settings.target, activation=settings.activation,
+                       head_width=settings.head_width)
     print(f"{settings.target}: {Path(settings.target).stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -211,7 +212,8 @@ def cache(settings: CacheConfig) -> int:
 def doctor(settings: DoctorConfig) -> int:
     """Looks whether the main job can run here; says what to do where it cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep)
+    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
+                          settings.activation, settings.head_width)
 
 
 SCRIPTS = {"train": "Learns from a few images a class: train.py.",

@@ -29,7 +29,7 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of, cut
+from jclip_fewshot.methods.towers.towers import blocks_of
 from jclip_fewshot.methods.towers.training import Arrays
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
@@ -250,7 +250,7 @@ def block_flops(length: int, width: int) -> float:
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
     """Return the operations of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_flops(cut(tokens)[0].shape[1], model.transformer.width)
+    return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

@@ -28,7 +28,7 @@ from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops
-from jclip_fewshot.methods.towers.towers import cut, in_parts, text_rows
+from jclip_fewshot.methods.towers.towers import in_parts, text_rows
 from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
@@ -67,7 +67,7 @@ class Prompts:
 
     def __init__(self, model: CLIP, tokens: np.ndarray, context: int, position: str = "end",
                  name_lengths: np.ndarray | None = None) -> None:
-        ids, ends = cut(tokens)
+        ids, ends = model.cut(tokens)
         self.model, self.ends = model, jt.array(ends)
         self._fixed = model.token_embedding(jt.array(ids)).float32().detach()  # (K, L, W)
         table = sources(ids, context, name_lengths, position)
