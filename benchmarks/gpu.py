@@ -109,7 +109,7 @@ def contest_size(options):
     from PIL import Image
 
     from jclip_fewshot.clip.checkpoint import write_safetensors
-    from jclip_fewshot.encoders.clip_encoder import open_encoder
+    from jclip_fewshot.encoders import open_encoder
     from jclip_fewshot.features.encode import encode_images
     count = 64 if options.small else 3073
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.cli import command
+from jclip_fewshot.clip.checkpoint import Architecture
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig
@@ -120,7 +121,7 @@ def main() -> int:
 
 def contest_case(classes: int, depth: Depth) -> tuple:
     """(task, bank) of the contest's shots of some of its classes, numbers drawn; ViT-B/32 with random weights."""
-    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+    model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12))
     model.eval()
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)

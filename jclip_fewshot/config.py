@@ -32,8 +32,6 @@ class MachineConfig:
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
     precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
-    output: str = option("", "which output of an ONNX file is the row; empty for the usual one", "machine",
-                         metavar="NAME")
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -44,7 +42,7 @@ class MachineConfig:
     def encoding(self) -> dict[str, Any]:
         """What open_source and reopen_source take of them."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
-                "precision": self.precision, "output": self.output}
+                "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,11 @@ class SourceConfig(MachineConfig):
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    output: str = option("", "which output of an ONNX encoder is the row; empty for the usual one", "features",
+                         metavar="NAME")
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
     features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
     features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
@@ -81,6 +84,11 @@ class SourceConfig(MachineConfig):
     tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        return {**super().encoding, "activation": self.activation, "head_width": self.head_width,
+                "output": self.output}
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,10 @@ def load(name_or_path: str | Path, device: str | None = None,
         UserError: no such model, a damaged or unsupported checkpoint, no network to download from.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
-    from jclip_fewshot.clip.download import find_checkpoint
+    from jclip_fewshot.clip.download import find_checkpoint, is_released
     from jclip_fewshot.clip.preprocess import image_array
+    if is_released(name_or_path):
+        activation, head_width = "quick_gelu", 64
     weights, sizes = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
     from jclip_fewshot.backend import runtime
     runtime.start(device)

@@ -5,8 +5,9 @@ Letters: B batch, R pixels a side, L tokens, W width of a tower, D feature width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 
@@ -17,16 +18,38 @@ ROWS, UNPROJECTED = "rows", "unprojected"
 Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to open an encoder; a family takes what concerns it.
+
+    device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: "float32", "float16", "bfloat16" or "auto".
+    batch_size: images a batch; 0 fits it to the device. cache: saves reading a file twice for its digest.
+    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: which of an ONNX
+    file's is the row, where it is not the usual one. tokenize: another tokenizer than the encoder's.
+    """
+
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 0
+    cache: Any = None  # a FeatureCache
+    activation: str = ""
+    head_width: int = 0
+    output: str = ""
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
+
+
 class Encoder:
     """Images or sentences in, rows out, not normalised.
 
     name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the
     arithmetic. image_size: R. width: D. scale: of the cosines in zero-shot logits, exp of the checkpoint's
     logit_scale. batch_size: B, images a batch. device: "cpu" or "cuda". parameters: numbers in both towers.
-    has_text: False for an image tower without a text tower. recipe: what pixels it takes.
+    has_text: False where it encodes no sentences. context_length: most tokens of a text, its marks among them.
+    recipe: what pixels it takes.
     """
 
     has_text = True
+    context_length = 77
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int, width: int, scale: float,
                  batch_size: int, device: str = "cpu", parameters: int = 0, recipe: PixelRecipe | None = None) -> None:
@@ -56,5 +79,13 @@ class Encoder:
         raise NotImplementedError
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
-        """B sentences -> (B, L) int32."""
+        """B sentences -> (B, L) int32, L at most context_length.
+
+        Raises:
+            UserError: names a sentence that is too long.
+        """
         raise NotImplementedError
+
+    def lengths(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, L) -> (B,): how many columns of each text cost something. Texts of like lengths share a batch."""
+        return np.full(len(tokens), tokens.shape[1])

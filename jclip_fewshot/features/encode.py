@@ -215,9 +215,8 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
         keys = as_keys([content_digest(row.tobytes()) for row in tokens])
         rows, found = store.get(keys)
         rows = rows.view(np.float32).reshape(len(tokens), -1)
-    # The end mark has the highest id: all columns behind it are idle. Similar lengths share a batch.
     wanted = np.flatnonzero(~found)
-    wanted = wanted[np.argsort(tokens[wanted].argmax(axis=1), kind="stable")]
+    wanted = wanted[np.argsort(encoder.lengths(tokens[wanted]), kind="stable")]
     try:
         with progress(stage="sentences", unit="sentences", total=len(wanted)) as bar:
             for begin in range(0, len(wanted), TEXT_BATCH):

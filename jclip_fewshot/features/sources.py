@@ -11,21 +11,18 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.checkpoint import read_tensors
-from jclip_fewshot.clip.checkpoint.architecture import NoClip
-from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet, has_lists
+from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.base import Encoder
-from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
-from jclip_fewshot.encoders.onnx_encoder import open_onnx, recognises
-from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
+from jclip_fewshot.encoders.clip_encoder import file_digest
+from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
@@ -37,6 +34,7 @@ from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
+SAID = ("activation", "head_width", "output")  # what the user said of a checkpoint
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
@@ -215,11 +213,11 @@ Source = Union[EncoderSource, TableSource, SeveralSources]
 
 
 def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
-                features_extra: str | Sequence[str] = "", *, cache: str = "", batch_size: int = 0,
-                workers: int = 0, precision: str = "auto", output: str = "") -> Source:
+                features_extra: str | Sequence[str] = "", *, cache: str = "", workers: int = 0,
+                **how: Any) -> Source:
     """A source by what the flags of the same names say; several encoders where they name several.
 
-    output: of ONNX encoders, the one that is the row.
+    how: precision, batch_size, activation, head_width, output, as encoders.Options has them.
 
     Raises:
         UserError: no such checkpoint or feature file, or a damaged one; a folder that is none; one given twice.
@@ -229,10 +227,10 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
-    if output and not any(map(recognises, models)):
-        raise UserError(f"--output {output} names an output of an ONNX encoder, and there is none")
+    if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
+        raise UserError(f"--output {how['output']} names an output of an ONNX encoder, and there is none")
     found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
-    found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision, output)
+    found += [] if tables else [_encoder_source(name, weights, cache, workers, **how)
                                 for name in models]
     found += [_table_source(file, with_text=False) for file in extra]
     return together(found)
@@ -269,8 +267,7 @@ def together(found: Sequence[EncoderSource | TableSource]) -> Source:
 
 
 def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
-                  cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto",
-                  output: str = "") -> Source:
+                  cache: str = "", workers: int = 0, **how: Any) -> Source:
     """The source that a run was trained with.
 
     saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
@@ -283,7 +280,7 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
         parts = task.parts
         if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
-        encoding = dict(cache=cache, batch_size=batch_size, workers=workers, precision=precision)
+        encoding = dict(cache=cache, workers=workers, **how)
         return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
                          for part, one, there in zip(parts, encoders_of(saved), [where, *where["others"]])])
     if "features" in saved:
@@ -294,11 +291,11 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
                         "program made it; train again")
-    if precision == "auto":  # the run's own, where this machine has it
-        precision = saved.get("precision") or precision
+    if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
+        how["precision"] = saved.get("precision") or "auto"
+    how.update({name: saved[name] for name in SAID if name in saved})
     as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
-    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision,
-                             saved.get("output") or output, as_seen)
+    source = _encoder_source(where["model"], where["weights"], cache, workers, as_seen, **how)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
@@ -326,41 +323,19 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
     tell(f"{file} has changed since the run was trained, but not in what the run learned from")
 
 
-def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int,
-                    precision: str, output: str = "", as_seen: bool | None = None) -> EncoderSource:
+def _encoder_source(model: str, weights: str, cache: str, workers: int, as_seen: bool | None = None, *,
+                    precision: str = "auto", **how: Any) -> EncoderSource:
     ranks.require_cache(cache)
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
     store = FeatureCache(os.path.abspath(cache)) if cache else None
-    encoder = _opened(model, weights, precision, batch_size or None, store, output)
+    encoder = open_encoder(model, download_root=weights, dtype=precision, cache=store, **how)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters,
-              **({"output": output} if output else {})}
+              **{name: how[name] for name in SAID if how.get(name)}}
     return EncoderSource(encoder, store, workers or None, record, as_seen)
-
-
-def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None,
-            output: str = "") -> Encoder:
-    """ONNX files, a CLIP, or else an image tower of torchvision's layout."""
-    if recognises(model):
-        encoder = open_onnx(model, batch_size=batch_size, cache=cache, output=output)
-        if precision not in ("auto", encoder.precision):
-            warn(f"{model} computes in {encoder.precision}, as its file has it, not in {precision}")
-        return encoder
-    try:
-        return open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size, cache=cache)
-    except NoClip as error:
-        path = find_checkpoint(model, weights)
-        tensors = read_tensors(path)
-        if not holds_resnet(tensors):
-            raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, "
-                            "MoCo v2 or v3)") from None
-    try:
-        return ImageEncoder(tensors, model, file_digest(path, cache), batch_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]], skip_bad: bool, views: int = 0,

@@ -202,7 +202,9 @@ def test_headers_of_safetensors_that_lie(tmp_path, header):
 
 
 def test_what_is_no_regular_file(tmp_path):
-    for path in (tmp_path, "/dev/zero", tmp_path / "absent", "\0", "x" * 5000):
+    with pytest.raises(UserError, match="is a folder without a checkpoint"):
+        read_state_dict(tmp_path)
+    for path in ("/dev/zero", tmp_path / "absent", "\0", "x" * 5000):
         with pytest.raises(UserError, match="cannot read"):
             read_state_dict(path)
 
@@ -212,6 +214,6 @@ def test_inspection_agrees_with_reading_and_reads_no_numbers(tmp_path):
     (tmp_path / "a.pkl").write_bytes(buffer.getvalue())
     write_safetensors(tmp_path / "a.safetensors", TINY)
     for name in ("a.pkl", "a.safetensors"):
-        assert inspect(tmp_path / name) == check_state_dict(read_state_dict(tmp_path / name))
+        assert inspect(tmp_path / name, "quick_gelu", 64) == check_state_dict(read_state_dict(tmp_path / name))
     length = struct.unpack("<Q", (tmp_path / "a.safetensors").read_bytes()[:8])[0]
     assert json.loads((tmp_path / "a.safetensors").read_bytes()[8:8 + length])

@@ -16,8 +16,9 @@ from PIL import Image
 from jclip_fewshot.clip.preprocess import image_array, normalize
 from jclip_fewshot.data import decode
 from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.encoders import open_encoder
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.encoders.clip_encoder import normalize_on_device, open_encoder
+from jclip_fewshot.encoders.clip_encoder import normalize_on_device
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
@@ -62,6 +63,9 @@ class ToyEncoder(Encoder):
 
     def texts(self, tokens):
         return self._functions[1](tokens)
+
+    def lengths(self, tokens):
+        return tokens.argmax(axis=1)
 
     def tokens(self, sentences):
         return self._functions[2](sentences)
@@ -579,7 +583,8 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
     with FeatureCache(tmp_path) as cache:
         folder = shared / "reference/clip"
         files = [folder / "tiny_vit.safetensors", folder / "tiny_vit_torchscript.pt"]
-        encoder = open_encoder(files[0], cache=cache)
+        said = {"activation": "quick_gelu", "head_width": 64}
+        encoder = open_encoder(files[0], cache=cache, **said)
         rows, bad = encode_images(encoder, paths[:3], cache=cache)
         reference = np.load(folder / "tiny_vit_expected.npz")
         assert rows.shape == (3, encoder.width) and not bad
@@ -588,8 +593,8 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
         direct = model.encode_image(pixels).numpy()
         np.testing.assert_allclose(rows, direct / np.linalg.norm(direct, axis=1, keepdims=True), atol=1e-5)
         np.testing.assert_allclose(encoder.texts(reference["tokens"]), reference["text_features"], atol=1e-4)
-        assert open_encoder(files[0], cache=cache).fingerprint == encoder.fingerprint
-        assert open_encoder(files[1]).fingerprint != encoder.fingerprint
+        assert open_encoder(files[0], cache=cache, **said).fingerprint == encoder.fingerprint
+        assert open_encoder(files[1], **said).fingerprint != encoder.fingerprint
 
 
 def test_normalising_on_the_device_is_normalising():

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from jclip_fewshot.clip.checkpoint.conventions import OPENAI, Conventions
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
@@ -93,8 +95,8 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
 
     def hidden(tower: str, four_times: int) -> int:
         """0 for the usual one, so that such a CLIP's sizes equal OpenAI's."""
-        width = shape(f"{tower}transformer.resblocks.0.mlp.c_fc.bias", 1)[0]
-        return 0 if width == four_times else width
+        bias = state_dict.get(f"{tower}transformer.resblocks.0.mlp.c_fc.bias", np.zeros(four_times))
+        return 0 if bias.size == four_times else bias.size
 
     return Architecture(
         embed_dim=shape("text_projection", 2)[1], image_resolution=resolution, vision_layers=layers,

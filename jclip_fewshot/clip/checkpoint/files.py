@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from jclip_fewshot.errors import UserError
@@ -22,7 +23,7 @@ def weight_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.name.endswith(INDEX):
         return _shards(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False as well of a name that no file system takes
         return [path]
     for name in HUB_NAMES:
         if (path / name).is_file():

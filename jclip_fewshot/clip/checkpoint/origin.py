@@ -2,7 +2,7 @@
 
 The order is that of certainty: what this program or TorchScript wrote into the file; marks that OpenAI's and JCLIP's
 own files have; the configuration beside it, if it is of a CLIP of these sizes; the digest of a known file. What the
-user says goes before all. Where nothing says it, the file is refused: nothing is guessed.
+user says fills in what none of these say; without that the file is refused: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -57,11 +57,15 @@ def conventions_of(path: Path, tensors: StateDict, weights: StateDict, said: Map
     if activation and activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
     found = _in_the_file(path, tensors, said) or _beside(path, tensors, weights)
-    if found is None and not activation:
+    if found is None:
         known = KNOWN.get(sha256(path)[:8]) if path.is_file() else None
         found = OPENAI.given(known) if known else None
     if found is not None:
-        return found.given(activation, head_width)
+        for what, given, own in (("activation", activation, found.image.activation),
+                                 ("head_width", head_width, found.image.head_width)):
+            if given and given != own:
+                warn(f"{path}: its {what} is {own} by itself or the configuration beside it; {given} is left aside")
+        return found
     return _asked(path, architecture(weights, _ONE_HEAD), said.get("activation", activation), head_width, openai)
 
 

@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.clip.checkpoint.conventions import OPENAI, Conventions, to_metadata
+from jclip_fewshot.clip.checkpoint.conventions import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.clip.checkpoint.read import read_clip
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
 
-def write_safetensors(path: str | Path, state_dict: StateDict, conventions: Conventions = OPENAI) -> None:
-    """Write a CLIP's tensors to a .safetensors file, whole or not at all; its header says how they are computed."""
+def write_safetensors(path: str | Path, state_dict: StateDict, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a .safetensors file, whole or not at all.
+
+    metadata: of its header; without any it says that they are a CLIP's, computed as OpenAI's are.
+    """
     from safetensors.numpy import save
     content = save({name: np.ascontiguousarray(array).reshape(array.shape)
-                   for name, array in state_dict.items()}, to_metadata(conventions))
+                   for name, array in state_dict.items()}, metadata or to_metadata(OPENAI))
     with atomic_write(path) as file:
         file.write(content)
 
@@ -40,5 +43,5 @@ def convert(source: str | Path, target: str | Path, half: bool = False, activati
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     if half:
         weights = {name: array.astype(np.float16) for name, array in weights.items()}
-    write_safetensors(target, weights, sizes.conventions)
+    write_safetensors(target, weights, to_metadata(sizes.conventions))
     return weights

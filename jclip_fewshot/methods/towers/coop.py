@@ -26,7 +26,7 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.towers.members import CLASSIFIER, Member, sentence_operations
-from jclip_fewshot.methods.towers.towers import cut, in_parts, text_rows
+from jclip_fewshot.methods.towers.towers import in_parts, text_rows
 from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
@@ -65,7 +65,7 @@ class Prompts:
 
     def __init__(self, model: CLIP, tokens: np.ndarray, context: int, position: str = "end",
                  name_lengths: np.ndarray | None = None) -> None:
-        ids, ends = cut(tokens)
+        ids, ends = model.cut(tokens)
         self.model, self.ends = model, jt.array(ends)
         self._fixed = model.token_embedding(jt.array(ids)).float32().detach()  # (K, L, W)
         table = sources(ids, context, name_lengths, position)

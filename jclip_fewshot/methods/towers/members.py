@@ -30,7 +30,7 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.rows.base import keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of, cut
+from jclip_fewshot.methods.towers.towers import blocks_of
 from jclip_fewshot.methods.towers.training import Arrays
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.fit_cache import FitCache
@@ -246,7 +246,7 @@ def block_operations(length: int, width: int) -> float:
 
 def sentence_operations(model: CLIP, tokens: np.ndarray) -> float:
     """Of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_operations(cut(tokens)[0].shape[1], model.transformer.width)
+    return len(blocks_of(model, "")) * block_operations(model.cut(tokens)[0].shape[1], model.transformer.width)
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

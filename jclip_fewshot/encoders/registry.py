@@ -1,0 +1,51 @@
+"""The families of encoders: which one a model belongs to, and how it is opened.
+
+A new family is a module with two functions and a line in FAMILIES: `recognises(path)` looks at names and headers alone,
+and the first family that says yes opens it, `open(path, name, options)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jclip_fewshot.clip.checkpoint import openai_names, read_tensors
+from jclip_fewshot.clip.checkpoint.architecture import NoClip, architecture
+from jclip_fewshot.clip.download import find_checkpoint
+from jclip_fewshot.encoders import clip_encoder, onnx_encoder, resnet
+from jclip_fewshot.encoders.base import Encoder, Options
+from jclip_fewshot.errors import UserError
+
+
+class Family(NamedTuple):
+    """One kind of encoders."""
+
+    recognises: Callable[[Path], bool]
+    open: Callable[[Path, str, Options], Encoder]
+
+
+FAMILIES = {
+    "CLIP": Family(clip_encoder.recognises, clip_encoder.open_clip),
+    "ONNX": Family(onnx_encoder.recognises, onnx_encoder.open_onnx),
+    "ResNet": Family(resnet.recognises, resnet.open_resnet),
+}
+
+
+def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None = None, **options: Any) -> Encoder:
+    """Open a model of any family, by the name of a released CLIP, a file or a folder.
+
+    download_root: where a model given by name is looked for, and downloaded to. options: see `Options`.
+    Raises:
+        UserError: no such model, one of no known family, or a damaged one.
+    """
+    path = find_checkpoint(name_or_path, download_root)
+    for family in FAMILIES.values():
+        if family.recognises(path):
+            return family.open(path, str(name_or_path), Options(**options))
+    try:
+        architecture(openai_names(read_tensors(path, outline=True), path))
+    except NoClip as error:
+        reason = str(error)
+    raise UserError(f"{path} is neither a CLIP ({reason}) nor a ResNet of torchvision's layout (supervised, MoCo v2 or "
+                    "v3)")
