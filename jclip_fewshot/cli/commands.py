@@ -81,11 +81,19 @@ def check(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
-    parser = _parser("convert", convert.__doc__, "IN OUT.safetensors ")
+    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
+    parser = _parser("convert", convert.__doc__, "IN OUT ")
     parser.add_argument("source", metavar="IN", help=".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors")
-    parser.add_argument("target", metavar="OUT.safetensors")
+    parser.add_argument("target", metavar="OUT", help="OUT.safetensors; without an ending a folder, for ONNX")
     given = _parsed(parser, arguments)
+    if not Path(given.target).suffix:
+        require_writable_folder(given.target, "OUT")
+        command.set_up(MachineConfig())
+        from jclip_fewshot.encoders.registry import open_encoder
+        from jclip_fewshot.export_onnx import save_towers
+        gap = save_towers(given.target, open_encoder(given.source))
+        print(f"{given.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+        return 0
     require_writable(given.target)
     from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
     convert_checkpoint(given.source, given.target)
@@ -230,10 +238,14 @@ def predict(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    """Writes a run as one linear classifier that NumPy alone can use, given CLIP rows (docs/export.md)."""
+    """Writes a run as one file: a linear classifier for NumPy, or with CLIP's tower as ONNX (docs/export.md)."""
     parser = _parser("export", export.__doc__, "RUN OUT ")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("target", metavar="OUT", help="a file that ends in .npz or .safetensors")
+    parser.add_argument("target", metavar="OUT", help="a file that ends in .npz, .safetensors or .onnx")
+    parser.add_argument("--uint8", action="store_true", help="the .onnx takes pixels as Pillow has them")
+    parser.add_argument("--model", action="append", default=[], metavar="FILE",
+                        help="where the run's checkpoint lies now, if moved (.onnx)")
+    parser.add_argument("--weights", default="", metavar="DIR", help="where released checkpoints lie now (.onnx)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), metavar="auto|cpu|cuda",
                         help="where Jittor runs [auto]")
     parser.add_argument("--quiet", action="store_true", help="the result alone")
@@ -241,12 +253,20 @@ def export(arguments: list[str]) -> int:
     from jclip_fewshot import export as exporting
     from jclip_fewshot.run import Run
     exporting.require_export_name(given.target)
+    onnx = Path(given.target).suffix == ".onnx"
+    if given.uint8 and not onnx:
+        raise UserError(f"--uint8 is for a file that takes pixels, OUT.onnx, not {given.target}")
     require_writable(given.target)
     run = Run.open(given.run, "RUN")
     command.set_up(MachineConfig(device=given.device, quiet=given.quiet))
     run.pipeline.seed = run.record.config.seed  # until it is a part of the state
     found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
-    exporting.save_export(given.target, found, run.record.classes, run.record.encoder)
+    if onnx:
+        source = run.source(given, precision="float32")
+        gap = exporting.save_onnx(given.target, found, run.record.classes, source, given.uint8)
+        print(f"{given.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+    else:
+        exporting.save_export(given.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
     print(f"{given.target}: {classes} classes x {width} numbers, from "
           + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))

@@ -151,6 +151,7 @@ class OnnxEncoder(Encoder):
         towers = {tower.path: tower for tower in (image, text) if tower is not None}
         precision = "float16" if image.type_of(image.pixels) == np.float16 else "float32"
         self.bias = 0.0
+        self.context_length = words.length if words is not None else 0
         super().__init__(name, digest, precision, recipe.size[0], 0, SCALE, batch, device,
                          sum(tower.parameters for tower in towers.values()), recipe)
         blank = np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)

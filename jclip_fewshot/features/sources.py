@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Union
 
@@ -334,6 +335,7 @@ def _encoder_source(model: str, weights: str, cache: str, workers: int, as_seen:
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters,
+              **({} if encoder.recipe.is_clips_own else {"pixels": asdict(encoder.recipe)}),
               **{name: how[name] for name in SAID if how.get(name)}}
     return EncoderSource(encoder, store, workers or None, record, as_seen)
 
