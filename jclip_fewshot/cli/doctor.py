@@ -26,11 +26,12 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False) -> int:
+def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False,
+           activation: str = "", head_width: int = 0) -> int:
     """Prints the table; 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
     findings = [_python(), _compiler(), _jittor()]
     findings += _device(device)
-    findings += [_checkpoint(model, weights, deep) for model in models] + [_data(data)]
+    findings += [_checkpoint(model, weights, deep, (activation, head_width)) for model in models] + [_data(data)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
@@ -76,29 +77,48 @@ def _device(device: str) -> list[Finding]:
             Finding("kernel cache", True, cache)]
 
 
-def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
-    """The file is there, and its size and header fit its tensors; `deep`: its numbers and digest are right too."""
-    from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict
-    from jclip_fewshot.clip.download import available_models, local_checkpoint, release, released_digest, sha256
+def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:
+    """The model is there, of a known family, and its size and header fit its tensors; `deep`: so are its numbers.
+
+    said: activation and width of the heads, where nothing in or beside the file says them.
+    """
+    from jclip_fewshot.clip.checkpoint import read_clip
+    from jclip_fewshot.clip.download import available_models, is_released, local_checkpoint, release, released_digest
+    from jclip_fewshot.encoders.registry import family_of
     found = local_checkpoint(model, weights)
     if found is None and model not in available_models():
-        return Finding("checkpoint", False, f"no file {model}, and no model of that name")
+        return Finding("checkpoint", False, f"no file or folder {model}, and no model of that name")
     if found is None:
         source = release(model)
         return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
                                             f"{source.url}")
     try:
-        if not deep:
-            inspect(found)
-            return Finding("checkpoint", True, f"{found}: size and header fit; --deep compares the digest")
-        check_state_dict(read_state_dict(found))
-        digest, expected = sha256(found), released_digest(found)
+        family = family_of(found)
+        if family != "CLIP":
+            return Finding("checkpoint", True, f"{found}: an encoder of the family {family}")
+        said = ("quick_gelu", 64) if is_released(model) else said
+        how = read_clip(found, *said, outline=not deep).sizes.conventions
     except UserError as error:
-        return Finding("checkpoint", False, f"{error}; fetch it again")
+        return Finding("checkpoint", False, str(error))
+    known = f"{how.image.activation}, heads {how.image.head_width} wide"
+    if not deep:
+        return Finding("checkpoint", True, f"{found}: size and header fit, {known}; --deep reads its numbers")
+    return _digest(found, released_digest(found), known)
+
+
+def _digest(found: Path, expected: str | None, known: str) -> Finding:
+    """What the SHA-256 of a CLIP says whose tensors are complete and finite."""
+    from jclip_fewshot.clip.checkpoint.origin import KNOWN
+    from jclip_fewshot.clip.download import sha256
+    if not found.is_file():
+        return Finding("checkpoint", True, f"{found}: complete, all numbers finite, {known}")
+    digest = sha256(found)
     if expected and digest != expected:
         return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
-    said = "as OpenAI released it" if expected else "undamaged"
-    return Finding("checkpoint", True, f"{found}: SHA-256 {digest}, {said}")
+    said = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
+        "not one that this program knows: complete and finite, but whether the numbers are as they were written, or " \
+        "trained at all, only the digest of who made it can tell"
+    return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
 
 
 def _data(data: str) -> Finding:

@@ -54,7 +54,7 @@ def load(name_or_path: str | Path, device: str | None = None,
     from jclip_fewshot.clip.preprocess import image_array
     if is_released(name_or_path):
         activation, head_width = "quick_gelu", 64
-    weights, sizes = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    weights, sizes, _ = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
     from jclip_fewshot.backend import runtime
     runtime.start(device)
     model = build_model(weights, dtype, sizes.conventions)

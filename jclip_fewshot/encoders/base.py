@@ -24,8 +24,8 @@ class Options:
 
     device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: "float32", "float16", "bfloat16" or "auto".
     batch_size: images a batch; 0 fits it to the device. cache: saves reading a file twice for its digest.
-    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: which of an ONNX
-    file's is the row, where it is not the usual one. tokenize: another tokenizer than the encoder's.
+    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: of an ONNX file, the one
+    that is the row. tokenize: another tokenizer than the encoder's.
     """
 
     device: str | None = None

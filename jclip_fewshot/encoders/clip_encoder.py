@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +15,17 @@ from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
 from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
 from jclip_fewshot.clip.download import is_released
-from jclip_fewshot.data.recipe import PixelRecipe
+from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder, Options
 from jclip_fewshot.encoders.precision import bfloat16_holds
+from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 from jclip_fewshot.storage.row_store import as_keys
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
@@ -33,14 +38,15 @@ class ClipEncoder(Encoder):
     tokenizer that is not read here encodes images alone.
     """
 
-    def __init__(self, model, name: str, weights_digest: str, batch_size: int = 0,
-                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> None:
+    def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
+                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+                 recipe: PixelRecipe | None = None) -> None:
         cuda = on_cuda()
         super().__init__(
             name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
             width=model.embed_dim, scale=float(np.exp(np.float64(model.logit_scale.numpy()[0]))),
             batch_size=batch_size or (CUDA_BATCH if cuda else CPU_BATCH), device="cuda" if cuda else "cpu",
-            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()))
+            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe=recipe)
         self.model = model
         self.context_length = model.context_length
         self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
@@ -100,7 +106,8 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     said = (options.activation, options.head_width)
     if is_released(name):  # asked for by OpenAI's name
         said = OPENAI.image.activation, OPENAI.image.head_width
-    weights, sizes = read_clip(path, *said)
+    weights, sizes, preprocessing = read_clip(path, *said)
+    recipe = recipe_of(preprocessing, sizes.image_resolution, path)
     start(options.device)
     from jclip_fewshot.clip.model import build_model
     auto, dtype = options.dtype == "auto", options.dtype
@@ -108,11 +115,28 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
         dtype = "float16" if on_cuda() else "float32"
     model = build_model(weights, dtype, sizes.conventions)
     digest = weights_digest(path, sizes.conventions, options.cache)
-    encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize)
+    encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
     if auto and not on_cuda() and bfloat16_holds(encoder, options.cache.folder if options.cache else None):
         model.set_precision("bfloat16")
         encoder.precision = model.precision
     return encoder
+
+
+def recipe_of(preprocessing: dict[str, Any], side: int, path: Path) -> PixelRecipe:
+    """What a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
+
+    Raises:
+        UserError: something that is not computed here, or pixels of another size than the tower takes.
+    """
+    if not preprocessing:
+        return clip_recipe(side)
+    cfg = preprocessing.get("preprocess_cfg")
+    recipe = checked(from_transformers, preprocessing, path) if cfg is None else \
+        checked(lambda said: from_open_clip(said, side), cfg, path)
+    if recipe.size != (side, side):
+        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
+                        f"takes {side} x {side}")
+    return clip_recipe(side) if recipe == clip_recipe(side) else recipe
 
 
 def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:

@@ -52,21 +52,21 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
         UserError: nothing is said, or something that is not computed here.
     """
     if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
-        return _checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
+        return checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
     for name in ("preprocessor_config.json", "processor_config.json"):
         said = said_in(folder / name)
         said = said.get("image_processor", said)
         if "pretrained_cfg" in said:
-            return _checked(from_timm, said["pretrained_cfg"], folder / name)
+            return checked(from_timm, said["pretrained_cfg"], folder / name)
         if any(key in said for key in ("image_processor_type", "feature_extractor_type", "image_mean", "size")):
-            return _checked(from_transformers, said, folder / name)
+            return checked(from_transformers, said, folder / name)
     if "pretrained_cfg" in config:
-        return _checked(from_timm, config["pretrained_cfg"], folder / "config.json")
+        return checked(from_timm, config["pretrained_cfg"], folder / "config.json")
     raise UserError(f"{folder} has neither preprocessor_config.json nor timm's config.json, so nothing says how "
                     "pictures are resized and normalised; download it beside the model")
 
 
-def _checked(read: Any, said: Any, path: Path) -> PixelRecipe:
+def checked(read: Any, said: Any, path: Path) -> PixelRecipe:
     try:
         return read(said)
     except UserError as error:

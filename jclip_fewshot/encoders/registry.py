@@ -25,11 +25,29 @@ class Family(NamedTuple):
     open: Callable[[Path, str, Options], Encoder]
 
 
+# The first that recognises a model opens it: a folder with a CLIP's weights and ONNX files is taken as a CLIP.
 FAMILIES = {
     "CLIP": Family(clip_encoder.recognises, clip_encoder.open_clip),
-    "ONNX": Family(onnx_encoder.recognises, onnx_encoder.open_onnx),
     "ResNet": Family(resnet.recognises, resnet.open_resnet),
+    "ONNX": Family(onnx_encoder.recognises, onnx_encoder.open_onnx),
 }
+
+
+def family_of(path: Path) -> str:
+    """The name of the family that a file or a folder belongs to.
+
+    Raises:
+        UserError: it belongs to none, or cannot be read.
+    """
+    for name, family in FAMILIES.items():
+        if family.recognises(path):
+            return name
+    try:
+        architecture(openai_names(read_tensors(path, outline=True), path))
+    except NoClip as error:
+        raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, MoCo v2 "
+                        "or v3) nor a folder of ONNX files") from None
+    raise UserError(f"{path} has a part of a CLIP's tensors alone")
 
 
 def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None = None, **options: Any) -> Encoder:
@@ -40,12 +58,4 @@ def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None =
         UserError: no such model, one of no known family, or a damaged one.
     """
     path = find_checkpoint(name_or_path, download_root)
-    for family in FAMILIES.values():
-        if family.recognises(path):
-            return family.open(path, str(name_or_path), Options(**options))
-    try:
-        architecture(openai_names(read_tensors(path, outline=True), path))
-    except NoClip as error:
-        reason = str(error)
-    raise UserError(f"{path} is neither a CLIP ({reason}) nor a ResNet of torchvision's layout (supervised, MoCo v2 or "
-                    "v3)")
+    return FAMILIES[family_of(path)].open(path, str(name_or_path), Options(**options))

@@ -43,7 +43,7 @@ class TokenEncoder(ClipEncoder):
 
     def __init__(self, base: ClipEncoder) -> None:
         digest = content_digest(f"{EDITION} {base.weights_digest}".encode()).hex()
-        super().__init__(base.model, f"{base.name} tokens", digest, base.batch_size, base.tokens)
+        super().__init__(base.model, f"{base.name} tokens", digest, base.batch_size, base.tokens, base.recipe)
         self.has_text = False
         self.width = 3 * base.model.visual.shape_at(None)[0]
 

@@ -35,7 +35,7 @@ from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
-SAID = ("activation", "head_width", "output")  # what the user said of a checkpoint
+SAID = ("activation", "head_width", "output")  # what the user said of a model
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 

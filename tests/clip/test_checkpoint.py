@@ -21,7 +21,6 @@ from jclip_fewshot.clip.checkpoint import (
     convert,
     inspect,
     layout,
-    names,
     openai_names,
     read_state_dict,
     read_tensors,
@@ -29,7 +28,7 @@ from jclip_fewshot.clip.checkpoint import (
 )
 from jclip_fewshot.errors import UserError
 
-from .clip_reference import EXPECTED, SIZES, random_weights
+from .clip_reference import EXPECTED, SIZES, hugging_face, random_weights
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -98,29 +97,6 @@ def test_safetensors_in_every_precision(tmp_path):
     content = struct.pack("<Q", len(header)) + header + bits.astype("<u2").tobytes()
     (tmp_path / "b.safetensors").write_bytes(content)
     assert read_state_dict(tmp_path / "b.safetensors")["z"].tolist() == [1.5, -2]
-
-
-def hugging_face(state):
-    """A state dict under CLIPModel's names."""
-    result = {"logit_scale": state["logit_scale"], "text_projection.weight": state["text_projection"].T,
-              "visual_projection.weight": state["visual.proj"].T,
-              "text_model.embeddings.position_ids": np.arange(20)[None]}
-    plain = {theirs: ours for theirs, ours in names._HF_NAMES.items() if theirs != "logit_scale"}
-    result.update({theirs: state[ours] for theirs, ours in plain.items()})
-    for name, array in state.items():
-        if ".resblocks." not in name:
-            continue
-        head, tail = name.split("resblocks.")
-        number, part = tail.split(".", 1)
-        prefix = f"{'vision' if head.startswith('visual') else 'text'}_model.encoder.layers.{number}."
-        if part.startswith("attn.in_proj_"):
-            for letter, third in zip("qkv", np.split(array, 3)):
-                result[f"{prefix}self_attn.{letter}_proj.{part[len('attn.in_proj_'):]}"] = third
-        else:
-            for theirs, ours in names._HF_IN_BLOCK.items():
-                part = part.replace(ours, theirs)
-            result[prefix + part] = array
-    return result
 
 
 def test_hugging_face_names(tmp_path, tiny):

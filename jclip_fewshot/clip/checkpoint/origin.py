@@ -7,6 +7,7 @@ user says fills in what none of these say; without that the file is refused: not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -45,28 +46,64 @@ RELEASED_TEXTS = (256, 384, 512, 640, 768, 1024, 1280)
 _OPENAIS_MARKS = {"input_resolution", "context_length", "vocab_size"}
 
 
+def configuration(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str]) -> dict[str, str]:
+    """The texts of the configuration beside a file, if it is of a CLIP of these sizes: {file name: JSON}, else empty.
+
+    Where both libraries' are there, that of the one whose names the tensors have. A file that says itself how it is
+    computed needs none.
+    """
+    if _in_the_file(path, tensors, said) is not None:
+        return {}
+    folder = weight_files(path)[0].parent
+    kinds = [("open_clip_config.json",), ("config.json", "preprocessor_config.json")]
+    if is_hugging_face(unwrapped(tensors, path)):
+        kinds.reverse()
+    for names in kinds:
+        if (folder / names[0]).is_file() and _sizes_said(read_json(folder / names[0])) == _sizes(weights):
+            return {name: json.dumps(read_json(folder / name)) for name in names if (folder / name).is_file()}
+    return {}
+
+
+def preprocessing_of(said: Mapping[str, str]) -> dict[str, Any]:
+    """What a file, or the configuration beside it, says of pixels; empty where it says nothing.
+
+    Raises:
+        UserError: no JSON object in a header of ours.
+    """
+    if "open_clip_config.json" in said:
+        config = json.loads(said["open_clip_config.json"])
+        return {"preprocess_cfg": config["preprocess_cfg"]} if config.get("preprocess_cfg") else {}
+    try:
+        found = json.loads(said.get("preprocessing", said.get("preprocessor_config.json", "{}")))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("its header's preprocessing is not that which this program writes")
+    return found
+
+
 def conventions_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str], activation: str = "",
                    head_width: int = 0, openai: bool = False) -> Conventions:
     """How the CLIP of a file is computed.
 
-    tensors, weights: under the file's names and under OpenAI's. said: what the file says beside them.
+    tensors, weights: under the file's names and under OpenAI's. said: what the file and `configuration` say.
     activation, head_width: what the user says. openai: OpenAI's conventions, with a warning, where nothing says any.
     Raises:
         UserError: nothing says it, or it is not computed here.
     """
     if activation and activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
-    found = _in_the_file(path, tensors, said) or _beside(path, tensors, weights)
+    found = _in_the_file(path, tensors, said) or _beside(path, said)
     if found is None:
         known = KNOWN.get(sha256(path)[:8]) if path.is_file() else None
         found = OPENAI.given(known) if known else None
-    if found is not None:
-        for what, given, own in (("activation", activation, found.image.activation),
-                                 ("head_width", head_width, found.image.head_width)):
-            if given and given != own:
-                warn(f"{path}: its {what} is {own} by itself or the configuration beside it; {given} is left aside")
-        return found
-    return _asked(path, architecture(weights, _ONE_HEAD), said.get("activation", activation), head_width, openai)
+    if found is None:
+        return _asked(path, architecture(weights, _ONE_HEAD), said.get("activation", activation), head_width, openai)
+    for what, given, own in (("activation", activation, found.image.activation),
+                             ("head_width", head_width, found.image.head_width)):
+        if given and given != own:
+            warn(f"{path}: its {what} is {own} by itself or the configuration beside it; {given} is left aside")
+    return found
 
 
 _ONE_HEAD = Conventions(Tower(head_width=1), Tower(head_width=1))  # fits into any tower
@@ -86,20 +123,13 @@ def _in_the_file(path: Path, tensors: StateDict, said: Mapping[str, str]) -> Con
     return None
 
 
-def _beside(path: Path, tensors: StateDict, weights: StateDict) -> Conventions | None:
-    """By the configuration in the file's folder; None where it is of another model, or there is none."""
-    folder = weight_files(path)[0].parent
-    readers = [("open_clip_config.json", from_open_clip), ("config.json", from_hugging_face)]
-    if is_hugging_face(unwrapped(tensors, path)):
-        readers.reverse()
-    for name, read in readers:
-        if (folder / name).is_file():
-            config = read_json(folder / name)
-            if _sizes_said(config) == _sizes(weights):
-                try:
-                    return read(config)
-                except UserError as error:
-                    raise UserError(f"{folder / name}: {error}") from None
+def _beside(path: Path, said: Mapping[str, str]) -> Conventions | None:
+    for name, read in (("open_clip_config.json", from_open_clip), ("config.json", from_hugging_face)):
+        if name in said:
+            try:
+                return read(json.loads(said[name]))
+            except UserError as error:
+                raise UserError(f"{weight_files(path)[0].parent / name}: {error}") from None
     return None
 
 

@@ -88,6 +88,7 @@ _CALLS: dict[tuple[str, str], Callable] = {
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
     ("jittor", "Var"): _var,
+    ("jittor", "jittor_core.Var"): _var,
 }
 for _module in ("numpy.core", "numpy._core"):
     _CALLS[_module + ".multiarray", "_reconstruct"] = _reconstructed

@@ -11,6 +11,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from jclip_fewshot.clip.checkpoint.architecture import Architecture, check_state
 from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.objects import Unreadable
-from jclip_fewshot.clip.checkpoint.origin import conventions_of
+from jclip_fewshot.clip.checkpoint.origin import configuration, conventions_of, preprocessing_of
 from jclip_fewshot.clip.checkpoint.safetensors_file import read_safetensors
 from jclip_fewshot.clip.checkpoint.torch_files import read_pickle, read_torch_zip
 from jclip_fewshot.errors import UserError
@@ -27,9 +28,18 @@ BLOCK = 1 << 18  # numbers that are tested for NaN at a time
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+class Checkpoint(NamedTuple):
+    """A CLIP's weights, as `read_state_dict` has them; its sizes and the conventions by which it is computed; what its
+    preprocessing is, as open_clip ({"preprocess_cfg": …}) or transformers say it, empty for OpenAI's."""
+
+    weights: StateDict
+    sizes: Architecture
+    preprocessing: dict[str, Any]
+
+
 def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outline: bool = False,
-              openai: bool = False) -> tuple[StateDict, Architecture]:
-    """A CLIP's weights, as `read_state_dict` has them, and its sizes with the conventions it is computed by.
+              openai: bool = False) -> Checkpoint:
+    """A CLIP out of a file, shards or a folder.
 
     path: a file, an index of shards, or a folder as the hub and open_clip have it.
     activation, head_width: where nothing in or beside the file says them (conventions.py); openai: OpenAI's then.
@@ -41,11 +51,12 @@ def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outli
     """
     tensors, said = _read_all(weight_files(path), outline)
     weights = openai_names(tensors, path)
+    said = {**configuration(Path(path), tensors, weights, said), **said}
     conventions = conventions_of(Path(path), tensors, weights, said, activation, head_width, openai)
     if not outline:
         _require_finite(weights, path)
     try:
-        return weights, check_state_dict(weights, conventions)
+        return Checkpoint(weights, check_state_dict(weights, conventions), preprocessing_of(said))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from None
 
@@ -82,7 +93,7 @@ def inspect(path: str | Path, activation: str = "", head_width: int = 0) -> Arch
     Raises:
         UserError: what `read_clip` raises, damaged numbers aside.
     """
-    return read_clip(path, activation, head_width, outline=True)[1]
+    return read_clip(path, activation, head_width, outline=True).sizes
 
 
 def _read_all(files: Sequence[Path], outline: bool) -> tuple[StateDict, dict[str, str]]:

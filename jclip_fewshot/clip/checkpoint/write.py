@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def write_safetensors(path: str | Path, state_dict: StateDict, metadata: dict[st
 
 def convert(source: str | Path, target: str | Path, half: bool = False, activation: str = "",
             head_width: int = 0) -> StateDict:
-    """Rewrite any CLIP that can be read as .safetensors under OpenAI's names, its conventions in the header.
+    """Rewrite any CLIP that can be read as .safetensors under OpenAI's names; how it is computed goes into the header.
 
     half: store floating-point tensors as float16; otherwise each keeps its precision.
     activation, head_width: as for `read_clip`.
@@ -39,9 +40,9 @@ def convert(source: str | Path, target: str | Path, half: bool = False, activati
     """
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target} does not end in .safetensors, the one format that convert writes")
-    weights, sizes = read_clip(source, activation, head_width)
+    weights, sizes, preprocessing = read_clip(source, activation, head_width)
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     if half:
         weights = {name: array.astype(np.float16) for name, array in weights.items()}
-    write_safetensors(target, weights, to_metadata(sizes.conventions))
+    write_safetensors(target, weights, {**to_metadata(sizes.conventions), "preprocessing": json.dumps(preprocessing)})
     return weights
