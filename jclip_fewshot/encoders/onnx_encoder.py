@@ -1,6 +1,6 @@
 """Encoders as ONNX files, run by ONNX Runtime: what the hub has of CLIP, SigLIP, DINOv2 and v3, ConvNeXt, timm, …
 
-    encoder = open_onnx(Path("siglip-base-patch16-224"))  # a folder as Xenova, onnx-community and timm have it, or a file
+    encoder = open_onnx(Path("siglip-base-patch16-224"))  # a folder as Xenova and timm have it, or a file
 
 An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime brings
 its own threads and operators and gets on with Jittor in either order of import (a test holds it to that); a child
