@@ -110,7 +110,7 @@ def test_the_documentations_lines_and_the_metadata(tmp_path, monkeypatch, capsys
     said = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).get_modelmeta().custom_metadata_map
     assert json.loads(said["classes"]) == names and json.loads(said["heads"]) == ["clap"]
     assert json.loads(said["mean"]) == list(encoder.recipe.mean) and said["uint8"] == "true"
-    assert said["preprocessing"].startswith("resize the short side to 32 (Pillow, bicubic), take the middle 32 x 32, ")
+    assert said["preprocessing"].startswith("resize the short side to 32 (Pillow, bicubic), take the middle")
     rng, paths, pixels = np.random.default_rng(2), [], []
     for number, size in enumerate([(61, 40), (33, 90), (32, 32), (200, 201)]):
         image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))

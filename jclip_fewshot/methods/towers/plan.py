@@ -67,8 +67,11 @@ def plan(tune: str, task: Task, source: Source, root: Path, shots: Sequence[str]
         return Tuning([])
     model = source.model
     if model is None or not hasattr(model.visual, "transformer"):
+        name = source.parts[0].name if source.parts else source.part.name
         if names != ["auto"]:
-            raise UserError("--tune needs a CLIP whose image tower is a transformer; --tune off goes without")
+            raise UserError(f"--tune: {name} has no tower to tune, which a CLIP with a transformer for images has; "
+                            "--tune off goes without")
+        tell(f"tuning left out: {name} has no tower to tune")
         return Tuning([])
     bank = source.bank(root, shots, views, seed, sentences)
     return Tuning(chosen_members(names, task, bank, seed), bank, source.fits)
