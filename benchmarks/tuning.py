@@ -120,13 +120,8 @@ def main() -> int:
 
 
 def contest_case(classes: int, depth: Depth) -> tuple:
-<<<<<<< HEAD
     """(task, activations) of the contest's shots of some of its classes, drawn at random, for a random ViT-B/32."""
-    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
-=======
-    """(task, bank) of the contest's shots of some of its classes, numbers drawn; ViT-B/32 with random weights."""
     model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12))
->>>>>>> clip
     model.eval()
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)

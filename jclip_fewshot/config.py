@@ -49,8 +49,6 @@ class MachineConfig(DeviceConfig):
 
     precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
-    output: str = option("", "which output of an ONNX file is the row; empty for the usual one", "machine",
-                         metavar="NAME")
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -59,7 +57,7 @@ class MachineConfig(DeviceConfig):
     def encoding(self) -> dict[str, Any]:
         """What open_source and reopen_source take of them."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
-                "precision": self.precision, "output": self.output}
+                "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,8 @@ class SourceConfig(MachineConfig):
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
     activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
                              ("", "quick_gelu", "gelu", "gelu_tanh"))
+    output: str = option("", "which output of an ONNX encoder is the row; empty for the usual one", "features",
+                         metavar="NAME")
     head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
     features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
@@ -101,7 +101,8 @@ class SourceConfig(MachineConfig):
 
     @property
     def encoding(self) -> dict[str, Any]:
-        return {**super().encoding, "activation": self.activation, "head_width": self.head_width}
+        return {**super().encoding, "activation": self.activation, "head_width": self.head_width,
+                "output": self.output}
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,12 @@ class EvaluateConfig(DeviceConfig):
 
 
 @dataclass(frozen=True)
-class ExportConfig(DeviceConfig):
+class ExportConfig(MovedConfig):
     """python -m jclip_fewshot export"""
 
     run: str = option("", "a run's folder", "arguments", metavar="RUN", needed=True)
-    target: str = option("", "a file that ends in .npz or .safetensors", "arguments", metavar="OUT", needed=True)
+    target: str = option("", "a file that ends in .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
+    uint8: bool = option(False, "the .onnx takes pixels as Pillow has them", "output")
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ class ConvertConfig(CommandConfig):
 
     source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
                          needed=True)
-    target: str = option("", "a file to write", "arguments", metavar="OUT.safetensors", needed=True)
+    target: str = option("", "OUT.safetensors; a name without an ending is a folder, for ONNX", "arguments",
+                         metavar="OUT", needed=True)
     activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
                              ("", "quick_gelu", "gelu", "gelu_tanh"))
     head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)

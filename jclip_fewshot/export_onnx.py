@@ -108,15 +108,18 @@ def image_rows(g: Graph, pixels: str, sizes: Architecture) -> str:
 
 
 def text_rows(g: Graph, ids: str, sizes: Architecture) -> str:
-    """(N, L) int64, L the context length -> (N, D), not normalised."""
-    how, length = sizes.conventions, sizes.context_length
-    x = g.add("Add", g.add("Gather", g.tensor("token_embedding.weight"), ids), g.tensor("positional_embedding"))
+    """(N, L) int64, L at most the context length -> (N, D), not normalised."""
+    how, most = sizes.conventions, sizes.context_length
+    length, start = g.add("Slice", g.add("Shape", ids), g.axes(1), g.axes(2)), g.axes(0)
+    positions = g.add("Slice", g.tensor("positional_embedding"), start, length, start)
+    x = g.add("Add", g.add("Gather", g.tensor("token_embedding.weight"), ids), positions)
     mask = ""
     if how.causal:
-        mask = g.store(np.triu(np.full((length, length), -np.inf, np.float32), 1), "causal")
+        mask = g.store(np.triu(np.full((most, most), -np.inf, np.float32), 1), "causal")
+        mask = g.add("Slice", mask, g.axes(0, 0), g.add("Concat", length, length, axis=0), g.axes(0, 1))
     x = _blocks(g, x, "transformer", sizes.transformer_layers, sizes.transformer_width, how.text, mask)
     if how.text_pool == "last":
-        x = g.add("Gather", x, g.store(np.int64(length - 1)), axis=1)
+        x = g.add("Gather", x, g.store(np.int64(-1)), axis=1)
     else:
         marks = ids if how.text_pool == "highest" else \
             g.add("Cast", g.add("Equal", ids, g.store(np.int64(how.end))), to=6)  # int32
@@ -278,7 +281,7 @@ def save_towers(folder: str | Path, encoder: Encoder) -> float:
     files = {
         "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row},
                                          scale),
-        "text_model.onnx": text.model({"input_ids": (np.int64, "N", sizes.context_length)}, {"text_embeds": row},
+        "text_model.onnx": text.model({"input_ids": (np.int64, "N", "L")}, {"text_embeds": row},
                                       scale)}
     contents = {name: _bytes_of(model, folder / name) for name, model in files.items()}
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)

@@ -53,6 +53,18 @@ class PixelRecipe:
         return np.float32 if self.floats else np.uint8
 
     @property
+    def described(self) -> str:
+        """What it does, in a line, for whoever has to do it elsewhere."""
+        (height, width), (tall, wide) = self.size, self.scale or self.size
+        name = Image.Resampling(self.interpolation).name.lower()
+        first = {SHORT: f"resize the short side to {tall}", SQUASH: f"resize to {tall} x {wide} whatever the shape",
+                 COVER: f"resize so that {tall} x {wide} are just covered",
+                 FIT: f"resize to fit into {tall} x {wide}"}[self.resize]
+        middle = "" if self.resize == SQUASH and self.scale in (None, self.size) else \
+            f", take the middle {height} x {width}"
+        return f"{first} (Pillow, {name}){middle}, RGB / 255, minus mean, over std"
+
+    @property
     def is_clips_own(self) -> bool:
         """Whether this is OpenAI's preprocessing, whatever the size."""
         return self == clip_recipe(self.size[0])

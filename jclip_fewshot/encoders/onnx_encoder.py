@@ -1,6 +1,6 @@
 """Encoders as ONNX files, run by ONNX Runtime: what the hub has of CLIP, SigLIP, DINOv2 and v3, ConvNeXt, timm, …
 
-    encoder = open_onnx("siglip-base-patch16-224")      # a folder as Xenova, onnx-community and timm have it, or a file
+    encoder = open_onnx(Path("siglip-base-patch16-224"))  # a folder as Xenova and timm have it, or a file
 
 An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime brings
 its own threads and operators and gets on with Jittor in either order of import (a test holds it to that); a child
@@ -26,7 +26,7 @@ from jclip_fewshot.backend.runtime import cores, on_cuda, start
 from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe
-from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
+from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.preprocessing import recipe_of, said_in
 from jclip_fewshot.errors import UserError
@@ -58,9 +58,8 @@ class Files(NamedTuple):
     whole: Path | None
 
 
-def recognises(path: str | Path) -> bool:
+def recognises(path: Path) -> bool:
     """Whether this is an ONNX file, or a folder with one where the hub has them."""
-    path = Path(path)
     if path.is_file():
         return path.suffix == ".onnx"
     return path.is_dir() and any(any(place.glob("*.onnx")) for place in (path, path / "onnx"))
@@ -142,7 +141,7 @@ class OnnxEncoder(Encoder):
     """
 
     def __init__(self, name: str, digest: str, recipe: PixelRecipe, image: tuple[Tower, str],
-                 text: tuple[Tower | None, str], words: Words | None, batch_size: int | None) -> None:
+                 text: tuple[Tower | None, str], words: Words | None, batch_size: int) -> None:
         (self._image, self._row), (self._text, self._text_row), self._words = image, text, words
         self.has_text = self._text is not None
         image, text = self._image, self._text
@@ -152,6 +151,7 @@ class OnnxEncoder(Encoder):
         towers = {tower.path: tower for tower in (image, text) if tower is not None}
         precision = "float16" if image.type_of(image.pixels) == np.float16 else "float32"
         self.bias = 0.0
+        self.context_length = words.length if words is not None else 0
         super().__init__(name, digest, precision, recipe.size[0], 0, SCALE, batch, device,
                          sum(tower.parameters for tower in towers.values()), recipe)
         blank = np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)
@@ -265,18 +265,16 @@ class Words:
         return self.ids([""])
 
 
-def open_onnx(path: str | Path, *, device: str | None = None, batch_size: int | None = None,
-              cache: FeatureCache | None = None, output: str = "") -> OnnxEncoder:
-    """An encoder of a folder or an ONNX file.
+def open_onnx(path: Path, name: str = "", options: Options = Options()) -> OnnxEncoder:
+    """Open a folder or an ONNX file.
 
-    device: "cpu", "cuda" or None for the one that Jittor runs on. batch_size: None takes 16 on the CPU, 128 on CUDA; a
-    graph with a batch of its own has the last word. cache: saves reading the files twice for their digest.
-    output: which of the image tower's outputs is the row; empty for the usual one.
+    options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
+    options.output: which of the image tower's outputs is the row; empty for the usual one.
     Raises:
         UserError: no ONNX Runtime; a file that is missing, damaged, or says what is not computed here.
     """
-    start(device)
-    files = find_files(Path(path))
+    start(options.device)
+    files = find_files(path)
     config = said_in(files.folder / "config.json")
     recipe = recipe_of(files.folder, config)
     device = _device()
@@ -289,10 +287,12 @@ def open_onnx(path: str | Path, *, device: str | None = None, batch_size: int | 
             raise UserError(f"{files.image} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON beside "
                             f"it makes {side}; they belong to different models")
     words = Words(files.folder, config, text.fixed(text.ids, 1)) if text is not None else None
-    digest = _digest(files, [image, *([text] if text is not None else [])], output, cache)
-    row = _row_output(image, IMAGE_ROWS, output, str(config.get("model_type", "")))
+    digest = _digest(files, [image, *([text] if text is not None else [])], options.output, options.cache)
+    row = _row_output(image, IMAGE_ROWS, options.output, str(config.get("model_type", "")))
     text_row = _row_output(text, TEXT_ROWS, "", "") if text is not None else ""
-    encoder = OnnxEncoder(str(path), digest, recipe, (image, row), (text, text_row), words, batch_size)
+    encoder = OnnxEncoder(name or str(path), digest, recipe, (image, row), (text, text_row), words, options.batch_size)
+    if options.dtype not in ("auto", "float32", encoder.precision):
+        warn(f"{encoder.name} computes in {encoder.precision}, as its file has it, not in {options.dtype}")
     if text is not None:
         encoder.scale, encoder.bias = _scale_and_bias(encoder, files, image, device)
     return encoder

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from jclip_fewshot.clip.checkpoint import openai_names, read_tensors
 from jclip_fewshot.clip.checkpoint.architecture import NoClip, architecture
 from jclip_fewshot.clip.download import find_checkpoint
-from jclip_fewshot.console import warn
 from jclip_fewshot.encoders import clip_encoder, onnx_encoder, resnet
 from jclip_fewshot.encoders.base import Encoder, Options
 from jclip_fewshot.errors import UserError
@@ -26,19 +25,11 @@ class Family(NamedTuple):
     open: Callable[[Path, str, Options], Encoder]
 
 
-def _open_onnx(path: Path, name: str, options: Options) -> Encoder:
-    encoder = onnx_encoder.open_onnx(path, device=options.device, batch_size=options.batch_size or None,
-                                     cache=options.cache, output=options.output)
-    if options.dtype not in ("auto", encoder.precision):
-        warn(f"{name} computes in {encoder.precision}, as its file has it, not in {options.dtype}")
-    return encoder
-
-
 # The first that recognises a model opens it: a folder with a CLIP's weights and ONNX files is taken as a CLIP.
 FAMILIES = {
     "CLIP": Family(clip_encoder.recognises, clip_encoder.open_clip),
     "ResNet": Family(resnet.recognises, resnet.open_resnet),
-    "ONNX": Family(onnx_encoder.recognises, _open_onnx),
+    "ONNX": Family(onnx_encoder.recognises, onnx_encoder.open_onnx),
 }
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Union
 
@@ -159,13 +160,8 @@ class EncoderSource:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
         seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
-<<<<<<< HEAD
         return Activations(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                           seed=seed, workers=self._workers, class_tokens=tokens, fits=self.fits)
-=======
-        return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
->>>>>>> clip
+                           seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
@@ -236,7 +232,7 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
-    if how.get("output") and not any(map(onnx_encoder.recognises, models)):
+    if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
         raise UserError(f"--output {how['output']} names an output of an ONNX encoder, and there is none")
     found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
     found += [] if tables else [_encoder_source(name, weights, cache, workers, **how)
@@ -343,6 +339,7 @@ def _encoder_source(model: str, weights: str, cache: str, workers: int, as_seen:
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
               "image_size": encoder.image_size, "parameters": encoder.parameters,
+              **({} if encoder.recipe.is_clips_own else {"pixels": asdict(encoder.recipe)}),
               **{name: how[name] for name in SAID if how.get(name)}}
     return EncoderSource(encoder, store, workers or None, record, as_seen)
 

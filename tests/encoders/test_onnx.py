@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.encoders import onnx_encoder
-from jclip_fewshot.encoders.onnx_encoder import open_onnx, recognises
+from jclip_fewshot.encoders.base import Options
+from jclip_fewshot.encoders.onnx_encoder import OnnxEncoder, recognises
 from jclip_fewshot.encoders.preprocessing import from_open_clip, recipe_of, said_in
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import encode_images, encode_texts
@@ -19,6 +21,11 @@ from jclip_fewshot.features.sources import open_source
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from tests.conftest import ROOT
 from tests.encoders.onnx_folders import SIZE, WIDTH, make_folder
+
+
+def open_onnx(path, **options) -> OnnxEncoder:
+    return onnx_encoder.open_onnx(path, "", Options(**options))
+
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -233,7 +240,7 @@ def test_an_unknown_output_is_asked_for(tmp_path):
 def test_what_is_recognised(tmp_path):
     folder = make_folder(tmp_path / "tiny")
     assert recognises(folder) and recognises(folder / "onnx/text_model.onnx")
-    assert not recognises("ViT-B/32") and not recognises(tmp_path) and not recognises(folder / "config.json")
+    assert not recognises(Path("ViT-B/32")) and not recognises(tmp_path) and not recognises(folder / "config.json")
     shutil.move(folder / "onnx/vision_model.onnx", folder / "model.onnx")
     shutil.rmtree(folder / "onnx")
     assert open_onnx(folder).has_text is False
@@ -253,7 +260,8 @@ def test_jittor_and_onnx_runtime_get_on_in_either_order(first, tmp_path):
             + ("runtime.start('cpu')\nimport onnxruntime\n" if first == "jittor" else
                "import onnxruntime\nruntime.start('cpu')\n")
             + "from jclip_fewshot.backend import jt\nfrom jclip_fewshot.encoders.onnx_encoder import open_onnx\n"
-            f"encoder = open_onnx({str(tmp_path / 'tiny')!r})\n"
+            "from pathlib import Path\n"
+            f"encoder = open_onnx(Path({str(tmp_path / 'tiny')!r}))\n"
             "for _ in range(3):\n"
             "    a = jt.array(np.eye(5, dtype=np.float32)); assert ((a @ a).numpy() == np.eye(5)).all()\n"
             f"    assert encoder.images(np.full((2, {SIZE}, {SIZE}, 3), 90, np.uint8)).std() > 0\n")
