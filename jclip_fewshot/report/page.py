@@ -68,8 +68,7 @@ def report_line(run_folder: str | Path, split: str = "") -> str:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        return f"no report, as jinja2 is not installed: {INSTALL}, then "
-                f"{next_command('report')} {run_folder}"
+        return f"no report, as jinja2 is not installed: {INSTALL}, then {next_command('report')} {run_folder}"
     return f"report: {write_report(run_folder, split)}"
 
 
