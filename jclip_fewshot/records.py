@@ -152,8 +152,6 @@ class Validation(Struct, kw_only=True):
     n: Positive
     k: Positive
     curve: Annotated[dict[Positive, Annotated[dict[str, Row], Meta(min_length=1)]], Meta(min_length=1)]
-    held_out: list[str] = []
-    same_shots: list[int] = []
 
     def __post_init__(self) -> None:
         self.config = _sound(self.config)

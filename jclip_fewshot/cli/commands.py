@@ -133,7 +133,7 @@ def validate(settings: ValidateConfig, given: dict[str, Any]) -> int:
         print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
               + (", domains weighed as on board A" if settings.board_mix else ""))
         print(validation.leaderboard(methods))
-        print(validation.spread_note(settings.seeds, count in results["same_shots"]))
+        print(validation.spread_note(settings.seeds))
     if len(results["curve"]) > 1:
         print("\n" + validation.shot_curve(results["curve"]))
     folder = validation.save(settings, results)
