@@ -23,8 +23,9 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import test_rows
-from jclip_fewshot.problem import queries_of, read_questions
+from jclip_fewshot.problem import queries_of
 from jclip_fewshot.provenance import Stopwatch, made_by
+from jclip_fewshot.questions import read_questions
 from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line

@@ -23,14 +23,12 @@ import numpy as np
 from jclip_fewshot.config import SourceConfig
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, TestSet, default_split, read_contest, read_labels, test_images
+from jclip_fewshot.data.contest import Contest, default_split, read_contest, test_images
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import choose as choose_shots
 from jclip_fewshot.data.shots import shortage
-from jclip_fewshot.data.submission import require_names
 from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import truth_of
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad
 from jclip_fewshot.features.sources import Source, labelled_rows, open_source
@@ -38,7 +36,6 @@ from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Qu
 from jclip_fewshot.methods.plan import Choice, choose, require_possible
 from jclip_fewshot.methods.rows.sus_x import keep_support
 from jclip_fewshot.methods.unlabelled.views import weak_pixels
-from jclip_fewshot.run import Run
 from jclip_fewshot.task import Task, domain_indices
 
 
@@ -221,33 +218,3 @@ def queries_of(source: Source, root: Path, paths: Sequence[str], rows: np.ndarra
         other = source.under(make)
         return other.images(root, paths, stage=f"images by {other.encoder.name}", test_views=test_views)[0]
     return Queries(rows, under)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The N test images that a run is asked about. own: they are the split that it was trained for.
-
-    truth (N,): their classes; None where nobody knows.
-    """
-
-    data: Contest
-    split: str
-    own: bool
-    tests: TestSet
-    truth: np.ndarray | None
-
-
-def read_questions(run: Run, root: str = "", given: str = "") -> Questions:
-    """Read the test images of a run: of the data folder `root` and the split `given`, or its own.
-
-    Raise UserError if something is absent, not what the run has learned, or cannot stand in a result.txt.
-    """
-    data = read_contest(root or run.where(run.record.config.data), run.board, labelled=run.record.config.shots > 0)
-    run.require_same_classes(data.class_names)
-    split, own = run.split(data.root, given)
-    tests = test_images(data.root, split)
-    require_names(tests.folder, tests.names)
-    if tests.ignored:
-        tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
-    labels = read_labels(data, split)
-    return Questions(data, split, own, tests, None if labels is None else truth_of(labels, tests.names))

@@ -18,6 +18,7 @@ from jclip_fewshot.data.shots import choose_shots
 from jclip_fewshot.data.submission import check_result
 from tests.cli.scripts import TRAIN, call, fails
 from tests.conftest import ROOT, hear_ctrl_c
+from tests.evaluation.suites import small_suite
 
 
 def test_from_photographs_to_a_valid_submission(contest, trained):
@@ -196,7 +197,6 @@ def test_doctor_says_what_to_do(contest):
 
 
 def test_evaluate_and_compare(contest, tmp_path):
-    from tests.evaluation.test_evaluate import small_suite
     small_suite(tmp_path / "s.npz")
     line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--methods", "tip_adapter", "--json", "a.json",
             "--bootstrap", "200")

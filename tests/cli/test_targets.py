@@ -9,6 +9,7 @@ import pytest
 from jclip_fewshot.data import demo
 from tests.cli.scripts import call, fails
 from tests.conftest import ROOT
+from tests.evaluation.suites import small_suite
 
 BAD = ("/dev/full", "/proc/nothing/there.npz", "classes.txt/there.npz", "TrainSet")  # a device, no folders, a folder
 
@@ -16,7 +17,6 @@ BAD = ("/dev/full", "/proc/nothing/there.npz", "classes.txt/there.npz", "TrainSe
 @pytest.fixture(scope="module")
 def commands(contest, trained):
     """Each command that writes a file, up to the file's name."""
-    from tests.evaluation.test_evaluate import small_suite
     small_suite(contest / "suite.npz")
     assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
     return {"convert": ("jclip_fewshot", "convert", demo.CHECKPOINT),
