@@ -18,8 +18,7 @@ from PIL import Image
 
 pytest.importorskip("jinja2")
 
-from jclip_fewshot.cli.commands import report as report_command
-from jclip_fewshot.config import ReportConfig
+from jclip_fewshot.cli.commands import call
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report import page as page_module
@@ -409,16 +408,16 @@ def test_the_leaderboard(tmp_path):
 def test_the_command_finds_the_newest_and_says_what_is_wrong(tmp_path, capsys, monkeypatch, bare):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no finished run under runs"):
-        report_command(ReportConfig())
+        call("report", [])
     make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=True))
     make_validation(tmp_path / "runs/local")
-    assert report_command(ReportConfig()) == 0
+    assert call("report", []) == 0
     assert capsys.readouterr().out.split() == ["runs/local/report/index.html"]
-    assert report_command(ReportConfig(run="runs/one", out="here")) == 0 and (tmp_path / "here/index.html").is_file()
+    assert call("report", ["runs/one", "--out", "here"]) == 0 and (tmp_path / "here/index.html").is_file()
     with pytest.raises(UserError, match="no finished run there"):
-        report_command(ReportConfig(run="runs/absent"))
+        call("report", ["runs/absent"])
     with pytest.raises(UserError, match="has not answered test set B"):
-        report_command(ReportConfig(run="runs/one", split="B"))
+        call("report", ["runs/one", "--split", "B"])
 
 
 FRAMES = """<!doctype html><title>waiting</title>{frames}<script>addEventListener("load", () => {{
