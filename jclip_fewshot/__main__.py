@@ -16,7 +16,8 @@ from jclip_fewshot.errors import UserError, nearest
 COMMANDS = {
     "train": commands.train, "test": commands.test, "predict": commands.predict, "runs": commands.history,
     "report": commands.report, "export": commands.export, "check": commands.check, "validate": commands.validate,
-    "evaluate": commands.evaluate, "convert": commands.convert, "cache": commands.cache, "doctor": commands.doctor}
+    "evaluate": commands.evaluate, "convert": commands.convert, "cache": commands.cache, "doctor": commands.doctor,
+    "build": commands.build}
 
 
 def main() -> int:

@@ -34,19 +34,16 @@ def speak_as(settings: MachineConfig) -> None:
     """How talkative to be, for what is said before Jittor starts.
 
     Raises:
-        UserError: this process is one of several by left-over variables alone, and nothing will show it.
+        UserError: this process is one of several by left-over variables alone.
     """
     global _cache
+    ranks.require_launcher()
     console.quiet = settings.quiet or not ranks.first()
-    ranks.ignore_left_over()
     _cache = "" if getattr(settings, "features", "") else settings.cache
     if settings.verbose:
         console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
-    if getattr(settings, "features", "") and not ranks.first() and not ranks.started_by_launcher():
-        raise UserError(f"this would be rank {ranks.rank()} of {ranks.size()}, which saves nothing, but no mpirun, "
-                        f"mpiexec or srun has started it: unset {ranks.left_over()}")
 
 
 def set_up(settings: MachineConfig) -> runtime.Plan:
