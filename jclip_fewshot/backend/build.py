@@ -75,7 +75,7 @@ def build(plan: Plan) -> None:
     _require_room(log.parent)
     tell(f"Building Jittor for this machine, once: about {_SECONDS} s on 2 cores ({plan.stamp.parent})")
     begun = time.time()
-    if plan.header:
+    if plan.header and plan.compiler:
         headers.prepare(plan.header, plan.package / "jittor", plan.compiler)
     with jittors_environment(plan):
         environment = {**os.environ, **plan.environment, "log_silent": "0"}

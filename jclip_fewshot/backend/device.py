@@ -204,14 +204,12 @@ def _choose_device(device: str, home: Path) -> tuple:
     if device == "cpu":
         return "cpu", "asked for", None
     gpu = toolkit.find_gpu()
-    if isinstance(gpu, str):
-        problem, tools = gpu, None
+    tools = toolkit.find_toolkit(home) if not isinstance(gpu, str) else gpu
+    if isinstance(gpu, str) or isinstance(tools, str):
+        problem = str(tools)
+    elif tools.version[0] > gpu.driver_cuda[0]:
+        problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
     else:
-        tools = toolkit.find_toolkit(home)
-        problem = tools if isinstance(tools, str) else None
-        if problem is None and tools.version[0] > gpu.driver_cuda[0]:
-            problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
-    if problem is None:
         return "cuda", f"{gpu}, nvcc {tools.version[0]}.{tools.version[1]}", tools
     if device == "cuda":
         raise UserError(f"--device cuda: {problem}; --device cpu runs without")
