@@ -95,8 +95,11 @@ class Method:
 
     @classmethod
     def make(cls, seed: int) -> Method:
-        """Return the method with its default settings; one that draws at random takes the seed."""
-        return cls()
+        """Return the method with its default settings; one that draws at random, and so has a `seed`, takes this one."""
+        method = cls()
+        if hasattr(method, "seed"):
+            method.seed = seed
+        return method
 
     def flops(self, task: Task, given: Given) -> float:
         """Return the floating-point operations of its fits, where they matter beside encoding."""

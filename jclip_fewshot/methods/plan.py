@@ -154,6 +154,8 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
 
 def encoding_flops(methods: Sequence[TowerMethod], bank: Bank) -> float:
     """Return the operations until the shots have all activations that the methods need, about."""
+    if not methods:
+        return 0.0
     model = bank.encoder.model
     length, width = model.visual.shape_at(0)
     blocks = len(blocks_of(model, "visual."))

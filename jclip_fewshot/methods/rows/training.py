@@ -100,10 +100,6 @@ class TrainedHead(Method):
     augment, choose_epoch, seed = 0.0, True, 0
     ratios: dict[str, Sequence[float]] = {}
 
-    @classmethod
-    def make(cls, seed: int) -> TrainedHead:
-        return cls(seed=seed)
-
     def __init__(self, **settings):
         for name, value in settings.items():
             if name.startswith("_") or not hasattr(type(self), name) or callable(getattr(type(self), name)):

@@ -39,10 +39,6 @@ DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of al
 class Vicinity:
     """Draws x̃ of a fit's shots."""
 
-    @classmethod
-    def make(cls, seed: int) -> Vicinal:
-        return cls(seed=seed)
-
     def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
         self.rng = np.random.default_rng(seed)

@@ -57,10 +57,6 @@ class TowerMethod(Method):
     reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
 
-    @classmethod
-    def make(cls, seed: int) -> TowerMethod:
-        return cls(seed)
-
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 

@@ -21,10 +21,6 @@ class LabelFree(Method):
     needs = frozenset({TEXT, UNLABELLED})
     default = NEVER
 
-    @classmethod
-    def make(cls, seed: int) -> LabelFree:
-        return cls(seed)
-
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
