@@ -247,7 +247,7 @@ def _learned(page: Page, run: Run) -> dict[str, Any]:
     """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
     settings, record = run.record["settings"], run.record
     sizes, _ = analysis.parameter_count(None, run.arrays)
-    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record["seconds"].get(f"head {name}"),
+    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record["seconds"].get(f"method {name}"),
                    "size": sizes.get(name, 0), "settings": {key: value for key, value in chosen.items()
                                                             if key != analysis.HELD_OUT_SCORE}}
             for name, chosen in settings.items()}
@@ -272,7 +272,7 @@ def _sizes(run: Run) -> dict[str, Any]:
 
 def _stages(run: Run) -> dict[str, float]:
     trained = {f"train: {stage}": value for stage, value in run.record["seconds"].items()
-               if not stage.startswith("head ")}
+               if not stage.startswith("method ")}
     tested = run.answers.record["seconds"] if run.answers else {}
     return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
 

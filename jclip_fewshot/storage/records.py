@@ -317,7 +317,7 @@ def _board(value: Any, where: Where) -> None:
 _TEXTS = _either(_text, _listed(_text))
 _READ = {**dict.fromkeys(("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled",
                           "shot_list"), _path),
-         **dict.fromkeys(("heads", "tune", "label_free", "select", "prompt_set", "support_for"), _text),
+         **dict.fromkeys(("methods", "select", "prompt_set", "support_for"), _text),
          **dict.fromkeys(("features", "features_extra", "model"), _TEXTS),
          **dict.fromkeys(("seed", "demo_seed", "augment", "pool"), _count()), "board": _board, "board_mix": _flag,
          **dict.fromkeys(("demo", "domains", "skip_bad", "transductive"), _flag)}

@@ -9,7 +9,9 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.methods import LEFT_OUT, TRAINING_FREE
+from jclip_fewshot.methods import METHODS
+from jclip_fewshot.methods.base import NEVER
+from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import zero_shot_logits
 
@@ -102,7 +104,8 @@ def test_a_state_of_another_version_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name, change, message", [
-    ("methods/gda/b_", lambda b: b[:, None], "do not fit together"), ("methods/gda/W_", lambda w: w[:, :2], "do not fit"),
+    ("methods/gda/b_", lambda b: b[:, None], "do not fit together"),
+    ("methods/gda/W_", lambda w: w[:, :2], "do not fit"),
     ("methods/gda/text_", lambda t: t[:, :-1], "do not fit"), ("ensemble/offset", lambda o: np.zeros(2), "train again"),
     ("methods/gda/W_", lambda w: np.full_like(w, 1e38), "beyond 1e.09: train again")])
 def test_a_state_whose_arrays_do_not_fit_is_refused(tmp_path, name, change, message):
@@ -120,7 +123,7 @@ def test_tasks_of_few_classes(tmp_path):
     scores = results["methods"]["zero_shot"]
     assert scores["top1"] == pytest.approx(np.mean(by_task))
     assert scores["half_width"] == pytest.approx(1.96 * np.std(by_task, ddof=1) / np.sqrt(6))
-    assert "ensemble_refined" in evaluate.tasks_table(results)
+    assert "zero_shot_refined" in evaluate.tasks_table(results)
 
 
 def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
@@ -176,28 +179,34 @@ def test_comparison_wants_the_same_suite(tmp_path):
             evaluate.read_results(tmp_path / name)
 
 
-def test_heads_by_name():
-    assert head_names("gda") == ["zero_shot", "gda"]
-    assert head_names("zero_shot, tip_adapter")[1] == "tip_adapter"
-    assert head_names("all") == list(HEADS)
-    assert head_names("") == head_names("default") == [name for name in HEADS if name not in LEFT_OUT]
-    assert head_names("fast, clap") == [*TRAINING_FREE, "clap"]
+def test_methods_by_name():
+    default = [name for name, one in METHODS.items() if one.default != NEVER]
+    assert choose("gda").names == choose(["gda"]).names == ("zero_shot", "gda")
+    assert choose("tip_adapter, zero_shot").names == ("zero_shot", "tip_adapter")
+    assert list(choose("all").names) == list(METHODS)
+    assert list(choose("").names) == list(choose("auto").names) == default
+    fast = choose("fast, clap")
+    assert "clap" in fast.names and fast.named == {"clap"}
+    assert not any(METHODS[name].trains or METHODS[name].asks_images for name in fast.names if name != "clap")
     with pytest.raises(UserError, match="unknown method 'tip_adaptor'; did you mean 'tip_adapter'"):
-        head_names("tip_adaptor")
+        choose("tip_adaptor")
 
 
-def test_without_shots_zero_shot_and_what_runs_on_rows_alone(tmp_path):
+def test_without_shots_zero_shot_and_what_learns_from_rows_alone(tmp_path):
     suite = with_shots(load_suite(small_suite(tmp_path / "s.npz")), 0)
-    pipeline = Pipeline(["zero_shot", "tip_adapter"])
+    pipeline = Pipeline()
     results = evaluate.evaluate(suite, pipeline)
-    assert list(results["methods"]) == ["zero_shot", "clip_dn", "lafter_text", "clip_pr", "zero_shot_refined"]
-    assert pipeline.names == ["zero_shot"] and all(0 <= s["top1"] <= 100 for s in results["methods"].values())
-    answers = pipeline.answer(suite.features)
-    assert list(answers.by_method()) == ["zero_shot", "zero_shot_refined"]
+    assert list(results["methods"]) == list(pipeline.answer(suite.features).by_method()) == [
+        "zero_shot", "zero_shot_refined"]
+    assert all(0 <= s["top1"] <= 100 for s in results["methods"].values())
     again = Pipeline.from_state(pipeline.state()).answer(suite.features)
-    np.testing.assert_array_equal(again.final, answers.final)
+    np.testing.assert_array_equal(again.final, pipeline.answer(suite.features).final)
     tasks = evaluate.evaluate_tasks(suite, pipeline, tasks=2, classes=3, queries=12, seed=0)
     assert "zero_shot_refined" in tasks["methods"]
+    named = evaluate.evaluate(suite, Pipeline("clip_dn,lafter_text,clip_pr"))
+    assert list(named["methods"]) == ["zero_shot", "clip_dn", "lafter_text", "clip_pr", "ensemble", "ensemble_refined"]
+    with pytest.raises(UserError, match="gda learns from labelled images"):
+        evaluate.evaluate(suite, Pipeline("gda"))
 
 
 def test_shots_of_a_suite_can_be_fewer(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jclip_fewshot import problem
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.errors import UserError
@@ -38,12 +39,12 @@ def tree(tmp_path, monkeypatch):
         for number in range(6):
             (folder / f"{number}.png").write_bytes(b"")
     source = Source(names)
-    monkeypatch.setattr(validation, "open_source", lambda *_, **__: source)
+    monkeypatch.setattr(problem, "open_source", lambda *_, **__: source)
     return tmp_path, source
 
 
 def settings(root, **changes):
-    return ValidateConfig(data=str(root), heads="tip_adapter", augment=2, per_class=2, shots="2", seeds=2,
+    return ValidateConfig(data=str(root), methods="tip_adapter", augment=2, per_class=2, shots="2", seeds=2,
                           **changes)
 
 
