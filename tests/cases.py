@@ -1,4 +1,4 @@
-"""Small cases that several test modules share: rows of two made-up encoders, and a small CLIP with a made-up tokenizer."""
+"""Small cases that several test modules share: rows of two made-up encoders, and a small CLIP."""
 
 from pathlib import Path
 

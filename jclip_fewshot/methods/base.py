@@ -95,7 +95,7 @@ class Method:
 
     @classmethod
     def make(cls, seed: int) -> Method:
-        """Return the method with its default settings; one that draws at random, and so has a `seed`, takes this one."""
+        """Return the method with its default settings; one that draws at random has a `seed`, and takes this one."""
         method = cls()
         if hasattr(method, "seed"):
             method.seed = seed

@@ -1,4 +1,4 @@
-"""A small case and what methods on rows answer on it, and EM-Dirichlet by its authors' updates: tests/data/references.npz.
+"""A small case: what methods on rows answer, and EM-Dirichlet by its authors' updates (tests/data/references.npz).
 
     python -m tests.methods.rows.references      writes it anew: only from code that passes the tests with ../shared
 

@@ -1,4 +1,4 @@
-"""Replaying reference runs of the methods that train CLIP: same start, same inputs, step by step; how far apart they end.
+"""Replaying reference runs: same start, same inputs, step by step; how far apart they end.
 
 KINDS says how a file is told by its keys, how near the port must come, and what replays it.
 """

@@ -1,4 +1,4 @@
-"""Every method that trains CLIP against its authors' code, step by step (tests/data/tuning: a part of the reference runs)."""
+"""Every method that trains CLIP against its authors' code, step by step (tests/data/tuning: parts of their runs)."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.towers import coop
 
-from .replay import MEASURES, KINDS, replay
+from .replay import KINDS, MEASURES, replay
 
 NAMES = [method.name for method in KINDS]
 
