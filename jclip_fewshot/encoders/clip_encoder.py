@@ -46,10 +46,14 @@ class ClipEncoder(Encoder):
         return self.model.visual.shape_at(None if depth == UNPROJECTED else depth)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        images = normalize_on_device(pixels) if self.device == "cuda" else jt.array(normalize(pixels))
+        images = self.prepared(pixels)
         if depth == ROWS:
             return self._numpy(self.model.encode_image(images))
         return self._numpy(self.model.visual.activations(images, None if depth == UNPROJECTED else depth))
+
+    def prepared(self, pixels: np.ndarray) -> jt.Var:
+        """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
+        return normalize_on_device(pixels) if self.device == "cuda" else jt.array(normalize(pixels))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))

@@ -118,10 +118,12 @@ def names_on(names: Sequence[str], parts: Sequence[Part]) -> list[str]:
 
 def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
     """Those of the methods that tune a tower which there is time for."""
-    if not names or task.seen.sum() < 2:
+    if task.seen.sum() < 2:  # nothing to tell apart by shots
+        names = [name for name in names if SHOTS not in METHODS[name].needs]
+    if not names:
         return []
     bank: Bank = given.tower
-    if not task.can_be_left_out.any() and not choice.named & set(names):
+    if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
     if choice.auto and not cuda:

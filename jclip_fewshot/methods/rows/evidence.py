@@ -110,7 +110,7 @@ def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domain
     return zero_shot + (row_alpha.T[:, :, None] * evidence).sum(axis=0)
 
 
-class EvidenceHead(Method):
+class EvidenceMethod(Method):
     """A training-free head. Subclasses read evidence from shots; the weights are found here.
 
     per_domain: let domains with at least 40 held-out shots have their own α.

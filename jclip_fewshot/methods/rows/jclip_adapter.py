@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars, random_weights
+from jclip_fewshot.methods.rows.training import Arrays, TrainedMethod, Vars, random_weights
 from jclip_fewshot.task import Task, class_means
 
 
@@ -45,7 +45,7 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
                                      ).astype(np.float32)
 
 
-class JclipAdapter(TrainedHead):
+class JclipAdapter(TrainedMethod):
     """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
 
     anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
@@ -92,7 +92,7 @@ class JclipAdapter(TrainedHead):
         return {**constants, "codes": codes}, {"image_out": np.zeros((constants["image_in"].shape[1], width)),
                                                "text_out": np.zeros((codes.shape[1], width))}
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         alpha, beta = p["alpha"], p["beta"]
         if "paper" in p:
             moved = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["image_in"])), p["image_out"]))

@@ -21,11 +21,11 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.tip_adapter import affinity, capped_cache, class_mean_values, keys_a_class
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
+from jclip_fewshot.methods.rows.training import Arrays, TrainedMethod, Vars
 from jclip_fewshot.task import Task
 
 
-class TipAdapterF(TrainedHead):
+class TipAdapterF(TrainedMethod):
     """alpha, beta: in training. cap: keys kept a class."""
 
     name, title, paper = "tip_adapter_f", "Tip-Adapter-F", "Zhang et al. 2022"
@@ -41,6 +41,6 @@ class TipAdapterF(TrainedHead):
         return ({"text": task.text, "values": values, "alpha": np.float32([self.alpha]),
                  "beta": np.float32([self.beta])}, {"keys": keys})
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         cache = jt.matmul(affinity(x, p["keys"], p["beta"]), p["values"])  # (B, K)
         return self.scale_ * product(x, p["text"]) + p["alpha"] * cache

@@ -1,6 +1,6 @@
 """Training on the shots: the folds and the whole side by side, AdamW, cosine schedule, the epoch by held-out shots.
 
-A trained head describes ONE fit: what it starts from (`start`) and how it answers (`answer`). `train` runs k + 1
+A trained head describes ONE fit: what it starts from (`start`) and how it answers (`forward`). `train` runs k + 1
 of them in step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every shot.
 So the curve that picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did
 not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
@@ -81,13 +81,13 @@ class Trained:
     """The fits at the chosen epoch."""
 
     fits: list[Fold]
-    learned: list[Arrays]  # of each fit: constants and parameters, all that `answer` reads
+    learned: list[Arrays]  # of each fit: constants and parameters, all that `forward` reads
     epoch: int  # 0: the start
     history: list[dict]
 
 
-class TrainedHead(Method):
-    """A head that is trained by gradient descent. Subclasses give `start`, `answer`, perhaps `penalty`.
+class TrainedMethod(Method):
+    """A head that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
 
     epochs, batch (rows a step), lr, weight_decay, eps: AdamW with a cosine schedule to zero. augment: strength of
     the borrowed residuals. choose_epoch: keep the epoch with the best held-out soft top-1, not the last one.
@@ -110,7 +110,7 @@ class TrainedHead(Method):
         """(constants, parameters) before the first step; a constant is never trained."""
         raise NotImplementedError
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         """Logits (B, K) of rows x (B, D) on CLIP's scale; `p` holds constants and parameters."""
         raise NotImplementedError
 
@@ -154,7 +154,7 @@ class TrainedHead(Method):
 
     def _ask(self, learned: Arrays, features: np.ndarray) -> np.ndarray:
         p = {name: var(value) for name, value in learned.items()}
-        parts = [self.answer(p, var(features[i:i + CHUNK])).numpy() for i in range(0, len(features), CHUNK)]
+        parts = [self.forward(p, var(features[i:i + CHUNK])).numpy() for i in range(0, len(features), CHUNK)]
         return np.concatenate(parts)
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ class TrainedHead(Method):
         return state
 
     @classmethod
-    def from_state(cls, state: Arrays) -> TrainedHead:
+    def from_state(cls, state: Arrays) -> TrainedMethod:
         learned = {name[len("learned."):]: np.asarray(v) for name, v in state.items() if name.startswith("learned.")}
         rest = {name: v for name, v in state.items() if not name.startswith("learned.")}
         head = super().from_state({**rest, "learned_": np.zeros(0)} if learned else rest)
@@ -180,7 +180,7 @@ class TrainedHead(Method):
         return head
 
 
-def train(head: TrainedHead, task: Task) -> Trained:
+def train(head: TrainedMethod, task: Task) -> Trained:
     """Minimises the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
 
     A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
@@ -207,7 +207,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
     def score() -> dict:
         if not held_out:
             return {}
-        logits = np.concatenate([keep_unseen(head.answer(of(m), rows).numpy(), zero_shot, task.seen)
+        logits = np.concatenate([keep_unseen(head.forward(of(m), rows).numpy(), zero_shot, task.seen)
                                  for m, (fit, rows, zero_shot) in enumerate(held_out)])
         return scores(logits, tested)
 
@@ -230,7 +230,7 @@ def train(head: TrainedHead, task: Task) -> Trained:
                 x = var(borrowed(fit.task.features[rows], banks[m], head.augment, rng))
                 y = jt.array(fit.task.labels[rows].astype(np.int32))
                 p = of(m)
-                logits = head.answer(p, x)
+                logits = head.forward(p, x)
                 loss = cross_entropy(logits if closed is None else logits + closed, y)
                 if m == len(fits) - 1:
                     losses.append((loss * float(share)).detach())

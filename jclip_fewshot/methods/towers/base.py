@@ -14,7 +14,8 @@ Letters: N images, S shots, V views, K classes, D feature width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queri
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.methods.towers.lora import merged
 from jclip_fewshot.methods.towers.towers import blocks_of, cut
-from jclip_fewshot.methods.towers.training import Arrays
+from jclip_fewshot.methods.towers.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
 
@@ -55,6 +56,8 @@ class TowerMethod(Method):
     default = ON_GPU
     asks_images = True
     reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
+    own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
 
     def __init__(self, seed: int = 0) -> None:
@@ -64,20 +67,22 @@ class TowerMethod(Method):
         """Where the bank must stop."""
         raise NotImplementedError
 
-
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
+        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
+
+        own: its arrays that are none of the model's.
+        """
         raise NotImplementedError
 
     def interpolated(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
         """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
         scaled: Arrays = {}
         for name, value in arrays.items():
-            if name.endswith(".w_lora_A"):
+            if name.endswith(".w_lora_A") or name in self.own:
                 scaled[name] = value
             elif name.endswith(".w_lora_B") or name == CLASSIFIER:
                 scaled[name] = np.float32(alpha) * value
@@ -127,12 +132,12 @@ class TowerMethod(Method):
                       ) -> tuple[float, np.ndarray]:
         """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
         tested = task.can_be_left_out
-        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in ALPHAS}
+        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in self.alphas}
 
         def loss(alpha: float) -> float:
             labels = task.labels[tested]
             return log_loss(cooled(found[alpha][tested], labels), labels) if tested.any() else 0.0
-        best = min(ALPHAS, key=loss)
+        best = min(self.alphas, key=loss)
         return best, found[best]
 
     def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays],
@@ -140,12 +145,14 @@ class TowerMethod(Method):
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
-            arrays = self.interpolated(model, arrays, alpha)
-            classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
-            rows = self.mean_rows(bank, arrays, fold.left_out)
-            answers = matmul(self.scale_ * rows, classifier.T)
+            answers = self.fold_logits(bank, task, self.interpolated(model, arrays, alpha), fold.left_out)
             held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
         return held_out
+
+    def fold_logits(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        """Return logits (n, K) of some of a bank's images by a fit's arrays."""
+        classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
+        return matmul(self.scale_ * self.mean_rows(bank, arrays, images), classifier.T)
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
@@ -174,11 +181,12 @@ class TowerMethod(Method):
         model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
         which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
         tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
+        own = {name: tensors.pop(name) for name in self.own}
         parts = []
         with replaced(model, tensors), jt.no_grad():
             for i in range(0, len(which), ROWS_AT_ONCE):
                 x = jt.array(views.take(which[i:i + ROWS_AT_ONCE], view[i:i + ROWS_AT_ONCE]))
-                parts.append(self.rows(model, x).numpy())
+                parts.append(self.rows(model, x, own).numpy())
         jt.sync_all()
         jt.gc()
         return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
@@ -193,8 +201,13 @@ class TowerMethod(Method):
     def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return (N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
         zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
-        answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
-        return self._safeguarded(answers, zero_shot)
+        if self.seen_.sum() < 2:
+            return zero_shot
+        return self._safeguarded(keep_unseen(self._logits(rows), zero_shot, self.seen_), zero_shot)
+
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N, K), classes without shots anyhow, of rows by `encoder`."""
+        return matmul(self.scale_ * unit_rows(rows), self.classifier_.T)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
@@ -243,6 +256,12 @@ def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def block_flops(length: int, width: int) -> float:
     """Return the operations of a sequence's way forward through a block."""
     return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
+
+
+def image_flops(model: CLIP, more: int = 0) -> float:
+    """Return the operations of an image's way forward through the image tower, with `more` tokens."""
+    length, width = model.visual.shape_at(0)
+    return len(blocks_of(model, "visual.")) * block_flops(length + more, width)
 
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:

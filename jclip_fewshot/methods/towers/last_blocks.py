@@ -96,5 +96,5 @@ class LastBlocks(TowerMethod):
         with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
             return rows_from(model, x, self.first(model))
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         return rows_from(model, x, self.first(model))

@@ -93,5 +93,5 @@ class ProLIP(TowerMethod):
         return {NAME: train(start, inputs, np.searchsorted(seen, task.labels), task.text[seen], penalty, self.lr,
                             task.scale, self.steps, stage=stage)}
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         return unit_var(jt.matmul(x, model.visual.proj))

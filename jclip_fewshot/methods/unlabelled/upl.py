@@ -25,7 +25,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.methods.base import TEXT, TOWER, UNLABELLED, Unlabelled
 from jclip_fewshot.methods.towers import coop
-from jclip_fewshot.methods.towers.training import batches, cosine_by_epoch
+from jclip_fewshot.methods.towers.training import Arrays, batches, cosine_by_epoch
 from jclip_fewshot.methods.unlabelled.base import LabelFree
 from jclip_fewshot.task import Task
 
@@ -89,13 +89,10 @@ class Upl(LabelFree):
     trains = True
     settings = Settings()
 
-    def fit(self, task: Task, unlabelled: Unlabelled, tower: object = None) -> Upl:
-        return super().fit(task, unlabelled)
-
-    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         encoder = unlabelled.encoder
         prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
-        width = encoder.model.token_embedding.weight.shape[1]
+        width = encoder.model.transformer.width
         return {"text": learn(prompts, unlabelled.rows, task.zero_shot(unlabelled.rows), task.scale, width,
                               self.settings, self.seed)}
 

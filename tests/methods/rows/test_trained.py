@@ -102,7 +102,7 @@ def test_jclip_gradient_against_finite_differences():
 
     p = {k: var(v) for k, v in {**constants, **parameters}.items()}
     x = var(task.features)
-    logits = method.answer(p, x)
+    logits = method.forward(p, x)
     objective = cross_entropy(logits, jt.array(task.labels.astype(np.int32))) + method.penalty(p, x, logits, rng)
     np.testing.assert_allclose(objective.item(), loss(parameters), rtol=1e-4)
     for name in parameters:
