@@ -33,7 +33,7 @@ from jclip_fewshot.features.encode import encode_images, encode_texts  # noqa: E
 from jclip_fewshot.methods.rows.sus_x import SusX, SusXF  # noqa: E402
 from jclip_fewshot.methods.towers import coop, towers  # noqa: E402
 from jclip_fewshot.methods.towers.last_blocks import LastBlocks  # noqa: E402
-from jclip_fewshot.methods.towers.training import batches  # noqa: E402
+from jclip_fewshot.methods.training import batches  # noqa: E402
 from jclip_fewshot.methods.unlabelled import fixmatch, label_free, lafter, views  # noqa: E402
 from jclip_fewshot.methods.unlabelled.calip import calip_logits  # noqa: E402
 from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits  # noqa: E402

@@ -5,10 +5,10 @@
     python benchmarks/tuning.py --demo --seeds 1 --draws 5              five draws of the shots of one contest
     python benchmarks/tuning.py [--torch-python PATH]                   seconds a method at contest size, random weights
 
---demo writes {"methods": {name: [top-1 a seed]}}: every method, `ensemble` (of those on frozen rows),
-`ensemble_tuned`, and `ensemble+NAME`, the ensemble with one method that tunes a tower. Contest size: K = 374 classes, S = 1,496
-shots, ViT-B/32; seconds are extrapolated from measured steps, and given as a share of Jittor's 1024³ product as well,
-and beside the same steps in OpenAI's model by PyTorch where that is installed (tuning_torch.py).
+--demo writes {"methods": {name: [top-1 a seed]}}: every method, `ensemble` (of those on frozen rows), `ensemble_tuned`,
+and `ensemble+NAME`, the ensemble with one method that tunes a tower. Contest size: K = 374 classes, S = 1,496 shots,
+ViT-B/32; seconds are extrapolated from measured steps, and given as a share of Jittor's 1024³ product as well, and
+beside the same steps in OpenAI's model by PyTorch where that is installed (tuning_torch.py).
 """
 
 import argparse
@@ -36,9 +36,8 @@ from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.evaluation.scores import percent, truth_of
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods import METHODS
+from jclip_fewshot.methods import METHODS, training
 from jclip_fewshot.methods.plan import matrix_rate
-from jclip_fewshot.methods.towers import training
 from jclip_fewshot.methods.towers.base import block_flops
 from jclip_fewshot.pipeline import TOGETHER, Pipeline
 from jclip_fewshot.problem import queries_of, read_problem

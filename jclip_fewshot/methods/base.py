@@ -26,6 +26,7 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.task import Task, zero_shot_logits
 
 COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every method keeps
+DOMAIN_SHOTS = 40  # held-out shots under which a domain takes what is chosen on all shots
 TEXT, SHOTS, TOWER, UNLABELLED = "text", "shots", "tower", "unlabelled"
 ALWAYS, ON_GPU, NEVER = "always", "on a GPU", "never"  # when `auto` takes a method
 

@@ -16,7 +16,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.training import Arrays, TrainedMethod, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
 from jclip_fewshot.task import Task
 
 

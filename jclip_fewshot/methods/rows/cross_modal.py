@@ -18,7 +18,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.training import Arrays, TrainedMethod, Vars
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
 from jclip_fewshot.task import Task
 
 

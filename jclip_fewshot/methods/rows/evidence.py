@@ -25,11 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.methods.base import Method, top1
+from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 MAX_STEPS = 30
-DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the common α
 DOMAIN_SPREAD = 0.5  # prior standard deviation of a domain's weight around the common one, relative to it
 
 

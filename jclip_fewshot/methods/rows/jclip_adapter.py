@@ -11,7 +11,7 @@ trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by defa
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
 - A_t sees [t_c; mean shot of c − mean of those means]; a class without a shot shows the mean.
-- Borrowed residuals (`training`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
+- Borrowed residuals (`trained`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
 - α and β, as they act on the trained adapters, are chosen on held-out shots; β not above its value in training.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.methods.rows.training import Arrays, TrainedMethod, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
 from jclip_fewshot.task import Task, class_means
 
 

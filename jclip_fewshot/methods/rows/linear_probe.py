@@ -23,7 +23,7 @@ from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.methods.base import SHOTS, Method, log_loss, top1
-from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.task import Task
 
 MAX_ITERATIONS = 200

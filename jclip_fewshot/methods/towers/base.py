@@ -29,10 +29,10 @@ from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
-from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.lora import merged
 from jclip_fewshot.methods.towers.towers import blocks_of, cut
-from jclip_fewshot.methods.towers.training import Arrays, Vars
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
 

@@ -30,7 +30,7 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import NEVER, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import cut, in_parts, text_rows
-from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

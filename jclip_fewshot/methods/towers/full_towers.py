@@ -24,7 +24,7 @@ from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers import lora, two_stage
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import blocks_of, in_parts, rows_from, text_rows
-from jclip_fewshot.methods.towers.training import Arrays, Vars
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

@@ -28,7 +28,7 @@ from jclip_fewshot.methods.base import ALWAYS, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, steps_of
 from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.methods.towers.towers import blocks_of, norm_names, rows_from
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

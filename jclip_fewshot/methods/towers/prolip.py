@@ -23,7 +23,7 @@ from jclip_fewshot.encoders.base import UNPROJECTED, Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import TowerMethod
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

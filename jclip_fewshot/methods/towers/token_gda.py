@@ -23,7 +23,7 @@ from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import ALWAYS, Given, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
 from jclip_fewshot.methods.towers.base import TowerMethod
-from jclip_fewshot.methods.towers.training import Vars
+from jclip_fewshot.methods.training import Vars
 from jclip_fewshot.task import Task, class_means
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

@@ -25,7 +25,7 @@ from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import NEVER, Given
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, steps_of
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

@@ -19,7 +19,7 @@ from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import COMMON_STATE, NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
-from jclip_fewshot.methods.towers.training import Arrays, Vars
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first

@@ -21,7 +21,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.methods.base import TEXT, TOWER, Unlabelled
 from jclip_fewshot.methods.towers.towers import patch_rows
-from jclip_fewshot.methods.towers.training import Arrays, Vars
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.methods.unlabelled.base import LabelFreeByImages
 from jclip_fewshot.task import CLIP_SCALE, Task
 

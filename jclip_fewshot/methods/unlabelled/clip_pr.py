@@ -29,7 +29,7 @@ from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers.base import image_flops
 from jclip_fewshot.methods.towers.towers import image_rows
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to
 from jclip_fewshot.methods.unlabelled.views import in_batches
 from jclip_fewshot.task import Task

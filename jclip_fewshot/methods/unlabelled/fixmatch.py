@@ -22,9 +22,9 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, product, softmax, unit_rows
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Method, Unlabelled
-from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import coop
-from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, batches, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, batches, cosine, descend, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled import views
 from jclip_fewshot.methods.unlabelled.base import pixels_of
 from jclip_fewshot.task import Task

@@ -29,7 +29,7 @@ from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
 from jclip_fewshot.methods.towers.base import image_flops
 from jclip_fewshot.methods.towers.towers import blocks_of, image_rows, norm_names
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled import views
 from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to
 from jclip_fewshot.task import Task, class_sums

@@ -25,7 +25,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.methods.base import TEXT, TOWER, UNLABELLED, Unlabelled
 from jclip_fewshot.methods.towers import coop
-from jclip_fewshot.methods.towers.training import Arrays, batches, cosine_by_epoch
+from jclip_fewshot.methods.training import Arrays, batches, cosine_by_epoch
 from jclip_fewshot.methods.unlabelled.base import LabelFree
 from jclip_fewshot.task import Task
 

@@ -13,9 +13,9 @@ from jclip_fewshot.methods.rows.clip_adapter import ClipAdapter
 from jclip_fewshot.methods.rows.cross_modal import CrossModal
 from jclip_fewshot.methods.rows.jclip_adapter import JclipAdapter, whitening
 from jclip_fewshot.methods.rows.linear_probe import LinearProbe, lbfgs, logistic_regression
-from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, gradients, start
+from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, loss_of, start
 from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
-from jclip_fewshot.methods.rows.training import borrowed, fits_of, residuals, soft_top1
+from jclip_fewshot.methods.rows.trained import borrowed, fits_of, residuals, soft_top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 WIDTH = 16
@@ -136,7 +136,9 @@ def test_lp_plus_plus_gradient_and_steps_against_float64():
     np.testing.assert_allclose(rate_a, S / (4 * (T ** 2).sum(0).max()), rtol=1e-4)
     closed = -1e9 * ~task.seen[None]
     a = a / 30  # softer, so that errors are not all 0 or 1
-    loss, dw, da, _ = gradients(var(W), var(a), var(F), var(T), jt.array(task.labels.astype(np.int32)), var(closed))
+    W_var, a_var = var(W), var(a)
+    loss, _ = loss_of(W_var, a_var, var(F), var(T), jt.array(task.labels.astype(np.int32)), var(closed))
+    dw, da = jt.grad(loss, [W_var, a_var])
     log_p = log_softmax(F @ W.T.astype(np.float64) + a * T + closed)
     error = (np.exp(log_p) - L) / S
     np.testing.assert_allclose(loss.item(), -(log_p[np.arange(S), task.labels]).mean(), rtol=1e-4)

@@ -14,7 +14,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.towers import coop, lora, prolip, towers, two_stage
-from jclip_fewshot.methods.towers.training import batches, cosine_by_epoch
+from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
 

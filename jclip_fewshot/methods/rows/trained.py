@@ -1,13 +1,12 @@
 """Training on the shots: the folds and the whole side by side, AdamW, cosine schedule, the epoch by held-out shots.
 
-A trained head describes ONE fit: what it starts from (`start`) and how it answers (`forward`). `train` runs k + 1
-of them in step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every shot.
-So the curve that picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did
-not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
+A method describes one fit: what it starts from (`start`) and how it answers (`forward`). `train` runs k + 1 of them in
+step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every shot. So the curve that
+picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did not see the shot they
+answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
 
-Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean
-of j's class) of another shot of the same fit, drawn again in each step. Classes of one data set vary alike (pose,
-light, crop), which is what GDA's shared covariance says; here the shots themselves say it (measured: docs/heads.md).
+Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean of
+j's class) of another shot of the same fit, drawn again in each step (docs/methods.md).
 
 Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 """
@@ -15,21 +14,18 @@ Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import softmax, unit_rows, var
-from jclip_fewshot.console import progress
 from jclip_fewshot.methods.base import Method, keep_unseen, log_loss, top1
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_arrays, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task, class_means
 
-Arrays = dict[str, np.ndarray]
-Vars = dict[str, "jt.Var"]  # a name: evaluating it would start Jittor
 MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
 CHUNK = 4096  # rows answered at a time
 
@@ -87,7 +83,7 @@ class Trained:
 
 
 class TrainedMethod(Method):
-    """A head that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
+    """A method that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
 
     epochs, batch (rows a step), lr, weight_decay, eps: AdamW with a cosine schedule to zero. augment: strength of
     the borrowed residuals. choose_epoch: keep the epoch with the best held-out soft top-1, not the last one.
@@ -180,74 +176,86 @@ class TrainedMethod(Method):
         return head
 
 
-def train(head: TrainedMethod, task: Task) -> Trained:
-    """Minimises the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
+class _Settled(Adam):
+    """AdamW, and what a method does to a parameter after each step."""
+
+    def __init__(self, method: TrainedMethod, of: Callable[[Vars, int], Vars]) -> None:
+        super().__init__(method.weight_decay, eps=method.eps)
+        self.method, self.of = method, of
+
+    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        moved = super().step(values, gradients, lr)
+        parts = {key: key.partition("/") for key in moved}
+        return {key: self.method.settle(name, moved[key], self.of(moved, int(m)), lr)
+                for key, (m, _, name) in parts.items()}
+
+
+def train(method: TrainedMethod, task: Task) -> Trained:
+    """Minimise the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
 
     A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
     (`base.keep_unseen` puts it back). Epoch 0, the start, may be the one chosen.
     """
-    rng = np.random.default_rng(head.seed)
-    fits = fits_of(task)
-    starts = [head.start(fit.task, np.random.default_rng(head.seed)) for fit in fits]
+    rng, fits = np.random.default_rng(method.seed), fits_of(task)
+    starts = [method.start(fit.task, np.random.default_rng(method.seed)) for fit in fits]
     constants = [{name: var(value) for name, value in start[0].items()} for start in starts]
     names = list(starts[0][1])
-    width = len(names)
-    values = [var(start[1][name]) for start in starts for name in names]
     closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-    banks = [residuals(fit.task)[fit.task.can_be_left_out] for fit in fits]
-    held_out = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
-                for fit in fits[:-1]]
+    lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in fits]
+    held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
     tested = np.concatenate([task.labels[fit.left_out] for fit in fits])
-    stepper = AdamW(head.lr, head.weight_decay, head.eps)
-    steps = min(MAX_STEPS, max(1, -(-len(task) // head.batch)))
+    steps = min(MAX_STEPS, max(1, -(-len(task) // method.batch)))
+    epochs = method.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
+    batches: list[list[np.ndarray]] = []
+    whole: list[tuple[jt.Var, jt.Var, int]] = []  # of the fit on all shots: a step's loss, hits, rows
 
-    def of(m: int) -> Vars:
-        return {**constants[m], **dict(zip(names, values[m * width:(m + 1) * width]))}
+    def of(values: Vars, m: int) -> Vars:
+        return {**constants[m], **{name: values[f"{m}/{name}"] for name in names}}
 
-    def score() -> dict:
+    def score(values: Vars) -> dict[str, float]:
         if not held_out:
             return {}
-        logits = np.concatenate([keep_unseen(head.forward(of(m), rows).numpy(), zero_shot, task.seen)
-                                 for m, (fit, rows, zero_shot) in enumerate(held_out)])
+        logits = np.concatenate([keep_unseen(method.forward(of(values, m), rows).numpy(), zero_shot, task.seen)
+                                 for m, (rows, zero_shot) in enumerate(held_out)])
         return scores(logits, tested)
 
-    history = [{"epoch": 0, **score()}]
-    kept, epoch = list(values), 0
-    epochs = head.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
-    for e in progress(range(1, epochs + 1), stage=head.name, unit="epochs"):
-        batches = [np.array_split(rng.permutation(len(fit.kept)), steps) for fit in fits]
-        losses, hits = [], []  # of the fit on all shots
-        for s in range(steps):
-            pace = 0.5 * (1 + np.cos(np.pi * ((e - 1) * steps + s) / (epochs * steps)))
-            objective = 0
-            for m, fit in enumerate(fits):
-                rows = batches[m][s]
-                if len(rows) == 0:  # a fold with fewer shots than steps
-                    continue
-                share = len(rows)
-                if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
-                    rows = np.repeat(rows, 2)
-                x = var(borrowed(fit.task.features[rows], banks[m], head.augment, rng))
-                y = jt.array(fit.task.labels[rows].astype(np.int32))
-                p = of(m)
-                logits = head.forward(p, x)
-                loss = cross_entropy(logits if closed is None else logits + closed, y)
-                if m == len(fits) - 1:
-                    losses.append((loss * float(share)).detach())
-                    hits.append(((jt.argmax(logits, 1)[0] == y).float32().mean() * float(share)).detach())
-                extra = head.penalty(p, x, logits, rng)
-                objective = objective + (loss if extra is None else loss + extra)
-            values = stepper.step(values, jt.grad(objective, values), pace)
-            values = [head.settle(names[i % width], value, of(i // width), head.lr * pace)
-                      for i, value in enumerate(values)]
-            jt.sync(values + stepper.means + stepper.squares + losses[-1:] + hits[-1:])
-        history.append({"epoch": e, "loss": float(sum(v.item() for v in losses) / len(task)),
-                        "train_top1": float(100 * sum(v.item() for v in hits) / len(task)), **score()})
+    def loss(values: Vars, step: int) -> jt.Var:
+        if step % steps == 0:
+            batches[:] = [np.array_split(rng.permutation(len(fit.kept)), steps) for fit in fits]
+        total = 0
+        for m, fit in enumerate(fits):
+            rows = batches[m][step % steps]
+            if len(rows) == 0:  # a fold with fewer shots than steps
+                continue
+            share = len(rows)
+            if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
+                rows = np.repeat(rows, 2)
+            x = var(borrowed(fit.task.features[rows], lent[m], method.augment, rng))
+            y, p = jt.array(fit.task.labels[rows].astype(np.int32)), of(values, m)
+            logits = method.forward(p, x)
+            own = cross_entropy(logits if closed is None else logits + closed, y)
+            if m == len(fits) - 1:
+                whole.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
+            extra = method.penalty(p, x, logits, rng)
+            total = total + (own if extra is None else own + extra)
+        return total
+
+    first = {f"{m}/{name}": value for m, start in enumerate(starts) for name, value in start[1].items()}
+    kept, epoch = as_vars(first), 0
+    history = [{"epoch": 0, **score(kept)}]
+
+    def watch(step: int, objective: jt.Var, gradients: Vars, values: Vars) -> None:
+        nonlocal kept, epoch
+        whole[-1:] = [(one.item(), float(hit.numpy().mean()), share) for one, hit, share in whole[-1:]]
+        if step % steps < steps - 1:
+            return
+        history.append({"epoch": step // steps + 1, "loss": sum(one * share for one, _, share in whole) / len(task),
+                        "train_top1": 100 * sum(hit * share for _, hit, share in whole) / len(task), **score(values)})
+        whole.clear()
         better = held_out and history[-1]["held_out_soft_top1"] > max(h["held_out_soft_top1"] for h in history[:-1])
-        if better or not (held_out and head.choose_epoch):
-            kept, epoch = list(values), e
-    arrays = [value.numpy() for value in kept]
-    learned = [{**start[0], **dict(zip(names, arrays[m * width:(m + 1) * width]))} for m, start in enumerate(starts)]
-    jt.sync_all()
-    jt.gc()
+        if better or not (held_out and method.choose_epoch):
+            kept, epoch = values, step // steps + 1
+    descend(first, loss, _Settled(method, of), cosine(method.lr, epochs * steps), watch, method.name)
+    arrays = as_arrays(kept)
+    learned = [{**start[0], **{name: arrays[f"{m}/{name}"] for name in names}} for m, start in enumerate(starts)]
     return Trained(fits, learned, epoch, history)
