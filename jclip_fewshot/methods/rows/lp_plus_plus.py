@@ -90,22 +90,20 @@ class LPPlusPlus(Method):
             if done % self.every and done < self.epochs:
                 return False
             found = held_out(values)
-            self.history_.append({"epoch": done, "loss": said[0].item(),
-                                  "train_top1": float(100 * said[1].numpy().mean()), **(scores(found, truth) if held else {})})
+            top1 = float(100 * said[1].numpy().mean())
+            self.history_.append({"epoch": done, "loss": said[0].item(), "train_top1": top1,
+                                  **(scores(found, truth) if held else {})})
             before = [one["held_out_soft_top1"] for one in self.history_[:-1]] if held else []
             if not held or self.history_[-1]["held_out_soft_top1"] > max(before):
                 kept, epoch, answers = values, done, found
             return done - epoch >= self.patience
         descend(first, loss, SGD(self.momentum, lr_factors=rates), [1.0] * self.epochs, watch, self.name)
         self.weight_, self.blend_ = kept[last + "W"].numpy(), kept[last + "a"].numpy()
-        self._trained_held_out = task.zero_shot(task.features)
+        self.fold_logits_ = task.zero_shot(task.features)
         self.settings_ = {"epoch": epoch, "chosen_by": "held-out soft top-1" if held else "fixed"}
         if held:
-            self._trained_held_out[np.concatenate([fit.left_out for fit in fits])] = answers
+            self.fold_logits_[np.concatenate([fit.left_out for fit in fits])] = answers
             self.settings_.update(scores(answers, truth))
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(features, self.weight_.T) + self.blend_ * matmul(features, self.text_.T)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._trained_held_out

@@ -90,7 +90,7 @@ class TrainedMethod(Method):
     ratios: {name of a constant: values to try} after training, by held-out soft top-1. seed: same seed, same bytes.
     """
 
-    state_names = ("learned_",)
+    state_dicts = ("learned_",)
     trains = True
     epochs, batch, lr, weight_decay, eps = 20, 256, 1e-3, 0.0, 1e-8
     augment, choose_epoch, seed = 0.0, True, 0
@@ -142,11 +142,11 @@ class TrainedMethod(Method):
             score = soft_top1(held_out[tested], task.labels[tested])
             if best is None or score > best[0]:
                 best = score, dict(zip(names, map(float, values))), chosen, held_out, tested
-        _, scalars, chosen, self._trained_held_out, tested = best
+        _, scalars, chosen, self.fold_logits_, tested = best
         self.learned_ = {**trained.learned[-1], **chosen}
         self.settings_.update(scalars)
         if folds:
-            self.settings_.update(scores(self._trained_held_out[tested], task.labels[tested]))
+            self.settings_.update(scores(self.fold_logits_[tested], task.labels[tested]))
 
     def _ask(self, learned: Arrays, features: np.ndarray) -> np.ndarray:
         p = {name: var(value) for name, value in learned.items()}
@@ -155,25 +155,6 @@ class TrainedMethod(Method):
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return self._ask(self.learned_, features)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._trained_held_out
-
-    def state(self) -> Arrays:
-        state = super().state()
-        if "learned_" in state:
-            del state["learned_"]
-            state.update({f"learned.{name}": value for name, value in self.learned_.items()})
-        return state
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> TrainedMethod:
-        learned = {name[len("learned."):]: np.asarray(v) for name, v in state.items() if name.startswith("learned.")}
-        rest = {name: v for name, v in state.items() if not name.startswith("learned.")}
-        head = super().from_state({**rest, "learned_": np.zeros(0)} if learned else rest)
-        if learned:
-            head.learned_ = learned
-        return head
 
 
 class _Settled(Adam):

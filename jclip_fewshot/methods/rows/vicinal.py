@@ -103,16 +103,16 @@ class Vicinal(Method):
         self.W_ = task.text.copy()
         self.W_[columns] = mixed[-1]
 
-        self._held = task.zero_shot(task.features)
+        self.fold_logits_ = task.zero_shot(task.features)
         for fit, w in zip(fits[:-1], mixed):
-            self._held[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
+            self.fold_logits_[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
         chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
                   for d in np.unique(inner.domains)}
         weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
         self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
                           "residual": self.residual, "sigma": self.sigma}
         if len(rows):
-            inside = self._held[np.ix_(rows, columns)]
+            inside = self.fold_logits_[np.ix_(rows, columns)]
             self.settings_.update(chosen_by="leave-one-shot-out log-loss",
                                   held_out_loss=log_loss(inside, inner.labels[rows]),
                                   held_out_top1=top1(inside, inner.labels[rows]))
@@ -171,9 +171,6 @@ class Vicinal(Method):
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.scale_ * features, self.W_.T)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._held
 
 
 def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -21,17 +21,17 @@ import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.combine.ensemble import temperature
-from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of, cut
+from jclip_fewshot.methods.towers.towers import blocks_of, cut, rows_from
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
@@ -45,7 +45,7 @@ ROWS_AT_ONCE = 256
 
 
 class TowerMethod(Method):
-    """Subclasses say what trains: `depth`, `train`, `rows`.
+    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`).
 
     After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
     `settings_`, `history_`.
@@ -58,25 +58,31 @@ class TowerMethod(Method):
     reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
     own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
-    kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
+    constants: ClassVar[tuple[str, ...]] = ()  # the attributes that a training depends on
+    at: ClassVar[Depth] = ROWS
+    state_names = ("tuned_domains_", "classifier_")
+    state_dicts = ("update_",)
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def depth(self, model: CLIP) -> Depth:
-        """Where the bank must stop."""
-        raise NotImplementedError
+        """Where the stored activations stop: what lies below is computed once."""
+        return self.at
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
+        """Activations at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
 
         own: its arrays that are none of the model's.
         """
-        raise NotImplementedError
+        depth = self.depth(model)
+        if isinstance(depth, int):
+            return rows_from(model, x, depth)
+        return unit_var(x if depth == ROWS else jt.matmul(x, model.visual.proj))
 
     def interpolated(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
         """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
@@ -93,15 +99,11 @@ class TowerMethod(Method):
 
     def fit(self, task: Task, tower: Bank) -> TowerMethod:
         """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
-        self.task_ = task
-        self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
-        self.scale_ = np.float32(task.scale)
+        self._begin(task)
         self.update_, self.classifier_ = {}, task.text
-        for name in set(self.kept) - set(TowerMethod.kept):
+        for name in set(self.state_names) - set(TowerMethod.state_names):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
-        self.settings_: dict = {}
-        self.history_: list[dict] = []
         self._held_out = task.zero_shot(task.features)
         if task.seen.sum() > 1:
             self._fit(task, tower)
@@ -145,11 +147,11 @@ class TowerMethod(Method):
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
-            answers = self.fold_logits(bank, task, self.interpolated(model, arrays, alpha), fold.left_out)
+            answers = self.logits_of_fit(bank, task, self.interpolated(model, arrays, alpha), fold.left_out)
             held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
         return held_out
 
-    def fold_logits(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    def logits_of_fit(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         """Return logits (n, K) of some of a bank's images by a fit's arrays."""
         classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
         return matmul(self.scale_ * self.mean_rows(bank, arrays, images), classifier.T)
@@ -215,37 +217,15 @@ class TowerMethod(Method):
             return base
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
-    def state(self) -> Arrays:
-        """Everything that `logits` and `encoder` need: kilobytes."""
-        arrays = {name: np.asarray(getattr(self, name)) for name in self.kept}
-        arrays.update({f"update/{name}": value for name, value in self.update_.items()})
-        return arrays
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> TowerMethod:
-        """The inverse of `state`."""
-        missing = [name for name in cls.kept if name not in state]
-        if missing:
-            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
-        method = cls()
-        for name in cls.kept:
-            setattr(method, name, np.asarray(state[name]))
-        method.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
-                          if name.startswith("update/")}
-        return method
-
     def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
-        said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
+        constants = {name: getattr(self, name) for name in self.constants}
+        said = [__version__, self.name, str(self.seed), repr(constants), bank.encoder.fingerprint,
                 bank.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
         if self.reads_sentences:
             arrays.append(bank.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
-
-    def constants(self) -> dict[str, float]:
-        """The settings that a training depends on and that are not chosen."""
-        return {}
 
 
 def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

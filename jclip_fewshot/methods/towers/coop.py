@@ -23,7 +23,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.encoders.base import ROWS, Depth
+from jclip_fewshot.encoders.base import ROWS
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.features.bank import Bank
@@ -175,12 +175,7 @@ class CoOp(TowerMethod):
     name, title, paper = "coop", "CoOp", "Zhou et al. 2022"
     reads_sentences = True
     context, steps = 4, 100
-
-    def depth(self, model: CLIP) -> Depth:
-        return ROWS
-
-    def constants(self) -> dict[str, float]:
-        return {"context": self.context, "steps": self.steps}
+    constants = ("context", "steps")
 
     def flops(self, task: Task, given: Given) -> float:
         bank = given.tower
@@ -201,9 +196,6 @@ class CoOp(TowerMethod):
         moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
         return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}
 
-    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return unit_var(x)
-
 
 class CoCoOp(TowerMethod):
     """A context that each image shifts: an image's answer costs K sentences through the text tower.
@@ -215,14 +207,9 @@ class CoCoOp(TowerMethod):
     default = NEVER
     reads_sentences = True
     alphas, own = (1.0,), ("ctx", *NET)
-    kept = (*TowerMethod.kept, "class_tokens_")
+    state_names = (*TowerMethod.state_names, "class_tokens_")
     context, epochs, batch = 4, 1, 1
-
-    def depth(self, model: CLIP) -> Depth:
-        return ROWS
-
-    def constants(self) -> dict[str, float]:
-        return {"context": self.context, "epochs": self.epochs, "batch": self.batch}
+    constants = ("context", "epochs", "batch")
 
     def flops(self, task: Task, given: Given) -> float:
         sentence = sentence_flops(given.tower.encoder.model, given.tower.class_tokens)
@@ -245,12 +232,9 @@ class CoCoOp(TowerMethod):
                      [one + len(kept) * view for one, view in zip(chosen, numbers)],
                      cosine_by_epoch(LR, self.epochs, len(chosen) // self.epochs), task.scale, stage=stage)
 
-    def fold_logits(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    def logits_of_fit(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         prompts = Prompts(bank.encoder.model, bank.class_tokens, self.context)
         return logits_one_by_one(arrays, prompts, jt.array(self.mean_rows(bank, arrays, images)), task.scale).numpy()
-
-    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return unit_var(x)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:

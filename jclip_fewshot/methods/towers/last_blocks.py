@@ -41,6 +41,7 @@ class LastBlocks(TowerMethod):
     name, title, paper = "last_block", "Last block tuned", "after Zanella and Ben Ayed 2024"
     default = ALWAYS
     blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
+    constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
 
     def first(self, model: CLIP) -> int:
         """The lowest block that trains."""
@@ -48,10 +49,6 @@ class LastBlocks(TowerMethod):
 
     def depth(self, model: CLIP) -> Depth:
         return self.first(model)
-
-    def constants(self) -> dict[str, float]:
-        names = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
-        return {name: getattr(self, name) for name in names}
 
     def _norms(self, model: CLIP) -> list:
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
@@ -95,6 +92,3 @@ class LastBlocks(TowerMethod):
         """Unit rows (B, D) of the blocks' input under the parameters p."""
         with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
             return rows_from(model, x, self.first(model))
-
-    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return rows_from(model, x, self.first(model))

@@ -36,7 +36,7 @@ class TokenGDA(TowerMethod):
     name, title, paper = "token_gda", "GDA on tokens", "ours, after Wang et al. 2024"
     default = ALWAYS
     trains = False
-    kept = TowerMethod.kept + ("weight_", "bias_")
+    state_names = (*TowerMethod.state_names, "weight_", "bias_")
 
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)

@@ -19,7 +19,6 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.features.bank import Bank
@@ -77,13 +76,9 @@ class VPT(TowerMethod):
     name, title, paper = "vpt", "VPT", "Jia et al. 2022"
     default = NEVER
     alphas, own = (1.0,), (PROMPTS,)  # there is no prompt to start from, and so none to interpolate with
+    at = 0
     prompts, deep, epochs, batch, lr = 8, True, 10, 32, 5e-4
-
-    def depth(self, model: CLIP) -> Depth:
-        return 0
-
-    def constants(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("prompts", "deep", "epochs", "batch", "lr")}
+    constants = ("prompts", "deep", "epochs", "batch", "lr")
 
     def flops(self, task: Task, given: Given) -> float:
         images = (len(task.folds()) + 1) * self.epochs * len(task)

@@ -18,14 +18,12 @@ from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.base import COMMON_STATE, NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
+from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
-
-LEARNED = "learned."
 
 
 class LabelFree(Method):
@@ -33,6 +31,7 @@ class LabelFree(Method):
 
     needs = frozenset({TEXT, UNLABELLED})
     default = NEVER
+    state_dicts = ("learned_",)
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -43,9 +42,8 @@ class LabelFree(Method):
 
     def fit(self, task: Task, unlabelled: Unlabelled | None = None, tower: Bank | None = None) -> LabelFree:
         """Learn from the unlabelled images; the task's shots are only answered."""
-        self.task_, self.scale_ = task, np.float32(task.scale)
-        self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
-        self.settings_, self.history_ = {"chosen_by": "fixed: learned without labels"}, []
+        self._begin(task)
+        self.settings_ = {"chosen_by": "fixed: learned without labels"}
         self.learned_ = self.learn(task, unlabelled)
         return self
 
@@ -61,19 +59,6 @@ class LabelFree(Method):
         """Return itself with the task: what it learned knows no label, and is kept."""
         self.task_ = task
         return self
-
-    def state(self) -> Arrays:
-        return {**{name: np.asarray(getattr(self, name)) for name in COMMON_STATE},
-                **{LEARNED + name: np.asarray(value) for name, value in self.learned_.items()}}
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> LabelFree:
-        method = cls()
-        method.learned_ = {name[len(LEARNED):]: np.asarray(value) for name, value in state.items()
-                           if name.startswith(LEARNED)}
-        for name in COMMON_STATE:
-            setattr(method, name, np.asarray(state[name]))
-        return method
 
 
 class LabelFreeByImages(LabelFree):

@@ -147,16 +147,13 @@ class FixMatch(Method):
                 for weak in (shots, pixels_of(unlabelled, self.name)))
         prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
         width, zero_shot = encoder.model.transformer.width, task.zero_shot(u[0])
-        fits, self._trained_held_out = fits_of(task), task.zero_shot(task.features)
+        fits, self.fold_logits_ = fits_of(task), task.zero_shot(task.features)
         for number, fit in enumerate(fits, 1):
             text = learn(prompts, (x[0][fit.kept], x[1][fit.kept], fit.task.labels), tuple(u), zero_shot, task.scale,
                          width, self.settings, self.seed, f"{self.name} {number}/{len(fits)}")
-            self._trained_held_out[fit.left_out] = matmul(self.scale_ * task.features[fit.left_out], text.T)
+            self.fold_logits_[fit.left_out] = matmul(self.scale_ * task.features[fit.left_out], text.T)
         self.learned_text_ = text
         self.settings_ = {"chosen_by": "fixed"}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.scale_ * features, self.learned_text_.T)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._trained_held_out
