@@ -6,7 +6,7 @@ Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730), equations
 Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its text may be trusted.
 The settings are fixed: no held-out shot chooses anything, as the paper asks.
 
-Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/heads.md). The pull is solved in
+Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/methods.md). The pull is solved in
 each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of descended: any λ is stable, and λ → ∞ is zero-shot.
 """
 

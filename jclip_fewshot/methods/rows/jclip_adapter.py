@@ -6,7 +6,7 @@
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
 `JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/heads.md):
+trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/methods.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
