@@ -146,18 +146,21 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         listed = [one.name for one in dropped]
         tell(f"tuning: {', '.join(listed)} left out: about {duration(seconds(dropped))} on this CPU; "
              f"auto,{','.join(listed)} as methods tunes all the same")
-    if kept:
-        encoding = encoding_flops([one for one in kept if isinstance(one, TowerMethod)], bank) / rate
+    tuned = [method for method in kept if isinstance(method, TowerMethod)]
+    others = [method for method in kept if method not in tuned]
+    where = f"on this {'GPU' if cuda else 'CPU'}"
+    if tuned:
+        encoding = encoding_flops(tuned, bank) / rate
         before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
-        tell(f"tuning {', '.join(one.name for one in kept)}: about {duration(seconds(kept))} on this "
-             f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; fast as methods leaves it out")
+        tell(f"tuning {', '.join(one.name for one in tuned)}: about {duration(seconds(tuned))} {where}{before}; "
+             "finished trainings are not repeated; fast as methods leaves it out")
+    if others:
+        tell(f"{', '.join(one.name for one in others)}: about {duration(seconds(others))} {where}")
     return [method.name for method in kept]
 
 
 def encoding_flops(methods: Sequence[TowerMethod], bank: Bank) -> float:
     """Return the operations until the shots have all activations that the methods need, about."""
-    if not methods:
-        return 0.0
     model = bank.encoder.model
     length, width = model.visual.shape_at(0)
     blocks = len(blocks_of(model, "visual."))

@@ -5,7 +5,7 @@
 
 Symbols: f image row (D,); W₁ (D, D/4), W₂ (D/4, D); R residual ratio, 0.2 in the paper.
 
-Deviations: 20 epochs instead of 200 (adapters overfit: see METHODS and the epoch curve in `history_`), stopped where
+Deviations: 20 epochs instead of 200 (adapters overfit: see the epoch curve in `history_`), stopped where
 the held-out shots say; R, as it acts on the trained adapter, by the same score.
 """
 

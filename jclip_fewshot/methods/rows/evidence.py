@@ -1,4 +1,4 @@
-"""Zero-shot plus weighted evidence: how every training-free head decides, and how its weights are found.
+"""Zero-shot plus weighted evidence: how every training-free method decides, and how its weights are found.
 
     logits = 100 x tᵀ + Σ_m α_m(x) E_m(x)                                                    (N, K)
 
@@ -110,7 +110,7 @@ def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domain
 
 
 class EvidenceMethod(Method):
-    """A training-free head. Subclasses read evidence from shots; the weights are found here.
+    """A method without training. Subclasses read evidence from shots; the weights are found here.
 
     per_domain: let domains with at least 40 held-out shots have their own α.
     alpha: fixed weight(s) of the evidence in the method's own scale: no search (None: leave-one-shot-out).

@@ -9,7 +9,7 @@ classifier.
 
 Deviations, each of which `text_shots=0` and equal counts undo:
 - A mean of four shots is noisy, and the text row says where the class should lie. Class means are drawn to
-  m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and shrunk by the least-squares s, as if κ
+  m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and scaled by the least-squares s, as if κ
   (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ). κ by leave-one-shot-out.
 - Where no class has more than two shots, a fold has no class with two and Σ̂ would be zero: the scatter
   around the mean of all shots stands in.

@@ -14,7 +14,7 @@ Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,12 +157,32 @@ class TrainedMethod(Method):
         return self._ask(self.learned_, features)
 
 
-class _Settled(Adam):
-    """AdamW, and what a method does to a parameter after each step."""
+class _InStep(Adam):
+    """Every fit of a method, trained by one loop; as its optimiser AdamW, and what the method does after each step."""
 
-    def __init__(self, method: TrainedMethod, of: Callable[[Vars, int], Vars]) -> None:
+    def __init__(self, method: TrainedMethod, task: Task) -> None:
         super().__init__(method.weight_decay, eps=method.eps)
-        self.method, self.of = method, of
+        self.method, self.task, self.rng = method, task, np.random.default_rng(method.seed)
+        self.fits = fits_of(task)
+        starts = [method.start(fit.task, np.random.default_rng(method.seed)) for fit in self.fits]
+        self.fixed = [constants for constants, _ in starts]
+        self.constants = [{name: var(value) for name, value in constants.items()} for constants in self.fixed]
+        self.names = list(starts[0][1])
+        self.first = {f"{m}/{name}": value for m, (_, start) in enumerate(starts) for name, value in start.items()}
+        self.closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
+        self.lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
+        self.held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
+                         for fit in self.fits[:-1]]
+        self.tested = np.concatenate([task.labels[fit.left_out] for fit in self.fits])
+        self.steps = min(MAX_STEPS, max(1, -(-len(task) // method.batch)))  # an epoch
+        self.batches: list[list[np.ndarray]] = []  # an epoch's, of each fit
+        self.said: list[tuple] = []  # of the fit on all shots, this epoch: each step's loss, hits, rows
+        self.kept, self.epoch = as_vars(self.first), 0
+        self.history = [{"epoch": 0, **self.score(self.kept)}]
+
+    def of(self, values: Vars, m: int) -> Vars:
+        """What `forward` reads of fit m."""
+        return {**self.constants[m], **{name: values[f"{m}/{name}"] for name in self.names}}
 
     def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
         moved = super().step(values, gradients, lr)
@@ -170,73 +190,60 @@ class _Settled(Adam):
         return {key: self.method.settle(name, moved[key], self.of(moved, int(m)), lr)
                 for key, (m, _, name) in parts.items()}
 
-
-def train(method: TrainedMethod, task: Task) -> Trained:
-    """Minimise the mean cross-entropy over the seen classes (+ penalty) of every fit, all fits in step.
-
-    A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
-    (`base.keep_unseen` puts it back). Epoch 0, the start, may be the one chosen.
-    """
-    rng, fits = np.random.default_rng(method.seed), fits_of(task)
-    starts = [method.start(fit.task, np.random.default_rng(method.seed)) for fit in fits]
-    constants = [{name: var(value) for name, value in start[0].items()} for start in starts]
-    names = list(starts[0][1])
-    closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-    lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in fits]
-    held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
-    tested = np.concatenate([task.labels[fit.left_out] for fit in fits])
-    steps = min(MAX_STEPS, max(1, -(-len(task) // method.batch)))
-    epochs = method.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
-    batches: list[list[np.ndarray]] = []
-    whole: list[tuple[jt.Var, jt.Var, int]] = []  # of the fit on all shots: a step's loss, hits, rows
-
-    def of(values: Vars, m: int) -> Vars:
-        return {**constants[m], **{name: values[f"{m}/{name}"] for name in names}}
-
-    def score(values: Vars) -> dict[str, float]:
-        if not held_out:
+    def score(self, values: Vars) -> dict[str, float]:
+        """Of the shots held out, each by the fit that did not see it."""
+        if not self.held_out:
             return {}
-        logits = np.concatenate([keep_unseen(method.forward(of(values, m), rows).numpy(), zero_shot, task.seen)
-                                 for m, (rows, zero_shot) in enumerate(held_out)])
-        return scores(logits, tested)
+        logits = [keep_unseen(self.method.forward(self.of(values, m), rows).numpy(), zero_shot, self.task.seen)
+                  for m, (rows, zero_shot) in enumerate(self.held_out)]
+        return scores(np.concatenate(logits), self.tested)
 
-    def loss(values: Vars, step: int) -> jt.Var:
-        if step % steps == 0:
-            batches[:] = [np.array_split(rng.permutation(len(fit.kept)), steps) for fit in fits]
+    def loss(self, values: Vars, step: int) -> jt.Var:
+        """The sum over the fits of their mean cross-entropy over the seen classes (+ penalty)."""
+        if step % self.steps == 0:
+            self.batches = [np.array_split(self.rng.permutation(len(fit.kept)), self.steps) for fit in self.fits]
         total = 0
-        for m, fit in enumerate(fits):
-            rows = batches[m][step % steps]
+        for m, fit in enumerate(self.fits):
+            rows = self.batches[m][step % self.steps]
             if len(rows) == 0:  # a fold with fewer shots than steps
                 continue
             share = len(rows)
             if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
                 rows = np.repeat(rows, 2)
-            x = var(borrowed(fit.task.features[rows], lent[m], method.augment, rng))
-            y, p = jt.array(fit.task.labels[rows].astype(np.int32)), of(values, m)
-            logits = method.forward(p, x)
-            own = cross_entropy(logits if closed is None else logits + closed, y)
-            if m == len(fits) - 1:
-                whole.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
-            extra = method.penalty(p, x, logits, rng)
+            x = var(borrowed(fit.task.features[rows], self.lent[m], self.method.augment, self.rng))
+            y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
+            logits = self.method.forward(p, x)
+            own = cross_entropy(logits if self.closed is None else logits + self.closed, y)
+            if m == len(self.fits) - 1:
+                self.said.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
+            extra = self.method.penalty(p, x, logits, self.rng)
             total = total + (own if extra is None else own + extra)
         return total
 
-    first = {f"{m}/{name}": value for m, start in enumerate(starts) for name, value in start[1].items()}
-    kept, epoch = as_vars(first), 0
-    history = [{"epoch": 0, **score(kept)}]
-
-    def watch(step: int, objective: jt.Var, gradients: Vars, values: Vars) -> None:
-        nonlocal kept, epoch
-        whole[-1:] = [(one.item(), float(hit.numpy().mean()), share) for one, hit, share in whole[-1:]]
-        if step % steps < steps - 1:
+    def watch(self, step: int, objective: jt.Var, gradients: Vars, values: Vars) -> None:
+        """Keep the epoch's scores, and its parameters where they are the ones to choose."""
+        self.said[-1:] = [(one.item(), float(hit.numpy().mean()), share) for one, hit, share in self.said[-1:]]
+        if step % self.steps < self.steps - 1:
             return
-        history.append({"epoch": step // steps + 1, "loss": sum(one * share for one, _, share in whole) / len(task),
-                        "train_top1": 100 * sum(hit * share for _, hit, share in whole) / len(task), **score(values)})
-        whole.clear()
-        better = held_out and history[-1]["held_out_soft_top1"] > max(h["held_out_soft_top1"] for h in history[:-1])
-        if better or not (held_out and method.choose_epoch):
-            kept, epoch = values, step // steps + 1
-    descend(first, loss, _Settled(method, of), cosine(method.lr, epochs * steps), watch, method.name)
-    arrays = as_arrays(kept)
-    learned = [{**start[0], **{name: arrays[f"{m}/{name}"] for name in names}} for m, start in enumerate(starts)]
-    return Trained(fits, learned, epoch, history)
+        best = max((one["held_out_soft_top1"] for one in self.history), default=0.0) if self.held_out else 0.0
+        loss, hits = (sum(one[place] * one[2] for one in self.said) / len(self.task) for place in (0, 1))
+        self.history.append({"epoch": step // self.steps + 1, "loss": loss, "train_top1": 100 * hits,
+                             **self.score(values)})
+        self.said.clear()
+        chooses = bool(self.held_out) and self.method.choose_epoch
+        if not chooses or self.history[-1]["held_out_soft_top1"] > best:
+            self.kept, self.epoch = values, step // self.steps + 1
+
+
+def train(method: TrainedMethod, task: Task) -> Trained:
+    """Train all fits in step; epoch 0, the start, may be the one chosen.
+
+    A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
+    (`base.keep_unseen` puts it back).
+    """
+    fits = _InStep(method, task)
+    epochs = method.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
+    descend(fits.first, fits.loss, fits, cosine(method.lr, epochs * fits.steps), fits.watch, method.name)
+    arrays = as_arrays(fits.kept)
+    learned = [{**fixed, **{name: arrays[f"{m}/{name}"] for name in fits.names}} for m, fixed in enumerate(fits.fixed)]
+    return Trained(fits.fits, learned, fits.epoch, fits.history)

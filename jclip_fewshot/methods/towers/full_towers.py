@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 
 class _BothTowers(TowerMethod):
-    """What the two share: the bank at block 0, steps by shots, tensors of both towers."""
+    """What the two share: activations at block 0, steps by shots, tensors of both towers."""
 
     reads_sentences = True
     at = 0

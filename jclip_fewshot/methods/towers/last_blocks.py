@@ -1,7 +1,7 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once (a
-bank at block B − b) and a training costs seconds to minutes on a CPU.
+After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once and a
+training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 

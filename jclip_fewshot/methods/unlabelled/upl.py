@@ -3,9 +3,9 @@
 Huang et al., "Unsupervised Prompt Learning for Vision-Language Models", 2022 (arXiv:2204.03649).
 
     of each class k the n images with the largest max softmax among those whose argmax is k
-    members: CoOp on them from different starts; logits are averaged
+    CoOp on them from different starts; logits are averaged
 
-A class may get fewer than n, or none. The pseudo-labels are never renewed. Averaging the logits of CoOp's members is
+A class may get fewer than n, or none. The pseudo-labels are never renewed. Averaging the logits of CoOp's fits is
 averaging their text rows: what is kept is one matrix (K, D).
 
 Deviations by default, for a dozen images a class (`Settings`): 4 of them a class instead of 16, 4 members of 4 vectors
