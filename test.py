@@ -15,57 +15,52 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 from pathlib import Path
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TestConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data.contest import default_split, read_contest, read_labels, test_images
+from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
-from jclip_fewshot.features.sources import reopen_source, test_rows
-from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
+from jclip_fewshot.features.sources import test_rows
 from jclip_fewshot.problem import queries_of
+from jclip_fewshot.provenance import Stopwatch, made_by
+from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
-from jclip_fewshot.storage.arrays import load_arrays
+from jclip_fewshot.run import Run
+from jclip_fewshot.storage.files import require_writable_folder
 
 
 def main() -> None:
     settings = parse(TestConfig, __doc__)
     command.speak_as(settings)
-    watch = runs.Stopwatch()
+    watch = Stopwatch()
 
     # 1. The test images and, where somebody has them, their answers. What is wrong with them is found now.
-    folder = runs.find_run(settings.run, settings.runs, settings.demo, settings.demo_seed)
-    record = runs.load_record(folder)
-    config, class_names = record["config"], record["classes"]
-    root = settings.data or runs.where_now(folder, record, config["data"])
-    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
-    runs.require_same_classes(folder, record, contest.class_names)
-    own_split = default_split(root, config["board"])
-    split = settings.split or own_split
+    run = Run.chosen(settings.run, settings.runs, settings.demo, settings.demo_seed, settings.split)
+    root = settings.data or run.where(run.record.config.data)
+    contest = read_contest(root, run.board, labelled=run.record.config.shots > 0)
+    run.require_same_classes(contest.class_names)
+    split, own = run.split(root, settings.split)
     tests = test_images(root, split)
     require_names(tests.folder, tests.names)
     if tests.ignored:
         tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
     labels = read_labels(contest, split)
     truth = None if labels is None else scoring.truth_of(labels, tests.names)
-    result = Path(settings.result or Path(root if config["demo"] else "", "result.txt"))
+    result = Path(settings.result or Path(root if run.record.config.demo else "", "result.txt"))
     require_target(result)
-    runs.require_writable_run(folder)
+    require_writable_folder(run.folder, "--run")
 
     # 2. The run: what was learned, and from what.
     device = command.start_jittor(settings)
-    pipeline = Pipeline.from_state(load_arrays(folder / runs.MODEL, STATE_SCHEMA))
-    task = pipeline.task_
-    tell(f"run {folder}: {', '.join(pipeline.methods_)}")
+    tell(f"run {run.folder}: {', '.join(run.pipeline.methods_)}")
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
-    where = runs.sources_now(folder, record, settings)
-    source = reopen_source(record["encoder"], where, record["shots"]["files"], class_names, task, **settings.encoding)
+    source = run.source(settings, **settings.encoding)
     features, bad = test_rows(source, contest.root, tests, settings.views)
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
@@ -75,31 +70,34 @@ def main() -> None:
 
     # 4. Methods and ensemble answer each image by itself; the refinement looks at all of them.
     queries = queries_of(source, contest.root, [tests.files[index] for index in readable], rows, settings.views)
-    answers = pipeline.answer(queries, settings.refine, every_method=truth is not None)
+    answers = run.pipeline.answer(queries, settings.refine, every_method=truth is not None)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")
 
     # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
     best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(tests.names))
-    archive = runs.save_result(result, folder, split, own_split, tests.names, best, len(class_names))
+    archive = run.save_result(result, split, own, tests.names, best)
     print(f"{result}: {count_of(len(tests.names), 'image')}; submit {archive}")
 
     # 6. Where the answers are known: the score of every method.
-    scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, record["domains"])
+    scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, contest.domains)
     if scores:
         print(scoring.score_table(scores))
         print(scoring.gain_text(scores), end="")
-    runs.save_test(folder, split, {
-        "device": str(device), "config": vars(settings), "images": len(tests.names),
-        "unreadable": {tests.names[i]: r for i, r in bad.items()},
-        "refinement": answers.refinement.record() if answers.refinement else None, "scores": scores,
-        "seconds": watch.seconds},
-        {"names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
-         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], task),
-         **({} if truth is None else {"truth": truth})})
-    if config["demo"]:
-        print(report_line(folder, split))
+    record = TestRecord(
+        **made_by(), device=str(device), config=settings, images=len(tests.names),
+        unreadable={tests.names[index]: reason for index, reason in bad.items()},
+        refinement=answers.refinement.record() if answers.refinement else None, scores=scores, seconds=watch.seconds)
+    run.save_test(split, record, {
+        "names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
+        **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
+        **({} if truth is None else {"truth": truth})})
+    held_out = run.record.held_out()
+    if held_out:
+        print(held_out.sentence())
+    if run.record.config.demo:
+        print(report_line(run.folder, split))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
@@ -26,15 +25,19 @@ from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import read_problem, with_support
+from jclip_fewshot.provenance import Stopwatch, demo_flags, made_by, next_command, runs_flag
+from jclip_fewshot.records import Record, Shots
+from jclip_fewshot.repeat import repeated
+from jclip_fewshot.run import Run, require_new
 
 
 def main() -> None:
     settings, given = parse_given(TrainConfig, __doc__)
     if settings.from_run:
-        settings = runs.repeated(settings, given)
-    runs.require_new_run(settings.runs, settings.name)
+        settings = repeated(settings, given)
+    require_new(settings.runs, settings.name)
     command.speak_as(settings)
-    watch = runs.Stopwatch()
+    watch = Stopwatch()
 
     # 1. What is there to learn from? Mistakes in it are found now, before Jittor starts.
     if settings.demo:
@@ -63,21 +66,24 @@ def main() -> None:
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
     draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
-    folder = runs.save_run(settings.runs, settings.name, settings.board, shots,
-                           {**pipeline.state(), **pipeline.report_arrays()}, {
-        "device": str(device), "config": vars(settings), "encoder": encoded.source.record(),
-        "classes": problem.data.class_names, "domains": problem.data.domains,
-        "shots": {"rule": rule(**draw), "files": [path for path, _ in shots + named_below(settings.support, found)],
-                  "labels": task.labels.tolist(), "unreadable": bad, "support": len(found)},
-        "without_labels": {"unlabelled": settings.unlabelled, "transductive": settings.transductive},
-        "settings": pipeline.settings(), "histories": pipeline.histories(),
-        "seconds": {**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}}})
+    record = Record(
+        **made_by(), device=str(device), config=settings, encoder=encoded.source.record(),
+        classes=problem.data.class_names, domains=problem.data.domains, shots=Shots(
+            rule=rule(**draw), files=[path for path, _ in shots + named_below(settings.support, found)],
+            labels=task.labels.tolist(), unreadable=bad, support=len(found)),
+        without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive},
+        settings=pipeline.settings(), histories=pipeline.histories(),
+        seconds={**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}})
+    run = Run.create(settings.runs, settings.name, shots, pipeline, record)
     print(settings_table(pipeline.settings()))
+    held_out = record.held_out()
+    if held_out:
+        print(held_out.sentence())
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)
-    print(f"run saved: {folder}  (next: {runs.next_command('test')}"
-          f"{runs.demo_flags(settings.demo, settings.demo_seed)}{runs.runs_flag(settings.runs)})")
+    print(f"run saved: {run.folder}  (next: {next_command('test')}"
+          f"{demo_flags(settings.demo, settings.demo_seed)}{runs_flag(settings.runs)})")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jclip_fewshot.errors import one_line
+
 quiet = False  # set by --quiet: results and warnings alone
 verbose = False  # set by --verbose: full error traces
 LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
@@ -104,11 +106,11 @@ def filled(text: str, indent: int = 0) -> str:
 
 
 def tell(text: str = "") -> None:
-    """A line for the person who waits; none with --quiet."""
+    """A line, or lines, for the person who waits; none with --quiet."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(one_line, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A line that must be seen, even with --quiet."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)

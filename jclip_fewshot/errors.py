@@ -5,10 +5,22 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Says in one line what is wrong, where, and what to do.
+    """Says in one clean line what is wrong, where, and what to do.
 
     The scripts print it and leave with status 2; library users may catch it.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """A text from anywhere as one line that a terminal shows as it is: white space is one space, the rest escaped."""
+    if text.isprintable():
+        return text
+    text = "".join(letter if letter.isprintable() else " " if letter.isspace()
+                   else letter.encode("unicode_escape").decode() for letter in text)
+    return " ".join(text.split())
 
 
 def nearest(name: str, known: Any) -> str:

@@ -33,7 +33,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jclip_fewshot import runs  # noqa: E402
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
 from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_state_dict  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
@@ -46,9 +45,12 @@ from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
 from jclip_fewshot.evaluation.validate import shot_curve  # noqa: E402
 from jclip_fewshot.features.table import FeatureTable  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
+from jclip_fewshot.records import Record, TestRecord, Validation  # noqa: E402
+from jclip_fewshot.repeat import repeated  # noqa: E402
 from jclip_fewshot.report.leaderboard import leaderboard_page  # noqa: E402
+from jclip_fewshot.run import Run  # noqa: E402
 from jclip_fewshot.storage.arrays import load_arrays  # noqa: E402
-from jclip_fewshot.storage.records import load_record, load_test_record, load_validation  # noqa: E402
+from jclip_fewshot.storage.json_files import read_json  # noqa: E402
 from tests.mutations import (  # noqa: E402
     ANY,
     as_safetensors,
@@ -71,7 +73,7 @@ from tests.mutations import (  # noqa: E402
     splice,
     tiny_clip,
 )
-from tests.storage.samples import RECORD, TEST, VALIDATION  # noqa: E402
+from tests.records import RECORD, TEST, VALIDATION  # noqa: E402
 
 SECONDS = 5.0  # of the processor, a case
 MEMORY = 64 << 20  # bytes a case beyond four times its file
@@ -158,24 +160,24 @@ def npz_kind(folder: Path) -> Kind:
 
 def record_kind(folder: Path) -> Kind:
     seeds = {"record.json": RECORD, "test_A.json": TEST, "validate.json": VALIDATION}
-    load = {"record.json": load_record, "test_A.json": load_test_record, "validate.json": load_validation}
+    kinds = {"record.json": Record, "test_A.json": TestRecord, "validate.json": Validation}
     run = folder / "runs" / "one"
     run.mkdir(parents=True)
 
     def read(name: str, path: Path) -> None:
         """Those who trust a record, too: what `runs`, `--from-run`, test.py and the leaderboard make of it."""
-        record = load[name](path)
+        record = read_json(path, kinds[name])
         for other in seeds:
             (run / other).unlink() if (run / other).exists() else None
         (run / name).write_bytes(path.read_bytes())
         if name != "test_A.json":
             runs_table(run.parent)
         if name == "record.json":
-            runs.sources_now(run, record, TestConfig())
-            runs.repeated(TrainConfig(from_run=str(run)), {})
+            Run.open(run).where_sources(TestConfig())
+            repeated(TrainConfig(from_run=str(run)), {})
         if name == "validate.json":
             leaderboard_page(lambda *picture: None, record)
-            shot_curve({int(count): methods for count, methods in record["curve"].items()})
+            shot_curve(record.curve)
     return Kind({name: json.dumps(record).encode() for name, record in seeds.items()}, read,
                 [*ANY, odd_record, odd_record, odd_record, odd_text])
 
@@ -306,11 +308,7 @@ def try_case(kind: Kind, source: str, path: Path, most: int) -> str:
         outcome = "read"
     except UserError as error:
         line = str(error)
-        outcome = "refused" if line and "\n" not in line and len(line) < 5000 else f"the line is none: {line[:100]!r}"
-        with contextlib.suppress(UnicodeEncodeError):
-            line.encode("utf-8")
-            line = ""
-        outcome = outcome if not line else f"the line cannot be printed: {line[:100]!r}"
+        outcome = "refused" if line.isprintable() and 0 < len(line) < 5000 else f"the line is none: {line[:100]!r}"
     except TooLong:
         outcome = f"took more than {SECONDS:.0f} s"
     except BaseException as error:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax
+from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax, temperature
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import Fold, Task
 
@@ -58,25 +58,13 @@ class Pool:
         return log_softmax(total)
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
-    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²."""
-    from scipy.optimize import minimize_scalar  # half a second that only a fit should wait for
-
-    own = logits - logits[np.arange(len(labels)), labels][:, None]
-
-    def loss(log_a: float) -> float:
-        return float((row_weights * log_sum_exp(np.float32(np.exp(log_a)) * own)[:, 0]).sum()) + 0.5 * log_a ** 2
-
-    return float(np.exp(minimize_scalar(loss, bracket=(-0.5, 0.5), options={"xtol": 1e-3}).x))
-
-
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
                   kappa: float) -> tuple[np.ndarray, bool]:
     """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
 
     log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
     """
-    from scipy.optimize import minimize  # here for the reason given in `temperature`
+    from scipy.optimize import minimize  # half a second that only a fit should wait for
 
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
 

@@ -10,14 +10,14 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import open_zip
-from jclip_fewshot.storage.files import atomic_write, content_digest, require_writable
+from jclip_fewshot.storage.files import atomic_write, require_writable
 
 TOP = 5
 MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
@@ -76,11 +76,10 @@ def _why_not(name: str) -> str:
     return ""
 
 
-def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ()) -> Path | None:
+def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
     """Moves a file that equals none of `ours` out of the way, to result.previous.txt; returns where it lies now.
 
-    older: digests (hex) of files that were ours and are gone. Nothing is lost: where that name is taken, a number is
-    added to it.
+    Nothing is lost: where that name is taken, a number is added to it.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,8 +88,6 @@ def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ())
     for other in ours:
         if other.is_file() and other.stat().st_size == len(content) and other.read_bytes() == content:
             return None
-    if content_digest(content).hex() in older:
-        return None
     number = 1
     while True:
         aside = path.with_name(f"{path.stem}.previous{'' if number == 1 else f'-{number}'}{path.suffix}")

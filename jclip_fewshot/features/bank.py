@@ -121,14 +121,14 @@ class Bank:
             self._require_readable(part, bad)
             if self._cache is None:
                 held.extend(rows)
-        return held if self._cache is None else self._mapped(depth, shape)
+        return held if self._cache is None else self._mapped(depth)
 
     @staticmethod
     def _require_readable(paths: Sequence, bad: dict[int, str]) -> None:
         for index, reason in bad.items():
             raise UserError(f"training image {paths[index]} cannot be read ({reason}); give another one")
 
-    def _mapped(self, depth: Depth, shape: tuple) -> list[np.ndarray]:
+    def _mapped(self, depth: Depth) -> list[np.ndarray]:
         rows: list[np.ndarray] = []
         store, digests, known = self._stored(depth)
         for index, row in enumerate(store.mapped(digests)):
@@ -137,14 +137,14 @@ class Bank:
                                       views=self._views, seed=self._seed, workers=0, depth=depth)
                 rows.append(one[0])
             else:
-                rows.append(np.frombuffer(row, _kind(depth)).reshape(shape))
+                rows.append(row)
         return rows
 
     def _stored(self, depth: Depth) -> tuple[RowStore, np.ndarray, np.ndarray]:
         """The rows of that depth in the cache, the images' keys in it (S, 2), and which of these are known, (S,)."""
         recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
-        numbers = max(1, self._views) * int(np.prod(self.encoder.shape_at(depth)))
-        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), numbers * np.dtype(_kind(depth)).itemsize)
+        shape = (max(1, self._views), *self.encoder.shape_at(depth))
+        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), shape, _kind(depth))
         store.refresh()
         digests, known, _ = self._cache.known_files(self.paths)
         return store, digests, known

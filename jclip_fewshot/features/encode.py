@@ -84,13 +84,12 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     marks, store = np.zeros((n, 2), np.uint64), None
     if cache is not None and n:
         about = depth_of_rows(encoder, recipe, depth)
-        store = cache.rows(about, rows[0].nbytes)
+        store = cache.rows(about, rows.shape[1:], kind)
         store.refresh()
         digests, known, marks = cache.known_files(paths)
         if len(store):
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
-            rows_found, found = store.get(digests)
-            rows = rows_found.view(kind).reshape(rows.shape)
+            rows, found = store.get(digests)
             found &= known
 
     batch_images = _images_a_batch(encoder, views)
@@ -114,14 +113,14 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                 bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
                 features = _encode_batch(encoder, pixels, depth)
                 good = [place for place, result in enumerate(done) if not result.reason]
-                if not np.isfinite(features[good]).all():
-                    raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
+                if not _sound(features[good]):
+                    raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, near "
                                     f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
                 if store is not None and good:
                     keys = as_keys([done[place].digest for place in good])
-                    store.put(keys, rows[placed].reshape(len(good), -1).view(np.uint8))
+                    store.put(keys, rows[placed])
                     cache.remember_files(marks[placed], keys)
                 finished += len(indices)
                 bar.update(len(indices))
@@ -172,6 +171,11 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
 
 
+def _sound(features: np.ndarray) -> bool:
+    """Whether (n, V, ...) features are finite and no view's are all zero."""
+    return bool(np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all())
+
+
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
                  cache: FeatureCache | None = None) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
@@ -202,11 +206,11 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
     found = np.zeros(len(tokens), bool)
     keys, store = None, None
     if cache is not None and len(tokens):
-        store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, rows[:1].nbytes)
+        store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, (1, encoder.width))
         store.refresh()
         keys = as_keys([content_digest(row.tobytes()) for row in tokens])
         rows, found = store.get(keys)
-        rows = rows.view(np.float32).reshape(len(tokens), -1)
+        rows = rows[:, 0]
     # The end mark has the highest id: all columns behind it are idle. Similar lengths share a batch.
     wanted = np.flatnonzero(~found)
     wanted = wanted[np.argsort(tokens[wanted].argmax(axis=1), kind="stable")]
@@ -216,12 +220,12 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
-                if not np.isfinite(features).all():
-                    raise UserError(f"the encoder {encoder.name} gives text rows that are no numbers: "
+                if not _sound(features[:, None]):
+                    raise UserError(f"the encoder {encoder.name} gives text rows that are zero or no numbers: "
                                     "is the checkpoint damaged?")
                 rows[part] = features
                 if store is not None:
-                    store.put(keys[part], rows[part].view(np.uint8))
+                    store.put(keys[part], features[:, None])
                 bar.update(len(part))
     finally:
         if cache is not None:

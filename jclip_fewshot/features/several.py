@@ -16,6 +16,12 @@ import numpy as np
 from jclip_fewshot.task import Part, joined, joined_scale
 
 
+def encoders_of(record: dict) -> list[dict]:
+    """Return what a source's record says of each encoder: the first one's entries, then those of the others in it."""
+    first = {key: value for key, value in record.items() if key != "others"}
+    return [first, *record.get("others", [])]
+
+
 class SeveralSources:
     """Answers `images` and `texts` like a single source; `parts` says whose columns are whose."""
 

@@ -28,11 +28,10 @@ from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
-from jclip_fewshot.features.several import SeveralSources
+from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import FeatureTable
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.fit_cache import FitCache
-from jclip_fewshot.storage.records import encoders_of
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
@@ -161,7 +160,7 @@ class EncoderSource:
     @property
     def fits(self) -> FitCache | None:
         """Where finished trainings are kept: next to the cached rows."""
-        return None if self._cache is None else FitCache(self._cache.folder / "fits")
+        return None if self._cache is None else self._cache.fits
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jclip_fewshot.records import Record
 from jclip_fewshot.task import Task
 
 LIMIT = 500_000_000  # the contest's bound on a model's parameters
@@ -233,13 +234,13 @@ class AlphaBetaMap:
     shots: int
 
 
-def alpha_beta_map(record: dict, arrays: dict[str, np.ndarray]) -> AlphaBetaMap | None:
+def alpha_beta_map(record: Record, arrays: dict[str, np.ndarray]) -> AlphaBetaMap | None:
     """The map that train.py left in the run's arrays; None where it left none."""
-    settings = record["settings"].get("tip_adapter", {})
+    settings = record.settings.get("tip_adapter", {})
     there = all(f"alpha_beta/{key}" in arrays for key in ("alphas", "betas", "top1"))
     if not there or "alpha" not in settings or "beta" not in settings:
         return None
-    names = list(dict.fromkeys(record["domains"]))
+    names = list(dict.fromkeys(record.domains))
     values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]
     labels = names if len(values) == len(names) > 1 else [""] * len(values)
     chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]

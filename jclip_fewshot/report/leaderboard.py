@@ -7,21 +7,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.records import Validation
 from jclip_fewshot.report import figures
 
 Methods = dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "domains": {domain: [...]}}}
 
 
-def leaderboard_page(draw: Callable[..., None], record: dict) -> dict[str, Any]:
-    """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left.
-
-    Raises:
-        UserError: a record without scores.
-    """
-    curve: dict[int, Methods] = {int(count): methods for count, methods in record["curve"].items()}
-    if not curve or not all(curve.values()):
-        raise UserError("this validation holds no scores: validate again")
+def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str, Any]:
+    """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left."""
+    curve: dict[int, Methods] = record.curve
     counts = sorted(curve)
     spread = {count: {name: mean_and_deviation(row["top1"]) for name, row in methods.items()}
               for count, methods in curve.items()}
@@ -38,7 +32,7 @@ def leaderboard_page(draw: Callable[..., None], record: dict) -> dict[str, Any]:
     return {
         "record": record, "boards": boards, "counts": counts, "spread": spread, "final": final, "top1": top1,
         "domains": list(panels)[1:], "seeds": len(curve[counts[-1]][final]["top1"]),
-        "sampling": 100 * math.sqrt(share * (1 - share) / record["n"]),  # binomial: one standard error
+        "sampling": 100 * math.sqrt(share * (1 - share) / record.n),  # binomial: one standard error
         "same": not any(deviation for _, deviation in spread[counts[-1]].values()),
         "headings": {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts},
         "menu": [*[("curve", "Curve")] * (len(counts) > 1),

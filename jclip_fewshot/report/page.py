@@ -19,13 +19,15 @@ import numpy as np
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
+from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.provenance import next_command
+from jclip_fewshot.records import Record
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
-from jclip_fewshot.report.reading import VALIDATE, Answers, Run, Thumbnails, read_run, read_validation
-from jclip_fewshot.storage.files import write_together
-from jclip_fewshot.storage.records import encoders_of
+from jclip_fewshot.report.reading import VALIDATE, Answers, ReportData, Thumbnails, read_run, read_validation
+from jclip_fewshot.storage.files import atomic_write
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
@@ -55,7 +57,9 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
     else:
         text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
     files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
-    write_together(target, {**files, PAGE: text.encode("utf-8")})
+    for name, content in {**files, PAGE: text.encode("utf-8")}.items():
+        with atomic_write(target / name) as file:
+            file.write(content)
     return target / PAGE
 
 
@@ -64,7 +68,7 @@ def report_line(run_folder: str | Path, split: str = "") -> str:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        return f"no report, as jinja2 is not installed: {INSTALL}, then python -m jclip_fewshot report {run_folder}"
+        return f"no report, as jinja2 is not installed: {INSTALL}, then {next_command('report')} {run_folder}"
     return f"report: {write_report(run_folder, split)}"
 
 
@@ -87,7 +91,8 @@ class Page:
         self._environment.filters.update(
             n="{:,}".format, fixed=lambda value, digits=1: f"{value:.{digits}f}",
             value=lambda value: repr(value.item() if isinstance(value, np.generic) else value),
-            signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "−"), short=short, method=method_title,
+            signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "−"), short=short, vars=vars,
+            method=method_title,
             svg=lambda text: "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
         self._environment.globals.update(
             folder=folder.resolve().name, draws=self.draws, install=INSTALL, pictures=self.pictures,
@@ -105,9 +110,9 @@ class Page:
         return self._environment.get_template(template).render(context)
 
 
-def run_page(page: Page, run: Run) -> dict[str, Any]:
+def run_page(page: Page, run: ReportData) -> dict[str, Any]:
     """What the page of a trained run shows, with its answers where it has any."""
-    names = [plain_name(name, domain) for name, domain in zip(run.class_names, run.domains)]
+    names = [plain_name(name, domain) for name, domain in zip(run.record.classes, run.domains)]
     context: dict[str, Any] = {
         "run": run, "record": run.record, "names": names, "answers": run.answers,
         "seen": len(set(run.shot_labels.tolist())), "learned": _learned(page, run), "sizes": _sizes(run),
@@ -116,7 +121,7 @@ def run_page(page: Page, run: Run) -> dict[str, Any]:
         answers = run.answers
         context.update(known=answers.truth is not None, top=min(TOP, len(names)), best_classes=best_classes,
                        confidence=100 * analysis.mean_confidence(answers.probs), changes=_changes(answers),
-                       scores=_scores(page, answers.record["scores"]), classes=_classes(page, run, names),
+                       scores=_scores(page, answers.record.scores), classes=_classes(page, run, names),
                        certainty=_certainty(page, answers), balance=_balance(page, run, names),
                        unsure=analysis.least_confident(answers.probs), gallery=GALLERY)
         if answers.truth is None:
@@ -162,14 +167,14 @@ def _changes(answers: Answers) -> dict[str, Any] | None:
     return {"rows": rows, "better": rows[~was & now], "worse": rows[was & ~now], "other": int((~was & ~now).sum())}
 
 
-def _confusions(run: Run) -> dict[str, Any]:
+def _confusions(run: ReportData) -> dict[str, Any]:
     truth, guess = run.answers.truth, run.answers.guess
     by_domain = analysis.domain_confusion(truth, guess, run.domains)
     return {"pairs": analysis.confused_pairs(truth, guess), "counts": np.bincount(truth, minlength=len(run.domains)),
             "domains": by_domain if len(by_domain) > 1 else {}}
 
 
-def _classes(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
+def _classes(page: Page, run: ReportData, names: Sequence[str]) -> dict[str, Any]:
     """A row a class, the lowest top-1 first, with the images that are shown at a click."""
     answers, count = run.answers, len(names)
     confidence = answers.probs.max(axis=1)
@@ -200,7 +205,7 @@ def _classes(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
             true = answers.truth == k
             groups = {"Misread": shown(np.flatnonzero(true & ~mine), answers.guess, "read as"),
                       "Others read as this class": shown(np.flatnonzero(mine & ~true), answers.truth, "truth:")}
-        files = [(run.shot_paths[shot], run.record["shots"]["files"][shot]) for shot in run.shots_of(k)[:SHOTS]]
+        files = [(run.shot_paths[shot], run.record.shots.files[shot]) for shot in run.shots_of(k)[:SHOTS]]
         rows.append({"id": int(k), "top1": accuracy[k], "images": int(images[k]), "predicted": int(predicted[k]),
                      "shots": int(shots[k]), "shown": files,
                      "groups": {title: group for title, group in groups.items() if group["total"]}})
@@ -230,7 +235,7 @@ def _certainty(page: Page, answers: Answers) -> dict[str, Any] | None:
     return found
 
 
-def _balance(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
+def _balance(page: Page, run: ReportData, names: Sequence[str]) -> dict[str, Any]:
     answers, domains = run.answers, np.array(run.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
@@ -243,15 +248,15 @@ def _balance(page: Page, run: Run, names: Sequence[str]) -> dict[str, Any]:
     return {"rows": rows, "most": most, "never": [names[k] for k in np.flatnonzero(predicted == 0)]}
 
 
-def _learned(page: Page, run: Run) -> dict[str, Any]:
+def _learned(page: Page, run: ReportData) -> dict[str, Any]:
     """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
-    settings, record = run.record["settings"], run.record
+    settings, record = run.record.settings, run.record
     sizes, _ = analysis.parameter_count(None, run.arrays)
-    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record["seconds"].get(f"method {name}"),
+    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record.seconds.get(f"method {name}"),
                    "size": sizes.get(name, 0), "settings": {key: value for key, value in chosen.items()
                                                             if key != analysis.HELD_OUT_SCORE}}
             for name, chosen in settings.items()}
-    histories = {name: history for name, history in record["histories"].items() if history}
+    histories = {name: history for name, history in record.histories.items() if history}
     if histories:
         page.draw(figures.training_curves, histories,
                   {name: settings.get(name, {}).get("epoch") for name in histories})
@@ -261,8 +266,8 @@ def _learned(page: Page, run: Run) -> dict[str, Any]:
     return {"rows": rows, "last": {name: history[-1] for name, history in histories.items()}, "curves": CURVES}
 
 
-def _sizes(run: Run) -> dict[str, Any]:
-    counted = [encoder.get("parameters") for encoder in encoders_of(run.record["encoder"])]
+def _sizes(run: ReportData) -> dict[str, Any]:
+    counted = [encoder.get("parameters") for encoder in encoders_of(run.record.encoder)]
     encoder = None if None in counted else sum(counted)  # one of unknown size: a sum would be too small
     sizes, total = analysis.parameter_count(encoder, run.arrays)
     ensemble = sizes.pop("ensemble", 0)
@@ -270,17 +275,17 @@ def _sizes(run: Run) -> dict[str, Any]:
             "share": 100 * total / analysis.LIMIT, "limit": analysis.LIMIT // 10 ** 6}
 
 
-def _stages(run: Run) -> dict[str, float]:
-    trained = {f"train: {stage}": value for stage, value in run.record["seconds"].items()
+def _stages(run: ReportData) -> dict[str, float]:
+    trained = {f"train: {stage}": value for stage, value in run.record.seconds.items()
                if not stage.startswith("method ")}
-    tested = run.answers.record["seconds"] if run.answers else {}
+    tested = run.answers.record.seconds if run.answers else {}
     return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
 
 
-def _versions(record: dict) -> dict[str, str]:
+def _versions(record: Record) -> dict[str, str]:
     """With the digests that tell one checkpoint, or one file of features, from another."""
-    told = dict(record["versions"])
-    for encoder in encoders_of(record["encoder"]):
+    told = dict(record.versions)
+    for encoder in encoders_of(record.encoder):
         of = f" of {encoder['name']}" if "name" in encoder else ""
         told.update({f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
                      f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")})

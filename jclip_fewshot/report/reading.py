@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jclip_fewshot import runs
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
-from jclip_fewshot.storage.arrays import Field, load_arrays
-from jclip_fewshot.storage.records import load_test_record, load_validation
+from jclip_fewshot.provenance import next_command
+from jclip_fewshot.records import Record, TestRecord, Validation
+from jclip_fewshot.run import MODEL, RECORD, Run
+from jclip_fewshot.storage.arrays import Field
+from jclip_fewshot.storage.json_files import read_json
 
 # arrays that a report reads, for load_arrays: N images in all, R that could be read, S shots, K classes, D width
 MODEL_SCHEMA = {
@@ -51,7 +51,7 @@ class Answers:
     """
 
     split: str
-    record: dict
+    record: TestRecord
     names: list[str]
     paths: list[Path | None]
     probs: np.ndarray
@@ -67,14 +67,18 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportData:
     """A trained run, read back: record, arrays, where its shots lie and, after test.py, its answers."""
 
-    folder: Path
-    record: dict
+    run: Run
     arrays: dict[str, np.ndarray]
     shot_paths: list[Path | None]
     answers: Answers | None
+
+    @property
+    def record(self) -> Record:
+        """How it was trained."""
+        return self.run.record
 
     @property
     def shot_labels(self) -> np.ndarray:
@@ -82,64 +86,51 @@ class Run:
         return self.arrays["shots/labels"]
 
     @property
-    def class_names(self) -> list[str]:
-        """Raw names, by id."""
-        return self.record["classes"]
-
-    @property
     def domains(self) -> list[str]:
         """Each class's domain, by id."""
-        return self.record["domains"]
+        return self.record.domains
 
     def shots_of(self, label: int) -> np.ndarray:
         """Which shots are of a class."""
         return np.flatnonzero(self.shot_labels == label)
 
 
-def find_run(run: str | Path, runs_folder: str | Path) -> Path:
-    """`run`, or what was trained, tested or validated last under `runs_folder`.
+def find_run(run: str | Path, runs: str | Path) -> Path:
+    """Return the folder `run`, or what was trained, tested or validated last under `runs`.
 
-    Raises:
-        UserError: there is none.
+    Raise UserError if there is none.
     """
     if run:
-        return Path(run) if Path(run, VALIDATE).is_file() else runs.find_run(run, runs_folder, flag="RUN")
-    folders = [path.parent for path in Path(runs_folder).glob(f"*/{runs.RECORD}")]
-    records = [path for folder in folders for path in (folder / runs.RECORD, *folder.glob("test_*.json"))]
-    records += Path(runs_folder).glob(f"*/{VALIDATE}")
-    for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
+        return Path(run) if Path(run, VALIDATE).is_file() else Run.open(run, "RUN", runs).folder
+    files = [path for name in (RECORD, "test_*.json", VALIDATE) for path in Path(runs).glob(f"*/{name}")]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            load_validation(path) if path.name == VALIDATE else runs.load_record(path.parent)
+            read_validation(path.parent) if path.name == VALIDATE else Run.open(path.parent)
             return path.parent
         except UserError as error:
             warn(f"{error}; looking at the run before it")
-    raise UserError(f"no finished run under {runs_folder}: python train.py makes one")
+    raise UserError(f"no finished run under {runs}: {next_command('train')} makes one")
 
 
-def read_run(folder: Path, split: str = "") -> Run:
-    """Reads a run's record, arrays and, where test.py has been, its answers.
+def read_run(folder: Path, split: str = "") -> ReportData:
+    """Read a run's record, arrays and, where test.py has been, its answers.
 
-    Raises:
-        UserError: no such run, no answers of `split`, a damaged file.
+    Raise UserError if there is no such run, no answers of `split`, or a file is damaged.
     """
-    record = runs.load_record(runs.find_run(folder, ""))
-    arrays = load_arrays(folder / runs.MODEL, MODEL_SCHEMA)
-    _require_fit(folder / runs.MODEL, len(arrays["shots/text"]) == len(record["classes"])
-                 and len(arrays["shots/labels"]) == len(record["shots"]["files"]))
-    tests = sorted(folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
-    if split and not (folder / f"test_{split}.json").is_file():
-        raise UserError(f"{folder} has not answered test set {split}: "
-                        f"python test.py --run {shlex.quote(str(folder))} --split {shlex.quote(split)} does")
-    answers, root = None, record["config"]["data"]
-    if split or tests:
-        answers = _read_answers(folder, record, split or tests[-1].stem[len("test_"):])
-        root = answers.record["config"].get("data") or root
-    shots = [Path(root, path) for path in record["shots"]["files"]]
+    run = Run.open(folder)
+    record, arrays = run.record, run.arrays(MODEL_SCHEMA)
+    _require_fit(folder / MODEL, len(arrays["shots/text"]) == len(record.classes)
+                 and len(arrays["shots/labels"]) == len(record.shots.files))
+    answers, root, splits = None, record.config.data, run.splits()
+    if split or splits:
+        answers = _read_answers(run, split or splits[-1])
+        root = answers.record.config.data or root
+    shots = [Path(root, path) for path in record.shots.files]
     if answers:
-        _require_fit(folder / f"test_{answers.split}.npz", answers.probs.shape[1] == len(record["classes"])
+        _require_fit(folder / f"test_{answers.split}.npz", answers.probs.shape[1] == len(record.classes)
                      and all(found.max(initial=-1) < len(shots) for found in answers.nearest.values()
                              if found.dtype.kind == "i"))
-    return Run(folder, record, arrays, [path if path.is_file() else None for path in shots], answers)
+    return ReportData(run, arrays, [path if path.is_file() else None for path in shots], answers)
 
 
 def _require_fit(file: Path, fits: bool) -> None:
@@ -147,43 +138,35 @@ def _require_fit(file: Path, fits: bool) -> None:
         raise UserError(f"{file} does not fit the run's record: train and test again")
 
 
-def _read_answers(folder: Path, record: dict, split: str) -> Answers:
-    tested, arrays = load_test_record(folder / f"test_{split}.json"), load_arrays(
-        folder / f"test_{split}.npz", ANSWERS_SCHEMA)
+def _read_answers(run: Run, split: str) -> Answers:
+    tested, arrays = run.tested(split), run.answers(split, ANSWERS_SCHEMA)
     readable = arrays["readable"].astype(np.int64)
     names = [str(name) for name in arrays["names"][readable]]
-    root = tested["config"].get("data") or record["config"]["data"]
-    paths, truth = _images_and_truth(root, record, split, names)
+    paths, truth = _images_and_truth(tested.config.data or run.record.config.data, run.record, split, names)
     if "truth" in arrays:  # what the scores were taken with
         truth = arrays["truth"][readable]
     nearest = {key[len("nearest_"):]: value for key, value in arrays.items() if key.startswith("nearest_")}
     return Answers(split, tested, names, paths, arrays["probs"], arrays["before"], truth, nearest,
-                   bool(tested["refinement"]))
+                   bool(tested.refinement))
 
 
-def _images_and_truth(root: str, record: dict, split: str,
+def _images_and_truth(root: str, record: Record, split: str,
                       names: Sequence[str]) -> tuple[list[Path | None], np.ndarray | None]:
     """Where the test images lie and their answers, as far as the data set is still there and the same."""
     try:
         tests = test_images(root, split)
         where = dict(zip(tests.names, tests.paths))
-        contest = read_contest(root, record["config"]["board"])
-        labels = read_labels(contest, split) if contest.class_names == record["classes"] else None
+        contest = read_contest(root, record.config.board)
+        labels = read_labels(contest, split) if contest.class_names == record.classes else None
         truth = None if labels is None else truth_of(labels, names)
     except UserError:
         return [None] * len(names), None
     return [where.get(name) for name in names], truth
 
 
-def read_validation(folder: Path) -> dict:
-    """What `python -m jclip_fewshot validate` left, its command as a shell can run it.
-
-    Raises:
-        UserError: see `load_validation`.
-    """
-    record = load_validation(folder / VALIDATE)
-    # earlier versions recorded the module's file, which cannot be run by itself
-    return {**record, "command": re.sub(r"\S*jclip_fewshot/__main__\.py", "-m jclip_fewshot", record["command"])}
+def read_validation(folder: Path) -> Validation:
+    """Return what `validate` left there. Raise UserError if it is absent or damaged."""
+    return read_json(folder / VALIDATE, Validation, "validate again")
 
 
 class Thumbnails:

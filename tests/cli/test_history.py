@@ -8,7 +8,9 @@ import pytest
 from jclip_fewshot.cli.commands import cache
 from jclip_fewshot.cli.history import comparison, known_scores, runs_table
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.run import Run
 from jclip_fewshot.storage.feature_cache import FeatureCache
+from tests.records import TEST
 
 RECORD = {
     "command": "python train.py", "date": "2024-01-01 00:00:00", "device": "CPU", "versions": {},
@@ -36,6 +38,8 @@ def write_run(folder, names, best, truth=None):
     folder.mkdir()
     (folder / "record.json").write_text(json.dumps(RECORD))
     arrays = {"names": names, "best": best[:, None]}
+    tested = {**TEST, "scores": {}}
+    (folder / "test_A.json").write_text(json.dumps(tested))
     np.savez(folder / "test_A.npz", **arrays, **({} if truth is None else {"truth": truth}))
 
 
@@ -54,7 +58,8 @@ def test_what_cannot_be_compared(folders):
         comparison(folders / "one", folders / "three")
     with pytest.raises(UserError, match="no finished run"):
         comparison(folders / "one", folders / "absent")
-    (folders / "two/test_A.npz").rename(folders / "two/test_B.npz")
+    for kind in ("npz", "json"):
+        (folders / f"two/test_A.{kind}").rename(folders / f"two/test_B.{kind}")
     with pytest.raises(UserError, match="no test set that both"):
         comparison(folders / "one", folders / "two")
     assert "no answers are known" in comparison(folders / "three", folders / "three")
@@ -65,14 +70,14 @@ def test_a_row_a_run_and_damaged_ones_named(folders, capsys):
     table = runs_table(folders)
     assert all(said in table for said in ("one", "71.5", "augment 5")) and "\ntwo" not in table
     assert "left out" in capsys.readouterr().err
-    assert known_scores(folders / "one") == {}
+    assert known_scores(Run.open(folders / "one")) == {}
     with pytest.raises(UserError, match="no finished run"):
         runs_table(folders / "one")
 
 
 def test_the_cache_says_its_size_and_empties(tmp_path, capsys):
     with FeatureCache(tmp_path / "cache") as store:
-        store.rows({"what": "test"}, 4).put(np.zeros((3, 2), "<u8"), np.zeros((3, 4), np.uint8))
+        store.rows({"what": "test"}, (1, 4)).put(np.zeros((3, 2), "<u8"), np.ones((3, 1, 4), np.float32))
     (tmp_path / "cache/own.txt").write_text("mine")
     assert cache(["--size", "--cache", str(tmp_path / "cache")]) == 0 and "MB" in capsys.readouterr().out
     assert cache(["--clear", "--cache", str(tmp_path / "cache")]) == 0 and "deleted" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_a_suite_is_normalised_again(tmp_path):
     ({"train_x": np.zeros((18, 24))}, "row 0 of train_x is zero"),
     ({"test_x": np.ones((48, 7))}, r"test_x is float64 of shape \(48, 7\); .* of shape \(N, 24\)"),
     ({"test_x": np.full((48, 24), np.nan)}, "not finite"), ({"test_x": np.full((48, 24), 1e30)}, "not a feature"),
-    ({"test_x": np.ones((48, 24), complex)}, "c16"), ({"test_x": np.ones((48, 24), np.int8)}, "int8"),
+    ({"test_x": np.ones((48, 24), complex)}, "complex128"), ({"test_x": np.ones((48, 24), np.int8)}, "int8"),
     ({"test_x": np.ones((48, 24), bool)}, "bool"), ({"test_y": np.ones(48)}, "whole numbers"),
     ({"train_y": np.zeros((18, 1), int)}, r"shape \(18, 1\)"),
     ({"test_x": np.zeros((0, 24)), "test_y": np.zeros(0, int)}, "at least one test row"),
@@ -74,7 +74,7 @@ def test_evaluate_has_the_fixed_interface(tmp_path):
     assert 100 * np.mean(hits) == pytest.approx(results["methods"]["ensemble"]["top1"])
     evaluate.save_results(tmp_path / "out.json", results)
     assert json.loads((tmp_path / "out.json").read_text())["methods"] == results["methods"]
-    assert "ensemble_refined" in evaluate.results_table(results, resamples=100)
+    assert "ensemble_refined" in evaluate.results_table({**results, "intervals": evaluate.intervals(results, 100)})
 
 
 def test_the_same_seed_gives_the_same_answers(tmp_path):
@@ -136,7 +136,8 @@ def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
         evaluate.tasks_comparison(ours, {**theirs, "seed": 4})
     low, high = evaluate.intervals(ours, 200)["gda"]
     assert 60 <= low < 70 < high <= 80
-    assert "from" in evaluate.tasks_table(ours, 200) and "from" not in evaluate.tasks_table(ours)
+    assert "from" in evaluate.tasks_table({**ours, "intervals": {"gda": (low, high)}})
+    assert "from" not in evaluate.tasks_table(ours)
     evaluate.save_results(tmp_path / "t.json", ours)
     assert evaluate.read_results(tmp_path / "t.json", tasks=True)["tasks"] == 3
     with pytest.raises(UserError, match="without --tasks"):
@@ -212,4 +213,16 @@ def test_without_shots_zero_shot_and_what_learns_from_rows_alone(tmp_path):
 def test_shots_of_a_suite_can_be_fewer(tmp_path):
     suite = load_suite(small_suite(tmp_path / "s.npz"))
     assert with_shots(suite, 2).task.counts.tolist() == [2] * 6
-    np.testing.assert_allclose(with_shots(suite, 9).task.features, suite.task.features, atol=1e-6)
+    with pytest.raises(UserError, match="fewer than --shots 9; the most that all have is 3"):
+        with_shots(suite, 9)
+
+
+def test_the_seed_draws_the_shots_of_a_suite(tmp_path):
+    suite = load_suite(small_suite(tmp_path / "s.npz"))
+    drawn = {seed: with_shots(suite, 2, seed).task for seed in range(6)}
+    assert all(task.counts.tolist() == [2] * 6 for task in drawn.values())
+    assert len({task.features.tobytes() for task in drawn.values()}) == 6
+    again = with_shots(suite, 2, 3).task
+    assert (again.features == drawn[3].features).all() and (again.labels == drawn[3].labels).all()
+    known = {row.tobytes(): label for row, label in zip(suite.task.features, suite.task.labels)}
+    assert all(known[row.tobytes()] == label for row, label in zip(again.features, again.labels))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip_fewshot import runs
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.checkpoint import write_safetensors
 from jclip_fewshot.data import demo
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import sources
+from jclip_fewshot.run import Run
 from jclip_fewshot.task import Task
 from tests.encoders.test_resnet import random_tensors
 
@@ -52,17 +52,18 @@ def test_a_run_opens_all_of_its_files_again(files, tmp_path):
     saved, task = source.record(), task_of(source)
     assert [one["name"] for one in saved["others"]] == ["two", "extra"]
     given = SimpleNamespace(model=(), weights="", features=(), features_extra=())
-    where = runs.sources_now(tmp_path, {"encoder": saved}, given)
+    run = Run(tmp_path, SimpleNamespace(encoder=saved, folder=""))
+    where = run.where_sources(given)
     again = sources.reopen_source(saved, where, PATHS, NAMES, task)
     np.testing.assert_array_equal(again.images(None, PATHS)[0], source.images(None, PATHS)[0])
     np.savez(tmp_path / "wider.npz", path=np.array(PATHS), feature=rows_of(7, 3))
     given.features_extra = (str(tmp_path / "wider.npz"),)
-    where = runs.sources_now(tmp_path, {"encoder": saved}, given)
+    where = run.where_sources(given)
     with pytest.raises(UserError, match="wider.npz is not the feature file that the run was trained with"):
         sources.reopen_source(saved, where, PATHS, NAMES, task)
     given.features = ("one.npz",)
-    with pytest.raises(UserError, match="--features: 1 given, but .* has 2 such encoders"):
-        runs.sources_now(tmp_path, {"encoder": saved}, given)
+    with pytest.raises(UserError, match="--features: 1 given, but .* with 2 such"):
+        run.where_sources(given)
 
 
 def test_of_one_encoder_the_record_and_the_source_are_as_before(files):

@@ -6,15 +6,17 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from jclip_fewshot import runs
 from jclip_fewshot.data.contest import read_contest, read_labels
 from jclip_fewshot.data.contest import test_images as read_test_images
 from jclip_fewshot.evaluation.scores import best_classes, score
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.provenance import versions
 from jclip_fewshot.report.analysis import nearest_shots
 from jclip_fewshot.report.reading import VALIDATE
-from jclip_fewshot.storage.arrays import save_arrays, save_json
+from jclip_fewshot.run import MODEL, Run
+from jclip_fewshot.storage.arrays import save_arrays
+from jclip_fewshot.storage.json_files import write_json
 from jclip_fewshot.task import Task, domain_indices
 
 NASTY = 'Cat_<b>&"$x_1$\'</b>'  # markup, quotes, and what matplotlib takes for a formula
@@ -83,7 +85,7 @@ def make_run(folder, root, refined=True, tested=True):
     pipeline = Pipeline()
     pipeline.task_ = Task(near(labels), labels, text, domain_indices(contest.domains))
     pipeline.methods_ = {"tip_adapter": TipAdapter()}
-    save_arrays(folder / runs.MODEL, {
+    save_arrays(folder / MODEL, {
         **{f"shots/{key}": getattr(pipeline.task_, key) for key in ("features", "labels", "text", "domains")},
         **pipeline.report_arrays(), "held_out_probs": softmax(25 * pipeline.task_.features @ text.T),
         "methods/tip_adapter/text_": text,
@@ -94,8 +96,8 @@ def make_run(folder, root, refined=True, tested=True):
     history = [{"epoch": 0, "held_out_loss": 2.0, "held_out_top1": 50.0}] + [
         {"epoch": e, "loss": 1 / e, "train_top1": 60.0 + e, "held_out_loss": 1 + 1 / e, "held_out_top1": 55.0 + e}
         for e in range(1, 6)]
-    runs.save_record(folder, {
-        "command": "python train.py --data 'a <b>'", "date": "2025-11-21 03:12:44", "versions": runs.versions(),
+    write_json(folder / "record.json", {
+        "command": "python train.py --data 'a <b>'", "date": "2025-11-21 03:12:44", "versions": versions(),
         "device": "the CPU", "config": {"data": str(root), "board": "A", "demo": False, "shots": 3, "name": ""},
         "encoder": {"model": "ViT-B/32", "weights": "", "fingerprint": "abcd1234", "parameters": 151_277_313},
         "classes": contest.class_names,
@@ -129,7 +131,7 @@ def answer(folder, contest, task, near, text, refined):
     for kind, of in (("guess", final.argmax(axis=1)), ("truth", truth[readable])):
         nearest[f"nearest_{kind}"], nearest[f"nearest_{kind}_cosine"] = nearest_shots(
             features[readable], of, task.features, task.labels)
-    runs.save_test(folder, "A", {
+    Run.open(folder).save_test("A", {
         "command": "python test.py", "date": "2025-11-21 03:13:00", "device": "the CPU", "config": {"data": ""},
         "images": 30, "unreadable": {"image_5.jpg": "cut <short>"},
         "refinement": {"changed": 2, "classes_present": 3} if refined else None, "scores": scores,
@@ -147,13 +149,14 @@ def cells(page, row):
 
 def make_validation(folder):
     curve = {count: {name: {"top1": [70.0 + s + count, 71.0, 73.5], "top5": [90.0, 91.0, 92.0],
+                            "error": [0.6, 0.6, 0.6],
                             "domains": {"Cat": [60.0, 61.0, 62.0], "Dog": [80.0, 81.0, 83.0]}}
                      for s, name in ((0, "zero_shot"), (1, "gda"), (1, "token_gda"), (2, "ensemble"),
                                      (3, "ensemble_refined"))} for count in (1, 4)}
     del curve[1]["token_gda"]  # one shot tunes no towers
     folder.mkdir(parents=True)
-    save_json(folder / VALIDATE, {
-        "command": "python /some/where/jclip_fewshot/__main__.py validate", "date": "2025-11-21",
+    write_json(folder / VALIDATE, {
+        "command": "python -m jclip_fewshot validate", "date": "2025-11-21",
         "versions": {"numpy": "1"},
         "config": {"seeds": 3, "board_mix": True}, "n": 3740, "k": 374, "curve": curve, "held_out": []})
     return folder

@@ -17,7 +17,6 @@ from PIL import Image
 
 pytest.importorskip("jinja2")
 
-from jclip_fewshot import runs
 from jclip_fewshot.cli.commands import report as report_command
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report import analysis, drawing, figures
@@ -152,7 +151,7 @@ def test_the_map_is_what_the_head_computes(run):
     assert found.top1.shape == (len(found.alphas), len(found.betas)) and found.shots == 18
     assert found.chosen == [("Cat", 1.5, 5.5), ("Dog", 2.5, 5.5)]
     # by the formula, for one α and β: fold j leaves out the j-th shot of every class
-    arrays = load_arrays(run / runs.MODEL)
+    arrays = load_arrays(run / "model.npz")
     x, y, t = arrays["shots/features"].astype(float), arrays["shots/labels"], arrays["shots/text"].astype(float)
     a, b, hits = 12, 9, 0
     for s in range(18):
@@ -321,7 +320,7 @@ def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
     text = Elements(write_report(made).read_text(encoding="utf-8")).text
     assert "one of five" not in text and "two most likely" in text and "Domains" not in text
     older = {name: {key: value for key, value in load_arrays(made / name).items() if not re.match(prefix, key)}
-             for name, prefix in ((runs.MODEL, "alpha_beta|held_out"), ("test_A.npz", "nearest"))}
+             for name, prefix in (("model.npz", "alpha_beta|held_out"), ("test_A.npz", "nearest"))}
     for name, arrays in older.items():
         save_arrays(made / name, arrays)
     text = write_report(made).read_text(encoding="utf-8")
@@ -331,7 +330,7 @@ def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
 
 
 @pytest.mark.parametrize("name, key, change", [
-    (runs.MODEL, "shots/labels", lambda a: a[:-1]), (runs.MODEL, "shots/text", lambda a: np.r_[a, a]),
+    ("model.npz", "shots/labels", lambda a: a[:-1]), ("model.npz", "shots/text", lambda a: np.r_[a, a]),
     ("test_A.npz", "probs", lambda a: a[:, :-1]), ("test_A.npz", "nearest_guess", lambda a: a + 100),
     ("test_A.npz", "readable", lambda a: a + 5), ("test_A.npz", "names", lambda a: a.size)])
 def test_arrays_that_do_not_fit_are_one_line(run, tmp_path, bare, name, key, change):

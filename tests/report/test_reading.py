@@ -8,7 +8,7 @@ import pytest
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report.reading import find_run
 
-from ..storage.samples import RECORD, VALIDATION, changed
+from ..records import RECORD, VALIDATION, changed
 
 
 def put(folder, name, content, age):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.records import read_json
+from jclip_fewshot.storage.json_files import read_json
 
 StateDict = dict[str, np.ndarray]
 

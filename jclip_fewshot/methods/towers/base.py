@@ -21,9 +21,8 @@ import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows, unit_var
+from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows, unit_var
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul, unit_rows
-from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows

@@ -1,11 +1,14 @@
-"""Small sound records and arrays, as the program writes them."""
+"""Small sound records, as the program writes them."""
 
 import copy
+import json
+
+from jclip_fewshot.storage.json_files import read_json
 
 RECORD = {
     "command": "python train.py", "date": "2026-01-02 03:04:05", "versions": {"numpy": "1.26.4"}, "device": "cpu",
     "config": {"device": "auto", "batch_size": 0, "quiet": True, "data": "Dataset", "board": "A", "demo": False,
-               "model": "ViT-B/32", "heads": "tip_adapter", "shots": 2, "runs": "runs", "name": "one"},
+               "model": ["ViT-B/32"], "heads": "tip_adapter", "shots": 2, "runs": "runs", "name": "one"},
     "encoder": {"model": "ViT-B/32", "weights": "weights", "fingerprint": "0123", "weights_digest": "abcd",
                 "precision": "float32", "width": 512, "image_size": 224, "parameters": 151277313},
     "classes": ["Cat_a", "Dog_b"], "domains": ["Cat", "Dog"],
@@ -29,7 +32,8 @@ TEST = {
 VALIDATION = {
     "command": "python -m jclip_fewshot validate", "date": "2026-01-02 03:06:05", "versions": {},
     "config": {"data": "Dataset", "shots": "1,2", "board_mix": False}, "n": 10, "k": 2,
-    "curve": {count: {name: {"top1": [50.0, 60.0], "top5": [100.0, 100.0], "domains": {"Cat": [50.0, 60.0]}}
+    "curve": {count: {name: {"top1": [50.0, 60.0], "top5": [100.0, 100.0], "error": [5.0, 5.0],
+                             "domains": {"Cat": [50.0, 60.0]}}
                       for name in ("zero_shot", "ensemble")} for count in ("1", "2")},
     "held_out": ["TrainSet/Cat/a/2.jpg"]}
 
@@ -45,3 +49,13 @@ def changed(record: dict, *place_and_value) -> dict:
     else:
         inside[last] = value
     return record
+
+
+def as_record(kind, content, folder):
+    """The content of a file as the type that it is read as."""
+    path = folder / "sample.json"
+    path.write_text(json.dumps(content))
+    try:
+        return read_json(path, kind)
+    finally:
+        path.unlink()

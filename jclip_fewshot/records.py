@@ -1,0 +1,159 @@
+"""What a run's JSON files hold, as types: reading one checks it, and keys that are not named here are ignored.
+
+    record.json     train.py       Record
+    test_A.json     test.py        TestRecord
+    validate.json   validate       Validation
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta, Struct
+
+from jclip_fewshot.config import Config, TestConfig, TrainConfig, ValidateConfig, checked
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.several import encoders_of
+
+Percent = Annotated[float, Meta(ge=0, le=100.0001)]  # a weighted mean may be rounded up
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+# a path below the data folder: relative, without a part ".."
+PATTERN = r"\A(?!/)(?!(.*[/\\])?\.\.([/\\]|\Z))[^\0]*\Z"
+PathInside = Annotated[str, Meta(min_length=1, max_length=4000, pattern=PATTERN)]
+
+
+def _sound(config: Config) -> Config:
+    """Settings with their choices and ranges checked, which msgspec does not know."""
+    try:
+        return checked(type(config), {f.name: getattr(config, f.name) for f in fields(config)})
+    except UserError as error:
+        raise ValueError(f"config: {error}") from None
+
+
+class Shots(Struct, kw_only=True):
+    """The S training images of a run. support: how many of them, the last ones, are found or generated images."""
+
+    rule: str
+    files: list[PathInside]
+    labels: list[Count]
+    unreadable: dict[str, str] = {}
+    support: Count = 0
+
+
+class Record(Struct, kw_only=True):
+    """How a run was trained, from what, and what its methods chose.
+
+    encoder: what the source's `record` said. settings: {method: what it chose on the shots}. histories: {method: an
+    object an epoch}. seconds: of each stage, and of each method under "method NAME".
+    """
+
+    command: str
+    date: str
+    folder: str = ""
+    versions: dict[str, str]
+    device: str
+    config: TrainConfig
+    encoder: dict[str, Any]
+    classes: Annotated[list[str], Meta(min_length=1)]
+    domains: list[str]
+    shots: Shots
+    without_labels: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]]
+    histories: dict[str, list[dict[str, int | float | None]]]
+    seconds: dict[str, Seconds]
+
+    def __post_init__(self) -> None:
+        self.config = _sound(self.config)
+        classes, files, labels = len(self.classes), len(self.shots.files), self.shots.labels
+        if len(self.domains) != classes or len(labels) != files or any(label >= classes for label in labels):
+            raise ValueError("classes, domains and shots do not fit each other")
+        if not all(isinstance(one, dict) and isinstance(one.get("model", one.get("features")), str)
+                   and isinstance(one.get("weights", ""), str) for one in encoders_of(self.encoder)):
+            raise ValueError("the encoder has neither a model nor a file of features")
+
+    def held_out(self) -> HeldOut | None:
+        """Return the ensemble's estimate on held-out shots; None where no shot could be left out."""
+        top1 = self.settings.get("ensemble", {}).get("held_out_top1")
+        count = sum(shots for shots in Counter(self.shots.labels).values() if shots > 1)
+        if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100 or not count:
+            return None
+        return HeldOut(float(top1), 100 * (top1 / 100 * (1 - top1 / 100) / count) ** 0.5, count)
+
+
+class HeldOut(Struct, frozen=True):
+    """Top-1 of the ensemble on `count` shots, each answered without itself, in percent, and one standard error."""
+
+    top1: float
+    error: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.top1:.1f} ± {self.error:.1f}"
+
+    def sentence(self) -> str:
+        """Return it with what it stands for."""
+        return (f"held-out top-1: {self} ({self.count} shots, each answered by what the others teach; "
+                "± one standard error)")
+
+
+class Score(TypedDict):
+    """What evaluation/scores.py says of a method on a test set, in percent."""
+
+    top1: Percent
+    top5: Percent
+    macro: Percent
+    domains: dict[str, dict[str, float]]
+
+
+class TestRecord(Struct, kw_only=True):
+    """How a run answered a test set; scores {method: Score}, the last one what was submitted, where truth is known."""
+
+    __test__ = False  # pytest: no test class
+
+    command: str
+    date: str
+    folder: str = ""
+    versions: dict[str, str] = {}
+    device: str
+    config: TestConfig
+    images: Positive
+    unreadable: dict[str, str]
+    refinement: dict[str, Any] | None
+    scores: dict[str, Score]
+    seconds: dict[str, Seconds]
+
+    def __post_init__(self) -> None:
+        self.config = _sound(self.config)
+
+
+class Row(TypedDict):
+    """A method's held-out scores, one a seed; error: the sampling error of each top1."""
+
+    top1: Annotated[list[Percent], Meta(min_length=1)]
+    top5: Annotated[list[Percent], Meta(min_length=1)]
+    error: list[Percent]
+    domains: dict[str, Annotated[list[Percent], Meta(min_length=1)]]
+
+
+class Validation(Struct, kw_only=True):
+    """What `validate` found on n held-out images of k classes: {shots a class: {method: Row}}."""
+
+    command: str
+    date: str
+    folder: str = ""
+    versions: dict[str, str]
+    config: ValidateConfig
+    n: Positive
+    k: Positive
+    curve: Annotated[dict[Positive, Annotated[dict[str, Row], Meta(min_length=1)]], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        self.config = _sound(self.config)
+        if not set.intersection(*map(set, self.curve.values())):
+            raise ValueError("the numbers of shots of the curve have no method in common")
+        if any(len(row["top1"]) != len(row["top5"]) for methods in self.curve.values() for row in methods.values()):
+            raise ValueError("the curve has other numbers of seeds for top-1 and top-5")
