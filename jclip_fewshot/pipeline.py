@@ -149,6 +149,11 @@ class Pipeline:
         """
         task, best, tested = self.task_, self.rows_ensemble_, self.task_.can_be_left_out
         tuned = [method for method in self.methods_.values() if method.asks_images]
+        if tuned and not len(task):  # all of them have learned without labels, and count alike
+            for method in tuned:
+                method.settings_["in_ensemble"] = True
+            known = {TOGETHER: np.log(best.held_out_probs_), **{method.name: held_out[method.name] for method in tuned}}
+            return Ensemble().fit(known, task)
         if not tested.any():
             for method in tuned:
                 tell(f"  {method.name} gets no weight: no class has two shots, so none can be held out to weigh it by")

@@ -12,14 +12,14 @@ Letters: S images, V views, L tokens, W width of the image tower.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jclip_fewshot.data.decode import Recipe
 from jclip_fewshot.encoders.base import Depth, Encoder
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.encode import depth_of_rows, encode_views
+from jclip_fewshot.features.encode import depth_of_rows, encode_images, encode_views
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.fit_cache import FitCache
@@ -80,6 +80,16 @@ class Activations:
             self._at[depth] = Views(self._encoded(depth))
         return self._at[depth]
 
+    def under(self, make: Callable[[Encoder], Encoder]) -> np.ndarray:
+        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one.
+
+        Raise UserError if an image cannot be read.
+        """
+        rows, bad = encode_images(make(self.encoder), self.paths, cache=self._cache, workers=self._workers,
+                                  stage="shots")
+        self._require_readable(self.paths, bad)
+        return rows
+
     def waiting(self, depth: Depth) -> int:
         """How many views are not encoded to that depth yet."""
         if depth in self._at:
@@ -109,11 +119,15 @@ class Activations:
             rows, bad = encode_views(self.encoder, part, cache=self._cache, views=self._views, seed=self._seed,
                                      workers=self._workers, stage=f"shots at {_said(depth)}", depth=depth,
                                      as_seen=self._as_seen)
-            for index, reason in bad.items():
-                raise UserError(f"training image {part[index]} cannot be read ({reason}); give another one")
+            self._require_readable(part, bad)
             if self._cache is None:
                 held.extend(rows)
         return held if self._cache is None else self._mapped(depth)
+
+    @staticmethod
+    def _require_readable(paths: Sequence, bad: dict[int, str]) -> None:
+        for index, reason in bad.items():
+            raise UserError(f"training image {paths[index]} cannot be read ({reason}); give another one")
 
     def _mapped(self, depth: Depth) -> list[np.ndarray]:
         rows: list[np.ndarray] = []

@@ -118,10 +118,12 @@ def names_on(names: Sequence[str], parts: Sequence[Part]) -> list[str]:
 
 def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
     """Those of the methods that tune a tower which there is time for."""
-    if not names or task.seen.sum() < 2:
+    if task.seen.sum() < 2:  # nothing to tell apart by shots
+        names = [name for name in names if SHOTS not in METHODS[name].needs]
+    if not names:
         return []
     activations: Activations = given.tower
-    if not task.can_be_left_out.any() and not choice.named & set(names):
+    if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
     if choice.auto and not cuda:
@@ -144,11 +146,16 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         listed = [one.name for one in dropped]
         tell(f"tuning: {', '.join(listed)} left out: about {duration(seconds(dropped))} on this CPU; "
              f"auto,{','.join(listed)} as methods tunes all the same")
-    if kept:
-        encoding = encoding_flops([one for one in kept if isinstance(one, TowerMethod)], activations) / rate
+    tuned = [method for method in kept if isinstance(method, TowerMethod)]
+    others = [method for method in kept if method not in tuned]
+    where = f"on this {'GPU' if cuda else 'CPU'}"
+    if tuned:
+        encoding = encoding_flops(tuned, activations) / rate
         before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
-        tell(f"tuning {', '.join(one.name for one in kept)}: about {duration(seconds(kept))} on this "
-             f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; fast as methods leaves it out")
+        tell(f"tuning {', '.join(one.name for one in tuned)}: about {duration(seconds(tuned))} {where}{before}; "
+             "finished trainings are not repeated; fast as methods leaves it out")
+    if others:
+        tell(f"{', '.join(one.name for one in others)}: about {duration(seconds(others))} {where}")
     return [method.name for method in kept]
 
 

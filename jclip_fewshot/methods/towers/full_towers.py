@@ -18,35 +18,25 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers import lora, two_stage
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import blocks_of, in_parts, rows_from, text_rows
-from jclip_fewshot.methods.towers.training import Arrays
+from jclip_fewshot.methods.training import Arrays
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
-BATCH = 32  # both methods'
-
 
 class _BothTowers(TowerMethod):
-    """What the two share: the activations at block 0, steps by shots, tensors of both towers."""
+    """What the two share: activations at block 0, steps by shots, tensors of both towers."""
 
     reads_sentences = True
-    steps_a_shot = 500
-
-    def depth(self, model: CLIP) -> Depth:
-        return 0
-
-    def constants(self) -> dict[str, float]:
-        return {"steps_a_shot": self.steps_a_shot, "batch": BATCH}
-
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return rows_from(model, x, 0)
+    at = 0
+    steps_a_shot, batch = 500, 32
+    constants = ("steps_a_shot", "batch")
 
     def steps(self, task: Task) -> int:
         return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
@@ -57,7 +47,7 @@ class _BothTowers(TowerMethod):
         length, width = model.visual.shape_at(0)
         image = len(blocks_of(model, "visual.")) * block_flops(length, width)
         sentence = sentence_flops(model, activations.class_tokens)
-        batch = min(BATCH, len(task))
+        batch = min(self.batch, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
 
     def _steps(self, task: Task, activations: Activations, kept: np.ndarray
@@ -65,8 +55,8 @@ class _BothTowers(TowerMethod):
         """Each step's shots, and their image rows by the tower as it stands."""
         rng, total = np.random.default_rng(self.seed), self.steps(task)
         views = activations.at(0)
-        a_epoch = max(1, len(kept) // min(BATCH, len(kept)))
-        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, BATCH, -(-total // a_epoch))
+        a_epoch = max(1, len(kept) // min(self.batch, len(kept)))
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, -(-total // a_epoch))
 
         def rows(step: int) -> jt.Var:
             return rows_from(activations.encoder.model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)

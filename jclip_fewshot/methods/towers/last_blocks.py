@@ -1,7 +1,7 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once (a
-activations at block B − b) and a training costs seconds to minutes on a CPU.
+After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once and a
+training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 
@@ -28,7 +28,7 @@ from jclip_fewshot.methods.base import ALWAYS, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, steps_of
 from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.methods.towers.towers import blocks_of, norm_names, rows_from
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -41,6 +41,7 @@ class LastBlocks(TowerMethod):
     name, title, paper = "last_block", "Last block tuned", "after Zanella and Ben Ayed 2024"
     default = ALWAYS
     blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
+    constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
 
     def first(self, model: CLIP) -> int:
         """The lowest block that trains."""
@@ -48,10 +49,6 @@ class LastBlocks(TowerMethod):
 
     def depth(self, model: CLIP) -> Depth:
         return self.first(model)
-
-    def constants(self) -> dict[str, float]:
-        names = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
-        return {name: getattr(self, name) for name in names}
 
     def _norms(self, model: CLIP) -> list:
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
@@ -95,6 +92,3 @@ class LastBlocks(TowerMethod):
         """Unit rows (B, D) of the blocks' input under the parameters p."""
         with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
             return rows_from(model, x, self.first(model))
-
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return rows_from(model, x, self.first(model))

@@ -1,4 +1,4 @@
-"""Tuned members of the ensemble, on a small CLIP with random weights."""
+"""Methods that train a tower, on a small CLIP with random weights."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,7 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import token_rows
-from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.plan import MEMBERS, chosen_members, tune_names
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
@@ -22,8 +20,7 @@ from jclip_fewshot.methods.towers.prolip import ProLIP
 from jclip_fewshot.methods.towers.token_gda import TokenGDA
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
-
-from ..clip.clip_reference import SIZES, random_weights
+from tests.clip.clip_reference import SIZES, random_weights
 
 K, SHOTS, VIEWS = 6, 3, 2
 UNSEEN = 5
@@ -85,14 +82,14 @@ def fitted(request, case):
     return request.param(seed=1).fit(case[0], case[1])
 
 
-def frozen_and_tuned(member, encoder, images):
+def frozen_and_tuned(method, encoder, images):
     frozen = towers.image_rows(encoder.model, jt.array(images)).numpy()
-    if isinstance(member, TokenGDA):
+    if isinstance(method, TokenGDA):
         return frozen, token_rows(encoder.model, encoder.model.visual.transformer.part(
             encoder.model.visual.embed(jt.array(images)), 0, 2)).numpy()
-    if isinstance(member, CoOp):  # of the text side alone
+    if isinstance(method, CoOp):  # of the text side alone
         return frozen, frozen
-    tuned = member.encoder(encoder)
+    tuned = method.encoder(encoder)
     with replaced(encoder.model, tuned._tensors):
         return frozen, towers.image_rows(encoder.model, jt.array(images)).numpy()
 
@@ -158,20 +155,22 @@ def test_a_training_does_not_see_the_shots_that_its_fold_leaves_out(kind, case):
 
 def test_a_second_run_trains_nothing(case, tmp_path, monkeypatch):
     task, activations, _ = case
-    first = QuickBlocks(seed=1).fit(task, activations, FitCache(tmp_path))
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
+    first = QuickBlocks(seed=1).fit(task, activations)
 
     def refuse(*arguments):
         raise AssertionError("trained again")
     monkeypatch.setattr(QuickBlocks, "train", refuse)
-    second = QuickBlocks(seed=1).fit(task, activations, FitCache(tmp_path))
+    second = QuickBlocks(seed=1).fit(task, activations)
     assert np.array_equal(first.held_out_logits(), second.held_out_logits())
     with pytest.raises(AssertionError):
-        QuickBlocks(seed=2).fit(task, activations, FitCache(tmp_path))
+        QuickBlocks(seed=2).fit(task, activations)
 
 
 def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
     task, activations, _ = case
     train, calls = QuickBlocks.train, []
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
 
     def interrupted(self, *arguments):
         calls.append(1)
@@ -180,18 +179,18 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
         return train(self, *arguments)
     monkeypatch.setattr(QuickBlocks, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        QuickBlocks(seed=1).fit(task, activations, FitCache(tmp_path))
-    QuickBlocks(seed=1).fit(task, activations, FitCache(tmp_path))
+        QuickBlocks(seed=1).fit(task, activations)
+    QuickBlocks(seed=1).fit(task, activations)
     assert len(calls) == 3 + len(task.folds()) + 1 - 2
 
 
 def test_alpha_zero_is_the_frozen_tower(case, encoder):
     task, activations, images = case
-    member = QuickBlocks(seed=1)
-    arrays = member.train(task, activations, np.arange(len(task)), "")
-    shrunk = member.shrunk(encoder.model, arrays, 0.0)
-    assert not shrunk.pop("classifier").any()
-    with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, shrunk).items()}):
+    method = QuickBlocks(seed=1)
+    arrays = method.train(task, activations, np.arange(len(task)), "")
+    halfway = method.interpolated(encoder.model, arrays, 0.0)
+    assert not halfway.pop("classifier").any()
+    with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, halfway).items()}):
         tuned = towers.image_rows(encoder.model, jt.array(images)).numpy()
     np.testing.assert_allclose(tuned, towers.image_rows(encoder.model, jt.array(images)).numpy(), atol=1e-6)
 
@@ -248,41 +247,3 @@ def test_norms_are_put_back_after_an_error(encoder):
         with replaced(encoder.model, {name: jt.zeros((128,))}):
             raise RuntimeError
     assert part(encoder.model, name) is before
-
-
-def test_names_of_members():
-    assert tune_names("off") == [] and tune_names("auto") == ["auto"]
-    assert tune_names("prolip, last_block") == ["prolip", "last_block"]
-    for wrong in ("lora", "", "off,prolip"):
-        with pytest.raises(UserError, match="--tune"):
-            tune_names(wrong)
-
-
-def test_auto_takes_what_fits_by_operations_and_not_by_the_clock(case, monkeypatch, capsys):
-    from jclip_fewshot.methods.towers import plan
-    task, activations, _ = case
-    for rate in (1.0, 1e12):  # operations a second: a busy machine, an idle one
-        monkeypatch.setattr(plan, "matrix_rate", lambda: rate)
-        monkeypatch.setattr(plan, "CORE_OPERATIONS", 2.5e13)
-        assert [member.name for member in chosen_members(["auto"], task, activations, 0)] == list(plan.CPU_MEMBERS)
-        monkeypatch.setattr(plan, "CORE_OPERATIONS", 1.0)
-        assert chosen_members(["auto"], task, activations, 0) == []
-        assert "token_gda, last_block left out: about" in capsys.readouterr().err
-        assert [member.name for member in chosen_members(list(MEMBERS), task, activations, 0)] == list(MEMBERS)
-
-
-def test_at_contest_size_auto_tunes_the_last_block_on_two_cores():
-    """ViT-B/32, 374 classes of four shots, five trainings."""
-    from types import SimpleNamespace
-
-    from jclip_fewshot.methods.towers import plan
-    width, length = 768, 50
-    tower = SimpleNamespace(visual=SimpleNamespace(shape_at=lambda depth: (length, width)))
-    activations = SimpleNamespace(encoder=SimpleNamespace(model=tower))
-
-    class Shots(SimpleNamespace):
-        def __len__(self):
-            return 4 * 374
-    task = Shots(folds=lambda: [None] * 4)
-    asked = sum(plan.MEMBERS[name](0).operations(task, activations) for name in plan.CPU_MEMBERS)
-    assert plan.CORE_OPERATIONS < asked < 2 * plan.CORE_OPERATIONS
