@@ -21,7 +21,7 @@ from jclip_fewshot.backend import jt  # noqa: E402
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows  # noqa: E402
 from jclip_fewshot.clip.preprocess import normalize  # noqa: E402
 from jclip_fewshot.combine.ensemble import Ensemble  # noqa: E402
-from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot  # noqa: E402
+from jclip_fewshot.combine.refinement import refine  # noqa: E402
 from jclip_fewshot.data import demo, prompts  # noqa: E402
 from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
 from jclip_fewshot.data.demo.drawing import draw  # noqa: E402
@@ -150,9 +150,9 @@ def zero_shots(bench: Bench, work: Path):
         return np.concatenate([lafter.student_logits(p, model, jt.array(normalize(pixels[i:i + 64]))).numpy()
                                for i in range(0, len(pixels), 64)])
     yield "lafter (both stages)", adapted
-    yield "zero_shot_refined", lambda: refine_zero_shot(probs, rows, task).probs
+    yield "zero_shot_refined", lambda: refine(probs, rows, task).probs
     for name in label_free.MEMBERS:
-        yield f"{name}, refined", lambda name=name: refine_zero_shot(
+        yield f"{name}, refined", lambda name=name: refine(
             softmax(members[name].logits(rows)), rows, task).probs
 
 

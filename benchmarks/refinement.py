@@ -36,7 +36,7 @@ def measure(pipeline, probs, features, labels):
     start = time.perf_counter()
     refined = pipeline.refine(features, probs)
     seconds = time.perf_counter() - start
-    chosen = refined.decisions.get("features", {}).get("distances", 0.0)
+    chosen = refined.decisions.get("features", {}).get("weight", 0.0)
     return top(probs, labels), top(refined.probs, labels), seconds, chosen
 
 

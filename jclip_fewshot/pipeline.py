@@ -13,10 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from jclip_fewshot.combine.ensemble import OF, Ensemble, text_explains
-from jclip_fewshot.combine.held_out import HeldOutFold
-from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefined
-from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
+from jclip_fewshot.combine.ensemble import OF, Ensemble
+from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.combine.strength import HeldOutFold
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.methods.rows import DEFAULT, HEADS, TRAINING_FREE
@@ -33,8 +32,6 @@ ALPHAS, BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 # The refinement's check answers every image once more for each fold of the shots: by these alone, which refit in
 # no time and stand 0.2 points under all fourteen
 CHECK_HEADS = ("zero_shot", "gda", "proker", "text_profile")
-LEAST_TEXT = 0.5  # of `text_explains`, for a refinement that no shot can check (docs/refinement.md)
-LEAST_IMAGES = 4.0  # a class, for the same
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the heads' own arrays are checked by answering a few rows
@@ -299,17 +296,7 @@ class Pipeline:
         if self.unlabelled is not None and len(self.unlabelled):
             others = self.frozen_ensemble_.probs(self._logits(self.heads_, self.unlabelled))
             features, probs = np.concatenate([features, self.unlabelled]), np.concatenate([probs, others])
-        if self.task_.can_be_left_out.any():
-            refined = refine(probs, features, self.task_, self.held_out_folds(), force)
-            if "features" in refined.decisions:
-                refined.decisions["features"]["checked_with"] = list(self.check_heads_)
-        elif force or not len(self.task_):
-            refined = refine_zero_shot(probs, features, self.task_)
-        elif text_explains(self.task_) >= LEAST_TEXT:
-            refined = refine_zero_shot(probs, features, self.task_, LEAST_IMAGES)
-        else:
-            why = "each image keeps its own answer: the text says too little about the shots"
-            refined = unrefined(probs, self.task_, {"images": {"why": why}})
+        refined = refine(probs, features, self.task_, self.held_out_folds(), force)
         return first_of(refined, count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
