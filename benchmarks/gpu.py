@@ -163,7 +163,7 @@ def refinement(options):
         return p / p.sum(axis=1, keepdims=True)
 
     begun = time.perf_counter()
-    refine(probs(features), features, task, probs(task.features))
+    refine(probs(features), features, task)
     print(f"  N = {n}, K = {classes}: {time.perf_counter() - begun:.1f} s")
 
 
