@@ -13,7 +13,7 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-from pathlib import Path
+import numpy as np
 
 from jclip_fewshot import runs
 from jclip_fewshot.backend import ranks
@@ -21,9 +21,9 @@ from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TestConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data.contest import default_split, read_contest, read_labels, test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.listing import count_of
-from jclip_fewshot.data.submission import require_names, require_target
+from jclip_fewshot.data.submission import answers_file, require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import reopen_source, test_rows
 from jclip_fewshot.methods.towers.plan import tuned_rows
@@ -43,18 +43,20 @@ def main() -> None:
     record = runs.load_record(folder)
     config, class_names = record["config"], record["classes"]
     root = settings.data or runs.where_now(folder, record, config["data"])
-    contest = read_contest(root, config["board"], labelled=config["shots"] > 0)
+    labels = runs.where_now(folder, record, config["labels"]) if config.get("labels") else ""
+    contest = read_data_set(root, config["board"], labelled=config["shots"] > 0, format=config.get("format", ""),
+                            labels=labels)
     runs.require_same_classes(folder, record, contest.class_names)
-    own_split = default_split(root, config["board"])
+    own_split = contest.default_split
     split = settings.split or own_split
-    tests = test_images(root, split)
-    require_names(tests.folder, tests.names)
-    if tests.ignored:
-        tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
-    labels = read_labels(contest, split)
-    truth = None if labels is None else scoring.truth_of(labels, tests.names)
-    result = Path(settings.result or Path(root if config["demo"] else "", "result.txt"))
+    tests = contest.split(split, used=record["shots"]["files"])
+    for note in tests.notes:
+        tell(note)
+    truth = None if tests.labels is None else scoring.truth_of(tests.labels, tests.names)
+    result = answers_file(settings.result, settings.out, contest.plain, root if config["demo"] else "")
     require_target(result)
+    if result.suffix != ".csv":
+        require_names(tests.folder, tests.names)
     runs.require_writable_run(folder)
 
     # 2. The run: what was learned, and from what.
@@ -83,8 +85,15 @@ def main() -> None:
 
     # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
     best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(tests.names))
-    archive = runs.save_result(result, folder, split, own_split, tests.names, best, len(class_names))
-    print(f"{result}: {count_of(len(tests.names), 'image')}; submit {archive}")
+    said = f"{result}: {count_of(len(tests.names), 'image')}"
+    if result.suffix == ".csv":
+        probability = np.full(len(tests.names), np.nan)
+        probability[readable] = answers.final.max(axis=1)
+        runs.save_table(result, folder, split, own_split, tests.files, [class_names[ids[0]] for ids in best],
+                        probability)
+    else:
+        said += f"; submit {runs.save_result(result, folder, split, own_split, tests.names, best, len(class_names))}"
+    print(said)
 
     # 6. Where the answers are known: the score of every method.
     scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, record["domains"])

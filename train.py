@@ -21,7 +21,7 @@ from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.shots import caution, choose, rule, shortage
 from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
@@ -45,8 +45,9 @@ def main() -> None:
     # 1. What is there to learn from?
     if settings.demo:
         settings = demo.settings(settings)
-    contest = read_contest(settings.data, settings.board, settings.domains,
-                           labelled=settings.shots > 0 or bool(settings.shot_list))
+    contest = read_data_set(settings.data, settings.board, settings.domains,
+                            settings.shots > 0 or bool(settings.shot_list), settings.format, settings.labels)
+    tell(contest.summary())
     for note in contest.notes + [shortage(contest, settings.shots)]:
         tell(note) if note else None
     sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,

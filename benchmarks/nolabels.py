@@ -23,9 +23,9 @@ from jclip_fewshot.clip.preprocess import normalize  # noqa: E402
 from jclip_fewshot.combine.ensemble import Ensemble  # noqa: E402
 from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot  # noqa: E402
 from jclip_fewshot.data import demo, prompts  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images  # noqa: E402
 from jclip_fewshot.data.demo.drawing import draw  # noqa: E402
 from jclip_fewshot.data.demo.world import contest_classes  # noqa: E402
+from jclip_fewshot.data.formats import read_data_set  # noqa: E402
 from jclip_fewshot.data.shots import choose_shots  # noqa: E402
 from jclip_fewshot.encoders import open_encoder  # noqa: E402
 from jclip_fewshot.features.bank import Bank  # noqa: E402
@@ -51,8 +51,9 @@ class Bench:
         if not (folder / "complete.txt").is_file():
             demo.make_contest(folder, seed)
         self.seed, self.classes = seed, contest_classes(seed)
-        self.contest, self.tests = read_contest(folder), test_images(folder)
-        labels = read_labels(self.contest)
+        self.contest = read_data_set(folder)
+        self.tests = self.contest.split()
+        labels = self.tests.labels
         self.truth = np.array([labels[name] for name in self.tests.names])
         self.encoder = open_encoder(demo.CHECKPOINT)
         self.paths = [str(path) for path in self.tests.paths]

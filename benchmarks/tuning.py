@@ -31,7 +31,7 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.shots import choose
 from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
@@ -50,7 +50,7 @@ BATCH, SENTENCES = 32, 16  # images and, in the measured steps of clip_lora, sen
 
 def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
     """{method: top-1} of the whole pipeline on a contest."""
-    contest = read_contest(folder, "A")
+    contest = read_data_set(folder)
     source = open_source(str(demo.CHECKPOINT), "weights", cache=str(cache))
     text = source.texts(contest.class_names, prompts.class_sentences(contest.class_names, contest.domains))
     shots = choose(contest, source, text, SHOTS, draw)
@@ -61,10 +61,10 @@ def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
     begun = time.process_time()
     pipeline = Pipeline(head_names(""), draw).fit(task, lambda name, s: tell(f"  {name:15} {s:6.1f} s"), tuning)
     tell(f"fit: {time.process_time() - begun:.0f} s of processor time")
-    tests = test_images(folder, "A")
+    tests = contest.split()
     features, _ = source.images(contest.root, tests.files)
     answers = pipeline.answer(features, "auto", tuned_rows(source, contest.root, tests.files), every_member=True)
-    known = read_labels(contest, "A")
+    known = tests.labels
     truth = np.array([known[name] for name in tests.names])
 
     def top1(answer: np.ndarray) -> float:

@@ -20,17 +20,16 @@ from jclip_fewshot import __version__
 from jclip_fewshot.config import DEMO_SEED, MachineConfig, TrainConfig, checked
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, write_result
+from jclip_fewshot.data.submission import move_aside, write_result, write_table
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage import records
 from jclip_fewshot.storage.arrays import save_arrays, save_json
-from jclip_fewshot.storage.files import content_digest, require_writable_folder, write_text
+from jclip_fewshot.storage.files import require_writable_folder
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
 _COMMAND_TABLE = "python -m jclip_fewshot ", "jclip-fewshot "  # as it names the scripts that it runs
 # what other commands leave in a run's folder
-LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "validate.json", "report")
-OLDER = "older_results.txt"  # digests of the submissions of runs that stood in the folder before
+LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "result*.csv", "validate.json", "report")
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
 
 
@@ -67,9 +66,6 @@ def new_run(runs: str | Path, name: str, board: str, prefix: str = "") -> Path:
     folder = Path(runs, name)
     folder.mkdir(parents=True, exist_ok=True)
     left = sorted(path for pattern in (RECORD, *LEFT_BEHIND) for path in folder.glob(pattern))
-    results = [content_digest(path.read_bytes()).hex() for path in left if path.name.startswith("result")]
-    if results:
-        write_text(folder / OLDER, "".join(f"{digest}\n" for digest in {*_older_results(folder), *results}))
     for path in left:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if left:
@@ -157,7 +153,7 @@ def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     saved = record["config"]
     own = {f.name for f in dataclasses.fields(MachineConfig)} | {"runs", "name", "from_run"}
     values = {name: value for name, value in saved.items() if name not in own}
-    for name in ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled"):
+    for name in ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled", "labels"):
         values[name] = where_now(folder, record, values[name]) if values.get(name) else values.get(name, "")
     for name in ("features", "features_extra", "model"):
         given_then = values.get(name) or []
@@ -265,31 +261,35 @@ def save_result(result: Path, folder: Path, split: str, own_split: str, names: S
 
     A file that stands at `result` and that none of these runs has written is moved aside first, with a line.
     """
-    older = {digest for neighbour in folder.resolve().parent.glob("*/") for digest in _older_results(neighbour)}
     for path in (result, result.with_suffix(".zip")):
-        aside = move_aside(path, kept_results(folder, path.suffix), older)
-        if aside:
-            tell(f"{path} was not written by these runs: it is moved to {aside}")
+        _keep_foreign(path, folder)
     archive = write_result(result, names, best, num_classes)
     write_result(own_result(folder, split, own_split), names, best, num_classes)
     return archive
 
 
-def own_result(folder: Path, split: str, own_split: str) -> Path:
-    """A run's own copy of its submission: result.txt, with the split in its name where that is not the run's own."""
-    return folder / ("result.txt" if split == own_split else f"result_{split}.txt")
+def save_table(result: Path, folder: Path, split: str, own_split: str, files: Sequence[str], labels: Sequence[str],
+               probability: Sequence[float]) -> None:
+    """Writes the answers as a CSV and the run's own copy of it; see submission.write_table."""
+    _keep_foreign(result, folder)
+    for path in (result, own_result(folder, split, own_split, ".csv")):
+        write_table(path, files, labels, probability)
+
+
+def _keep_foreign(path: Path, folder: Path) -> None:
+    aside = move_aside(path, kept_results(folder, path.suffix))
+    if aside:
+        tell(f"{path} was not written by these runs: it is moved to {aside}")
+
+
+def own_result(folder: Path, split: str, own_split: str, suffix: str = ".txt") -> Path:
+    """A run's own copy of its answers: result.txt, with the split in its name where that is not the run's own."""
+    return folder / (f"result{suffix}" if split == own_split else f"result_{split}{suffix}")
 
 
 def kept_results(folder: Path, suffix: str) -> list[Path]:
     """The copies of submissions that a run and its neighbours keep: what this program wrote, and may write over."""
     return sorted(folder.resolve().parent.glob(f"*/result*{suffix}"))
-
-
-def _older_results(folder: Path) -> list[str]:
-    try:
-        return (folder / OLDER).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError):  # none, or not ours
-        return []
 
 
 def require_writable_run(folder: Path) -> None:

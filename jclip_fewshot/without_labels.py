@@ -17,7 +17,7 @@ import numpy as np
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, default_split, test_images
+from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError, nearest
@@ -95,7 +95,7 @@ class WithoutLabels:
     spoken: Sequence[np.ndarray] = ()
     shown: Sequence[str] = ()
 
-    def learn(self, contest: Contest, source: Source, text: np.ndarray, seed: int) -> list[Head]:
+    def learn(self, contest: DataSet, source: Source, text: np.ndarray, seed: int) -> list[Head]:
         """The members that have learned."""
         if not self.names:
             return []
@@ -103,7 +103,7 @@ class WithoutLabels:
         return label_free.learn(self.names, source.encoder, self.shown, self.rows, task, self.spoken, seed)
 
 
-def encode_without_labels(settings: TrainConfig, listed: Listed, contest: Contest, source: Source,
+def encode_without_labels(settings: TrainConfig, listed: Listed, contest: DataSet, source: Source,
                           sentences: Sequence[Sequence[str]]) -> WithoutLabels:
     """Encodes what the settings name; under mpirun all ranks have to call it.
 
@@ -122,7 +122,7 @@ def encode_without_labels(settings: TrainConfig, listed: Listed, contest: Contes
         unlabelled = _readable(source, Path(), listed.unlabelled, where)
         parts.append(unlabelled)
     if settings.transductive:
-        tests = test_images(contest.root, default_split(contest.root, settings.board))
+        tests = contest.split()
         parts.append(_readable(source, contest.root, tests.files, f"--transductive: {tests.folder}"))
     rows = np.concatenate(parts)
     tell(f"{len(rows)} images without labels; {', '.join(names) or 'nothing'} learns from them")

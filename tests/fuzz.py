@@ -37,8 +37,8 @@ from jclip_fewshot import runs  # noqa: E402
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
 from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_state_dict  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
+from jclip_fewshot.data.formats import read_data_set  # noqa: E402
 from jclip_fewshot.data.shots import read_shot_list  # noqa: E402
 from jclip_fewshot.data.submission import check_result, write_result  # noqa: E402
 from jclip_fewshot.errors import UserError  # noqa: E402
@@ -196,8 +196,8 @@ def lists_kind(folder: Path) -> Kind:
     def read(name: str, path: Path) -> None:
         for other, content in LISTS.items():
             (root / other).write_bytes(path.read_bytes() if other == name else content)
-        contest = read_contest(root)
-        read_labels(contest)
+        contest = read_data_set(root)
+        contest.split()
         read_shot_list(root / "shots.txt", contest)
     return Kind(LISTS, read, [*ANY, odd_text, odd_text, odd_text])
 

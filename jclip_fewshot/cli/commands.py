@@ -6,6 +6,7 @@ Imports stand inside the functions where they start Jittor or are heavy: `check`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import runpy
 import sys
 import textwrap
@@ -63,18 +64,25 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("--split", default="", metavar="A|B|DIR",
                         help="a test set, or a folder in the data folder [A; test of a plain tree]")
     given = _parsed(parser, arguments)
-    from jclip_fewshot.data.contest import CLASS_LISTS, default_split, read_classes, test_images
+    from jclip_fewshot.data.formats import read_data_set
+    from jclip_fewshot.data.formats.contest import CLASS_LISTS
     from jclip_fewshot.data.submission import check_result, require_names
-    split = given.split or default_split(given.data)
-    classes = read_classes(given.data, split if split in CLASS_LISTS else "A")
-    tests = test_images(given.data, split)
+    data = read_data_set(given.data, given.split if given.split in CLASS_LISTS else "A", labelled=False)
+    tests = data.split(given.split)
     require_names(tests.folder, tests.names)
-    found = check_result(given.result, tests.names, len(classes))
+    found = check_result(given.result, tests.names, len(data.class_names))
     for note in found.notes:
         print(f"note: {note}")
     if found.ok:
-        print(f"{given.result} is valid: {found.lines} images, {len(classes)} classes")
+        print(f"{given.result} is valid: {found.lines} images, {len(data.class_names)} classes")
         return 0
+    for other in data.splits:
+        with contextlib.suppress(UserError):  # a board whose lists or images are not there
+            there = read_data_set(given.data, other if other in CLASS_LISTS else "A", labelled=False)
+            if check_result(given.result, there.split(other).names, len(there.class_names)).ok:
+                print(f"error: {given.result} answers test set {other}, not {given.split or data.default_split}: "
+                      f"for that it is valid; check it with --split {other}", file=sys.stderr)
+                return 2
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2

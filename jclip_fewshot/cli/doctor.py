@@ -8,12 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.console import filled
-from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
+from jclip_fewshot.data.formats import TITLES, read_data_set
 from jclip_fewshot.errors import UserError
 
 
@@ -103,9 +102,8 @@ def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
 
 def _data(data: str) -> Finding:
     try:
-        contest = read_contest(data)
+        found = read_data_set(data)
     except UserError as error:
         return Finding("data set", False, str(error))
-    tests = [name for name in TEST_FOLDERS if (Path(data) / name).is_dir()]
-    return Finding("data set", True, f"{data}: {len(contest.class_names)} classes, {len(contest.train)} training "
-                                     f"images, test sets: {', '.join(tests) or 'none'}")
+    return Finding("data set", True, f"{data}: {TITLES[found.format]}, {len(found.train)} training images of "
+                                     f"{found.summary()}")

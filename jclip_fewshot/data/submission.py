@@ -1,25 +1,27 @@
-"""The submission: result.txt, the archive around it, and the check of both.
+"""The answers as files: the contest's result.txt, the archive around it and the check of both; a CSV for the rest.
 
-A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
+In result.txt a line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import open_zip
-from jclip_fewshot.storage.files import atomic_write, content_digest, require_writable
+from jclip_fewshot.storage.files import atomic_write, require_writable, write_text
 
 TOP = 5
+_METHODS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
 MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
 
 
@@ -46,7 +48,22 @@ def require_target(path: PathLike, flag: str = "--result") -> None:
     require_writable(path, flag)
     if path.suffix == ".zip":
         raise UserError(f"{flag} {path}: the result is a .txt file; the .zip is written beside it".lstrip())
-    require_writable(path.with_suffix(".zip"), flag)
+    if path.suffix != ".csv":
+        require_writable(path.with_suffix(".zip"), flag)
+
+
+def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> Path:
+    """Where the answers go: as `given`, or result.txt for the contest and result.csv for other data sets.
+
+    form: "txt", "csv", or "auto": by the name that is given, or else by the data set. folder: of a name not given.
+    Raises:
+        UserError: a name that does not end as the form says.
+    """
+    if not given:
+        return Path(folder, "result.csv" if form == "csv" or form == "auto" and plain else "result.txt")
+    if form != "auto" and (form == "csv") != (Path(given).suffix == ".csv"):
+        raise UserError(f"--result {given} and --out {form}: only a CSV ends in .csv, and it always does")
+    return Path(given)
 
 
 def require_names(folder: PathLike, names: Sequence[str]) -> None:
@@ -76,11 +93,10 @@ def _why_not(name: str) -> str:
     return ""
 
 
-def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ()) -> Path | None:
+def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
     """Moves a file that equals none of `ours` out of the way, to result.previous.txt; returns where it lies now.
 
-    older: digests (hex) of files that were ours and are gone. Nothing is lost: where that name is taken, a number is
-    added to it.
+    Nothing is lost: where that name is taken, a number is added to it.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,8 +105,6 @@ def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ())
     for other in ours:
         if other.is_file() and other.stat().st_size == len(content) and other.read_bytes() == content:
             return None
-    if content_digest(content).hex() in older:
-        return None
     number = 1
     while True:
         aside = path.with_name(f"{path.stem}.previous{'' if number == 1 else f'-{number}'}{path.suffix}")
@@ -98,6 +112,26 @@ def move_aside(path: PathLike, ours: Iterable[Path], older: Container[str] = ())
             os.replace(path, aside)
             return aside
         number += 1
+
+
+def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> Path:
+    """Writes answers as a CSV of path, label and probability, in natural order, whole or not at all.
+
+    files: N paths below the data folder. labels: the likeliest class of each. probability: (N,), NaN for an image that
+    could not be read, whose cell stays empty.
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "probability"])
+    for file, label, sure in sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0])):
+        table.writerow([file, label, "" if sure != sure else f"{sure:.6f}"])
+    try:
+        write_text(path, text.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Path(path)
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
@@ -174,6 +208,11 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
         return _check_bytes(data, names, num_classes)
     try:
         with open_zip(io.BytesIO(data)) as archive:
+            odd = next((_METHODS.get(one.compress_type, "a method of its own") for one in archive.infolist()
+                        if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), "")
+            if odd:
+                return ResultCheck([f"the archive is compressed by {odd}, which not every reader opens; make it with "
+                                    "zip's own method, Deflate"], [], 0)
             inside = [_printable(name) for name in archive.namelist()[:100]]
             if inside != ["result.txt"]:
                 return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "

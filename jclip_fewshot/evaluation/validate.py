@@ -25,7 +25,9 @@ from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import filled, tell
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, LabelledPath, read_contest
+from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.formats import read_data_set
+from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import choose, draw_pool, shortage
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
@@ -40,7 +42,7 @@ BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0
 HELD_OUT_SEED = 1_000_003  # of the held-out draw: the same images whatever the shots' seed is
 
 
-def hold_out(contest: Contest, per_class: int, shots: int) -> tuple[list[LabelledPath], Contest]:
+def hold_out(contest: DataSet, per_class: int, shots: int) -> tuple[list[LabelledPath], DataSet]:
     """Up to `per_class` labelled images of each class that leave it at least `shots`, and the contest without them.
 
     Raises:
@@ -124,7 +126,9 @@ def validate(settings: ValidateConfig) -> dict | None:
     """
     counts, names = parse_shots(settings.shots), head_names(settings.heads)
     tune_names(settings.tune)  # complains before the work
-    contest = read_contest(settings.data, settings.board, settings.domains)
+    contest = read_data_set(settings.data, settings.board, settings.domains, format=settings.format,
+                            labels=settings.labels)
+    tell(contest.summary())
     held, contest = hold_out(contest, settings.per_class, max(counts))
     for note in contest.notes + [shortage(contest, max(counts))]:
         tell(note) if note else None

@@ -21,7 +21,7 @@ from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.checkpoint.architecture import NoClip
 from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.console import duration, tell, warn
-from jclip_fewshot.data.contest import TestSet
+from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
 from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
