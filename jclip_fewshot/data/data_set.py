@@ -16,6 +16,7 @@ Label = TypeVar("Label", int, str)  # a class by its id or its name
 HELD_OUT = "held-out"  # the split of the labelled images that are no shots
 SHOWN_CLASSES = 8  # in a line about a data set
 CODE = re.compile(r"[0-9]+(?:\.0)?|n[0-9]{8}|[a-z]?[0-9]{3,}")  # 7, n02084071, c0042: a class name that says nothing
+NUMBERED = re.compile("[0-9]{3}\\.(?=[A-Za-z])")  # 001.Black_footed_Albatross, see prompts.plain_name
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,13 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
 def name_notes(class_names: Sequence[str]) -> list[str]:
     """What to say about class names that are codes: CLIP reads the name, and "a photo of a 7" says nothing."""
     codes = [name for name in class_names if CODE.fullmatch(name)]
+    notes = []
+    numbered = [name for name in class_names if NUMBERED.match(name)]
+    if numbered:
+        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out of "
+                     "the prompts")
     if not codes:
-        return []
-    return [f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({', '.join(codes[:3])}"
+        return notes
+    return [*notes, f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({', '.join(codes[:3])}"
             f"{', …' if len(codes) > 3 else ''}), which CLIP's text tower knows nothing about: say with --names what "
             "they show"]

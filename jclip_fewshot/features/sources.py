@@ -118,10 +118,23 @@ class EncoderSource:
         """(K, D) rows, the mean over each class's sentences, normalised again."""
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
-        rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        try:
+            rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        except UserError:
+            for name, said in zip(class_names, sentences):
+                self._require_short(name, said)
+            raise
         if ranks.size() > 1 and ranks.first():
             self.barrier.wait()
         return rows
+
+    def _require_short(self, name: str, sentences: Sequence[str]) -> None:
+        """Raises UserError, which names the class, where the text tower cannot take all of a sentence."""
+        try:
+            self._encoder.tokens(sentences)
+        except UserError as error:
+            raise UserError(f"class {name}: {str(error).partition(';')[0]}; shorten the class's name (--names), its "
+                            "template or its description") from None
 
     @property
     def encoder(self) -> Encoder:
