@@ -52,11 +52,11 @@ def main() -> None:
     tests = contest.split(split, used=record["shots"]["files"])
     for note in tests.notes:
         tell(note)
-    truth = None if tests.labels is None else scoring.truth_of(tests.labels, tests.names)
     result = answers_file(settings.result, settings.out, contest.plain, root if config["demo"] else "")
     require_target(result)
     if result.suffix != ".csv":
         require_names(tests.folder, tests.names)
+    truth = None if tests.labels is None else scoring.truth_of(tests.labels, tests.names)
     runs.require_writable_run(folder)
 
     # 2. The run: what was learned, and from what.

@@ -191,10 +191,10 @@ def name_notes(class_names: Sequence[str]) -> list[str]:
     notes = []
     numbered = [name for name in class_names if NUMBERED.match(name)]
     if numbered:
-        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out of "
-                     "the prompts")
-    if not codes:
-        return notes
-    return [*notes, f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({', '.join(codes[:3])}"
-            f"{', …' if len(codes) > 3 else ''}), which CLIP's text tower knows nothing about: say with --names what "
-            "they show"]
+        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
+                     "of the prompts")
+    if codes:
+        some = ", ".join(codes[:3]) + (", …" if len(codes) > 3 else "")
+        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({some}), which "
+                     "CLIP's text tower knows nothing about: say with --names what they show")
+    return notes

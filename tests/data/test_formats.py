@@ -2,18 +2,24 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pytest
 
+from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import HELD_OUT
 from jclip_fewshot.data.formats import read_data_set, recognised
 from jclip_fewshot.data.shots import choose_shots, read_shot_list
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.rows.gda import GDA
 from jclip_fewshot.task import Task, domain_indices
+from tests.conftest import ROOT
 from tests.data import layouts
+from tests.small_contest import small_contest
 
 
 def put(root, *paths):
@@ -69,6 +75,20 @@ def test_real_photographs_in_every_format(shared, tmp_path, kind):
     assert len(data.class_names) == 30 and data.domains == ["Caltech-101"] * 30
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return small_contest(tmp_path_factory.mktemp("demo")) / "data"
+
+
+@pytest.mark.parametrize("kind", layouts.KINDS)
+def test_the_drawn_contest_in_every_format(demo, tmp_path, kind):
+    now = layouts.make(kind, demo, tmp_path / "data")
+    data, train_and_test = read_data_set(tmp_path / "data"), layouts.rows_of(demo)
+    assert described(data, now) == (set(train_and_test[0]), dict(train_and_test[1]))
+    domains = dict(zip(data.class_names, data.domains))
+    assert domains == dict(zip(read_data_set(demo).class_names, read_data_set(demo).domains))
+
+
 def answers(root, data, features, now):
     """{image before: its class's name} by heads that need no training, from the photographs' rows; all six shots."""
     rows = dict(zip(features["path"].tolist(), features["feature"]))
@@ -88,7 +108,7 @@ def test_the_same_answers_whatever_the_format(shared, tmp_path):
     expected = answers(root, data, features, {path: path for path in features["path"].tolist()})
     truth = dict(layouts.rows_of(root)[1])
     assert np.mean([expected[path] == name for path, name in truth.items()]) > 0.9
-    for kind in ("tree", "kaggle csv", "imagefolder", "coop"):
+    for kind in ("tree", "kaggle csv", "coop"):
         now = layouts.make(kind, root, tmp_path / kind)
         assert answers(tmp_path / kind, read_data_set(tmp_path / kind), features, now) == expected, kind
 
@@ -240,6 +260,34 @@ def test_classes_called_by_codes_are_said(tmp_path):
     put(tmp_path, "train/0/1.jpg", "train/1/1.jpg", "train/n02084071/1.jpg", "train/dog/1.jpg")
     assert any("3 classes are called by a number or code (0, 1, n02084071)" in note
                for note in read_data_set(tmp_path).notes)
+
+
+def test_a_number_in_front_of_every_name_is_left_out_of_the_prompts(tmp_path):
+    data = read_data_set(put(tmp_path, "train/001.Black_footed_Albatross/1.jpg", "train/002.Crow/1.jpg"))
+    assert data.class_names == ["001.Black_footed_Albatross", "002.Crow"]
+    assert any("the number in front of 2 class names" in note for note in data.notes)
+    assert prompts.plain_sentences(data.class_names, data.domains) == ["a photo of a Black footed Albatross.",
+                                                                       "a photo of a Crow."]
+
+
+def test_names_and_lists_are_utf8_whatever_the_locale(tmp_path):
+    """A script starts again in UTF-8 mode; a program that uses the package is told how to start."""
+    charmap, locale = "ISO-8859-1", "en_US.ISO-8859-1"
+    if not shutil.which("localedef") or subprocess.run(["localedef", "-i", "en_US", "-f", charmap, tmp_path / locale],
+                                                       capture_output=True).returncode:
+        pytest.skip("no localedef here, or no sources of the locale")
+    names = "café", "骆驼"
+    for name in names:
+        put(tmp_path, *(f"data/train/{name}/{number}.jpg" for number in range(4)))
+    environment = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": locale, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUTF8", None)
+    line = [sys.executable, str(ROOT / "train.py"), "--data", "data", "--support", "absent"]
+    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True).stderr.decode(charmap)
+    shown = [name.encode(charmap, "backslashreplace").decode(charmap) for name in names]
+    assert f"2 classes: {shown[0]} (4), {shown[1]} (4)" in said, said
+    code = "from jclip_fewshot.data.formats import read_data_set; read_data_set('data')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
+    assert b"UserError" in done.stderr and b"set PYTHONUTF8=1" in done.stderr
 
 
 def table(root, text, name="train.csv"):
