@@ -67,6 +67,8 @@ def check(arguments: list[str]) -> int:
     from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.formats.contest import CLASS_LISTS
     from jclip_fewshot.data.submission import check_result, require_names
+    if given.result.endswith(".csv"):
+        raise UserError(f"check {given.result}: only the contest's result.txt and result.zip have rules to check")
     data = read_data_set(given.data, given.split if given.split in CLASS_LISTS else "A", labelled=False)
     tests = data.split(given.split)
     require_names(tests.folder, tests.names)

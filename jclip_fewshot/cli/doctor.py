@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.console import filled
-from jclip_fewshot.data.formats import TITLES, read_data_set
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 
 
@@ -105,5 +105,4 @@ def _data(data: str) -> Finding:
         found = read_data_set(data)
     except UserError as error:
         return Finding("data set", False, str(error))
-    return Finding("data set", True, f"{data}: {TITLES[found.format]}, {len(found.train)} training images of "
-                                     f"{found.summary()}")
+    return Finding("data set", True, f"{data}: {found.summary()}; {len(found.train)} training images")

@@ -84,13 +84,18 @@ class DataSet:
     def split(self, name: str = "", used: Collection[str] = ()) -> TestSet:
         """A test set by its name, or the default one.
 
-        used: paths of images that a model has learned from; the held-out split goes without them.
+        used: paths of images that a model has learned from; the held-out split goes without them, others say so.
         Raises:
             UserError: no such test set, or no image in it.
         """
-        if (name or self.default_split) != HELD_OUT:
-            return self.read_split(name or self.default_split)
         used = set(used)
+        if (name or self.default_split) != HELD_OUT:
+            tests = self.read_split(name or self.default_split)
+            seen = used.intersection(tests.files)
+            if seen:
+                tests.notes.append(f"{len(seen)} of the {count_of(len(tests.files), 'test image')} are shots of this "
+                                   f"model ({min(seen)} for one), so its scores are too good")
+            return tests
         rest = {path: label for path, label in self.train if path not in used}
         if not rest:
             raise UserError(f"{self.root} has no test set, and every labelled image is a shot; take fewer --shots, or "
@@ -100,7 +105,7 @@ class DataSet:
                                                        "that are no shots are the test"] if not self.splits else [])
 
     def summary(self) -> str:
-        """"30 classes: barrel (6), binocular (6), …; test sets: A": what a person checks before the work."""
+        """"tree of 30 classes: barrel (6), binocular (6), …; test sets: test": what a person checks before the work."""
         counts = [0] * len(self.class_names)
         for _, label in self.train:
             counts[label] += 1
@@ -108,7 +113,7 @@ class DataSet:
         some = named if len(named) <= SHOWN_CLASSES + 2 else [
             *named[:SHOWN_CLASSES], f"… ({min(counts)} to {max(counts)} images each)"]
         tests = f"test sets: {', '.join(self.splits)}" if self.splits else "no test set"
-        return f"{count_of(len(named), 'class', 'classes')}: {', '.join(some)}; {tests}"
+        return f"{self.format} of {count_of(len(named), 'class', 'classes')}: {', '.join(some)}; {tests}"
 
 
 def domain_of(class_name: str) -> str:

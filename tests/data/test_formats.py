@@ -10,9 +10,10 @@ import unicodedata
 import numpy as np
 import pytest
 
+from jclip_fewshot import config
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import HELD_OUT
-from jclip_fewshot.data.formats import read_data_set, recognised
+from jclip_fewshot.data.formats import FORMATS, read_data_set, recognised
 from jclip_fewshot.data.shots import choose_shots, read_shot_list
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.rows.gda import GDA
@@ -63,7 +64,7 @@ def test_every_format_says_the_same(contest, tmp_path, kind):
     assert sorted(data.class_names) == ["barrel", "cellphone", "sea_horse"]
     train, test = layouts.rows_of(contest)
     assert described(data, now) == (set(train), dict(test))
-    assert "3 classes: barrel (4)" in data.summary()
+    assert data.summary().startswith(f"{data.format} of 3 classes: barrel (4)")
     assert [label for _, label in choose_shots(data, 2)] == [0, 0, 1, 1, 2, 2]
 
 
@@ -317,6 +318,26 @@ def test_a_table_by_name_whatever_its_columns(tmp_path):
     data = read_data_set(tmp_path, labels=tmp_path / "mine.csv")
     assert data.class_names == ["a", "b"] and data.train[0] == ("images/0.jpg", 0) and len(data.train) == 4
     assert data.default_split == HELD_OUT
+
+
+def test_a_test_set_with_training_images_is_said(tmp_path):
+    table(tmp_path, "path,label\nimages/0.jpg,a\nimages/1.jpg,b\nimages/2.jpg,a\n")
+    table(tmp_path, "path,label\nimages/2.jpg,a\nimages/3.jpg,b\n", "test.csv")
+    data = read_data_set(tmp_path)
+    assert data.splits == ("test",) and data.split().notes == []
+    assert "1 of the 2 test images are shots" in data.split(used=["images/2.jpg", "images/0.jpg"]).notes[0]
+
+
+def test_the_column_of_the_classes_is_not_taken_for_paths(tmp_path):
+    """Labels 0 and 1, and files called 0.jpg and 1.jpg."""
+    put(tmp_path, *(f"images/{number}.jpg" for number in range(6)))
+    (tmp_path / "mine.csv").write_text("label,picture\n0,3\n1,4\n0,5\n1,2\n")
+    data = read_data_set(tmp_path)
+    assert data.train == [("images/3.jpg", 0), ("images/5.jpg", 0), ("images/2.jpg", 1), ("images/4.jpg", 1)]
+
+
+def test_the_settings_know_every_format():
+    assert tuple(sorted(config.FORMATS)) == tuple(sorted(FORMATS))
 
 
 def test_json_that_no_reader_takes(tmp_path):

@@ -16,8 +16,6 @@ from jclip_fewshot.data.listing import PathLike
 from jclip_fewshot.errors import UserError
 
 FORMATS = {"contest": contest, "coop": coop, "imagefolder": image_folder, "table": table, "tree": tree}
-TITLES = {"contest": "the contest's lists", "coop": "CoOp's split file", "imagefolder": "Hugging Face's ImageFolder",
-          "table": "a table of paths and classes", "tree": "a folder a class"}
 
 
 def read_data_set(root: PathLike, board: str = "A", domains: bool = False, labelled: bool = True, format: str = "",

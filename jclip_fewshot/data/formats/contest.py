@@ -47,11 +47,13 @@ def elsewhere(root: Path) -> Path | None:
             if listed.replace("\\", "/").startswith(root.relative_to(above).as_posix() + "/"):
                 return above
     waiting = [root]
-    for folder in waiting:
+    for place, folder in enumerate(waiting):
+        if place == LOOKED_AT:
+            break
         for name in folders_of(folder):
             if recognise(folder / name):
                 return folder / name
-        if len(waiting) < LOOKED_AT and len(folder.relative_to(root).parts) < 2:
+        if len(folder.relative_to(root).parts) < 2:
             waiting += [folder / name for name in folders_of(folder)]
     return None
 

@@ -10,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jclip_fewshot.data.data_set import HELD_OUT, DataSet, TestSet, by_class, domain_of, domains_of, name_notes
+from jclip_fewshot.data.data_set import (
+    HELD_OUT,
+    DataSet,
+    TestSet,
+    by_class,
+    domain_of,
+    domains_of,
+    name_notes,
+    one_label_each,
+)
 from jclip_fewshot.data.formats.folders import below
 from jclip_fewshot.data.formats.wanted import Sure, Wanted
 from jclip_fewshot.data.listing import (
@@ -62,7 +71,8 @@ def read(root: Path, wanted: Wanted) -> DataSet:
         found = locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
         for path in found:
             require_plain_name(path)
-        return list(dict.fromkeys((path, label) for path, (_, _, label, _) in zip(found, lists[part])))
+        return one_label_each([(number, path, label) for path, (number, _, label, _) in zip(found, lists[part])],
+                              Path(f"{file} ({part})"))[0]
 
     def split(part: str) -> TestSet:
         if part not in lists or part == "train":

@@ -82,15 +82,16 @@ def splits_in(top: Path) -> tuple[list[str], list[str]]:
     return [name for name, role in roles.items() if role == "train"], tests
 
 
-def class_folders(top: Path, skip: Collection[str] = ()) -> tuple[dict[tuple[str, ...], list[Path]], list[str]]:
+def class_folders(root: Path, top: Path, skip: Collection[str] = ()
+                  ) -> tuple[dict[tuple[str, ...], list[str]], list[str]]:
     """({class: its images}, notes) of a tree with a folder a class, or a folder a domain with its classes in it.
 
-    A class is its folder's path below `top`; images in folders inside a class's folder are of that class. skip: folders
-    of `top` that are no classes.
+    A class is its folder's path below `top`, an image its path below `root`; images in folders inside a class's folder
+    are of that class. skip: folders of `top` that are no classes.
     Raises:
         UserError: folders that leave open what is a class: some one deep and some two, or deeper.
     """
-    found: dict[tuple[str, ...], list[Path]] = {}
+    found: dict[tuple[str, ...], list[str]] = {}
     loose, ignored, empty, inner = 0, [], [], 0
     for folder, images, others in walk(top):
         parts = folder.relative_to(top).parts
@@ -101,7 +102,8 @@ def class_folders(top: Path, skip: Collection[str] = ()) -> tuple[dict[tuple[str
         if not parts:
             loose = len(images)
         elif images:
-            found.setdefault(owner, []).extend(folder / image for image in images)
+            prefix = below(folder, root)
+            found.setdefault(owner, []).extend(prefix + image for image in images)
             inner += len(images) if owner != parts else 0
         elif not others and not folders_of(folder):
             empty.append("/".join(parts))

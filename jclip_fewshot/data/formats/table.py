@@ -125,7 +125,7 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
     files, source = Files(root), found.table.file
     parts: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for number, row in found.table.rows:
-        part = row[found.splits].strip() if found.splits else "train"
+        part = row[found.splits].strip() or "(none)" if found.splits else "train"
         parts.setdefault("train" if role_of(part) == "train" else part, []).append((number, row))
     if "train" not in parts:
         raise UserError(f"{source}: no row of the column {found.splits!r} says train, but {', '.join(list(parts)[:5])}")
@@ -141,9 +141,9 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
     ids = {label: place for place, label in enumerate(class_names)}
     train = by_class((path, ids[label]) for path, label in rows)
     for part in parts:
-        if Path(part).name != part and part:
+        if Path(part).name != part or len(part) > 60:
             raise UserError(f"{source}: {shown(part)} in the column {found.splits!r} is no name of a test set")
-    tables = {part: (found, listed) for part, listed in parts.items() if part}
+    tables = {part: (found, listed) for part, listed in parts.items()}
     tables.update({part: (one, one.table.rows) for part, one in others.items()})
     folders = [] if tables else splits_in(top)[1]
     order = sorted(tables, key=lambda part: (["test", "val"].index(role_of(part)) if role_of(part) in ("test", "val")
@@ -254,7 +254,11 @@ def labelled(root: Path, top: Path, table: Table) -> Labelled | None:
     """The table with its columns; None where no column's cells are images here."""
     files = Files(root)
     named = table.column(PATHS)
-    for column in dict.fromkeys([named, *table.columns] if named else table.columns):
+    called = table.column(LABELS)
+    for column in dict.fromkeys([named, *(one for one in table.columns if one != called)] if named or called
+                                else table.columns):
+        if not column:
+            continue
         cells = [row[column] for _, row in table.rows[:LOOKED_AT]]
         bases = {base: sum(files.find(f"{base}/{cell}" if base else cell, any_ending=True) is not None for cell in cells
                            if cell.strip() and ".." not in cell) for base in _bases(root, top, table.file)}
@@ -266,8 +270,7 @@ def labelled(root: Path, top: Path, table: Table) -> Labelled | None:
     splits = table.column(SPLITS)
     splits = splits if splits and any(role_of(row[splits]) == "train" for _, row in table.rows) else ""
     rest = [one for one in table.columns if one not in (column, splits) and one]
-    labels = table.column(LABELS)
-    labels = labels if labels in rest else rest[0] if len(rest) == 1 else ""
+    labels = called if called in rest else rest[0] if len(rest) == 1 else ""
     return Labelled(table, column, labels, splits, best)
 
 

@@ -59,7 +59,11 @@ def read_tree(root: Path, top: Path, wanted: Wanted, name: str) -> DataSet:
     """The tree in `top`, a folder of the data folder."""
     trains, tests = splits_in(top)
     base = _training_folder(top, trains)
-    found, notes = class_folders(base, [] if base != top else tests)
+    found, notes = class_folders(root, base, [] if base != top else tests)
+    beside = [one for one in folders_of(top) if base != top and one not in trains + tests and holds_images(top / one)]
+    if beside:
+        notes.append(f"folders beside {base} that are not learned from: {', '.join(beside[:5])}"
+                     + (", …" if len(beside) > 5 else ""))
     classes: dict[str, tuple[str, ...]] = {}
     for parts in found:
         called = same_text("_".join(parts))
@@ -67,16 +71,14 @@ def read_tree(root: Path, top: Path, wanted: Wanted, name: str) -> DataSet:
             raise UserError(f"{base.joinpath(*parts)}: another folder makes the class {called} too; rename one")
         classes[called] = parts
     for path in (path for images in found.values() for path in images):
-        require_plain_name(below(path.parent, root) + path.name)
+        require_plain_name(path)
     if len(classes) < 2:
         _require_no_boxes(top)
         raise UserError(f"{root}: {base} holds {'one class folder alone' if classes else 'no class folder with images'}"
                         f" ({_what_is_there(top)}), and no list or table says more; give the folder with a folder a "
                         "class with --data, or a table with --labels")
     class_names = sorted(classes, key=natural_key)
-    train = []
-    for label, called in enumerate(class_names):
-        train += [(below(path.parent, root) + path.name, label) for path in found[classes[called]]]
+    train = [(path, label) for label, called in enumerate(class_names) for path in found[classes[called]]]
     if wanted.domains:
         domains = [domain_of(called) for called in class_names]
     else:
