@@ -110,10 +110,12 @@ class DataSet:
         for _, label in self.train:
             counts[label] += 1
         named = [f"{shown(name)} ({count})" for name, count in zip(self.class_names, counts)]
-        some = named if len(named) <= SHOWN_CLASSES + 2 else [
-            *named[:SHOWN_CLASSES], f"… ({min(counts)} to {max(counts)} images each)"]
-        tests = f"test sets: {', '.join(self.splits)}" if self.splits else "no test set"
-        return f"{self.format} of {count_of(len(named), 'class', 'classes')}: {', '.join(some)}; {tests}"
+        if len(named) > SHOWN_CLASSES + 2:
+            each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
+            named[SHOWN_CLASSES:] = [f"… ({each} images each)"]
+        tests = f"test sets: {', '.join(self.splits)}" if self.splits else \
+            "no test set, so that the labelled images that are no shots are held out"
+        return f"{self.format} of {count_of(len(counts), 'class', 'classes')}: {', '.join(named)}; {tests}"
 
 
 def domain_of(class_name: str) -> str:

@@ -160,6 +160,25 @@ def test_folders_inside_a_class_are_of_that_class(tmp_path):
     assert data.split().labels == {"dolphin/far/3.jpg": 0, "seal/4.jpg": 1}
 
 
+@pytest.mark.parametrize("paths, classes, tests", [
+    ([f"train/{name}/images/1.jpg" for name in ("n01", "n02")] + ["val/images/2.jpg"], ["n01", "n02"], ("val",)),
+    ([f"CUB/images/{name}/1.jpg" for name in ("001.Crow", "002.Jay")] + ["CUB/parts/parts.txt"],
+     ["001.Crow", "002.Jay"], ()),
+    ([f"{name}/1.jpg" for name in ("bus", "car", "train")], ["bus", "car", "train"], ()),
+    ([f"flowers/flowers/{name}/1.jpg" for name in ("daisy", "rose")] + ["notebook.ipynb"], ["daisy", "rose"], ()),
+    ([f"data/train/{name}/1.jpg" for name in ("a", "b")] + ["src/a.py", "models/a.h5"], ["a", "b"], ()),
+    ([f"{part}/{part}/{name}/1.jpg" for part in ("seg_train", "seg_test") for name in ("sea", "street")]
+     + ["seg_pred/seg_pred/1.jpg"], ["sea", "street"], ("seg_test", "seg_pred")),
+])
+def test_trees_as_people_have_them(tmp_path, paths, classes, tests):
+    put(tmp_path, *paths)
+    if (tmp_path / "CUB").exists():
+        (tmp_path / "CUB/classes.txt").write_text("1 001.Crow\n2 002.Jay\n")
+    data = read_data_set(tmp_path)
+    assert data.class_names == classes and data.splits == tests and data.domains == [""] * len(classes)
+    assert all(data.split(name).names for name in tests)
+
+
 @pytest.mark.parametrize("paths, words", [
     (["train/dolphin/2022/1.jpg", "train/seal/1.jpg"], "which folders are the classes"),
     ([f"train/{name}/{year}/1.jpg" for name in ("orca", "seal") for year in (2022, 2023)], "2022, 2023 lie in"),

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +34,12 @@ LOOKED_AT = 200  # folders in which the contest's lists are looked for where --d
 
 
 def recognise(root: Path) -> Sure | None:
-    """Its lists: classes.txt, classes_b.txt or train.txt."""
+    """Its lists: classes.txt, classes_b.txt or train.txt; a classes.txt alone, which others have too, by its form."""
     there = [name for name in (*CLASS_LISTS.values(), TRAIN_LIST) if (root / name).is_file()]
+    if there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA")):
+        with open(root / there[0], encoding="utf-8", errors="replace") as file:
+            if not re.search(r"\S\s+[0-9]+\s*$", file.readline(4096)):
+                return None
     return Sure(3, " and ".join(there)) if there else None
 
 

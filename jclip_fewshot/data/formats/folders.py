@@ -107,6 +107,8 @@ def class_folders(root: Path, top: Path, skip: Collection[str] = ()
             inner += len(images) if owner != parts else 0
         elif not others and not folders_of(folder):
             empty.append("/".join(parts))
+    if len(found) > 1 and all(len(parts) > 1 for parts in found) and len({parts[1:] for parts in found}) == 1:
+        found = {parts[:1]: images for parts, images in found.items()}  # dog/images/, cat/images/
     depths = {len(parts): "/".join(parts) for parts in reversed(list(found))}
     if len(depths) > 1 or max(depths, default=1) > 2:
         said = " and ".join(f"{shown(depths[depth])} ({count_of(depth, 'folder')} deep)" for depth in sorted(depths))
