@@ -133,7 +133,7 @@ class EncoderSource:
         try:
             self._encoder.tokens(sentences)
         except UserError as error:
-            raise UserError(f"class {name}: {str(error).partition(';')[0]}; shorten the class's name (--names), its "
+            raise UserError(f"class {name}: {str(error).rpartition(';')[0]}; shorten the class's name (--names), its "
                             "template or its description") from None
 
     @property
