@@ -150,8 +150,8 @@ def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tupl
     for number, path, label in rows:
         line, known = first.setdefault(path, (number, label))
         if known != label:
-            raise UserError(f"{source}, line {number}: {path} has class {label} here and {known} on line {line}; "
-                            "keep the right one")
+            raise UserError(f"{source}, line {number}: {shown(path)} has class {label} here and {known} on line "
+                            f"{line}; keep the right one")
         again += line != number
     return ([(path, label) for path, (_, label) in first.items()],
             [f"{source.name} lists {count_of(again, 'image')} more than once"] if again else [])

@@ -274,6 +274,9 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str]], base: 
     Raises:
         UserError: one that lies elsewhere, or is absent.
     """
+    listed = list(listed)
+    for _, path in listed:
+        require_plain_name(path)
     rows = [(number, path, inside(files.root, f"{base}/{path}" if base and not path.startswith("/") else path,
                                   f"{source}, line {number}")) for number, path in listed]
     found = [files.find(path, any_ending) for _, _, path in rows]
@@ -281,9 +284,9 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str]], base: 
     if absent:
         number, path, _ = absent[0]
         parent = files.root / path.rpartition("/")[0]
-        reason = f"no file {files.root / path}" if _is_folder(parent) else f"no folder {parent}"
+        reason = shown(f"no file {files.root / path}" if _is_folder(parent) else f"no folder {parent}")
         more = f" ({len(absent) - 1} more are listed but absent)" if len(absent) > 1 else ""
-        raise UserError(f"{source}, line {number}: {brief(path)} is listed but absent: {reason}{more}; "
+        raise UserError(f"{source}, line {number}: {shown(brief(path))} is listed but absent: {reason}{more}; "
                         "complete the data set or take the line out")
     return [path for path in found if path is not None]
 
@@ -301,8 +304,8 @@ def inside(root: Path, path: str, where: str) -> str:
         return path
     plain = posixpath.normpath(plain)
     if plain.startswith("..") or re.match("[A-Za-z]:/", plain):
-        raise UserError(f"{where}: {brief(path)} is not below {root}; list images by their path below the data folder, "
-                        "and move or link there what lies elsewhere")
+        raise UserError(f"{where}: {shown(brief(path))} is not below {root}; list images by their path below the data "
+                        "folder, and move or link there what lies elsewhere")
     return plain
 
 
