@@ -50,8 +50,8 @@ def is_image(name: str) -> bool:
 
 def kinds_of(names: Iterable[str]) -> str:
     """".txt (3), .db" of file names: their endings with counts, for a message."""
-    found = Counter(posixpath.splitext(name)[1].lower() or name for name in names).items()
-    found = sorted(found, key=lambda kind: (-kind[1], kind[0]))
+    counts = Counter(posixpath.splitext(name)[1].lower() or name for name in names)
+    found = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
     said = [kind if count == 1 else f"{kind} ({count})" for kind, count in found]
     return ", ".join(said[:5]) + (", …" if len(said) > 5 else "")
 
@@ -69,7 +69,9 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
         UserError: the folder, or an entry of it, cannot be looked at; a link that leads to itself; a name that this
             Python reads in another encoding than UTF-8.
     """
-    files, folders, others = [], [], []
+    files: list[str] = []
+    folders: list[str] = []
+    others: list[str] = []
     entry = None
     try:
         with os.scandir(folder) as entries:

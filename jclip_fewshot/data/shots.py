@@ -204,7 +204,8 @@ def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     listed = read_labelled(path, len(data.class_names))
     if not listed:
         raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
-    known, seen = dict(data.train), {}
+    known = dict(data.train)
+    seen: dict[str, int] = {}
     found = locate(Files(data.root), path, [(number, image) for number, image, _ in listed])
     tests = _test_files(data) if any(image not in known for image in found) else {}
     for (number, _, label), image in zip(listed, found):

@@ -253,8 +253,8 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        return ResultCheck([*problems.told(), f"line {line}: not UTF-8 text"], [], 0)
+        place = data[:error.start].count(b"\n") + 1
+        return ResultCheck([*problems.told(), f"line {place}: not UTF-8 text"], [], 0)
     if "\r" in text:
         problems.add("crlf", "lines end in CR LF (Windows); they must end in LF alone")
         text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -153,23 +153,20 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
         if part not in tables:
             return folder_split(root, top, part, class_names)
         one, listed = tables[part]
-        return test_set(root, one.located(files, listed), bool(one.labels), class_names, part)
+        return listed_split(root, one.located(files, listed), bool(one.labels), class_names, part)
 
     domains = [domain_of(label) for label in class_names] if wanted.domains else domains_of(class_names)
     return DataSet(root, class_names, domains, train, (*order, *folders), name,
                    [f"classes by the column {found.labels!r} of {source}", *notes, *name_notes(class_names)], split)
 
 
-def test_set(root: Path, rows: Iterable[tuple[int, str, str]], labelled: bool, class_names: Sequence[str],
+def listed_split(root: Path, rows: Iterable[tuple[int, str, str]], labelled: bool, class_names: Sequence[str],
              name: str) -> TestSet:
     """Listed test images (line number, path, class name), each once."""
     named = {path: label for _, path, label in rows}
     files = sorted(named, key=natural_key)
     labels, notes = known_answers(named, class_names, f"the test set {name}") if labelled else (None, [])
     return TestSet(root, files, files, labels, notes)
-
-
-test_set.__test__ = False  # pytest: no test function
 
 
 def read_table(path: Path) -> Table:
