@@ -30,7 +30,8 @@ RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
 _COMMAND_TABLE = "python -m jclip_fewshot ", "jclip-fewshot "  # as it names the scripts that it runs
 # what other commands leave in a run's folder
 LEFT_BEHIND = ("test_*.json", "test_*.npz", "result*.txt", "result*.zip", "result*.csv", "validate.json", "report")
-DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
+DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "format", "labels", "board", "demo", "demo_seed",
+        "skip_bad")
 
 
 def require_new_run(runs: str | Path, name: str) -> None:

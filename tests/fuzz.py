@@ -202,6 +202,29 @@ def lists_kind(folder: Path) -> Kind:
     return Kind(LISTS, read, [*ANY, odd_text, odd_text, odd_text])
 
 
+def tables_kind(folder: Path) -> Kind:
+    """Tables and CoOp's split, each by itself in a folder of images."""
+    rows = [(f"{number}.jpg", number % 2, "ab"[number % 2]) for number in range(6)]
+    seeds = {"train.csv": "image,label,split\n" + "".join(f"train/{p},{name},train\n" for p, _, name in rows),
+             "train.jsonl": "".join(f'{{"image": "train/{p}", "label": "{name}"}}\n' for p, _, name in rows),
+             "train/metadata.csv": "file_name,label\n" + "".join(f"{p},{name}\n" for p, _, name in rows),
+             "split_zhou_X.json": '{"train": [' + ", ".join(f'["{p}", {k}, "{name}"]' for p, k, name in rows) + "]}"}
+    (folder / "tables/train").mkdir(parents=True)
+    for path, _, _ in rows:
+        (folder / "tables/train" / path).touch()
+
+    def read(name: str, path: Path) -> None:
+        target = folder / "tables" / name
+        target.write_bytes(path.read_bytes())
+        try:
+            data = read_data_set(folder / "tables")
+            data.split()
+            data.summary().encode("utf-8")
+        finally:
+            target.unlink()
+    return Kind({name: text.encode() for name, text in seeds.items()}, read, [*ANY, odd_text, odd_text, odd_text])
+
+
 def images_kind(folder: Path) -> Kind:
     from PIL import Image
     rng = np.random.default_rng(0)
@@ -246,7 +269,8 @@ def submission_kind(folder: Path) -> Kind:
 
 
 KINDS: dict[str, Callable[[Path], Kind]] = {
-    "checkpoint": checkpoint_kind, "npz": npz_kind, "record": record_kind, "lists": lists_kind, "images": images_kind,
+    "checkpoint": checkpoint_kind, "npz": npz_kind, "record": record_kind, "lists": lists_kind,
+    "tables": tables_kind, "images": images_kind,
     "submission": submission_kind}
 
 
