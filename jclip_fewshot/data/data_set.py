@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from jclip_fewshot.data.listing import LabelledPath, count_of, natural_key, same_text
+from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text
 from jclip_fewshot.data.prompts import known_domains
 from jclip_fewshot.errors import UserError, nearest, shown
 
@@ -150,7 +150,8 @@ def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tupl
     for number, path, label in rows:
         line, known = first.setdefault(path, (number, label))
         if known != label:
-            raise UserError(f"{source}, line {number}: {shown(path)} has class {label} here and {known} on line "
+            here, there = (shown(brief(str(one))) for one in (label, known))
+            raise UserError(f"{source}, line {number}: {shown(brief(path))} has class {here} here and {there} on line "
                             f"{line}; keep the right one")
         again += line != number
     return ([(path, label) for path, (_, label) in first.items()],
