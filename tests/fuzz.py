@@ -207,14 +207,14 @@ def tables_kind(folder: Path) -> Kind:
     rows = [(f"{number}.jpg", number % 2, "ab"[number % 2]) for number in range(6)]
     seeds = {"train.csv": "image,label,split\n" + "".join(f"train/{p},{name},train\n" for p, _, name in rows),
              "train.jsonl": "".join(f'{{"image": "train/{p}", "label": "{name}"}}\n' for p, _, name in rows),
-             "train/metadata.csv": "file_name,label\n" + "".join(f"{p},{name}\n" for p, _, name in rows),
+             "metadata.csv": "file_name,label\n" + "".join(f"{p},{name}\n" for p, _, name in rows),
              "split_zhou_X.json": '{"train": [' + ", ".join(f'["{p}", {k}, "{name}"]' for p, k, name in rows) + "]}"}
     (folder / "tables/train").mkdir(parents=True)
     for path, _, _ in rows:
         (folder / "tables/train" / path).touch()
 
     def read(name: str, path: Path) -> None:
-        target = folder / "tables" / name
+        target = folder / "tables" / ("train" if name == "metadata.csv" else "") / name
         target.write_bytes(path.read_bytes())
         try:
             data = read_data_set(folder / "tables")

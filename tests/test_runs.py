@@ -166,8 +166,8 @@ def test_a_name_used_twice_leaves_no_answers_of_the_older_run(tmp_path, capsys):
     assert trained(tmp_path, "base") == folder
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "test_A.json" in said[0] and "removed" in said[0]
-    assert sorted(path.name for path in folder.iterdir()) == ["model.npz", "notes.txt", "older_results.txt",
-                                                              "record.json", "shots.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.npz", "notes.txt", "record.json",
+                                                              "shots.txt"]
 
 
 def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):

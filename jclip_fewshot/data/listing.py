@@ -286,7 +286,8 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str]], base: 
     if absent:
         number, path, _ = absent[0]
         parent = files.root / path.rpartition("/")[0]
-        reason = shown(f"no file {files.root / path}" if _is_folder(parent) else f"no folder {parent}")
+        reason = f"no file {files.root / path}" if _is_folder(parent) else f"no folder {parent}"
+        reason = shown(reason if len(reason) < MAX_LINE else brief(reason))
         more = f" ({len(absent) - 1} more are listed but absent)" if len(absent) > 1 else ""
         raise UserError(f"{source}, line {number}: {shown(brief(path))} is listed but absent: {reason}{more}; "
                         "complete the data set or take the line out")

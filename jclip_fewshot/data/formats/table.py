@@ -135,7 +135,8 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
     for label in class_names:
         if not label or not label.isprintable():
             line = next(number for number, row in found.table.rows if same_text(row[found.labels].strip()) == label)
-            raise UserError(f"{source}, line {line}: {shown(brief(label))} is no class name; fill the column {found.labels!r}")
+            raise UserError(f"{source}, line {line}: {shown(brief(label))} is no class name; fill the column "
+                            f"{found.labels!r}")
     if len(class_names) < 2 or len(class_names) == len(rows) > 20:
         raise UserError(f"{source}: the column {found.labels!r} names {len(class_names)} classes for {len(rows)} "
                         "images; is it the column of the classes? Call the right one label")
