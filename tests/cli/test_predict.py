@@ -38,7 +38,7 @@ def test_files_folders_and_patterns(folder):
     assert paths(["*.jpg"]) == ["a.jpg", "odd[1].jpg"]
     assert paths(["odd[1].jpg"]) == ["odd[1].jpg"]  # a file's own name is no pattern
     assert paths(["absent.jpg"]) == ["absent.jpg"]  # whoever reads it says so
-    assert "no .jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
+    assert "no image (.jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
 
 
 def test_names_from_a_pipe_are_answered_as_they_come(folder):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.data import demo
-from jclip_fewshot.data.contest import read_contest, test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.shots import choose_shots
 from jclip_fewshot.data.submission import check_result
 from tests.cli.scripts import TRAIN, call, fails
@@ -24,7 +24,7 @@ from tests.evaluation.suites import small_suite
 def test_from_photographs_to_a_valid_submission(contest, trained):
     done = call(contest, "test.py", "--run", trained)
     assert done.returncode == 0, done.stderr
-    names = test_images(contest).names
+    names = read_data_set(contest).split().names
     assert check_result(contest / "result.txt", names, 6).ok
     with zipfile.ZipFile(contest / "result.zip") as archive:
         assert archive.read("result.txt") == (contest / "result.txt").read_bytes()
@@ -97,7 +97,7 @@ def test_names_alone_to_a_valid_submission(contest, tmp_path):
     assert done.returncode == 0, done.stderr
     done = call(tmp_path, "test.py", "--run", "runs/names")
     assert done.returncode == 0 and "zero_shot_refined" in done.stdout, done.stderr
-    assert check_result(tmp_path / "result.txt", test_images(tmp_path).names, 6).ok
+    assert check_result(tmp_path / "result.txt", read_data_set(tmp_path, labelled=False).split().names, 6).ok
     assert call(tmp_path, "jclip_fewshot", "report", "runs/names").returncode == 0
     record = json.loads((tmp_path / "runs/names/record.json").read_text())
     assert record["shots"]["rule"] == "none: class names alone" and record["shots"]["files"] == []
@@ -335,7 +335,7 @@ def test_representative_shots_are_chosen_from_a_pool(drawn):
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "runs/chosen/record.json").read_text())
     assert record["shots"]["rule"].startswith("representative") and len(record["shots"]["files"]) == 72 * 4
-    assert record["shots"]["files"] != [path for path, _ in choose_shots(read_contest(folder / "data"))]
+    assert record["shots"]["files"] != [path for path, _ in choose_shots(read_data_set(folder / "data"))]
 
 
 def test_the_whole_demo(tmp_path):
