@@ -229,8 +229,8 @@ class Run:
                      probability: np.ndarray) -> Path | None:
         """Write the answers to `result` and a copy into the run. Return the archive to submit; none of a .csv.
 
-        own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first, NaN
-        where the image could not be read. Beside a result.txt stand its archive and the names of its classes.
+        own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first,
+        NaN where the image could not be read. Beside a result.txt stand its archive and the names of its classes.
         A file of these names that none of the runs beside this one has written is moved aside first, with a line.
         """
         table = result.suffix == ".csv"

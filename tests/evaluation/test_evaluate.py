@@ -15,7 +15,7 @@ from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import zero_shot_logits
-from tests.evaluation.suites import small_suite
+from tests.evaluation.suites import CLASSES, small_suite
 
 
 def test_a_suite_is_normalised_again(tmp_path):
