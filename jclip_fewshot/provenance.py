@@ -41,7 +41,7 @@ def made_by() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for name in ("jittor", "numpy", "pillow", "instant-clip-tokenizer", "ftfy", "onednn-cpu-gomp"):
+    for name in ("jittor", "numpy", "pillow", "ftfy", "onednn-cpu-gomp"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

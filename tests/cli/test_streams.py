@@ -63,8 +63,9 @@ def test_help_that_could_not_be_printed_is_no_success(contest, flags, after):
     assert done.returncode == 1 and "could not be printed" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_left_over_rank_that_would_save_nothing_says_so(contest):
-    ended, output, saved = shell(contest, "rank", "2>&1", PMI_SIZE="2", PMI_RANK="1")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_left_over_rank_is_refused_at_once(contest, rank):
+    ended, output, saved = shell(contest, f"rank-{rank}", "2>&1", PMI_SIZE="2", PMI_RANK=rank)
     assert ended == 2 and not saved and "unset PMI_RANK and PMI_SIZE" in output and "Traceback" not in output
 
 
