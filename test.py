@@ -42,7 +42,7 @@ def main() -> None:
     run = Run.chosen(settings.run, settings.runs, settings.demo, settings.demo_seed, settings.split)
     asked = read_questions(run, settings.data, settings.split)
     names, truth, demo = asked.tests.names, asked.truth, run.record.config.demo
-    result = Path(settings.result or Path(asked.data.root if demo else "", "result.txt"))
+    result = Path(settings.result or Path(asked.root if demo else "", "result.txt"))
     require_result(result)
     require_writable_folder(run.folder, "--run")
 

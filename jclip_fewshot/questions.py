@@ -15,11 +15,12 @@ from jclip_fewshot.run import Run
 
 @dataclass(frozen=True)
 class Questions:
-    """The N test images that a run is asked about. own: they are the split that it was trained for.
+    """The N test images that a run is asked about, of the data set in the folder `root`.
 
-    truth (N,): their classes; None where nobody knows.
+    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows.
     """
 
+    root: str
     data: Contest
     split: str
     own: bool
@@ -32,7 +33,8 @@ def read_questions(run: Run, root: str = "", given: str = "") -> Questions:
 
     Raise UserError if something is absent, not what the run has learned, or cannot stand in a result.txt.
     """
-    data = read_contest(root or run.where(run.record.config.data), run.board, labelled=run.record.config.shots > 0)
+    root = root or run.where(run.record.config.data)
+    data = read_contest(root, run.board, labelled=run.record.config.shots > 0)
     run.require_same_classes(data.class_names)
     split, own = run.split(data.root, given)
     tests = test_images(data.root, split)
@@ -40,4 +42,4 @@ def read_questions(run: Run, root: str = "", given: str = "") -> Questions:
     if tests.ignored:
         tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
     labels = read_labels(data, split)
-    return Questions(data, split, own, tests, None if labels is None else truth_of(labels, tests.names))
+    return Questions(root, data, split, own, tests, None if labels is None else truth_of(labels, tests.names))
