@@ -19,7 +19,7 @@ from jclip_fewshot.combine.refinement import (
 )
 from jclip_fewshot.combine.strength import ClassWeights, HeldOutFold, Strength
 from jclip_fewshot.evaluation.tasks import some_classes
-from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
+from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import Task, class_means
 
 CLASSES, WIDTH, SHOTS = 24, 32, 4
@@ -248,7 +248,7 @@ def test_one_shot_and_useless_text_are_noticed():
     task = Task(draw(np.arange(30)), np.arange(30), unit_rows(rng.standard_normal((30, 64))))
     labels = np.repeat(np.arange(30), 8)
     features = draw(labels)
-    answer = Pipeline(list(CHECK_HEADS)).fit(task).answer(features)
+    answer = Pipeline("gda,proker,text_profile").fit(task).answer(features)
     assert top1(answer.final, labels) >= top1(answer.probs, labels) - 0.5
 
 
