@@ -18,9 +18,10 @@ from jclip_fewshot.run import Run, require_result
 
 @dataclass(frozen=True)
 class Questions:
-    """The N test images that a run is asked about. own: they are the split that it was trained for.
+    """The N test images that a run is asked about.
 
-    truth (N,): their classes; None where nobody knows. result: the file of the answers.
+    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows. result: the
+    file of the answers.
     """
 
     data: DataSet
@@ -37,14 +38,15 @@ def read_questions(run: Run, settings: TestConfig) -> Questions:
     Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
     """
     config = run.record.config
-    data = read_data_set(settings.data or run.where(config.data), run.board, labelled=config.shots > 0,
-                         format=config.format, labels=run.where(config.labels) if config.labels else "")
+    root = settings.data or run.where(config.data)
+    data = read_data_set(root, run.board, labelled=config.shots > 0, format=config.format,
+                         labels=run.where(config.labels) if config.labels else "")
     run.require_same_classes(data.class_names)
     split, own = run.split(data, settings.split)
     tests = data.split(split, used=run.record.shots.files)
     for note in tests.notes:
         tell(note)
-    result = answers_file(settings.result, settings.out, data.plain, data.root if config.demo else "")
+    result = answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
     require_result(result)
     if result.suffix != ".csv":
         require_names(tests.folder, tests.names)
