@@ -6,7 +6,8 @@
 Every row: images (or texts) a second, the GFLOP/s of the products that were computed, their share of
 the rate of a 1024^3 product measured in between, and the process's peak memory. With torch installed
 (in this interpreter, or in the one named by --torch-python) OpenAI's PyTorch model runs in a process
-of its own, by turns with ours; JCLIP likewise where it is importable. Weights are random, times are
+of its own, by turns with ours; JCLIP, ONNX Runtime and OpenVINO (both on our own export) likewise where
+they are importable. Weights are random, times are
 medians over --repeats turns, so that what else the machine does falls on all alike; precisions and
 libraries take turns in one run. --json writes {"rows": [{"model", "kind", "batch", "precision",
 "images_per_second" or "texts_per_second", ...}]}.
@@ -323,13 +324,70 @@ def torch_clip(torch, sizes: Architecture):
     return CLIP()
 
 
+
+class OnnxRuntime:
+    """Our own export, run by ONNX Runtime."""
+
+    label = "ONNX Rt"
+
+    def __init__(self):
+        sys.path.insert(0, str(ROOT))
+        import onnxruntime
+        self.library, self.threads = onnxruntime, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+    def prepare(self, model: str, shapes: dict) -> None:
+        from jclip_fewshot.clip.checkpoint import architecture
+        from jclip_fewshot.export_onnx import Graph, image_rows, text_rows
+        weights, self.sessions = random_state_dict(shapes), {}
+        sizes = architecture(weights)
+        for kind, rows, given in (("image", image_rows, (np.float32, "N", 3, *2 * [sizes.image_resolution])),
+                                  ("text", text_rows, (np.int64, "N", "L"))):
+            graph = Graph(weights)
+            graph.add("Identity", rows(graph, "given", sizes), name="rows")
+            made = graph.model({"given": given}, {"rows": (np.float32, "N", sizes.embed_dim)}, {})
+            self.sessions[kind] = self.compiled(made.SerializeToString())
+
+    def compiled(self, content: bytes):
+        options = self.library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        return self.library.InferenceSession(content, options, ["CPUExecutionProvider"])
+
+    def encode(self, kind: str, batch: np.ndarray, precision: str = "float32") -> np.ndarray:
+        if kind == "text":  # cut after the longest text, as ours are
+            batch = batch[:, :batch.argmax(axis=1).max() + 1].astype(np.int64)
+        return self.run(self.sessions[kind], batch, precision)
+
+    def run(self, session, batch: np.ndarray, precision: str) -> np.ndarray:
+        return session.run(None, {"given": batch})[0]
+
+
+class OpenVino(OnnxRuntime):
+    """Our own export, run by OpenVINO."""
+
+    label = "OpenVINO"
+
+    def __init__(self):
+        sys.path.insert(0, str(ROOT))
+        import openvino
+        self.core, self.threads = openvino.Core(), int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+    def compiled(self, content: bytes) -> dict:
+        model = self.core.read_model(content)
+        return {precision: self.core.compile_model(model, "CPU", {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": self.threads}) for precision in PRECISIONS}
+
+    def run(self, session, batch: np.ndarray, precision: str) -> np.ndarray:
+        return session[precision](batch)[0]
+
+
 def clock() -> float:
     """Seconds; with one thread the processor's own, which other programs do not stretch."""
     return time.process_time() if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter()
 
 
 PRECISIONS = ("float32", "bfloat16")
-BACKENDS = {"torch": Torch, "jclip": JCLIP}
+BACKENDS = {"torch": Torch, "jclip": JCLIP, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 def serve(backend: str) -> None:
@@ -372,7 +430,7 @@ class Peer:
 
     def __init__(self, name: str, python: str):
         self.label = BACKENDS[name].label
-        self.precisions = PRECISIONS if name == "torch" else PRECISIONS[:1]
+        self.precisions = PRECISIONS if name in ("torch", "openvino") else PRECISIONS[:1]
         self.process = subprocess.Popen([python, __file__, "--serve", name], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.alive = bool(self.process.stdout.readline())
@@ -478,8 +536,8 @@ def main() -> None:
     peers = []
     if arguments.torch_python or importlib.util.find_spec("torch"):
         peers.append(Peer("torch", arguments.torch_python or sys.executable))
-    if importlib.util.find_spec("jclip"):
-        peers.append(Peer("jclip", sys.executable))
+    peers += [Peer(name, sys.executable) for name in ("jclip", "onnxruntime", "openvino")
+              if importlib.util.find_spec(name)]
     peers = [peer for peer in peers if peer.alive]
     ours, rows = Ours(), []
     columns = [peer.label for peer in peers]

@@ -109,7 +109,7 @@ def contest_size(options):
     from PIL import Image
 
     from jclip_fewshot.clip.checkpoint import write_safetensors
-    from jclip_fewshot.encoders.clip_encoder import open_encoder
+    from jclip_fewshot.encoders import open_encoder
     from jclip_fewshot.features.encode import encode_images
     count = 64 if options.small else 3073
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ def refinement(options):
         return p / p.sum(axis=1, keepdims=True)
 
     begun = time.perf_counter()
-    refine(probs(features), features, task, probs(task.features))
+    refine(probs(features), features, task)
     print(f"  N = {n}, K = {classes}: {time.perf_counter() - begun:.1f} s")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
+from jclip_fewshot.combine.refinement import refine
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.contest import read_labels, test_images
@@ -97,7 +97,7 @@ def by_names(bench: Bench) -> None:
     pipeline, features, truth = bench.run("", NAMES, transductive=True)
     for name, method in pipeline.methods_.items():
         if not method.asks_images:
-            refined = refine_zero_shot(softmax(method.logits(features)), features, pipeline.task_)
+            refined = refine(softmax(method.logits(features)), features, pipeline.task_)
             bench.row(f"{name}, refined", refined.probs, truth)
 
 

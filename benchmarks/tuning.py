@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.cli import command
+from jclip_fewshot.clip.checkpoint import Architecture
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig, TrainConfig
@@ -35,7 +36,7 @@ from jclip_fewshot.data.contest import read_labels, test_images
 from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.evaluation.scores import percent, truth_of
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS, training
 from jclip_fewshot.methods.plan import matrix_rate
 from jclip_fewshot.methods.towers.base import block_flops
@@ -114,18 +115,18 @@ def main() -> int:
 
 
 def contest_case(classes: int, depth: Depth) -> tuple:
-    """(task, bank) of the contest's shots of some of its classes, numbers drawn; ViT-B/32 with random weights."""
-    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+    """(task, activations) of the contest's shots of some of its classes, drawn at random, for a random ViT-B/32."""
+    model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12))
     model.eval()
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)
     views = rng.standard_normal((len(labels), 1) + encoder.shape_at(depth), np.float32)
-    bank = Bank.of_arrays(encoder, {depth: views.astype(np.float16)})
-    bank.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
-    return Task(rng.standard_normal((len(labels), 512)), labels, rng.standard_normal((CLASSES, 512))), bank
+    activations = Activations.of_arrays(encoder, {depth: views.astype(np.float16)})
+    activations.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
+    return Task(rng.standard_normal((len(labels), 512)), labels, rng.standard_normal((CLASSES, 512))), activations
 
 
-def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
+def timed(name: str, task: Task, activations: Activations, steps: int) -> float:
     """Seconds of a step of a method's training, the first ones left out."""
     marks: list = []
 
@@ -146,7 +147,7 @@ def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
         marks.append(time.perf_counter())
     training.jt.sync = marked
     try:
-        method.train(task, bank, np.arange(len(task)), "")
+        method.train(task, activations, np.arange(len(task)), "")
     finally:
         training.jt.sync = original
     return float(np.median(np.diff(marks)[1:steps + 1]))
@@ -170,7 +171,7 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
     last = 2 * BATCH * (4.0 * length * width ** 2 + 20.0 * width ** 2)
     projection = 3 * 2.0 * CLASSES * SHOTS * 512 * (width + CLASSES)
     towers = 2 * BATCH * 12 * block
-    # classes whose shots are drawn, depth of the bank, operations of a measured step and of the contest's, steps
+    # classes whose shots are drawn, depth of the activations, operations of a measured step and of the contest's, steps
     methods = {"last_block": (CLASSES, 11, last, last, 5 * min(1000, 33 * CLASSES * SHOTS // BATCH)),
                "prolip": (CLASSES, UNPROJECTED, projection, projection, 5 * 300),
                "coop": (SENTENCES, ROWS, 2 * SENTENCES * sentence, 2 * CLASSES * sentence, 5 * 100),
@@ -178,11 +179,11 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
                "clip_lora": (SENTENCES, 0, towers + 2 * SENTENCES * sentence, towers + 2 * CLASSES * sentence, 10000)}
     found = {}
     for name, (classes, depth, measured, whole, total) in methods.items():
-        task, bank = contest_case(classes, depth)
+        task, activations = contest_case(classes, depth)
         rates, ours, theirs = [], [], []
         for _ in range(turns):
             rates.append(matrix_rate())
-            ours.append(timed(name, task, bank, steps))
+            ours.append(timed(name, task, activations, steps))
             if torch_python:
                 theirs.append(by_torch(torch_python, name, steps))
         rate, seconds = max(rates), min(ours)

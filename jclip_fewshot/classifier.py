@@ -28,7 +28,7 @@ from jclip_fewshot.data import prompts
 from jclip_fewshot.data.contest import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
-from jclip_fewshot.export import linear_export, require_export_name, save_export
+from jclip_fewshot.export import linear_export, require_export_name, save_export, save_onnx
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, open_source
@@ -254,8 +254,10 @@ class FewShotClassifier:
         return classifier
 
     @exclusive()
-    def export(self, path: str | Path) -> dict[str, float | None]:
-        """Writes one linear classifier that NumPy alone can use, .npz or .safetensors: docs/export.md.
+    def export(self, path: str | Path, uint8: bool = False) -> dict[str, float | None]:
+        """Writes one linear classifier, .npz or .safetensors for NumPy, .onnx with CLIP's tower: docs/export.md.
+
+        uint8: the .onnx takes pixels as Pillow has them.
 
         Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
         where none can be.
@@ -263,8 +265,12 @@ class FewShotClassifier:
         self._require_fit()
         require_export_name(path)
         found = linear_export(self.pipeline_)
-        encoder = self._source.record() if self._source is not None else {"model": self.model}
-        save_export(path, found, self.class_names_, encoder)
+        if Path(path).suffix == ".onnx":
+            source = open_source(self.model_, self.weights_, cache=self.cache or "", precision="float32")
+            save_onnx(path, found, self.class_names_, source, uint8)
+        else:
+            encoder = self._source.record() if self._source is not None else {"model": self.model}
+            save_export(path, found, self.class_names_, encoder)
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
 
     def _check_parameters(self) -> None:
@@ -306,7 +312,7 @@ class FewShotClassifier:
         if self._source is None:  # none has been learned with yet
             self._digests = []
         self.weights_ = os.path.abspath(self.weights if self.weights is not None else weights_folder())
-        found = [os.path.abspath(name) if os.path.isfile(name) else str(name) for name in listed(self.model)]
+        found = [os.path.abspath(name) if os.path.exists(name) else str(name) for name in listed(self.model)]
         self.model_ = found[0] if isinstance(self.model, (str, Path)) else found
 
     def _opened(self) -> Source:

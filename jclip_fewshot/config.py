@@ -74,6 +74,11 @@ class SourceConfig(MachineConfig):
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    output: str = option("", "which output of an ONNX encoder is the row; empty for the usual one", "features",
+                         metavar="NAME")
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
     features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
     features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
@@ -93,6 +98,11 @@ class SourceConfig(MachineConfig):
                           "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        return {**super().encoding, "activation": self.activation, "head_width": self.head_width,
+                "output": self.output}
 
 
 @dataclass(frozen=True)
@@ -191,11 +201,12 @@ class EvaluateConfig(DeviceConfig):
 
 
 @dataclass(frozen=True)
-class ExportConfig(DeviceConfig):
+class ExportConfig(MovedConfig):
     """python -m jclip_fewshot export"""
 
     run: str = option("", "a run's folder", "arguments", metavar="RUN", needed=True)
-    target: str = option("", "a file that ends in .npz or .safetensors", "arguments", metavar="OUT", needed=True)
+    target: str = option("", "a file that ends in .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
+    uint8: bool = option(False, "the .onnx takes pixels as Pillow has them", "output")
 
 
 @dataclass(frozen=True)
@@ -233,7 +244,11 @@ class ConvertConfig(CommandConfig):
 
     source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
                          needed=True)
-    target: str = option("", "a file to write", "arguments", metavar="OUT.safetensors", needed=True)
+    target: str = option("", "OUT.safetensors; a name without an ending is a folder, for ONNX", "arguments",
+                         metavar="OUT", needed=True)
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
@@ -254,6 +269,9 @@ class DoctorConfig(DeviceConfig):
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")
     deep: bool = option(False, "read all of the checkpoint and compare its digest", "features")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 def checked(config: type[Config], values: dict[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""A fitted pipeline as one linear classifier in a file that NumPy alone can use: docs/export.md.
+"""A fitted pipeline as one linear classifier: for NumPy, given rows, or with CLIP's tower as ONNX: docs/export.md.
 
 Letters: K classes, D feature width.
 """
@@ -9,20 +9,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.write import write_safetensors
-from jclip_fewshot.clip.preprocess import MEAN, STD
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
+from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.pipeline import OnFit, Pipeline
 from jclip_fewshot.storage.arrays import save_arrays
 
-SUFFIXES = (".npz", ".safetensors")
-PREPROCESSING = ("resize the short side to image_size (Pillow, bicubic), cut the middle image_size x image_size, RGB / "
-                 "255, minus mean, over std")
+if TYPE_CHECKING:
+    from jclip_fewshot.features.sources import Source
+
+SUFFIXES = (".npz", ".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,61 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
 def require_export_name(path: str | Path) -> None:
     """Raises UserError where the ending names no format."""
     if Path(path).suffix not in SUFFIXES:
-        raise UserError(f"{path} ends neither in {' nor in '.join(SUFFIXES)}")
+        raise UserError(f"{path} ends neither in {' nor in '.join(SUFFIXES)}, which say what to write")
 
 
-def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, object]) -> None:
+def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, Any]) -> None:
     """Writes the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
 
     encoder: what the source's `record` says; a feature file knows neither model nor image size.
     """
     require_export_name(path)
-    linear = export.linear
+    linear, recipe = export.linear, _recipe(encoder)
     arrays = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
-              "scale": np.float32(linear.scale), "offset": np.float32(linear.offset), "mean": MEAN, "std": STD,
+              "scale": np.float32(linear.scale), "offset": np.float32(linear.offset),
+              "mean": np.float32(recipe.mean), "std": np.float32(recipe.std),
               "image_size": np.int64(encoder.get("image_size", 0))}
     texts: dict[str, list[str]] = {"classes": list(class_names), "heads": list(export.heads)}
-    said = {"model": str(encoder.get("model") or encoder.get("features", "")),
-            "weights_digest": str(encoder.get("weights_digest", "")), "preprocessing": PREPROCESSING}
     if Path(path).suffix == ".npz":
-        save_arrays(Path(path), {**arrays, **{name: np.array(value) for name, value in {**texts, **said}.items()}})
+        said = {**texts, **_said(encoder, recipe)}
+        save_arrays(Path(path), {**arrays, **{name: np.array(value) for name, value in said.items()}})
         return
-    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()}
-    write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()}, {**metadata, **said})
+    write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()},
+                      {**_listed(texts), **_said(encoder, recipe)})
+
+
+def save_onnx(path: str | Path, export: Export, class_names: Sequence[str], source: Source, uint8: bool = False
+              ) -> float:
+    """Write pixels -> probabilities as one ONNX file, and return how far ONNX Runtime's rows lie from ours.
+
+    source: of one CLIP, in float32. uint8: takes pixels as Pillow has them and normalises inside.
+    Raise UserError if there is no tower to write, or ONNX Runtime answers otherwise.
+    """
+    from jclip_fewshot.export_onnx import save_classifier
+    encoder = getattr(source, "encoder", None)
+    if encoder is None:
+        raise UserError("the run was trained on a file of features, which holds no tower to write; export to .npz")
+    recipe = encoder.recipe
+    texts = {"classes": list(class_names), "heads": list(export.heads), "mean": list(recipe.mean),
+             "std": list(recipe.std)}
+    metadata = {**_listed(texts), **_said(source.record(), recipe), "image_size": str(recipe.size[0]),
+                "uint8": str(uint8).lower(), "held_out_top1": str(export.held_out_top1)}
+    return save_classifier(path, export.linear, encoder, uint8, metadata)
+
+
+def _recipe(encoder: dict[str, Any]) -> PixelRecipe:
+    """The pixels that a source's `record` tells of; CLIP's own where it says nothing."""
+    said = encoder.get("pixels")
+    if said is None:
+        return clip_recipe(int(encoder.get("image_size", 0)) or 224)
+    return PixelRecipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+
+
+def _said(encoder: dict[str, Any], recipe: PixelRecipe) -> dict[str, str]:
+    return {"model": str(encoder.get("model") or encoder.get("features", "")),
+            "weights_digest": str(encoder.get("weights_digest", "")), "preprocessing": recipe.described}
+
+
+def _listed(texts: dict[str, list]) -> dict[str, str]:
+    """Lists as JSON, for formats whose metadata are texts."""
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()}

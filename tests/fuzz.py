@@ -34,10 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
-from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_state_dict  # noqa: E402
+from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_clip, read_state_dict  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
 from jclip_fewshot.data.contest import read_contest, read_labels  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
+from jclip_fewshot.data.recipe import clip_recipe  # noqa: E402
 from jclip_fewshot.data.shots import read_shot_list  # noqa: E402
 from jclip_fewshot.data.submission import check_result, write_result  # noqa: E402
 from jclip_fewshot.errors import UserError  # noqa: E402
@@ -98,7 +99,7 @@ class TooLong(BaseException):
 
 
 def read_checkpoint(name: str, path: Path) -> None:
-    for read in (read_state_dict, inspect):
+    for read in (read_state_dict, inspect, read_clip):
         with contextlib.suppress(UserError):
             read(path)
     check_state_dict(read_state_dict(path))
@@ -220,8 +221,9 @@ def images_kind(folder: Path) -> Kind:
         seeds[name] = buffer.getvalue()
 
     def read(name: str, path: Path) -> None:
-        out = np.empty((2, 32, 32, 3), np.uint8)
-        for recipe, views in ((Recipe(32), out[:1]), (Recipe(32, 2), out), (Recipe(32, draft=True), out[:1])):
+        out, pixels = np.empty((2, 32, 32, 3), np.uint8), clip_recipe(32)
+        seen = Recipe(pixels, as_seen=True)
+        for recipe, views in ((Recipe(pixels), out[:1]), (Recipe(pixels, 2), out), (seen, out[:1])):
             done = decode(str(path), recipe, views)
             assert len(done.digest) == 16
         if done.reason:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from jclip_fewshot.clip import preprocess
-from jclip_fewshot.clip.checkpoint import read_state_dict, write_safetensors
+from jclip_fewshot.clip.checkpoint import Architecture, read_state_dict, write_safetensors
 from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.data import demo, prompts
 from jclip_fewshot.data.demo import drawing, world
@@ -245,8 +245,8 @@ def main() -> None:
     from jclip_fewshot.backend.numerics import unit_var
     from jclip_fewshot.clip.model import CLIP, numpy_state_dict
     jt.set_global_seed(args.seed)
-    model = CLIP(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
-                 transformer_width=64, transformer_heads=1, transformer_layers=3)
+    model = CLIP(Architecture(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
+                              transformer_width=64, transformer_heads=1, transformer_layers=3))
     if args.go_on:
         state = read_state_dict(args.go_on)
         state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.used]

@@ -17,6 +17,7 @@ from jclip_fewshot.config import (
     CacheConfig,
     CheckConfig,
     ConvertConfig,
+    DeviceConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
@@ -77,15 +78,23 @@ def report(settings: ReportConfig) -> int:
 
 
 def export(settings: ExportConfig) -> int:
-    """Writes a run as one linear classifier that NumPy alone can use, given CLIP rows (docs/export.md)."""
+    """Writes a run as one file: a linear classifier for NumPy, or with CLIP's tower as ONNX (docs/export.md)."""
     from jclip_fewshot import export as exporting
     from jclip_fewshot.run import Run
     exporting.require_export_name(settings.target)
+    onnx = Path(settings.target).suffix == ".onnx"
+    if settings.uint8 and not onnx:
+        raise UserError(f"--uint8 is for a file that takes pixels, OUT.onnx, not {settings.target}")
     require_writable(settings.target)
     run = Run.open(settings.run, "RUN")
     command.set_up(settings)
     found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
-    exporting.save_export(settings.target, found, run.record.classes, run.record.encoder)
+    if onnx:
+        source = run.source(settings, **{**settings.encoding, "precision": "float32"})
+        gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
+        print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+    else:
+        exporting.save_export(settings.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
     print(f"{settings.target}: {classes} classes x {width} numbers, from "
           + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))
@@ -184,10 +193,19 @@ def evaluate(settings: EvaluateConfig) -> int:
 
 
 def convert(settings: ConvertConfig) -> int:
-    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names."""
+    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
+    if not Path(settings.target).suffix:
+        require_writable_folder(settings.target, "OUT")
+        command.set_up(DeviceConfig())
+        from jclip_fewshot.encoders.registry import open_encoder
+        from jclip_fewshot.export_onnx import save_towers
+        gap = save_towers(settings.target, open_encoder(settings.source))
+        print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+        return 0
     require_writable(settings.target)
     from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
-    convert_checkpoint(settings.source, settings.target)
+    convert_checkpoint(settings.source, settings.target, activation=settings.activation,
+                       head_width=settings.head_width)
     print(f"{settings.target}: {Path(settings.target).stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -211,11 +229,19 @@ def cache(settings: CacheConfig) -> int:
 def doctor(settings: DoctorConfig) -> int:
     """Looks whether the main job can run here; says what to do where it cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep)
+    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
+                          settings.activation, settings.head_width)
+
+
+def build(settings: DeviceConfig) -> int:
+    """Builds Jittor now instead of at the first start: for container images."""
+    print(f"{command.set_up(settings)}: built")
+    return 0
 
 
 SCRIPTS = {"train": "Learns from a few images a class: train.py.",
            "test": "Answers a test set with a trained run: test.py."}
 COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict, "runs": runs, "report": report, "export": export, "check": check, "validate": validate,
-    "evaluate": evaluate, "convert": convert, "cache": cache, "doctor": doctor}
+    "evaluate": evaluate, "convert": convert, "cache": cache, "doctor": doctor,
+    "build": build}

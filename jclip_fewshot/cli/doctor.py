@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
+from jclip_fewshot.backend.device import PYTHONS
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
@@ -29,11 +31,12 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False) -> int:
+def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False,
+           activation: str = "", head_width: int = 0) -> int:
     """Prints the table; 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
     findings = [_python(), _compiler(), _jittor()]
     findings += _device(device)
-    findings += [_checkpoint(model, weights, deep) for model in models] + [_data(data)]
+    findings += [_checkpoint(model, weights, deep, (activation, head_width)) for model in models] + [_data(data)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
@@ -46,8 +49,9 @@ def report(data: str, models: Sequence[str], weights: str, device: str, deep: bo
 
 
 def _python() -> Finding:
-    ok = (3, 8) <= sys.version_info[:2] <= (3, 12)
-    return Finding("Python", ok, platform.python_version() + ("" if ok else ": Jittor 1.3.11.0 needs 3.8 to 3.12"))
+    least, last = PYTHONS
+    ok = least <= sys.version_info[:2] <= last
+    return Finding("Python", ok, platform.python_version() + ("" if ok else f": 3.{least[1]} to 3.{last[1]} is served"))
 
 
 def _compiler() -> Finding:
@@ -62,47 +66,74 @@ def _jittor() -> Finding:
     try:
         return Finding("Jittor", True, metadata.version("jittor"))
     except metadata.PackageNotFoundError:
-        return Finding("Jittor", False, "not installed: pip install jittor==1.3.11.0")
+        return Finding("Jittor", False, "not installed: python -m pip install --no-deps jittor==1.3.11.0")
 
 
 def _device(device: str) -> list[Finding]:
+    """Where Jittor would run; where it is built it is started, which finds out whether it reads NumPy's arrays."""
     try:
         plan = runtime.plan(device)
-        built = runtime.build_stamp(plan).exists()
     except UserError as error:
         return [Finding("device", False, str(error))]
-    cache = f"{runtime.jittor_home() / '.cache/jittor'}" + \
-        (": built" if built else ": the first start builds Jittor, about a minute and a half")
     onednn = "missing: products about five times slower; pip install onednn-cpu-gomp==2021.2.0 " \
              "onednn-devel-cpu-gomp==2021.2.0" if plan.onednn == "none" else plan.onednn
-    return [Finding("device", True, f"{plan.device}: {plan.reason}"),
-            Finding("oneDNN", plan.onednn != "none", onednn, needed=False),
-            Finding("kernel cache", True, cache)]
+    findings = [Finding("device", True, f"{plan.device}: {plan.reason}"),
+                Finding("oneDNN", plan.onednn != "none", onednn, needed=False)]
+    where = f"{plan.home / '.cache/jittor'}"
+    if not plan.built:
+        return [*findings, Finding("kernel cache", True, f"{where}: the first start builds Jittor, about a minute and "
+                                                         "a half")]
+    console.quiet = True  # the table says what start() would
+    said, ok = f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged", True
+    try:
+        runtime.start(device)
+    except UserError as error:
+        said, ok = str(error), False
+    return [*findings, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
 
 
-def _checkpoint(model: str, weights: str, deep: bool = False) -> Finding:
-    """The file is there, and its size and header fit its tensors; `deep`: its numbers and digest are right too."""
-    from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict
-    from jclip_fewshot.clip.download import available_models, local_checkpoint, release, released_digest, sha256
+def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:
+    """The model is there, of a known family, and its size and header fit its tensors; `deep`: so are its numbers.
+
+    said: activation and width of the heads, where nothing in or beside the file says them.
+    """
+    from jclip_fewshot.clip.checkpoint import read_clip
+    from jclip_fewshot.clip.download import available_models, is_released, local_checkpoint, release, released_digest
+    from jclip_fewshot.encoders.registry import family_of
     found = local_checkpoint(model, weights)
     if found is None and model not in available_models():
-        return Finding("checkpoint", False, f"no file {model}, and no model of that name")
+        return Finding("checkpoint", False, f"no file or folder {model}, and no model of that name")
     if found is None:
         source = release(model)
         return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
                                             f"{source.url}")
     try:
-        if not deep:
-            inspect(found)
-            return Finding("checkpoint", True, f"{found}: size and header fit; --deep compares the digest")
-        check_state_dict(read_state_dict(found))
-        digest, expected = sha256(found), released_digest(found)
+        family = family_of(found)
+        if family != "CLIP":
+            return Finding("checkpoint", True, f"{found}: an encoder of the family {family}")
+        said = ("quick_gelu", 64) if is_released(model) else said
+        how = read_clip(found, *said, outline=not deep).sizes.conventions
     except UserError as error:
-        return Finding("checkpoint", False, f"{error}; fetch it again")
+        return Finding("checkpoint", False, str(error))
+    known = f"{how.image.activation}, heads {how.image.head_width} wide"
+    if not deep:
+        return Finding("checkpoint", True, f"{found}: size and header fit, {known}; --deep reads its numbers")
+    return _digest(found, released_digest(found), known)
+
+
+def _digest(found: Path, expected: str | None, known: str) -> Finding:
+    """What the SHA-256 of a CLIP says whose tensors are complete and finite."""
+    from jclip_fewshot.clip.checkpoint.origin import KNOWN
+    from jclip_fewshot.clip.download import sha256
+    if not found.is_file():
+        return Finding("checkpoint", True, f"{found}: complete, all numbers finite, {known}")
+    digest = sha256(found)
     if expected and digest != expected:
         return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
-    said = "as OpenAI released it" if expected else "undamaged"
-    return Finding("checkpoint", True, f"{found}: SHA-256 {digest}, {said}")
+    said = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
+        "not one that this program knows: complete and finite, but whether the numbers are as they were written, or " \
+        "trained at all, only the digest of who made it can tell"
+    return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
 
 
 def _data(data: str) -> Finding:

@@ -33,27 +33,35 @@ def __getattr__(name: str) -> Any:
 
 def load(name_or_path: str | Path, device: str | None = None,
          download_root: str | Path | None = None,
-         dtype: str = "float32") -> tuple[CLIP, Callable]:  # noqa: F821
-    """A frozen CLIP and its preprocessing.
+         dtype: str = "float32", activation: str = "", head_width: int = 0) -> tuple[CLIP, Callable]:  # noqa: F821
+    """A frozen CLIP and its preprocessing (that of its resolution; OpenAI's otherwise).
 
-    name_or_path: one of `available_models()`, or a checkpoint file of any format that
-        `read_state_dict` knows.
+    name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
     device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
     dtype: "float32", "float16" on CUDA, "bfloat16" on a CPU with AVX512_BF16 (see model.build_model).
+
+    activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
+        does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
 
     Returns:
         (model, preprocess): preprocess takes a PIL image and returns a Var (3, size, size).
     Raises:
         UserError: no such model, a damaged or unsupported checkpoint, no network to download from.
     """
-    from jclip_fewshot.clip.checkpoint import read_state_dict
-    from jclip_fewshot.clip.download import find_checkpoint
+    from jclip_fewshot.clip.checkpoint import read_clip
+    from jclip_fewshot.clip.download import find_checkpoint, is_released
     from jclip_fewshot.clip.preprocess import image_array
-    state_dict = read_state_dict(find_checkpoint(name_or_path, download_root))
+    from jclip_fewshot.console import warn
+    if is_released(name_or_path):
+        activation, head_width = "quick_gelu", 64
+    weights, sizes, said = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    if said:
+        warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want other pixels, which "
+             "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
-    model = build_model(state_dict, dtype=dtype)
+    model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
 
     def preprocess(image):
@@ -62,10 +70,10 @@ def load(name_or_path: str | Path, device: str | None = None,
     return model, preprocess
 
 
-def build_model(state_dict: dict, dtype: str = "float32") -> CLIP:  # noqa: F821
+def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:  # noqa: F821
     """See `model.build_model`."""
     from jclip_fewshot.clip.model import build_model as build
-    return build(state_dict, dtype=dtype)
+    return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77,

@@ -2,7 +2,7 @@
 
 Jittor's own operators cost a tower twice: batched products fall outside oneDNN and run as plain loops,
 and every elementwise step goes through memory (and through the compiler, once). tower.cpp runs a whole
-tower instead: products with bias, QuickGELU or the residual's sum worked in while they lie in registers,
+tower instead: products with bias, activation or the residual's sum worked in while they lie in registers,
 attention and LayerNorm in between as vector code, a cache-sized part of the batch at a time. It knows no
 gradients; training takes the towers as model.py writes them, and tests hold the two to each other.
 """
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
+from jclip_fewshot.clip.checkpoint import ACTIVATIONS
 
 _SOURCE = """
     jclip::Tower t;
     t.batch = in0_shape0; t.length = data["length"]; t.width = data["width"]; t.heads = data["heads"];
+    t.hidden = data["hidden"]; t.activation = data["activation"]; t.eps = data["eps"];
+    t.norm_before = data["norm_before"];
     t.layers = data["layers"]; t.features = data["features"]; t.channels = 3; t.stop = data["stop"];
     t.resolution = data["resolution"]; t.patch = data["patch"]; t.causal = data["causal"];
     for (size_t i = 2; i < _inputs.size(); i++) t.weights.push_back(_inputs[i]->mem_ptr);
@@ -126,9 +129,10 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer, readou
         block: int | None = None) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R) or of token ids (B, L).
 
-    at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and
-    norm, or token embedding and positions. readout: the last norm and the projection.
-    projected: False gives (B, W), what the projection would take. block: gives its input, (B, L, W).
+    at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and, where it has
+    one, the norm in front of the blocks; or token embedding and positions. readout: the last norm and the projection.
+    projected: False gives (B, W), what the projection would take. block: gives its input, (B, L, W); behind the last
+    block as well.
     """
     weights = [matrices(embedding[0])] + embedding[1:] if patch else list(embedding)
     for layer in transformer.resblocks:
@@ -144,6 +148,8 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer, readou
     elif not projected:
         stop, shape = _UNPROJECTED, (batch, width)
     data = {"length": length, "width": width, "heads": transformer.heads, "features": features, "stop": stop,
+            "hidden": transformer.resblocks[0].mlp.c_fc.bias.shape[0], "norm_before": int(len(embedding) > 3),
+            "activation": ACTIVATIONS.index(transformer.how.activation), "eps": transformer.how.eps,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal), "resolution": resolution,
             "patch": patch, "at_once": max(1, round(_ROWS / length))}
     return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),

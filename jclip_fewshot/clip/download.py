@@ -64,7 +64,7 @@ def weights_folder() -> Path:
 
 
 def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
-    """The file of a model name or path; a name that is not in `folder` yet is downloaded to it.
+    """The file of a model name, or a file or folder itself; a name that is not in `folder` yet is downloaded to it.
 
     folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt,
         ViT-B-32.pkl (JCLIP's) and ViT-B-32.safetensors will do, in this order.
@@ -76,7 +76,7 @@ def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) 
         return found
     name = _released_name(str(name_or_path))
     if name is None:
-        raise UserError(f"no checkpoint {name_or_path}: neither a file nor one of {', '.join(_RELEASED)}")
+        raise UserError(f"no checkpoint {name_or_path}: neither a file or folder nor one of {', '.join(_RELEASED)}")
     return download(release(name), Path(folder) if folder is not None else weights_folder())
 
 
@@ -84,10 +84,15 @@ def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None)
     """The file of a model name or path where it is here already; None where it is not."""
     name = _released_name(str(name_or_path))
     if name is None:
-        return Path(name_or_path) if Path(name_or_path).is_file() else None
+        return Path(name_or_path) if Path(name_or_path).exists() else None
     folder = Path(folder) if folder is not None else weights_folder()
     candidates = [folder / (_file_stem(name) + suffix) for suffix in (".pt", ".pkl", ".safetensors")]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def is_released(name: str | Path) -> bool:
+    """Whether it is the name of one of OpenAI's models."""
+    return _released_name(str(name)) is not None
 
 
 def _released_name(name: str) -> str | None:

@@ -18,9 +18,7 @@ Where the code departs from OpenAI's, for speed and without changing the result:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 
@@ -28,8 +26,10 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.attention import attend
-from jclip_fewshot.clip.checkpoint import Architecture, check_state_dict, layout
-from jclip_fewshot.clip.layers import LayerNorm, Linear, normal, quick_gelu
+from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, check_state_dict, layout
+from jclip_fewshot.clip.checkpoint.conventions import to_metadata
+from jclip_fewshot.clip.checkpoint.names import MATRIX
+from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, normal
 from jclip_fewshot.clip.modified_resnet import ModifiedResNet
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
@@ -88,22 +88,23 @@ def _take(x, at):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, fc_std: float, proj_std: float):
-        self.c_fc = Linear(width, 4 * width, fc_std)
-        self.c_proj = Linear(4 * width, width, proj_std)
+    def __init__(self, width: int, hidden: int, activation: str, fc_std: float, proj_std: float):
+        self.activation = activation
+        self.c_fc = Linear(width, hidden, fc_std)
+        self.c_proj = Linear(hidden, width, proj_std)
 
     def execute(self, x):
-        return self.c_proj(quick_gelu(self.c_fc(x)))
+        return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
 class ResidualAttentionBlock(nn.Module):
-    def __init__(self, width: int, heads: int, layers: int):
+    def __init__(self, width: int, hidden: int, layers: int, how: Tower):
         # OpenAI's initialize_parameters: the deeper the tower, the less each block adds
         proj_std = width ** -0.5 * (2 * layers) ** -0.5
-        self.attn = Attention(width, heads, width ** -0.5, proj_std)
-        self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, (2 * width) ** -0.5, proj_std)
-        self.ln_2 = LayerNorm(width)
+        self.attn = Attention(width, width // how.head_width, width ** -0.5, proj_std)
+        self.ln_1 = LayerNorm(width, how.eps)
+        self.mlp = MLP(width, hidden, how.activation, (2 * width) ** -0.5, proj_std)
+        self.ln_2 = LayerNorm(width, how.eps)
 
     def execute(self, x, causal: bool = False, at: jt.Var | None = None):
         residual = x if at is None else _take(x, at)
@@ -112,11 +113,19 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Residual attention blocks, read out at one token of each sequence."""
+    """Residual attention blocks, read out at one token of each sequence.
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool):
-        self.width, self.heads, self.causal = width, heads, causal
-        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, layers) for _ in range(layers)])
+    hidden: width inside the MLPs; 0 for four times as wide.
+    """
+
+    def __init__(self, width: int, hidden: int, layers: int, how: Tower, causal: bool):
+        self.width, self.heads, self.how, self.causal = width, width // how.head_width, how, causal
+        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, hidden or 4 * width, layers, how)
+                                         for _ in range(layers)])
+
+    def fused(self) -> bool:
+        """Whether tower.cpp can run it: frozen, on the CPU, and heads of an even width, which bfloat16 pairs."""
+        return not self.is_training() and cpu.available() and not self.how.head_width % 2
 
     def execute(self, x, at, first: int = 0):
         """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b].
@@ -141,17 +150,20 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, input_resolution: int, patch_size: int,
-                 width: int, layers: int, heads: int, output_dim: int):
-        self.input_resolution, self.patch_size, self.output_dim = input_resolution, patch_size, output_dim
+    """The image tower. Its row is read from the class token, or from the mean of the patches (`pool`)."""
+
+    def __init__(self, sizes: Architecture):
+        width, patch, how = sizes.vision_width, sizes.vision_patch_size, sizes.conventions.image
+        self.input_resolution, self.patch_size, self.output_dim = sizes.image_resolution, patch, sizes.embed_dim
+        self.pool = sizes.conventions.pool
         scale = width ** -0.5
-        self.conv1 = PatchEmbedding(width, patch_size)
+        self.conv1 = PatchEmbedding(width, patch)
         self.class_embedding = normal((width,), scale)
-        self.positional_embedding = normal(((input_resolution // patch_size) ** 2 + 1, width), scale)
-        self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, causal=False)
-        self.ln_post = LayerNorm(width)
-        self.proj = normal((width, output_dim), scale)
+        self.positional_embedding = normal(((sizes.image_resolution // patch) ** 2 + 1, width), scale)
+        self.ln_pre = LayerNorm(width, how.eps) if sizes.norm_before else None
+        self.transformer = Transformer(width, sizes.vision_hidden, sizes.vision_layers, how, causal=False)
+        self.ln_post = LayerNorm(width, how.eps)
+        self.proj = normal((width, sizes.embed_dim), scale)
         self.matrices = cpu.Matrices()
 
     def shape_at(self, block: int | None = None) -> tuple:
@@ -169,33 +181,40 @@ class VisionTransformer(nn.Module):
         x = x.reshape((batch * side * side, 3 * patch * patch))
         x = jt.matmul(x, self.conv1.weight).reshape((batch, side * side, -1))
         first = self.class_embedding.reshape((1, 1, -1)).broadcast((batch, 1, x.shape[-1]))
-        return self.ln_pre(jt.concat([first.cast(x.dtype), x], dim=1) + self.positional_embedding)
+        x = jt.concat([first.cast(x.dtype), x], dim=1) + self.positional_embedding
+        return x if self.ln_pre is None else self.ln_pre(x)
 
     def unprojected(self, x, block: int = 0):
-        """(B, L, W), the input of a block -> (B, W): the class token after the last norm, not projected."""
+        """(B, L, W), the input of a block -> (B, W): what a row is read from, after the last norm, not projected."""
+        if self.pool == "patches":
+            return self.ln_post(self.transformer.part(x, block, len(self.transformer.resblocks))[:, 1:].mean(1))
         at = jt.zeros((x.shape[0],), "int32")
         return self.ln_post(self.transformer(x, at, block))
 
     def activations(self, images, block: int | None = None):
         """(B, 3, R, R) -> (B, *shape_at(block)), float32."""
         shape = self.shape_at(block)
-        if self._fused():
+        if self.transformer.fused():
+            if block is None and self.pool == "patches":
+                return self.ln_post(self._behind(images)[:, 1:].mean(1))
             return self._run(images, projected=False, block=block).reshape((images.shape[0],) + shape)
         x = self.embed(images.cast(str(self.proj.dtype)))
         return (self.unprojected(x) if block is None else self.transformer.part(x, 0, block)).float32()
 
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
-        if self._fused():
-            return self._run(images)
-        return jt.matmul(self.unprojected(self.embed(images)), self.proj)
+        if not self.transformer.fused():
+            return jt.matmul(self.unprojected(self.embed(images)), self.proj)
+        return self._run(images) if self.pool == "class" else jt.matmul(self.activations(images), self.proj)
 
-    def _fused(self) -> bool:
-        return not self.is_training() and cpu.available()
+    def _behind(self, images):
+        """(B, 3, R, R) -> (B, L, W), what the last block puts out."""
+        return self._run(images, block=len(self.transformer.resblocks))
 
     def _run(self, images, projected: bool = True, block: int | None = None):
-        embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding,
-                     self.ln_pre.weight, self.ln_pre.bias]
+        embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding]
+        if self.ln_pre is not None:
+            embedding += [self.ln_pre.weight, self.ln_pre.bias]
         return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
                        [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices,
                        self.positional_embedding.shape[0], self.input_resolution, self.patch_size, projected, block)
@@ -210,31 +229,27 @@ class Embedding(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and the scale of their cosine; the arguments are OpenAI's.
+    """Both towers and the scale of their cosine.
 
-    vision_layers: a number of ViT blocks, or four numbers for a ModifiedResNet.
     Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
     """
 
-    def __init__(self, embed_dim: int, image_resolution: int,
-                 vision_layers: int | tuple[int, int, int, int], vision_width: int,
-                 vision_patch_size: int | None, context_length: int, vocab_size: int,
-                 transformer_width: int, transformer_heads: int, transformer_layers: int):
-        self.architecture = Architecture(
-            embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
-            vocab_size, transformer_width, transformer_heads, transformer_layers)
-        self.embed_dim, self.context_length, self.vocab_size = embed_dim, context_length, vocab_size
-        if isinstance(vision_layers, int):
-            self.visual = VisionTransformer(image_resolution, vision_patch_size, vision_width, vision_layers,
-                                            vision_width // 64, embed_dim)
+    def __init__(self, sizes: Architecture):
+        self.architecture, width = sizes, sizes.transformer_width
+        self.embed_dim, self.context_length, self.vocab_size = sizes.embed_dim, sizes.context_length, sizes.vocab_size
+        if isinstance(sizes.vision_layers, int):
+            self.visual = VisionTransformer(sizes)
         else:
-            self.visual = ModifiedResNet(vision_layers, embed_dim, vision_width * 32 // 64, image_resolution,
-                                         vision_width)
-        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, causal=True)
-        self.token_embedding = Embedding(vocab_size, transformer_width)
-        self.positional_embedding = normal((context_length, transformer_width), 0.01)
-        self.ln_final = LayerNorm(transformer_width)
-        self.text_projection = normal((transformer_width, embed_dim), transformer_width ** -0.5)
+            self.visual = ModifiedResNet(sizes.vision_layers, sizes.embed_dim, sizes.vision_heads,
+                                         sizes.image_resolution, sizes.vision_width)
+        how = sizes.conventions
+        self.transformer = Transformer(width, sizes.transformer_hidden, sizes.transformer_layers, how.text, how.causal)
+        self.token_embedding = Embedding(sizes.vocab_size, width)
+        self.positional_embedding = normal((sizes.context_length, width), 0.01)
+        self.ln_final = LayerNorm(width, how.text.eps)
+        self.text_projection = normal((width, sizes.embed_dim), width ** -0.5)
+        if sizes.projection_bias:
+            self.text_projection_bias = jt.zeros((sizes.embed_dim,))
         self.logit_scale = jt.array(np.array([math.log(1 / 0.07)], dtype=np.float32))
         self.matrices = self.visual.matrices
 
@@ -266,8 +281,24 @@ class CLIP(nn.Module):
                 f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
         return self.visual(images.cast(self.dtype)).float32()
 
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """(B, L) ids -> (B,) int32: the token that a text's row is read from."""
+        how = self.architecture.conventions
+        if how.text_pool == "last":
+            return np.full(len(ids), ids.shape[1] - 1, np.int32)
+        return (ids if how.text_pool == "highest" else ids == how.end).argmax(axis=1).astype(np.int32)
+
+    def cut(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, L) ids -> those up to the longest text's end, int32, and where each ends.
+
+        Causal attention never looks further: the rows are the same, their price is that of the longest text.
+        """
+        ends = self.ends(ids)
+        length = int(ends.max(initial=0)) + 1 if self.transformer.causal else ids.shape[1]
+        return np.ascontiguousarray(ids[:, :length], np.int32), ends
+
     def encode_text(self, tokens):
-        """Text features at the end-of-text token (the highest id of a row), not normalised.
+        """Text features at the end-of-text token, or where else the model reads them (`ends`), not normalised.
 
         tokens: (B, L) integers, L at most the context length; a NumPy array saves a copy.
         Returns:
@@ -279,15 +310,13 @@ class CLIP(nn.Module):
                 f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
-        ends = ids.argmax(axis=1)
-        length = int(ends.max()) + 1 if len(ids) else 1
-        ids = jt.array(np.ascontiguousarray(ids[:, :length], dtype=np.int32))
-        ends = jt.array(ends.astype(np.int32))
-        if not self.is_training() and cpu.available():
-            return cpu.run(ids, ends, [self.token_embedding.weight, self.positional_embedding],
-                           self.transformer,
-                           [self.ln_final.weight, self.ln_final.bias, self.text_projection], self.matrices, length)
-        return self.encode_embeddings(self.token_embedding(ids), ends)
+        ids, ends = self.cut(ids)
+        length, ids, ends = ids.shape[1], jt.array(ids), jt.array(ends)
+        if not self.transformer.fused():
+            return self.encode_embeddings(self.token_embedding(ids), ends)
+        embedding = [self.token_embedding.weight, self.positional_embedding]
+        readout = [self.ln_final.weight, self.ln_final.bias, self.text_projection]
+        return self._biased(cpu.run(ids, ends, embedding, self.transformer, readout, self.matrices, length))
 
     def encode_embeddings(self, embeddings, ends):
         """Text features of sentences given as token embeddings: what prompt learning trains.
@@ -297,7 +326,18 @@ class CLIP(nn.Module):
             (B, D) float32, not normalised.
         """
         x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
-        return jt.matmul(self.ln_final(x), self.text_projection).float32()
+        return self._biased(jt.matmul(self.ln_final(x), self.text_projection)).float32()
+
+    def _biased(self, rows):
+        return rows + self.text_projection_bias if self.architecture.projection_bias else rows
+
+    def state_dict(self, *arguments, **options):
+        """Jittor's, and how a model that is not computed as OpenAI's is, so that a file of it can be read again."""
+        found, how = super().state_dict(*arguments, **options), self.architecture.conventions
+        if how != OPENAI:
+            said = np.frombuffer(to_metadata(how)["conventions"].encode(), np.uint8)
+            found["conventions"] = jt.array(said.astype(np.int32))
+        return found
 
     def load_parameters(self, params: dict[str, np.ndarray], dtype: str = "float32") -> None:
         """Takes over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
@@ -305,9 +345,9 @@ class CLIP(nn.Module):
         Raises:
             UserError: missing, unexpected or misshapen tensors, or the sizes of another model.
         """
-        if check_state_dict(params) != self.architecture:
+        if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
-        for name, parameter in self.state_dict().items():
+        for name, parameter in super().state_dict().items():
             axes = _axes(name, params[name].shape, self.architecture)
             parameter.assign(jt.array(_from_openai(params[name], axes, tuple(parameter.shape))).cast(dtype))
 
@@ -320,12 +360,9 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.transpose(1, 0)
 
 
-_MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")
-
-
 def _axes(name: str, shape: tuple[int, ...], sizes: Architecture) -> tuple[int, ...] | None:
     """The order in which OpenAI's axes of a tensor are kept here; None where nothing changes."""
-    if _MATRIX.fullmatch(name):
+    if MATRIX.fullmatch(name):
         return 1, 0  # (inputs, outputs)
     if len(shape) == 4:
         patches = name == "visual.conv1.weight" and sizes.vision_patch_size is not None
@@ -348,15 +385,16 @@ def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
     shapes = layout(model.architecture)
     return {name: _to_openai(value.numpy(), _axes(name, shapes[name], model.architecture), shapes[name])
-            for name, value in model.state_dict().items()}
+            for name, value in model.state_dict().items() if name in shapes}
 
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
-def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32") -> CLIP:
+def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """A frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
+    conventions: how it is computed, which its tensors do not tell; OpenAI's unless it is said.
     dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on
         CPUs with AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
     Raises:
@@ -368,7 +406,7 @@ def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32") -> CL
     if lacking:
         warn(f"{dtype}: {lacking}; computing in float32")
         dtype = "float32"
-    model = CLIP(**asdict(check_state_dict(state_dict)))
+    model = CLIP(check_state_dict(state_dict, conventions))
     model.load_parameters(state_dict, "float16" if dtype == "float16" else "float32")
     model.eval()
     if dtype == "bfloat16":

@@ -21,7 +21,20 @@ _LONG = 1 << 24  # pixels of a resized image; of a longer one only what is kept 
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits a pixel (PNG and TIFF know them) as grey of 8; Pillow would turn nearly all of it white."""
+    """An image of 16 bits a pixel or of floats (PNG, TIFF) as grey of 8; Pillow would turn nearly all white or black.
+
+    Floats are taken to lie between 0 and 1, 255 or 65,535, whichever holds them.
+
+    Raises:
+        ValueError: floats beyond that.
+    """
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        top = next((top for top in (1, 255, 65535) if 0 <= low <= high <= top), None)
+        if top is None:
+            raise ValueError(f"float pixels from {low:g} to {high:g}; save it with 8 bits a channel")
+        return Image.fromarray((values * np.float32(255 / top) + np.float32(0.5)).astype(np.uint8))
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)

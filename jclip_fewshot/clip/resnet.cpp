@@ -207,7 +207,7 @@ inline void run(const ResNet& net, int64_t batch, const float* images, float* ou
     product<T>(batch, first, C, linear(1), Write<T>{q, C, 0, vector(2)});
     product<T>(batch * L, tokens, C, linear(3), Write<T>{k, C, 0, vector(4)});
     product<T>(batch * L, tokens, C, linear(5), Write<T>{v, C, 0, vector(6)});
-    attention<T>(batch, C / HEAD, 1, L, q, C, k, v, C, nullptr, false, mixed);
+    attention<T>(batch, C / HEAD, HEAD, 1, L, q, C, k, v, C, nullptr, false, mixed);
     product<T>(batch, mixed, C, Matrix<T>{C, net.features, p[7]}, Write<Single>{out, net.features, 0, vector(8)});
 }
 

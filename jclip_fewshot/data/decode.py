@@ -1,6 +1,6 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own that has imported Pillow, NumPy and clip/preprocess.py: never a
+A worker is this module in a Python of its own that has imported Pillow, NumPy and recipe.py: never a
 fork of the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
 multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Python's lock while it computes.
 
@@ -12,7 +12,7 @@ multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Pytho
 
 Workers leave when the task socket closes, so none outlives its parent, however that dies.
 
-Letters: V views an image, R pixels a side.
+Letters: V views an image, H, W pixels of the result.
 """
 
 from __future__ import annotations
@@ -33,80 +33,106 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, JpegImagePlugin, features
 
-from jclip_fewshot.clip.preprocess import eight_bits, resize_and_crop
+from jclip_fewshot.clip.preprocess import eight_bits
+from jclip_fewshot.data.recipe import PixelRecipe, as_seen
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 
 # Some of Pillow's other formats start programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if "avif" in features.modules and
+                                                                 features.check("avif") else ()))
 BUFFERS = 3  # batches in flight: one with the encoder, two being decoded
 PACKET_IMAGES = 8  # images a task at most
 PACKET_BYTES = 1 << 20
-MOST_BYTES = 256 << 20  # of an image file, and of its pixels as they are decoded
-# Bytes a pixel at the most, with the copy that is made where colours have to be converted.
-_PIXEL_BYTES = {"RGB": 4, "RGBA": 8, "LA": 8, "PA": 8, "CMYK": 8, "YCbCr": 8, "I;16": 8, "I": 12, "F": 8}
+MOST_BYTES = 256 << 20  # of an image file
+MOST_MISSING = 0.9  # of the rows of a file that was cut off; what is missing has one colour
+SHRUNK_PIXELS = 64 << 20  # libjpeg shrinks a larger JPEG while decoding it, in a fraction of the memory
+JPEG_PIXELS = 400_000_000  # the most of a JPEG; of a progressive one, all of which lies in memory, and of other
+# formats Pillow's own limit holds, 179 million
 
 
 class Recipe(NamedTuple):
     """What becomes of an image file."""
 
-    size: int               # R
-    views: int = 0          # 0: CLIP's own preprocessing; more: that many random views instead
+    pixels: PixelRecipe
+    views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views
-    draft: bool = False     # see `open_image`
     view: int = 0           # which of the test-time views, with views = 0: see `test_view`
+    as_seen: bool = False   # turned as EXIF says, on white where transparent; CLIP's own preprocessing does neither
 
     def about(self) -> dict:
-        """What the cache keeps rows of this recipe apart by."""
-        fields = self._asdict()
-        if not self.view:
-            del fields["view"]  # so that plain rows of earlier versions are found
-        return fields
+        """What the cache keeps rows of this recipe apart by, besides the encoder, which knows its own pixels."""
+        fields = {"size": self.pixels.size[0], "views": self.views, "seed": self.seed, "draft": False}
+        return {**fields, **({"view": self.view} if self.view else {}), **({"as_seen": True} if self.as_seen else {})}
 
 
 class Done(NamedTuple):
-    """What became of it: the digest of its bytes, and why it could not be used (or "")."""
+    """What became of it: the digest of its bytes, why it could not be used (or ""), and what was missing (or "")."""
 
     digest: bytes
     reason: str
+    note: str = ""
 
 
-def open_image(data: bytes, shrink_to: int = 0) -> tuple[Image.Image, tuple[int, int]]:
-    """Decodes one image; returns it and its true (width, height). Raises whatever Pillow raises.
+def open_image(data: bytes) -> tuple[Image.Image, str]:
+    """Decodes one image; returns it, and what a person should hear about it (or ""). Raises whatever Pillow raises.
 
-    With `shrink_to` libjpeg may shrink a JPEG by 2, 4 or 8 while decoding, as long as both sides keep that
-    many pixels. CLIP's preprocessing of that is close but not exact: with twice CLIP's size, over 399
-    photographs, a pixel differs by 0.5 of 255 in the mean, 1.8 in the mean of the worst image, 26 at most (a
-    test bounds the three at 1, 3 and 40). It doubles the speed at 1200 x 900 pixels, takes a seventh of the
-    time at 4000 x 3000, and does nothing for sides below four times CLIP's size.
+    Of a file that was cut off, what is there is decoded.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 megapixels is a bomb, not 180
+        warnings.simplefilter("ignore")  # Pillow's own name no file
+        image = _opened(data)
+        try:
+            image.load()
+        except OSError as error:
+            if "truncated" not in str(error):
+                raise
+            image = _cut_off(data)
+            pixels = np.asarray(image)
+            if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
+                raise
+            return image, "cut off: what is there was decoded; fetch it again"
+    return image, ""
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        true_size = image.size
-        if shrink_to:
-            image.draft(None, (shrink_to, shrink_to))
-        need = image.width * image.height * _PIXEL_BYTES.get(image.mode, 5)
-        if need > MOST_BYTES:
-            raise TooLarge(f"{image.width} x {image.height} pixels ({image.mode}) would take {need >> 20} MB")
+    except Image.DecompressionBombError:
+        if data[:2] != b"\xff\xd8":
+            raise
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        if image.width * image.height > JPEG_PIXELS or "progressive" in image.info:
+            raise
+    if image.format in ("JPEG", "MPO") and image.width * image.height > SHRUNK_PIXELS:
+        times = next((n for n in (2, 4) if image.width * image.height <= n * n * SHRUNK_PIXELS), 8)
+        image.draft(None, (image.width // times, image.height // times))
+    return image
+
+
+def _cut_off(data: bytes) -> Image.Image:
+    """What is there of a truncated file. A JPEG is given its end, after which libjpeg leaves out less than Pillow."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        image = _opened(data + b"\xff\xd9" if data[:2] == b"\xff\xd8" else data)
         image.load()
-    return image, true_size
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    return image
 
 
-class TooLarge(Exception):
-    """More bytes than `MOST_BYTES`."""
+def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> Image.Image:
+    """One of Tip-Adapter's random views: an RGB image of the recipe's size.
 
-
-def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
-    """One of Tip-Adapter's random views: an RGB image of `size` by `size`.
-
-    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3), bicubic), half of them mirrored.
+    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3)), half of them mirrored.
     """
     width, height = image.size
     for _ in range(10):
@@ -119,62 +145,63 @@ def random_view(image: Image.Image, size: int, rng: random.Random) -> Image.Imag
     else:  # a very long image: its middle, as near to square as the ratio allows
         w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
         left, top = (width - w) // 2, (height - h) // 2
-    view = image.crop((left, top, left + w, top + h)).resize((size, size), Image.BICUBIC)
+    view = image.crop((left, top, left + w, top + h)).resize(recipe.size[::-1], recipe.interpolation)
     return view.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
-def test_view(image: Image.Image, size: int, view: int, rng: random.Random) -> Image.Image:
-    """View 1 and more of a test image: RGB, `size` by `size`. View 0 is CLIP's own centre crop.
+def test_view(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Random) -> np.ndarray:
+    """View 1 and more of an RGB test image: (H, W, 3). View 0 is the encoder's own preprocessing.
 
-    1: the whole image squeezed to the square. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
+    1: the whole image squeezed to the size. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
     """
     if view >= 4:
-        return random_view(image, size, rng)
-    if view == 2:
-        plain = resize_and_crop(image, size)
-    else:
-        plain = image.resize((size, size), Image.BICUBIC)
-    return plain if view == 1 else plain.transpose(Image.FLIP_LEFT_RIGHT)
+        return np.asarray(random_view(image, recipe, rng))
+    pixels = recipe.pixels(image) if view == 2 else recipe.squashed(image)
+    return pixels if view == 1 else pixels[:, ::-1]
 
 
 test_view.__test__ = False  # pytest: no test function
 
 
-def view_images(data: bytes, digest: bytes, recipe: Recipe) -> Iterator[Image.Image]:
-    """The V views of one image, R x R, RGB; random ones are seeded by its content, not by its place."""
+def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
+    """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place."""
+    if recipe.as_seen:
+        image = as_seen(image)
     if recipe.views == 0 and recipe.view == 0:
-        image, true_size = open_image(data, 2 * recipe.size if recipe.draft else 0)
-        yield resize_and_crop(image, recipe.size, true_size)
+        yield recipe.pixels.pixels(image)
         return
-    image = eight_bits(open_image(data)[0])
+    image = eight_bits(image)
     image = image if image.mode == "RGB" else image.convert("RGB")
     # random.Random(int).random() is the one generator whose numbers Python promises to keep.
     rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
     if recipe.views == 0:
-        yield test_view(image, recipe.size, recipe.view, rng)
+        yield test_view(image, recipe.pixels, recipe.view, rng)
         return
     for _ in range(recipe.views):
-        yield random_view(image, recipe.size, rng)
+        yield np.asarray(random_view(image, recipe.pixels, rng))
 
 
 def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
-    """Fills out (V, R, R, 3) uint8 from a file, or only reads its digest. No bad file makes it raise."""
-    digest = bytes(DIGEST_BYTES)
+    """Fills out (V, H, W, 3) from a file, or only reads its digest. No bad file makes it raise."""
+    digest, note = bytes(DIGEST_BYTES), ""
     try:
         kind = os.stat(path)
         if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
             return _failed(digest, "unreadable: a device or pipe, no file", out)
         if kind.st_size > MOST_BYTES:
-            raise TooLarge(f"the file has {kind.st_size >> 20} MB")
+            return _failed(digest, f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit", out)
         with open(path, "rb") as file:
             data = file.read()
         if not data:
             return _failed(digest, "the file is empty", out)
         digest = content_digest(data)
         if out is not None:
-            for v, view in enumerate(view_images(data, digest, recipe)):
-                out[v] = np.asarray(view)
-        return Done(digest, "")
+            image, note = open_image(data)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for v, view in enumerate(view_images(image, digest, recipe)):
+                    out[v] = view
+        return Done(digest, "", note)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
         return _failed(digest, _reason(error), out)
 
@@ -188,10 +215,9 @@ def _failed(digest: bytes, reason: str, out: np.ndarray | None) -> Done:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return "decompression bomb: more than %d megapixels" % (Image.MAX_IMAGE_PIXELS // 10**6)
-    if isinstance(error, TooLarge):
-        return f"too large: {error}, {MOST_BYTES >> 20} MB are the limit"
+    if isinstance(error, Image.DecompressionBombError):
+        return (f"too many pixels (a decompression bomb?): {JPEG_PIXELS // 10**6} million are the limit of a JPEG, 179 "
+                "million that of other formats and of progressive JPEGs")
     if isinstance(error, OSError) and error.errno is not None:
         return f"unreadable: {error.strerror}"
     return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
@@ -200,22 +226,24 @@ def _reason(error: Exception) -> str:
 class _Shared:
     """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
 
-    def __init__(self, fd: int, batch_shape: tuple[int, ...], workers: int):
+    def __init__(self, fd: int, batch_shape: tuple[int, ...], dtype: type, workers: int):
         shape = (BUFFERS,) + tuple(batch_shape)
+        size = 8 * workers + math.prod(shape) * np.dtype(dtype).itemsize
         if os.fstat(fd).st_size == 0:
-            os.ftruncate(fd, 8 * workers + math.prod(shape))
-        memory = mmap.mmap(fd, 8 * workers + math.prod(shape))
+            os.ftruncate(fd, size)
+        memory = mmap.mmap(fd, size)
         self.in_hand = np.frombuffer(memory, np.int64, workers)
-        self.batches = np.frombuffer(memory, np.uint8, offset=8 * workers).reshape(shape)
+        self.batches = np.frombuffer(memory, dtype, offset=8 * workers).reshape(shape)
 
 
 def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
     """The life of a worker: tasks in, pixels and results out, until the parent closes the task socket."""
-    recipe = Recipe(*recipe)
+    pixels, *rest = recipe
+    recipe = Recipe(PixelRecipe(*pixels), *rest)
     # Whoever encodes goes first: a worker that pushed one of its threads aside would make the others wait as well.
     os.nice(19)
     tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
-    shared = _Shared(memory_fd, batch_shape, workers)
+    shared = _Shared(memory_fd, batch_shape, recipe.pixels.dtype, workers)
     while True:
         try:
             packet = tasks.recv(PACKET_BYTES)
@@ -242,7 +270,7 @@ class Decoder:
         with Decoder(paths, recipe, batch_images=32, workers=4) as decoder:
             for indices, pixels, done in decoder.batches(wanted): ...
 
-    pixels (B, V, R, R, 3) uint8 is shared memory, valid until the next batch is asked for; an image that
+    pixels (B, V, H, W, 3) is shared memory, valid until the next batch is asked for; an image that
     could not be decoded is zeros and its `Done.reason` says why.
     """
 
@@ -250,7 +278,7 @@ class Decoder:
         self.paths = paths
         self.recipe = recipe
         self.batch_images = batch_images
-        self.batch_shape = (batch_images, max(1, recipe.views), recipe.size, recipe.size, 3)
+        self.batch_shape = (batch_images, max(1, recipe.views), *recipe.pixels.size, 3)
         self.workers: list[subprocess.Popen] = []
         self._waiting: deque = deque()  # packets that the task socket has not taken yet
         self._done = {}  # index -> Done
@@ -272,13 +300,14 @@ class Decoder:
         anonymous = hasattr(os, "memfd_create")
         memory = os.fdopen(os.memfd_create("decode"), "rb") if anonymous else tempfile.TemporaryFile()
         with tasks, results, memory:
-            self._shared = _Shared(memory.fileno(), self.batch_shape, workers)
+            self._shared = _Shared(memory.fileno(), self.batch_shape, self.recipe.pixels.dtype, workers)
             self._shared.in_hand[:] = -1
             fds = (tasks.fileno(), results.fileno(), memory.fileno())
             root = str(Path(__file__).resolve().parents[2])
             environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
             for me in range(workers):
-                arguments = fds + (self.batch_shape, workers, me, tuple(self.recipe))
+                recipe = (astuple(self.recipe.pixels), *self.recipe[1:])
+                arguments = fds + (self.batch_shape, workers, me, recipe)
                 code = (f"import sys; sys.path[:] = {[root] + sys.path!r}\n"
                         f"from {__name__} import serve; serve(*{arguments!r})")
                 self.workers.append(subprocess.Popen(
@@ -316,7 +345,7 @@ class Decoder:
         size = self.batch_images
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:
-            pixels = np.zeros(self.batch_shape, np.uint8)
+            pixels = np.zeros(self.batch_shape, self.recipe.pixels.dtype)
             for group in groups:
                 done = [decode(os.fspath(self.paths[i]), self.recipe, pixels[n]) for n, i in enumerate(group)]
                 yield group, pixels[:len(group)], done

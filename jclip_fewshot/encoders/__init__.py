@@ -4,7 +4,8 @@ In: pixels as bytes, tokens or token embeddings. Out: NumPy rows, not normalised
 clip, backend, storage and data.decode's digests; no heads, no paths of images.
 """
 
-from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder
-from jclip_fewshot.encoders.clip_encoder import ClipEncoder, open_encoder
+from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder, Options
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.registry import open_encoder
 
-__all__ = ["ROWS", "UNPROJECTED", "ClipEncoder", "Depth", "Encoder", "open_encoder"]
+__all__ = ["ROWS", "UNPROJECTED", "ClipEncoder", "Depth", "Encoder", "Options", "open_encoder"]

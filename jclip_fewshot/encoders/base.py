@@ -5,17 +5,37 @@ Letters: B batch, R pixels a side, L tokens, W width of a tower, D feature width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 
+from jclip_fewshot.data.recipe import PREPROCESSING, PixelRecipe, clip_recipe
 from jclip_fewshot.storage.files import content_digest
 
 ROWS, UNPROJECTED = "rows", "unprojected"
 Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
 
-PREPROCESSING = "clip-2"  # in every fingerprint: to be raised when preprocess.py or decode.py change a pixel
+
+@dataclass(frozen=True)
+class Options:
+    """How to open an encoder; a family takes what concerns it.
+
+    device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: "float32", "float16", "bfloat16" or "auto".
+    batch_size: images a batch; 0 fits it to the device. cache: saves reading a file twice for its digest.
+    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: of an ONNX file, the one
+    that is the row. tokenize: another tokenizer than the encoder's.
+    """
+
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 0
+    cache: Any = None  # a FeatureCache
+    activation: str = ""
+    head_width: int = 0
+    output: str = ""
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
 class Encoder:
@@ -24,21 +44,25 @@ class Encoder:
     name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the
     arithmetic. image_size: R. width: D. scale: of the cosines in zero-shot logits, exp of the checkpoint's
     logit_scale. batch_size: B, images a batch. device: "cpu" or "cuda". parameters: numbers in both towers.
-    has_text: False for an image tower without a text tower.
+    has_text: False where it encodes no sentences. context_length: most tokens of a text, its marks among them.
+    recipe: what pixels it takes.
     """
 
     has_text = True
+    context_length = 77
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int, width: int, scale: float,
-                 batch_size: int, device: str = "cpu", parameters: int = 0) -> None:
+                 batch_size: int, device: str = "cpu", parameters: int = 0, recipe: PixelRecipe | None = None) -> None:
         self.name, self.weights_digest, self.precision = name, weights_digest, precision
         self.image_size, self.width, self.scale = image_size, width, scale
         self.batch_size, self.device, self.parameters = batch_size, device, parameters
+        self.recipe = recipe or clip_recipe(image_size)
 
     @property
     def fingerprint(self) -> str:
         """Of weights, preprocessing and precision: two encoders with one fingerprint give the same rows."""
-        return content_digest(f"{self.weights_digest} {PREPROCESSING} {self.precision}".encode()).hex()
+        said = f"{self.weights_digest} {PREPROCESSING} {self.precision}"
+        return content_digest((said if self.recipe.is_clips_own else f"{said} {self.recipe}").encode()).hex()
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
         """Shape of one image's numbers at a depth: (D,), (W,) or (L, W)."""
@@ -47,7 +71,7 @@ class Encoder:
         raise ValueError(f"{self.name} cannot stop at depth {depth!r}")
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        """(B, R, R, 3) uint8 RGB -> (B, *shape_at(depth)) float32."""
+        """(B, H, W, 3) RGB of recipe.dtype -> (B, *shape_at(depth)) float32."""
         raise NotImplementedError
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
@@ -55,5 +79,13 @@ class Encoder:
         raise NotImplementedError
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
-        """B sentences -> (B, L) int32."""
+        """B sentences -> (B, L) int32, L at most context_length.
+
+        Raises:
+            UserError: names a sentence that is too long.
+        """
         raise NotImplementedError
+
+    def lengths(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, L) -> (B,): how many columns of each text cost something. Texts of like lengths share a batch."""
+        return np.full(len(tokens), tokens.shape[1])

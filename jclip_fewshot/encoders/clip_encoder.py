@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
-from jclip_fewshot.clip.preprocess import MEAN, STD, normalize
-from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder
+from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
+from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
+from jclip_fewshot.clip.download import is_released
+from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
+from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder, Options
 from jclip_fewshot.encoders.precision import bfloat16_holds
+from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.storage.files import DIGEST_BYTES
+from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 from jclip_fewshot.storage.row_store import as_keys
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
@@ -25,18 +34,22 @@ COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
 class ClipEncoder(Encoder):
     """A loaded CLIP (`model`); `weights_digest` stands for its weights.
 
-    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own.
+    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own. One that was trained with a
+    tokenizer that is not read here encodes images alone.
     """
 
-    def __init__(self, model, name: str, weights_digest: str, batch_size: int | None = None,
-                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> None:
+    def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
+                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+                 recipe: PixelRecipe | None = None) -> None:
         cuda = on_cuda()
         super().__init__(
             name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
             width=model.embed_dim, scale=float(np.exp(np.float64(model.logit_scale.numpy()[0]))),
             batch_size=batch_size or (CUDA_BATCH if cuda else CPU_BATCH), device="cuda" if cuda else "cpu",
-            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()))
+            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe=recipe)
         self.model = model
+        self.context_length = model.context_length
+        self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
         self._tokenize = tokenize or (lambda sentences: clip.token_array(sentences, model.context_length))
         self._calls = 0
 
@@ -53,13 +66,20 @@ class ClipEncoder(Encoder):
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
-        return normalize_on_device(pixels) if self.device == "cuda" else jt.array(normalize(pixels))
+        on_device = self.device == "cuda"
+        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
+        if not self.has_text:
+            raise UserError(f"{self.name}: its texts need the tokenizer {self.model.architecture.conventions.tokenizer}"
+                            ", which is not read here; it encodes images alone")
         return self._tokenize(sentences)
+
+    def lengths(self, tokens: np.ndarray) -> np.ndarray:
+        return self.model.ends(tokens) + 1
 
     def _numpy(self, features) -> np.ndarray:
         result = features.numpy()
@@ -70,37 +90,71 @@ class ClipEncoder(Encoder):
         return result
 
 
-def open_encoder(name_or_path: str | Path, *, device: str | None = None,
-                 download_root: str | Path | None = None, dtype: str = "float32",
-                 batch_size: int | None = None, cache: FeatureCache | None = None,
-                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None) -> ClipEncoder:
-    """Loads a CLIP by name or checkpoint file.
+def recognises(path: Path) -> bool:
+    """Whether a file or a folder holds a CLIP's tensors, by their names."""
+    if not holds_weights(path):
+        return False
+    names = openai_names(read_tensors(path, outline=True), path)
+    return "token_embedding.weight" in names and any(name.startswith("visual.") for name in names)
 
-    dtype: "float32", "float16" (CUDA), "bfloat16" (CPUs with AVX512_BF16), or "auto": float16 on CUDA; on the
-        CPU bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py),
-        float32 elsewhere. Each precision's rows are kept apart in the cache.
-    batch_size: None takes 16 on the CPU, 256 on CUDA.
-    cache: saves reading the checkpoint twice for its fingerprint.
+
+def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
+    """Open a CLIP.
+
+    options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
+    bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
+    elsewhere. Each precision's rows are kept apart in the cache.
     Raises:
-        UserError: see `clip.load`.
+        UserError: see `read_clip`.
     """
-    path = clip.find_checkpoint(name_or_path, download_root)
-    start(device)
-    auto = dtype == "auto"
+    said = (options.activation, options.head_width)
+    if is_released(name):  # asked for by OpenAI's name
+        said = OPENAI.image.activation, OPENAI.image.head_width
+    weights, sizes, preprocessing = read_clip(path, *said)
+    recipe = recipe_of(preprocessing, sizes.image_resolution, path)
+    start(options.device)
+    from jclip_fewshot.clip.model import build_model
+    auto, dtype = options.dtype == "auto", options.dtype
     if auto:
         dtype = "float16" if on_cuda() else "float32"
-    model, _ = clip.load(path, device=device, download_root=download_root, dtype=dtype)
-    digest = file_digest(path, cache)
-    encoder = ClipEncoder(model, str(name_or_path), digest, batch_size, tokenize)
-    if auto and not on_cuda() and bfloat16_holds(encoder, cache.folder if cache is not None else None):
+    model = build_model(weights, dtype, sizes.conventions)
+    digest = weights_digest(path, sizes.conventions, options.cache)
+    encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
+    if auto and not on_cuda() and bfloat16_holds(encoder, options.cache.folder if options.cache else None):
         model.set_precision("bfloat16")
         encoder.precision = model.precision
     return encoder
 
 
-def normalize_on_device(pixels: np.ndarray) -> jt.Var:
-    """clip.preprocess.normalize, computed by Jittor: a quarter of the bytes go over the bus."""
-    return ((jt.array(pixels).float32() / 255 - jt.array(MEAN)) / jt.array(STD)).transpose(0, 3, 1, 2)
+def recipe_of(preprocessing: dict[str, Any], side: int, path: Path) -> PixelRecipe:
+    """What a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
+
+    Raises:
+        UserError: something that is not computed here, or pixels of another size than the tower takes.
+    """
+    if not preprocessing:
+        return clip_recipe(side)
+    cfg = preprocessing.get("preprocess_cfg")
+    recipe = checked(from_transformers, preprocessing, path) if cfg is None else \
+        checked(lambda said: from_open_clip(said, side), cfg, path)
+    if recipe.size != (side, side):
+        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
+                        f"takes {side} x {side}")
+    return clip_recipe(side) if recipe == clip_recipe(side) else recipe
+
+
+def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:
+    """Of what makes a CLIP's rows: the file's digest; of several files, or not computed as OpenAI's, of all of that."""
+    digests = [file_digest(file, cache) for file in weight_files(path)]
+    if len(digests) == 1 and conventions == OPENAI:
+        return digests[0]
+    return content_digest(" ".join([*digests, repr(conventions)]).encode()).hex()
+
+
+def normalize_on_device(pixels: np.ndarray, recipe: PixelRecipe) -> jt.Var:
+    """`recipe.normalized`, computed by Jittor: a quarter of the bytes go over the bus."""
+    mean, std = jt.array(np.float32(recipe.mean)), jt.array(np.float32(recipe.std))
+    return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
 def file_digest(path: Path, cache: FeatureCache | None = None) -> str:

@@ -12,15 +12,23 @@ Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter si
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.backend import jt, on_cuda
-from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.runtime import on_cuda, start
+from jclip_fewshot.clip.checkpoint import read_tensors
+from jclip_fewshot.clip.checkpoint.files import holds_weights
+from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
+from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.errors import UserError
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet, as torchvision has them
-PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has them
+PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.",
+            "model.", "_orig_mod.", "model_state_dict.")
 TOP = re.compile(r"(fc|head|predictor|projector)\b.*")  # classifiers and projection heads: not part of a row
 COUNTER = "num_batches_tracked"
 IMAGE_SIZE, CPU_BATCH, CUDA_BATCH = 224, 16, 128
@@ -137,24 +145,41 @@ class ResNet:
         return x.mean(3).mean(2)
 
 
+def recognises(path: Path) -> bool:
+    """Whether a checkpoint's tensors look like such a tower, whole or not."""
+    return holds_weights(path) and holds_resnet(read_tensors(path, outline=True))
+
+
+def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
+    """Open such a tower.
+
+    Raises:
+        UserError: a tensor of it is missing, of another shape or unknown.
+    """
+    start(options.device)
+    try:
+        return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 class ImageEncoder(Encoder):
     """A ResNet as an encoder of images; it has no texts and no scale of its own."""
 
     has_text = False
 
     def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str,
-                 batch_size: int | None = None) -> None:
+                 batch_size: int = 0) -> None:
         self._tower = ResNet(tensors)
         cuda = on_cuda()
         super().__init__(name, weights_digest, "float32", IMAGE_SIZE, self._tower.width, 100.0,
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
-                         self._tower.parameters)
+                         self._tower.parameters, replace(clip_recipe(IMAGE_SIZE), mean=MEAN, std=STD))
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         if depth != ROWS:
             self.shape_at(depth)
-        normal = (pixels.astype(np.float32) / 255 - MEAN) / STD
-        return self._tower(jt.array(np.ascontiguousarray(normal.transpose(0, 3, 1, 2)))).numpy()
+        return self._tower(jt.array(self.recipe.normalized(pixels))).numpy()
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         raise UserError(f"{self.name} has no text tower")

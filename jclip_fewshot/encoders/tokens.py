@@ -41,11 +41,10 @@ def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
 class TokenEncoder(ClipEncoder):
     """`base` with rows of its tokens, (3W,), in the place of its features; it encodes no texts."""
 
-    has_text = False
-
     def __init__(self, base: ClipEncoder) -> None:
         digest = content_digest(f"{EDITION} {base.weights_digest}".encode()).hex()
-        super().__init__(base.model, f"{base.name} tokens", digest, base.batch_size, base.tokens)
+        super().__init__(base.model, f"{base.name} tokens", digest, base.batch_size, base.tokens, base.recipe)
+        self.has_text = False
         self.width = 3 * base.model.visual.shape_at(None)[0]
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:

@@ -21,7 +21,8 @@ class TunedEncoder(ClipEncoder):
         parts = [base.weights_digest.encode()]
         for key in sorted(tensors):
             parts += [key.encode(), np.ascontiguousarray(tensors[key], np.float32).tobytes()]
-        super().__init__(base.model, name, content_digest(b"\0".join(parts)).hex(), base.batch_size, base.tokens)
+        super().__init__(base.model, name, content_digest(b"\0".join(parts)).hex(), base.batch_size, base.tokens,
+                         base.recipe)
         self._tensors = {key: jt.array(np.ascontiguousarray(value, np.float32)).cast(base.model.dtype).stop_grad()
                          for key, value in tensors.items()}
 

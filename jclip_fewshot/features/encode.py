@@ -10,7 +10,7 @@ Images are decoded ahead of the encoder (decode.py) and what has once been compu
 whatever else is encoded and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
 again, need not.
 
-Letters: N images, V views an image, K classes, D feature width, R pixels a side, B batch, L tokens.
+Letters: N images, V views an image, K classes, D feature width, H, W pixels, B batch, L tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores
-from jclip_fewshot.console import progress, tell
+from jclip_fewshot.console import progress, tell, warn
 from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
@@ -39,17 +39,17 @@ OnStart = Callable[[int], None]
 
 
 def encode_images(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
-                  seed: int = 0, workers: int | None = None, draft: bool = False,
+                  seed: int = 0, workers: int | None = None, as_seen: bool = False,
                   shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
                   on_start: OnStart = lambda images: None) -> tuple[np.ndarray, Bad]:
     """Feature rows of image files.
 
     paths: N files. cache: where rows are looked for and kept; None computes them all.
-    views: 0 is CLIP's own preprocessing; more is the mean of that many random views, seeded by `seed`
+    views: 0 is the encoder's own preprocessing; more is the mean of that many random views, seeded by `seed`
         and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
     workers: decoding processes; None fits them to the machine, 0 decodes in this process.
-    draft: lets libjpeg shrink large JPEGs while decoding single views: faster, not exact (see
-        decode.open_image).
+    as_seen: turns pictures as their EXIF data says and lays transparent ones on white, which CLIP's own
+        preprocessing does not.
     shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
         does not have them. Afterwards every rank calls again without it and finds all rows in the common
         cache.
@@ -64,19 +64,19 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | No
         KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
     """
     rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
-                             draft=draft, shard=shard, stage=stage, on_start=on_start, view=view)
+                             as_seen=as_seen, shard=shard, stage=stage, on_start=on_start, view=view)
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
-                 seed: int = 0, workers: int | None = None, draft: bool = False,
+                 seed: int = 0, workers: int | None = None, as_seen: bool = False,
                  shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
                  on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> tuple[np.ndarray, Bad]:
     """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
 
     depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
     """
-    recipe = Recipe(encoder.image_size, views, seed if views else 0, draft and not (views or view), view)
+    recipe = Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
     views = max(1, views)
     n, kind = len(paths), np.float32 if depth == ROWS else np.float16
     rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
@@ -113,13 +113,18 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                 bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
                 features = _encode_batch(encoder, pixels, depth)
                 good = [place for place, result in enumerate(done) if not result.reason]
+                noted = [place for place in good if done[place].note]
+                for place in noted:
+                    warn(f"{paths[indices[place]]}: {done[place].note}")
                 if not _sound(features[good]):
                     raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, near "
                                     f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
-                if store is not None and good:
-                    keys = as_keys([done[place].digest for place in good])
+                kept = [place for place in good if place not in noted]  # so that it is said again the next time
+                if store is not None and kept:
+                    placed = [indices[place] for place in kept]
+                    keys = as_keys([done[place].digest for place in kept])
                     store.put(keys, rows[placed])
                     cache.remember_files(marks[placed], keys)
                 finished += len(indices)
@@ -160,12 +165,12 @@ def _images_a_batch(encoder: Encoder, views: int) -> int:
 
 
 def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-    """pixels (n, V, R, R, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
+    """pixels (n, V, H, W, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
     n, views = pixels.shape[:2]
     batch = pixels.reshape((n * views,) + pixels.shape[2:])
     missing = _images_a_batch(encoder, views) * views - len(batch)
     if missing:
-        batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], np.uint8)])
+        batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], batch.dtype)])
     if depth != ROWS:
         return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
@@ -211,9 +216,8 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
         keys = as_keys([content_digest(row.tobytes()) for row in tokens])
         rows, found = store.get(keys)
         rows = rows[:, 0]
-    # The end mark has the highest id: all columns behind it are idle. Similar lengths share a batch.
     wanted = np.flatnonzero(~found)
-    wanted = wanted[np.argsort(tokens[wanted].argmax(axis=1), kind="stable")]
+    wanted = wanted[np.argsort(encoder.lengths(tokens[wanted]), kind="stable")]
     try:
         with progress(stage="sentences", unit="sentences", total=len(wanted)) as bar:
             for begin in range(0, len(wanted), TEXT_BATCH):

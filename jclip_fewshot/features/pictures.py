@@ -12,6 +12,9 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
+from jclip_fewshot.clip.preprocess import eight_bits
+from jclip_fewshot.errors import UserError, shown
+
 Picture = Union[str, Path, Image.Image, np.ndarray]
 # one or many: paths, Pillow's images, uint8 pixels (H, W), (H, W, 3) or (N, H, W, 3); or (N, D) rows of numbers
 Images = Union[Picture, Sequence[Picture], np.ndarray]
@@ -59,7 +62,7 @@ def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
     """Paths of the pictures; those that are none are written without loss, and deleted at the end.
 
     Raises:
-        ValueError: pixels of a shape that no picture has.
+        ValueError: pixels of a shape that no picture has. UserError: a Pillow image whose file is damaged.
     """
     with contextlib.ExitStack() as stack:
         folder = ""
@@ -70,7 +73,12 @@ def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
                 continue
             folder = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="jclip-pictures-"))
             paths.append(os.path.join(folder, f"{number}.png"))
-            _write(picture, paths[-1])
+            try:
+                _write(picture, paths[-1])
+            except (OSError, SyntaxError) as error:  # Pillow reads an opened file here at last
+                named = getattr(picture, "filename", "") or f"picture {number}"
+                raise UserError(f"{shown(str(named))} cannot be read ({error}); fetch it again, or give its path: of a "
+                                "file that was cut off, what is there is decoded") from None
         yield paths
 
 
@@ -80,8 +88,9 @@ def _write(picture: Image.Image | np.ndarray, path: str) -> None:
             picture = Image.fromarray(picture)
         except TypeError:
             raise ValueError(f"pixels must be of shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}") from None
-    if picture.mode == "I":  # a 16-bit picture as older Pillows open it, and newer ones do not save it
-        picture = Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
+    exif = picture.getexif()
+    if picture.mode in ("I", "F"):  # a 16-bit picture as older Pillows open it; PNG knows no floats
+        picture = eight_bits(picture)
     if picture.mode not in _PNG_MODES:
         picture = picture.convert("RGB")  # as CLIP's preprocessing does, there after resizing
-    picture.save(path, "PNG", compress_level=0)
+    picture.save(path, "PNG", compress_level=0, exif=exif)

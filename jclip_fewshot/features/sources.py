@@ -10,23 +10,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.checkpoint import read_tensors
-from jclip_fewshot.clip.checkpoint.architecture import NoClip
-from jclip_fewshot.clip.download import find_checkpoint
+from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import duration, tell, warn
-from jclip_fewshot.data.contest import TestSet
+from jclip_fewshot.data.contest import TestSet, has_lists
+from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.base import Encoder
-from jclip_fewshot.encoders.clip_encoder import file_digest, open_encoder
-from jclip_fewshot.encoders.resnet import ImageEncoder, holds_resnet
+from jclip_fewshot.encoders.clip_encoder import file_digest
+from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import FeatureTable
@@ -35,7 +35,8 @@ from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import CLIP_SCALE, Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
+SAID = ("activation", "head_width", "output")  # what the user said of a model
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
 
 
@@ -43,15 +44,20 @@ class EncoderSource:
     """Encodes image files and sentences; what is in the cache is not computed again.
 
     Under mpirun each rank encodes a part of the images and finds the others' rows in the cache.
+
+    as_seen: whether pictures are turned as their EXIF data says and laid on white where they are transparent. None lets
+    the first folder decide: not in the contest's layout, for parity with CLIP's own preprocessing; else they are.
     """
 
-    def __init__(self, encoder: Encoder, cache: FeatureCache | None, workers: int | None, record: dict) -> None:
+    def __init__(self, encoder: Encoder, cache: FeatureCache | None, workers: int | None, record: dict,
+                 as_seen: bool | None = None) -> None:
         self._encoder = encoder
         self._cache = cache
         self._workers = workers
         self._record = record
         self.barrier = ranks.Barrier(cache.folder) if cache is not None else None
         self._forecast_said = False
+        self._as_seen = as_seen
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
@@ -61,7 +67,7 @@ class EncoderSource:
         test-time views (decode.test_view) are averaged, the plain image first; each is kept in the cache by itself.
         """
         rows, bad = self._view(root, paths, views, seed, stage, 0, test_views)
-        if test_views == 1 or views:
+        if test_views == 1 or views or len(bad) == len(paths):
             return rows, bad
         total = rows
         for view in range(1, test_views):
@@ -71,7 +77,7 @@ class EncoderSource:
 
     def _view(self, root: Path, paths: Sequence[str], views: int, seed: int, stage: str, view: int,
               test_views: int) -> tuple[np.ndarray, Bad]:
-        root = os.path.abspath(root)
+        seen, root = self._seen(root), os.path.abspath(root)
 
         def forecast(images: int) -> None:
             if not view or not self._forecast_said:
@@ -81,11 +87,16 @@ class EncoderSource:
         def encode(shard: tuple[int, int] = (0, 1)) -> tuple[np.ndarray, Bad]:
             return encode_images(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache,
                                  views=views, seed=seed, workers=self._workers, stage=stage, shard=shard, view=view,
-                                 on_start=forecast)
+                                 on_start=forecast, as_seen=seen)
         if ranks.size() > 1:
             encode((ranks.rank(), ranks.size()))
             self.barrier.wait()
         return encode()
+
+    def _seen(self, root: Path) -> bool:
+        if self._as_seen is None:
+            self._as_seen = not has_lists(Path(root))
+        return self._as_seen
 
     def _forecast(self, stage: str, images: int, views: int) -> None:
         """Says before a long encoding how long it will take here, by timing a batch, and how much disk it needs.
@@ -104,7 +115,7 @@ class EncoderSource:
                                 f"its disk has {size_text(free)} left; give another --cache, or --cache '' for none")
         if images * each < BATCHES_TO_SAY * encoder.batch_size or not ranks.first():
             return
-        pixels = np.zeros((encoder.batch_size, encoder.image_size, encoder.image_size, 3), np.uint8)
+        pixels = np.zeros((encoder.batch_size, *encoder.recipe.size, 3), encoder.recipe.dtype)
         encoder.images(pixels)  # compiles
         begun = time.perf_counter()
         encoder.images(pixels)
@@ -135,22 +146,26 @@ class EncoderSource:
     def part(self) -> Part:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
-        name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        if is_released(given.as_posix()):
+            name = given.as_posix().replace("/", "-")
+        else:
+            name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.resolve().name
+        name = given.name if given.is_dir() and given.name else name
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
 
-    def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-             sentences: Sequence[str] = ()) -> Bank:
+    def activations(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
+                    sentences: Sequence[str] = ()) -> Activations:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
-        root = os.path.abspath(root)
+        seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
-        return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens, fits=self.fits)
+        return Activations(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
+                           seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
-        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record)
+        return EncoderSource(make(self._encoder), self._cache, self._workers, self._record, self._as_seen)
 
     @property
     def model(self) -> object:
@@ -164,7 +179,7 @@ class EncoderSource:
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
-        return self._record
+        return self._record if self._as_seen is None else {**self._record, "as_seen": self._as_seen}
 
 
 class TableSource:
@@ -203,9 +218,11 @@ Source = Union[EncoderSource, TableSource, SeveralSources]
 
 
 def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
-                features_extra: str | Sequence[str] = "", *, cache: str = "", batch_size: int = 0,
-                workers: int = 0, precision: str = "auto") -> Source:
+                features_extra: str | Sequence[str] = "", *, cache: str = "", workers: int = 0,
+                **how: Any) -> Source:
     """A source by what the flags of the same names say; several encoders where they name several.
+
+    how: precision, batch_size, activation, head_width, output, as encoders.Options has them.
 
     Raises:
         UserError: no such checkpoint or feature file, or a damaged one; a folder that is none; one given twice.
@@ -215,8 +232,10 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
         for name in given:
             if given.count(name) > 1:
                 raise UserError(f"{flag} {name} is given twice; each encoder counts once")
+    if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
+        raise UserError(f"--output {how['output']} names an output of an ONNX encoder, and there is none")
     found: list[EncoderSource | TableSource] = [_table_source(file) for file in tables]
-    found += [] if tables else [_encoder_source(name, weights, cache, batch_size, workers, precision)
+    found += [] if tables else [_encoder_source(name, weights, cache, workers, **how)
                                 for name in models]
     found += [_table_source(file, with_text=False) for file in extra]
     return together(found)
@@ -253,7 +272,7 @@ def together(found: Sequence[EncoderSource | TableSource]) -> Source:
 
 
 def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
-                  cache: str = "", batch_size: int = 0, workers: int = 0, precision: str = "auto") -> Source:
+                  cache: str = "", workers: int = 0, **how: Any) -> Source:
     """The source that a run was trained with.
 
     saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
@@ -266,7 +285,7 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
         parts = task.parts
         if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
-        encoding = dict(cache=cache, batch_size=batch_size, workers=workers, precision=precision)
+        encoding = dict(cache=cache, workers=workers, **how)
         return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
                          for part, one, there in zip(parts, encoders_of(saved), [where, *where["others"]])])
     if "features" in saved:
@@ -277,9 +296,11 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
                         "program made it; train again")
-    if precision == "auto":  # the run's own, where this machine has it
-        precision = saved.get("precision") or precision
-    source = _encoder_source(where["model"], where["weights"], cache, batch_size, workers, precision)
+    if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
+        how["precision"] = saved.get("precision") or "auto"
+    how.update({name: saved[name] for name in SAID if name in saved})
+    as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
+    source = _encoder_source(where["model"], where["weights"], cache, workers, as_seen, **how)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
@@ -307,35 +328,20 @@ def _require_same_rows(source: TableSource, file: str, shots: Sequence[str], cla
     tell(f"{file} has changed since the run was trained, but not in what the run learned from")
 
 
-def _encoder_source(model: str, weights: str, cache: str, batch_size: int, workers: int,
-                    precision: str) -> EncoderSource:
+def _encoder_source(model: str, weights: str, cache: str, workers: int, as_seen: bool | None = None, *,
+                    precision: str = "auto", **how: Any) -> EncoderSource:
     ranks.require_cache(cache)
     if os.path.exists(weights) and not os.path.isdir(weights):
         raise UserError(f"--weights {weights}: no folder; give the one where checkpoints lie")
     store = FeatureCache(os.path.abspath(cache)) if cache else None
-    encoder = _opened(model, weights, precision, batch_size or None, store)
+    encoder = open_encoder(model, download_root=weights, dtype=precision, cache=store, **how)
     tell(f"{encoder.name}: {encoder.width}-wide features of {encoder.image_size} px images, {encoder.precision}")
     record = {"model": model, "weights": weights, "fingerprint": encoder.fingerprint,
               "weights_digest": encoder.weights_digest, "precision": encoder.precision, "width": encoder.width,
-              "image_size": encoder.image_size, "parameters": encoder.parameters}
-    return EncoderSource(encoder, store, workers or None, record)
-
-
-def _opened(model: str, weights: str, precision: str, batch_size: int | None, cache: FeatureCache | None
-            ) -> Encoder:
-    """A CLIP, or else an image tower of torchvision's layout."""
-    try:
-        return open_encoder(model, download_root=weights, dtype=precision, batch_size=batch_size, cache=cache)
-    except NoClip as error:
-        path = find_checkpoint(model, weights)
-        tensors = read_tensors(path)
-        if not holds_resnet(tensors):
-            raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, "
-                            "MoCo v2 or v3)") from None
-    try:
-        return ImageEncoder(tensors, model, file_digest(path, cache), batch_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+              "image_size": encoder.image_size, "parameters": encoder.parameters,
+              **({} if encoder.recipe.is_clips_own else {"pixels": asdict(encoder.recipe)}),
+              **{name: how[name] for name in SAID if how.get(name)}}
+    return EncoderSource(encoder, store, workers or None, record, as_seen)
 
 
 def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]], skip_bad: bool, views: int = 0,

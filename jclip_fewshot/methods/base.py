@@ -52,7 +52,7 @@ class Unlabelled:
 class Given:
     """What a fit may hand to methods that need more than the task; see `Method.needs`."""
 
-    tower: Any = None  # features/bank.py
+    tower: Any = None  # features/activations.py
     unlabelled: Unlabelled | None = None
 
     def for_method(self, method: type[Method]) -> dict[str, Any]:

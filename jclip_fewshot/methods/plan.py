@@ -18,7 +18,7 @@ from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import duration, tell
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Given, Method
 from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
@@ -122,7 +122,7 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         names = [name for name in names if SHOTS not in METHODS[name].needs]
     if not names:
         return []
-    bank: Bank = given.tower
+    activations: Activations = given.tower
     if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
@@ -130,7 +130,7 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
     methods = [METHODS[name].make(0) for name in names]
     methods = [method for method in methods
-               if bank.class_tokens is not None or not getattr(method, "reads_sentences", False)]
+               if activations.class_tokens is not None or not getattr(method, "reads_sentences", False)]
     costs = {method.name: method.flops(task, given) for method in methods}
     rate = matrix_rate()
 
@@ -150,7 +150,7 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
     others = [method for method in kept if method not in tuned]
     where = f"on this {'GPU' if cuda else 'CPU'}"
     if tuned:
-        encoding = encoding_flops(tuned, bank) / rate
+        encoding = encoding_flops(tuned, activations) / rate
         before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
         tell(f"tuning {', '.join(one.name for one in tuned)}: about {duration(seconds(tuned))} {where}{before}; "
              "finished trainings are not repeated; fast as methods leaves it out")
@@ -159,15 +159,15 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
     return [method.name for method in kept]
 
 
-def encoding_flops(methods: Sequence[TowerMethod], bank: Bank) -> float:
+def encoding_flops(methods: Sequence[TowerMethod], activations: Activations) -> float:
     """Return the operations until the shots have all activations that the methods need, about."""
-    model = bank.encoder.model
+    model = activations.encoder.model
     length, width = model.visual.shape_at(0)
     blocks = len(blocks_of(model, "visual."))
 
     def of(depth: Depth) -> float:
         passed = depth if isinstance(depth, int) else blocks
-        return bank.waiting(depth) * passed * block_flops(length, width)
+        return activations.waiting(depth) * passed * block_flops(length, width)
     return sum(of(depth) for depth in {method.depth(model) for method in methods})
 
 

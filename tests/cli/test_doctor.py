@@ -1,12 +1,17 @@
-"""What doctor says about checkpoints."""
+"""What doctor says about checkpoints, and about a NumPy that Jittor misreads."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jclip_fewshot import console
+from jclip_fewshot.backend import runtime
+from jclip_fewshot.cli import doctor
 from jclip_fewshot.cli.doctor import _checkpoint
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
+from jclip_fewshot.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"
 SIZES = Architecture(16, 32, 1, 64, 16, 20, 100, 64, 1, 1)
@@ -52,3 +57,29 @@ def test_a_released_name_has_a_released_digest(tmp_path):
     path.rename(tmp_path / "ViT-B-32.pt")  # not OpenAI's file
     found = _checkpoint("ViT-B/32", str(tmp_path), deep=True)
     assert not found.ok and "SHA-256" in found.said
+
+
+def test_random_weights_are_not_called_undamaged(tmp_path):
+    path = tiny(tmp_path / "random.safetensors")
+    found = _checkpoint(str(path), "weights", deep=True)
+    assert found.ok and "undamaged" not in found.said and "not one that this program knows" in found.said
+
+
+def test_what_nothing_says_is_not_ready(tmp_path):
+    bare = tmp_path / "bare.pkl"
+    bare.write_bytes(pickle.dumps({name: np.ones(shape, np.float32) for name, shape in layout(SIZES).items()}, 4))
+    found = _checkpoint(str(bare), "weights")
+    assert not found.ok and "bare.pkl: nothing says whether its activation" in found.said
+    assert _checkpoint(str(bare), "weights", said=("gelu", 64)).ok
+
+
+def test_a_numpy_that_jittor_misreads_is_not_ready(monkeypatch, tmp_path, capsys):
+    runtime.start()  # so that it is built
+
+    def misread(device):
+        raise UserError("Jittor misreads the arrays of NumPy 9.0")
+    monkeypatch.setattr(runtime, "start", misread)
+    monkeypatch.setattr(console, "quiet", False)  # doctor sets it
+    assert doctor.report(str(tmp_path), [], "", "auto") == 2
+    said = capsys.readouterr().out
+    assert "✗ arrays" in said and "misreads the arrays of NumPy 9.0" in said and "not ready: arrays" in said

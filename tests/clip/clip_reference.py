@@ -54,6 +54,30 @@ def inputs(kind: str, count: int = 5) -> tuple:
     return images.astype(np.float32), tokens
 
 
+def hugging_face(state):
+    """A state dict under CLIPModel's names."""
+    from jclip_fewshot.clip.checkpoint import names
+    result = {"logit_scale": state["logit_scale"], "text_projection.weight": state["text_projection"].T,
+              "visual_projection.weight": state["visual.proj"].T,
+              "text_model.embeddings.position_ids": np.arange(20)[None]}
+    plain = {theirs: ours for theirs, ours in names._HF_NAMES.items() if theirs != "logit_scale"}
+    result.update({theirs: state[ours] for theirs, ours in plain.items()})
+    for name, array in state.items():
+        if ".resblocks." not in name:
+            continue
+        head, tail = name.split("resblocks.")
+        number, part = tail.split(".", 1)
+        prefix = f"{'vision' if head.startswith('visual') else 'text'}_model.encoder.layers.{number}."
+        if part.startswith("attn.in_proj_"):
+            for letter, third in zip("qkv", np.split(array, 3)):
+                result[f"{prefix}self_attn.{letter}_proj.{part[len('attn.in_proj_'):]}"] = third
+        else:
+            for theirs, ours in names._HF_IN_BLOCK.items():
+                part = part.replace(ours, theirs)
+            result[prefix + part] = array
+    return result
+
+
 def make() -> None:
     import sys
 

@@ -14,12 +14,13 @@ import pytest
 from safetensors.numpy import save
 
 from jclip_fewshot.clip.checkpoint import (
+    OPENAI,
     Architecture,
     architecture,
     check_state_dict,
     convert,
+    inspect,
     layout,
-    names,
     openai_names,
     read_state_dict,
     read_tensors,
@@ -27,7 +28,7 @@ from jclip_fewshot.clip.checkpoint import (
 )
 from jclip_fewshot.errors import UserError
 
-from .clip_reference import EXPECTED, SIZES, random_weights
+from .clip_reference import EXPECTED, SIZES, hugging_face, random_weights
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -98,29 +99,6 @@ def test_safetensors_in_every_precision(tmp_path):
     assert read_state_dict(tmp_path / "b.safetensors")["z"].tolist() == [1.5, -2]
 
 
-def hugging_face(state):
-    """A state dict under CLIPModel's names."""
-    result = {"logit_scale": state["logit_scale"], "text_projection.weight": state["text_projection"].T,
-              "visual_projection.weight": state["visual.proj"].T,
-              "text_model.embeddings.position_ids": np.arange(20)[None]}
-    plain = {theirs: ours for theirs, ours in names._HF_NAMES.items() if theirs != "logit_scale"}
-    result.update({theirs: state[ours] for theirs, ours in plain.items()})
-    for name, array in state.items():
-        if ".resblocks." not in name:
-            continue
-        head, tail = name.split("resblocks.")
-        number, part = tail.split(".", 1)
-        prefix = f"{'vision' if head.startswith('visual') else 'text'}_model.encoder.layers.{number}."
-        if part.startswith("attn.in_proj_"):
-            for letter, third in zip("qkv", np.split(array, 3)):
-                result[f"{prefix}self_attn.{letter}_proj.{part[len('attn.in_proj_'):]}"] = third
-        else:
-            for theirs, ours in names._HF_IN_BLOCK.items():
-                part = part.replace(ours, theirs)
-            result[prefix + part] = array
-    return result
-
-
 def test_hugging_face_names(tmp_path, tiny):
     theirs = hugging_face(tiny)
     (tmp_path / \
@@ -128,10 +106,6 @@ def test_hugging_face_names(tmp_path, tiny):
     tensors = read_state_dict(tmp_path / "model.safetensors")
     assert tensors.keys() == tiny.keys()
     assert all(np.array_equal(tensors[name], tiny[name]) for name in tiny)
-    (tmp_path / \
-     "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}, "text_config": {}}))
-    with pytest.raises(UserError, match="activation gelu"):
-        read_state_dict(tmp_path / "model.safetensors")
 
 
 def test_hugging_face_without_a_key_lists_it(tiny):
@@ -262,11 +236,15 @@ def test_buffers_are_dropped(tiny):
 
 def test_convert(tmp_path, tiny):
     (tmp_path / "in.pkl").write_bytes(pickle.dumps(tiny, 4))
-    convert(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    with pytest.raises(UserError, match="in.pkl: nothing says whether its activation is QuickGELU or GELU"):
+        convert(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    said = {"activation": "gelu", "head_width": 64}
+    convert(tmp_path / "in.pkl", tmp_path / "out.safetensors", **said)
+    assert inspect(tmp_path / "out.safetensors").conventions == OPENAI.given("gelu")
     tensors = read_state_dict(tmp_path / "out.safetensors")
     assert all(np.array_equal(tensors[name], tiny[name])
                and tensors[name].shape == tiny[name].shape for name in tiny)
-    convert(tmp_path / "in.pkl", tmp_path / "half.safetensors", half=True)
+    convert(tmp_path / "in.pkl", tmp_path / "half.safetensors", half=True, **said)
     assert {str(array.dtype) for array in read_state_dict(
         tmp_path / "half.safetensors").values()} == {"float16"}
     with pytest.raises(UserError, match="does not end in .safetensors"):
@@ -274,5 +252,5 @@ def test_convert(tmp_path, tiny):
     (tmp_path / "part.pkl").write_bytes(pickle.dumps({k: v for k,
      v in tiny.items() if k != "ln_final.bias"}, 4))
     with pytest.raises(UserError, match="ln_final.bias"):
-        convert(tmp_path / "part.pkl", tmp_path / "part.safetensors")
+        convert(tmp_path / "part.pkl", tmp_path / "part.safetensors", **said)
     assert not (tmp_path / "part.safetensors").exists()

@@ -146,7 +146,7 @@ def test_the_last_block_reads_out_one_token(vit):
 
 
 def test_gradients_reach_every_parameter_and_fit_a_difference():
-    model = CLIP(**SIZES["vit"])
+    model = CLIP(Architecture(**SIZES["vit"]))
     model.train()
     images, tokens = inputs("vit")
 
@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter_and_fit_a_difference():
 def test_fresh_model_has_openais_initialisation():
     jt.set_global_seed(0)
     sizes = dict(SIZES["vit"], vision_width=256, transformer_width=256, transformer_heads=4)
-    state = numpy_state_dict(CLIP(**sizes))
+    state = numpy_state_dict(CLIP(Architecture(**sizes)))
     assert state["transformer.resblocks.0.attn.in_proj_weight"].std() == pytest.approx(256 ** -0.5, rel=0.05)
     assert state["transformer.resblocks.0.mlp.c_proj.weight"].std() == pytest.approx(256 ** - \
                                                                   0.5 / 2, rel=0.05)
@@ -209,7 +209,7 @@ def test_empty_batches(vit):
 
 def test_loading_by_jittors_own_call_is_checked(vit):
     weights = random_weights(layout(Architecture(**SIZES["vit"])), seed=3)
-    model = CLIP(**SIZES["vit"])
+    model = CLIP(Architecture(**SIZES["vit"]))
     model.load_parameters(weights)
     assert all(np.array_equal(value, weights[name]) for name, value in numpy_state_dict(model).items())
     with pytest.raises(UserError, match="missing: ln_final.bias"):

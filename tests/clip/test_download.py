@@ -30,7 +30,7 @@ def test_names_find_files(tmp_path):
         assert find_checkpoint(name, tmp_path) == tmp_path / file
     assert find_checkpoint("ViT-B-32", tmp_path) == tmp_path / "ViT-B-32.pt"
     assert find_checkpoint(tmp_path / "RN50.pt") == tmp_path / "RN50.pt"
-    with pytest.raises(UserError, match="neither a file nor one of RN50, "):
+    with pytest.raises(UserError, match="neither a file or folder nor one of RN50, "):
         find_checkpoint("ViT-B/31", tmp_path)
 
 

@@ -134,6 +134,21 @@ def test_one_storage_under_many_names_is_copied_once_at_most(tmp_path):
         read_tensors(path)
 
 
+def test_transposed_views_of_bfloat16_are_sound(tmp_path):
+    """A whole checkpoint of them: each number is copied once, as float32."""
+    n = 1000
+    body = b"\x80\x02}" + text("a") + mutations.tensor_steps(n * n, (n, n), (1, n), storage="BFloat16Storage") + b"s."
+    values = np.arange(n * n, dtype=np.float32).view(np.uint32) >> 16
+    path = torch_zip(tmp_path / "a.pt", body, values.astype("<u2").tobytes())
+    assert np.array_equal(read_tensors(path)["a"], (values << 16).view(np.float32).reshape(n, n).T)
+
+
+def test_no_message_holds_a_terminals_orders(shared):
+    with pytest.raises(UserError, match=r"storage \\x1b\[31m") as caught:
+        read_state_dict(shared / "cases" / "escape_in_storage_key.pt")
+    assert str(caught.value).isprintable()
+
+
 # Weights that are none.
 
 
@@ -202,7 +217,9 @@ def test_headers_of_safetensors_that_lie(tmp_path, header):
 
 
 def test_what_is_no_regular_file(tmp_path):
-    for path in (tmp_path, "/dev/zero", tmp_path / "absent", "\0", "x" * 5000):
+    with pytest.raises(UserError, match="is a folder without a checkpoint"):
+        read_state_dict(tmp_path)
+    for path in ("/dev/zero", tmp_path / "absent", "\0", "x" * 5000):
         with pytest.raises(UserError, match="cannot read"):
             read_state_dict(path)
 
@@ -212,6 +229,6 @@ def test_inspection_agrees_with_reading_and_reads_no_numbers(tmp_path):
     (tmp_path / "a.pkl").write_bytes(buffer.getvalue())
     write_safetensors(tmp_path / "a.safetensors", TINY)
     for name in ("a.pkl", "a.safetensors"):
-        assert inspect(tmp_path / name) == check_state_dict(read_state_dict(tmp_path / name))
+        assert inspect(tmp_path / name, "quick_gelu", 64) == check_state_dict(read_state_dict(tmp_path / name))
     length = struct.unpack("<Q", (tmp_path / "a.safetensors").read_bytes()[:8])[0]
     assert json.loads((tmp_path / "a.safetensors").read_bytes()[8:8 + length])

@@ -1,5 +1,7 @@
 """layers.cpp and its gradients against the same in Jittor's own operators and against float64."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -31,13 +33,26 @@ def test_layer_norm(shape):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
+def normal_share(x):
+    """The standard normal distribution function in float64."""
+    return 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+EXPECTED = {"quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)), "gelu": lambda x: x * normal_share(x),
+            "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))}
+
+
+@pytest.mark.parametrize("activation", list(EXPECTED))
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7, 65)])
-def test_quick_gelu(shape):
-    from jclip_fewshot.clip.layers import quick_gelu, quick_gelu_plainly  # starts Jittor
+def test_activations(shape, activation):
+    from jclip_fewshot.clip.layers import activate, activate_plainly  # starts Jittor
     x = 4 * drawn(*shape)
-    fused, plain = (with_gradients(function, [x], drawn(*shape, seed=3))
-                    for function in (quick_gelu, quick_gelu_plainly))
-    np.testing.assert_allclose(fused[0], x / (1 + np.exp(-1.702 * x.astype(np.float64))), rtol=1e-5, atol=1e-6)
+    fused, plain = (with_gradients(lambda given, function=function: function(given, activation), [x],
+                                   drawn(*shape, seed=3)) for function in (activate, activate_plainly))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(fused[0], EXPECTED[activation](wide), rtol=1e-5, atol=1e-6)
+    slope = (EXPECTED[activation](wide + 1e-5) - EXPECTED[activation](wide - 1e-5)) / 2e-5
+    np.testing.assert_allclose(fused[1], slope * drawn(*shape, seed=3), rtol=1e-4, atol=1e-5)
     for one, other in zip(fused, plain):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.data.decode import Recipe, test_view, view_images
+from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.storage.files import content_digest
 
 
@@ -22,7 +23,7 @@ def views_of(view):
     file = io.BytesIO()
     picture().save(file, "PNG")
     data = file.getvalue()
-    return [np.asarray(one) for one in view_images(data, content_digest(data), Recipe(30, view=view))]
+    return [np.asarray(one) for one in view_images(picture(), content_digest(data), Recipe(clip_recipe(30), view=view))]
 
 
 def test_the_fixed_views():
@@ -37,9 +38,9 @@ def test_the_fixed_views():
 def test_crops_hang_on_content_and_number_alone():
     np.testing.assert_array_equal(views_of(4), views_of(4))
     assert (views_of(4)[0] != views_of(5)[0]).any()
-    assert test_view(picture(), 30, 4, random.Random(1)).size == (30, 30)
+    assert test_view(picture(), clip_recipe(30), 4, random.Random(1)).shape == (30, 30, 3)
 
 
 def test_the_cache_finds_plain_rows_of_earlier_versions():
-    assert Recipe(30).about() == {"size": 30, "views": 0, "seed": 0, "draft": False}
-    assert Recipe(30, view=2).about()["view"] == 2
+    assert Recipe(clip_recipe(30)).about() == {"size": 30, "views": 0, "seed": 0, "draft": False}
+    assert Recipe(clip_recipe(30), view=2).about()["view"] == 2

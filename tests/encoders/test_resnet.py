@@ -45,7 +45,7 @@ def normalise(x, tensors, name):
 
 
 def expected_rows(tensors, pixels):
-    x = ((pixels / 255 - MEAN.astype(float)) / STD.astype(float)).transpose(0, 3, 1, 2)
+    x = ((pixels / 255 - np.float64(MEAN)) / np.float64(STD)).transpose(0, 3, 1, 2)
     x = np.maximum(normalise(convolve(x, tensors["conv1.weight"], 2), tensors, "bn1"), 0)
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
     x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5))

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip_fewshot.clip.preprocess import image_array, normalize, resize_and_crop
+from jclip_fewshot.clip.preprocess import image_array, normalize
 from jclip_fewshot.data import decode
+from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.encoders import open_encoder
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.encoders.clip_encoder import normalize_on_device, open_encoder
+from jclip_fewshot.encoders.clip_encoder import normalize_on_device
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
@@ -61,6 +63,9 @@ class ToyEncoder(Encoder):
 
     def texts(self, tokens):
         return self._functions[1](tokens)
+
+    def lengths(self, tokens):
+        return tokens.argmax(axis=1)
 
     def tokens(self, sentences):
         return self._functions[2](sentences)
@@ -153,12 +158,12 @@ def test_no_images_leave_what_the_cache_keeps(paths, tmp_path, capsys):
 def bad_files(folder):
     buffer = io.BytesIO()
     picture(1, (200, 200)).save(buffer, "JPEG")
-    files = {"truncated.jpg": buffer.getvalue()[:-900], "empty.jpg": b"",
+    files = {"truncated.jpg": buffer.getvalue()[:buffer.getvalue().index(b"\xff\xda") + 16], "empty.jpg": b"",
              "text.jpg": b"<html>404 not found</html>",
              "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    Image.new("1", (12000, 8000)).save(folder / "bomb.png")
+    Image.new("1", (14000, 13000)).save(folder / "bomb.png")
     (folder / "folder.jpg").mkdir()
     return [(folder / name, reason) for name, reason in [
         ("truncated.jpg", "truncated"), ("empty.jpg", "empty"), ("text.jpg", "not an image"),
@@ -184,9 +189,8 @@ def test_pipes_and_huge_files_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo.jpg")
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(decode.MOST_BYTES + 1)
-    Image.new("RGBA", (8000, 5000)).save(tmp_path / "wide.png", compress_level=1)
-    _, reasons = encode_images(ENCODER, [tmp_path / name for name in ("fifo.jpg", "huge.jpg", "wide.png")], workers=0)
-    assert "pipe" in reasons[0] and "too large" in reasons[1] and "8000 x 5000" in reasons[2]
+    _, reasons = encode_images(ENCODER, [tmp_path / name for name in ("fifo.jpg", "huge.jpg")], workers=0)
+    assert "pipe" in reasons[0] and "too large" in reasons[1]
 
 
 def test_a_thin_image_takes_little_memory(tmp_path):
@@ -195,7 +199,8 @@ def test_a_thin_image_takes_little_memory(tmp_path):
             f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             f"for views in (1, 3):\n"
             f"    out = numpy.zeros((views, 224, 224, 3), numpy.uint8)\n"
-            f"    assert not decode.decode({str(tmp_path / 'thin.jpg')!r}, decode.Recipe(224, views), out).reason\n"
+            f"    recipe = decode.Recipe(decode.PixelRecipe((224, 224)), views)\n"
+            f"    assert not decode.decode({str(tmp_path / 'thin.jpg')!r}, recipe, out).reason\n"
             f"    assert out.std() > 5\n"
             f"print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -207,8 +212,8 @@ def test_a_worker_imports_little():
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     ours = {name for name in loaded.stdout.split() if name.startswith("jclip_fewshot")}
     assert ours == {"jclip_fewshot", "jclip_fewshot.errors", "jclip_fewshot.data", "jclip_fewshot.data.decode",
-                    "jclip_fewshot.clip", "jclip_fewshot.clip.preprocess", "jclip_fewshot.storage",
-                    "jclip_fewshot.storage.files"}
+                    "jclip_fewshot.data.recipe", "jclip_fewshot.clip", "jclip_fewshot.clip.preprocess",
+                    "jclip_fewshot.storage", "jclip_fewshot.storage.files"}
     assert not {"jittor", "tqdm", "urllib.request", "zipfile"} & set(loaded.stdout.split())
 
 
@@ -249,7 +254,7 @@ def test_random_views_are_tip_adapters(size):
     watched.size = size
     rng = random.Random(0)
     for _ in range(300):
-        assert decode.random_view(watched, SIZE, rng).size == (SIZE, SIZE)
+        assert decode.random_view(watched, clip_recipe(SIZE), rng).size == (SIZE, SIZE)
     boxes = np.array(seen)
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert (boxes >= 0).all() and (boxes[:, 2] <= size[0]).all() and (boxes[:, 3] <= size[1]).all()
@@ -265,44 +270,8 @@ def test_half_of_the_views_are_mirrored():
     image = Image.new("RGB", (64, 64))
     image.paste((255, 255, 255), (0, 0, 32, 64))
     rng = random.Random(0)
-    mirrored = [np.asarray(decode.random_view(image, 8, rng))[4, 0, 0] < 128 for _ in range(400)]
+    mirrored = [np.asarray(decode.random_view(image, clip_recipe(8), rng))[4, 0, 0] < 128 for _ in range(400)]
     assert 0.4 < np.mean(mirrored) < 0.6
-
-
-# Draft mode
-
-def assert_close_to_exact(images, size):
-    means, worst = [], 0
-    for data in images:
-        exact, draft = decode.Recipe(size), decode.Recipe(size, draft=True)
-        image, true_size = decode.open_image(data, 2 * size)
-        whole = Image.open(io.BytesIO(data))
-        if min(whole.size) >= 4 * size:
-            assert image.size < whole.size and min(image.size) >= 2 * size
-            difference = np.abs(np.asarray(resize_and_crop(image, size, true_size)).astype(int)
-                                - np.asarray(resize_and_crop(whole, size)))
-            means.append(difference.mean())
-            worst = max(worst, difference.max())
-        else:
-            a, = decode.view_images(data, b"", exact)
-            b, = decode.view_images(data, b"", draft)
-            assert a == b
-    assert len(means) > 3 and np.mean(means) < 1 and max(means) < 3 and worst < 40
-
-
-def test_draft_stays_near_exact_preprocessing_on_drawn_pictures():
-    images = []
-    sizes = [(301, 203), (517, 389), (128, 700), (255, 131), (999, 640), (127, 127), (400, 90)]
-    for seed, size in enumerate(sizes):
-        buffer = io.BytesIO()
-        picture(seed, size).save(buffer, "JPEG")
-        images.append(buffer.getvalue())
-    assert_close_to_exact(images, 32)
-
-
-def test_draft_stays_near_exact_preprocessing_on_photographs(shared):
-    images = [path.read_bytes() for path in sorted((shared / "photos").glob("**/*.jp*g"))]
-    assert_close_to_exact(images, 48)
 
 
 # The cache
@@ -345,7 +314,7 @@ def test_what_the_rows_depend_on_is_in_the_key(paths, tmp_path, decoded):
     cache = FeatureCache(tmp_path)
     other = ToyEncoder(weights_digest="0" * 32)
     for encoder, settings in [(ENCODER, {}), (other, {}), (ENCODER, {"views": 2}),
-                              (ENCODER, {"views": 2, "seed": 1}), (ENCODER, {"draft": True})]:
+                              (ENCODER, {"views": 2, "seed": 1}), (ENCODER, {"as_seen": True})]:
         decoded.files.clear()
         encode_images(encoder, paths[:5], cache=cache, workers=0, **settings)
         assert len(decoded.files) == 5
@@ -627,7 +596,8 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
     with FeatureCache(tmp_path) as cache:
         folder = shared / "reference/clip"
         files = [folder / "tiny_vit.safetensors", folder / "tiny_vit_torchscript.pt"]
-        encoder = open_encoder(files[0], cache=cache)
+        said = {"activation": "quick_gelu", "head_width": 64}
+        encoder = open_encoder(files[0], cache=cache, **said)
         rows, bad = encode_images(encoder, paths[:3], cache=cache)
         reference = np.load(folder / "tiny_vit_expected.npz")
         assert rows.shape == (3, encoder.width) and not bad
@@ -636,10 +606,10 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
         direct = model.encode_image(pixels).numpy()
         np.testing.assert_allclose(rows, direct / np.linalg.norm(direct, axis=1, keepdims=True), atol=1e-5)
         np.testing.assert_allclose(encoder.texts(reference["tokens"]), reference["text_features"], atol=1e-4)
-        assert open_encoder(files[0], cache=cache).fingerprint == encoder.fingerprint
-        assert open_encoder(files[1]).fingerprint != encoder.fingerprint
+        assert open_encoder(files[0], cache=cache, **said).fingerprint == encoder.fingerprint
+        assert open_encoder(files[1], **said).fingerprint != encoder.fingerprint
 
 
 def test_normalising_on_the_device_is_normalising():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    np.testing.assert_allclose(normalize_on_device(pixels).numpy(), normalize(pixels), atol=1e-6)
+    np.testing.assert_allclose(normalize_on_device(pixels, clip_recipe(5)).numpy(), normalize(pixels), atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_images
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import Given, Queries, Unlabelled
@@ -44,13 +44,13 @@ def everything(tmp_path_factory):
                           (("shot", SHOTS_A_CLASS * (K - 1)), ("test", TESTS), ("free", FREE)))
     sentences = encoder.tokens([f"a photo of a {name} ." for name in NAMES])
     text = encoder.texts(sentences)
-    bank = Bank(encoder, shots, views=2, workers=0, class_tokens=sentences)
+    activations = Activations(encoder, shots, views=2, workers=0, class_tokens=sentences)
     task = Task(encode_images(encoder, shots, workers=0)[0], np.arange(len(shots)) % (K - 1), text)
     unlabelled = Unlabelled(encode_images(encoder, free, workers=0)[0], [row[None] for row in task.text], NAMES,
                             encoder, lambda: views.weak_pixels(free, encoder.image_size)[0])
     queries = Queries(encode_images(encoder, tests, workers=0)[0],
                       lambda make: encode_images(make(encoder), tests, workers=0)[0])
-    return task, Given(bank, unlabelled), queries
+    return task, Given(activations, unlabelled), queries
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
+from jclip_fewshot.clip.checkpoint.conventions import OPENAI, Conventions
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
 
@@ -18,7 +21,11 @@ class NoClip(UserError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What OpenAI's CLIP constructor takes, in its order."""
+    """What OpenAI's CLIP constructor takes, in its order; behind that, in what other CLIPs differ.
+
+    vision_hidden, transformer_hidden: width inside the MLPs; 0 for four times the tower's. norm_before: whether a norm
+    stands in front of the image tower's blocks. projection_bias: whether the texts' projection adds one.
+    """
 
     embed_dim: int
     image_resolution: int
@@ -30,13 +37,25 @@ class Architecture:
     transformer_width: int
     transformer_heads: int
     transformer_layers: int
+    vision_hidden: int = 0
+    transformer_hidden: int = 0
+    norm_before: bool = True
+    projection_bias: bool = False
+    conventions: Conventions = OPENAI
+
+    @property
+    def vision_heads(self) -> int:
+        """H of the image tower; of a ModifiedResNet's last pool."""
+        width = self.vision_width if isinstance(self.vision_layers, int) else self.vision_width * 32
+        return width // self.conventions.image.head_width
 
 
-def architecture(state_dict: StateDict) -> Architecture:
-    """Reads a CLIP's sizes off its tensors' shapes.
+def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
+    """A CLIP's sizes by its tensors' shapes.
 
     Raises:
         NoClip: tensors that no CLIP lacks are missing.
+        UserError: heads of this width do not fit.
     """
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
@@ -70,13 +89,23 @@ def architecture(state_dict: StateDict) -> Architecture:
     depth = count(r"transformer\.resblocks\.(\d+)\.")
     if not depth or not (all(layers) if isinstance(layers, tuple) else layers):
         raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
-    if width % 64 or (patch and vision_width % 64):
-        raise UserError(f"CLIP's heads are 64 wide, but its towers are {vision_width} and {width} wide")
+    for tower, what in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
+        if tower % what.head_width:
+            raise UserError(f"heads {what.head_width} wide do not fit into a tower that is {tower} wide")
+
+    def hidden(tower: str, four_times: int) -> int:
+        """0 for the usual one, so that such a CLIP's sizes equal OpenAI's."""
+        bias = state_dict.get(f"{tower}transformer.resblocks.0.mlp.c_fc.bias", np.zeros(four_times))
+        return 0 if bias.size == four_times else bias.size
+
     return Architecture(
         embed_dim=shape("text_projection", 2)[1], image_resolution=resolution, vision_layers=layers,
         vision_width=vision_width, vision_patch_size=patch, context_length=context_length,
         vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width,
-        transformer_heads=width // 64, transformer_layers=depth)
+        transformer_heads=width // conventions.text.head_width, transformer_layers=depth,
+        vision_hidden=hidden("visual.", 4 * vision_width) if patch else 0, transformer_hidden=hidden("", 4 * width),
+        norm_before=patch is None or "visual.ln_pre.weight" in state_dict,
+        projection_bias="text_projection_bias" in state_dict, conventions=conventions)
 
 
 def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
@@ -93,15 +122,15 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
         norm(name, width)
         shapes[name + ".running_mean"] = shapes[name + ".running_var"] = (width,)
 
-    def transformer(prefix: str, width: int, layers: int) -> None:
+    def transformer(prefix: str, width: int, layers: int, hidden: int) -> None:
         for number in range(layers):
             block = f"{prefix}transformer.resblocks.{number}."
             shapes[block + "attn.in_proj_weight"] = (3 * width, width)
             shapes[block + "attn.in_proj_bias"] = (3 * width,)
             linear(block + "attn.out_proj", width, width)
             norm(block + "ln_1", width)
-            linear(block + "mlp.c_fc", width, 4 * width)
-            linear(block + "mlp.c_proj", 4 * width, width)
+            linear(block + "mlp.c_fc", width, hidden or 4 * width)
+            linear(block + "mlp.c_proj", hidden or 4 * width, width)
             norm(block + "ln_2", width)
 
     def bottleneck(block: str, inputs: int, planes: int, downsample: bool) -> None:
@@ -119,8 +148,9 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
         shapes["visual.conv1.weight"] = (vision, 3, patch, patch)
         shapes["visual.class_embedding"] = (vision,)
         shapes["visual.positional_embedding"] = ((sizes.image_resolution // patch) ** 2 + 1, vision)
-        norm("visual.ln_pre", vision)
-        transformer("visual.", vision, sizes.vision_layers)
+        if sizes.norm_before:
+            norm("visual.ln_pre", vision)
+        transformer("visual.", vision, sizes.vision_layers, sizes.vision_hidden)
         norm("visual.ln_post", vision)
         shapes["visual.proj"] = (vision, sizes.embed_dim)
     else:
@@ -138,22 +168,24 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
         for name in ("k_proj", "q_proj", "v_proj"):
             linear(f"visual.attnpool.{name}", inputs, inputs)
         linear("visual.attnpool.c_proj", inputs, sizes.embed_dim)
-    transformer("", width, sizes.transformer_layers)
+    transformer("", width, sizes.transformer_layers, sizes.transformer_hidden)
     shapes["token_embedding.weight"] = (sizes.vocab_size, width)
     shapes["positional_embedding"] = (sizes.context_length, width)
     norm("ln_final", width)
     shapes["text_projection"] = (width, sizes.embed_dim)
+    if sizes.projection_bias:
+        shapes["text_projection_bias"] = (sizes.embed_dim,)
     shapes["logit_scale"] = ()
     return shapes
 
 
-def check_state_dict(state_dict: StateDict) -> Architecture:
-    """The sizes of a complete CLIP.
+def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
+    """The sizes of a complete CLIP that is computed by these conventions.
 
     Raises:
         UserError: lists the missing, unexpected and misshapen tensors.
     """
-    sizes = architecture(state_dict)
+    sizes = architecture(state_dict, conventions)
     wanted = layout(sizes)
     problems = []
     missing = [name for name in wanted if name not in state_dict]

@@ -1,19 +1,22 @@
-"""Names of tensors: Hugging Face's CLIPModel to OpenAI's, buffers that are no weights left out."""
+"""Names and layouts of tensors as files have them, to OpenAI's: Hugging Face's CLIPModel, open_clip's CustomTextCLIP,
+what a Jittor model of ours saves; wrappers taken off, buffers that are no weights left out."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.json_files import read_json
 
 StateDict = dict[str, np.ndarray]
 
+# A bias of all logits, which SigLIP's training adds, changes no answer among classes.
 _IGNORED = re.compile(r"input_resolution|context_length|vocab_size|.*\.num_batches_tracked|(.*\.)?attn_mask"
-                      r"|.*\.position_ids")
+                      r"|.*\.position_ids|logit_bias|conventions")
+_ANCHORS = ("text_model.embeddings.token_embedding.weight", "text.token_embedding.weight", "token_embedding.weight")
 _HF_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _HF_IN_BLOCK = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
                 "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
@@ -39,16 +42,77 @@ def is_tensor_name(name: str) -> bool:
 
 
 def openai_names(tensors: StateDict, path: str | Path = "the checkpoint") -> StateDict:
-    """The tensors under OpenAI's names, buffers that are no weights left out.
+    """The tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
 
     Raises:
-        UserError: Hugging Face's tensors that cannot be joined, or another activation than OpenAI's.
+        UserError: several CLIPs in one file, or Hugging Face's tensors that cannot be joined.
     """
+    tensors = unwrapped(tensors, path)
     tensors = {name: array for name, array in tensors.items() if not _IGNORED.fullmatch(name)}
-    if any(name.startswith(("text_model.", "vision_model.")) for name in tensors):
-        _refuse_other_activation(Path(path))
-        tensors = _from_hugging_face(tensors, Path(path))
-    return tensors
+    if is_hugging_face(tensors):
+        return _from_hugging_face(tensors, Path(path))
+    tensors = {name[len("text."):] if name.startswith("text.") else name: array for name, array in tensors.items()}
+    if "text_projection.weight" in tensors:  # of a Linear
+        tensors["text_projection"] = np.ascontiguousarray(tensors.pop("text_projection.weight").T)
+    if "text_projection.bias" in tensors:
+        tensors["text_projection_bias"] = tensors.pop("text_projection.bias")
+    return _from_jittor(tensors) if is_jittors(tensors) else tensors
+
+
+def unwrapped(tensors: StateDict, path: str | Path = "the checkpoint") -> StateDict:
+    """What lies under the one prefix that a whole CLIP has: `model.`, `module.`, `_orig_mod.` and their like.
+
+    Raises:
+        UserError: several CLIPs in one file.
+    """
+    prefixes = {next(name[:-len(anchor)] for anchor in _ANCHORS if name.endswith(anchor))
+                for name in tensors if name.endswith(_ANCHORS)}
+    prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
+    if len(prefixes) > 1:
+        raise UserError(f"{path} holds several CLIPs, under {', '.join(map(repr, sorted(prefixes)[:4]))}; save the one "
+                        "that is wanted alone")
+    prefix = prefixes.pop() if prefixes else ""
+    return {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def is_hugging_face(tensors: StateDict) -> bool:
+    """Whether the names are those of CLIPModel."""
+    return any(name.startswith(("text_model.", "vision_model.")) for name in tensors)
+
+
+def is_jittors(tensors: StateDict) -> bool:
+    """Whether the layout is that in which clip/model.py keeps its parameters: convolutions are matrices."""
+    return "visual.conv1.weight" in tensors and tensors["visual.conv1.weight"].ndim == 2
+
+
+MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")  # kept (inputs, outputs) there
+
+
+def _from_jittor(tensors: StateDict) -> StateDict:
+    """What `jt.save` or `Module.save` wrote of a model of ours: matrices transposed, convolutions as matrices."""
+    result: StateDict = {}
+    for name, array in tensors.items():
+        if MATRIX.fullmatch(name):
+            array = array.T
+        elif array.ndim == 2 and re.fullmatch(r"visual\.(.*\.)?(conv\d|downsample\.0)\.weight", name):
+            array = _convolution(name, array, "visual.class_embedding" in tensors)
+        result[name] = np.ascontiguousarray(array)
+    return result
+
+
+def _convolution(name: str, matrix: np.ndarray, patches: bool) -> np.ndarray:
+    """(channels, y, x; outputs) of a patch embedding, else (y, x, channels; outputs) -> (outputs, channels, y, x)."""
+    rows, outputs = matrix.shape
+    if patches:
+        side, channels = math.isqrt(rows // 3), 3
+    else:
+        side = 3 if name.count(".") == 2 or name.endswith("conv2.weight") else 1
+        channels = rows // side ** 2
+    if side * side * channels != rows:
+        return matrix  # the check of the shapes names it
+    if patches:
+        return matrix.reshape(channels, side, side, outputs).transpose(3, 0, 1, 2)
+    return matrix.reshape(side, side, channels, outputs).transpose(3, 2, 0, 1)
 
 
 def _from_hugging_face(tensors: StateDict, path: Path) -> StateDict:
@@ -82,16 +146,3 @@ def _from_hugging_face(tensors: StateDict, path: Path) -> StateDict:
                 raise UserError(f"{path}: q, k and v of {name} have different shapes or types, or none")
             result[name] = np.concatenate([parts["q"], parts["k"], parts["v"]])
     return result
-
-
-def _refuse_other_activation(path: Path) -> None:
-    """Hugging Face's name the activation next to the weights; OpenAI's models use QuickGELU alone."""
-    try:
-        config = read_json(path.parent / "config.json")
-    except UserError:
-        return
-    for tower in (config.get("text_config"), config.get("vision_config")):
-        activation = tower.get("hidden_act", "quick_gelu") if isinstance(tower, dict) else "quick_gelu"
-        if activation != "quick_gelu":
-            raise UserError(f"{path} uses the activation {str(activation)[:40]} (config.json); "
-                            "only OpenAI's quick_gelu is computed here")

@@ -30,21 +30,11 @@ def numbers(data, dtype: str) -> np.ndarray:
     return np.frombuffer(data, dtype)
 
 
-class Budget:
-    """Bytes that may be copied out of a file: one that shows the same numbers many times must not fill memory."""
-
-    def __init__(self, nbytes: int):
-        self.left = nbytes
-
-    def plain(self, view: np.ndarray) -> np.ndarray:
-        """The view itself where it is aligned and in C order and native byte order, else a copy that is."""
-        native = view.dtype.newbyteorder("=")
-        if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
-            return view
-        self.left -= view.nbytes
-        if self.left < 0:
-            raise Unreadable("it shows the same numbers too many times")
-        return np.array(view, native, order="C")
+def plain(view: np.ndarray) -> np.ndarray:
+    """The view itself where it is aligned and in C order and native byte order, else a copy that is."""
+    if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
+        return view
+    return np.array(view, view.dtype.newbyteorder("="), order="C")
 
 
 class StorageType:
@@ -91,14 +81,14 @@ class Tensor:
             raise Unreadable("a tensor reaches past its numbers")
         self._array: np.ndarray | None = None
 
-    def array(self, budget: Budget) -> np.ndarray:
+    def array(self) -> np.ndarray:
         """Its numbers, in C order."""
         if self._array is None:
             flat = self.storage.flat()
             strides = [step * flat.itemsize for step in self.stride]
             view = np.lib.stride_tricks.as_strided(flat[self.offset:], self.size, strides, writeable=False) \
                 if self.numel else np.zeros(self.size, flat.dtype)
-            self._array = budget.plain(view)
+            self._array = plain(view)
         return self._array
 
     def outline(self) -> np.ndarray:
@@ -120,10 +110,10 @@ class Array:
         self._made = (whole_numbers(shape), dtype.dtype(), "F" if fortran else "C", data)
         return self
 
-    def array(self, budget: Budget) -> np.ndarray:
+    def array(self) -> np.ndarray:
         """Its numbers, in C order and the machine's byte order."""
         if self._array is None:
-            self._array = budget.plain(self.outline())
+            self._array = plain(self.outline())
         return self._array
 
     def outline(self) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Checkpoint files of every format as tensors, as far as they can be trusted.
+"""Checkpoint files of every format as tensors, as far as they can be trusted, and as a CLIP that can be computed.
 
-Nothing in a file is ever run. Memory stays below four times the file, whatever the file declares.
+Nothing in a file is ever run. Memory stays below a few times the file, whatever the file declares.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, check_state_dict
+from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.objects import Unreadable
+from jclip_fewshot.clip.checkpoint.origin import configuration, conventions_of, preprocessing_of
 from jclip_fewshot.clip.checkpoint.safetensors_file import read_safetensors
 from jclip_fewshot.clip.checkpoint.torch_files import read_pickle, read_torch_zip
 from jclip_fewshot.errors import UserError
@@ -24,64 +28,117 @@ BLOCK = 1 << 18  # numbers that are tested for NaN at a time
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+class Checkpoint(NamedTuple):
+    """A CLIP's weights, as `read_state_dict` has them; its sizes and the conventions by which it is computed; what its
+    preprocessing is, as open_clip ({"preprocess_cfg": …}) or transformers say it, empty for OpenAI's."""
+
+    weights: StateDict
+    sizes: Architecture
+    preprocessing: dict[str, Any]
+
+
+def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outline: bool = False,
+              openai: bool = False) -> Checkpoint:
+    """A CLIP out of a file, shards or a folder.
+
+    path: a file, an index of shards, or a folder as the hub and open_clip have it.
+    activation, head_width: where nothing in or beside the file says them (conventions.py); openai: OpenAI's then.
+    outline: look at the headers alone, which notices a file that is cut short; arrays have no numbers.
+
+    Raises:
+        UserError: as `read_state_dict`; tensors that are missing, too many or misshapen; nothing says how they are
+            computed, or it is not computed here.
+    """
+    tensors, said = _read_all(weight_files(path), outline)
+    weights = openai_names(tensors, path)
+    said = {**configuration(Path(path), tensors, weights, said), **said}
+    conventions = conventions_of(Path(path), tensors, weights, said, activation, head_width, openai)
+    if not outline:
+        _require_finite(weights, path)
+    try:
+        return Checkpoint(weights, check_state_dict(weights, conventions), preprocessing_of(said))
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
 def read_state_dict(path: str | Path) -> StateDict:
     """The weights of a checkpoint under OpenAI's names, as NumPy arrays in the file's precision.
 
     bfloat16 comes as float32. What belongs to no CLIP is dropped: OpenAI's three integers, Hugging
-    Face's position ids, JCLIP's attention masks, batch counters.
+    Face's position ids, JCLIP's attention masks, batch counters, SigLIP's bias of all logits.
 
     Raises:
         UserError: no such file, a damaged one, an unknown format, a pickle that names anything but
             tensors and plain containers, weights that are no floating-point numbers, NaN or infinite.
     """
-    tensors = openai_names(read_tensors(path), path)
-    for name, array in tensors.items():
-        if array.dtype.kind != "f":
-            raise UserError(f"{path}: {name} is of type {array.dtype}; weights are floating-point numbers")
-        if not _all_finite(array):
-            raise UserError(f"{path}: {name} holds NaN or an infinite number; fetch the file again")
-    return tensors
+    weights = openai_names(read_tensors(path), path)
+    _require_finite(weights, path)
+    return weights
 
 
 def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
-    """All tensors of a checkpoint under the file's names, of any type.
+    """All tensors of a checkpoint, whole or in shards, under the file's names, of any type.
 
     outline: look at the headers alone and compare sizes; the arrays have shape and type, but no numbers.
 
     Raises:
         UserError: as `read_state_dict`, but for the kind of the numbers.
     """
-    path = Path(path)
+    return _read_all(weight_files(path), outline)[0]
+
+
+def inspect(path: str | Path, activation: str = "", head_width: int = 0) -> Architecture:
+    """The sizes and conventions of a CLIP in a file, from its headers: quick.
+
+    Raises:
+        UserError: what `read_clip` raises, damaged numbers aside.
+    """
+    return read_clip(path, activation, head_width, outline=True).sizes
+
+
+def _read_all(files: Sequence[Path], outline: bool) -> tuple[StateDict, dict[str, str]]:
+    """The tensors of one file or of several shards, and what the files say beside them."""
+    tensors: StateDict = {}
+    said: dict[str, str] = {}
+    for file in files:
+        found, more = _read(file, outline)
+        if not tensors.keys().isdisjoint(found):
+            raise UserError(f"{file}: has tensors that another shard has too")
+        tensors.update(found)
+        said.update(more)
+    return tensors, said
+
+
+def _read(path: Path, outline: bool) -> tuple[StateDict, dict[str, str]]:
     try:
         if not path.is_file():
             raise UserError(f"cannot read {path}: {'no regular file' if path.exists() else 'no such file'}")
         with open(path, "rb") as file:
-            tensors = _tensors(file, os.fstat(file.fileno()).st_size, path.suffix, outline)
+            tensors, said = _tensors(file, os.fstat(file.fileno()).st_size, path.suffix, outline)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Unreadable as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {_printable(str(error))}") from None
     except RecursionError:
         raise UserError(f"{path}: its header has lists inside lists too deep") from None
     except (ValueError, KeyError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error,
             zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged or of an unknown format: {_one_line(error)}") from None
+        raise UserError(f"{path} is damaged or of an unknown format: "
+                        f"{_printable(f'{type(error).__name__}: {error}')}") from None
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    return tensors
+    return tensors, said
 
 
-def inspect(path: str | Path) -> Architecture:
-    """The sizes of a CLIP in a file, from its headers: quick, and notices a file that is cut short.
-
-    Raises:
-        UserError: what `read_state_dict` and `check_state_dict` raise, damaged numbers aside.
-    """
-    tensors = openai_names(read_tensors(path, outline=True), path)
-    return check_state_dict(tensors)
+def _require_finite(weights: StateDict, path: str | Path) -> None:
+    for name, array in weights.items():
+        if array.dtype.kind != "f":
+            raise UserError(f"{path}: {name} is of type {array.dtype}; weights are floating-point numbers")
+        if not _all_finite(array):
+            raise UserError(f"{path}: {name} holds NaN or an infinite number; fetch the file again")
 
 
-def _tensors(file, size: int, suffix: str, outline: bool) -> StateDict:
+def _tensors(file, size: int, suffix: str, outline: bool) -> tuple[StateDict, dict[str, str]]:
     head = file.read(16)
     if head.startswith(b"PK\x03\x04"):
         return read_torch_zip(file, size, outline)
@@ -91,16 +148,16 @@ def _tensors(file, size: int, suffix: str, outline: bool) -> StateDict:
     file.seek(0)
     if outline and size:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        found = read_pickle(data, outline) if pickled else read_safetensors(data, outline)
-        return {name: np.broadcast_to(np.zeros((), array.dtype), array.shape) for name, array in found.items()}
+        found, said = read_pickle(data, outline) if pickled else read_safetensors(data, outline)
+        return {name: np.broadcast_to(np.zeros((), array.dtype), array.shape) for name, array in found.items()}, said
     file.raw.seek(0)
     data = memoryview(file.raw.readall())  # file.read() would join this with its buffer: a second copy
     return read_pickle(data, outline) if pickled else read_safetensors(data, outline)
 
 
-def _one_line(error: Exception) -> str:
-    said = f"{type(error).__name__}: {error}".encode("ascii", "backslashreplace").decode()
-    return " ".join(said.split())[:200]
+def _printable(said: str) -> str:
+    """One line without what a terminal would take for an order."""
+    return ascii(" ".join(said.split()))[1:-1][:400]
 
 
 def _all_finite(array: np.ndarray) -> bool:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
-from jclip_fewshot.clip.checkpoint.objects import Budget, Unreadable, numbers
+from jclip_fewshot.clip.checkpoint.objects import Unreadable, numbers, plain
 
 MAX_HEADER = 2 << 20  # bytes; a ViT-L's header has 0.1 MB
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bf16", "I64": "<i8", "I32": "<i4", "I16": "<i2",
            "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
-def read_safetensors(data: memoryview, outline: bool) -> StateDict:
-    """All tensors of a file's bytes: views where the file has them aligned, bfloat16 as float32.
+def read_safetensors(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, str]]:
+    """All tensors of a file's bytes, views where the file has them aligned, bfloat16 as float32; and its metadata.
 
     outline: arrays of the right shape and type without numbers.
     """
@@ -34,9 +34,10 @@ def read_safetensors(data: memoryview, outline: bool) -> StateDict:
     header = json.loads(bytes(data[8:8 + length]).decode("utf-8"))
     if not isinstance(header, dict):
         raise Unreadable("its header is no JSON object")
-    header.pop("__metadata__", None)
+    said = header.pop("__metadata__", None)
+    said = {key: text for key, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
     body = data[8 + length:]
-    places, arrays, budget = [], {}, Budget(len(data) + (1 << 20))
+    places, arrays = [], {}
     for name, entry in header.items():
         dtype, shape, begin, end = _checked(name, entry)
         if dtype not in _DTYPES:
@@ -52,7 +53,7 @@ def read_safetensors(data: memoryview, outline: bool) -> StateDict:
             arrays[name] = np.broadcast_to(np.zeros((), "<f4" if dtype == "bf16" else dtype), shape)
         else:
             flat = numbers(body[begin:end], dtype) if size else np.zeros(0, "<f4" if dtype == "bf16" else dtype)
-            arrays[name] = budget.plain(flat).reshape(shape)
+            arrays[name] = plain(flat).reshape(shape)
     reached = 0
     for begin, end in sorted(places):
         if begin != reached:
@@ -60,7 +61,7 @@ def read_safetensors(data: memoryview, outline: bool) -> StateDict:
         reached = end
     if reached != len(body):
         raise Unreadable(f"it has {len(body) - reached:,} bytes too many")
-    return arrays
+    return arrays, said
 
 
 def _checked(name: str, entry: Any) -> tuple:

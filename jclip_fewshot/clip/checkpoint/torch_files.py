@@ -7,20 +7,22 @@ import zipfile
 from typing import Any, BinaryIO
 
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
-from jclip_fewshot.clip.checkpoint.objects import Array, Budget, Namespace, Tensor, Unreadable
+from jclip_fewshot.clip.checkpoint.objects import Array, Namespace, Tensor, Unreadable
 from jclip_fewshot.clip.checkpoint.pickles import Machine
 from jclip_fewshot.storage.arrays import open_zip
 
 MAX_PICKLE = 64 << 20  # bytes; ViT-L as TorchScript has less than 1 MB
 MAX_PLACES = 200_000  # containers and values that are looked at
 MAX_DEPTH = 50
+MOST_SHOWN = 1  # numbers of all tensors together to a byte of the file
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> StateDict:
+def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> tuple[StateDict, dict[str, str]]:
     """torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage, all stored.
 
     outline: read the pickle alone; storages are compared by size, arrays have shape and type but no numbers.
+    Of a TorchScript archive it is said which activation's module it has.
     """
     with open_zip(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -41,7 +43,9 @@ def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> StateDict:
                 raise Unreadable(f"damaged: storage {key[:20]!a} is not {storage.nbytes} bytes long")
             if not outline:
                 storage.data = _stored(archive, entry, size)
-    return tensors_of(content, size, outline)
+    classes = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
+    activations = [ours for theirs, ours in classes.items() if theirs in machine.modules]
+    return tensors_of(content, size, outline), {"activation": activations[0]} if len(activations) == 1 else {}
 
 
 def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
@@ -51,7 +55,7 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> byte
     return archive.read(entry)
 
 
-def read_pickle(data: memoryview, outline: bool) -> StateDict:
+def read_pickle(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, str]]:
     """Jittor's pickles (with or without their check sum) and torch.save files from before 1.6.
 
     outline: the check sum and a storage's numbers are not looked at.
@@ -64,7 +68,7 @@ def read_pickle(data: memoryview, outline: bool) -> StateDict:
     machine = Machine(data)
     content = machine.load()
     if type(content) is not int or content != LEGACY_MAGIC:
-        return tensors_of(content, size, outline)
+        return tensors_of(content, size, outline), {}
     for _ in range(2):  # protocol version; the writing machine's properties
         machine.load()
     content, keys = machine.load(), machine.load()
@@ -74,10 +78,10 @@ def read_pickle(data: memoryview, outline: bool) -> StateDict:
         storage = machine.storages.get(str(key) if type(key) in (str, int) else "")
         if storage is None or machine.number("Q") != storage.numel:
             raise Unreadable("damaged: a storage has another size than its tensors need")
-        storage.data = machine.take(storage.nbytes)
+        storage.data = machine.file.read(storage.nbytes)
     if any(storage.data is None for storage in machine.storages.values()):
         raise Unreadable("damaged: a tensor's numbers are missing from it")
-    return tensors_of(content, size, outline)
+    return tensors_of(content, size, outline), {}
 
 
 def tensors_of(content: Any, size: int, outline: bool) -> StateDict:
@@ -101,8 +105,8 @@ def tensors_of(content: Any, size: int, outline: bool) -> StateDict:
                 raise Unreadable("it contains itself, or more than any checkpoint")
             waiting += [(f"{name}.{str(key)[:300]}" if name else str(key)[:300], child, depth + 1)
                         for key, child in reversed(list(items.items()))]
-    budget = Budget(size + (1 << 20))
-    arrays = {name: value.outline() if outline else value.array(budget) for name, value in found.items()}
-    if arrays and all(name.startswith("module.") for name in arrays):  # torch's DataParallel
-        arrays = {name[len("module."):]: array for name, array in arrays.items()}
-    return arrays
+    shapes = {name: value.outline() for name, value in found.items()}
+    # A file that shows the same numbers many times must not fill memory; a text tower may share a few.
+    if sum(array.size for array in shapes.values()) > MOST_SHOWN * size:
+        raise Unreadable("it shows the same numbers too many times")
+    return shapes if outline else {name: value.array() for name, value in found.items()}

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.clip.checkpoint.architecture import check_state_dict
+from jclip_fewshot.clip.checkpoint.conventions import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.names import StateDict
-from jclip_fewshot.clip.checkpoint.read import read_state_dict
+from jclip_fewshot.clip.checkpoint.read import read_clip
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
 
-def write_safetensors(path: str | Path, state_dict: StateDict,
-                      metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors to a .safetensors file, whole or not at all."""
+def write_safetensors(path: str | Path, state_dict: StateDict, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a .safetensors file, whole or not at all.
+
+    metadata: of its header; without any it says that they are a CLIP's, computed as OpenAI's are.
+    """
     from safetensors.numpy import save
     content = save({name: np.ascontiguousarray(array).reshape(array.shape)
-                   for name, array in state_dict.items()}, metadata)
+                   for name, array in state_dict.items()}, metadata or to_metadata(OPENAI))
     with atomic_write(path) as file:
         file.write(content)
 
 
-def convert(source: str | Path, target: str | Path, half: bool = False) -> StateDict:
-    """Rewrites any checkpoint that can be read as .safetensors under OpenAI's names.
+def convert(source: str | Path, target: str | Path, half: bool = False, activation: str = "",
+            head_width: int = 0) -> StateDict:
+    """Rewrite any CLIP that can be read as .safetensors under OpenAI's names; how it is computed goes into the header.
 
     half: store floating-point tensors as float16; otherwise each keeps its precision.
+    activation, head_width: as for `read_clip`.
 
     Returns:
         What was written.
@@ -35,10 +40,9 @@ def convert(source: str | Path, target: str | Path, half: bool = False) -> State
     """
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target} does not end in .safetensors, the one format that convert writes")
-    state_dict = read_state_dict(source)
-    check_state_dict(state_dict)
-    state_dict["logit_scale"] = state_dict["logit_scale"].reshape(())
+    weights, sizes, preprocessing = read_clip(source, activation, head_width)
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
     if half:
-        state_dict = {name: array.astype(np.float16) for name, array in state_dict.items()}
-    write_safetensors(target, state_dict, {"format": "pt"})
-    return state_dict
+        weights = {name: array.astype(np.float16) for name, array in weights.items()}
+    write_safetensors(target, weights, {**to_metadata(sizes.conventions), "preprocessing": json.dumps(preprocessing)})
+    return weights

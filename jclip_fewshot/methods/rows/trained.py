@@ -42,11 +42,11 @@ def residuals(task: Task) -> np.ndarray:
     return (rest * np.sqrt(count / np.maximum(count - 1, 1))).astype(np.float32)
 
 
-def borrowed(features: np.ndarray, bank: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """`features` (B, D), each moved by `strength` times a row drawn from `bank`, renormalised."""
-    if not strength or not len(bank) or not len(features):
+def borrowed(features: np.ndarray, activations: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """`features` (B, D), each moved by `strength` times a row drawn from `activations`, renormalised."""
+    if not strength or not len(activations) or not len(features):
         return features
-    moved = features + np.float32(strength) * bank[rng.integers(len(bank), size=len(features))]
+    moved = features + np.float32(strength) * activations[rng.integers(len(activations), size=len(features))]
     return unit_rows(moved)
 
 

@@ -26,11 +26,11 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of, cut, rows_from
+from jclip_fewshot.methods.towers.towers import blocks_of, rows_from
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
@@ -54,7 +54,7 @@ class TowerMethod(Method):
     trains = True
     default = ON_GPU
     asks_images = True
-    reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    reads_sentences = False  # whether it asks the text tower about a sentence a class (Activations.class_tokens)
     alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
     own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
     constants: ClassVar[tuple[str, ...]] = ()  # the attributes that a training depends on
@@ -69,7 +69,7 @@ class TowerMethod(Method):
         """Where the stored activations stop: what lies below is computed once."""
         return self.at
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class TowerMethod(Method):
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, tower: Bank) -> TowerMethod:
+    def fit(self, task: Task, tower: Activations) -> TowerMethod:
         """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
         self._begin(task)
         self.update_, self.classifier_ = {}, task.text
@@ -108,20 +108,20 @@ class TowerMethod(Method):
             self._fit(task, tower)
         return self
 
-    def _fit(self, task: Task, bank: Bank) -> None:
-        model, parts, fits = bank.encoder.model, fits_of(task), bank.fits
+    def _fit(self, task: Task, activations: Activations) -> None:
+        model, parts, fits = activations.encoder.model, fits_of(task), activations.fits
         learned = []
         for number, fold in enumerate(parts, 1):
-            key = "" if fits is None else self._key(fold.task, bank, fold.kept)
+            key = "" if fits is None else self._key(fold.task, activations, fold.kept)
             arrays = None if fits is None else fits.get(key)
             if arrays is None:
-                arrays = self.train(fold.task, bank, fold.kept, f"{self.name} {number}/{len(parts)}")
+                arrays = self.train(fold.task, activations, fold.kept, f"{self.name} {number}/{len(parts)}")
                 if fits is not None:
                     fits.put(key, arrays)
             learned.append(arrays)
         alpha, held_out = 1.0, None
         if len(parts) > 1:  # else nothing can be left out to choose by
-            alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
+            alpha, held_out = self._choose_alpha(model, activations, task, parts[:-1], learned)
         final = self.interpolated(model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
         self.update_ = final
@@ -129,11 +129,12 @@ class TowerMethod(Method):
         if held_out is not None:
             self._choose_domains(task, held_out)
 
-    def _choose_alpha(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays]
+    def _choose_alpha(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
         """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
         tested = task.can_be_left_out
-        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in self.alphas}
+        found = {alpha: self._answers_of_folds(model, activations, task, folds, learned, alpha)
+                 for alpha in self.alphas}
 
         def loss(alpha: float) -> float:
             labels = task.labels[tested]
@@ -141,19 +142,19 @@ class TowerMethod(Method):
         best = min(self.alphas, key=loss)
         return best, found[best]
 
-    def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays],
+    def _answers_of_folds(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays],
                           alpha: float) -> np.ndarray:
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
-            answers = self.logits_of_fit(bank, task, self.interpolated(model, arrays, alpha), fold.left_out)
+            answers = self.logits_of_fit(activations, task, self.interpolated(model, arrays, alpha), fold.left_out)
             held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
         return held_out
 
-    def logits_of_fit(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-        """Return logits (n, K) of some of a bank's images by a fit's arrays."""
+    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        """Return logits (n, K) of some of a activations's images by a fit's arrays."""
         classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
-        return matmul(self.scale_ * self.mean_rows(bank, arrays, images), classifier.T)
+        return matmul(self.scale_ * self.mean_rows(activations, arrays, images), classifier.T)
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
@@ -177,9 +178,9 @@ class TowerMethod(Method):
         tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
         return np.where(tuned[:, None], logits, zero_shot)
 
-    def mean_rows(self, bank: Bank, update: Arrays, images: np.ndarray) -> np.ndarray:
-        """Unit rows (n, D) of some of a bank's images under the update, the mean of their views."""
-        model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
+    def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
+        """Unit rows (n, D) of some of the images under the update, the mean of their views."""
+        model, views = activations.encoder.model, activations.at(self.depth(activations.encoder.model))
         which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
         tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
         own = {name: tensors.pop(name) for name in self.own}
@@ -216,14 +217,14 @@ class TowerMethod(Method):
             return base
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
-    def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
+    def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
         constants = {name: getattr(self, name) for name in self.constants}
-        said = [__version__, self.name, str(self.seed), repr(constants), bank.encoder.fingerprint,
-                bank.digest(kept), repr(task.scale)]
+        said = [__version__, self.name, str(self.seed), repr(constants), activations.encoder.fingerprint,
+                activations.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
         if self.reads_sentences:
-            arrays.append(bank.class_tokens.tobytes())
+            arrays.append(activations.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
 
 
@@ -245,7 +246,7 @@ def image_flops(model: CLIP, more: int = 0) -> float:
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
     """Return the operations of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_flops(cut(tokens)[0].shape[1], model.transformer.width)
+    return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

@@ -26,10 +26,10 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import ROWS
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops, steps_of
-from jclip_fewshot.methods.towers.towers import cut, in_parts, text_rows
+from jclip_fewshot.methods.towers.towers import in_parts, text_rows
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
@@ -69,7 +69,7 @@ class Prompts:
 
     def __init__(self, model: CLIP, tokens: np.ndarray, context: int, position: str = "end",
                  name_lengths: np.ndarray | None = None) -> None:
-        ids, ends = cut(tokens)
+        ids, ends = model.cut(tokens)
         self.model, self.ends = model, jt.array(ends)
         self._fixed = model.token_embedding(jt.array(ids)).float32().detach()  # (K, L, W)
         table = sources(ids, context, name_lengths, position)
@@ -178,23 +178,23 @@ class CoOp(TowerMethod):
     constants = ("context", "steps")
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        sentence = sentence_flops(bank.encoder.model, bank.class_tokens)
+        activations = given.tower
+        sentence = sentence_flops(activations.encoder.model, activations.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
-        start = {"ctx": first_words(model, bank.class_tokens, self.context)}
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
+        start = {"ctx": first_words(model, activations.class_tokens, self.context)}
         seen = np.flatnonzero(task.seen)
         rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
                  for _ in range(self.steps)]
-        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
+        trained = train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
                         np.tile(np.searchsorted(seen, task.labels), views.count), steps,
                         cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
         context = jt.array(trained["ctx"])
-        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
-        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}
+        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), activations.class_tokens)
+        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), activations.class_tokens)}
 
 
 class CoCoOp(TowerMethod):
@@ -215,26 +215,27 @@ class CoCoOp(TowerMethod):
         sentence = sentence_flops(given.tower.encoder.model, given.tower.class_tokens)
         return (len(task.folds()) + 1) * self.epochs * len(task) * 3 * float(task.seen.sum()) * sentence
 
-    def fit(self, task: Task, tower: Bank) -> CoCoOp:
+    def fit(self, task: Task, tower: Activations) -> CoCoOp:
         super().fit(task, tower)
         self.class_tokens_ = tower.class_tokens
         return self
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
         seen = np.flatnonzero(task.seen)
         rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
-        start = {"ctx": first_words(model, bank.class_tokens, self.context),
+        start = {"ctx": first_words(model, activations.class_tokens, self.context),
                  **random_net(rng, rows.shape[1], model.transformer.width)}
-        return train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
+        return train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
                      np.tile(np.searchsorted(seen, task.labels), views.count),
                      [one + len(kept) * view for one, view in zip(chosen, numbers)],
                      cosine_by_epoch(LR, self.epochs, len(chosen) // self.epochs), task.scale, stage=stage)
 
-    def logits_of_fit(self, bank: Bank, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-        prompts = Prompts(bank.encoder.model, bank.class_tokens, self.context)
-        return logits_one_by_one(arrays, prompts, jt.array(self.mean_rows(bank, arrays, images)), task.scale).numpy()
+    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        prompts = Prompts(activations.encoder.model, activations.class_tokens, self.context)
+        rows = jt.array(self.mean_rows(activations, arrays, images))
+        return logits_one_by_one(arrays, prompts, rows, task.scale).numpy()
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:

@@ -23,7 +23,7 @@ from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, steps_of
 from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
@@ -55,16 +55,16 @@ class LastBlocks(TowerMethod):
         return [*norm_names(model, "visual.", list(blocks)), "visual.ln_post.weight", "visual.ln_post.bias"]
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        length, width = bank.encoder.model.visual.shape_at(0)
+        activations = given.tower
+        length, width = activations.encoder.model.visual.shape_at(0)
         block = block_flops(length, width)
         image = (self.blocks - 1) * block + 4.0 * length * width ** 2 + 20.0 * width ** 2  # the last at one token
         rows = min(self.epochs * len(task), self.most_steps * self.batch)
         return (len(task.folds()) + 1) * 2 * rows * image
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng = bank.encoder.model, np.random.default_rng(self.seed)
-        first, views = self.first(model), bank.at(self.first(model))
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, rng = activations.encoder.model, np.random.default_rng(self.seed)
+        first, views = self.first(model), activations.at(self.first(model))
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
         norms = self._norms(model)

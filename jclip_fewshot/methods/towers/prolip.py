@@ -20,7 +20,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import UNPROJECTED
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import TowerMethod
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
@@ -75,13 +75,13 @@ class ProLIP(TowerMethod):
     constants = ("lr", "steps", "power")
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        width, features = bank.encoder.model.visual.proj.shape
+        activations = given.tower
+        width, features = activations.encoder.model.visual.proj.shape
         one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
         return (len(task.folds()) + 1) * one
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        views, model = bank.at(UNPROJECTED), bank.encoder.model
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        views, model = activations.at(UNPROJECTED), activations.encoder.model
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power

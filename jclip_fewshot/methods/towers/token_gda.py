@@ -18,7 +18,7 @@ from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, Given, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
 from jclip_fewshot.methods.towers.base import TowerMethod
@@ -41,8 +41,8 @@ class TokenGDA(TowerMethod):
         return last_block(model)
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        width = 3.0 * bank.encoder.model.visual.shape_at(None)[0]
+        activations = given.tower
+        width = 3.0 * activations.encoder.model.visual.shape_at(None)[0]
         return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
@@ -51,8 +51,8 @@ class TokenGDA(TowerMethod):
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         return TokenEncoder(base)
 
-    def _fit(self, task: Task, bank: Bank) -> None:
-        rows = self.mean_rows(bank, {}, np.arange(len(task)))
+    def _fit(self, task: Task, activations: Activations) -> None:
+        rows = self.mean_rows(activations, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)
         held_out, tested = zero_shot.copy(), task.can_be_left_out

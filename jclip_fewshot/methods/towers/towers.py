@@ -42,18 +42,9 @@ def rows_from(model: CLIP, x: jt.Var, block: int) -> jt.Var:
     return unit_var(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
 
 
-def cut(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(B, L) ids -> those up to the longest sentence's end token, and where each ends, (B,) int32.
-
-    Causal attention never looks further: the rows are the same, their price is that of the longest sentence.
-    """
-    ends = tokens.argmax(axis=1).astype(np.int32)
-    return np.ascontiguousarray(tokens[:, :int(ends.max()) + 1], np.int32), ends
-
-
 def text_rows(model: CLIP, tokens: np.ndarray) -> jt.Var:
     """(B, L) ids -> (B, D) unit rows, with gradients."""
-    ids, ends = cut(tokens)
+    ids, ends = model.cut(tokens)
     return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 

@@ -21,7 +21,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, Given
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, steps_of
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
@@ -84,8 +84,8 @@ class VPT(TowerMethod):
         images = (len(task.folds()) + 1) * self.epochs * len(task)
         return 3 * images * image_flops(given.tower.encoder.model, self.prompts)
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = bank.encoder.model, bank.at(0), np.random.default_rng(self.seed)
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(0), np.random.default_rng(self.seed)
         blocks = len(model.visual.transformer.resblocks) if self.deep else 0
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under

@@ -17,7 +17,7 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
@@ -40,7 +40,7 @@ class LabelFree(Method):
         """Return what `_logits` reads; no label of the task is looked at."""
         raise NotImplementedError
 
-    def fit(self, task: Task, unlabelled: Unlabelled | None = None, tower: Bank | None = None) -> LabelFree:
+    def fit(self, task: Task, unlabelled: Unlabelled | None = None, tower: Activations | None = None) -> LabelFree:
         """Learn from the unlabelled images; the task's shots are only answered."""
         self._begin(task)
         self.settings_ = {"chosen_by": "fixed: learned without labels"}
@@ -71,7 +71,7 @@ class LabelFreeByImages(LabelFree):
         """Return logits (B, K) of images (B, 3, R, R) by the model; p: what was learned."""
         raise NotImplementedError
 
-    def fit(self, task: Task, tower: Bank, unlabelled: Unlabelled | None = None) -> LabelFreeByImages:
+    def fit(self, task: Task, tower: Activations, unlabelled: Unlabelled | None = None) -> LabelFreeByImages:
         super().fit(task, unlabelled)
         self._held_out = np.zeros((0, task.num_classes), np.float32)
         if len(task):

@@ -20,7 +20,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, product, softmax, unit_rows
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Method, Unlabelled
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import coop
@@ -132,7 +132,7 @@ class FixMatch(Method):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def fit(self, task: Task, tower: Bank, unlabelled: Unlabelled) -> FixMatch:
+    def fit(self, task: Task, tower: Activations, unlabelled: Unlabelled) -> FixMatch:
         self._given = tower, unlabelled
         try:
             return super().fit(task)

@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.data.decode import Decoder, Recipe
+from jclip_fewshot.data.recipe import clip_recipe
 
 AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 JITTER, JITTERED, GREY = 0.4, 0.8, 0.2
@@ -27,7 +28,7 @@ def weak_pixels(paths: Sequence, size: int) -> tuple[np.ndarray, dict[int, str]]
     """(N, R, R, 3) uint8 of image files, and why some could not be read."""
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
     bad: dict[int, str] = {}
-    with Decoder(paths, Recipe(size), BATCH, 0) as decoder:
+    with Decoder(paths, Recipe(clip_recipe(size)), BATCH, 0) as decoder:
         for indices, found, done in decoder.batches(list(range(len(paths)))):
             pixels[indices] = found[:, 0]
             bad.update((index, one.reason) for index, one in zip(indices, done) if one.reason)

@@ -169,15 +169,15 @@ def test_lbfgs_solves_a_quadratic():
 
 def test_borrowed_residuals():
     task = draw([4, 1, 3])
-    bank = residuals(task)[task.can_be_left_out]
-    assert bank.shape == (7, WIDTH)
+    activations = residuals(task)[task.can_be_left_out]
+    assert activations.shape == (7, WIDTH)
     assert not residuals(task)[~task.can_be_left_out].any()  # the only shot of its class
-    np.testing.assert_allclose(bank[:4].sum(0), 0, atol=1e-5)
+    np.testing.assert_allclose(activations[:4].sum(0), 0, atol=1e-5)
     rng = np.random.default_rng(0)
-    moved = borrowed(task.features, bank, 1.0, rng)
+    moved = borrowed(task.features, activations, 1.0, rng)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, rtol=1e-5)
-    assert borrowed(task.features, bank, 0.0, rng) is task.features
-    assert borrowed(task.features, bank[:0], 1.0, rng) is task.features
+    assert borrowed(task.features, activations, 0.0, rng) is task.features
+    assert borrowed(task.features, activations[:0], 1.0, rng) is task.features
 
 
 def test_folds_leave_each_shot_out_once():

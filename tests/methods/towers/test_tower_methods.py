@@ -12,7 +12,7 @@ from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.encoders.tokens import token_rows
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
@@ -67,7 +67,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def case(encoder):
-    """(task, bank, images): pictures of a class are alike; class 5 has no shot."""
+    """(task, activations, images): pictures of a class are alike; class 5 has no shot."""
     rng = np.random.default_rng(0)
     side = encoder.image_size
     kinds = rng.standard_normal((K, 3, side, side))
@@ -80,11 +80,11 @@ def case(encoder):
     depths[ROWS] = rows
     depths[UNPROJECTED] = visual.activations(flat).numpy().reshape((len(labels), VIEWS, -1))
     text = rng.standard_normal((K, encoder.width))
-    bank = Bank.of_arrays(encoder, depths)
+    activations = Activations.of_arrays(encoder, depths)
     tokens = np.zeros((K, 6), np.int32)
     tokens[:, :4], tokens[:, 4] = rng.integers(1, 90, (K, 4)), 99
-    bank.class_tokens = tokens
-    return Task(rows.mean(axis=1), labels, text, np.arange(K) % 2, 20.0), bank, images[:, 0]
+    activations.class_tokens = tokens
+    return Task(rows.mean(axis=1), labels, text, np.arange(K) % 2, 20.0), activations, images[:, 0]
 
 
 @pytest.fixture(scope="module", params=QUICK, ids=lambda one: one.name)
@@ -131,11 +131,11 @@ def test_the_class_without_shots_keeps_its_share(fitted, encoder, case):
 def test_training_fits_the_shots(case, encoder):
     class Longer(QuickBlocks):
         epochs, lr = 60, 1e-2
-    task, bank, _ = case
+    task, activations, _ = case
     everyone = np.arange(len(task))
-    arrays = Longer(seed=1).train(task, bank, everyone, "")
+    arrays = Longer(seed=1).train(task, activations, everyone, "")
     classifier = unit_rows(task.text + arrays.pop("classifier"))
-    rows = Longer(seed=1).mean_rows(bank, arrays, everyone)
+    rows = Longer(seed=1).mean_rows(activations, arrays, everyone)
     chance = log_softmax(task.scale * rows @ classifier.T)[everyone, task.labels].mean()
     assert chance > log_softmax(task.zero_shot(task.features))[everyone, task.labels].mean() + 1
 
@@ -143,38 +143,38 @@ def test_training_fits_the_shots(case, encoder):
 @pytest.mark.parametrize("kind", QUICK[1:], ids=lambda one: one.name)
 def test_a_training_does_not_see_the_shots_that_its_fold_leaves_out(kind, case):
     """Other pictures in their place change nothing in what it learns, and something in what all shots teach."""
-    task, bank, _ = case
+    task, activations, _ = case
     fold = task.folds()[0]
-    arrays = {depth: np.stack(views._images) for depth, views in bank._at.items()}
+    arrays = {depth: np.stack(views._images) for depth, views in activations._at.items()}
     for array in arrays.values():
         array[fold.left_out] = array[fold.left_out][::-1]
-    other = Bank.of_arrays(bank.encoder, arrays)
-    other.class_tokens = bank.class_tokens
-    first, second = (kind(seed=1).train(task.take(fold.kept), one, fold.kept, "") for one in (bank, other))
+    other = Activations.of_arrays(activations.encoder, arrays)
+    other.class_tokens = activations.class_tokens
+    first, second = (kind(seed=1).train(task.take(fold.kept), one, fold.kept, "") for one in (activations, other))
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
     everyone = np.arange(len(task))
-    first, second = (kind(seed=1).train(task, one, everyone, "") for one in (bank, other))
+    first, second = (kind(seed=1).train(task, one, everyone, "") for one in (activations, other))
     assert not all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_second_run_trains_nothing(case, tmp_path, monkeypatch):
-    task, bank, _ = case
-    monkeypatch.setattr(bank, "fits", FitCache(tmp_path))
-    first = QuickBlocks(seed=1).fit(task, bank)
+    task, activations, _ = case
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
+    first = QuickBlocks(seed=1).fit(task, activations)
 
     def refuse(*arguments):
         raise AssertionError("trained again")
     monkeypatch.setattr(QuickBlocks, "train", refuse)
-    second = QuickBlocks(seed=1).fit(task, bank)
+    second = QuickBlocks(seed=1).fit(task, activations)
     assert np.array_equal(first.held_out_logits(), second.held_out_logits())
     with pytest.raises(AssertionError):
-        QuickBlocks(seed=2).fit(task, bank)
+        QuickBlocks(seed=2).fit(task, activations)
 
 
 def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
-    task, bank, _ = case
+    task, activations, _ = case
     train, calls = QuickBlocks.train, []
-    monkeypatch.setattr(bank, "fits", FitCache(tmp_path))
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
 
     def interrupted(self, *arguments):
         calls.append(1)
@@ -183,15 +183,15 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
         return train(self, *arguments)
     monkeypatch.setattr(QuickBlocks, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        QuickBlocks(seed=1).fit(task, bank)
-    QuickBlocks(seed=1).fit(task, bank)
+        QuickBlocks(seed=1).fit(task, activations)
+    QuickBlocks(seed=1).fit(task, activations)
     assert len(calls) == 3 + len(task.folds()) + 1 - 2
 
 
 def test_alpha_zero_is_the_frozen_tower(case, encoder):
-    task, bank, images = case
+    task, activations, images = case
     method = QuickBlocks(seed=1)
-    arrays = method.train(task, bank, np.arange(len(task)), "")
+    arrays = method.train(task, activations, np.arange(len(task)), "")
     halfway = method.interpolated(encoder.model, arrays, 0.0)
     assert not halfway.pop("classifier").any()
     with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, halfway).items()}):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import SHOTS, UNLABELLED, Given, Unlabelled
 from jclip_fewshot.methods.unlabelled import fixmatch, lafter, upl, views
@@ -28,7 +28,7 @@ def case():
     rows = unit_rows(near + 0.02 * np.random.default_rng(0).standard_normal(near.shape))
     task = Task(np.zeros((0, text.shape[1])), [], text)
     unlabelled = Unlabelled(rows, [row[None] for row in text], names, encoder)
-    return Given(Bank(encoder, []), unlabelled), task, rows
+    return Given(Activations(encoder, []), unlabelled), task, rows
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Images at a depth of the image tower: what a method needs that trains from there upwards.
 
-    bank = Bank(encoder, paths, cache=cache, views=10)
-    views = bank.at(UNPROJECTED)            # or ROWS, or b: the input of block b
+    activations = Activations(encoder, paths, cache=cache, views=10)
+    views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
     views.take(images, numbers)             # (n, W) float32: image i in view v
 
 All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
@@ -47,28 +47,28 @@ class Views:
         return np.stack([self._images[i][v] for i, v in zip(images, views)]).astype(np.float32)
 
 
-class Bank:
+class Activations:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    encoder: the tower. paths: S readable images. views, seed, workers: as for `encode_images`; 0 views is the plain
-    image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished
-    trainings are kept.
+    encoder: the tower. paths: S readable images. views, seed, workers, as_seen: as for `encode_images`; 0 views is the
+    plain image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished trainings
+    are kept.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
                  seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None,
-                 fits: FitCache | None = None) -> None:
+                 as_seen: bool = False, fits: FitCache | None = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
-        self.class_tokens, self.fits = class_tokens, fits
+        self.class_tokens, self._as_seen, self.fits = class_tokens, as_seen, fits
         self._at: dict[Depth, Views] = {}
 
     @classmethod
-    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Bank:
-        """A bank of given numbers: {depth: (S, V, *shape)}."""
-        bank = cls(encoder, [])
-        bank._at = {depth: Views(list(array)) for depth, array in arrays.items()}
-        return bank
+    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:
+        """Activations that are given: {depth: (S, V, *shape)}."""
+        activations = cls(encoder, [])
+        activations._at = {depth: Views(list(array)) for depth, array in arrays.items()}
+        return activations
 
     def at(self, depth: Depth) -> Views:
         """Every image at that depth.
@@ -117,7 +117,8 @@ class Bank:
         for begin in range(0, len(self.paths), step):
             part = self.paths[begin:begin + step]
             rows, bad = encode_views(self.encoder, part, cache=self._cache, views=self._views, seed=self._seed,
-                                     workers=self._workers, stage=f"shots at {_said(depth)}", depth=depth)
+                                     workers=self._workers, stage=f"shots at {_said(depth)}", depth=depth,
+                                     as_seen=self._as_seen)
             self._require_readable(part, bad)
             if self._cache is None:
                 held.extend(rows)
@@ -134,7 +135,8 @@ class Bank:
         for index, row in enumerate(store.mapped(digests)):
             if row is None or not known[index]:  # changed since, or a cache that could not be written
                 one, _ = encode_views(self.encoder, self.paths[index:index + 1], cache=self._cache,
-                                      views=self._views, seed=self._seed, workers=0, depth=depth)
+                                      views=self._views, seed=self._seed, workers=0, depth=depth,
+                                      as_seen=self._as_seen)
                 rows.append(one[0])
             else:
                 rows.append(row)
@@ -142,7 +144,7 @@ class Bank:
 
     def _stored(self, depth: Depth) -> tuple[RowStore, np.ndarray, np.ndarray]:
         """The rows of that depth in the cache, the images' keys in it (S, 2), and which of these are known, (S,)."""
-        recipe = Recipe(self.encoder.image_size, self._views, self._seed if self._views else 0)
+        recipe = Recipe(self.encoder.recipe, self._views, self._seed if self._views else 0, as_seen=self._as_seen)
         shape = (max(1, self._views), *self.encoder.shape_at(depth))
         store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), shape, _kind(depth))
         store.refresh()

@@ -1,0 +1,199 @@
+"""What a CLIP's tensors do not tell: width of the heads, activation, pooling; and where it is said.
+
+Files of GELU and of QuickGELU models have the same tensors, and so have those of 16 heads and of 20. A wrong guess
+crashes nothing and moves every feature, so nothing is guessed: `conventions_of` (read.py) goes from what the user says,
+through the file, the configuration beside it and the known digests, to a refusal that says what to add.
+
+Configurations: open_clip's open_clip_config.json (src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging
+Face's config.json (CLIPConfig). Defaults are those of the two libraries. What is not computed here is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jclip_fewshot.errors import UserError
+
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # x sigmoid(1.702 x); x Φ(x); its approximation by tanh
+POOLED_IMAGE = ("class", "patches")
+POOLED_TEXT = ("highest", "end", "last")
+
+
+def _one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{what} {_brief(value)} is not computed here, only {', '.join(known)}")
+
+
+def _brief(value: Any) -> str:
+    """A value of a file in a message: short, on one line, without control characters."""
+    return ascii(value)[:60]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How a transformer is computed; the defaults are OpenAI's."""
+
+    activation: str = "quick_gelu"
+    head_width: int = 64
+    eps: float = 1e-5  # added to the variance in its norms
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How a CLIP is computed; the defaults are OpenAI's.
+
+    pool: what an image's row is read from, the "class" token or the mean of the "patches", in front of the last norm.
+    text_pool: the token that a text's row is read from, that of the "highest" id, the first whose id is `end` ("end")
+    or the "last" one. causal: text tokens see those before them alone. tokenizer: empty for CLIP's own.
+    """
+
+    image: Tower = Tower()
+    text: Tower = Tower()
+    pool: str = "class"
+    text_pool: str = "highest"
+    end: int = 0
+    causal: bool = True
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        for tower in (self.image, self.text):
+            _one_of("activation", tower.activation, ACTIVATIONS)
+            if type(tower.head_width) is not int or not 0 < tower.head_width < 1 << 16:
+                raise UserError(f"heads cannot be {_brief(tower.head_width)} wide")
+            if type(tower.eps) not in (int, float) or not 0 < tower.eps < 1:
+                raise UserError(f"a norm cannot have eps {_brief(tower.eps)}")
+        _one_of("pooling of images", self.pool, POOLED_IMAGE)
+        _one_of("pooling of texts", self.text_pool, POOLED_TEXT)
+        if type(self.end) is not int or type(self.causal) is not bool or not isinstance(self.tokenizer, str):
+            raise UserError("end, causal or tokenizer is of another type")
+
+    def given(self, activation: str = "", head_width: int = 0) -> Conventions:
+        """With what the user says (--activation, --head-width) in the place of its own."""
+        image, text = self.image, self.text
+        if activation:
+            image, text = replace(image, activation=activation), replace(text, activation=activation)
+        if head_width:
+            image = replace(image, head_width=head_width)
+        return replace(self, image=image, text=text)
+
+
+OPENAI = Conventions()
+
+
+def to_metadata(conventions: Conventions) -> dict[str, str]:
+    """For the header of a .safetensors file."""
+    return {"format": "pt", "conventions": json.dumps(asdict(conventions))}
+
+
+def from_metadata(text: str) -> Conventions:
+    """Conventions that `to_metadata` wrote.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        said = json.loads(text)
+        towers = {name: Tower(**said.pop(name)) for name in ("image", "text")}
+        return Conventions(**towers, **said)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UserError("its header's conventions are not those that this program writes") from None
+
+
+def from_open_clip(config: Mapping[str, Any]) -> Conventions:
+    """Conventions of an open_clip_config.json, or of one of open_clip's model_configs.
+
+    Raises:
+        UserError: names what is not computed here.
+    """
+    model = _section(config, "model_cfg") or config
+    _refuse_others(model, _MODEL)
+    vision, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
+    _refuse_others(vision, _VISION)
+    _refuse_others(text, _TEXT)
+    if vision.get("pool_type", "tok") == "avg" and not vision.get("final_ln_after_pool"):
+        raise UserError('pool_type "avg" without final_ln_after_pool is not computed here')
+    pool = _lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), {"tok": "class", "avg": "patches"})
+    text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"),
+                        {"argmax": "highest", "eos": "end", "last": "last"})
+    tokenizer = text.get("hf_tokenizer_name") or ""
+    return Conventions(
+        image=_open_clip_tower(model, vision, vision.get("head_width", 64)),
+        text=_open_clip_tower(model, text, _share(text.get("width", 512), text.get("heads", 8))),
+        pool=pool, text_pool=text_pool, end=text.get("eos_id", 2) if text_pool == "end" else 0,
+        causal=not text.get("no_causal_mask", False),
+        tokenizer="" if "clip-vit" in str(tokenizer) else tokenizer)
+
+
+def _open_clip_tower(model: Mapping, tower: Mapping, head_width: Any) -> Tower:
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    how, norm = _section(tower, "act_kwargs"), _section(tower, "norm_kwargs")
+    if activation == "gelu" and how.get("approximate") == "tanh":
+        activation = "gelu_tanh"
+        how = {}
+    _refuse_others(how)
+    _refuse_others(norm, ("eps",))
+    return Tower(activation, head_width, norm.get("eps", 1e-5))
+
+
+def from_hugging_face(config: Mapping[str, Any]) -> Conventions:
+    """Conventions of the config.json of a CLIPModel.
+
+    Raises:
+        UserError: names what is not computed here.
+    """
+    if config.get("model_type", "clip") != "clip":
+        raise UserError(f"model_type {_brief(config['model_type'])} is not computed here, only clip is")
+    sections = [{**_section(config, f"{name}_config"), **_section(config, f"{name}_config_dict")}  # the older form
+                for name in ("vision", "text")]
+    image, text = (_hugging_face_tower(section, *defaults)
+                   for section, defaults in zip(sections, ((768, 12), (512, 8))))
+    end = sections[1].get("eos_token_id", 49407)
+    # transformers' modeling_clip: 2 is what OpenAI's files say, and means the largest id
+    return Conventions(image, text, text_pool="highest" if end == 2 else "end", end=0 if end == 2 else end)
+
+
+def _hugging_face_tower(section: Mapping, width: int, heads: int) -> Tower:
+    activation = _lookup("hidden_act", section.get("hidden_act", "quick_gelu"), _HIDDEN_ACT)
+    share = _share(section.get("hidden_size", width), section.get("num_attention_heads", heads))
+    return Tower(activation, share, section.get("layer_norm_eps", 1e-5))
+
+
+_HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
+               "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+# Keys of open_clip's configurations that are used here, that the tensors tell, or that matter in training alone; any
+# other must be empty, or say what is done anyway.
+_MODEL = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
+          "cast_dtype", "output_dict"}
+_VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "no_ln_pre",
+           "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
+_TEXT = {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "width", "heads",
+         "layers", "mlp_ratio", "pad_id", "eos_id", "no_causal_mask", "pool_type", "final_ln_after_pool", "proj_bias",
+         "act_kwargs", "norm_kwargs"}
+_ANYWAY = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "approximate": "none"}
+
+
+def _refuse_others(section: Mapping[str, Any], used: Collection[str] = ()) -> None:
+    for key, value in section.items():
+        if value and key not in used and value != _ANYWAY.get(key):
+            raise UserError(f"{key[:40]!a} with the value {_brief(value)} is not computed here")
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{name} is no object")
+    return section
+
+
+def _share(width: Any, heads: Any) -> int:
+    if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"a width of {_brief(width)} cannot be shared by {_brief(heads)} heads")
+    return width // heads
+
+
+def _lookup(what: str, value: Any, known: Mapping[str, str]) -> str:
+    _one_of(what, value, tuple(known))
+    return known[value]

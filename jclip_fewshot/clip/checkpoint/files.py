@@ -1,0 +1,60 @@
+"""Which files hold a model's weights: one, the shards of a large one, or a folder as the hub and open_clip have it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.json_files import read_json
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
+INDEX = ".index.json"
+# In a folder the first of these that is there, in open_clip's order of preference, whole or in shards.
+HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files that hold the tensors of a checkpoint file, an index of shards or a downloaded folder.
+
+    Raises:
+        UserError: a folder without weights, or with several files that could be meant; a damaged index.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        return _shards(path)
+    if not os.path.isdir(path):  # False as well of a name that no file system takes
+        return [path]
+    for name in HUB_NAMES:
+        if (path / name).is_file():
+            return [path / name]
+        if (path / (name + INDEX)).is_file():
+            return _shards(path / (name + INDEX))
+    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:4]) + (", …" if len(found) > 4 else "")
+        raise UserError(f"{path}: give one of its checkpoints by its file name ({names})" if found else
+                        f"{path} is a folder without a checkpoint ({', '.join(HUB_NAMES)})")
+    return found
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether `weight_files` would find something."""
+    try:
+        return all(file.is_file() for file in weight_files(path))
+    except UserError:
+        return False
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files beside an index that its weight_map names."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index}: has no weight_map, a file's name for each tensor")
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or Path(name).suffix not in SUFFIXES:
+            raise UserError(f"{index}: names the shard {name[:60]!a}, which is no checkpoint's file name")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name} is missing, one of the {len(names)} shards that {index.name} names")
+    return [index.parent / name for name in names]
