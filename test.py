@@ -25,7 +25,7 @@ from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import test_rows
-from jclip_fewshot.methods.towers.plan import tuned_rows
+from jclip_fewshot.problem import queries_of
 from jclip_fewshot.provenance import Stopwatch, made_by
 from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
@@ -57,7 +57,7 @@ def main() -> None:
 
     # 2. The run: what was learned, and from what.
     device = command.start_jittor(settings)
-    tell(f"run {run.folder}: {', '.join(run.pipeline.names)}")
+    tell(f"run {run.folder}: {', '.join(run.pipeline.methods_)}")
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     source = run.source(settings, **settings.encoding)
@@ -68,9 +68,9 @@ def main() -> None:
     rows = features[readable]
     watch.lap("features")
 
-    # 4. Heads and ensemble answer each image by itself; the refinement looks at all of them.
-    tuned = tuned_rows(source, contest.root, [tests.files[index] for index in readable], settings.views)
-    answers = run.pipeline.answer(rows, settings.refine, tuned, every_member=truth is not None)
+    # 4. Methods and ensemble answer each image by itself; the refinement looks at all of them.
+    queries = queries_of(source, contest.root, [tests.files[index] for index in readable], rows, settings.views)
+    answers = run.pipeline.answer(queries, settings.refine, every_method=truth is not None)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")
@@ -93,6 +93,9 @@ def main() -> None:
         "names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
         **({} if truth is None else {"truth": truth})})
+    held_out = run.record.held_out()
+    if held_out:
+        print(held_out.sentence())
     if run.record.config.demo:
         print(report_line(run.folder, split))
 

@@ -19,85 +19,66 @@ from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest
-from jclip_fewshot.data.shots import caution, choose, rule, shortage
+from jclip_fewshot.data import demo
+from jclip_fewshot.data.shots import caution, rule
 from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
-from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.methods.towers.plan import plan, tune_names
-from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import read_problem, with_support
 from jclip_fewshot.provenance import Stopwatch, demo_flags, made_by, next_command, runs_flag
 from jclip_fewshot.records import Record, Shots
 from jclip_fewshot.repeat import repeated
 from jclip_fewshot.run import Run, require_new
-from jclip_fewshot.task import Task, domain_indices
-from jclip_fewshot.without_labels import encode_support, encode_without_labels, list_without_labels
 
 
 def main() -> None:
     settings, given = parse_given(TrainConfig, __doc__)
     if settings.from_run:
         settings = repeated(settings, given)
-    names = head_names(settings.heads)
-    tune_names(settings.tune)  # complains before the work
     require_new(settings.runs, settings.name)
     command.speak_as(settings)
     watch = Stopwatch()
 
-    # 1. What is there to learn from?
+    # 1. What is there to learn from? Mistakes in it are found now, before Jittor starts.
     if settings.demo:
         settings = demo.settings(settings)
-    contest = read_contest(settings.data, settings.board, settings.domains,
-                           labelled=settings.shots > 0 or bool(settings.shot_list))
-    for note in contest.notes + [shortage(contest, settings.shots)]:
-        tell(note) if note else None
-    sentences = prompts.class_sentences(contest.class_names, contest.domains, settings.prompts, settings.names,
-                                        settings.templates, settings.prompt_set, settings.descriptions)
-    listed = list_without_labels(settings, contest.class_names)
-    device = command.start_jittor(settings)  # Jittor starts when there is something to do
+    problem = read_problem(settings, settings.shots)
+    device = command.start_jittor(settings)
 
     # 2. Images and sentences become unit feature rows.
-    source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
-                         **settings.encoding)
-    scores_averaged = settings.prompt_set == prompts.VISDESC
-    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
+    encoded = problem.encode()
     watch.lap("sentences")
-    draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
-    shots = choose(contest, source, text, **draw)
-    rows, shots, bad = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, settings.seed)
-    support = encode_support(settings, listed, source)
-    without_labels = encode_without_labels(settings, listed, contest, source, sentences)
+    rows, shots, bad = encoded.shots(settings.shots, settings.seed, settings.shot_list)
+    support, images = encoded.support
+    encoded.unlabelled  # noqa: B018  encoded here, so that under mpirun every process does its part
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
-    # 3. Each head learns from the shots; the ensemble learns how far to trust each head.
-    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale,
-                source.parts, keep_lengths=scores_averaged)
-    task, found = support.added_to(task, unseen_only=settings.support_for != "all")
+    # 3. Each method learns from the shots; the ensemble learns how far to trust each method.
+    task = encoded.task(rows, [label for _, label in shots])
+    task, found = with_support(task, support, images, unseen_only=settings.support_for != "all")
     files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
-    plain = prompts.plain_sentences(contest.class_names, contest.domains, settings.prompts, settings.names)
-    tuning = plan(settings.tune, task, source, contest.root, files, settings.augment, settings.seed, plain)
-    members = without_labels.learn(contest, source, text, settings.seed)
-    watch.lap("without labels")
-    pipeline = Pipeline(names, settings.seed, members, without_labels.unlabelled)
-    pipeline.fit(task, lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"), tuning)
-    watch.lap("heads")
+    pipeline = Pipeline(problem.choice, settings.seed)
+    pipeline.fit(task, encoded.given(files, settings.seed), lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    watch.lap("methods")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
+    draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     record = Record(
-        **made_by(), device=str(device), config=settings, encoder=source.record(), classes=contest.class_names,
-        domains=contest.domains, shots=Shots(
+        **made_by(), device=str(device), config=settings, encoder=encoded.source.record(),
+        classes=problem.data.class_names, domains=problem.data.domains, shots=Shots(
             rule=rule(**draw), files=[path for path, _ in shots + named_below(settings.support, found)],
             labels=task.labels.tolist(), unreadable=bad, support=len(found)),
-        without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive,
-                        "members": [member.name for member in members]},
+        without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive},
         settings=pipeline.settings(), histories=pipeline.histories(),
-        seconds={**watch.seconds, **{f"head {name}": s for name, s in pipeline.seconds_.items()}})
+        seconds={**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}})
     run = Run.create(settings.runs, settings.name, shots, pipeline, record)
     print(settings_table(pipeline.settings()))
+    held_out = record.held_out()
+    if held_out:
+        print(held_out.sentence())
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)

@@ -28,7 +28,7 @@ from jclip_fewshot.backend.numerics import log_softmax
 from jclip_fewshot.combine.ensemble import Ensemble, fit_pool
 from jclip_fewshot.evaluation.scores import table
 from jclip_fewshot.evaluation.suites import load_suite
-from jclip_fewshot.methods.rows.base import log_loss, top1
+from jclip_fewshot.methods.base import log_loss, top1
 from jclip_fewshot.pipeline import head_names, make_head
 
 

@@ -15,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.methods.rows import HEADS, TRAINING_FREE
-from jclip_fewshot.methods.rows.base import top1
+from jclip_fewshot.methods import TRAINING_FREE
+from jclip_fewshot.methods.base import top1
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits, class_mean_values
 from jclip_fewshot.task import Task, zero_shot_logits
 

@@ -64,12 +64,11 @@ class Bench:
     def text_of(self, prompt_set: str, **more) -> np.ndarray:
         sentences = prompts.class_sentences(self.contest.class_names, self.contest.domains, prompt_set=prompt_set,
                                             **more)
-        return encode_texts(self.encoder, sentences, unit=prompt_set != prompts.VISDESC)
+        return encode_texts(self.encoder, sentences)
 
-    def task(self, text=None, **more) -> Task:
+    def task(self, text=None) -> Task:
         text = self.text if text is None else text
-        return Task(np.zeros((0, text.shape[1])), [], text, domain_indices(self.contest.domains), self.encoder.scale,
-                    **more)
+        return Task(np.zeros((0, text.shape[1])), [], text, domain_indices(self.contest.domains), self.encoder.scale)
 
     def descriptions(self, work: Path) -> Path:
         """A sentence an attribute that the class's name tells, in the words of the world's captions."""
@@ -106,9 +105,9 @@ def zero_shots(bench: Bench, work: Path):
     for one in ("seeds", "templates", "openai80"):
         yield f"prompts {one}", lambda one=one: bench.task(bench.text_of(one)).zero_shot(rows)
     own = bench.descriptions(work)
-    for one in ("descriptions", "visdesc", "both"):
+    for one in ("descriptions", "both"):
         yield f"prompts {one}", lambda one=one: bench.task(
-            bench.text_of(one, descriptions=own), keep_lengths=one == "visdesc").zero_shot(rows)
+            bench.text_of(one, descriptions=own)).zero_shot(rows)
     yield "clip_dn", lambda: clip_dn_logits(rows, task.text, rows.mean(axis=0), scale=task.scale)
     pixels, _ = views.weak_pixels(bench.paths, bench.encoder.image_size)
     model = bench.encoder.model

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 from resplit import draw, test_sets
 
 from jclip_fewshot.evaluation.suites import load_suite
-from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.pipeline import Pipeline
 
 
 def top(probs, labels):

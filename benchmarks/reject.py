@@ -30,7 +30,8 @@ def main():
     from jclip_fewshot.data.shots import choose_shots
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.features.sources import open_source
-    from jclip_fewshot.pipeline import Pipeline, head_names
+    from jclip_fewshot.methods.plan import choose
+from jclip_fewshot.pipeline import Pipeline
     from jclip_fewshot.task import Task, domain_indices
     found = []
     for seed in range(1, options.seeds + 1):

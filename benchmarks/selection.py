@@ -42,7 +42,8 @@ def main():
     from jclip_fewshot.data.shots import choose_representative
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.evaluation.suites import load_suite
-    from jclip_fewshot.pipeline import Pipeline, head_names
+    from jclip_fewshot.methods.plan import choose
+from jclip_fewshot.pipeline import Pipeline
     from jclip_fewshot.task import Task
     names = head_names(options.heads)
     print(f"{'suite':14} {'classes':>7} {'method':13} {'random':>14} {'cv':>14} {'representative':>14} {'cv':>14} "
@@ -62,7 +63,7 @@ def main():
                 task = Task(suite.features[rows], suite.labels[rows], suite.task.text, suite.task.domains)
                 pipeline = Pipeline(names).fit(task)
                 answers = pipeline.answer(suite.features[test], refine="off").by_method()
-                held_out = {name: head.held_out_logits() for name, head in pipeline.heads_.items()}
+                held_out = {name: head.held_out_logits() for name, head in pipeline.methods_.items()}
                 held_out["ensemble"] = pipeline.held_out_probs_
                 for name, answer in answers.items():
                     scores.setdefault(name, []).extend([

@@ -38,9 +38,9 @@ from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
 from jclip_fewshot.features.sources import labelled_rows, open_source
+from jclip_fewshot.methods.plan import MEMBERS, matrix_rate, plan, tuned_rows
 from jclip_fewshot.methods.towers import training
-from jclip_fewshot.methods.towers.members import block_operations
-from jclip_fewshot.methods.towers.plan import MEMBERS, matrix_rate, plan, tuned_rows
+from jclip_fewshot.methods.towers.base import block_flops
 from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names
 from jclip_fewshot.task import Task, domain_indices
 
@@ -72,8 +72,8 @@ def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
         return float(100 * (answer.argmax(axis=1) == truth).mean())
     scores = {name: top1(answer) for name, answer in answers.by_method().items()}
     scores.setdefault("ensemble_tuned", scores["ensemble"])  # no member was tuned
-    frozen = pipeline.frozen_ensemble_
-    for name, member in pipeline.tuned_.items():
+    frozen = pipeline.rows_ensemble_
+    for name, member in pipeline.methods_.items():
         joined = Ensemble().fit({HEADS_TOGETHER: np.log(frozen.held_out_probs_), name: member.held_out_logits()}, task)
         scores[f"ensemble+{name}"] = top1(joined.probs({**answers.logits, HEADS_TOGETHER: np.log(answers.frozen)}))
     return scores
@@ -172,7 +172,7 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
     The product's rate, our steps and PyTorch's take turns, and each counts by its best one.
     """
     length, width = 50, 768
-    block, sentence = block_operations(length, width), 12 * block_operations(TOKENS, 512)
+    block, sentence = block_flops(length, width), 12 * block_flops(TOKENS, 512)
     last = 2 * BATCH * (4.0 * length * width ** 2 + 20.0 * width ** 2)
     projection = 3 * 2.0 * CLASSES * SHOTS * 512 * (width + CLASSES)
     towers = 2 * BATCH * 12 * block

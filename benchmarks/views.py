@@ -20,7 +20,7 @@ from jclip_fewshot.data.demo import SEED
 from jclip_fewshot.evaluation.scores import percent
 from jclip_fewshot.features.encode import encode_images
 from jclip_fewshot.features.sources import open_source
-from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.feature_cache import FeatureCache
 
 

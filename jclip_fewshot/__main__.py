@@ -12,23 +12,19 @@ import textwrap
 from jclip_fewshot.cli import command, commands
 from jclip_fewshot.console import columns
 from jclip_fewshot.errors import UserError, nearest
-
-COMMANDS = {
-    "train": commands.train, "test": commands.test, "predict": commands.predict, "runs": commands.history,
-    "report": commands.report, "export": commands.export, "check": commands.check, "validate": commands.validate,
-    "evaluate": commands.evaluate, "convert": commands.convert, "cache": commands.cache, "doctor": commands.doctor}
+from jclip_fewshot.provenance import table_name
 
 
 def main() -> int:
-    width = min(110, columns())
-    names = "\n".join(textwrap.fill(f"  {name:10} {function.__doc__}", width, subsequent_indent=" " * 13)
-                      for name, function in COMMANDS.items())
+    about = {**commands.SCRIPTS, **{name: function.__doc__ for name, function in commands.COMMANDS.items()}}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: {commands.PROGRAM} COMMAND [-h]\n\n{names}\n\nThe main job: train, then test.")
+        names = "\n".join(textwrap.fill(f"  {name:10} {said}", min(110, columns()), subsequent_indent=" " * 13)
+                          for name, said in about.items())
+        print(f"usage: {table_name()} COMMAND [-h]\n\n{names}\n\nThe main job: train, then test.")
         return 0 if len(sys.argv) > 1 else 2
-    if sys.argv[1] not in COMMANDS:
-        raise UserError(f"no command {sys.argv[1]!r}{nearest(sys.argv[1], COMMANDS)}; there are {', '.join(COMMANDS)}")
-    return COMMANDS[sys.argv[1]](sys.argv[2:])
+    if sys.argv[1] not in about:
+        raise UserError(f"no command {sys.argv[1]!r}{nearest(sys.argv[1], about)}; there are {', '.join(about)}")
+    return commands.call(sys.argv[1], sys.argv[2:])
 
 
 def console() -> None:

@@ -11,16 +11,16 @@ Letters: N images, S shots, K classes, D feature width.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
-import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jclip_fewshot import console
 from jclip_fewshot.backend import exclusive
 from jclip_fewshot.clip.download import weights_folder
 from jclip_fewshot.console import warn
@@ -32,8 +32,11 @@ from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, open_source
-from jclip_fewshot.methods.towers.plan import Tuning, plan, tune_names, tuned_rows
-from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline, head_names
+from jclip_fewshot.labels import checked_names, named, plain_labels, sklearns
+from jclip_fewshot.methods.base import Given
+from jclip_fewshot.methods.plan import choose
+from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline
+from jclip_fewshot.problem import make_task, queries_of, tower_of
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
 
@@ -54,8 +57,8 @@ class FewShotClassifier:
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
         shots, as for rows of an encoder without text. `fit` takes it, too.
-    heads: names of the methods in the ensemble; None for train.py's default.
-    tune: methods that tune CLIP's towers: "auto", "off" or names with commas; images must be paths then.
+    methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
+        Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
         (docs/views.md).
     seed: of the views and of training.
@@ -64,7 +67,10 @@ class FewShotClassifier:
         underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
         True: that part of every name. A list (K,): the domain of each class, "" for none.
 
-    After `fit`: `classes_` (K,) labels as they were given, `class_names_` (K,), `pipeline_`, `n_features_in_`.
+    quiet: show no progress and no notes, for notebooks.
+
+    After `fit`: `classes_` (K,) labels as they were given, sorted, `class_names_` (K,) in the same order, `pipeline_`,
+    `n_features_in_`.
     Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model. Features
     of several encoders are a list, (N, D) of each; `text` then is a list too, with None for an encoder without text.
 
@@ -78,20 +84,27 @@ class FewShotClassifier:
     _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
 
     def __init__(self, model: str | Sequence[str] = "ViT-B/32", *, class_names: Sequence[str] | None = None,
-                 text: None | str | np.ndarray = None, heads: Sequence[str] | None = None, tune: str = "auto",
+                 text: None | str | np.ndarray = None, methods: str | Sequence[str] = "auto",
                  augment: int = 10, views: int = 1, seed: int = 0, weights: str | None = None,
-                 cache: str | None = ".cache", domains: None | bool | Sequence[str] = None) -> None:
+                 cache: str | None = ".cache", domains: None | bool | Sequence[str] = None,
+                 quiet: bool = False) -> None:
         self.model = model
         self.class_names = class_names
         self.text = text
-        self.heads = heads
-        self.tune = tune
+        self.methods = methods
         self.augment = augment
         self.views = views
         self.seed = seed
         self.weights = weights
         self.cache = cache
         self.domains = domains
+        self.quiet = quiet
+
+    def __repr__(self) -> str:
+        defaults = {name: one.default for name, one in inspect.signature(type(self).__init__).parameters.items()}
+        changed = [f"{name}={value!r:.60}" for name, value in self.get_params().items()
+                   if value is not defaults[name] and not np.array_equal(value, defaults[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getstate__(self) -> dict:
         # a loaded checkpoint and open files are no state
@@ -121,60 +134,66 @@ class FewShotClassifier:
         return hasattr(self, "pipeline_")
 
     @exclusive()
-    def fit(self, images: Images | None = None, labels: Sequence | None = None,
-            class_names: Sequence[str] | None = None,
-            text: None | str | np.ndarray = None) -> FewShotClassifier:
-        """Learns from S images; without any, from `class_names` alone.
+    def fit(self, images: Images | None = None, y: Sequence | None = None, class_names: Sequence[str] | None = None,
+            text: None | str | np.ndarray = None, **others: Any) -> FewShotClassifier:
+        """Learn from S images; without any, from `class_names` alone. Return self.
 
-        labels (S,): class names, or with `class_names` whole numbers, the places in it; classes without an image are
+        y (S,): labels: class names, or with `class_names` whole numbers, the places in it; classes without an image are
         then known by their text alone. class_names, text: see the class; these win over the constructor's.
-        Returns self.
-        Raises:
-            UserError: an image that cannot be read, a class name twice. ValueError: shapes that do not fit; numbers as
-                labels, without names for them; neither images nor names.
+
+        Raise UserError if an image cannot be read; ValueError if shapes do not fit, labels are numbers without names,
+        or there are neither images nor names; TypeError if anything else is given, such as `sample_weight`.
         """
-        self._check_parameters(class_names)
-        class_names = self.class_names if class_names is None else class_names
+        if others:
+            raise TypeError(f"fit does not take {', '.join(others)}, but images, y, class_names and text; every shot "
+                            "counts alike")
+        self._check_parameters()
+        certain = class_names is not None
+        class_names = class_names if certain else self.class_names
         text = self.text if text is None else text
-        if images is None and labels is None:
-            return self._fit_names(class_names, text)
-        self.parts_, text = self._parts_of(images, text)
-        images = pictures_or_rows(side_by_side(images))
-        labels = _plain_labels(labels)
-        self._locate()
-        classes, names, numbers = _named(labels, class_names)
-        if names is None and text is None:
-            raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing to "
-                             "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
-        names = [str(label) for label in classes.tolist()] if names is None else names
-        prompts.require_different(names)
-        domains = self._domains_of(names)
-        rows = self._shots(images)
-        if len(rows) != len(labels):
-            raise ValueError(f"{len(rows)} images and {len(labels)} labels: as many are needed")
-        text = self._text_rows(text, names, domains, rows.shape[1])
+        with self._told():
+            if images is None and y is None:
+                return self._fit_names(class_names, text)
+            self.parts_, text = self._parts_of(images, text)
+            images = pictures_or_rows(side_by_side(images))
+            classes, names, numbers, order = named(plain_labels(y), class_names, certain)
+            if names is None and text is None:
+                raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing "
+                                 "to CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+            self._locate()
+            names = [str(label) for label in classes.tolist()] if names is None else names
+            domains = self._domains_of(names, order)
+            if isinstance(text, np.ndarray) and order is not None and len(text) == len(order):
+                text = text[order]
+            rows = self._shots(images)
+            if len(rows) != len(numbers):
+                raise ValueError(f"{len(rows)} images and {len(numbers)} labels: as many are needed")
+            paths = self._paths(images)
+            self._learn(rows, numbers, self._text_rows(text, names, domains, rows.shape[1]), names, domains, paths)
+            self.classes_ = classes
+            return self
+
+    def _learn(self, rows: np.ndarray, numbers: np.ndarray, text: np.ndarray, names: list[str], domains: list[str],
+               paths: list[str]) -> None:
+        """The pipeline on shots (S, D) of the classes `numbers` (S,); paths: of the shots, where they are files."""
+        source = self._source
         if self.parts_:
-            scale = joined_scale(self.parts_)
+            task = Task(rows, numbers, text, domain_indices(domains), joined_scale(self.parts_), self.parts_)
+        elif source is not None:
+            task = make_task(rows, numbers, text, domains, source)
         else:
-            scale = self._source.scale if self._source is not None else CLIP_SCALE
-        parts = self.parts_ or (self._source.parts if self._source is not None else ())
-        task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
-        paths = self._paths(images)
-        tuning = Tuning([])
-        if paths:
-            tuning = plan(self.tune, task, self._opened(), Path(), paths, self.augment, self.seed,
-                          prompts.plain_sentences(names, domains))
-        elif tune_names(self.tune) not in ([], ["auto"]):
-            raise ValueError("tuning a tower needs images as paths, not as features or pictures")
-        self.classes_, self.class_names_ = classes, names
-        self.pipeline_ = Pipeline(head_names(",".join(self.heads or [])), self.seed).fit(task, tuning=tuning)
+            task = Task(rows, numbers, text, domain_indices(domains), CLIP_SCALE)
+        tower = tower_of(self._opened(), Path(), paths, self.augment, self.seed,
+                         prompts.plain_sentences(names, domains)) if paths else None
+        self.class_names_ = names
+        self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
         self.n_features_in_ = task.text.shape[1]
-        return self
 
     @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
-        """(N, K) probabilities of each image by itself, in the order of `classes_`."""
-        return self._answers(images, "off").probs
+        """Return (N, K) probabilities of each image by itself, in the order of `classes_`."""
+        with self._told():
+            return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first.
@@ -184,16 +203,20 @@ class FewShotClassifier:
         """
         if top < 1:
             raise ValueError(f"top must be 1 or more, not {top}")
+        if isinstance(images, (list, tuple)) and not len(images):
+            self._require_fit()
+            return self._labels(np.zeros((0, len(self.classes_)), np.float32), top)
         return self._labels(self.predict_proba(images), top)
 
     @exclusive()
     def refine(self, images: Images) -> np.ndarray:
-        """(N, K) probabilities of the images as a set: what one image says helps with the others."""
-        return self._answers(images, "auto").final
+        """Return (N, K) probabilities of the images as a set: what one image says helps with the others."""
+        with self._told():
+            return self._answers(images, "auto").final
 
-    def score(self, images: Images, labels: Sequence) -> float:
-        """Mean accuracy, 0 to 1, as scikit-learn has it."""
-        return float((self.predict(images) == np.asarray(labels)).mean())
+    def score(self, images: Images, y: Sequence) -> float:
+        """Return the mean accuracy, 0 to 1, as scikit-learn has it."""
+        return float((self.predict(images) == np.asarray(y)).mean())
 
     def save(self, path: str | Path) -> None:
         """Writes everything that `load` needs, as one .npz of plain arrays."""
@@ -217,9 +240,8 @@ class FewShotClassifier:
         """
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        pipeline.seed = int(arrays["classifier/seed"])
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), heads=pipeline.bare_names, cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), methods=pipeline.methods, cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))
@@ -251,37 +273,38 @@ class FewShotClassifier:
             save_export(path, found, self.class_names_, encoder)
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
 
-    def _check_parameters(self, class_names: Sequence[str] | None) -> None:
+    def _check_parameters(self) -> None:
         """Complains before the work of what the constructor, which scikit-learn wants to take anything, was given."""
         for name, least in (("augment", 0), ("views", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}")
-        if not isinstance(self.tune, str):
-            raise ValueError(f"tune must be auto, off, or methods with commas between, not {self.tune!r}")
-        if isinstance(self.heads, str):
-            raise ValueError(f"heads must be a list of names, not the text {self.heads!r}")
-        for names in (class_names, self.class_names):
-            if isinstance(names, (str, dict)):
-                raise ValueError(f"class_names must be a list, one name a class, not {names!r}")
-        tune_names(self.tune)
+        if not isinstance(self.methods, (str, list, tuple)):
+            raise ValueError(f"methods must be a text or a list of names, not {self.methods!r}")
+        choose(self.methods)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """With `quiet`, progress and notes are left out while the block runs."""
+        before = console.quiet
+        console.quiet = before or self.quiet
+        try:
+            yield
+        finally:
+            console.quiet = before
 
     def _fit_names(self, class_names: Sequence[str] | None, text: None | str | np.ndarray
                    ) -> FewShotClassifier:
         """`fit` without any image."""
         if class_names is None or isinstance(text, str):
             raise ValueError("fit needs images with labels, or class_names that say what the classes are")
-        names = [str(name) for name in class_names]
-        prompts.require_different(names)
+        names = checked_names(class_names)
         self._locate()
+        self.parts_: tuple[Part, ...] = ()
         domains = self._domains_of(names)
-        rows = self._text_rows(text, names, domains, 0)
-        scale = self._source.scale if self._source is not None else CLIP_SCALE
-        parts = self._source.parts if self._source is not None else ()
-        task = Task(np.zeros((0, rows.shape[1])), [], rows, domain_indices(domains), scale, parts)
-        self.classes_, self.class_names_ = np.arange(len(names)), names
-        self.pipeline_ = Pipeline(seed=self.seed).fit(task)
-        self.n_features_in_ = task.text.shape[1]
+        text = self._text_rows(text, names, domains, 0)
+        self._learn(np.zeros((0, text.shape[1]), np.float32), np.zeros(0, np.int64), text, names, domains, [])
+        self.classes_ = np.arange(len(names))
         return self
 
     def _locate(self) -> None:
@@ -331,14 +354,16 @@ class FewShotClassifier:
             return np.ones((len(class_names), width), np.float32)
         return np.asarray(text)
 
-    def _domains_of(self, class_names: Sequence[str]) -> list[str]:
+    def _domains_of(self, class_names: Sequence[str], order: np.ndarray | None = None) -> list[str]:
+        """The domain of each class; order (K,): where the constructor's list has each of them."""
         if self.domains is None or self.domains is False:
             return domains_of(class_names) if self.domains is None else [""] * len(class_names)
         if self.domains is True:
             return [domain_of(name) for name in class_names]
         if isinstance(self.domains, str) or len(self.domains) != len(class_names):
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
-        return [str(domain) for domain in self.domains]
+        given = [str(domain) for domain in self.domains]
+        return given if order is None else [given[index] for index in order]
 
     @staticmethod
     def _paths(images: Images) -> list[str]:
@@ -352,13 +377,14 @@ class FewShotClassifier:
         self._require_fit()
         images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
-            if set(self.pipeline_.tuned_) & set(self.pipeline_.ensemble_.names_):
-                warn(f"features tell {', '.join(self.pipeline_.tuned_)} nothing: the heads answer alone; give images")
+            if self.pipeline_.asks_images:
+                warn(f"{', '.join(self.pipeline_.asks_images)} need images; the methods on features answer alone")
             return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
         with as_files(images) as paths:
             rows = self._encoded(paths, images, "image to classify")
-            under = tuned_rows(self._opened(), Path(), paths, self.views) if self.pipeline_.tuned_ else None
-            return self.pipeline_.answer(rows, refine, under)
+            if not self.pipeline_.asks_images:
+                return self.pipeline_.answer(rows, refine)
+            return self.pipeline_.answer(queries_of(self._opened(), Path(), paths, rows, self.views), refine)
 
     def _shots(self, images: Images) -> np.ndarray:
         """Rows (S, D) of what is learned from."""
@@ -403,7 +429,7 @@ class FewShotClassifier:
 
     def _require_fit(self) -> None:
         if not hasattr(self, "pipeline_"):
-            raise _sklearns("NotFittedError", ValueError)(
+            raise sklearns("NotFittedError", ValueError)(
                 f"This {type(self).__name__} instance is not fitted yet: call fit before predict")
 
 
@@ -426,11 +452,6 @@ def side_by_side(images: Any) -> Any:
     return joined(images)
 
 
-def _sklearns(name: str, otherwise: Any) -> Any:
-    """One of scikit-learn's exceptions; whoever catches it has imported it."""
-    return getattr(sys.modules.get("sklearn.exceptions"), name, otherwise)
-
-
 def _parameters() -> list[str]:
     return [name for name in inspect.signature(FewShotClassifier.__init__).parameters if name != "self"]
 
@@ -442,50 +463,3 @@ def _name(picture: Any, index: int) -> str:
 def _digests_of(source: Source) -> list[str]:
     """Of each encoder's checkpoint."""
     return [one.get("weights_digest", "") for one in encoders_of(source.record())]
-
-
-def _named(labels: np.ndarray,
-           class_names: Sequence[str] | None) -> tuple[np.ndarray, list[str] | None, np.ndarray]:
-    """classes (K,), their names (K,), and each label's place (S,); no names where the labels are numbers.
-
-    Raises:
-        ValueError: labels that are no classes, or none of `class_names`.
-    """
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("Input y contains NaN or infinity: labels are names or whole numbers")
-    if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():
-        raise ValueError("Unknown label type: continuous. Labels are names or whole numbers")
-    if class_names is None:
-        classes, numbers = np.unique(labels, return_inverse=True)
-        return classes, classes.tolist() if classes.dtype.kind == "U" else None, numbers.reshape(-1)
-    names = [str(name) for name in class_names]
-    if labels.dtype.kind == "U":
-        place = {name: number for number, name in enumerate(names)}
-        foreign = [label for label in labels.tolist() if label not in place]
-        if foreign:
-            raise ValueError(f"the label {foreign[0]!r} is none of the class_names")
-        return np.array(names), names, np.array([place[label] for label in labels.tolist()], np.int64)
-    if labels.dtype.kind not in "iufb":
-        raise ValueError("with class_names, labels are whole numbers, the classes' places in it, or names of it")
-    return np.arange(len(names)), names, labels.astype(np.int64)
-
-
-def _plain_labels(labels: Sequence) -> np.ndarray:
-    """Labels as an array that an .npz can hold: pandas and lists of Python objects come as objects.
-
-    Raises:
-        ValueError: labels of several kinds, or of none that can be sorted and saved.
-    """
-    if labels is None:
-        raise ValueError("This classifier requires y to be passed, but the target y is None: give labels")
-    given = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)
-    labels = np.array(given)
-    if labels.dtype == object or (labels.dtype.kind == "U" and not all(isinstance(label, str) for label in given)):
-        raise ValueError("labels must all be of one kind: texts, or numbers")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        warnings.warn("A column-vector y was passed when a 1d array was expected; it is taken as one",
-                      _sklearns("DataConversionWarning", UserWarning))
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise ValueError(f"labels must be one axis, not of shape {labels.shape}")
-    return labels

@@ -1,6 +1,7 @@
 """Every default stands here, once; the command-line flags and the TOML keys are made from it.
 
-A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
+A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`). A command's settings are one of
+these classes: cli/commands.py.
 """
 
 from __future__ import annotations
@@ -15,28 +16,42 @@ Config = TypeVar("Config")
 DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 
-def option(default: Any, help: str, group: str, choices: Sequence[str] | None = None,
-           metavar: str | None = None, low: int | None = None, implies: str = "") -> Any:
-    """A field with what its flag needs: `low` is the least value that makes sense; `implies` a switch it turns on.
+def option(default: Any, help: str, group: str, choices: Sequence[str] | None = None, metavar: str | None = None,
+           low: int | None = None, implies: str = "", needed: bool = False, count: int = 0) -> Any:
+    """Return a field with what its flag needs.
 
-    A default that is a tuple of texts: the flag may be given several times.
+    A default that is a tuple of texts: the flag may be given several times; with `count`, it takes so many texts.
+    low: the least value that makes sense. implies: a switch that it turns on. needed: it has no default. In the group
+    "arguments" it is no flag but stands by itself, in the order of the fields.
     """
     return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low,
-                                                implies=implies))
+                                                implies=implies, needed=needed, count=count))
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class CommandConfig:
     """What every command takes."""
 
+    verbose: bool = option(False, "show Jittor's own log and full error traces", "machine")
+
+
+@dataclass(frozen=True)
+class DeviceConfig(CommandConfig):
+    """What every command takes that starts Jittor."""
+
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
+    quiet: bool = option(False, "print results and warnings alone", "machine")
+
+
+@dataclass(frozen=True)
+class MachineConfig(DeviceConfig):
+    """What every command takes that encodes images."""
+
     precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
     batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
     workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
-    quiet: bool = option(False, "print results and warnings alone", "machine")
-    verbose: bool = option(False, "show Jittor's own log and full error traces", "machine")
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -70,18 +85,17 @@ class SourceConfig(MachineConfig):
                                              "features", metavar="FILE")
     augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
-    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, visdesc, both",
-                             "features", ("both", "seeds", "templates", "openai80", "descriptions", "visdesc"), "SET")
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
     descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
     names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
     templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
     select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
     pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    heads: str = option("", "empty for the ten that gain from each other; all for every one (twice the time); fast for "
-                        "those without training (a tenth of it, up to 0.2 points less); or names with commas", "method",
-                        metavar="LIST")
-    tune: str = option("auto", "methods that tune CLIP's towers: auto, off or a list", "method", metavar="LIST")
+    methods: str = option("auto", "auto: the default methods that the data and the time allow; fast: those without "
+                          "training (a tenth of the time, up to 0.2 points less); all; or names with commas",
+                          "method", metavar="LIST")
     runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
     name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
 
@@ -103,7 +117,6 @@ class TrainConfig(SourceConfig):
     support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
     unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
     transductive: bool = option(False, "the test images too, without labels", "shots")
-    label_free: str = option("", "who learns from them: upl,lafter_text,clip_pr", "method", metavar="LIST")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 
@@ -111,6 +124,7 @@ class TrainConfig(SourceConfig):
 class ValidateConfig(SourceConfig):
     """python -m jclip_fewshot validate"""
 
+    run: str = option("", "take the settings of a run's folder", "run", metavar="DIR")
     shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
     seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
     per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
@@ -119,7 +133,19 @@ class ValidateConfig(SourceConfig):
 
 
 @dataclass(frozen=True)
-class TestConfig(MachineConfig):
+class MovedConfig(MachineConfig):
+    """Where what a run was trained with lies now: commands that open a run and encode."""
+
+    model: tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
+                                    "features", metavar="FILE")
+    weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
+    features: tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
+                                       metavar="FILE")
+    features_extra: tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class TestConfig(MovedConfig):
     """test.py: settings of the method come from the run, not from flags."""
 
     __test__ = False  # pytest: no test class
@@ -132,12 +158,6 @@ class TestConfig(MachineConfig):
     demo: bool = option(False, "the built-in small contest's newest run", "data")
     demo_seed: int = option(DEMO_SEED, "the one of seed N; turns --demo on", "data", metavar="N", low=0,
                             implies="demo")
-    model: tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
-                                    "features", metavar="FILE")
-    weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
-    features: tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
-                                       metavar="FILE")
-    features_extra: tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
     views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
                         low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
@@ -145,43 +165,152 @@ class TestConfig(MachineConfig):
                          metavar="FILE")
 
 
-def checked(config: type[Config], values: dict[str, Any]) -> Config:
-    """Settings from `values`, each checked for type, choice and range.
+@dataclass(frozen=True)
+class PredictConfig(MovedConfig):
+    """python -m jclip_fewshot predict"""
 
-    Raises:
-        UserError: naming the key and what it takes.
+    run: str = option("", "a run's folder, or a classifier that Python saved", "arguments", metavar="RUN", needed=True)
+    images: tuple[str, ...] = option((), "files, folders, patterns like 'a/*.jpg'; - reads names from standard input",
+                                     "arguments", metavar="IMAGE", needed=True)
+    top: int = option(5, "classes a picture, best first", "output", metavar="N", low=1)
+    json: bool = option(False, "a JSON object a line", "output")
+    csv: bool = option(False, "comma-separated, with a header", "output")
+    refine: bool = option(False, "answer all pictures together, as test.py does", "method")
+    views: int = option(1, "views averaged a picture, as test.py's", "features", metavar="V", low=1)
+    reject: float = option(0.0, "say (none of these) where no class has a probability of P, 0 to 1", "output",
+                           metavar="P", low=0)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(DeviceConfig):
+    """python -m jclip_fewshot evaluate"""
+
+    suite: str = option("", "train_x, train_y, test_x, test_y, text, classes", "data", metavar="FILE.npz", needed=True)
+    methods: str = option("auto", "auto (train.py's), fast, all, or names with commas", "method", metavar="LIST")
+    shots: int = option(-1, "shots a class, drawn by the seed; 0: class names alone; -1: all that the suite has",
+                        "shots", metavar="N", low=-1)
+    seed: int = option(0, "of the shots' draw, of training and of the tasks", "shots", metavar="N", low=0)
+    seeds: int = option(1, "repeat with N seeds from --seed on: mean and spread", "shots", metavar="N", low=1)
+    bootstrap: int = option(0, "95 % interval of top-1 from N samples of the test rows, or of the tasks", "output",
+                            metavar="N", low=0)
+    compare: str = option("", "paired comparison with another --json", "output", metavar="OTHER.json")
+    json: str = option("", "write the numbers there", "output", metavar="OUT")
+    tasks: int = option(0, "N tasks of few classes instead of all rows", "data", metavar="N", low=0)
+    task_classes: int = option(5, "classes a task", "data", metavar="N", low=1)
+    task_queries: int = option(75, "test rows a task, at most", "data", metavar="N", low=1)
+
+
+@dataclass(frozen=True)
+class ExportConfig(DeviceConfig):
+    """python -m jclip_fewshot export"""
+
+    run: str = option("", "a run's folder", "arguments", metavar="RUN", needed=True)
+    target: str = option("", "a file that ends in .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
+    uint8: bool = option(False, "the .onnx takes pixels as Pillow has them", "output")
+    model: tuple[str, ...] = option((), "where the run's checkpoint lies now, for .onnx", "features", metavar="FILE")
+    weights: str = option("", "where the run's released checkpoint lies now, for .onnx", "features", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class ReportConfig(CommandConfig):
+    """python -m jclip_fewshot report"""
+
+    run: str = option("", "a run's folder; empty for the newest", "arguments", metavar="RUN")
+    runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
+    split: str = option("", "the test set; empty for the one that was answered last", "data", metavar="A|B|DIR")
+    out: str = option("", "where to write; empty for the folder report in the run's", "output", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class RunsConfig(CommandConfig):
+    """python -m jclip_fewshot runs"""
+
+    runs: str = option("runs", "where runs lie", "run", metavar="DIR")
+    compare: tuple[str, ...] = option((), "answers of two runs to the same test set", "run", metavar="RUN", count=2)
+    split: str = option("", "the test set; empty for one that both have answered", "data", metavar="A|B|DIR")
+
+
+@dataclass(frozen=True)
+class CheckConfig(CommandConfig):
+    """python -m jclip_fewshot check"""
+
+    result: str = option("", "a submission, .txt or the .zip around it", "arguments", metavar="result.txt", needed=True)
+    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
+    split: str = option("", "a test set, or a folder in the data folder; empty for A, or test of a plain tree", "data",
+                        metavar="A|B|DIR")
+
+
+@dataclass(frozen=True)
+class ConvertConfig(CommandConfig):
+    """python -m jclip_fewshot convert"""
+
+    source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
+                         needed=True)
+    target: str = option("", "OUT.safetensors; without an ending a folder, for ONNX", "arguments", metavar="OUT",
+                         needed=True)
+
+
+@dataclass(frozen=True)
+class CacheConfig(CommandConfig):
+    """python -m jclip_fewshot cache"""
+
+    size: bool = option(False, "print its size", "run")
+    clear: bool = option(False, "delete all that it keeps; it fills again by itself", "run")
+    cache: str = option(".cache", "its folder", "run", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class DoctorConfig(DeviceConfig):
+    """python -m jclip_fewshot doctor"""
+
+    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
+                                    "features", metavar="NAME")
+    weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")
+    deep: bool = option(False, "read all of the checkpoint and compare its digest", "features")
+
+
+def checked(config: type[Config], values: dict[str, Any]) -> Config:
+    """Return settings from `values`, each checked for type, choice and range.
+
+    Raise UserError that names the flag and what it takes.
     """
     known = {f.name: f for f in fields(config)}
+    found = {}
     for name, value in values.items():
         if name not in known:
             raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
-        f = known[name]
-        flag = "--" + name.replace("_", "-")
-        if isinstance(f.default, tuple):
-            values = {**values, name: _several(flag, value)}
-            continue
-        if type(value) is not type(f.default):
-            raise UserError(f"{flag} takes {_KINDS[type(f.default)]}, not {_brief(value)}")
-        if isinstance(value, str) and "\0" in value:
+        default, about, flag = known[name].default, known[name].metadata, flag_of(name)
+        if isinstance(default, tuple):
+            value = found[name] = _several(flag, value)
+            twice = [one for one in value if about["group"] == "features" and value.count(one) > 1]
+            if twice:
+                raise UserError(f"{flag} {twice[0]} is given twice; each encoder counts once")
+        elif isinstance(default, float) and type(value) is int:
+            value = found[name] = float(value)
+        else:
+            found[name] = value
+            if type(value) is not type(default):
+                raise UserError(f"{flag} takes {_KINDS[type(default)]}, not {_brief(value)}")
+        if any("\0" in text for text in (value if isinstance(value, tuple) else [value]) if isinstance(text, str)):
             raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(value)}")
-        choices, low = f.metadata["choices"], f.metadata["low"]
-        if choices and value not in choices:
-            raise UserError(f"{flag} takes {', '.join(c for c in choices if c)}, not {_brief(value)}")
-        if low is not None and not low <= value < 2**31:
-            raise UserError(f"{flag} takes a number from {low} up, not {_brief(value)}")
-    return config(**values)
+        if about["choices"] and value not in about["choices"]:
+            raise UserError(f"{flag} takes {', '.join(about['choices'])}, not {_brief(value)}")
+        if about["low"] is not None and not about["low"] <= value < 2**31:
+            raise UserError(f"{flag} takes a number from {about['low']} up, not {_brief(value)}")
+    return config(**found)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field."""
+    return "--" + name.replace("_", "-")
 
 
 def _several(flag: str, value: Any) -> tuple[str, ...]:
-    """One text, or a list of different ones, as a tuple."""
+    """One text, or a list of texts, as a tuple."""
     found = (value,) if isinstance(value, str) and value else value
     if not isinstance(found, (str, list, tuple)) or not all(isinstance(one, str) and one for one in found):
         raise UserError(f"{flag} takes text, or a list of texts, not {_brief(value)}")
-    for one in found:
-        if "\0" in one:
-            raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(one)}")
-        if found.count(one) > 1:
-            raise UserError(f"{flag} {one} is given twice; each encoder counts once")
     return tuple(found)
 
 

@@ -18,8 +18,7 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.methods.rows import HEADS
-from jclip_fewshot.pipeline import OnFit, Pipeline, make_head
+from jclip_fewshot.pipeline import OnFit, Pipeline
 from jclip_fewshot.storage.arrays import save_arrays
 
 if TYPE_CHECKING:
@@ -53,14 +52,11 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
     if task.parts:
         raise UserError(f"only what one encoder has learned can be exported, not that of "
                         f"{', '.join(part.name for part in task.parts)} together; train with one --model")
-    forms = linear_forms({name: head.logits for name, head in pipeline.heads_.items()}, task)
+    forms = linear_forms({name: method.logits for name, method in pipeline.methods_.items()
+                          if not method.asks_images}, task)
     held_out: dict[str, np.ndarray] = {}
     for name in forms:
-        head = pipeline.heads_[name]
-        if not hasattr(head, "task_"):
-            trained_on_shots = name in HEADS  # what has learned without labels keeps what it learned
-            head = (make_head(name, pipeline.seed) if trained_on_shots else head).fit(task)
-        held_out[name] = head.held_out_logits()
+        held_out[name] = pipeline.methods_[name].fitted_again(task, pipeline.seed).held_out_logits()
         on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)
     usable = task.can_be_left_out

@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
 
-from jclip_fewshot.config import TestConfig, TrainConfig, ValidateConfig
+from jclip_fewshot.config import Config, TestConfig, TrainConfig, ValidateConfig, checked
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.several import encoders_of
 
 Percent = Annotated[float, Meta(ge=0, le=100.0001)]  # a weighted mean may be rounded up
@@ -23,6 +24,14 @@ Positive = Annotated[int, Meta(ge=1)]
 # a path below the data folder: relative, without a part ".."
 PATTERN = r"\A(?!/)(?!(.*[/\\])?\.\.([/\\]|\Z))[^\0]*\Z"
 PathInside = Annotated[str, Meta(min_length=1, max_length=4000, pattern=PATTERN)]
+
+
+def _sound(config: Config) -> Config:
+    """Settings with their choices and ranges checked, which msgspec does not know."""
+    try:
+        return checked(type(config), {f.name: getattr(config, f.name) for f in fields(config)})
+    except UserError as error:
+        raise ValueError(f"config: {error}") from None
 
 
 class Shots(Struct, kw_only=True):
@@ -39,7 +48,7 @@ class Record(Struct, kw_only=True):
     """How a run was trained, from what, and what its methods chose.
 
     encoder: what the source's `record` said. settings: {method: what it chose on the shots}. histories: {method: an
-    object an epoch}. seconds: of each stage, and of each method under "head NAME".
+    object an epoch}. seconds: of each stage, and of each method under "method NAME".
     """
 
     command: str
@@ -58,7 +67,7 @@ class Record(Struct, kw_only=True):
     seconds: dict[str, Seconds]
 
     def __post_init__(self) -> None:
-        self.config = replace(self.config)  # msgspec leaves defaults out of the instance's __dict__
+        self.config = _sound(self.config)
         classes, files, labels = len(self.classes), len(self.shots.files), self.shots.labels
         if len(self.domains) != classes or len(labels) != files or any(label >= classes for label in labels):
             raise ValueError("classes, domains and shots do not fit each other")
@@ -84,6 +93,11 @@ class HeldOut(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.top1:.1f} ± {self.error:.1f}"
+
+    def sentence(self) -> str:
+        """Return it with what it stands for."""
+        return (f"held-out top-1: {self} ({self.count} shots, each answered by what the others teach; "
+                "± one standard error)")
 
 
 class Score(TypedDict):
@@ -113,7 +127,7 @@ class TestRecord(Struct, kw_only=True):
     seconds: dict[str, Seconds]
 
     def __post_init__(self) -> None:
-        self.config = replace(self.config)
+        self.config = _sound(self.config)
 
 
 class Row(TypedDict):
@@ -136,11 +150,9 @@ class Validation(Struct, kw_only=True):
     n: Positive
     k: Positive
     curve: Annotated[dict[Positive, Annotated[dict[str, Row], Meta(min_length=1)]], Meta(min_length=1)]
-    held_out: list[str] = []
-    same_shots: list[int] = []
 
     def __post_init__(self) -> None:
-        self.config = replace(self.config)
+        self.config = _sound(self.config)
         if not set.intersection(*map(set, self.curve.values())):
             raise ValueError("the numbers of shots of the curve have no method in common")
         if any(len(row["top1"]) != len(row["top5"]) for methods in self.curve.values() for row in methods.values()):

@@ -10,6 +10,7 @@ from typing import Any
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell
 from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.methods.plan import GROUPS, OF
 from jclip_fewshot.run import SHOTS, Run
 
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
@@ -22,14 +23,14 @@ def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """Return the settings and shots of the run that `--from-run` names, overridden by flags given explicitly.
 
     A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
-    `settings`; "auto" means what that run took: its precision and, where nothing else is given, its tuned members.
+    `settings`; "auto" means what that run took: its precision and, where nothing else is given, its methods.
     Raise UserError if there is no such run.
     """
     run = Run.open(settings.from_run, "--from-run")
     values, changed = _taken(run, settings, given)
-    if not changed and values["tune"] == "auto":
-        tuned = [name for name, chosen in run.record.settings.items() if "in_ensemble" in chosen]
-        values["tune"] = ",".join(tuned) or "off"
+    if not changed and set(values["methods"].split(",")) & set(GROUPS):
+        values["methods"] = ",".join(dict.fromkeys(name.partition(OF)[0] for name in run.record.settings
+                                                   if name != "ensemble"))
     values.update(changed)
     if not any(name in changed for name in DRAW):
         values["shot_list"] = str(run.folder / SHOTS) if values["shots"] or values["shot_list"] else ""

@@ -45,14 +45,16 @@ class Run:
     record: Record
 
     @classmethod
-    def open(cls, folder: str | Path, flag: str = "--run") -> Run:
-        """Return the run in `folder`; flag: what named it, for the message.
+    def open(cls, folder: str | Path, flag: str = "--run", runs: str | Path = "runs") -> Run:
+        """Return the run in `folder`, or of that name under `runs`; flag: what named it, for the message.
 
         Raise UserError if there is none, or its record is damaged.
         """
-        folder = Path(folder)
+        given, folder = folder, Path(folder)
+        if not folder.exists() and folder.name == str(folder):
+            folder = Path(runs, folder)
         if not (folder / RECORD).is_file():
-            raise UserError(f"{flag} {folder}: no finished run there ({RECORD} is missing); {next_command('train')} "
+            raise UserError(f"{flag} {given}: no finished run there ({RECORD} is missing); {next_command('train')} "
                             "makes one")
         return cls(folder, read_json(folder / RECORD, Record, "train again"))
 
@@ -78,7 +80,7 @@ class Run:
         Raise UserError if there is none.
         """
         if folder:
-            return cls.open(folder)
+            return cls.open(folder, runs=runs)
         found = [run for run in cls.all(runs) if run.record.config.demo == demo
                  and (not demo or demo_seed in (None, run.record.config.demo_seed))]
         newest = {run.board: run for run in reversed(found)}  # of each board
@@ -103,7 +105,7 @@ class Run:
         folder = new_folder(runs, name, record.config.board)
         try:
             write_shot_list(folder / SHOTS, shots)
-            save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.alpha_beta()})
+            save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.report_arrays()})
             write_json(folder / RECORD, record)
         except BaseException as error:
             for part in (RECORD, MODEL, SHOTS):

@@ -30,8 +30,7 @@ class Part(NamedTuple):
 class Task:
     """What a head may learn from. Rows may come in float16: they are upcast and normalised again.
 
-    A class may have no shot, and counts may differ; S may be 0. keep_lengths: text rows stay as long as they are,
-    which makes a class's score the mean of its sentences' scores (VisDesc).
+    A class may have no shot, and counts may differ; S may be 0.
 
     With several encoders a row is theirs side by side (`joined`), each as long as the others, and `parts` names them;
     the first one has text. Text columns of an encoder without text are zero. Zero-shot logits are then the mean of
@@ -45,10 +44,9 @@ class Task:
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
     parts: tuple[Part, ...] = ()  # of several encoders; empty for one
     evidence_from: int = 0  # columns before it are for zero-shot logits alone: see `of`
-    keep_lengths: bool = False
 
     def __post_init__(self):
-        text = np.asarray(self.text, np.float32) if self.keep_lengths else unit_rows(self.text)
+        text = unit_rows(self.text)
         features = np.asarray(self.features, np.float32)
         features = unit_rows(features.reshape(-1, text.shape[1]) if features.size == 0 else features)
         labels = np.asarray(self.labels, np.int64).reshape(-1)
@@ -107,10 +105,7 @@ class Task:
         part, columns = self._part(name), self.columns(name)
         first = self.parts[0]
         scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
-        text = self.text[:, columns]
-        if self.keep_lengths:  # joined text rows are shorter by the root of how many encoders have text
-            text = text * np.float32(np.sqrt(sum(part.has_text for part in self.parts)))
-        return replace(self, features=self.features[:, columns], text=text, scale=float(scale),
+        return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
                        parts=(), evidence_from=evidence_from)
 
     def columns(self, name: str) -> np.ndarray:

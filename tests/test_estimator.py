@@ -12,10 +12,6 @@ from jclip_fewshot.clip.download import weights_folder
 from jclip_fewshot.features.pictures import as_files, pictures_or_rows
 
 NAMES = list("abcdef")
-# scikit-learn's checks that do not apply; docs/classifier.md says why
-NOT_APPLICABLE = {
-    "check_fit_score_takes_y": "the second argument is called labels",
-    "check_n_features_in_after_fitting": "score is called with y=, which is called labels here"}
 
 
 def unit(rows):
@@ -31,14 +27,14 @@ def task():
 
 
 def classifier(text, **more):
-    return FewShotClassifier(**{**dict(class_names=NAMES, text=text, heads=["gda"], cache=None), **more})
+    return FewShotClassifier(**{**dict(class_names=NAMES, text=text, methods=["gda"], cache=None), **more})
 
 
 def test_parameters_are_the_constructors(task):
     text = task[0]
     ours = classifier(text)
     assert ours.get_params()["text"] is text and set(vars(ours)) == set(ours.get_params())
-    assert ours.set_params(seed=3, heads=None) is ours and ours.seed == 3 and ours.heads is None
+    assert ours.set_params(seed=3, methods="fast") is ours and ours.seed == 3 and ours.methods == "fast"
     with pytest.raises(ValueError, match="'sed'"):
         ours.set_params(sed=3)
 
@@ -54,9 +50,9 @@ def test_pickled_after_fit(task):
 def test_numbers_say_nothing_to_clip(task):
     text, rows, labels = task
     with pytest.raises(ValueError, match="give class_names"):
-        FewShotClassifier(heads=["gda"]).fit(rows, labels)
+        FewShotClassifier(methods=["gda"]).fit(rows, labels)
     with pytest.raises(ValueError, match="give class_names"):
-        FewShotClassifier(heads=["gda"]).fit(["a.jpg", "b.jpg"], [0, 1])
+        FewShotClassifier(methods=["gda"]).fit(["a.jpg", "b.jpg"], [0, 1])
     named = classifier(text).fit(rows, np.array(NAMES)[labels])
     assert named.classes_.tolist() == NAMES and (named.predict(rows[:1]) == "a").all()
     with pytest.raises(ValueError, match="'z' is none of the class_names"):
@@ -146,9 +142,8 @@ def test_the_checkpoints_folder_is_the_same_everywhere(task, tmp_path, monkeypat
 def test_scikit_learns_own_checks(task):
     pytest.importorskip("sklearn", minversion="1.6")
     from sklearn.utils.estimator_checks import check_estimator
-    results = check_estimator(classifier("none", class_names=None), expected_failed_checks=NOT_APPLICABLE, on_skip=None)
-    failed = {result["check_name"] for result in results if result["status"] == "xfail"}
-    assert failed == set(NOT_APPLICABLE) and sum(result["status"] == "passed" for result in results) > 40
+    results = check_estimator(classifier("none", class_names=None), on_skip=None)
+    assert sum(result["status"] == "passed" for result in results) > 40
 
 
 def test_scikit_learns_tools(task):
@@ -159,15 +154,57 @@ def test_scikit_learns_tools(task):
     from sklearn.utils.validation import check_is_fitted
     text, rows, labels = task
     ours = classifier(text)
-    assert is_classifier(ours) and clone(ours).get_params()["heads"] == ["gda"]
+    assert is_classifier(ours) and clone(ours).get_params()["methods"] == ["gda"]
     with pytest.raises(NotFittedError):
         check_is_fitted(ours)
     with pytest.raises(NotFittedError):
         ours.predict(rows)
     assert cross_val_score(ours, rows, labels, cv=3).min() > 0.5
-    search = GridSearchCV(ours, {"heads": [["gda"], ["gda", "tip_adapter"]]}, cv=2).fit(rows, labels)
+    search = GridSearchCV(ours, {"methods": [["gda"], ["gda", "tip_adapter"]]}, cv=2).fit(rows, labels)
     check_is_fitted(search.best_estimator_)
-    assert search.score(rows, labels) > 0.6 and len(search.best_params_["heads"]) in (1, 2)
+    assert search.score(rows, labels) > 0.6 and len(search.best_params_["methods"]) in (1, 2)
+
+
+def test_classes_are_sorted_whatever_the_order_of_class_names(task):
+    """scikit-learn's metrics and ensembles read the columns of probabilities in sorted order."""
+    text, rows, labels = task
+    order = np.array([3, 0, 5, 1, 4, 2])
+    names = [NAMES[index] for index in order]  # not in alphabetical order
+    by_name = FewShotClassifier(methods=["gda"], class_names=names, text=text[order], cache=None)
+    by_name.fit(rows[::2], np.array(NAMES)[labels[::2]])
+    assert by_name.classes_.tolist() == by_name.class_names_ == NAMES
+    sorted_names = classifier(text).fit(rows[::2], np.array(NAMES)[labels[::2]])
+    np.testing.assert_allclose(by_name.predict_proba(rows), sorted_names.predict_proba(rows), atol=1e-5)
+    assert (by_name.score(rows, y=np.array(NAMES)[labels])) > 0.8
+    with pytest.raises(ValueError, match="not in sorted order"):  # as VotingClassifier's numbers of sorted names
+        by_name.fit(rows, labels)
+    places = FewShotClassifier(methods=["gda"], text=text[order], cache=None).fit(
+        rows, np.argsort(order)[labels], class_names=names)
+    assert (places.predict(rows) == np.argsort(order)[labels]).mean() > 0.8
+
+
+def test_scikit_learns_metrics_read_the_right_columns(task):
+    pytest.importorskip("sklearn", minversion="1.2")
+    from sklearn.ensemble import VotingClassifier
+    from sklearn.metrics import log_loss, roc_auc_score
+    text, rows, labels = task
+    order = np.array([3, 0, 5, 1, 4, 2])
+    truth = np.array(NAMES)[labels]
+    ours = FewShotClassifier(methods=["gda"], class_names=[NAMES[index] for index in order],
+                             text=text[order], cache=None)
+    probs = ours.fit(rows[::2], truth[::2]).predict_proba(rows[1::2])
+    assert log_loss(truth[1::2], probs) < 1 and roc_auc_score(truth[1::2], probs, multi_class="ovr") > 0.9
+    voting = VotingClassifier([("a", classifier(text)), ("b", classifier(text, seed=1))], voting="soft")
+    assert voting.fit(rows[::2], truth[::2]).score(rows[1::2], truth[1::2]) > 0.8
+
+
+def test_what_fit_does_not_take_is_named_and_repr_says_the_parameters(task):
+    text, rows, labels = task
+    ours = classifier("none", class_names=None, seed=4)
+    with pytest.raises(TypeError, match="sample_weight"):
+        ours.fit(rows, labels, sample_weight=np.ones(len(rows)))
+    assert repr(ours) == "FewShotClassifier(text='none', methods=['gda'], seed=4, cache=None)"
+    assert len(ours.fit(rows, labels).predict([])) == 0
 
 
 def test_joblib_after_fit(task, tmp_path):

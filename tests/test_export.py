@@ -46,9 +46,9 @@ def documented(folder):
 
 def pool_of(pipeline, names, rows):
     """The ensemble of these heads alone, fitted as any ensemble is."""
-    held_out = {name: pipeline.heads_[name].held_out_logits() for name in names}
+    held_out = {name: pipeline.methods_[name].held_out_logits() for name in names}
     ensemble = Ensemble().fit(held_out, pipeline.task_)
-    return ensemble.probs({name: pipeline.heads_[name].logits(rows) for name in names}), ensemble
+    return ensemble.probs({name: pipeline.methods_[name].logits(rows) for name in names}), ensemble
 
 
 @pytest.mark.parametrize("shots", [
@@ -88,7 +88,7 @@ def test_linearity_is_found_by_asking():
     assert linear_form(lambda x: np.maximum(x @ weight.T, 0), rows) is None
     assert linear_form(lambda x: (x @ weight.T) ** 2, rows) is None  # nothing at the ends of the axes betrays its sign
     pipeline, _ = drawn([4] * CLASSES)
-    assert list(linear_forms({name: head.logits for name, head in pipeline.heads_.items()}, pipeline.task_)) == LINEAR
+    assert list(linear_forms({name: head.logits for name, head in pipeline.methods_.items()}, pipeline.task_)) == LINEAR
 
 
 def test_safetensors_hold_the_same_and_texts_as_metadata(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jclip_fewshot.methods.towers.plan import Tuning
+from jclip_fewshot.methods.plan import Tuning
 from jclip_fewshot.pipeline import CHECK_HEADS, Pipeline
 from jclip_fewshot.task import Task, joined
 from tests.test_several_encoders import FIRST, LABELS, QUICK, SECOND, task_of
@@ -29,7 +29,7 @@ class Tells:
 def test_the_check_asks_the_heads_alone_where_a_member_has_a_say():
     member = Tells()
     pipeline = Pipeline(list(CHECK_HEADS)).fit(Task(FIRST[1], LABELS, FIRST[0]), tuning=Tuning([member]))
-    assert member.settings_["in_ensemble"] and pipeline.check_ensemble_ is pipeline.frozen_ensemble_
+    assert member.settings_["in_ensemble"] and pipeline.check_ensemble_ is pipeline.rows_ensemble_
     answers = pipeline.answer(FIRST[2], "on", lambda _: SECOND[2])
     assert np.allclose(answers.final.sum(axis=1), 1, atol=1e-4)
     decision = answers.refinement.record()["decisions"]["features"]
@@ -66,7 +66,7 @@ class Guesses(Tells):
 
 def test_a_member_without_weight_is_asked_for_a_table_alone():
     pipeline = Pipeline(QUICK).fit(Task(FIRST[1], LABELS, FIRST[0]), tuning=Tuning([Tells(), Guesses()]))
-    assert [pipeline.tuned_[name].settings_["in_ensemble"] for name in ("tells", "guesses")] == [True, False]
+    assert [pipeline.methods_[name].settings_["in_ensemble"] for name in ("tells", "guesses")] == [True, False]
     asked = []
 
     def rows_under(member):

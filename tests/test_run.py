@@ -28,7 +28,7 @@ class Pipe:
     def state(self):
         return {"x": np.zeros(3)}
 
-    def alpha_beta(self):
+    def report_arrays(self):
         return {}
 
 
@@ -212,29 +212,27 @@ def test_the_submission_and_its_copy(tmp_path, capsys):
 
 
 def test_given_flags_win_over_the_repeated_run_and_are_listed(tmp_path, capsys):
-    folder = str(finished(tmp_path, "base", heads="tip_adapter", seed=3, shots=2, data=str(tmp_path)).folder)
+    folder = str(finished(tmp_path, "base", methods="tip_adapter", seed=3, shots=2, data=str(tmp_path)).folder)
     settings = TrainConfig(from_run=folder)
     same = repeated(settings, {"from_run": folder})
-    assert (same.heads, same.seed, same.shot_list) == ("tip_adapter", 3, f"{folder}/shots.txt")
+    assert (same.methods, same.seed, same.shot_list) == ("tip_adapter", 3, f"{folder}/shots.txt")
     assert capsys.readouterr().err == ""
-    other = repeated(settings, {"from_run": folder, "heads": "gda"})
-    assert (other.heads, other.seed, other.shot_list) == ("gda", 3, f"{folder}/shots.txt")
-    assert "but --heads gda" in capsys.readouterr().err
+    other = repeated(settings, {"from_run": folder, "methods": "gda"})
+    assert (other.methods, other.seed, other.shot_list) == ("gda", 3, f"{folder}/shots.txt")
+    assert "but --methods gda" in capsys.readouterr().err
     drawn = repeated(settings, {"from_run": folder, "shots": 8})
-    assert (drawn.shots, drawn.shot_list, drawn.heads) == (8, "", "tip_adapter")  # drawn anew, or 8 would be ignored
+    assert (drawn.shots, drawn.shot_list, drawn.methods) == (8, "", "tip_adapter")  # drawn anew, or 8 would be ignored
 
 
-def test_a_repeated_run_takes_the_precision_and_the_members_that_auto_took_then(tmp_path):
+def test_a_repeated_run_takes_the_precision_and_the_methods_that_auto_took_then(tmp_path):
     record = {**RECORD, "encoder": {**RECORD["encoder"], "precision": "bfloat16"},
               "settings": {"gda": {}, "last_block": {"in_ensemble": False}, "token_gda": {"in_ensemble": True}}}
     folder = str(finished(tmp_path, "base", record, data=str(tmp_path)).folder)
     same = repeated(TrainConfig(from_run=folder), {"from_run": folder})
-    assert (same.precision, same.tune) == ("bfloat16", "last_block,token_gda")
+    assert (same.precision, set(same.methods.split(","))) == ("bfloat16", {"gda", "last_block", "token_gda"})
     given = {"from_run": folder, "precision": "float32", "seed": 2}
     other = repeated(TrainConfig(**given), given)
-    assert (other.precision, other.tune) == ("float32", "auto")  # of other shots the members may be others
-    plain = str(finished(tmp_path, "plain", data=str(tmp_path)).folder)
-    assert repeated(TrainConfig(from_run=plain), {"from_run": plain}).tune == "off"
+    assert (other.precision, other.methods) == ("float32", "auto")  # of other shots they may be others
 
 
 def test_what_a_run_names_is_found_where_it_lies_now(tmp_path, monkeypatch):

@@ -59,16 +59,6 @@ def test_joined_zero_shot_is_the_mean_of_the_encoders_with_text():
     np.testing.assert_allclose(task_of(NO_TEXT).zero_shot(rows), each[0], atol=1e-3)
 
 
-def test_text_rows_of_other_lengths_keep_them():
-    lengths = np.linspace(0.5, 1, K, dtype=np.float32)[:, None]
-    each = [lengths * one[0] for one in (FIRST, SECOND)]
-    text = np.concatenate(each, axis=1) / np.float32(np.sqrt(2))
-    task = Task(joined([FIRST[1], SECOND[1]]), LABELS, text, None, joined_scale(BOTH), BOTH, keep_lengths=True)
-    np.testing.assert_allclose(task.of("b").text, each[1], atol=1e-6)
-    expected = np.mean([100 * one[2] @ t.T for one, t in zip((FIRST, SECOND), each)], axis=0)
-    np.testing.assert_allclose(task.zero_shot(joined([FIRST[2], SECOND[2]])), expected, atol=1e-3)
-
-
 @pytest.mark.parametrize("head", [GDA, ProKeR, TipAdapter])
 def test_without_text_the_first_encoders_logits_are_corrected(head):
     task = task_of(NO_TEXT).of("b")
@@ -128,7 +118,7 @@ def test_parts_that_do_not_fit_the_rows():
 def test_the_classifier_takes_features_of_several_encoders(tmp_path):
     names = [f"thing {k}" for k in range(K)]
     for text in ([FIRST[0], SECOND[0]], [FIRST[0], None]):
-        classifier = FewShotClassifier(heads=QUICK, cache=None)
+        classifier = FewShotClassifier(methods=QUICK, cache=None)
         classifier.fit([FIRST[1], SECOND[1]], LABELS, names, text)
         assert classifier.n_features_in_ == 20
         probs = classifier.predict_proba([FIRST[2], SECOND[2]])

@@ -11,12 +11,15 @@ from jclip_fewshot.backend import jt
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """`rows` (..., D) of any float type as unit rows in float32; a zero row stays zero."""
+    """`rows` (..., D) of any float type as unit rows in float32; a zero row stays zero.
+
+    Rows that are unit to rounding stay as they are, so that a saved and loaded task has the same bits.
+    """
     rows = np.asarray(rows, np.float32)
     if rows.ndim < 2:
         raise ValueError(f"feature rows must have two axes, not shape {rows.shape}")
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / np.where(norms > 0, norms, np.float32(1))
+    return rows / np.where((norms > 0) & (np.abs(norms - 1) > 1e-6), norms, np.float32(1))
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -76,3 +79,15 @@ def softmax_var(logits: jt.Var) -> jt.Var:
     """Over the last axis, computed in float32, in the type of `logits`."""
     exp = jt.exp(logits.float32() - logits.float32().max(-1, keepdims=True))
     return (exp / exp.sum(-1, keepdims=True)).cast(logits.dtype)
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
+    """Return a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²: (S, K), (S,), (S,)."""
+    from scipy.optimize import minimize_scalar  # half a second that only a fit should wait for
+
+    own = logits - logits[np.arange(len(labels)), labels][:, None]
+
+    def loss(log_a: float) -> float:
+        return float((row_weights * log_sum_exp(np.float32(np.exp(log_a)) * own)[:, 0]).sum()) + 0.5 * log_a ** 2
+
+    return float(np.exp(minimize_scalar(loss, bracket=(-0.5, 0.5), options={"xtol": 1e-3}).x))

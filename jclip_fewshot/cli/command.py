@@ -14,32 +14,28 @@ from typing import Any, TextIO
 from jclip_fewshot import console
 from jclip_fewshot.backend import ranks, runtime, watchdog
 from jclip_fewshot.cli import start
-from jclip_fewshot.config import MachineConfig
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.config import DeviceConfig
+from jclip_fewshot.errors import UserError, one_line
 
 _cache = ""  # where the features of this command are kept, if they are
 
 # What to do about the errors that a machine's limits raise.
 _REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024", errno.ENFILE: "close other programs",
              errno.ENOSPC: "free some space, or choose another folder", errno.EDQUOT: "free some of your quota",
-             errno.EFBIG: "raise the limit of a file's size: ulimit -f unlimited",
              errno.ENOMEM: "free memory, or raise the limit: ulimit -v unlimited",
              errno.EAGAIN: "raise the limit of processes: ulimit -u",
              errno.EROFS: "choose a folder that can be written", errno.EACCES: "choose a folder that is yours"}
-_GONE = "the folder in which this was started has been deleted; go to one that exists and start again"
 _NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), or take fewer --workers"
 
 
-def speak_as(settings: MachineConfig) -> None:
-    """How talkative to be, for what is said before Jittor starts.
+def speak_as(settings: DeviceConfig) -> None:
+    """Set how talkative to be, for what is said before Jittor starts.
 
-    Raises:
-        UserError: this process is one of several by left-over variables alone, and nothing will show it.
+    Raise UserError if this process is one of several by left-over variables alone, and nothing will show it.
     """
     global _cache
     console.quiet = settings.quiet or not ranks.first()
-    ranks.ignore_left_over()
-    _cache = "" if getattr(settings, "features", "") else settings.cache
+    _cache = "" if getattr(settings, "features", "") else getattr(settings, "cache", "")
     if settings.verbose:
         console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
@@ -49,14 +45,14 @@ def speak_as(settings: MachineConfig) -> None:
                         f"mpiexec or srun has started it: unset {ranks.left_over()}")
 
 
-def set_up(settings: MachineConfig) -> runtime.Plan:
-    """Both in one, for commands that have nothing to find out before Jittor starts."""
+def set_up(settings: DeviceConfig) -> runtime.Plan:
+    """Do both in one, for commands that have nothing to find out before Jittor starts."""
     speak_as(settings)
     return start_jittor(settings)
 
 
-def start_jittor(settings: MachineConfig) -> runtime.Plan:
-    """Starts Jittor as the settings say, and the watchdog of its long calls."""
+def start_jittor(settings: DeviceConfig) -> runtime.Plan:
+    """Start Jittor as the settings say, and the watchdog of its long calls."""
     if start.signals_are_ours():
         start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
                                     runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.last_line_to(),
@@ -85,8 +81,6 @@ def _run(main: Callable[[], int | None]) -> None:
     status, said = 2, ""
     try:
         start.working(True)
-        if _working_folder_is_gone():
-            raise UserError(_GONE)
         status = _traced(main) or 0
     except UserError as error:
         said = str(error)
@@ -102,14 +96,13 @@ def _run(main: Callable[[], int | None]) -> None:
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
             start.leave(_last_line(""))
-        said = _GONE if _working_folder_is_gone() else _machine_error(str(error))
+        said = _machine_error(str(error))
         if not said:
             raise
     finally:
         start.working(False)
-    if said and _working_folder_is_gone():
-        said = _GONE
     if said:
+        said = one_line(said)
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
@@ -118,14 +111,6 @@ def _run(main: Callable[[], int | None]) -> None:
     if start.signals_are_ours():
         start.finish(status)
     sys.exit(status)
-
-
-def _working_folder_is_gone() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return True
-    return False
 
 
 def _traced(main: Callable[[], int | None]) -> int | None:
@@ -150,7 +135,7 @@ def _machine_error(text: str) -> str:
                  "can't start new thread", "Resource temporarily unavailable"):
         if sign in text:
             return _NO_MEMORY
-    for number in (errno.ENOSPC, errno.EMFILE, errno.EFBIG):
+    for number in (errno.ENOSPC, errno.EMFILE):
         if os.strerror(number) in text:
             return f"Jittor: {os.strerror(number)}; {_REMEDIES[number]}"
     return ""

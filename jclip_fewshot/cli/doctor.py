@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jclip_fewshot.backend import runtime
+from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.provenance import next_command
 
 
 class Finding(NamedTuple):
@@ -37,8 +40,9 @@ def report(data: str, models: Sequence[str], weights: str, device: str, deep: bo
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
         print(filled(f"{mark} {finding.what:{width}}  {finding.said}", width + 4))
     missing = [finding.what for finding in findings if finding.needed and not finding.ok]
+    given = "" if data == DoctorConfig().data else f" --data {shlex.quote(data)}"
     print(filled(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
-                 else "ready: python train.py, then python test.py"))
+                 else f"ready: {next_command('train')}{given}, then {next_command('test')}"))
     return 2 if missing else 0
 
 

@@ -10,39 +10,47 @@ from dataclasses import fields
 from typing import Any
 
 from jclip_fewshot import console
-from jclip_fewshot.config import Config, checked
+from jclip_fewshot.config import Config, checked, flag_of
 from jclip_fewshot.errors import UserError, nearest
 
-_GROUPS = ["run", "data", "shots", "features", "method", "output", "machine"]  # in the help's order
+_GROUPS = ["arguments", "run", "data", "shots", "features", "method", "output", "machine"]  # in the help's order
+OLD = ("heads", "tune", "label_free")  # flags before --methods; they go with the next version
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag a field, in groups, with its default in the help."""
+    """Add one flag a field, in groups, with its default in the help."""
     parser.add_argument("--config", metavar="FILE.toml", help="read settings; flags win over the file")
     parser.add_argument("--print-config", action="store_true", help="print the settings as TOML and leave")
     groups: dict[str, Any] = {}
-    ordered = sorted(fields(config), key=lambda f: _GROUPS.index(f.metadata["group"]))
-    for f in ordered:
+    for f in sorted(fields(config), key=lambda f: _GROUPS.index(f.metadata["group"])):
         group = f.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        add_flag(groups[group], f)
+        _add_flag(groups[group], f)
+    if _takes_methods(config):
+        for name in OLD:
+            parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
 
 
-def add_flag(group: Any, f: dataclasses.Field, default: Any = None) -> None:
-    """The flag of one field; what the parser gives where it is not used is `default`."""
-    flag = "--" + f.name.replace("_", "-")
-    text = f.metadata["help"]
-    if isinstance(f.default, bool):
-        group.add_argument(flag, dest=f.name, action="store_true", default=default, help=text)
-        return
-    if isinstance(f.default, tuple):
-        shown = f" [{', '.join(f.default)}]" if f.default else ""
-        group.add_argument(flag, dest=f.name, action="append", default=default, metavar=_metavar(f), help=text + shown)
-        return
-    shown = "" if f.default == "" else f" [{f.default}]"
-    group.add_argument(flag, dest=f.name, type=whole if isinstance(f.default, int) else str, default=default,
-                       choices=f.metadata["choices"], metavar=_metavar(f), help=text + shown)
+def _add_flag(group: Any, f: dataclasses.Field) -> None:
+    """The flag of one field, or the argument without one; the parser gives None where it is not used."""
+    about, default, text = f.metadata, f.default, f.metadata["help"].replace("%", "%%")
+    named = {"dest": f.name}
+    if isinstance(default, tuple):
+        shown = f" [{', '.join(default)}]" if default else ""
+        many = {"nargs": about["count"]} if about["count"] else {"action": "append"}
+    else:
+        shown = "" if default == "" or about["needed"] or isinstance(default, bool) else f" [{default}]"
+        many = {}
+    if about["group"] == "arguments":
+        count = "?" if not about["needed"] else "+" if isinstance(default, tuple) else None
+        group.add_argument(f.name, nargs=count, metavar=about["metavar"], help=text)
+    elif isinstance(default, bool):
+        group.add_argument(flag_of(f.name), **named, action="store_true", default=None, help=text)
+    else:
+        kind = {int: whole, float: float}.get(type(default), str)
+        group.add_argument(flag_of(f.name), **named, **many, type=kind, choices=about["choices"], metavar=_metavar(f),
+                           help=text + shown)
 
 
 def whole(text: str) -> int:
@@ -63,26 +71,25 @@ def _metavar(f: dataclasses.Field) -> str | None:
 
 def parse(config: type[Config], description: str, arguments: list[str] | None = None,
           program: str | None = None) -> Config:
-    """Command line → frozen settings. program: what --help calls it; None: as it was started.
+    """Return the settings of a command line. program: what --help calls it; None: as it was started.
 
-    Raises:
-        UserError: a --config file with an unknown key, a wrong type or a bad value.
-        SystemExit: --help and --print-config (0), a flag that argparse does not know (2).
+    Raise UserError if a --config file has an unknown key, a wrong type or a bad value; SystemExit after --help and
+    --print-config (0), and for a flag that argparse does not know (2).
     """
     return parse_given(config, description, arguments, program)[0]
 
 
 def parse_given(config: type[Config], description: str, arguments: list[str] | None = None,
                 program: str | None = None) -> tuple[Config, dict[str, Any]]:
-    """The same, and those of the settings that were given, by flag or file, rather than left at their defaults."""
-    parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact,
-                                     usage="%(prog)s [settings]")
+    """Return the same, and those of the settings that were given, by flag or file, rather than left at defaults."""
+    parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact, usage=_usage(config))
     add_flags(parser, config)
     flags = vars(parser.parse_args(arguments))
     file, show = flags.pop("config"), flags.pop("print_config")
     given = read_toml(file, config) if file else {}
     given.update({name: value for name, value in flags.items() if value is not None})
     console.verbose = given.get("verbose") is True  # from here on a mistake may be shown with its trace
+    _rename_old(given)
     for f in fields(config):
         implied = f.metadata["implies"]
         if f.name in given and implied and (flags.get(f.name) is not None or given.get(implied) is not False):
@@ -91,7 +98,53 @@ def parse_given(config: type[Config], description: str, arguments: list[str] | N
     if show:
         print(to_toml(settings), end="")
         raise SystemExit(0)
+    missing = [_called(f) for f in fields(config) if f.metadata["needed"] and not getattr(settings, f.name)]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return settings, given
+
+
+def _usage(config: type) -> str:
+    """The line of usage: "RUN IMAGE... [settings]"."""
+    shown = [f for f in fields(config) if f.metadata["needed"] or f.metadata["group"] == "arguments"]
+    several = ["..." if isinstance(f.default, tuple) else "" for f in shown]
+    said = [f"{_called(f)}{dots}" if f.metadata["needed"] else f"[{_called(f)}]" for f, dots in zip(shown, several)]
+    return "\n    ".join(textwrap.wrap(" ".join(["%(prog)s", *said, "[settings]"]), 60))
+
+
+def _called(f: dataclasses.Field) -> str:
+    """A field as a line of usage has it: RUN, --suite FILE.npz."""
+    metavar = f.metadata["metavar"] or f.name
+    return metavar if f.metadata["group"] == "arguments" else f"{flag_of(f.name)} {metavar}"
+
+
+def _takes_methods(config: type) -> bool:
+    return any(f.name == "methods" for f in fields(config))
+
+
+def _rename_old(given: dict[str, Any]) -> None:
+    """Turns flags of before into `methods`, with a line that says what to type."""
+    old = {name: given.pop(name) for name in OLD if name in given}
+    if not old:
+        return
+    listed = " ".join(f"{flag_of(name)} {value}" for name, value in old.items())
+    if "methods" in given:
+        raise UserError(f"{listed}: --methods alone says which methods are fitted; leave the old flags out")
+    given["methods"] = methods_of(**{name: str(value) for name, value in old.items()})
+    console.warn(f"{listed} is now --methods: type --methods {given['methods']}")
+
+
+def methods_of(heads: str = "", tune: str = "auto", label_free: str = "") -> str:
+    """Return what `--methods` takes for `--heads`, `--tune` and `--label-free` of before."""
+    from jclip_fewshot.methods import METHODS
+    from jclip_fewshot.methods.plan import choose
+    named = [word for word in heads.replace("default", "auto").split(",") if word] or ["auto"]
+    if tune != "auto" and "auto" in named:  # the default ones without a tower
+        rows = [name for name in choose("auto").names if not METHODS[name].asks_images]
+        named = [name for word in named for name in (rows if word == "auto" else [word])]
+    if tune not in ("auto", "off"):
+        named += tune.split(",")
+    return ",".join(dict.fromkeys([*named, *(word for word in label_free.split(",") if word)]))
 
 
 class Compact(argparse.RawDescriptionHelpFormatter):
@@ -130,7 +183,7 @@ def read_toml(path: str, config: type) -> dict[str, Any]:
         raise UserError(f"--config {path}: {error.strerror}")
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nesting
         raise UserError(f"--config {path}: not TOML ({str(error)[:200]})")
-    known = {f.name for f in fields(config)}
+    known = {f.name for f in fields(config)} | (set(OLD) if _takes_methods(config) else set())
     for name in values:
         if name not in known:
             raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")

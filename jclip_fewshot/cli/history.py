@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot.config import TrainConfig
+from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig
 from jclip_fewshot.console import filled, warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
+from jclip_fewshot.evaluation.validate import mean_and_spread
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Validation
 from jclip_fewshot.run import Run
@@ -23,81 +24,104 @@ from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.storage.json_files import read_json
 
 VALIDATION = "validate.json"
-SAID_ELSEWHERE = ("runs", "name", "shots", "seed", "data", "board", "demo", "demo_seed", "from_run", "device",
-                  "batch_size", "workers", "cache", "quiet", "verbose", "weights")  # in a column, or of no weight
+# said in a column, or of no weight
+SAID_ELSEWHERE = {"runs", "name", "shots", "seed", "seeds", "data", "board", "demo", "demo_seed", "from_run", "weights",
+                  *(f.name for f in fields(MachineConfig))} - {"precision"}
 _ANSWERED = {"names": Field("text", "N"), "best": Field("whole", "N T", low=0),
              "truth": Field("whole", "N", low=0, needed=False)}
 
 
 def runs_table(folder: Path) -> str:
-    """A row a run or validation under `folder`, the newest first: settings, held-out score, known scores, date.
+    """Return a row a run or validation under `folder`, the newest first, with date and changed settings below it.
 
-    Raises:
-        UserError: there is none.
+    Raise UserError if there is none.
     """
-    rows = [_trained(run) for run in Run.all(folder)]
+    runs = Run.all(folder)
+    rows = [(run.record.date, _trained(run), _changed(run.record.config)) for run in runs]
     for path in folder.glob(f"*/{VALIDATION}"):
         try:
-            rows.append(_validated(path.parent.name, read_json(path, Validation, "validate again")))
+            found = read_json(path, Validation, "validate again")
+            rows.append((found.date, _validated(path.parent.name, found), _changed(found.config)))
         except UserError as error:
             warn(f"{error}; it is left out")
     if not rows:
         raise UserError(f"no finished run under {folder}: {next_command('train')} makes one")
-    rows.sort(key=lambda row: row[-1], reverse=True)
-    return table(["run", "data", "shots", "seed", "cv", "known top-1", "other settings", "date"], rows, keep=6)
+    rows.sort(key=lambda row: row[0], reverse=True)
+    header = ["run", "data", "shots", "seed", "held out", "known top-1"]
+    lines = table(header, [row for _, row, _ in rows]).split("\n")
+    shown = lines[:-len(rows)]
+    for line, (date, _, changed) in zip(lines[-len(rows):], rows):
+        shown += [line, filled(f"    {date[:16]}  {changed}".rstrip(), 4)]
+    return "\n".join([*shown, *filter(None, ["", advice(runs)])])
 
 
 def _trained(run: Run) -> list[str]:
-    record = run.record
-    return [run.folder.name, *_settings(vars(record.config)), str(record.held_out() or ""),
-            ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items()),
-            _changed(vars(record.config)), record.date]
+    return [run.folder.name, *_learned_from(run.record.config), str(run.record.held_out() or ""),
+            ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())]
 
 
 def _validated(name: str, record: Validation) -> list[str]:
     finals = {str(count): list(methods.values())[-1]["top1"] for count, methods in record.curve.items()}
-    data, _, _ = _settings(vars(record.config))
-    seeds = len(next(iter(finals.values())))
-    return [name, data, ",".join(finals), f"{seeds} drawn", "",
-            ", ".join(f"held out {statistics.mean(values):.2f}" for values in finals.values()),
-            _changed(vars(record.config)), record.date]
+    data, _, _ = _learned_from(record.config)
+    return [name, data, ",".join(finals), f"{len(next(iter(finals.values())))} drawn",
+            ", ".join(mean_and_spread(values) for values in finals.values()), ""]
 
 
-def _settings(config: dict) -> list[str]:
-    """What a run learned from: data and board, shots a class, seed."""
-    name = f"demo {config.get('demo_seed', '')}".strip() if config.get("demo") else Path(config.get("data", "")).name
-    board = "" if config.get("board", "A") == "A" else f" {config['board']}"
-    return [name + board, "list" if config.get("shot_list") else str(config.get("shots", "")),
-            str(config.get("seed", ""))]
+def _learned_from(config: TrainConfig | ValidateConfig) -> list[str]:
+    """Data and board, shots a class, seed."""
+    name = f"demo {config.demo_seed}" if config.demo else Path(config.data).name
+    return [name + ("" if config.board == "A" else f" {config.board}"),
+            "list" if getattr(config, "shot_list", "") else str(config.shots), str(getattr(config, "seed", ""))]
 
 
-def _changed(config: dict) -> str:
+def _changed(config: TrainConfig | ValidateConfig) -> str:
     """The settings that are not the defaults."""
-    defaults = vars(TrainConfig())
-    changed = {name: value for name, value in config.items()
-               if name in defaults and name not in SAID_ELSEWHERE and _plain(value) != _plain(defaults[name])}
-    if config.get("demo"):
+    changed = {f.name: value for f in fields(config) for value in [getattr(config, f.name)]
+               if f.name not in SAID_ELSEWHERE and value != f.default}
+    if config.demo:
         changed.pop("model", None)
-    return ", ".join(f"{name} {_shown(value)}"
-                     for name, value in changed.items())
-
-
-def _plain(value: object) -> object:
-    """JSON knows no tuples."""
-    return list(value) if isinstance(value, tuple) else value
+    return ", ".join(f"{name} {_shown(value)}" for name, value in changed.items())
 
 
 def _shown(value: object) -> str:
     """A setting in a table: of paths their names, of lists all items."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
         return "+".join(map(_shown, value))
     return Path(value).name if isinstance(value, str) and Path(value).suffix else str(value)
 
 
 def known_scores(run: Run) -> dict[str, float]:
-    """{test set: top-1 of what went into result.txt}, of those whose answers are known."""
-    tested = {split: run.tested(split).scores for split in sorted(run.splits())}
-    return {split: list(scores.values())[-1]["top1"] for split, scores in tested.items() if scores}
+    """Return {test set: top-1 of what went into result.txt}, of those whose answers are known."""
+    found = {}
+    for split in sorted(run.splits()):
+        try:
+            scores = run.tested(split).scores
+        except UserError as error:
+            warn(f"{error}; its scores are left out")
+            continue
+        if scores:
+            found[split] = list(scores.values())[-1]["top1"]
+    return found
+
+
+def advice(runs: Sequence[Run]) -> str:
+    """Return a sentence on which of the runs on the newest one's data to submit, and why; "" where nothing says."""
+    def of(run: Run) -> tuple:
+        config = run.record.config
+        return config.demo_seed if config.demo else run.where(config.data), config.board
+
+    # shots that were chosen to lie apart are pessimistic (docs/selection.md): not to be compared with drawn ones
+    found = {run.folder.name: held for run in runs for held in [run.record.held_out()]
+             if held is not None and of(run) == of(runs[0]) and run.record.config.select == "random"}
+    if len(found) < 2:
+        return ""
+    best = max(found, key=lambda name: found[name].top1)
+    alike = [name for name, held in found.items() if name != best and held.top1 > found[best].top1 - held.error]
+    why = (f"{', '.join(alike[:3])}{', …' if len(alike) > 3 else ''} {'are' if len(alike) > 1 else 'is'} within one "
+           "standard error of it, so that chance may be all the difference" if alike
+           else "no other comes within one standard error of it")
+    return filled(f"Submit {best}: its held-out top-1 is the highest ({found[best]}) of the {len(found)} runs on the "
+                  f"newest one's data; {why}. Test answers play no part in this.")
 
 
 class Answered(NamedTuple):
@@ -108,13 +132,13 @@ class Answered(NamedTuple):
     truth: np.ndarray
 
 
-def comparison(ours: Path, theirs: Path, split: str = "") -> str:
-    """How the answers of two runs to one test set differ: top-1, rows won and lost, McNemar's p.
+def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", split: str = "") -> str:
+    """Return how the answers of two runs to one test set differ: top-1, rows won and lost, McNemar's p.
 
-    Raises:
-        UserError: no such run, no test set that both have answered, other images or classes.
+    ours, theirs: folders, or names as `runs_table` prints them.
+    Raise UserError if there is no such run, no test set that both have answered, or other images or classes.
     """
-    both = [Run.open(folder, "--compare") for folder in (ours, theirs)]
+    both = [Run.open(folder, "--compare", runs) for folder in (ours, theirs)]
     if both[0].record.classes != both[1].record.classes:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")
     split = split or _common_split(both)

@@ -7,18 +7,20 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from jclip_fewshot.config import PredictConfig
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, walk
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.sources import Source, TableSource
-from jclip_fewshot.methods.towers.plan import tuned_rows
 from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import queries_of
+from jclip_fewshot.run import Run
 
 SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
@@ -126,17 +128,42 @@ class Printer:
         sys.stdout.flush()
 
 
-def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printer, refine: bool = False,
-           root: str = "", views: int = 1) -> int:
-    """Answers and prints every picture; names those that cannot be read.
+class Asked(NamedTuple):
+    """What answers: class_names (K,); root: of a run, its data folder, which paths in a feature file are below."""
 
-    refine: answer all of them together, at the end. root: the run's data folder, which paths in a feature file are
-    relative to. views: averaged a picture (docs/views.md).
-    Returns:
-        0; 1 where some could not be read.
-    Raises:
-        UserError: none could be read.
+    pipeline: Pipeline
+    source: Source
+    class_names: Sequence[str]
+    root: str = ""
+
+
+def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
+    """Return the run, or the classifier saved from Python, that the settings name; `start` starts Jittor for it.
+
+    Raise UserError if there is none, or its checkpoint or feature file is gone or another one.
     """
+    if Path(settings.run).is_file():
+        from jclip_fewshot.classifier import FewShotClassifier
+        if settings.features or settings.features_extra:
+            raise UserError(f"{settings.run} is a classifier, which encodes pictures with its model: leave --features "
+                            "and --features-extra out")
+        start()
+        classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
+                                            settings.weights or None)
+        return Asked(classifier.pipeline_, classifier._opened(), classifier.class_names_)
+    run = Run.open(settings.run, "RUN")
+    start()
+    return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,
+                 run.where(run.record.config.data))
+
+
+def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = False, views: int = 1) -> int:
+    """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
+
+    refine: answer all of them together, at the end. views: averaged a picture (docs/views.md).
+    Raise UserError if none could be read.
+    """
+    pipeline, source, _, root = asked
     read = unreadable = 0
     for chunk in chunks(pictures, together=refine):
         for picture in chunk:
@@ -149,8 +176,8 @@ def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printe
         good = [index for index in range(len(paths)) if index not in bad]
         read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
         if good:
-            answers = pipeline.answer(rows[good], "auto" if refine else "off",
-                                      tuned_rows(source, Path(), [paths[index] for index in good], views))
+            queries = queries_of(source, Path(), [paths[index] for index in good], rows[good], views)
+            answers = pipeline.answer(queries, "auto" if refine else "off")
             for index, probs in zip(good, answers.final):
                 printer.write(paths[index], probs)
     if not read:

@@ -18,7 +18,7 @@ import sys
 GRACE = 1.5  # seconds for the orderly way out
 LEAST_MEMORY = 3 << 29  # bytes of address space; with less, libraries hang or crash (1.2 GB do)
 SCRIPTS = ("train.py", "test.py", "__main__.py", "jclip-fewshot")
-NEEDED = ("numpy", "PIL", "tqdm", "jittor")
+NEEDED = ("numpy", "PIL", "tqdm", "msgspec", "jittor")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 heard = 0  # the signal that ends this process, once there was one
@@ -37,7 +37,6 @@ def begin() -> None:
             os.open(os.devnull, os.O_RDWR)
     _stderr = os.dup(2)
     faulthandler.enable(2, all_threads=False)  # a crash in a library says where, instead of nothing
-    sys.excepthook = _import_failed
     _require_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
@@ -51,18 +50,6 @@ def _require_memory() -> None:
         os.write(_stderr, f"error: this process may have {limit >> 20:,} MB of address space and needs "
                           f"{LEAST_MEMORY >> 20:,}: ulimit -v unlimited\n".encode())
         os._exit(2)
-
-
-def _import_failed(kind: type, error: BaseException, trace: object) -> None:
-    """A library that does not fit into the memory that this process may have: one line, as for other limits."""
-    said = str(error)
-    if isinstance(error, MemoryError) or isinstance(error, (ImportError, OSError)) and (
-            "failed to map segment" in said or "allocate memory" in said):
-        why = " ".join(said.split())[:120]
-        os.write(_stderr, f"error: not enough memory to load the libraries ({why}); close other programs, or "
-                          "ulimit -v unlimited\n".encode())
-        os._exit(2)
-    sys.__excepthook__(kind, error, trace)
 
 
 def working(on: bool) -> None:
@@ -114,11 +101,7 @@ def finish(status: int) -> None:
 
 def own_arguments() -> list:
     """This process's command line after the interpreter, `-m package` included."""
-    original = getattr(sys, "orig_argv", None)
-    if original:
-        return original[1:]
-    module = os.path.basename(sys.argv[0]) == "__main__.py"  # before Python 3.10
-    return (["-m", "jclip_fewshot"] if module else sys.argv[:1]) + sys.argv[1:]
+    return sys.orig_argv[1:]
 
 
 def find_packages() -> None:

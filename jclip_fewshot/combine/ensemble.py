@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax
+from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax, temperature
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import Fold, Task
 
@@ -33,8 +33,6 @@ EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
 EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
-NEED_SHOTS = ("linear_probe",)  # heads that do not look at the text
-OF = "@"  # between a head and its encoder, where there are several: gda@RN50
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
 BIAS_STEPS = 100  # of the search for the class bias, at most
 CLASS_GROUPS = 5  # called unseen in turn
@@ -60,25 +58,13 @@ class Pool:
         return log_softmax(total)
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> float:
-    """a > 0 that minimises Σ v_s (-log softmax(a logits)[s, y_s]) + ½ (log a)²."""
-    from scipy.optimize import minimize_scalar  # half a second that only a fit should wait for
-
-    own = logits - logits[np.arange(len(labels)), labels][:, None]
-
-    def loss(log_a: float) -> float:
-        return float((row_weights * log_sum_exp(np.float32(np.exp(log_a)) * own)[:, 0]).sum()) + 0.5 * log_a ** 2
-
-    return float(np.exp(minimize_scalar(loss, bracket=(-0.5, 0.5), options={"xtol": 1e-3}).x))
-
-
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
                   kappa: float) -> tuple[np.ndarray, bool]:
     """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
 
     log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
     """
-    from scipy.optimize import minimize  # here for the reason given in `temperature`
+    from scipy.optimize import minimize  # half a second that only a fit should wait for
 
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
 
@@ -175,12 +161,13 @@ def text_explains(task: Task) -> float:
     return float(np.clip(1 + log_probs[np.arange(len(labels)), labels].mean() / np.log(len(columns)), 0, 1))
 
 
-def untested_weights(names: Sequence[str], task: Task) -> tuple[np.ndarray, dict[str, float]]:
+def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str] = ()
+                     ) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
 
     How q was turned into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
     """
-    probes = np.array([name.split(OF)[0] in NEED_SHOTS for name in names])
+    probes = np.array([name in ignore_text for name in names])
     q = text_explains(task) if len(task) else 1.0
     weights = np.where(probes, (1 - q) / max(probes.sum(), 1), q ** 2 / max((~probes).sum(), 1))
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
@@ -202,8 +189,11 @@ class Ensemble:
             raise ValueError("ensemble: kappa and rho must be positive")
         self.kappa, self.rho = kappa, rho
 
-    def fit(self, held_out: dict[str, np.ndarray], task: Task) -> Ensemble:
-        """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self."""
+    def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = ()) -> Ensemble:
+        """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self.
+
+        ignore_text: the heads that answer by the shots alone.
+        """
         if not held_out:
             raise ValueError("ensemble: needs at least one head")
         self.names_: list[str] = list(held_out)
@@ -214,7 +204,7 @@ class Ensemble:
         self.seen_, self.offset_ = task.seen, 0.0
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
         if not usable.any():
-            prior, found = untested_weights(self.names_, task)
+            prior, found = untested_weights(self.names_, task, ignore_text)
             columns = int(task.seen.sum()) or task.num_classes
             self.pool_, self.fold_pools_ = Pool(np.ones(len(prior)), prior, np.zeros(columns)), []
             self.held_out_probs_ = self._probs(logits)

@@ -24,8 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.backend.numerics import softmax, temperature
 from jclip_fewshot.task import Task
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # c: D correlated dimensions count for a tenth of independent ones

@@ -10,7 +10,6 @@ Prompt sets (`--prompt-set`), by what stands for a class:
     templates     all of the domain's templates
     openai80      the general templates, averaged: Radford et al. 2021, section 3.1.4
     descriptions  sentences on what it looks like, averaged: CuPL, Pratt et al. 2022
-    visdesc       the same sentences; the mean of their scores, not of their rows: Menon and Vondrick 2022
     both          templates and descriptions, averaged
 
 In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi". A user's own:
@@ -30,8 +29,7 @@ from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.storage.files import shipped_folder
 
 DEFAULT_DOMAIN = "default"
-PROMPT_SETS = BOTH, SEEDS, TEMPLATES, OPENAI80, DESCRIPTIONS, VISDESC = (
-    "both", "seeds", "templates", "openai80", "descriptions", "visdesc")
+PROMPT_SETS = BOTH, SEEDS, TEMPLATES, OPENAI80, DESCRIPTIONS = "both", "seeds", "templates", "openai80", "descriptions"
 ARTICLES = ("a", "an", "-")
 
 VOWEL_SOUND = re.compile(r"[aeiou]|hour|heir|honest|honou?r|8|(?:11|18)(?:[0-9]{2})?(?![0-9])", re.IGNORECASE)
@@ -102,7 +100,7 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
     prompts = with_own_words(load(folder or None), class_names, names, templates)
     if descriptions:
         prompts = replace(prompts, descriptions=_own_descriptions(Path(descriptions), class_names))
-    if prompt_set in (DESCRIPTIONS, VISDESC):
+    if prompt_set == DESCRIPTIONS:
         if not any(name in prompts.descriptions for name in class_names):
             raise UserError(f"--prompt-set {prompt_set}: no class has a description; give yours with --descriptions "
                             "FILE.json, or choose another set")

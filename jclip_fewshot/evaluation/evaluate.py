@@ -10,67 +10,95 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul, softmax
+from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
+from jclip_fewshot.combine.refinement import blocks
+from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.memory import PeakMemory
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.evaluation.tasks import draw_tasks
-from jclip_fewshot.methods.unlabelled.clip_dn import clip_dn_logits
+from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.storage.files import write_text
 from jclip_fewshot.storage.json_files import read_json
-from jclip_fewshot.task import zero_shot_logits
+from jclip_fewshot.task import Task, zero_shot_logits
 
+OnMethod = Callable[[str], None]  # told of each method as it is done
+EM_LARGEST = 10_000_000  # images times classes, at most
 EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
 Z95 = 1.96  # half of a normal 95 % interval, in standard errors
 
 
-def predict(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Fits the pipeline on the suite's shots and applies every method to its test rows.
+def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name: None
+            ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """Fit the pipeline on the suite's shots and apply every method to its test rows, some at a time.
 
-    Returns {method: (N, K) logits or probabilities} and {method: {"seconds", "megabytes"}}; a head's
-    seconds hold its search, its folds and its logits, its megabytes the peak above what was in use before.
+    The test rows serve as the images without labels of methods that learn from such.
+
+    Return {method: (N, 5) class ids, best first} and {method: {"seconds", "megabytes"}}; a method's seconds hold its
+    search, its folds and its logits, its megabytes the peak of its fit above what was in use before.
     """
-    logits: dict[str, np.ndarray] = {}
     costs: dict[str, dict] = {}
     meter = PeakMemory()
 
     def done(name: str, seconds: float) -> None:
-        begun = time.perf_counter()
-        if name in pipeline.heads_:
-            logits[name] = pipeline.heads_[name].logits(suite.features)
-        costs[name] = {"seconds": seconds + time.perf_counter() - begun, "megabytes": meter.lap()}
-        tell(name)
+        costs[name] = {"seconds": seconds, "megabytes": meter.lap()}
+        on_method(name)
 
-    pipeline.fit(suite.task, done)
-    begun = time.perf_counter()
-    answers, probs = dict(logits), pipeline.ensemble_.probs(logits)
-    if len(suite.task):
-        answers["ensemble"] = probs
-    costs["ensemble"]["seconds"] += time.perf_counter() - begun
+    pipeline.fit(suite.task, unlabelled_of(suite), done)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in pipeline.methods_}
+    probs = np.empty((len(suite.features), suite.task.num_classes), np.float32)
+    for rows in blocks(len(probs)):
+        logits = {}
+        for name, method in pipeline.methods_.items():
+            begun = time.perf_counter()
+            logits[name] = method.logits(suite.features[rows])
+            found[name].append(best_classes(logits[name]))
+            costs[name]["seconds"] += time.perf_counter() - begun
+        begun = time.perf_counter()
+        probs[rows] = pipeline.ensemble_.probs(logits)
+        costs["ensemble"]["seconds"] += time.perf_counter() - begun
+    best = {name: np.concatenate(parts) for name, parts in found.items()}
+    if len(best) > 1:
+        best["ensemble"] = best_classes(probs)
     meter.lap()
-    for name, method in transductive(suite.task, pipeline).items():
+    for name, method in transductive(suite.task, pipeline, len(probs)).items():
         begun = time.perf_counter()
-        answers[name] = method(suite.features, probs)
+        best[name] = best_classes(method(suite.features, probs))
         costs[name] = {"seconds": time.perf_counter() - begun, "megabytes": meter.lap()}
-        tell(name)
-    return answers, costs
+        on_method(name)
+    return best, costs
 
 
-def transductive(task, pipeline: Pipeline) -> dict:
-    """The methods that look at the test rows as a whole: name → (features (N, D), ensemble probs (N, K)) → (N, K).
+def unlabelled_of(suite: Suite) -> Given:
+    """Return the suite's test rows and text rows, for methods that learn without labels."""
+    return Given(unlabelled=Unlabelled(suite.features, suite.task.text[:, None], suite.classes))
 
-    em_dirichlet and em_dirichlet_hard run as published, on zero-shot probabilities, with the authors'
-    settings for tasks of few classes; ensemble_refined is the project's own. Without shots: see `without_labels`.
+
+def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Callable]:
+    """Return the methods that look at the test rows as a whole: name → (rows (N, D), ensemble probs (N, K)) → (N, K).
+
+    em_dirichlet and em_dirichlet_hard, which need shots, run as published, on zero-shot probabilities, with the
+    authors' settings for tasks of few classes; on very many images and classes they are left out, and it is said. The
+    refinement is the project's own.
     """
+    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        return pipeline.refine(features, probs).probs
+
+    name = "ensemble_refined" if len(pipeline.methods_) > 1 else "zero_shot_refined"
     if not len(task):
-        return without_labels(task, pipeline)
+        return {name: refined}
+    if images * task.num_classes > EM_LARGEST:
+        tell(f"EM-Dirichlet is left out: it needs {32 * images * task.num_classes / 1e9:.0f} GB for {images:,} images "
+             f"of {task.num_classes} classes")
+        return {name: refined}
     support = _simplex(task.features, task.text)
 
     def published(hard: bool):
@@ -78,34 +106,7 @@ def transductive(task, pipeline: Pipeline) -> dict:
             fit = em_dirichlet(_simplex(features, task.text), support, task.labels, hard=hard)
             return fit.scores
         return run
-
-    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return pipeline.refine(features, probs).probs
-
-    return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), "ensemble_refined": refined}
-
-
-def without_labels(task, pipeline: Pipeline) -> dict:
-    """As `transductive`, for class names alone: what can run on finished rows.
-
-    lafter_text: LaFTer's stage 1 on the text rows (needs no test row); clip_pr: CLIP-PR's head; zero_shot_refined: the
-    project's own.
-    """
-    from jclip_fewshot.methods.unlabelled import clip_pr, lafter
-
-    def normalised(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return clip_dn_logits(features, task.text, features.mean(axis=0), scale=task.scale)
-
-    def from_text(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return matmul(features, lafter.text_classifier(task.text, np.arange(task.num_classes), task.num_classes).T)
-
-    def with_prior(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return clip_pr.answer(clip_pr.learn(features, task.zero_shot(features), seed=pipeline.seed), features)
-
-    def refined(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        return pipeline.refine(features, probs).probs
-
-    return {"clip_dn": normalised, "lafter_text": from_text, "clip_pr": with_prior, "zero_shot_refined": refined}
+    return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), name: refined}
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -114,16 +115,15 @@ def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
     return softmax(logits)
 
 
-def evaluate(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> dict:
+def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name: None) -> dict:
     """Scores of every method on the suite, and which test rows each got right.
 
     Returns {"suite", "n", "k", "methods": {name: {"top1", "top5", "macro", "domains", "seconds",
     "megabytes"}}, "settings": {name: {...}}, "correct": {name: a 0 or 1 a row}}.
     """
-    answers, costs = predict(suite, pipeline, tell)
+    found, costs = predict(suite, pipeline, on_method)
     methods, correct = {}, {}
-    for name, answer in answers.items():
-        best = best_classes(answer)
+    for name, best in found.items():
         methods[name] = {**score(best, suite.labels, suite.domains), **costs[name]}
         correct[name] = "".join(map(str, (best[:, 0] == suite.labels).astype(int)))
     return {"suite": suite.name, "n": len(suite.labels), "k": len(suite.classes), "methods": methods,
@@ -131,7 +131,7 @@ def evaluate(suite: Suite, pipeline: Pipeline, tell=lambda name: None) -> dict:
 
 
 def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, queries: int, seed: int,
-                   tell=lambda name: None) -> dict:
+                   on_method: OnMethod = lambda name: None) -> dict:
     """The transductive papers' protocol: many small tasks whose queries come from few classes.
 
     Each task draws `classes` classes and up to `queries` of their test rows; all K classes compete. Returns
@@ -145,16 +145,16 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
         drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
     except ValueError as error:
         raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}")
-    pipeline.fit(suite.task, lambda name, seconds: tell(name))
+    pipeline.fit(suite.task, unlabelled_of(suite), lambda name, seconds: on_method(name))
     answers = pipeline.answer(suite.features, refine="off")
     hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
     accuracy: dict[str, list[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
-    for name, method in transductive(suite.task, pipeline).items():
+    for name, method in transductive(suite.task, pipeline, queries).items():
         accuracy[name] = []
         for rows in drawn:
             answer = method(suite.features[rows], answers.probs[rows])
             accuracy[name].append(percent(answer.argmax(axis=1) == suite.labels[rows]))
-        tell(name)
+        on_method(name)
     methods = {name: {"top1": float(np.mean(values)), "half_width": half_width(values)}
                for name, values in accuracy.items()}
     return {"suite": suite.name, "tasks": len(drawn), "task_classes": classes, "task_queries": queries,
@@ -258,23 +258,38 @@ def tasks_comparison(results: dict, other: dict) -> str:
     return table(["method", "top-1", "theirs", "difference", "± 95 %"], rows)
 
 
-def tasks_table(results: dict, resamples: int = 0) -> str:
-    """A row a method: mean top-1 over the tasks and half of its 95 % interval; with `resamples` the bootstrap's too."""
+def tasks_table(results: dict) -> str:
+    """Return a row a method: mean top-1 over the tasks and half of its 95 % interval; and the bootstrap's, if there."""
     rows = [[name, f"{scores['top1']:.2f}", f"{scores['half_width']:.2f}"]
             for name, scores in results["methods"].items()]
-    return table(["method", "top-1", "± 95 %"], rows) + _intervals_table(results, resamples)
+    return table(["method", "top-1", "± 95 %"], rows) + _intervals_table(results)
 
 
-def results_table(results: dict, resamples: int = 0) -> str:
-    """The scores; with `resamples`, each method's bootstrap interval of the top-1 below."""
-    return score_table(results["methods"]) + _intervals_table(results, resamples)
+def results_table(results: dict) -> str:
+    """Return the scores and, where they are there, each method's bootstrap interval of the top-1 below."""
+    return score_table(results["methods"]) + _intervals_table(results)
 
 
-def _intervals_table(results: dict, resamples: int) -> str:
-    if not resamples:
+def _intervals_table(results: dict) -> str:
+    if "intervals" not in results:
         return ""
-    rows = [[name, *(f"{bound:.2f}" for bound in bounds)] for name, bounds in intervals(results, resamples).items()]
-    return "\n\n" + table(["95 % of top-1", "from", "to"], rows)
+    rows = [[name, f"{results['methods'][name]['top1']:.2f}", *(f"{bound:.2f}" for bound in bounds)]
+            for name, bounds in results["intervals"].items()]
+    return "\n\n" + table(["95 % of top-1", "top-1", "from", "to"], rows)
+
+
+def by_seed(found: Sequence[dict]) -> dict[str, list[float]]:
+    """Return {method: top-1 for each of several results of `evaluate`}, of the methods that all have."""
+    names = [name for name in found[0]["methods"] if all(name in one["methods"] for one in found)]
+    return {name: [one["methods"][name]["top1"] for one in found] for name in names}
+
+
+def seeds_table(top1: dict[str, list[float]]) -> str:
+    """Return a row a method: mean, standard deviation, least and largest top-1 over the seeds."""
+    rows = [[name, f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}", f"{min(values):.2f}",
+             f"{max(values):.2f}"] for name, values in top1.items()]
+    seeds = len(next(iter(top1.values()), []))
+    return table([f"{seeds} seeds", "top-1", "± seeds", "least", "largest"], rows)
 
 
 def save_results(path: Path, results: dict) -> None:

@@ -30,9 +30,22 @@ class Suite:
     domains: list[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
 
 
-def with_shots(suite: Suite, shots: int) -> Suite:
-    """The suite with at most `shots` shots of each class, its first ones; 0 leaves the class names alone."""
-    return replace(suite, task=suite.task.take(fold_of_shots(suite.task.labels) < shots))
+def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
+    """Return the suite with `shots` shots of each class that has any; 0 leaves the class names alone.
+
+    seed: 0 takes a class's first ones, any other seed draws them.
+    Raise UserError if a class has fewer, but some.
+    """
+    labels = suite.task.labels
+    short = [label for label, count in enumerate(suite.task.counts) if 0 < count < shots]
+    if short:
+        raise UserError(f"{suite.name}: class {shown(suite.classes[short[0]])} has {suite.task.counts[short[0]]} "
+                        f"shots, fewer than --shots {shots}; the most that all have is "
+                        f"{min(count for count in suite.task.counts if count)}")
+    order = np.arange(len(labels)) if seed == 0 else np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels), np.int64)
+    place[order] = fold_of_shots(labels[order])
+    return replace(suite, task=suite.task.take(place < shots))
 
 
 def load_suite(path: str | Path) -> Suite:

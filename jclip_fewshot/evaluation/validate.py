@@ -15,7 +15,8 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,46 +24,44 @@ import numpy as np
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import filled, tell
-from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, LabelledPath, read_contest
-from jclip_fewshot.data.shots import choose, draw_pool, shortage
+from jclip_fewshot.data.contest import Contest, LabelledPath
+from jclip_fewshot.data.shots import draw_pool
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
-from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.methods.towers.plan import plan, tune_names, tuned_rows
-from jclip_fewshot.pipeline import Pipeline, head_names
+from jclip_fewshot.features.sources import labelled_rows
+from jclip_fewshot.methods.plan import Choice
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import Encoded, Problem, queries_of, read_problem
 from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import Validation
 from jclip_fewshot.run import new_folder, require_new
 from jclip_fewshot.storage.json_files import write_json
-from jclip_fewshot.task import Task, domain_indices
 
 # Shares of board A's test set by domain, as the contest's participants count them.
 BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0.51}
-HELD_OUT_SEED = 1_000_003  # of the held-out draw: the same images whatever the shots' seed is
+HELD_OUT_SEED = 1_000_003  # of the held-out draws, so that they have nothing to do with the shots
 
 
-def hold_out(contest: Contest, per_class: int, shots: int) -> tuple[list[LabelledPath], Contest]:
-    """Up to `per_class` labelled images of each class that leave it at least `shots`, and the contest without them.
+def hold_out(data: Contest, per_class: int, shots: int, seed: int = 0) -> tuple[list[LabelledPath], Contest]:
+    """Return labelled images of each class that leave it at least `shots`, and the data set without them.
 
-    Raises:
-        UserError: no class has an image to spare.
+    Of each class that can spare m images, `per_class` at most, 1 to m are held out: equally many of every class would
+    be a balanced test set, which the refinement finds easier than those that people have.
+    Raise UserError if no class has an image to spare.
     """
-    counts: dict[int, int] = {}
-    for _, label in contest.train:
-        counts[label] = counts.get(label, 0) + 1
-    taken: dict[int, int] = {}
-    held = []
-    drawn = draw_pool(contest, per_class, HELD_OUT_SEED)
-    for path, label in drawn:
-        if taken.get(label, 0) < counts[label] - shots:
-            taken[label] = taken.get(label, 0) + 1
+    counts = Counter(label for _, label in data.train)
+    rng = np.random.default_rng([HELD_OUT_SEED, seed])
+    wanted = {label: int(rng.integers(1, spare + 1)) for label, count in sorted(counts.items())
+              if (spare := min(per_class, count - shots)) > 0}
+    held: list[LabelledPath] = []
+    for path, label in draw_pool(data, per_class, HELD_OUT_SEED + seed):
+        if wanted.get(label, 0) > 0:
+            wanted[label] -= 1
             held.append((path, label))
     if not held:
         raise UserError(f"no class has more than {shots} training images, so none can be held out; use fewer --shots")
-    held_paths = {path for path, _ in held}
-    rest = [(path, label) for path, label in contest.train if path not in held_paths]
-    return held, dataclasses.replace(contest, train=rest)
+    gone = {path for path, _ in held}
+    return held, dataclasses.replace(data, train=[one for one in data.train if one[0] not in gone])
 
 
 def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, float]:
@@ -109,78 +108,77 @@ def parse_shots(text: str) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """The shots of one fit and what was learned from their images."""
+    """The shots and the held-out images of one fit, encoded."""
 
     count: int
     seed: int
+    encoded: Encoded
     shots: list[LabelledPath]
     rows: np.ndarray
+    held: list[LabelledPath]
+    features: np.ndarray
+
+    def answers(self, choice: Choice, views: int) -> dict[str, np.ndarray]:
+        """Return what every method answers to the held-out images, (N, K)."""
+        task = self.encoded.task(self.rows, [label for _, label in self.shots])
+        given = self.encoded.given([path for path, _ in self.shots], self.seed)
+        pipeline = Pipeline(choice, self.seed).fit(task, given)
+        queries = queries_of(self.encoded.source, self.encoded.data.root, [path for path, _ in self.held],
+                             self.features, views)
+        return pipeline.answer(queries, every_method=True).by_method()
 
 
 def validate(settings: ValidateConfig) -> dict | None:
-    """Runs the pipeline for every number of shots and every seed.
+    """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
 
-    Returns {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
-    {domain: [...]}}}}, "held_out": their paths, "same_shots": [shots for which all seeds drew the same]}; "error" is
-    the sampling error of top1. None on all ranks under mpirun but the first, which fits.
+    Return {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
+    {domain: [...]}}}}}: n is the mean number of held-out images, "error" the sampling error of top1. None on all ranks
+    under mpirun but the first, which fits.
     """
-    counts, names = parse_shots(settings.shots), head_names(settings.heads)
-    tune_names(settings.tune)  # complains before the work
-    contest = read_contest(settings.data, settings.board, settings.domains)
-    held, contest = hold_out(contest, settings.per_class, max(counts))
-    for note in contest.notes + [shortage(contest, max(counts))]:
-        tell(note) if note else None
-    domains = contest.domains
+    counts = parse_shots(settings.shots)
+    problem = read_problem(settings, max(counts))
     mix = BOARD_MIX if settings.board_mix else None
     if mix:
-        domain_weights(domains, mix)  # complains before the work
-    sentences = prompts.class_sentences(contest.class_names, domains, settings.prompts, settings.names,
-                                        settings.templates, settings.prompt_set, settings.descriptions)
-    scores_averaged = settings.prompt_set == prompts.VISDESC
-    source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
-                         **settings.encoding)
-    text = source.texts(contest.class_names, sentences, unit=not scores_averaged)
-    features, held, _ = labelled_rows(source, contest.root, held, settings.skip_bad, stage="held out",
-                                      test_views=settings.views)
-    labels = np.array([label for _, label in held], np.int64)
-    tell(f"{len(held)} labelled images held out of {len(contest.class_names)} classes")
-    draws = []
-    for count in counts:
-        for seed in range(settings.seeds):
-            shots = choose(contest, source, text, count, seed, settings.select, settings.pool)
-            rows, shots, _ = labelled_rows(source, contest.root, shots, settings.skip_bad, settings.augment, seed,
-                                           f"{count} shots, seed {seed}")
-            draws.append(_Draw(count, seed, shots, rows))
+        domain_weights(problem.data.domains, mix)  # complains before the work
+    hold_out(problem.data, settings.per_class, max(counts))  # likewise
+    draws = list(_drawn(problem, counts, settings))
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-
+    domains = problem.data.domains
     curve: dict[int, dict[str, dict]] = {count: {} for count in counts}
-    of_domain = [domains[label] for label in labels]
     for number, draw in enumerate(draws, 1):
         begun = time.perf_counter()
-        task = Task(draw.rows, [label for _, label in draw.shots], text, domain_indices(domains), source.scale,
-                    source.parts, keep_lengths=scores_averaged)
-        plain = prompts.plain_sentences(contest.class_names, domains, settings.prompts, settings.names)
-        tuning = plan(settings.tune, task, source, contest.root, [path for path, _ in draw.shots], settings.augment,
-                      draw.seed, plain)
-        tuned = tuned_rows(source, contest.root, [path for path, _ in held], settings.views)
-        pipeline = Pipeline(names, draw.seed).fit(task, tuning=tuning)
-        answers = pipeline.answer(features, rows_under=tuned, every_member=True).by_method()
-        for name, answer in answers.items():
-            best = best_classes(answer)
-            scores = score(best, labels, domains)
-            scores = mixed(scores, mix) if mix else scores
-            row = curve[draw.count].setdefault(name, {"top1": [], "top5": [], "error": [], "domains": {}})
-            row["top1"].append(scores["top1"])
-            row["top5"].append(scores["top5"])
-            row["error"].append(sampling_error(best[:, 0] == labels, of_domain, mix))
-            for domain, inside in scores["domains"].items():
-                row["domains"].setdefault(domain, []).append(inside["top1"])
+        labels = np.array([label for _, label in draw.held], np.int64)
+        for name, answer in draw.answers(problem.choice, settings.views).items():
+            _add(curve[draw.count].setdefault(name, {"top1": [], "top5": [], "error": [], "domains": {}}),
+                 best_classes(answer), labels, domains, mix)
         tell(f"fit {number} of {len(draws)}: {draw.count} shots, seed {draw.seed}, {time.perf_counter() - begun:.1f} s")
-    same = [count for count in counts if settings.seeds > 1
-            and len({tuple(draw.shots) for draw in draws if draw.count == count}) == 1]
-    return {"n": len(held), "k": len(contest.class_names), "curve": curve, "held_out": [path for path, _ in held],
-            "same_shots": same}
+    return {"n": round(statistics.mean(len(draw.held) for draw in draws)), "k": len(problem.data.class_names),
+            "curve": curve}
+
+
+def _drawn(problem: Problem, counts: list[int], settings: ValidateConfig) -> Iterator[_Draw]:
+    """The draws of all seeds and numbers of shots; of one seed they have the same held-out images."""
+    whole = problem.encode()
+    for seed in range(settings.seeds):
+        held, rest = hold_out(problem.data, settings.per_class, max(counts), seed)
+        encoded = dataclasses.replace(whole, problem=dataclasses.replace(problem, data=rest))
+        features, held, _ = labelled_rows(whole.source, rest.root, held, settings.skip_bad,
+                                          stage=f"held out, seed {seed}", test_views=settings.views)
+        for count in counts:
+            rows, shots, _ = encoded.shots(count, seed, stage=f"{count} shots, seed {seed}")
+            yield _Draw(count, seed, encoded, shots, rows, held, features)
+
+
+def _add(row: dict, best: np.ndarray, labels: np.ndarray, domains: Sequence[str], mix: dict[str, float] | None) -> None:
+    """Append one draw's scores to a method's row of the curve; best (N, 5), labels (N,)."""
+    scores = score(best, labels, domains)
+    scores = mixed(scores, mix) if mix else scores
+    row["top1"].append(scores["top1"])
+    row["top5"].append(scores["top5"])
+    row["error"].append(sampling_error(best[:, 0] == labels, [domains[label] for label in labels], mix))
+    for domain, inside in scores["domains"].items():
+        row["domains"].setdefault(domain, []).append(inside["top1"])
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -200,17 +198,15 @@ def leaderboard(methods: dict[str, dict]) -> str:
     return table(["method", "top-1", "images", "top-5"] + domains, rows, keep=4)
 
 
-def spread_note(seeds: int, same: bool) -> str:
-    """What the two ± of a leaderboard stand for."""
+def spread_note(seeds: int) -> str:
+    """What the two ± of a leaderboard stand for, and how far the estimate carries."""
     said = "± images: what another draw of as many held-out images would change (one standard error)."
-    if seeds < 2:
-        said += " --seeds 3 shows what other shots change."
-    elif same:
-        said = (f"All {seeds} seeds drew the same shots, as no class has more images: ± after top-1 "
-                f"holds random views and training alone, not other shots. {said}")
+    if seeds > 1:
+        said = f"± after top-1: standard deviation over {seeds} draws of shots and held-out images. {said}"
     else:
-        said = f"± after top-1: standard deviation over {seeds} draws of the shots. {said}"
-    return filled(said)
+        said += " --seeds 3 shows what other draws change."
+    return filled(f"{said} A test set whose images differ from the training images, or whose classes are otherwise "
+                  "frequent, scores otherwise; the refinement depends on the latter.")
 
 
 def shot_curve(curve: dict[int, dict[str, dict]]) -> str:

@@ -22,6 +22,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import depth_of_rows, encode_views
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import RowStore
 
 CHUNK_BYTES = 256 << 20  # encoded at a time
@@ -50,15 +51,16 @@ class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
     encoder: the tower. paths: S readable images. views, seed, workers, as_seen: as for `encode_images`; 0
-    views is the plain image. class_tokens (K, L): a sentence a class, for what trains the text tower.
+    views is the plain image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where
+    finished trainings are kept.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
                  seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None,
-                 as_seen: bool = False) -> None:
+                 fits: FitCache | None = None, as_seen: bool = False) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
-        self.class_tokens, self._as_seen = class_tokens, as_seen
+        self.class_tokens, self.fits, self._as_seen = class_tokens, fits, as_seen
         self._at: dict[Depth, Views] = {}
 
     @classmethod
@@ -111,9 +113,9 @@ class Bank:
                 raise UserError(f"training image {part[index]} cannot be read ({reason}); give another one")
             if self._cache is None:
                 held.extend(rows)
-        return held if self._cache is None else self._mapped(depth, shape)
+        return held if self._cache is None else self._mapped(depth)
 
-    def _mapped(self, depth: Depth, shape: tuple) -> list[np.ndarray]:
+    def _mapped(self, depth: Depth) -> list[np.ndarray]:
         rows: list[np.ndarray] = []
         store, digests, known = self._stored(depth)
         for index, row in enumerate(store.mapped(digests)):
@@ -123,14 +125,14 @@ class Bank:
                                       as_seen=self._as_seen)
                 rows.append(one[0])
             else:
-                rows.append(np.frombuffer(row, _kind(depth)).reshape(shape))
+                rows.append(row)
         return rows
 
     def _stored(self, depth: Depth) -> tuple[RowStore, np.ndarray, np.ndarray]:
         """The rows of that depth in the cache, the images' keys in it (S, 2), and which of these are known, (S,)."""
         recipe = Recipe(self.encoder.recipe, self._views, self._seed if self._views else 0, as_seen=self._as_seen)
-        numbers = max(1, self._views) * int(np.prod(self.encoder.shape_at(depth)))
-        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), numbers * np.dtype(_kind(depth)).itemsize)
+        shape = (max(1, self._views), *self.encoder.shape_at(depth))
+        store = self._cache.rows(depth_of_rows(self.encoder, recipe, depth), shape, _kind(depth))
         store.refresh()
         digests, known, _ = self._cache.known_files(self.paths)
         return store, digests, known

@@ -84,13 +84,12 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     marks, store = np.zeros((n, 2), np.uint64), None
     if cache is not None and n:
         about = depth_of_rows(encoder, recipe, depth)
-        store = cache.rows(about, rows[0].nbytes)
+        store = cache.rows(about, rows.shape[1:], kind)
         store.refresh()
         digests, known, marks = cache.known_files(paths)
         if len(store):
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
-            rows_found, found = store.get(digests)
-            rows = rows_found.view(kind).reshape(rows.shape)
+            rows, found = store.get(digests)
             found &= known
 
     batch_images = _images_a_batch(encoder, views)
@@ -117,8 +116,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                 noted = [place for place in good if done[place].note]
                 for place in noted:
                     warn(f"{paths[indices[place]]}: {done[place].note}")
-                if not np.isfinite(features[good]).all():
-                    raise UserError(f"the encoder {encoder.name} gives rows that are no numbers, near "
+                if not _sound(features[good]):
+                    raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, near "
                                     f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
                 placed = [indices[place] for place in good]
                 rows[placed] = features[good]
@@ -126,7 +125,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                 if store is not None and kept:
                     placed = [indices[place] for place in kept]
                     keys = as_keys([done[place].digest for place in kept])
-                    store.put(keys, rows[placed].reshape(len(kept), -1).view(np.uint8))
+                    store.put(keys, rows[placed])
                     cache.remember_files(marks[placed], keys)
                 finished += len(indices)
                 bar.update(len(indices))
@@ -177,12 +176,16 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
 
 
+def _sound(features: np.ndarray) -> bool:
+    """Whether (n, V, ...) features are finite and no view's are all zero."""
+    return bool(np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all())
+
+
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
-                 cache: FeatureCache | None = None, unit: bool = True) -> np.ndarray:
+                 cache: FeatureCache | None = None) -> np.ndarray:
     """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
 
-    sentences_by_class: K lists of at least one sentence. unit: False leaves the mean as long as it is; its product
-        with an image's row then is the mean of the sentences' scores.
+    sentences_by_class: K lists of at least one sentence.
 
     Returns:
         (K, D) float32 rows.
@@ -196,9 +199,7 @@ def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], 
     number = {sentence: i for i, sentence in enumerate(different)}
     rows = _encode_sentences(encoder, list(number), cache)
     means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
-    if means:
-        return unit_rows(np.stack(means)) if unit else np.stack(means)
-    return np.zeros((0, encoder.width), np.float32)
+    return unit_rows(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
 
 
 def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
@@ -210,11 +211,11 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
     found = np.zeros(len(tokens), bool)
     keys, store = None, None
     if cache is not None and len(tokens):
-        store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, rows[:1].nbytes)
+        store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, (1, encoder.width))
         store.refresh()
         keys = as_keys([content_digest(row.tobytes()) for row in tokens])
         rows, found = store.get(keys)
-        rows = rows.view(np.float32).reshape(len(tokens), -1)
+        rows = rows[:, 0]
     wanted = np.flatnonzero(~found)
     wanted = wanted[np.argsort(encoder.lengths(tokens[wanted]), kind="stable")]
     try:
@@ -223,12 +224,12 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
-                if not np.isfinite(features).all():
-                    raise UserError(f"the encoder {encoder.name} gives text rows that are no numbers: "
+                if not _sound(features[:, None]):
+                    raise UserError(f"the encoder {encoder.name} gives text rows that are zero or no numbers: "
                                     "is the checkpoint damaged?")
                 rows[part] = features
                 if store is not None:
-                    store.put(keys[part], rows[part].view(np.uint8))
+                    store.put(keys[part], features[:, None])
                 bar.update(len(part))
     finally:
         if cache is not None:

@@ -44,14 +44,12 @@ class SeveralSources:
         together[sorted(bad)] = 0
         return together, bad
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
-        """(K, D) rows of the classes; without `unit` each encoder's keep their lengths beside the others'."""
-        rows = [source.texts(class_names, sentences, unit) if part.has_text
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        """(K, D) rows of the classes."""
+        rows = [source.texts(class_names, sentences) if part.has_text
                 else np.zeros((len(class_names), part.width), np.float32)
                 for part, source in zip(self.parts, self._sources)]
-        if unit:
-            return joined(rows)
-        return np.concatenate(rows, axis=1) / np.float32(np.sqrt(sum(part.has_text for part in self.parts)))
+        return joined(rows)
 
     @property
     def scale(self) -> float:
@@ -62,11 +60,6 @@ class SeveralSources:
     def model(self) -> object:
         """The first one's CLIP, for tuning; None where it is none that can be tuned."""
         return self._sources[0].model
-
-    @property
-    def fits(self):
-        """Where finished trainings of the first one are kept."""
-        return self._sources[0].fits
 
     def bank(self, *args, **kwargs):
         """The first one's images at any depth (EncoderSource.bank)."""

@@ -123,11 +123,11 @@ class EncoderSource:
         tell(f"{stage}: {what} to encode, about {duration(images * each / rate)} here "
              f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
-        """(K, D) rows, the mean over each class's sentences; normalised again with `unit`."""
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        """(K, D) rows, the mean over each class's sentences, normalised again."""
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
-        rows = encode_texts(self._encoder, sentences, cache=self._cache, unit=unit)
+        rows = encode_texts(self._encoder, sentences, cache=self._cache)
         if ranks.size() > 1 and ranks.first():
             self.barrier.wait()
         return rows
@@ -157,7 +157,7 @@ class EncoderSource:
         seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen)
+                    seed=seed, workers=self._workers, class_tokens=tokens, fits=self.fits, as_seen=seen)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
@@ -171,7 +171,7 @@ class EncoderSource:
     @property
     def fits(self) -> FitCache | None:
         """Where finished trainings are kept: next to the cached rows."""
-        return None if self._cache is None else FitCache(self._cache.folder / "fits")
+        return None if self._cache is None else self._cache.fits
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
@@ -191,7 +191,7 @@ class TableSource:
         """(N, D) unit rows of paths below the data folder."""
         return self._table.lookup(paths), {}
 
-    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]], unit: bool = True) -> np.ndarray:
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """(K, D) unit rows of the classes."""
         return self._table.text_rows(class_names)
 

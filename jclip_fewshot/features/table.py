@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class FeatureTable:
         """(K, D) text rows of classes: by name, or in order where the file has no names.
 
         Raises:
-            UserError: names the classes without a row.
+            UserError: names the classes without a row, or with several of them.
         """
         if self.text is None:
             raise UserError(f"--features {self.file}: has no array 'text' (K, D): the classes' text rows")
@@ -85,7 +86,14 @@ class FeatureTable:
                 raise UserError(f"--features {self.file}: {len(self.text)} text rows without names for "
                                 f"{len(class_names)} classes; add an array 'classes' (K,)")
             return self.text.copy()
+        if list(class_names) == self.classes:  # names may be there twice then, as ImageNet has two cranes
+            return self.text.copy()
         number = {name: k for k, name in enumerate(self.classes)}
+        counts = Counter(self.classes)
+        twice = [name for name in dict.fromkeys(class_names) if counts[name] > 1]
+        if twice:
+            raise UserError(f"--features {self.file}: several text rows for {_some(twice)}; list each class once in "
+                            "'classes', or all of them in the data set's order")
         missing = [name for name in class_names if name not in number]
         if missing:
             raise UserError(f"--features {self.file}: no text row for {_some(missing)} "

@@ -214,8 +214,8 @@ def parameter_count(encoder: int | None, arrays: dict[str, np.ndarray]) -> tuple
     for key, array in arrays.items():
         part, _, rest = key.partition("/")
         name, _, field = rest.partition("/")
-        if array.dtype.kind == "f" and (part == "ensemble" or part == "heads" and field != "text_"):
-            group = name if part == "heads" else part
+        if array.dtype.kind == "f" and (part == "ensemble" or part == "methods" and field != "text_"):
+            group = name if part == "methods" else part
             sizes[group] = sizes.get(group, 0) + int(array.size)
     return sizes, sum(sizes.values()) + (encoder or 0)
 

@@ -20,13 +20,14 @@ from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
 from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
 from jclip_fewshot.report.reading import VALIDATE, Answers, ReportData, Thumbnails, read_run, read_validation
-from jclip_fewshot.storage.files import write_together
+from jclip_fewshot.storage.files import atomic_write
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
@@ -56,7 +57,9 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
     else:
         text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
     files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
-    write_together(target, {**files, PAGE: text.encode("utf-8")})
+    for name, content in {**files, PAGE: text.encode("utf-8")}.items():
+        with atomic_write(target / name) as file:
+            file.write(content)
     return target / PAGE
 
 
@@ -65,7 +68,7 @@ def report_line(run_folder: str | Path, split: str = "") -> str:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        return f"no report, as jinja2 is not installed: {INSTALL}, then python -m jclip_fewshot report {run_folder}"
+        return f"no report, as jinja2 is not installed: {INSTALL}, then {next_command('report')} {run_folder}"
     return f"report: {write_report(run_folder, split)}"
 
 
@@ -249,7 +252,7 @@ def _learned(page: Page, run: ReportData) -> dict[str, Any]:
     """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
     settings, record = run.record.settings, run.record
     sizes, _ = analysis.parameter_count(None, run.arrays)
-    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record.seconds.get(f"head {name}"),
+    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record.seconds.get(f"method {name}"),
                    "size": sizes.get(name, 0), "settings": {key: value for key, value in chosen.items()
                                                             if key != analysis.HELD_OUT_SCORE}}
             for name, chosen in settings.items()}
@@ -274,7 +277,7 @@ def _sizes(run: ReportData) -> dict[str, Any]:
 
 def _stages(run: ReportData) -> dict[str, float]:
     trained = {f"train: {stage}": value for stage, value in run.record.seconds.items()
-               if not stage.startswith("head ")}
+               if not stage.startswith("method ")}
     tested = run.answers.record.seconds if run.answers else {}
     return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
 

@@ -101,7 +101,7 @@ def find_run(run: str | Path, runs: str | Path) -> Path:
     Raise UserError if there is none.
     """
     if run:
-        return Path(run) if Path(run, VALIDATE).is_file() else Run.open(run, "RUN").folder
+        return Path(run) if Path(run, VALIDATE).is_file() else Run.open(run, "RUN", runs).folder
     files = [path for name in (RECORD, "test_*.json", VALIDATE) for path in Path(runs).glob(f"*/{name}")]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:

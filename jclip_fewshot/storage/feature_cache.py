@@ -1,18 +1,17 @@
 """All features that were ever computed, by encoder and content: one row store an encoder, preprocessing and view.
 
     cache = FeatureCache(".cache")
-    store = cache.rows({"encoder": fingerprint, "views": 0}, row_bytes=4 * width)
+    store = cache.rows({"encoder": fingerprint, "views": 0}, (1, width))
 
-`files` remembers the content's digest of files that have not changed since, so that finding a row again costs one
-`stat`. The folders' names are digests of what their rows are (about.json inside).
+One more store remembers the content's digest of files that have not changed since, so that finding a row again costs
+one `stat`. A folder's name is the digest of the text in its about.json; by that `clear` knows what is the cache's own.
+Folders are made when something is written into them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,8 +19,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from jclip_fewshot.storage.files import DIGEST_BYTES, write_text
+from jclip_fewshot.storage.files import ABOUT, DIGEST_BYTES, content_digest
+from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import RowStore, as_keys
 
 RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
@@ -47,54 +48,51 @@ class FeatureCache:
         self.__init__(state["folder"])
 
     def flush(self) -> None:
-        """Hands what is pending to the operating system, and heals what was found damaged."""
+        """Hands what is pending to the operating system."""
         for store in self._stores.values():
-            store.heal()
+            store.flush()
 
     def close(self) -> None:
         """Writes what is pending. The cache may be used again afterwards."""
         for store in self._stores.values():
             store.close()
 
-    def _folders(self) -> list[Path]:
-        """Those that caches make, this one or another."""
-        try:
-            entries = sorted(self.folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [path for path in entries if re.fullmatch("[0-9a-f]{16}|files|fits|ranks", path.name)
-                and path.is_dir() and not path.is_symlink()]
+    def _own(self) -> list[Path]:
+        """The folders that a cache has made, this one or another: about.json in them has the digest of their name."""
+        return [about.parent for about in self.folder.glob(f"*/{ABOUT}")
+                if not about.parent.is_symlink() and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
 
     def size(self) -> int:
         """Bytes on the disk."""
-        files = [file for folder in self._folders() for file in folder.rglob("*")]
+        files = [file for folder in self._own() for file in folder.rglob("*")]
         return sum(file.lstat().st_size for file in files if file.is_file())
 
     def clear(self) -> int:
-        """Deletes everything that the cache has ever kept, and nothing else in its folder; returns the bytes."""
+        """Deletes the folders that the cache has made, and nothing else beside them; returns the bytes."""
         self.close()
         self._stores = {}
         freed = self.size()
-        for folder in self._folders():
-            shutil.rmtree(str(folder))
+        for folder in self._own():
+            shutil.rmtree(folder)
         return freed
 
-    def rows(self, about: dict, row_bytes: int) -> RowStore:
-        """The store of what `about` describes: encoder fingerprint, preprocessing, views."""
+    def rows(self, about: dict, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> RowStore:
+        """The store of rows of (V, ...) numbers; `about`: encoder fingerprint, preprocessing, views."""
         text = json.dumps(about, sort_keys=True)
-        name = blake2b(text.encode(), digest_size=8).hexdigest()
+        name = _digest(text.encode())
         if name not in self._stores:
-            self._stores[name] = RowStore(self.folder / name, row_bytes)
-            with contextlib.suppress(OSError):
-                if not (self.folder / name / "about.json").exists():
-                    write_text(self.folder / name / "about.json", text + "\n")
+            self._stores[name] = RowStore(self.folder / name, shape, dtype, text)
         return self._stores[name]
 
     @property
+    def fits(self) -> FitCache:
+        """Where finished trainings are kept."""
+        text = json.dumps({"what": "fits"})
+        return FitCache(self.folder / _digest(text.encode()), text)
+
+    @property
     def _files(self) -> RowStore:
-        if "files" not in self._stores:
-            self._stores["files"] = RowStore(self.folder / "files", DIGEST_BYTES)
-        return self._stores["files"]
+        return self.rows({"what": "files"}, (DIGEST_BYTES // 8,), "<u8")
 
     def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recognises files that have not changed since their content was last read, by one `stat` each.
@@ -103,37 +101,34 @@ class FeatureCache:
         """
         marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
         self._files.refresh()
-        rows, known = self._files.get(marks)
-        return rows.view("<u8").reshape(-1, 2), known, marks
+        digests, known = self._files.get(marks)
+        return digests, known, marks
 
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
         """Notes the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
         known = marks.any(axis=1)
-        rows = np.ascontiguousarray(digests[known]).view(np.uint8).reshape(-1, DIGEST_BYTES)
-        self._files.put(marks[known], rows)
+        self._files.put(marks[known], digests[known])
+
+
+def _digest(about: bytes) -> str:
+    return blake2b(about, digest_size=8).hexdigest()
 
 
 def _marks(paths: Sequence) -> list[bytes]:
     """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
 
-    The change time is part of it because tools that copy over a file like to restore its modification
-    time.
+    The change time is part of it because tools that copy over a file like to restore its modification time.
     """
-    here = os.path.join(os.getcwd(), "")
-    unknown = bytes(DIGEST_BYTES)
     lately = time.time_ns() - int(RACY_SECONDS * 1e9)
     marks = []
     for path in paths:
-        path = os.fspath(path)
         try:
             facts = os.stat(path)
         except (OSError, ValueError):
-            marks.append(unknown)
-            continue
-        if facts.st_ctime_ns > lately or facts.st_mtime_ns > lately:
-            marks.append(unknown)
-            continue
-        whole = path if path[:1] == "/" else here + path
-        text = f"{whole}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
-        marks.append(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest())
+            facts = None
+        if facts is None or max(facts.st_ctime_ns, facts.st_mtime_ns) > lately:
+            marks.append(bytes(DIGEST_BYTES))
+        else:
+            text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
+            marks.append(content_digest(text.encode("utf-8", "surrogateescape")))
     return marks

@@ -3,16 +3,16 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from jclip_fewshot.errors import UserError
 
 DIGEST_BYTES = 16
+ABOUT = "about.json"
 
 
 def content_digest(data: bytes) -> bytes:
@@ -20,17 +20,14 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def require_writable(path: str | Path, flag: str = "") -> None:
-    """Finds out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leaves nothing behind.
+def require_writable(path: str | Path, flag: str = "", said: str | Path = "") -> None:
+    """Find out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leave nothing behind.
 
-    flag: how the user named it (`--result`), for the message.
+    flag: how the user named it (`--result`), for the message. said: what to call it there; the path by default.
     Raises:
         UserError: a folder, device or pipe stands there; its folder cannot be made or written to; no such name.
     """
-    _require_writable(path, f"{flag} {path}".strip())
-
-
-def _require_writable(path: str | Path, name: str) -> None:
+    name = f"{flag} {said or path}".strip()
     _require_regular(path, name)
     folder = _target(path).parent
     while not folder.exists():
@@ -38,68 +35,41 @@ def _require_writable(path: str | Path, name: str) -> None:
     if not folder.is_dir():
         raise UserError(f"{name}: {folder} is a file, not a folder; give another path")
     try:
-        with tempfile.TemporaryFile(dir=str(folder)) as file:  # the superuser's rights say nothing of a read-only disk
+        with tempfile.TemporaryFile(dir=folder) as file:  # the superuser's rights say nothing of a read-only disk
             file.write(bytes(1 << 16))  # nor does an empty file of a full one
     except OSError as error:
-        raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path")
+        raise UserError(f"{name}: cannot write to {folder} ({error.strerror}); give another path") from None
 
 
 def require_writable_folder(path: str | Path, flag: str = "") -> None:
     """The same for files that will lie in the folder `path`, which may not exist yet."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
-    _require_writable(Path(path) / "record", f"{flag} {path}".strip())
+    require_writable(Path(path) / "record", flag, path)
 
 
 def _target(path: str | Path) -> Path:
     """Where a file is written: what a link points at, so that the link stays."""
-    return Path(os.path.realpath(str(path)))
+    return Path(os.path.realpath(path))
 
 
 def _require_regular(path: str | Path, name: str) -> None:
     try:
-        mode = os.stat(str(path)).st_mode
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        if not Path(path).name or str(path).endswith(os.sep):
-            raise UserError(f"{name}: a folder, not a file's name")
-        if len(os.fsencode(Path(path).name)) > 255:
-            raise UserError(f"{name[:60]}…: the name is longer than the 255 bytes of a file's name")
-        return
+        mode = stat.S_IFREG
     except (OSError, ValueError) as error:  # a name too long, a NUL, a loop of links
-        raise UserError(f"{name[:200]}: no file can have that name ({getattr(error, 'strerror', None) or error})")
-    if stat.S_ISDIR(mode):
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name[:200]}: no file can have that name ({reason})") from None
+    if stat.S_ISDIR(mode) or not Path(path).name or str(path).endswith(os.sep):
         raise UserError(f"{name}: a folder, not a file's name")
-    if not stat.S_ISREG(mode) or os.path.abspath(str(path)).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+    if not stat.S_ISREG(mode) or os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):
         raise UserError(f"{name}: a device or pipe, which cannot be written whole or not at all; name a regular file")
-
-
-def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files into a folder, all of them or, on a full disk, none: beside it first, then renamed one by one.
-
-    Raises:
-        UserError: a folder, device or pipe has one of the names. OSError: they cannot be written.
-    """
-    for name in files:
-        _require_regular(folder / name, str(folder / name))
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=str(folder)))
-    try:
-        for name, content in files.items():
-            (part / name).write_bytes(content)
-        for name in files:
-            os.replace(part / name, _target(folder / name))
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    part.rmdir()
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`; renames it to `path` when the block ends well.
+    """Open a temporary file beside `path`; rename it to `path` when the block ends well.
 
     After an error, Ctrl-C or kill -9, `path` is as it was before.
     Raises:
@@ -110,7 +80,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=str(target.parent))
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -118,7 +88,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, str(target))
+        os.replace(temporary, target)
     except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -129,9 +99,16 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def mark_folder(folder: Path, about: str) -> None:
+    """Make a folder of the cache; ABOUT in it says what it holds, and that it is the cache's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if about and not (folder / ABOUT).exists():
+        write_text(folder / ABOUT, about + "\n")
 
 
 def shipped_folder(inside: str, beside: str) -> Path:

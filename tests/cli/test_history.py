@@ -77,7 +77,7 @@ def test_a_row_a_run_and_damaged_ones_named(folders, capsys):
 
 def test_the_cache_says_its_size_and_empties(tmp_path, capsys):
     with FeatureCache(tmp_path / "cache") as store:
-        store.rows({"what": "test"}, 4).put(np.zeros((3, 2), "<u8"), np.zeros((3, 4), np.uint8))
+        store.rows({"what": "test"}, (1, 4)).put(np.zeros((3, 2), "<u8"), np.ones((3, 1, 4), np.float32))
     (tmp_path / "cache/own.txt").write_text("mine")
     assert cache(["--size", "--cache", str(tmp_path / "cache")]) == 0 and "MB" in capsys.readouterr().out
     assert cache(["--clear", "--cache", str(tmp_path / "cache")]) == 0 and "deleted" in capsys.readouterr().out

@@ -96,12 +96,12 @@ def test_with_one_shot_a_class_the_text_is_judged_by_the_shots():
     for noise in (0.02, 0.3, 100.0):
         task = Task(unit_rows(text + noise * rng.standard_normal(text.shape)), np.arange(20), text)
         held_out = {name: task.zero_shot(task.features) for name in ("zero_shot", "gda", "linear_probe")}
-        settings = Ensemble().fit(held_out, task).settings_
+        settings = Ensemble().fit(held_out, task, ["linear_probe"]).settings_
         weights, q = settings["weights"], settings["text_explains"]
         assert weights["zero_shot"] == weights["gda"]
         np.testing.assert_allclose(weights["linear_probe"] * q ** 2, 2 * weights["gda"] * (1 - q), atol=1e-3)
         shares.append(weights["linear_probe"])
-        alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task)
+        alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task, ["linear_probe"])
         assert alone.settings_["weights"] == {"linear_probe": 1.0}
     assert shares[0] < 0.05 and shares[0] < shares[1] < shares[2] and shares[2] > 0.8
 

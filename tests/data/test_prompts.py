@@ -195,8 +195,8 @@ def test_prompt_sets_differ_as_their_names_say(tmp_path):
     assert len(of("seeds")) == 1 and of("seeds") == of("templates")[:1]
     assert set(of("both")) == set(of("templates")) | set(prompts.load().descriptions["Animal_Bear"])
     assert len(of("openai80")) == 80 and all("bear" in sentence.lower() for sentence in of("openai80"))
-    assert of("descriptions") == of("visdesc") and not set(of("descriptions")) & set(of("templates"))
-    assert set(prompts.PROMPT_SETS) == {"both", "seeds", "templates", "openai80", "descriptions", "visdesc"}
+    assert of("descriptions") and not set(of("descriptions")) & set(of("templates"))
+    assert set(prompts.PROMPT_SETS) == {"both", "seeds", "templates", "openai80", "descriptions"}
 
 
 def test_own_descriptions_take_the_place_of_ours_and_lead_with_the_name(tmp_path):
@@ -222,7 +222,7 @@ def test_what_is_wrong_with_own_descriptions_is_said(tmp_path, text, words):
 
 def test_a_set_of_descriptions_needs_some():
     with pytest.raises(UserError, match="no class has a description"):
-        prompts.class_sentences(["Beast_x"], ["Beast"], prompt_set="visdesc")
+        prompts.class_sentences(["Beast_x"], ["Beast"], prompt_set="descriptions")
 
 
 def test_names_that_repeat_are_refused():

@@ -1,8 +1,11 @@
 """The local leaderboard: errors, draws, what a rank does."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from jclip_fewshot import problem
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.errors import UserError
@@ -19,7 +22,7 @@ class Source:
         self.names, self.asked = names, []
         self.text = np.eye(len(names), 16, dtype=np.float32)
 
-    def texts(self, class_names, sentences, unit=True):
+    def texts(self, class_names, sentences):
         return self.text
 
     def images(self, root, paths, views=0, seed=0, stage="images"):
@@ -38,12 +41,12 @@ def tree(tmp_path, monkeypatch):
         for number in range(6):
             (folder / f"{number}.png").write_bytes(b"")
     source = Source(names)
-    monkeypatch.setattr(validation, "open_source", lambda *_, **__: source)
+    monkeypatch.setattr(problem, "open_source", lambda *_, **__: source)
     return tmp_path, source
 
 
 def settings(root, **changes):
-    return ValidateConfig(data=str(root), heads="tip_adapter", augment=2, per_class=2, shots="2", seeds=2,
+    return ValidateConfig(data=str(root), methods="tip_adapter", augment=2, per_class=2, shots="2", seeds=2,
                           **changes)
 
 
@@ -51,21 +54,22 @@ def test_every_seed_draws_other_views_too(tree):
     root, source = tree
     results = validation.validate(settings(root))
     assert {(views, seed) for _, views, seed, _ in source.asked} == {(0, 0), (2, 0), (2, 1)}
-    assert results["n"] == 6 and results["same_shots"] == []
+    assert 3 <= results["n"] <= 6
     row = results["curve"][2]["ensemble"]
     assert len(row["top1"]) == len(row["error"]) == 2
 
 
-def test_seeds_that_drew_the_same_shots_are_said(tree, capsys):
+def test_held_out_images_are_no_shots_are_drawn_anew_and_are_not_equally_many(tree):
     root, _ = tree
-    for name in ("ant", "bee", "cat"):
-        for number in (4, 5):
-            (root / "train" / name / f"{number}.png").unlink()
-    results = validation.validate(settings(root))  # 4 images a class: 2 held out, the other 2 are the shots
-    assert results["same_shots"] == [2]
-    assert "fit 2 of 2: 2 shots, seed 1" in capsys.readouterr().err
-    assert "drew the same shots" in " ".join(validation.spread_note(2, True).split())
-    assert "drew the same shots" not in validation.spread_note(2, False)
+    data = problem.read_problem(settings(root), 2).data
+    draws = [validation.hold_out(data, 4, 2, seed) for seed in range(20)]
+    for held, rest in draws:
+        assert not set(held) & set(rest.train) and sorted([*held, *rest.train]) == sorted(data.train)
+        assert min(Counter(label for _, label in rest.train).values()) >= 2
+    counts = [tuple(Counter(label for _, label in held).values()) for held, _ in draws]
+    assert len({tuple(held) for held, _ in draws}) > 10 and {n for one in counts for n in one} == {1, 2, 3, 4}
+    with pytest.raises(UserError, match="no class has more than 6"):
+        validation.hold_out(data, 4, 6)
 
 
 def test_representative_shots(tree):
@@ -79,7 +83,8 @@ def test_only_the_first_rank_fits(tree, monkeypatch):
     monkeypatch.setattr(ranks, "first", lambda: False)
     monkeypatch.setattr(validation, "Pipeline", None)  # would raise
     assert validation.validate(settings(root)) is None
-    assert [stage for *_, stage in source.asked] == ["held out", "2 shots, seed 0", "2 shots, seed 1"]
+    assert [stage for *_, stage in source.asked] == ["held out, seed 0", "2 shots, seed 0", "held out, seed 1",
+                                                     "2 shots, seed 1"]
 
 
 def test_sampling_error_is_that_of_a_binomial_and_of_strata():

@@ -545,6 +545,19 @@ def test_table_names_what_is_missing(table):
         FeatureTable.read(table(text=None)).text_rows(["x"])
 
 
+def test_table_with_a_class_twice_is_refused_unless_it_has_the_data_sets_order(table):
+    read = FeatureTable.read(table(classes=np.array(["x", "y", "x"])))
+    for asked in (["x", "y"], ["x"], ["y", "x", "x"]):
+        with pytest.raises(UserError, match="several text rows for x;"):
+            read.text_rows(asked)
+    assert (read.text_rows(["y"]) == read.text[[1]]).all() and (read.text_rows(["x", "y", "x"]) == read.text).all()
+
+
+def test_table_of_the_case_that_failed(shared):
+    with pytest.raises(UserError, match="several text rows for D_a;"):
+        FeatureTable.read(shared / "cases/features_class_twice.npz").text_rows(["D_a", "D_b"])
+
+
 @pytest.mark.parametrize("arrays, message", [
     (dict(path=None), "no array 'path'"), (dict(feature=None), "no array 'feature'"),
     (dict(feature=np.zeros((3, 5))), r"\(2, D\)"),

@@ -84,14 +84,15 @@ def make_run(folder, root, refined=True, tested=True):
     folder.mkdir(parents=True)
     pipeline = Pipeline()
     pipeline.task_ = Task(near(labels), labels, text, domain_indices(contest.domains))
-    pipeline.heads_ = {"tip_adapter": TipAdapter()}
+    pipeline.methods_ = {"tip_adapter": TipAdapter()}
     save_arrays(folder / MODEL, {
         **{f"shots/{key}": getattr(pipeline.task_, key) for key in ("features", "labels", "text", "domains")},
-        **pipeline.alpha_beta(), "held_out_probs": softmax(25 * pipeline.task_.features @ text.T),
-        "heads/tip_adapter/text_": text,
-        "heads/tip_adapter/keys_": np.zeros((18, WIDTH), np.float32), "heads/tip_adapter/seen_": np.ones(count, bool),
-        "heads/clip_adapter/learned.w": np.zeros((4, WIDTH), np.float32), "ensemble/weights": np.zeros(3, np.float32),
-        "names": np.array(["zero_shot", "tip_adapter", "clip_adapter"])})
+        **pipeline.report_arrays(), "held_out_probs": softmax(25 * pipeline.task_.features @ text.T),
+        "methods/tip_adapter/text_": text,
+        "methods/tip_adapter/keys_": np.zeros((18, WIDTH), np.float32),
+        "methods/tip_adapter/seen_": np.ones(count, bool),
+        "methods/clip_adapter/learned.w": np.zeros((4, WIDTH), np.float32), "ensemble/weights": np.zeros(3, np.float32),
+        "methods": np.array(["zero_shot", "tip_adapter", "clip_adapter"])})
     history = [{"epoch": 0, "held_out_loss": 2.0, "held_out_top1": 50.0}] + [
         {"epoch": e, "loss": 1 / e, "train_top1": 60.0 + e, "held_out_loss": 1 + 1 / e, "held_out_top1": 55.0 + e}
         for e in range(1, 6)]
@@ -107,7 +108,7 @@ def make_run(folder, root, refined=True, tested=True):
                      "clip_adapter": {"epoch": 3, "lr": 1e-3, "held_out_top1": 82.0},
                      "ensemble": {"temperature": 1.2}},
         "histories": {"clip_adapter": history},
-        "seconds": {"sentences": 1.0, "shots": 2.0, "heads": 3.0, "head clip_adapter": 2.5}})
+        "seconds": {"sentences": 1.0, "shots": 2.0, "methods": 3.0, "method clip_adapter": 2.5}})
     if tested:
         answer(folder, contest, pipeline.task_, near, text, refined)
     return folder

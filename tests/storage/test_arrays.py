@@ -33,15 +33,16 @@ GOOD = {"x": np.ones((4, 3), np.float16), "y": np.arange(4), "c": np.array(list(
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"x": None}, "no array 'x'"), ({"x": np.ones((4, 3), complex)}, "c16"), ({"x": np.ones((4, 3), bool)}, "bool"),
-    ({"x": np.ones((4, 3), np.int8)}, "int8"), ({"x": np.zeros(4, "f4,i4")}, "no plain array"),
-    ({"x": np.ones((4, 3), "M8[s]")}, "only plain numbers"), ({"x": np.ones(4)}, r"shape \(4, D\)"),
+    ({"x": None}, "no array 'x'"), ({"x": np.ones((4, 3), complex)}, "complex128"),
+    ({"x": np.ones((4, 3), bool)}, "bool"),
+    ({"x": np.ones((4, 3), np.int8)}, "int8"), ({"x": np.zeros(4, "f4,i4")}, "f4'.* of shape"),
+    ({"x": np.ones((4, 3), "M8[s]")}, r"datetime64\[s\] of shape"), ({"x": np.ones(4)}, r"shape \(4, D\)"),
     ({"x": np.ones((5, 3))}, r"shape \(4, D\)"), ({"x": np.zeros((4, 3))}, "row 0 of x is zero"),
     ({"x": np.full((4, 3), np.inf)}, r"x is not finite at \(0, 0\)"), ({"x": np.full((4, 3), 1e30)}, "not a feature"),
     ({"y": np.arange(4.0)}, "whole numbers"), ({"y": np.arange(4) - 1}, "y holds -1"),
     ({"y": np.arange(1, 5)}, "y holds 4; numbers below 4"), ({"y": np.full(4, 2**64 - 1, np.uint64)}, "below 4"),
     ({"c": np.array([None, "b"], object)}, r"\.astype\(str\)"), ({"c": np.array(["a\0b"] * 4)}, "NUL"),
-    ({"c": np.frombuffer(b"\xff" * 16, "<U1")}, "no Unicode"), ({"c": np.array([b"\xff"] * 4)}, "cannot be read")])
+    ({"c": np.frombuffer(b"\xff" * 16, "<U1")}, "no Unicode"), ({"c": np.array([b"\xff"] * 4)}, "no Unicode")])
 def test_what_the_schema_does_not_allow(tmp_path, changes, said):
     np.savez(tmp_path / "a.npz", **{name: array for name, array in {**GOOD, **changes}.items() if array is not None})
     with pytest.raises(UserError, match=said):
@@ -51,7 +52,7 @@ def test_what_the_schema_does_not_allow(tmp_path, changes, said):
 def test_arrays_that_nobody_asked_for_are_left_unread(tmp_path):
     np.savez(tmp_path / "a.npz", other=np.array([{}]), **GOOD)
     assert set(load_arrays(tmp_path / "a.npz", SCHEMA, others=None)) == set(GOOD)
-    with pytest.raises(UserError, match="other is of type"):
+    with pytest.raises(UserError, match="other is of Python objects"):
         load_arrays(tmp_path / "a.npz", SCHEMA)
 
 
@@ -90,6 +91,15 @@ def test_a_compressed_file_that_grows_without_end(tmp_path):
     path = zipped(tmp_path / "a.npz", zeros, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="far larger than the file"):
         load_arrays(path)
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # these grow without bound while a part of them is read
+        zipped(path, zeros, compression=method)
+        with pytest.raises(UserError, match="neither deflate nor none"):
+            load_arrays(path)
+
+
+def test_damaged_members_are_one_line_whatever_compressed_them(tmp_path, shared):
+    with pytest.raises(UserError, match="lzma_features.npz: cannot be read as .npz"):
+        load_arrays(shared / "cases/lzma_features.npz")
 
 
 def test_files_that_are_no_npz(tmp_path):

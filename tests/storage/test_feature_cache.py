@@ -22,11 +22,11 @@ def some(n, seed=0):
 def test_spaces_are_kept_apart(tmp_path):
     cache = FeatureCache(tmp_path)
     keys, rows = some(2)
-    cache.rows({"encoder": "a"}, BYTES).put(keys, rows)
+    cache.rows({"encoder": "a"}, (BYTES,), np.uint8).put(keys, rows)
     cache.close()
     cache = FeatureCache(tmp_path)
-    assert cache.rows({"encoder": "a"}, BYTES).get(keys)[1].all()
-    assert not cache.rows({"encoder": "b"}, BYTES).get(keys)[1].any()
+    assert cache.rows({"encoder": "a"}, (BYTES,), np.uint8).get(keys)[1].all()
+    assert not cache.rows({"encoder": "b"}, (BYTES,), np.uint8).get(keys)[1].any()
 
 
 def test_files_are_recognised_until_they_change(tmp_path, monkeypatch):
@@ -66,27 +66,57 @@ def test_the_working_folder_may_change(tmp_path, monkeypatch):
     cache = FeatureCache("cache")
     monkeypatch.chdir(tmp_path / "elsewhere")
     keys, rows = some(3)
-    cache.rows({}, BYTES).put(keys, rows)
+    cache.rows({}, (BYTES,), np.uint8).put(keys, rows)
     cache.close()
     assert not list((tmp_path / "elsewhere").iterdir())
-    assert FeatureCache(tmp_path / "cache").rows({}, BYTES).get(keys)[1].all()
+    assert FeatureCache(tmp_path / "cache").rows({}, (BYTES,), np.uint8).get(keys)[1].all()
 
 
 def test_size_and_clear_concern_the_caches_own_files(tmp_path):
     cache = FeatureCache(tmp_path)
     assert FeatureCache(tmp_path / "absent").size() == 0
-    cache.rows({"encoder": "a"}, BYTES).put(*some(100))
+    cache.rows({"encoder": "a"}, (BYTES,), np.uint8).put(*some(100))
     cache.flush()
     (tmp_path / "notes.txt").write_text("mine")
     assert 100 * BYTES < cache.size() < 200 * BYTES
     assert cache.clear() > 100 * BYTES and cache.size() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert not cache.rows({"encoder": "a"}, BYTES).get(some(3)[0])[1].any()
+    assert not cache.rows({"encoder": "a"}, (BYTES,), np.uint8).get(some(3)[0])[1].any()
+
+
+def test_clear_deletes_no_folder_that_is_not_the_caches_own(tmp_path):
+    """As in ~/.cache, where other programs keep theirs."""
+    foreign = [f"{name}/precious.rows" for name in ("files", "fits", "ranks", "0123456789abcdef", "fedcba9876543210")]
+    for name in foreign:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "fedcba9876543210/about.json").write_text('{"what": "mine"}\n')
+    (tmp_path / "elsewhere").mkdir()
+    with FeatureCache(tmp_path / "elsewhere") as other:
+        other.rows({}, (BYTES,), np.uint8).put(*some(3))
+    inside, = (tmp_path / "elsewhere").iterdir()
+    (tmp_path / inside.name).symlink_to(inside)
+    with FeatureCache(tmp_path) as cache:
+        cache.rows({"encoder": "a"}, (BYTES,), np.uint8).put(*some(3))
+        cache.remember_files(*[some(3)[0]] * 2)
+        cache.fits.put("a", {"x": np.ones(3)})
+    before = {path.name for path in tmp_path.iterdir()}
+    assert cache.clear() > 0 and cache.size() == 0
+    assert all((tmp_path / name).read_text() == "mine" for name in foreign) and any(inside.iterdir())
+    assert len(before - {path.name for path in tmp_path.iterdir()}) == 3
+
+
+def test_reading_makes_no_folder(tmp_path):
+    with FeatureCache(tmp_path / "cache") as cache:
+        for view in range(50):
+            assert not cache.rows({"view": view}, (1, 4)).get(some(2)[0])[1].any()
+        assert not cache.known_files([tmp_path / "nope.jpg"])[1].any() and cache.fits.get("a") is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_is_copied_by_its_folder(tmp_path):
     cache = FeatureCache(tmp_path)
-    cache.rows({}, BYTES).put(*some(3))
+    cache.rows({}, (BYTES,), np.uint8).put(*some(3))
     cache.flush()
     for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
-        assert other.rows({}, BYTES).get(some(3)[0])[1].all()
+        assert other.rows({}, (BYTES,), np.uint8).get(some(3)[0])[1].all()

@@ -1,16 +1,12 @@
 """Files whole or not at all, regular ones only, and what is found out before the work."""
 
 import os
-import resource
 import stat
-import subprocess
-import sys
 
 import pytest
 
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, write_text
-from tests.conftest import ROOT
 
 
 def entries(folder):
@@ -53,12 +49,3 @@ def test_a_target_is_checked_without_making_anything(tmp_path):
             require_writable(path, "--json")
     with pytest.raises(UserError, match="--runs.*a file"):
         require_writable_folder(tmp_path / "file", "--runs")
-
-
-def test_a_file_size_limit_is_an_error_that_names_the_file(tmp_path):
-    code = f"from jclip_fewshot.storage.files import write_text; write_text({str(tmp_path / 'big.txt')!r}, 'x' * 99999)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and "OSError" in last and "big.txt" in last and "cannot be written" in last
-    assert not entries(tmp_path)

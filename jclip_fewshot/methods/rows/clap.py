@@ -31,7 +31,8 @@ def trust_in_text(task: Task) -> np.ndarray:
 class CLAP(TrainedHead):
     """strength: multiplies every λ_c."""
 
-    name = "clap"
+    name, title, paper = "clap", "CLAP", "Silva-Rodríguez et al. 2024"
+    trains = True
     epochs, batch, lr, augment, choose_epoch = 20, 256, 3e-4, 0.0, False
     strength = 100.0
 

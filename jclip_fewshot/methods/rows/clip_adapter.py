@@ -15,6 +15,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
+from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars, random_weights
 from jclip_fewshot.task import Task
 
@@ -22,7 +23,9 @@ from jclip_fewshot.task import Task
 class ClipAdapter(TrainedHead):
     """ratio: R in training. bottleneck: width of the middle layer, D/4 where None."""
 
-    name = "clip_adapter"
+    name, title, paper = "clip_adapter", "CLIP-Adapter", "Gao et al. 2021"
+    trains = True
+    default = NEVER
     epochs, batch, lr, augment = 20, 256, 1e-3, 0.0
     ratio, bottleneck = 0.2, None
     ratios = {"ratio": (0.1, 0.15, 0.2, 0.25)}

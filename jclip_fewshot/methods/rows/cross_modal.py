@@ -17,6 +17,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
 from jclip_fewshot.task import Task
 
@@ -24,7 +25,9 @@ from jclip_fewshot.task import Task
 class CrossModal(TrainedHead):
     """text_weight: of the text rows' loss against the images' (1: the paper)."""
 
-    name = "cross_modal"
+    name, title, paper = "cross_modal", "Cross-modal", "Lin et al. 2023"
+    trains = True
+    default = NEVER
     epochs, batch, lr, weight_decay, augment = 20, 256, 3e-4, 0.01, 0.0
     text_weight = 1.0
 

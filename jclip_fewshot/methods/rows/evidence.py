@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.methods.rows.base import Head, top1
+from jclip_fewshot.methods.base import Method, top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 MAX_STEPS = 30
@@ -110,7 +110,7 @@ def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domain
     return zero_shot + (row_alpha.T[:, :, None] * evidence).sum(axis=0)
 
 
-class EvidenceHead(Head):
+class EvidenceHead(Method):
     """A training-free head. Subclasses read evidence from shots; the weights are found here.
 
     per_domain: let domains with at least 40 held-out shots have their own α.

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.methods.base import SHOTS
 from jclip_fewshot.methods.rows.evidence import EvidenceHead
 from jclip_fewshot.task import Task, class_means
 
@@ -70,8 +71,9 @@ class GDA(EvidenceHead):
     With one shot a class nothing is known about Σ̂ within classes: see the deviations above.
     """
 
-    name = "gda"
-    needs_text = False
+    name, title, paper = "gda", "GDA", "Wang et al. 2024"
+    needs = frozenset({SHOTS})
+    checks = True
     state_names = ("W_", "b_", "alpha_", "text_shots_")
 
     def __init__(self, alpha=None, text_shots=None, per_domain: bool = True):

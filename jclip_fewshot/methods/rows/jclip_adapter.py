@@ -5,7 +5,7 @@
 
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
-`JclipAdapter.paper()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
+`JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
 trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/heads.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
@@ -51,14 +51,15 @@ class JclipAdapter(TrainedHead):
     anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
     """
 
-    name = "jclip_adapter"
+    name, title, paper = "jclip_adapter", "JCLIP-Adapter", "the contest solution that this project grew from"
+    trains = True
     epochs, batch, lr, augment = 20, 256, 1e-3, 1.25
     alpha, beta, tau, rank = 0.1, 0.2, 0.01, (256, 512)
     anchor, shrinkage, setting = 0.2, (0.1, 0.1), "default"
     ratios = {"alpha": (0.0, 0.05, 0.1, 0.15), "beta": (0.1, 0.15, 0.2)}
 
     @classmethod
-    def paper(cls, **settings) -> JclipAdapter:
+    def published(cls, **settings) -> JclipAdapter:
         """The published setting."""
         return cls(**{**dict(setting="paper"), **settings})
 

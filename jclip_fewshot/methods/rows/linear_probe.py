@@ -22,7 +22,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
-from jclip_fewshot.methods.rows.base import Head, log_loss, top1
+from jclip_fewshot.methods.base import SHOTS, Method, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.task import Task
 
@@ -100,11 +100,12 @@ def logistic_regression(task: Task, C: float) -> tuple[np.ndarray, np.ndarray, M
     return W, b, found
 
 
-class LinearProbe(Head):
+class LinearProbe(Method):
     """C: inverse strength of the penalty, the contest's 8.96."""
 
-    name = "linear_probe"
-    needs_text = False
+    name, title, paper = "linear_probe", "Linear probe", "Radford et al. 2021"
+    needs = frozenset({SHOTS})
+    trains = ignores_text = True
     state_names = ("weight_", "bias_")
 
     def __init__(self, C: float = 8.96):

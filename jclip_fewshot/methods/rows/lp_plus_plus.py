@@ -20,7 +20,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
-from jclip_fewshot.methods.rows.base import Head, keep_unseen
+from jclip_fewshot.methods.base import NEVER, Method, keep_unseen
 from jclip_fewshot.methods.rows.training import fits_of, scores
 from jclip_fewshot.task import Task, class_means
 
@@ -46,11 +46,13 @@ def gradients(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, labels: jt.
     return (loss, *jt.grad(loss, [W, a]), logits)
 
 
-class LPPlusPlus(Head):
+class LPPlusPlus(Method):
     """epochs: at most. momentum: of both blocks. patience: epochs without a better held-out score before
     stopping. every: epochs between two scores."""
 
-    name = "lp_plus_plus"
+    name, title, paper = "lp_plus_plus", "LP++", "Huang et al. 2024"
+    trains = True
+    default = NEVER
     state_names = ("weight_", "blend_")
 
     def __init__(self, epochs: int = 300, momentum: float = 0.9, patience: int = 40, every: int = 5):

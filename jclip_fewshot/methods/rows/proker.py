@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jclip_fewshot.methods.base import SHOTS
 from jclip_fewshot.methods.rows.evidence import EvidenceHead
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
@@ -41,8 +42,9 @@ def ridge_system(task: Task, beta: float, lam: float) -> tuple[np.ndarray, np.nd
 class ProKeR(EvidenceHead):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
-    name = "proker"
-    needs_text = False
+    name, title, paper = "proker", "ProKeR", "Bendou et al. 2025"
+    needs = frozenset({SHOTS})
+    checks = True
     state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
 
     def __init__(self, alpha=None, beta=None, lam=None, per_domain: bool = True):

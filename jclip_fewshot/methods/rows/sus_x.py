@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
 from jclip_fewshot.methods.rows.tip_x import TipX, text_divergence
@@ -32,7 +33,8 @@ FIRST = 5  # ranks that a support image's class may have
 class SusX(TipX):
     """TIP-X with α, β, γ fixed beforehand: `fit` takes the support images as a task's shots."""
 
-    name = "sus_x"
+    name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
+    default = NEVER
 
     def __init__(self, alpha: float = ALPHA, gamma: float = GAMMA, beta: float = BETA):
         super().__init__(alpha, gamma, beta, per_domain=False, temperature=TEMPERATURE)
@@ -41,7 +43,8 @@ class SusX(TipX):
 class SusXF(TipAdapterF):
     """Trained keys, the last epoch; its α and β chosen with support images as pseudo-shots."""
 
-    name = "sus_x_f"
+    name, title, paper = "sus_x_f", "SuS-X-F", "Udandarao et al. 2023"
+    default = NEVER
     choose_epoch = False
 
 

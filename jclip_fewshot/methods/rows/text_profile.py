@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
+from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.gda import GDA, text_means
 from jclip_fewshot.task import Task, class_means, class_sums, zero_shot_logits
 
@@ -40,8 +41,9 @@ def class_profiles(task: Task) -> np.ndarray:
 class TextProfile(GDA):
     """α, γ and κ (`text_shots`, see `gda`) by leave-one-shot-out."""
 
-    name = "text_profile"
-    needs_text = True
+    name, title, paper = "text_profile", "Text profile", "ours"
+    needs = frozenset({TEXT, SHOTS})
+    checks = True
     state_names = ("W_", "b_", "alpha_", "text_shots_", "log_profiles_")
     evidence_names = ("alpha", "gamma")
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_rows
-from jclip_fewshot.methods.rows.base import top1
+from jclip_fewshot.methods.base import SHOTS, top1
 from jclip_fewshot.methods.rows.evidence import EvidenceHead
 from jclip_fewshot.task import Task, class_sums, fold_of_shots
 
 BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
+# of the map that the report draws: wider than what is searched
+MAP_ALPHAS, MAP_BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 
 
 def affinity(features: jt.Var, keys: jt.Var, beta: float | jt.Var) -> jt.Var:
@@ -64,8 +66,8 @@ class TipAdapter(EvidenceHead):
     beta: fixed sharpness, no search (None: search). cap: keys kept a class.
     """
 
-    name = "tip_adapter"
-    needs_text = False
+    name, title, paper = "tip_adapter", "Tip-Adapter", "Zhang et al. 2022"
+    needs = frozenset({SHOTS})
     state_names = ("keys_", "values_", "alpha_", "beta_")
 
     def __init__(self, alpha=None, beta=None, per_domain: bool = True, cap: int = 16):
@@ -99,6 +101,13 @@ class TipAdapter(EvidenceHead):
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
+
+    def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
+        """Return the held-out top-1 over α and β, (A, B); nothing where no shot can be left out."""
+        if not task.can_be_left_out.any() or type(self) is not TipAdapter:
+            return {}
+        found = {"alphas": MAP_ALPHAS, "betas": MAP_BETAS, "top1": self.held_out_map(task, MAP_ALPHAS, MAP_BETAS)}
+        return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
 
     def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
         """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a

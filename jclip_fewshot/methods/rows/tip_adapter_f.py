@@ -19,6 +19,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
+from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.tip_adapter import affinity, capped_cache, class_mean_values, keys_a_class
 from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
 from jclip_fewshot.task import Task
@@ -27,7 +28,9 @@ from jclip_fewshot.task import Task
 class TipAdapterF(TrainedHead):
     """alpha, beta: in training. cap: keys kept a class."""
 
-    name = "tip_adapter_f"
+    name, title, paper = "tip_adapter_f", "Tip-Adapter-F", "Zhang et al. 2022"
+    trains = True
+    default = NEVER
     epochs, batch, lr, eps, weight_decay, augment = 20, 256, 1e-3, 1e-4, 0.01, 1.0
     alpha, beta, cap = 2.0, 3.5, 16
     ratios = {"alpha": (1.0, 1.5, 2.0, 2.5), "beta": (2.5, 3.5, 5.0)}

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jclip_fewshot.backend.numerics import log_softmax, matmul
+from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter, cache_logits
 from jclip_fewshot.task import Task
 
@@ -37,8 +38,8 @@ def text_divergence(features: np.ndarray, keys: np.ndarray, text: np.ndarray,
 class TipX(TipAdapter):
     """α, γ and β by leave-one-shot-out; with one shot a class α = 1, γ = 0.1, β = 5.5."""
 
-    name = "tip_x"
-    needs_text = True
+    name, title, paper = "tip_x", "TIP-X", "Udandarao et al. 2022"
+    needs = frozenset({TEXT, SHOTS})
     state_names = ("keys_", "values_", "alpha_", "beta_", "rescale_", "temperature_")
     evidence_names = ("alpha", "gamma")
     fixed_alpha = (1.0, 0.1)

@@ -25,7 +25,7 @@ from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import softmax, unit_rows, var
 from jclip_fewshot.console import progress
-from jclip_fewshot.methods.rows.base import Head, keep_unseen, log_loss, top1
+from jclip_fewshot.methods.base import Method, keep_unseen, log_loss, top1
 from jclip_fewshot.task import Fold, Task, class_means
 
 Arrays = dict[str, np.ndarray]
@@ -86,7 +86,7 @@ class Trained:
     history: list[dict]
 
 
-class TrainedHead(Head):
+class TrainedHead(Method):
     """A head that is trained by gradient descent. Subclasses give `start`, `answer`, perhaps `penalty`.
 
     epochs, batch (rows a step), lr, weight_decay, eps: AdamW with a cosine schedule to zero. augment: strength of
@@ -95,10 +95,14 @@ class TrainedHead(Head):
     """
 
     state_names = ("learned_",)
-    seeded = True
+    trains = True
     epochs, batch, lr, weight_decay, eps = 20, 256, 1e-3, 0.0, 1e-8
     augment, choose_epoch, seed = 0.0, True, 0
     ratios: dict[str, Sequence[float]] = {}
+
+    @classmethod
+    def make(cls, seed: int) -> TrainedHead:
+        return cls(seed=seed)
 
     def __init__(self, **settings):
         for name, value in settings.items():

@@ -26,7 +26,7 @@ from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import label_losses
 from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
 from jclip_fewshot.console import progress
-from jclip_fewshot.methods.rows.base import Head, log_loss, top1
+from jclip_fewshot.methods.base import Method, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of, residuals
 from jclip_fewshot.task import Fold, Task
 
@@ -38,6 +38,10 @@ DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of al
 
 class Vicinity:
     """Draws x̃ of a fit's shots."""
+
+    @classmethod
+    def make(cls, seed: int) -> Vicinal:
+        return cls(seed=seed)
 
     def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
@@ -66,7 +70,7 @@ class Vicinity:
         return unit_rows(x)
 
 
-class Vicinal(Head):
+class Vicinal(Method):
     """λ a domain by held-out log-loss; the rest is fixed.
 
     lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
@@ -74,8 +78,8 @@ class Vicinal(Head):
     cosine schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
     """
 
-    name = "vicinal"
-    seeded = True
+    name, title, paper = "vicinal", "Vicinal", "ours, after Chapelle et al. 2000"
+    trains = True
     state_names = ("W_",)
 
     def __init__(self, lambdas: Sequence[float] = LAMBDAS, map_lambda: float = 0.1, residual: float = 1.0,

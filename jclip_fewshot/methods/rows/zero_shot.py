@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from jclip_fewshot.methods.rows.base import Head
+from jclip_fewshot.methods.base import TEXT, Method
 from jclip_fewshot.task import Task, zero_shot_logits
 
 
-class ZeroShot(Head):
+class ZeroShot(Method):
     """Needs no shots; duplicate text rows tie, and ties go to the lower class number."""
 
-    name = "zero_shot"
-    needs_shots = False
+    name, title, paper = "zero_shot", "Zero-shot", "Radford et al. 2021"
+    needs = frozenset({TEXT})
+    checks = True
 
     def _fit(self, task: Task) -> None:
         """The text rows are all there is."""

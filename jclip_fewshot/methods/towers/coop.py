@@ -24,8 +24,10 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import ROWS, Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.towers.members import CLASSIFIER, Member, sentence_operations
+from jclip_fewshot.methods.base import Given
+from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops
 from jclip_fewshot.methods.towers.towers import in_parts, text_rows
 from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
@@ -101,6 +103,12 @@ class Prompts:
         return unit_var(self.model.encode_embeddings(sentences, ends)).reshape((batch, classes, -1))
 
 
+def prompts_for(encoder: ClipEncoder, names: Sequence[str], context: int) -> Prompts:
+    """Return the sentences of K class names as people call them: "X X X X name ."."""
+    holders = " ".join([PLACE_HOLDER] * context)
+    return Prompts(encoder.model, encoder.tokens([f"{holders} {name} ." for name in names]), context)
+
+
 def random_context(rng: np.random.Generator, context: int, width: int) -> np.ndarray:
     """N(0, 0.02²): (M, W)."""
     return (STD * rng.standard_normal((context, width))).astype(np.float32)
@@ -132,15 +140,15 @@ def train(start: Arrays, prompts: Prompts, rows: np.ndarray, labels: np.ndarray,
     return descend(start, loss, SGD(MOMENTUM, WEIGHT_DECAY), rates, watch, stage)
 
 
-class CoOp(Member):
-    """CoOp as a member of the ensemble: one context for all classes, started at "a photo of a", name at the end.
+class CoOp(TowerMethod):
+    """One context for all classes, started at "a photo of a", name at the end.
 
     A step sees all shots in one of their views each. The classifier is the text rows, moved as the learned context
     moves the rows of "a photo of a bear."; the image tower stays as it is.
     """
 
-    name = "coop"
-    needs_tokens = True
+    name, title, paper = "coop", "CoOp", "Zhou et al. 2022"
+    reads_sentences = True
     context, steps = 4, 100
 
     def depth(self, model: CLIP) -> Depth:
@@ -149,8 +157,9 @@ class CoOp(Member):
     def constants(self) -> dict[str, float]:
         return {"context": self.context, "steps": self.steps}
 
-    def operations(self, task: Task, bank: Bank) -> float:
-        sentence = sentence_operations(bank.encoder.model, bank.class_tokens)
+    def flops(self, task: Task, given: Given) -> float:
+        bank = given.tower
+        sentence = sentence_flops(bank.encoder.model, bank.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:

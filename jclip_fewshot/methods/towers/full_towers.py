@@ -1,4 +1,4 @@
-"""CLIP-LoRA and 2SFS as members of the ensemble: both towers train, on stored views, from the input of block 0.
+"""CLIP-LoRA and 2SFS: both towers train, on stored views, from the input of block 0.
 
 lora.py and two_stage.py have the methods. The text tower trains on one template; what that moves its rows by is added
 to the rows of all sentences, and these answer (CLIP-LoRA) or start the second stage (2SFS). Deviation: the authors
@@ -20,8 +20,9 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers import lora, two_stage
-from jclip_fewshot.methods.towers.members import CLASSIFIER, Member, block_operations, sentence_operations, steps_of
+from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import blocks_of, in_parts, rows_from, text_rows
 from jclip_fewshot.methods.towers.training import Arrays
 from jclip_fewshot.task import Task
@@ -32,10 +33,10 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 BATCH = 32  # both methods'
 
 
-class _BothTowers(Member):
+class _BothTowers(TowerMethod):
     """What the two share: the bank at block 0, steps by shots, tensors of both towers."""
 
-    needs_tokens = True
+    reads_sentences = True
     steps_a_shot = 500
 
     def depth(self, model: CLIP) -> Depth:
@@ -50,11 +51,12 @@ class _BothTowers(Member):
     def steps(self, task: Task) -> int:
         return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
 
-    def operations(self, task: Task, bank: Bank) -> float:
+    def flops(self, task: Task, given: Given) -> float:
+        bank = given.tower
         model = bank.encoder.model
         length, width = model.visual.shape_at(0)
-        image = len(blocks_of(model, "visual.")) * block_operations(length, width)
-        sentence = sentence_operations(model, bank.class_tokens)
+        image = len(blocks_of(model, "visual.")) * block_flops(length, width)
+        sentence = sentence_flops(model, bank.class_tokens)
         batch = min(BATCH, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
 
@@ -74,7 +76,7 @@ class _BothTowers(Member):
 class ClipLora(_BothTowers):
     """CLIP-LoRA with the authors' settings: 500 steps a shot, rank 2, dropout 0.25."""
 
-    name = "clip_lora"
+    name, title, paper = "clip_lora", "CLIP-LoRA", "Zanella and Ben Ayed 2024"
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         model = bank.encoder.model
@@ -91,7 +93,7 @@ class ClipLora(_BothTowers):
 class TwoStage(_BothTowers):
     """2SFS with the authors' settings: 300 steps a shot, 60 % of them on the norms."""
 
-    name = "two_stage"
+    name, title, paper = "two_stage", "2SFS", "Farina et al. 2025"
     steps_a_shot = two_stage.STEPS_A_SHOT
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:

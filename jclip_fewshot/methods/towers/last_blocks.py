@@ -5,7 +5,7 @@ bank at block B − b) and a training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 
-t: text rows, kept as the anchor by weight decay on ΔC and by members.py's safeguards. Classes without shots take no
+t: text rows, kept as the anchor by weight decay on ΔC and by the safeguards of base.py. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
 Settings: docs/tuning.md.
 
@@ -24,20 +24,22 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods.base import ALWAYS, Given
+from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, steps_of
 from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
-from jclip_fewshot.methods.towers.members import CLASSIFIER, Member, block_operations, steps_of
 from jclip_fewshot.methods.towers.towers import blocks_of, norm_names, rows_from
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Loss, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
 
-class LastBlocks(Member):
+class LastBlocks(TowerMethod):
     """blocks: b. rank: of the updates. epochs, most_steps, batch, lr: of the training. forget: κ."""
 
-    name = "last_block"
+    name, title, paper = "last_block", "Last block tuned", "after Zanella and Ben Ayed 2024"
+    default = ALWAYS
     blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
 
     def first(self, model: CLIP) -> int:
@@ -55,9 +57,10 @@ class LastBlocks(Member):
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
         return [*norm_names(model, "visual.", list(blocks)), "visual.ln_post.weight", "visual.ln_post.bias"]
 
-    def operations(self, task: Task, bank: Bank) -> float:
+    def flops(self, task: Task, given: Given) -> float:
+        bank = given.tower
         length, width = bank.encoder.model.visual.shape_at(0)
-        block = block_operations(length, width)
+        block = block_flops(length, width)
         image = (self.blocks - 1) * block + 4.0 * length * width ** 2 + 20.0 * width ** 2  # the last at one token
         rows = min(self.epochs * len(task), self.most_steps * self.batch)
         return (len(task.folds()) + 1) * 2 * rows * image
@@ -67,7 +70,6 @@ class LastBlocks(Member):
         first, views = self.first(model), bank.at(self.first(model))
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
-        further = self._further(task, bank, kept)
         norms = self._norms(model)
         blocks = range(first, len(blocks_of(model, "visual.")))
         start = random_start(model, [attention_path("visual.", block) for block in blocks], rng, self.rank)
@@ -81,8 +83,6 @@ class LastBlocks(Member):
             x = jt.array(views.take(kept[rows], numbers[step]))
             logits = task.scale * product(self._features(model, p, x), unit_var(text + p[CLASSIFIER]))
             total = mean_cross_entropy(logits, labels[rows])
-            if further is not None:
-                total = total + further(p, step)
             if self.forget:
                 total = total + self.forget * softmax_kl(task.scale * product(rows_from(model, x, first), text), logits)
             return total
@@ -95,10 +95,6 @@ class LastBlocks(Member):
         """Unit rows (B, D) of the blocks' input under the parameters p."""
         with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
             return rows_from(model, x, self.first(model))
-
-    def _further(self, task: Task, bank: Bank, kept: np.ndarray) -> Loss | None:
-        """What a fit on the shots `kept` descends besides; None: nothing."""
-        return None
 
     def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
         return rows_from(model, x, self.first(model))

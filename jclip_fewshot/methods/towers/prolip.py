@@ -21,7 +21,8 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import UNPROJECTED, Depth
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.towers.members import Member
+from jclip_fewshot.methods.base import Given
+from jclip_fewshot.methods.towers.base import TowerMethod
 from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
@@ -61,14 +62,14 @@ def train(start: np.ndarray, views: np.ndarray, labels: np.ndarray, text: np.nda
     return trained["proj"]
 
 
-class ProLIP(Member):
-    """ProLIP as a member of the ensemble, with λ = 1/n², n the mean of the shots a class.
+class ProLIP(TowerMethod):
+    """ProLIP with λ = 1/n², n the mean of the shots a class.
 
     lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with this λ (69.7 to 70.1 with 1/n). Views come in turn, as
     theirs.
     """
 
-    name = "prolip"
+    name, title, paper = "prolip", "ProLIP", "Fahes et al. 2025"
     lr, steps, power = 1e-3, STEPS, 2.0  # λ = 1 / shots ** power
 
     def depth(self, model: CLIP) -> Depth:
@@ -77,7 +78,8 @@ class ProLIP(Member):
     def constants(self) -> dict[str, float]:
         return {"lr": self.lr, "steps": self.steps, "power": self.power}
 
-    def operations(self, task: Task, bank: Bank) -> float:
+    def flops(self, task: Task, given: Given) -> float:
+        bank = given.tower
         width, features = bank.encoder.model.visual.proj.shape
         one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
         return (len(task.folds()) + 1) * one

@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul, unit_rows
-from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.rows.base import keep_unseen
+from jclip_fewshot.methods.base import ALWAYS, Given, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
-from jclip_fewshot.methods.towers.members import Member
-from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.methods.towers.base import TowerMethod
 from jclip_fewshot.task import Task, class_means
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
 
-class TokenGDA(Member):
-    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to a member's."""
+class TokenGDA(TowerMethod):
+    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to what every tower method has."""
 
-    name = "token_gda"
+    name, title, paper = "token_gda", "GDA on tokens", "ours, after Wang et al. 2024"
+    default = ALWAYS
     trains = False
-    kept = Member.kept + ("weight_", "bias_")
+    kept = TowerMethod.kept + ("weight_", "bias_")
 
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)
 
-    def operations(self, task: Task, bank: Bank) -> float:
+    def flops(self, task: Task, given: Given) -> float:
+        bank = given.tower
         width = 3.0 * bank.encoder.model.visual.shape_at(None)[0]
         return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
 
@@ -50,7 +50,7 @@ class TokenGDA(Member):
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         return TokenEncoder(base)
 
-    def _fit(self, task: Task, bank: Bank, fits: FitCache | None) -> None:
+    def _fit(self, task: Task, bank: Bank) -> None:
         rows = self.mean_rows(bank, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)

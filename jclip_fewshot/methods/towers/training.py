@@ -1,6 +1,6 @@
 """What the tuning methods share: optimisers, learning rates, the loop.
 
-Optimisers are PyTorch's, with its order of operations. Rates are those of the authors' codes (TUNING methods say
+Optimisers are PyTorch's, with its order of operations. Rates are those of the authors' codes (each method's file says
 which): a rate a step, as the optimiser has it.
 """
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul
-from jclip_fewshot.task import CLIP_SCALE
+from jclip_fewshot.methods.base import Unlabelled
+from jclip_fewshot.methods.unlabelled.base import LabelFree
+from jclip_fewshot.task import CLIP_SCALE, Task
 
 LAMBDA = 0.25
 
@@ -25,3 +27,15 @@ def clip_dn_logits(features: np.ndarray, text: np.ndarray, image_mean: np.ndarra
     """(N, D), (K, D), image_mean (D,) of the unlabelled images -> (N, K); strength 0 is zero-shot."""
     strength = np.float32(strength)
     return matmul(np.float32(scale) * (features - strength * image_mean), (text - strength * text.mean(axis=0)).T)
+
+
+class ClipDn(LabelFree):
+    """The mean of the unlabelled images is all that is learned."""
+
+    name, title, paper = "clip_dn", "CLIP+DN", "Zhou et al. 2023"
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+        return {"image_mean": unlabelled.rows.mean(axis=0)}
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return clip_dn_logits(features, self.text_, self.learned_["image_mean"], scale=self.scale_)

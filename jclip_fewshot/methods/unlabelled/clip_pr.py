@@ -26,7 +26,10 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, softmax_var
 from jclip_fewshot.clip.replace import replaced
+from jclip_fewshot.methods.base import Unlabelled
 from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.unlabelled.base import LabelFree, scale_to
+from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
@@ -163,3 +166,19 @@ def learn(rows: np.ndarray, logits: np.ndarray, settings: Settings = Settings(),
 def answer(p: Arrays, rows: np.ndarray) -> np.ndarray:
     """Logits (N, K) of unit rows (N, D)."""
     return head({name: jt.array(value) for name, value in p.items()}, jt.array(rows)).numpy()
+
+
+class ClipPr(LabelFree):
+    """The head's two stages, brought to CLIP's scale on the unlabelled images."""
+
+    name, title, paper = "clip_pr", "CLIP-PR", "Kahana et al. 2022"
+    trains = True
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
+        rows, zero_shot = unlabelled.rows, task.zero_shot(unlabelled.rows)
+        learned = learn(rows, zero_shot, seed=self.seed)
+        return {**learned, "spread": scale_to(answer(learned, rows), zero_shot)}
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        head_alone = {name: value for name, value in self.learned_.items() if name != "spread"}
+        return self.learned_["spread"] * answer(head_alone, features)

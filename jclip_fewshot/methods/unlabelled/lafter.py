@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_rows
+from jclip_fewshot.backend.numerics import matmul, product, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.methods.base import Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
 from jclip_fewshot.methods.towers.towers import blocks_of, image_rows, norm_names
 from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy
-from jclip_fewshot.task import class_sums
+from jclip_fewshot.methods.unlabelled.base import LabelFree, scale_to
+from jclip_fewshot.task import Task, class_sums
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
@@ -121,3 +123,19 @@ def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Va
             on_labels(labels)
         return mean_cross_entropy(student_logits(p, model, strong), labels, SMOOTHING)
     return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, watch, stage)
+
+
+class LafterText(LabelFree):
+    """Stage 1 alone: a classifier trained on the sentences, brought to CLIP's scale on the unlabelled images."""
+
+    name, title, paper = "lafter_text", "LaFTer, sentences", "Mirza et al. 2023"
+    trains = True
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+        labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
+        adapter = text_classifier(np.concatenate(unlabelled.sentences), labels, task.num_classes, seed=self.seed)
+        rows = unlabelled.rows
+        return {"adapter": adapter, "spread": scale_to(matmul(rows, adapter.T), task.zero_shot(rows))}
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(self.learned_["spread"] * features, self.learned_["adapter"].T)

@@ -22,9 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import softmax
+from jclip_fewshot.backend.numerics import matmul, softmax
+from jclip_fewshot.methods.base import TEXT, TOWER, UNLABELLED, Unlabelled
 from jclip_fewshot.methods.towers import coop
 from jclip_fewshot.methods.towers.training import batches, cosine_by_epoch
+from jclip_fewshot.methods.unlabelled.base import LabelFree
+from jclip_fewshot.task import Task
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,25 @@ def learn(prompts: coop.Prompts, rows: np.ndarray, logits: np.ndarray, scale: fl
                              stage=f"upl {member + 1}/{settings.members}")
         found.append(prompts.rows(jt.array(trained["ctx"])).numpy())
     return mean_text(found)
+
+
+class Upl(LabelFree):
+    """The text rows that UPL learns, in the place of CLIP's."""
+
+    name, title, paper = "upl", "UPL", "Huang et al. 2022"
+    needs = frozenset({TEXT, UNLABELLED, TOWER})
+    trains = True
+    settings = Settings()
+
+    def fit(self, task: Task, unlabelled: Unlabelled, tower: object = None) -> Upl:
+        return super().fit(task, unlabelled)
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+        encoder = unlabelled.encoder
+        prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
+        width = encoder.model.token_embedding.weight.shape[1]
+        return {"text": learn(prompts, unlabelled.rows, task.zero_shot(unlabelled.rows), task.scale, width,
+                              self.settings, self.seed)}
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(self.scale_ * features, self.learned_["text"].T)

@@ -65,7 +65,6 @@ def published_em_dirichlet(query, support, support_labels, hard, weight, rounds=
 
 
 def make():
-    from jclip_fewshot.methods.rows import HEADS
     from jclip_fewshot.task import Task
 
     arrays = case()

@@ -20,7 +20,7 @@ from jclip_fewshot.task import Task, zero_shot_logits
 
 WIDTH = 16
 QUICK = {"epochs": 3}
-HEADS = [LinearProbe, CrossModal, ClipAdapter, JclipAdapter, JclipAdapter.paper, TipAdapterF, CLAP, LPPlusPlus]
+HEADS = [LinearProbe, CrossModal, ClipAdapter, JclipAdapter, JclipAdapter.published, TipAdapterF, CLAP, LPPlusPlus]
 TRAINED = [CrossModal, ClipAdapter, JclipAdapter, TipAdapterF, CLAP]
 
 
@@ -286,7 +286,7 @@ def test_wrong_settings_are_named():
 
 
 def test_paper_setting_by_both_names(task, queries):
-    one = JclipAdapter.paper(epochs=2).fit(task).logits(queries)
+    one = JclipAdapter.published(epochs=2).fit(task).logits(queries)
     two = JclipAdapter(setting="paper", epochs=2).fit(task).logits(queries)
     assert one.tobytes() == two.tobytes()
 

@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from jclip_fewshot.backend.numerics import log_sum_exp
-from jclip_fewshot.methods.rows.base import keep_unseen, top1
+from jclip_fewshot.methods.base import keep_unseen, top1
 from jclip_fewshot.methods.rows.evidence import fit_mixture
 from jclip_fewshot.methods.rows.gda import GDA, gaussian_classifier, precision_matrix
 from jclip_fewshot.methods.rows.proker import ProKeR

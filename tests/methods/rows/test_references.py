@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from jclip_fewshot.methods.rows import HEADS
 from jclip_fewshot.task import Task
 from tests.methods.rows.references import FILE, case
 

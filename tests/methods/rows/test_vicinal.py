@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.methods.rows.base import top1
+from jclip_fewshot.methods.base import top1
 from jclip_fewshot.methods.rows.vicinal import Vicinal, Vicinity, mix
 from jclip_fewshot.task import Task, zero_shot_logits
 

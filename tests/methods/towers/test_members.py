@@ -13,11 +13,11 @@ from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import token_rows
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods.plan import MEMBERS, chosen_members, tune_names
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
 from jclip_fewshot.methods.towers.last_blocks import LastBlocks
-from jclip_fewshot.methods.towers.plan import MEMBERS, chosen_members, tune_names
 from jclip_fewshot.methods.towers.prolip import ProLIP
 from jclip_fewshot.methods.towers.token_gda import TokenGDA
 from jclip_fewshot.storage.fit_cache import FitCache

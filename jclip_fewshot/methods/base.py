@@ -1,12 +1,23 @@
-"""What every head shares: the shots it learns from, its shape, and the folds its settings are chosen on.
+"""The one contract of all methods: learn from a task, answer images with logits on CLIP's scale, 100 x cosine.
+
+A class says as attributes what it is and needs; the table (methods/__init__.py) is made of these, and flags, help,
+saving, report and evaluation follow from it. `needs` decides what `fit` is handed beside the task:
+
+    text, shots   nothing more: both are in the task
+    tower         tower=: the shots' activations at any depth, and the encoder that computed them
+    unlabelled    unlabelled=: images without labels, what the classes are called and their sentences
+
+A method in rows/ is handed finished rows and never sees an encoder, a path or a flag.
 
 Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
-`logits` are on CLIP's scale, 100 x cosine.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,29 +25,93 @@ from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, unit_rows
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import Task, zero_shot_logits
 
-COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every head keeps
+COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every method keeps
+TEXT, SHOTS, TOWER, UNLABELLED = "text", "shots", "tower", "unlabelled"
+ALWAYS, ON_GPU, NEVER = "always", "on a GPU", "never"  # when `auto` takes a method
 
 
-class Head:
-    """Features in, logits out. Subclasses name themselves and fill in the three underscored methods.
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images without labels, and what is said of the classes.
 
-    After `fit`, `settings_` (JSON-able) says what was chosen and its cross-validated score, `history_` holds
-    one dict an epoch for trained heads, and the attributes named in `state_names` are all that `_logits`
-    reads in addition to `text_`, `domains_` and `seen_`, which every head has.
+    rows (M, D): the images' unit rows; the first `beside` of them are no test images. sentences: of each class, the
+    unit rows of its sentences. names (K,): what people call the classes. encoder: the CLIP of these rows; None where
+    they came from a file. pixels: () -> (M, R, R, 3) uint8, the images as the encoder sees them.
+    """
 
-    What holds for all: without any shot a head answers zero-shot; classes without shots keep the share of
+    rows: np.ndarray
+    sentences: Sequence[np.ndarray] = ()
+    names: Sequence[str] = ()
+    encoder: Any = None
+    pixels: Callable[[], np.ndarray] | None = None
+    beside: int = 0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a fit may hand to methods that need more than the task; see `Method.needs`."""
+
+    tower: Any = None  # features/bank.py
+    unlabelled: Unlabelled | None = None
+
+    def for_method(self, method: type[Method]) -> dict[str, Any]:
+        """The keyword arguments of a method's `fit`."""
+        return {need: getattr(self, need) for need in (TOWER, UNLABELLED) if need in method.needs}
+
+
+@dataclass(frozen=True)
+class Queries:
+    """N images to answer: rows (N, D) of the frozen encoder, and, where the images are at hand, more.
+
+    under: a function of an encoder (-> another encoder) that gives the images' rows by that one, (N, width).
+    """
+
+    rows: np.ndarray
+    under: Callable[[Callable[[Any], Any]], np.ndarray] | None = None
+
+
+class Method:
+    """Features in, logits out. A subclass names itself and fills in the three underscored functions.
+
+    After `fit`, `settings_` (JSON-able) says what was chosen and its held-out score, `history_` holds one dict an
+    epoch where something trains, and the attributes named in `state_names` are all that `_logits` reads in addition
+    to `text_`, `domains_` and `seen_`, which every method has.
+
+    What holds for all: without any shot a method answers zero-shot; classes without shots keep the share of
     probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there.
     """
 
-    name = ""
-    needs_shots = True  # False: it has an answer of its own without any
-    seeded = False  # whether the constructor takes `seed`
-    needs_text = True  # whether it can do nothing with an encoder that has no text tower
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # for a person
+    paper: ClassVar[str] = ""  # authors and year
+    needs: ClassVar[frozenset[str]] = frozenset({TEXT, SHOTS})
+    trains: ClassVar[bool] = False  # by gradient descent
+    default: ClassVar[str] = ALWAYS  # NEVER: it adds nothing to the others, and its row in docs/methods.md says why
+    checks: ClassVar[bool] = False  # whether the refinement is checked with it, refitted on each fold (`refit`)
+    asks_images: ClassVar[bool] = False  # its answers need the images once more, by an encoder of its own
+    ignores_text: ClassVar[bool] = False  # answers by the shots alone
     evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
-    state_names: tuple[str, ...] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, task: Task) -> Head:
-        """Chooses the settings on the shots, learns from all of them, returns self."""
+    @classmethod
+    def make(cls, seed: int) -> Method:
+        """Return the method with its default settings; one that draws at random takes the seed."""
+        return cls()
+
+    def flops(self, task: Task, given: Given) -> float:
+        """Return the floating-point operations of its fits, where they matter beside encoding."""
+        return 0.0
+
+    def answer(self, queries: Queries) -> np.ndarray:
+        """Return logits (N, K) of the queries."""
+        return self.logits(queries.rows)
+
+    def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
+        """Return what the report draws of this method; nothing of most."""
+        return {}
+
+    def fit(self, task: Task) -> Method:
+        """Choose the settings on the shots, learn from all of them, return self."""
         self.task_ = task
         self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
         self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
@@ -79,7 +154,7 @@ class Head:
                 self._held_out[usable] = held_out[usable]
         return self._held_out.copy()
 
-    def refit(self, task: Task) -> Head:
+    def refit(self, task: Task) -> Method:
         """This head's settings, with what it learns from other shots of the same classes: few products, no search.
 
         For a head that can do without training; others say so by NotImplementedError.
@@ -90,6 +165,10 @@ class Head:
             other._relearn(task)
         return other
 
+    def fitted_again(self, task: Task, seed: int) -> Method:
+        """Return a method read from a file as it was before: able to answer the shots of `task` held out."""
+        return self if hasattr(self, "task_") else self.make(seed).fit(task)
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything that `logits` needs, as arrays."""
         names = [name for name in self.state_names if hasattr(self, name)]  # none without shots
@@ -97,7 +176,7 @@ class Head:
         return {name: np.asarray(getattr(self, name)) for name in (*COMMON_STATE, *names)}
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Head:
+    def from_state(cls, state: dict[str, np.ndarray]) -> Method:
         """The inverse of `state`: a head that answers `logits`."""
         names = COMMON_STATE
         if "seen_" in state and np.any(state["seen_"]):

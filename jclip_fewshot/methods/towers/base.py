@@ -1,6 +1,6 @@
-"""What a tuned member of the ensemble shares: fits and folds, safeguards, the classes without shots, what is saved.
+"""What the methods share that tune a tower: fits and folds, safeguards, the classes without shots, what is saved.
 
-A member trains a part of the image tower from a bank's depth upwards, once for each fold of the shots and once on all
+Such a method trains a part of the image tower from a depth upwards, once for each fold of the shots and once on all
 of them. What comes out is a few small arrays that change the tower, and K classifier rows; its logits are
 
     scale · cos(f(x; W₀ + α ΔW), normalise(t + α ΔC))
@@ -20,20 +20,18 @@ import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
 from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.rows.base import keep_unseen, log_loss, top1
+from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.training import fits_of
 from jclip_fewshot.methods.towers.lora import merged
 from jclip_fewshot.methods.towers.towers import blocks_of
 from jclip_fewshot.methods.towers.training import Arrays
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -44,17 +42,23 @@ ALPHAS = (0.5, 0.75, 1.0)
 ROWS_AT_ONCE = 256
 
 
-class Member:
+class TowerMethod(Method):
     """Subclasses say what trains: `depth`, `train`, `rows`.
 
     After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
     `settings_`, `history_`.
     """
 
-    name = ""
-    trains = True  # whether anything is trained; False: it is solved for
-    needs_tokens = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
+    needs = frozenset({TEXT, SHOTS, TOWER})
+    trains = True
+    default = ON_GPU
+    asks_images = True
+    reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
     kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
+
+    @classmethod
+    def make(cls, seed: int) -> TowerMethod:
+        return cls(seed)
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -63,9 +67,6 @@ class Member:
         """Where the bank must stop."""
         raise NotImplementedError
 
-    def operations(self, task: Task, bank: Bank) -> float:
-        """Floating-point operations of all its trainings, about."""
-        raise NotImplementedError
 
     def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
@@ -75,7 +76,7 @@ class Member:
         """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
         raise NotImplementedError
 
-    def shrunk(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
+    def interpolated(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
         """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
         scaled: Arrays = {}
         for name, value in arrays.items():
@@ -88,24 +89,24 @@ class Member:
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, bank: Bank, fits: FitCache | None = None) -> Member:
-        """Trains on the shots. bank: the S shots in order. fits: where finished trainings are kept."""
+    def fit(self, task: Task, tower: Bank) -> TowerMethod:
+        """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
         self.task_ = task
         self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
         self.scale_ = np.float32(task.scale)
         self.update_, self.classifier_ = {}, task.text
-        for name in set(self.kept) - set(Member.kept):
+        for name in set(self.kept) - set(TowerMethod.kept):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
         self.settings_: dict = {}
         self.history_: list[dict] = []
         self._held_out = task.zero_shot(task.features)
         if task.seen.sum() > 1:
-            self._fit(task, bank, fits)
+            self._fit(task, tower)
         return self
 
-    def _fit(self, task: Task, bank: Bank, fits: FitCache | None) -> None:
-        model, parts = bank.encoder.model, fits_of(task)
+    def _fit(self, task: Task, bank: Bank) -> None:
+        model, parts, fits = bank.encoder.model, fits_of(task), bank.fits
         learned = []
         for number, fold in enumerate(parts, 1):
             key = "" if fits is None else self._key(fold.task, bank, fold.kept)
@@ -118,7 +119,7 @@ class Member:
         alpha, held_out = 1.0, None
         if len(parts) > 1:  # else nothing can be left out to choose by
             alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
-        final = self.shrunk(model, learned[-1], alpha)
+        final = self.interpolated(model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
         self.update_ = final
         self.settings_ = {"alpha": alpha, "chosen_by": "fixed" if held_out is None else "held-out log-loss"}
@@ -142,7 +143,7 @@ class Member:
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
-            arrays = self.shrunk(model, arrays, alpha)
+            arrays = self.interpolated(model, arrays, alpha)
             classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
             rows = self.mean_rows(bank, arrays, fold.left_out)
             answers = matmul(self.scale_ * rows, classifier.T)
@@ -189,8 +190,11 @@ class Member:
         """(S, K): each shot's logits from a fit that did not see it; zero-shot's where none could be left out."""
         return self._held_out.copy()
 
+    def answer(self, queries: Queries) -> np.ndarray:
+        return self.logits(queries.under(self.encoder), queries.rows)
+
     def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """(N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
+        """Return (N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
         zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
         answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
         return self._safeguarded(answers, zero_shot)
@@ -208,24 +212,24 @@ class Member:
         return arrays
 
     @classmethod
-    def from_state(cls, state: Arrays) -> Member:
+    def from_state(cls, state: Arrays) -> TowerMethod:
         """The inverse of `state`."""
         missing = [name for name in cls.kept if name not in state]
         if missing:
             raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
-        member = cls()
+        method = cls()
         for name in cls.kept:
-            setattr(member, name, np.asarray(state[name]))
-        member.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
+            setattr(method, name, np.asarray(state[name]))
+        method.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
                           if name.startswith("update/")}
-        return member
+        return method
 
     def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
         said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
                 bank.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
-        if self.needs_tokens:
+        if self.reads_sentences:
             arrays.append(bank.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
 
@@ -235,18 +239,18 @@ class Member:
 
 
 def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logits at the temperature that suits them, as the ensemble will have them: a member is not judged by it."""
+    """Logits at the temperature that suits them, as the ensemble will have them: a method is not judged by it."""
     return np.float32(temperature(logits, labels, np.ones(len(labels)))) * logits
 
 
-def block_operations(length: int, width: int) -> float:
-    """Of a sequence's way forward through a block."""
+def block_flops(length: int, width: int) -> float:
+    """Return the operations of a sequence's way forward through a block."""
     return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
 
 
-def sentence_operations(model: CLIP, tokens: np.ndarray) -> float:
-    """Of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_operations(model.cut(tokens)[0].shape[1], model.transformer.width)
+def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
+    """Return the operations of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
+    return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
 
 
 def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,

@@ -1,0 +1,177 @@
+"""Which methods are fitted: `--methods auto|fast|all|LIST`, as far as the data and the time allow.
+
+auto takes the default methods that the data can serve, and of those that tune a tower as many as stay within so many
+floating-point operations a core on a CPU. That budget is fixed, so that a run repeats; the measured speed only serves
+the estimate that is printed: training reaches a share of the rate of Jittor's 1024³ product (docs/tuning.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.runtime import cores
+from jclip_fewshot.console import duration, tell
+from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.errors import UserError, nearest
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.methods import METHODS
+from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Given, Method
+from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
+from jclip_fewshot.methods.towers.towers import blocks_of
+from jclip_fewshot.task import Part, Task
+
+OF = "@"  # between a method and its encoder, where there are several: gda@RN50
+CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/tuning.md
+SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 and more on AVX-512 (docs/tuning.md)
+GROUPS = ("auto", "fast", "all")
+WANTING = {  # what to say of a named method whose need is not met
+    SHOTS: "learns from labelled images, and there is none",
+    TOWER: "works inside a CLIP's image tower that is a transformer, and there is none "
+           "(features from a file, a ResNet, or another encoder)",
+    UNLABELLED: "learns from images without labels: name a folder with --unlabelled, or take the test images with "
+                "--transductive"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asked for: names in the table's order, those that were named one by one, and whether `auto` was."""
+
+    names: tuple[str, ...]
+    named: frozenset[str]
+    auto: bool
+    every: bool = False
+
+
+def choose(listed: str | Sequence[str]) -> Choice:
+    """Return the methods of a list with commas; `auto`, `fast` and `all` stand for groups. zero_shot is always there.
+
+    Raise UserError if a name is no method's.
+    """
+    words = listed.split(",") if isinstance(listed, str) else list(listed)
+    words = [str(word).strip() for word in words if str(word).strip()] or ["auto"]
+    for word in words:
+        if word not in METHODS and word not in GROUPS:
+            known = [*GROUPS, *METHODS]
+            raise UserError(f"methods: unknown method {word!r}{nearest(word, known)}; there are {', '.join(known)}")
+    groups = {"auto": [name for name, one in METHODS.items() if one.default != NEVER],
+              "fast": [name for name, one in METHODS.items() if one.default == ALWAYS and not one.trains
+                       and not one.asks_images],
+              "all": list(METHODS)}
+    wanted = {"zero_shot", *(name for word in words for name in groups.get(word, [word]))}
+    return Choice(tuple(name for name in METHODS if name in wanted), frozenset(set(words) & set(METHODS)),
+                  "auto" in words, "all" in words)
+
+
+def wanting(method: type[Method], has: set[str]) -> str:
+    """Return why a method cannot be fitted on what there is (`base.TEXT`, ...); "" if it can."""
+    missing = [need for need in (SHOTS, TOWER, UNLABELLED) if need in method.needs and need not in has]
+    return WANTING[missing[0]] if missing else ""
+
+
+def require_possible(choice: Choice, has: set[str]) -> None:
+    """Raise UserError if a method that was named needs what there is not: before the work, with all that may be."""
+    for name in choice.names:
+        why = wanting(METHODS[name], has)
+        if why and name in choice.named and name != "zero_shot":
+            raise UserError(f"{name} {why}")
+
+
+def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[str]:
+    """Return the methods to fit, `gda@RN50` where there are several encoders; say what is left out and what it costs.
+
+    Raise UserError if a method that was named cannot be fitted, or no method can.
+    """
+    has = {TEXT, *([SHOTS] if len(task) else []), *([TOWER] if given.tower is not None else []),
+           *([UNLABELLED] if given.unlabelled is not None else [])}
+    require_possible(choice, has)
+    names = [name for name in choice.names if not wanting(METHODS[name], has)]
+    left = [name for name in choice.names if name not in names]
+    if left and choice.every:
+        tell(f"left out, since they need what is not here: {', '.join(left)}")
+    towers = _towers(choice, [name for name in names if METHODS[name].asks_images], task, given, cuda)
+    on_rows = [name for name in names if not METHODS[name].asks_images]
+    return [*names_on(on_rows, task.parts), *towers]
+
+
+def names_on(names: Sequence[str], parts: Sequence[Part]) -> list[str]:
+    """Return the methods on rows of each encoder, `gda@RN50`; the bare names for one encoder.
+
+    Raise UserError if an encoder has no text and no method can do without.
+    """
+    if not parts:
+        return list(names)
+    found: list[str] = []
+    for part in parts:
+        mine = [f"{name}{OF}{part.name}" for name in names
+                if UNLABELLED not in METHODS[name].needs and (part.has_text or TEXT not in METHODS[name].needs)]
+        if not mine:
+            able = ", ".join(name for name, method in METHODS.items() if method.needs == {SHOTS})
+            raise UserError(f"methods: none of them can learn from {part.name}, which has no text; add one of {able}")
+        found += mine
+    return found
+
+
+def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
+    """Those of the methods that tune a tower which there is time for."""
+    if not names or task.seen.sum() < 2:
+        return []
+    bank: Bank = given.tower
+    if not task.can_be_left_out.any() and not choice.named & set(names):
+        tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
+        return []
+    if choice.auto and not cuda:
+        names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
+    methods = [METHODS[name].make(0) for name in names]
+    methods = [method for method in methods
+               if bank.class_tokens is not None or not getattr(method, "reads_sentences", False)]
+    costs = {method.name: method.flops(task, given) for method in methods}
+    rate = matrix_rate()
+
+    def seconds(some: Sequence[Method]) -> float:
+        return sum(costs[method.name] for method in some) / (SHARE * rate)
+    kept: list[Method] = []
+    for method in methods:
+        affordable = sum(costs[one.name] for one in [*kept, method]) <= CORE_FLOPS * cores()
+        if cuda or not choice.auto or affordable or method.name in choice.named:
+            kept.append(method)
+    dropped = [method for method in methods if method not in kept]
+    if dropped:
+        listed = [one.name for one in dropped]
+        tell(f"tuning: {', '.join(listed)} left out: about {duration(seconds(dropped))} on this CPU; "
+             f"auto,{','.join(listed)} as methods tunes all the same")
+    if kept:
+        encoding = encoding_flops([one for one in kept if isinstance(one, TowerMethod)], bank) / rate
+        before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
+        tell(f"tuning {', '.join(one.name for one in kept)}: about {duration(seconds(kept))} on this "
+             f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; fast as methods leaves it out")
+    return [method.name for method in kept]
+
+
+def encoding_flops(methods: Sequence[TowerMethod], bank: Bank) -> float:
+    """Return the operations until the shots have all activations that the methods need, about."""
+    model = bank.encoder.model
+    length, width = model.visual.shape_at(0)
+    blocks = len(blocks_of(model, "visual."))
+
+    def of(depth: Depth) -> float:
+        passed = depth if isinstance(depth, int) else blocks
+        return bank.waiting(depth) * passed * block_flops(length, width)
+    return sum(of(depth) for depth in {method.depth(model) for method in methods})
+
+
+def matrix_rate() -> float:
+    """Return operations a second of Jittor's 1024³ product, the better of three."""
+    a, b = jt.array(np.ones((1024, 1024), np.float32)), jt.array(np.ones((1024, 1024), np.float32))
+    best = 0.0
+    for _ in range(4):  # the first compiles
+        begun = time.perf_counter()
+        jt.matmul(a, b).sync()
+        jt.sync_all(True)
+        best = max(best, 2 * 1024 ** 3 / (time.perf_counter() - begun))
+    return best
+

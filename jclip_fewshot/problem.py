@@ -1,0 +1,220 @@
+"""Settings → data set, source, text rows, shots, task, and what some methods need beside it. Nothing else wires data.
+
+`read_problem` looks at the disk and complains before the work; `Problem.encode` starts on features. Images without
+labels, or with unchecked ones, come from three settings:
+
+    --support DIR      a folder a class of found or generated images: further shots
+    --unlabelled DIR   images of anything; the refinement sees them together with the test images
+    --transductive     the test images themselves, as the contest allows; off unless it is asked for, and in the record
+
+Letters: N images, S shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from jclip_fewshot.config import SourceConfig
+from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data import prompts
+from jclip_fewshot.data.contest import Contest, default_split, read_contest, test_images
+from jclip_fewshot.data.listing import LabelledPath
+from jclip_fewshot.data.shots import choose as choose_shots
+from jclip_fewshot.data.shots import shortage
+from jclip_fewshot.data.support import read_support, read_unlabelled
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.encode import Bad
+from jclip_fewshot.features.sources import Source, labelled_rows, open_source
+from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Queries, Unlabelled
+from jclip_fewshot.methods.plan import Choice, choose, require_possible
+from jclip_fewshot.methods.rows.sus_x import keep_support
+from jclip_fewshot.methods.unlabelled.views import weak_pixels
+from jclip_fewshot.task import Task, domain_indices
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to learn, read from the disk and checked; nothing is encoded yet.
+
+    sentences: of each class. support: (path, class id) of --support's images. unlabelled: paths of --unlabelled's.
+    """
+
+    settings: SourceConfig
+    choice: Choice
+    data: Contest
+    sentences: Sequence[Sequence[str]]
+    support: Sequence[LabelledPath] = ()
+    unlabelled: Sequence[str] = ()
+
+    def encode(self) -> Encoded:
+        """Open the source of features and encode the classes' sentences.
+
+        Raise UserError if there is no such checkpoint or feature file.
+        """
+        settings = self.settings
+        source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
+                             **settings.encoding)
+        return Encoded(self, source, source.texts(self.data.class_names, self.sentences))
+
+
+def read_problem(settings: SourceConfig, shots: int) -> Problem:
+    """Read what the settings name; `shots` images a class are wanted at most.
+
+    Raise UserError if something is absent, does not fit, or a method that was named cannot be served.
+    """
+    choice = choose(settings.methods)
+    shot_list = getattr(settings, "shot_list", "")
+    support, unlabelled = getattr(settings, "support", ""), getattr(settings, "unlabelled", "")
+    without_labels = unlabelled or getattr(settings, "transductive", False)
+    labelled = shots > 0 or bool(shot_list)
+    if getattr(settings, "support_for", "all") != "all" and not support:
+        raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "
+                        "none: give --support DIR")
+    require_possible(choice, {TEXT, TOWER, *([SHOTS] if labelled or support else []),
+                              *([UNLABELLED] if without_labels else [])})
+    data = read_contest(settings.data, settings.board, settings.domains, labelled=labelled)
+    for note in [*data.notes, shortage(data, shots)]:
+        tell(note) if note else None
+    sentences = prompts.class_sentences(data.class_names, data.domains, settings.prompts, settings.names,
+                                        settings.templates, settings.prompt_set, settings.descriptions)
+    return Problem(settings, choice, data, sentences, read_support(support, data.class_names) if support else (),
+                   read_unlabelled(unlabelled) if unlabelled else ())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A problem with its source of features; text (K, D): the classes' rows.
+
+    Under mpirun all ranks have to call whatever encodes, in the same order.
+    """
+
+    problem: Problem
+    source: Source
+    text: np.ndarray
+
+    @property
+    def data(self) -> Contest:
+        return self.problem.data
+
+    def shots(self, count: int, seed: int, shot_list: str = "", stage: str = "shots"
+              ) -> tuple[np.ndarray, list[LabelledPath], Bad]:
+        """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
+        settings = self.problem.settings
+        chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
+        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, settings.augment, seed, stage)
+
+    def task(self, rows: np.ndarray, labels: Sequence[int]) -> Task:
+        """Return the task of shots (S, D) with those labels."""
+        return make_task(rows, labels, self.text, self.data.domains, self.source)
+
+    @cached_property
+    def support(self) -> tuple[np.ndarray, Sequence[LabelledPath]]:
+        """Rows (M, D) of the support images that can be read, encoded as shots are, and those images."""
+        settings = self.problem.settings
+        if not self.problem.support:
+            return np.zeros((0, self.text.shape[1]), np.float32), []
+        images = [(os.path.abspath(path), label) for path, label in self.problem.support]
+        rows, images, _ = labelled_rows(self.source, Path(), images, True, settings.augment, settings.seed, "support",
+                                        what="support image")
+        return rows, images
+
+    @cached_property
+    def unlabelled(self) -> Unlabelled | None:
+        """The images of --unlabelled and, with --transductive, the test images; None without both.
+
+        Raise UserError if none of them can be read.
+        """
+        settings, data = self.problem.settings, self.data
+        rows, paths, beside = [], [], 0
+        if self.problem.unlabelled:
+            found, paths = self._readable(Path(), self.problem.unlabelled, f"--unlabelled {settings.unlabelled}")
+            rows, beside = [found], len(found)
+        if getattr(settings, "transductive", False):
+            tests = test_images(data.root, default_split(data.root, settings.board))
+            found, more = self._readable(data.root, tests.files, f"--transductive: {tests.folder}")
+            rows, paths = [*rows, found], [*paths, *more]
+        if not rows:
+            return None
+        tell(f"{len(paths)} images without labels")
+        encoder = getattr(self.source, "encoder", None)  # none of a feature file, nor of several encoders
+        if encoder is None:
+            return Unlabelled(np.concatenate(rows), beside=beside)
+        names = prompts.display_names(data.class_names, data.domains, settings.prompts, settings.names)
+        sentences = [self.source.texts([name] * len(said), [[one] for one in said])
+                     for name, said in zip(data.class_names, self.problem.sentences)]
+        return Unlabelled(np.concatenate(rows), sentences, names, encoder,
+                          lambda: weak_pixels(paths, encoder.image_size)[0], beside)
+
+    def _readable(self, root: Path, paths: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
+        """Rows of the images that can be read, and where these lie."""
+        rows, bad = self.source.images(root, paths, stage="without labels")
+        if len(bad) == len(paths):
+            index, reason = next(iter(bad.items()))
+            raise UserError(f"{where}: none of the {len(paths)} images can be read ({paths[index]}: {reason})")
+        for index, reason in bad.items():
+            warn(f"{paths[index]} cannot be read ({reason}); left out")
+        kept = [index for index in range(len(paths)) if index not in bad]
+        return rows[kept], [os.path.abspath(root / paths[index]) for index in kept]
+
+    def given(self, shots: Sequence[str], seed: int) -> Given:
+        """Return what methods need beside the task whose shots are the images `shots` (absolute, or below the data)."""
+        settings, data = self.problem.settings, self.data
+        plain = prompts.plain_sentences(data.class_names, data.domains, settings.prompts, settings.names)
+        return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), self.unlabelled)
+
+
+def make_task(rows: np.ndarray, labels: Sequence[int], text: np.ndarray, domains: Sequence[str],
+              source: Source) -> Task:
+    """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
+    return Task(rows, labels, text, domain_indices(domains), source.scale, source.parts)
+
+
+def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False
+                 ) -> tuple[Task, list[LabelledPath]]:
+    """Return the task with support images (M, D) as further shots, and those that stay.
+
+    One stays if zero-shot ranks its class among the first few (SuS-X); with `unseen_only`, of classes without a shot
+    alone.
+    """
+    if not len(images):
+        return task, []
+    labels = np.array([label for _, label in images], np.int64)
+    kept = keep_support(rows, labels, task.text)
+    if unseen_only:
+        kept &= ~task.seen[labels]
+    features = np.concatenate([task.features, rows[kept]]) if len(task) else rows[kept]
+    tell(f"{int(kept.sum())} of {len(kept)} support images stay: zero-shot ranks their class among the first few")
+    return (replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])),
+            [image for image, stays in zip(images, kept) if stays])
+
+
+def tower_of(source: Source, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]
+             ) -> Bank | None:
+    """Return the activations of shots below `root` in the source's CLIP; None if it has no transformer to tune.
+
+    sentences (K,): one a class, for what trains the text tower.
+    """
+    if source.model is None or not hasattr(source.model.visual, "transformer"):
+        return None
+    return source.bank(root, shots, views, seed, sentences)
+
+
+def queries_of(source: Source, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
+    """Return images below `root`, with rows (N, D), as queries: encoded anew for a method that asks for them.
+
+    They are encoded once a method, and found again in the cache.
+    """
+    if source.model is None:
+        return Queries(rows)
+
+    def under(make: Callable) -> np.ndarray:
+        other = source.under(make)
+        return other.images(root, paths, stage=f"images by {other.encoder.name}", test_views=test_views)[0]
+    return Queries(rows, under)
