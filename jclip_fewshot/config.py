@@ -248,6 +248,9 @@ class ConvertConfig(CommandConfig):
                          needed=True)
     target: str = option("", "OUT.safetensors; without an ending a folder, for ONNX", "arguments", metavar="OUT",
                          needed=True)
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,9 @@ class DoctorConfig(DeviceConfig):
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")
     deep: bool = option(False, "read all of the checkpoint and compare its digest", "features")
+    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 def checked(config: type[Config], values: dict[str, Any]) -> Config:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
-from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_state_dict  # noqa: E402
+from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_clip, read_state_dict  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
 from jclip_fewshot.data.contest import read_contest, read_labels  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
@@ -99,7 +99,7 @@ class TooLong(BaseException):
 
 
 def read_checkpoint(name: str, path: Path) -> None:
-    for read in (read_state_dict, inspect):
+    for read in (read_state_dict, inspect, read_clip):
         with contextlib.suppress(UserError):
             read(path)
     check_state_dict(read_state_dict(path))

@@ -199,12 +199,14 @@ def convert(settings: ConvertConfig) -> int:
         command.set_up(MachineConfig())
         from jclip_fewshot.encoders.registry import open_encoder
         from jclip_fewshot.export_onnx import save_towers
-        gap = save_towers(settings.target, open_encoder(settings.source))
+        encoder = open_encoder(settings.source, activation=settings.activation, head_width=settings.head_width)
+        gap = save_towers(settings.target, encoder)
         print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
         return 0
     require_writable(settings.target)
     from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
-    convert_checkpoint(settings.source, settings.target)
+    convert_checkpoint(settings.source, settings.target, activation=settings.activation,
+                       head_width=settings.head_width)
     print(f"{settings.target}: {Path(settings.target).stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -228,7 +230,8 @@ def cache(settings: CacheConfig) -> int:
 def doctor(settings: DoctorConfig) -> int:
     """Looks whether the main job can run here; says what to do where it cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep)
+    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
+                          settings.activation, settings.head_width)
 
 
 SCRIPTS = {"train": "Learns from a few images a class: train.py.",

@@ -52,9 +52,13 @@ def load(name_or_path: str | Path, device: str | None = None,
     from jclip_fewshot.clip.checkpoint import read_clip
     from jclip_fewshot.clip.download import find_checkpoint, is_released
     from jclip_fewshot.clip.preprocess import image_array
+    from jclip_fewshot.console import warn
     if is_released(name_or_path):
         activation, head_width = "quick_gelu", 64
-    weights, sizes, _ = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    weights, sizes, said = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    if said:
+        warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want other pixels, which "
+             "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
     model = build_model(weights, dtype, sizes.conventions)

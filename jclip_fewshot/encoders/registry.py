@@ -39,9 +39,15 @@ def family_of(path: Path) -> str:
     Raises:
         UserError: it belongs to none, or cannot be read.
     """
+    trouble = None  # of a file that one family cannot read, and another might
     for name, family in FAMILIES.items():
-        if family.recognises(path):
-            return name
+        try:
+            if family.recognises(path):
+                return name
+        except UserError as error:
+            trouble = trouble or error
+    if trouble is not None:
+        raise trouble
     try:
         architecture(openai_names(read_tensors(path, outline=True), path))
     except NoClip as error:

@@ -50,17 +50,17 @@ class Views:
 class Bank:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    encoder: the tower. paths: S readable images. views, seed, workers, as_seen: as for `encode_images`; 0
-    views is the plain image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where
-    finished trainings are kept.
+    encoder: the tower. paths: S readable images. views, seed, workers, as_seen: as for `encode_images`; 0 views is the
+    plain image. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished trainings
+    are kept.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
                  seed: int = 0, workers: int | None = None, class_tokens: np.ndarray | None = None,
-                 fits: FitCache | None = None, as_seen: bool = False) -> None:
+                 as_seen: bool = False, fits: FitCache | None = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
-        self.class_tokens, self.fits, self._as_seen = class_tokens, fits, as_seen
+        self.class_tokens, self._as_seen, self.fits = class_tokens, as_seen, fits
         self._at: dict[Depth, Views] = {}
 
     @classmethod

@@ -18,6 +18,7 @@ import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.contest import TestSet, has_lists
 from jclip_fewshot.encoders import onnx_encoder
@@ -145,7 +146,10 @@ class EncoderSource:
     def part(self) -> Part:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
-        name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.as_posix().replace("/", "-")
+        if is_released(given.as_posix()):
+            name = given.as_posix().replace("/", "-")
+        else:
+            name = given.stem if given.suffix in CHECKPOINT_SUFFIXES else given.resolve().name
         name = given.name if given.is_dir() and given.name else name
         return Part(name, encoder.width, encoder.has_text, encoder.scale)
 
@@ -157,7 +161,7 @@ class EncoderSource:
         seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
         return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens, fits=self.fits, as_seen=seen)
+                    seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""

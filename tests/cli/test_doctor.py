@@ -1,5 +1,6 @@
 """What doctor says about checkpoints."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,17 @@ def test_a_released_name_has_a_released_digest(tmp_path):
     path.rename(tmp_path / "ViT-B-32.pt")  # not OpenAI's file
     found = _checkpoint("ViT-B/32", str(tmp_path), deep=True)
     assert not found.ok and "SHA-256" in found.said
+
+
+def test_random_weights_are_not_called_undamaged(tmp_path):
+    path = tiny(tmp_path / "random.safetensors")
+    found = _checkpoint(str(path), "weights", deep=True)
+    assert found.ok and "undamaged" not in found.said and "not one that this program knows" in found.said
+
+
+def test_what_nothing_says_is_not_ready(tmp_path):
+    bare = tmp_path / "bare.pkl"
+    bare.write_bytes(pickle.dumps({name: np.ones(shape, np.float32) for name, shape in layout(SIZES).items()}, 4))
+    found = _checkpoint(str(bare), "weights")
+    assert not found.ok and "bare.pkl: nothing says whether its activation" in found.said
+    assert _checkpoint(str(bare), "weights", said=("gelu", 64)).ok

@@ -1,15 +1,14 @@
-"""Pickles read by an interpreter of our own that knows tensors, arrays and plain containers and runs nothing.
+"""Pickles read by the standard library's unpickler in Python, that knows tensors, arrays and plain containers alone.
 
-Python's unpickler, even with a strict `find_class`, allocates what a file declares (LONG_BINPUT), hashes what a file
-nests (tuples as keys) and crashes on what is deep. Here a step allocates a bounded number of bytes, a length is
-compared with what is left of the file, keys are text or whole numbers, and no step recurses.
-
-Opcodes: Lib/pickletools.py, protocols 2 to 5 without sets and out-of-band buffers.
+`pickle.Unpickler` in C, even with a strict `find_class`, allocates what a file declares (LONG_BINPUT), hashes what a
+file nests (tuples as keys) and crashes on what is deep. The one in Python, `pickle._Unpickler`, keeps its memo in a
+dictionary and does not recurse; here it gets a file that never hands out more than it has, the opcodes that checkpoints
+need, calls that are ours, and keys of text or whole numbers.
 """
 
 from __future__ import annotations
 
-import re
+import pickle
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +25,8 @@ from jclip_fewshot.clip.checkpoint.objects import (
     whole_numbers,
 )
 
-MAX_STEPS = 400_000  # RN50x64 as TorchScript takes fewer than 100,000
-LONG_TEXT = 1 << 16  # bytes; longer texts are bytes in disguise (_codecs.encode)
+MAX_READS = 500_000  # an opcode takes one or two; RN50x64 as TorchScript needs fewer than 200,000
+SHORT = 256  # bytes; longer ones are handed out as a view of the file
 
 
 # What a pickle may call, by module and name. Each takes the arguments of the call and checks them.
@@ -108,243 +107,137 @@ class _Name:
 _NAMESPACE = _Name(lambda *_: Namespace())
 
 
-def _named(module: Any, name: Any) -> Any:
-    if isinstance(module, str) and isinstance(name, str):
+class _Pieces:
+    """The bytes of a file, handed out in pieces; `at` is where the next one begins."""
+
+    def __init__(self, data: memoryview):
+        self.data, self.at, self.reads = data, 0, 0
+
+    def read(self, n: int) -> bytes | memoryview:
+        """The next n bytes.
+
+        Raises:
+            Unreadable: so many are not there, or a pickle has far too many steps.
+        """
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise Unreadable(f"its pickle takes more than {MAX_READS:,} steps")
+        if n < 0 or n > len(self.data) - self.at:
+            raise Unreadable("it is cut short")
+        self.at += n
+        piece = self.data[self.at - n:self.at]
+        return bytes(piece) if n < SHORT else piece
+
+    def readline(self) -> bytes:
+        """Up to the next newline, which comes soon in a name."""
+        ahead = bytes(self.data[self.at:self.at + 300])
+        end = ahead.find(b"\n") + 1
+        if not end:
+            raise Unreadable("a name in it is cut short")
+        self.at += end
+        return ahead[:end]
+
+
+_OPCODES = (b"\x80 ( 0 1 N \x88 \x89 J K M \x8a G X \x8c \x8d U B C \x8e ] } ) l t \x85 \x86 \x87 a e q r \x94 h j c "
+            b"\x93 Q .").split(b" ")
+
+
+class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Runs the pickles that stand in `data` one after another.
+
+    storages: those that tensors refer to, by key. modules: classes of a TorchScript archive, by their last names.
+    """
+
+    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}  # type: ignore[attr-defined]
+
+    def __init__(self, data: memoryview):
+        self.file = _Pieces(data)
+        super().__init__(self.file, encoding="latin1")
+        self.storages: dict[str, Storage] = {}
+        self.modules: set[str] = set()
+
+    def load(self) -> Any:
+        """The object of the next pickle: dicts with keys of text or whole numbers, lists, tuples, texts, bytes,
+        numbers, None, Storage, Tensor, Array, Namespace."""
+        self.memo: dict[int, Any] = {}
+        try:
+            return super().load()
+        except (LookupError, TypeError, AttributeError, AssertionError, EOFError, struct.error, pickle.UnpicklingError):
+            raise Unreadable("its pickle has a step that no checkpoint needs, or is damaged") from None
+
+    def number(self, code: str) -> Any:
+        """The next number in struct's little-endian code."""
+        return struct.unpack("<" + code, self.file.read(struct.calcsize("<" + code)))[0]
+
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CALLS:
             return _Name(_CALLS[module, name])
         if module in ("torch", "torch.storage") and name in STORAGES:
             return StorageType(name)
         if module == "__torch__" or module.startswith("__torch__."):
+            self.modules.add(name)
             return _NAMESPACE
         if len(module) + len(name) < 200 and (module + name).isprintable():
             raise Unreadable(f"it wants to use {module}.{name}: that is no tensor or plain container, so the file is "
                              "refused and nothing in it was run")
-    raise Unreadable("it wants to use what is no tensor or plain container, so the file is refused")
+        raise Unreadable("it wants to use what is no tensor or plain container, so the file is refused")
 
-
-_MARK = object()
-
-
-class Machine:
-    """Runs the pickles that stand in `data` one after another; `at` is where the next one begins."""
-
-    def __init__(self, data: memoryview):
-        self.data, self.at, self.steps = data, 0, 0
-        self.storages: dict[str, Storage] = {}
-        self.modules: set[str] = set()  # classes of a TorchScript archive, by their last names
-
-    def take(self, n: int) -> memoryview:
-        """The next n bytes.
-
-        Raises:
-            Unreadable: so many are not there.
-        """
-        if n < 0 or n > len(self.data) - self.at:
-            raise Unreadable("it is cut short")
-        self.at += n
-        return self.data[self.at - n:self.at]
-
-    def number(self, code: str) -> Any:
-        """The next number in struct's little-endian code."""
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
-
-    def load(self) -> Any:
-        """The object of the next pickle: dicts with keys of text or whole numbers, lists, tuples, texts, bytes,
-        numbers, None, Storage, Tensor, Array, Namespace."""
-        stack: list[Any] = []
-        memo: dict[int, Any] = {}
-        while True:
-            self.steps += 1
-            if self.steps > MAX_STEPS:
-                raise Unreadable(f"its pickle takes more than {MAX_STEPS:,} steps")
-            code = self.number("B")
-            if code == 0x2E:  # STOP
-                return _pop(stack)
-            if code in _PUT or code == 0x94:
-                memo[len(memo) if code == 0x94 else self.number(_PUT[code])] = _top(stack)
-            elif code in _GET:
-                place = self.number(_GET[code])
-                if place not in memo:
-                    raise Unreadable("its pickle refers to what is not there")
-                stack.append(memo[place])
-            elif code in _STEPS:
-                _STEPS[code](self, stack)
-            else:
-                raise Unreadable(f"its pickle has a step {bytes([code])!r} that no checkpoint needs")
-
-    def _named(self, module: Any, name: Any) -> Any:
-        found = _named(module, name)
-        if found is _NAMESPACE:
-            self.modules.add(name)
-        return found
-
-    def _text(self, n: int) -> str:
-        data = self.take(n)
-        if n > LONG_TEXT and re.search(b"[\xc4-\xff]", data):  # could take four bytes a letter
-            raise Unreadable("a long text is in it")
-        return str(data, "utf-8", "surrogatepass")
-
-    def _line(self) -> str:
-        """Up to the next newline."""
-        ahead = bytes(self.data[self.at:self.at + 300])
-        end = ahead.find(b"\n")
-        if end < 0:
-            raise Unreadable("a name in it is cut short")
-        self.at += end + 1
-        return ahead[:end].decode("utf-8", "replace")
-
-    def _storage(self, key: Any) -> Storage:
-        if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], StorageType) \
-                or type(key[2]) not in (str, int) or type(key[4]) is not int or not 0 <= key[4] < 2**40:
+    def persistent_load(self, pid: Any) -> Storage:
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], StorageType) \
+                or type(pid[2]) not in (str, int) or type(pid[4]) is not int or not 0 <= pid[4] < 2**40:
             raise Unreadable("it refers to something that is no tensor storage")
-        known = self.storages.setdefault(str(key[2]), Storage(key[1], key[4]))
-        if (known.kind.dtype, known.numel) != (key[1].dtype, key[4]):
-            raise Unreadable(f"storage {str(key[2])[:20]} has two sizes")
+        known = self.storages.setdefault(str(pid[2]), Storage(pid[1], pid[4]))
+        if (known.kind.dtype, known.numel) != (pid[1].dtype, pid[4]):
+            raise Unreadable(f"storage {str(pid[2])[:20]} has two sizes")
         return known
 
+    def _frame(self) -> None:
+        self.read(8)  # its length says nothing that matters here
 
-_PUT = {0x71: "B", 0x72: "I"}  # BINPUT, LONG_BINPUT
-_GET = {0x68: "B", 0x6A: "I"}  # BINGET, LONG_BINGET
+    def _bytes(self) -> None:
+        self.append(self.read(self.number("I")))  # Python 2's text of 256 bytes and more: an array's numbers
 
+    def _bytearray(self) -> None:
+        self.append(self.read(self.number("Q")))
 
-def _top(stack: list[Any]) -> Any:
-    if not stack or stack[-1] is _MARK:
-        raise Unreadable("its pickle takes from an empty stack")
-    return stack[-1]
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Name or type(arguments) is not tuple:
+            raise Unreadable("its pickle calls what cannot be called")
+        self.append(function.call(*arguments))
 
+    def _build(self) -> None:
+        """The state of an object; attributes that somebody hung on a dictionary or tensor mean nothing here."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Namespace) and type(state) is dict:
+            target.attributes.update(state)
+        elif isinstance(target, Array) and type(state) is tuple and len(state) == 5:
+            target.set(state[1], state[2], bool(state[3]) if type(state[3]) in (bool, int) else False, state[4])
+        elif isinstance(target, Dtype) and type(state) is tuple and len(state) > 1:
+            target.order = ">" if state[1] == ">" else "<"
+        elif not isinstance(target, (dict, Tensor)):
+            raise Unreadable("its pickle sets the state of what has none")
 
-def _pop(stack: list[Any]) -> Any:
-    value = _top(stack)
-    stack.pop()
-    return value
+    def _fill(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise Unreadable("its pickle fills what is no dictionary")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) is not str and not (type(key) is int and abs(key) < 2**40):
+                raise Unreadable("a key in it is neither text nor a number")
+            target[key] = value
 
+    def _one_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
 
-def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    items: list[Any] = []
-    while stack:
-        item = stack.pop()
-        if item is _MARK:
-            items.reverse()
-            return items
-        items.append(item)
-    raise Unreadable("its pickle takes from an empty stack")
+    def _many_items(self) -> None:
+        self._fill(self.pop_mark())
 
+    def _dict_of(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._fill(items)
 
-def _set_items(target: Any, pairs: list[Any]) -> None:
-    if type(target) is not dict or len(pairs) % 2:
-        raise Unreadable("its pickle fills what is no dictionary")
-    for key, value in zip(pairs[::2], pairs[1::2]):
-        if type(key) is not str and not (type(key) is int and abs(key) < 2**40):
-            raise Unreadable("a key in it is neither text nor a number")
-        target[key] = value
-
-
-def _append(target: Any, items: list[Any]) -> None:
-    if type(target) is not list:
-        raise Unreadable("its pickle appends to what is no list")
-    target.extend(items)
-
-
-def _call(stack: list[Any]) -> None:
-    arguments, function = _pop(stack), _pop(stack)
-    if not isinstance(function, _Name) or type(arguments) is not tuple:
-        raise Unreadable("its pickle calls what cannot be called")
-    try:
-        stack.append(function.call(*arguments))
-    except TypeError:
-        raise Unreadable("its pickle calls with the wrong arguments") from None
-
-
-def _build(stack: list[Any]) -> None:
-    """The state of an object; attributes that somebody hung on a dictionary or tensor mean nothing here."""
-    state, target = _pop(stack), _top(stack)
-    if isinstance(target, Namespace) and type(state) is dict:
-        target.attributes.update(state)
-    elif isinstance(target, Array) and type(state) is tuple and len(state) == 5:
-        target.set(state[1], state[2], bool(state[3]) if type(state[3]) in (bool, int) else False, state[4])
-    elif isinstance(target, Dtype) and type(state) is tuple and len(state) > 1:
-        target.order = ">" if state[1] == ">" else "<"
-    elif not isinstance(target, (dict, Tensor)):
-        raise Unreadable("its pickle sets the state of what has none")
-
-
-def _long(machine: Machine, n: int) -> int:
-    if n > 255:
-        raise Unreadable("a number of too many digits is in it")
-    return int.from_bytes(machine.take(n), "little", signed=True)
-
-
-def _push(make: Callable[[Machine], Any]) -> Callable[[Machine, list[Any]], None]:
-    return lambda machine, stack: stack.append(make(machine))
-
-
-def _tuple_of(n: int) -> Callable[[Machine, list[Any]], None]:
-    def step(machine: Machine, stack: list[Any]) -> None:
-        items = [_pop(stack) for _ in range(n)]
-        stack.append(tuple(reversed(items)))
-    return step
-
-
-def _one_item(machine: Machine, stack: list[Any]) -> None:
-    value, key = _pop(stack), _pop(stack)
-    _set_items(_top(stack), [key, value])
-
-
-def _many_items(machine: Machine, stack: list[Any]) -> None:
-    pairs = _pop_to_mark(stack)
-    _set_items(_top(stack), pairs)
-
-
-def _one_more(machine: Machine, stack: list[Any]) -> None:
-    value = _pop(stack)
-    _append(_top(stack), [value])
-
-
-def _many_more(machine: Machine, stack: list[Any]) -> None:
-    items = _pop_to_mark(stack)
-    _append(_top(stack), items)
-
-
-def _dict_of(machine: Machine, stack: list[Any]) -> None:
-    pairs = _pop_to_mark(stack)
-    stack.append({})
-    _set_items(stack[-1], pairs)
-
-
-def _stack_global(machine: Machine, stack: list[Any]) -> None:
-    name, module = _pop(stack), _pop(stack)
-    stack.append(machine._named(module, name))
-
-
-_STEPS: dict[int, Callable[[Machine, list[Any]], Any]] = {
-    0x80: lambda machine, stack: machine.take(1),  # PROTO
-    0x95: lambda machine, stack: machine.take(8),  # FRAME: its length says nothing that matters here
-    0x28: lambda machine, stack: stack.append(_MARK),
-    0x30: lambda machine, stack: _pop(stack),
-    0x31: lambda machine, stack: _pop_to_mark(stack),
-    0x4E: _push(lambda machine: None), 0x88: _push(lambda machine: True), 0x89: _push(lambda machine: False),
-    0x4A: _push(lambda machine: machine.number("i")), 0x4B: _push(lambda machine: machine.number("B")),
-    0x4D: _push(lambda machine: machine.number("H")), 0x8A: _push(lambda machine: _long(machine, machine.number("B"))),
-    0x8B: _push(lambda machine: _long(machine, machine.number("I"))),
-    0x47: _push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
-    0x58: _push(lambda machine: machine._text(machine.number("I"))),
-    0x8C: _push(lambda machine: machine._text(machine.number("B"))),
-    0x8D: _push(lambda machine: machine._text(machine.number("Q"))),
-    # Bytes of Python 2 and 3: a view of the file
-    0x54: _push(lambda machine: machine.take(machine.number("I"))),
-    0x55: _push(lambda machine: str(machine.take(machine.number("B")), "latin1")),
-    0x42: _push(lambda machine: machine.take(machine.number("I"))),
-    0x43: _push(lambda machine: machine.take(machine.number("B"))),
-    0x8E: _push(lambda machine: machine.take(machine.number("Q"))),
-    0x96: _push(lambda machine: machine.take(machine.number("Q"))),
-    0x5D: _push(lambda machine: []), 0x7D: _push(lambda machine: {}), 0x29: _push(lambda machine: ()),
-    0x6C: lambda machine, stack: stack.append(_pop_to_mark(stack)),
-    0x74: lambda machine, stack: stack.append(tuple(_pop_to_mark(stack))),
-    0x85: _tuple_of(1), 0x86: _tuple_of(2), 0x87: _tuple_of(3),
-    0x64: _dict_of, 0x73: _one_item, 0x75: _many_items, 0x61: _one_more, 0x65: _many_more,
-    0x63: _push(lambda machine: machine._named(machine._line(), machine._line())),
-    0x93: _stack_global,
-    0x52: lambda machine, stack: _call(stack), 0x81: lambda machine, stack: _call(stack),
-    0x62: lambda machine, stack: _build(stack),
-    0x51: lambda machine, stack: stack.append(machine._storage(_pop(stack))),  # BINPERSID
-}
+    dispatch |= {0x95: _frame, 0x54: _bytes, 0x96: _bytearray, 0x52: _call, 0x81: _call, 0x62: _build, 0x73: _one_item,
+                 0x75: _many_items, 0x64: _dict_of}

@@ -78,7 +78,7 @@ def read_pickle(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, s
         storage = machine.storages.get(str(key) if type(key) in (str, int) else "")
         if storage is None or machine.number("Q") != storage.numel:
             raise Unreadable("damaged: a storage has another size than its tensors need")
-        storage.data = machine.take(storage.nbytes)
+        storage.data = machine.file.read(storage.nbytes)
     if any(storage.data is None for storage in machine.storages.values()):
         raise Unreadable("damaged: a tensor's numbers are missing from it")
     return tensors_of(content, size, outline), {}
