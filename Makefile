@@ -32,11 +32,16 @@ bench: $(VENV)/ready
 	$(if $(SUITE),$(BIN)/python benchmarks/refinement.py $(SUITE))
 	$(if $(SUITE),$(BIN)/python benchmarks/selection.py $(SUITE))
 
-# pip's output is kept out of the way unless it fails
+# pip's output is kept out of the way unless it fails. Jittor comes alone, without its numpy<2 (see pyproject.toml);
+# numpy comes as a wheel or not at all.
+PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --only-binary numpy
 $(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("error: $(PYTHON) is \
+	Python %d.%d; Python 3.10 to 3.13 is served: make PYTHON=python3.12" % v)'
 	@echo "Setting up $(VENV): pip installs the packages, usually within a minute"
 	$(PYTHON) -m venv $(VENV)
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[test,report]'
+	$(PIP) --no-deps jittor==1.3.11.0
+	$(PIP) --editable '.[test,report]'
 	touch $@
 
 clean:

@@ -20,17 +20,16 @@ from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TestConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
 from jclip_fewshot.data.listing import count_of
-from jclip_fewshot.data.submission import require_names, require_target
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import test_rows
 from jclip_fewshot.problem import queries_of
 from jclip_fewshot.provenance import Stopwatch, made_by
+from jclip_fewshot.questions import read_questions
 from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
-from jclip_fewshot.run import Run
+from jclip_fewshot.run import Run, require_result
 from jclip_fewshot.storage.files import require_writable_folder
 
 
@@ -41,18 +40,10 @@ def main() -> None:
 
     # 1. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     run = Run.chosen(settings.run, settings.runs, settings.demo, settings.demo_seed, settings.split)
-    root = settings.data or run.where(run.record.config.data)
-    contest = read_contest(root, run.board, labelled=run.record.config.shots > 0)
-    run.require_same_classes(contest.class_names)
-    split, own = run.split(root, settings.split)
-    tests = test_images(root, split)
-    require_names(tests.folder, tests.names)
-    if tests.ignored:
-        tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
-    labels = read_labels(contest, split)
-    truth = None if labels is None else scoring.truth_of(labels, tests.names)
-    result = Path(settings.result or Path(root if run.record.config.demo else "", "result.txt"))
-    require_target(result)
+    asked = read_questions(run, settings.data, settings.split)
+    names, truth, demo = asked.tests.names, asked.truth, run.record.config.demo
+    result = Path(settings.result or Path(asked.data.root if demo else "", "result.txt"))
+    require_result(result)
     require_writable_folder(run.folder, "--run")
 
     # 2. The run: what was learned, and from what.
@@ -61,43 +52,40 @@ def main() -> None:
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.
     source = run.source(settings, **settings.encoding)
-    features, bad = test_rows(source, contest.root, tests, settings.views)
+    features, bad = test_rows(source, asked.data.root, asked.tests, settings.views)
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
-    readable = [index for index in range(len(tests.names)) if index not in bad]
+    readable = [index for index in range(len(names)) if index not in bad]
     rows = features[readable]
     watch.lap("features")
 
     # 4. Methods and ensemble answer each image by itself; the refinement looks at all of them.
-    queries = queries_of(source, contest.root, [tests.files[index] for index in readable], rows, settings.views)
-    answers = run.pipeline.answer(queries, settings.refine, every_method=truth is not None)
+    files = [asked.tests.files[index] for index in readable]
+    answers = run.pipeline.answer(queries_of(source, asked.data.root, files, rows, settings.views), settings.refine,
+                                  every_method=truth is not None)
     if answers.refinement:
         tell(answers.refinement.report())
     watch.lap("answers")
 
     # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
-    best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(tests.names))
-    archive = run.save_result(result, split, own, tests.names, best)
-    print(f"{result}: {count_of(len(tests.names), 'image')}; submit {archive}")
+    best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(names))
+    archive = run.save_result(result, asked.split, asked.own, names, best)
+    print(f"{result}: {count_of(len(names), 'image')}; submit {archive}")
 
-    # 6. Where the answers are known: the score of every method.
-    scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, contest.domains)
-    if scores:
-        print(scoring.score_table(scores))
-        print(scoring.gain_text(scores), end="")
+    # 6. Where the answers are known: the score of every method. Where not, what the shots say.
+    scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, asked.data.domains)
+    print(scoring.score_table(scores) + "\n" + scoring.gain_text(scores) if scores else "", end="")
+    print(run.record.held_out_text(), end="")
     record = TestRecord(
-        **made_by(), device=str(device), config=settings, images=len(tests.names),
-        unreadable={tests.names[index]: reason for index, reason in bad.items()},
+        **made_by(), device=str(device), config=settings, images=len(names),
+        unreadable={names[index]: reason for index, reason in bad.items()},
         refinement=answers.refinement.record() if answers.refinement else None, scores=scores, seconds=watch.seconds)
-    run.save_test(split, record, {
-        "names": tests.names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
+    run.save_test(asked.split, record, {
+        "names": names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
         **({} if truth is None else {"truth": truth})})
-    held_out = run.record.held_out()
-    if held_out:
-        print(held_out.sentence())
-    if run.record.config.demo:
-        print(report_line(run.folder, split))
+    if demo:
+        print(report_line(run.folder, asked.split))
 
 
 if __name__ == "__main__":

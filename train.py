@@ -14,6 +14,8 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
+import shlex
+
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
@@ -25,7 +27,7 @@ from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import read_problem, with_support
-from jclip_fewshot.provenance import Stopwatch, demo_flags, made_by, next_command, runs_flag
+from jclip_fewshot.provenance import Stopwatch, made_by, next_command
 from jclip_fewshot.records import Record, Shots
 from jclip_fewshot.repeat import repeated
 from jclip_fewshot.run import Run, require_new
@@ -76,14 +78,11 @@ def main() -> None:
         seconds={**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}})
     run = Run.create(settings.runs, settings.name, shots, pipeline, record)
     print(settings_table(pipeline.settings()))
-    held_out = record.held_out()
-    if held_out:
-        print(held_out.sentence())
+    print(record.held_out_text(), end="")
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)
-    print(f"run saved: {run.folder}  (next: {next_command('test')}"
-          f"{demo_flags(settings.demo, settings.demo_seed)}{runs_flag(settings.runs)})")
+    print(f"run saved: {run.folder}  (next: {next_command('test')} --run {shlex.quote(str(run.folder))})")
 
 
 if __name__ == "__main__":

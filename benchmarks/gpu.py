@@ -1,4 +1,4 @@
-"""What a GPU does with the whole of it: encoder, a contest-size test set, heads, refinement.
+"""What a GPU does with the whole of it: encoder, a contest-size test set, methods on rows, refinement.
 
     python benchmarks/gpu.py [--device cuda] [--torch-python PATH] [--small]
 
@@ -132,8 +132,8 @@ def contest_size(options):
             print(f"  {workers:2} workers: {seconds:7.2f} s, {count / seconds:8.1f} images/s")
 
 
-def heads(options):
-    """Seconds of each head's fit, its folds and its answers, at the contest's size."""
+def methods(options):
+    """Seconds of each method's fit, its folds and its answers, at the contest's size."""
     from jclip_fewshot.pipeline import Pipeline
     from jclip_fewshot.task import Task
     classes, width = (20, 64) if options.small else (374, 512)
@@ -141,7 +141,8 @@ def heads(options):
     text = rng.standard_normal((classes, width)) + 3
     labels = np.repeat(np.arange(classes), 4)
     rows = text[labels] + 2 * rng.standard_normal((len(labels), width))
-    Pipeline().fit(Task(rows, labels, text), lambda name, seconds: print(f"  {name:15} {seconds:7.2f} s", flush=True))
+    Pipeline().fit(Task(rows, labels, text),
+                   on_fit=lambda name, seconds: print(f"  {name:15} {seconds:7.2f} s", flush=True))
 
 
 def refinement(options):
@@ -162,7 +163,7 @@ def refinement(options):
         return p / p.sum(axis=1, keepdims=True)
 
     begun = time.perf_counter()
-    refine(probs(features), features, task, probs(task.features))
+    refine(probs(features), features, task)
     print(f"  N = {n}, K = {classes}: {time.perf_counter() - begun:.1f} s")
 
 
@@ -174,7 +175,7 @@ def main():
     options = parser.parse_args()
     from jclip_fewshot.backend import runtime
     runtime.start(options.device)
-    for part in (encoder, contest_size, heads, refinement):
+    for part in (encoder, contest_size, methods, refinement):
         print(f"\n{part.__name__}: {part.__doc__}", flush=True)
         try:
             part(options)

@@ -1,6 +1,6 @@
-"""How long the training-free heads take to choose their settings: python benchmarks/heads.py [--classes 374]
+"""How long the training-free methods take to choose their settings: python benchmarks/heads.py [--classes 374]
 
-Times the fit (leave-one-shot-out search and all) of every head without training on random features of the
+Times the fit (leave-one-shot-out search and all) of every method without training on random features of the
 contest's size, compared with the search that it replaces: Tip-Adapter's grid of 200 α × 20 β, one at a time,
 each scored on the shots left out.
 """
@@ -15,8 +15,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.methods import TRAINING_FREE
+from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import top1
+from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits, class_mean_values
 from jclip_fewshot.task import Task, zero_shot_logits
 
@@ -51,19 +52,20 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--width", type=int, default=512)
     given = parser.parse_args()
-    for name in TRAINING_FREE:  # compile the operators
-        HEADS[name]().fit(random_shots(12, 3, given.width)).logits(random_shots(12, 3, given.width).features)
+    names = choose("fast").names
+    for name in names:  # compile the operators
+        METHODS[name]().fit(random_shots(12, 3, given.width)).logits(random_shots(12, 3, given.width).features)
     task = random_shots(given.classes, given.shots, given.width)
     print(f"{given.classes} classes, {len(task)} shots, width {given.width}")
-    print(f"{'head':12} {'search + fit':>12} {'held-out':>9} {'logits':>8}   (seconds; logits: of all shots)")
+    print(f"{'method':12} {'search + fit':>12} {'held-out':>9} {'logits':>8}   (seconds; logits: of all shots)")
     total = 0.0
-    for name in TRAINING_FREE:
+    for name in names:
         begun = time.perf_counter()
-        head = HEADS[name]().fit(task)
+        method = METHODS[name]().fit(task)
         fitted = time.perf_counter()
-        head.held_out_logits()
+        method.held_out_logits()
         left_out = time.perf_counter()
-        head.logits(task.features)
+        method.logits(task.features)
         done = time.perf_counter()
         total += left_out - begun
         print(f"{name:12} {fitted - begun:12.2f} {left_out - fitted:9.2f} {done - left_out:8.2f}")

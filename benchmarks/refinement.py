@@ -1,7 +1,7 @@
 """What the refinement gains over the ensemble it starts from, in every setting that it must survive.
 
     python benchmarks/refinement.py ../shared/features/*.npz                     the training-free heads: minutes
-    python benchmarks/refinement.py --heads all ../shared/features/*.npz         fits everything first
+    python benchmarks/refinement.py --methods all ../shared/features/*.npz         fits everything first
     python benchmarks/refinement.py --draws 3 --shots 2 SUITE.npz                and on fresh draws of the shots
 
 Settings: the whole test set; 1, 2, 3 and 5 rows a class; a long tail, thinned and drawn with replacement; a quarter
@@ -36,14 +36,14 @@ def measure(pipeline, probs, features, labels):
     start = time.perf_counter()
     refined = pipeline.refine(features, probs)
     seconds = time.perf_counter() - start
-    chosen = refined.decisions.get("features", {}).get("distances", 0.0)
+    chosen = refined.decisions.get("features", {}).get("weight", 0.0)
     return top(probs, labels), top(refined.probs, labels), seconds, chosen
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", type=Path)
-    parser.add_argument("--heads", default="fast")
+    parser.add_argument("--methods", default="fast")
     parser.add_argument("--draws", type=int, default=0, help="fresh draws of the shots, in addition to the suite's own")
     parser.add_argument("--shots", type=int, default=4, help="shots a class of a fresh draw")
     parser.add_argument("--seeds", type=int, default=5, help="test sets of each kind")
@@ -53,12 +53,12 @@ def main():
         suite, found = load_suite(path), {}
         for seed in range(1 if given.draws else 0, given.draws + 1):
             task, features, labels = draw(suite, seed, given.shots)
-            pipeline = Pipeline(head_names(given.heads)).fit(task)
+            pipeline = Pipeline(given.methods).fit(task)
             probs = pipeline.answer(features, refine="off").probs
             for setting, sets in test_sets(labels, task.num_classes, given.seeds, given.tasks):
                 found.setdefault(setting, []).extend(
                     measure(pipeline, probs[rows], features[rows], labels[rows]) for rows in sets)
-        print(f"{suite.name}: N = {len(labels)}, K = {task.num_classes}, {len(pipeline.names)} heads")
+        print(f"{suite.name}: N = {len(labels)}, K = {task.num_classes}, {len(pipeline.methods_)} heads")
         worst = np.full(2, np.inf)
         for setting, results in found.items():
             before, after = (np.mean([result[i] for result in results], axis=0) for i in (0, 1))

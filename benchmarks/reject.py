@@ -21,7 +21,7 @@ THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.9)
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="of the contest and of the classes left out")
-    parser.add_argument("--heads", default="gda,proker,tip_adapter,text_profile")
+    parser.add_argument("--methods", default="gda,proker,tip_adapter,text_profile")
     options = parser.parse_args()
 
     from jclip_fewshot.config import TrainConfig
@@ -30,8 +30,7 @@ def main():
     from jclip_fewshot.data.shots import choose_shots
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.features.sources import open_source
-    from jclip_fewshot.methods.plan import choose
-from jclip_fewshot.pipeline import Pipeline
+    from jclip_fewshot.pipeline import Pipeline
     from jclip_fewshot.task import Task, domain_indices
     found = []
     for seed in range(1, options.seeds + 1):
@@ -49,7 +48,7 @@ from jclip_fewshot.pipeline import Pipeline
         tests, labels = test_images(contest.root), read_labels(contest, "A")
         truth = np.array([labels[name] for name in tests.names])
         features, _ = source.images(contest.root, tests.files)
-        probs = Pipeline(head_names(options.heads)).fit(task).answer(features, refine="off").probs
+        probs = Pipeline(options.methods).fit(task).answer(features, refine="off").probs
         best, p, inside = probs.argmax(axis=1), probs.max(axis=1), known[truth]
         right = best == place[truth]
         found.append([[percent(p[inside] >= least), percent(right[inside & (p >= least)]),

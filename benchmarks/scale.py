@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--classes 1000] [--shots 4] [--images 50000] [--methods auto]
 
-Rows lie around class means, so that methods train as on real ones; scores mean nothing. Each method's seconds are its fit
+Rows lie around class means, so that methods train as on real ones; scores mean nothing. A method's seconds are its fit
 with its folds and its answers; megabytes are the peak of its fit above what was in use before.
 """
 
@@ -48,7 +48,8 @@ def main() -> None:
     print(f"{'method':20} {'top-1':>6} {'seconds':>8} {'MB':>6}")
     for name, row in results["methods"].items():
         print(f"{name:20} {row['top1']:6.1f} {row['seconds']:8.1f} {row['megabytes']:6.0f}")
-    print(f"{given.classes} classes x {given.shots} shots, {given.images} images: {time.perf_counter() - begun:.0f} s, peak "
+    seconds = time.perf_counter() - begun
+    print(f"{given.classes} classes x {given.shots} shots, {given.images} images: {seconds:.0f} s, peak "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.1f} GB")
 
 

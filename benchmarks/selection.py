@@ -36,16 +36,14 @@ def main():
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--pool", type=int, default=24, help="rows a class that shots are chosen from, at most")
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--heads", default="tip_adapter,gda,proker,text_profile")
+    parser.add_argument("--methods", default="tip_adapter,gda,proker,text_profile")
     options = parser.parse_args()
 
     from jclip_fewshot.data.shots import choose_representative
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.evaluation.suites import load_suite
-    from jclip_fewshot.methods.plan import choose
-from jclip_fewshot.pipeline import Pipeline
+    from jclip_fewshot.pipeline import Pipeline
     from jclip_fewshot.task import Task
-    names = head_names(options.heads)
     print(f"{'suite':14} {'classes':>7} {'method':13} {'random':>14} {'cv':>14} {'representative':>14} {'cv':>14} "
           f"{'gain':>13} {'cv gain':>14}")
     for path in options.suites:
@@ -61,9 +59,9 @@ from jclip_fewshot.pipeline import Pipeline
             scores = {}
             for rows in (drawn, np.array([int(row) for row, _ in chosen])):
                 task = Task(suite.features[rows], suite.labels[rows], suite.task.text, suite.task.domains)
-                pipeline = Pipeline(names).fit(task)
+                pipeline = Pipeline(options.methods).fit(task)
                 answers = pipeline.answer(suite.features[test], refine="off").by_method()
-                held_out = {name: head.held_out_logits() for name, head in pipeline.methods_.items()}
+                held_out = {name: method.held_out_logits() for name, method in pipeline.methods_.items()}
                 held_out["ensemble"] = pipeline.held_out_probs_
                 for name, answer in answers.items():
                     scores.setdefault(name, []).extend([

@@ -5,10 +5,10 @@
     python benchmarks/tuning.py --demo --seeds 1 --draws 5              five draws of the shots of one contest
     python benchmarks/tuning.py [--torch-python PATH]                   seconds a method at contest size, random weights
 
---demo writes {"methods": {name: [top-1 a seed]}}: every head, every tuned member, `ensemble` (heads on frozen rows),
-`ensemble_tuned`, and `ensemble+NAME`, the ensemble with one tuned member. Contest size: K = 374 classes, S = 1,496
-shots, ViT-B/32; seconds are extrapolated from measured steps, and given as a share of Jittor's 1024³ product as well,
-and beside the same steps in OpenAI's model by PyTorch where that is installed (tuning_torch.py).
+--demo writes {"methods": {name: [top-1 a seed]}}: every method, `ensemble` (of those on frozen rows), `ensemble_tuned`,
+and `ensemble+NAME`, the ensemble with one method that tunes a tower. Contest size: K = 374 classes, S = 1,496 shots,
+ViT-B/32; seconds are extrapolated from measured steps, and given as a share of Jittor's 1024³ product as well, and
+beside the same steps in OpenAI's model by PyTorch where that is installed (tuning_torch.py).
 """
 
 import argparse
@@ -29,64 +29,59 @@ from jclip_fewshot.cli import command
 from jclip_fewshot.clip.checkpoint import Architecture
 from jclip_fewshot.clip.model import CLIP
 from jclip_fewshot.combine.ensemble import Ensemble
-from jclip_fewshot.config import MachineConfig
+from jclip_fewshot.config import MachineConfig, TrainConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
-from jclip_fewshot.data.shots import choose
+from jclip_fewshot.data import demo
+from jclip_fewshot.data.contest import read_labels, test_images
 from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
-from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.features.sources import labelled_rows, open_source
-from jclip_fewshot.methods.plan import MEMBERS, matrix_rate, plan, tuned_rows
-from jclip_fewshot.methods.towers import training
+from jclip_fewshot.evaluation.scores import percent, truth_of
+from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.methods import METHODS, training
+from jclip_fewshot.methods.plan import matrix_rate
 from jclip_fewshot.methods.towers.base import block_flops
-from jclip_fewshot.pipeline import HEADS_TOGETHER, Pipeline, head_names
-from jclip_fewshot.task import Task, domain_indices
+from jclip_fewshot.pipeline import TOGETHER, Pipeline
+from jclip_fewshot.problem import queries_of, read_problem
+from jclip_fewshot.task import Task
 
 CLASSES, SHOTS = 374, 4  # the contest's
 TOKENS = 13  # its longest "a photo of a {}."
 BATCH, SENTENCES = 32, 16  # images and, in the measured steps of clip_lora, sentences a step
 
 
-def contest_scores(folder: Path, cache: Path, tune: str, draw: int) -> dict:
-    """{method: top-1} of the whole pipeline on a contest."""
-    contest = read_contest(folder, "A")
-    source = open_source(str(demo.CHECKPOINT), "weights", cache=str(cache))
-    text = source.texts(contest.class_names, prompts.class_sentences(contest.class_names, contest.domains))
-    shots = choose(contest, source, text, SHOTS, draw)
-    rows, shots, _ = labelled_rows(source, contest.root, shots, False, 10, draw)
-    task = Task(rows, [label for _, label in shots], text, domain_indices(contest.domains), source.scale)
-    tuning = plan(tune, task, source, contest.root, [path for path, _ in shots], 10, draw,
-                  prompts.plain_sentences(contest.class_names, contest.domains))
+def contest_scores(seed: int, cache: Path, methods: str, draw: int) -> dict:
+    """{method: top-1} of the whole pipeline on the built-in contest of a seed."""
+    settings = demo.settings(TrainConfig(demo=True, demo_seed=seed, methods=methods, cache=str(cache), seed=draw))
+    problem = read_problem(settings, SHOTS)
+    encoded, root = problem.encode(), problem.data.root
+    rows, shots, _ = encoded.shots(SHOTS, draw)
+    task = encoded.task(rows, [label for _, label in shots])
     begun = time.process_time()
-    pipeline = Pipeline(head_names(""), draw).fit(task, lambda name, s: tell(f"  {name:15} {s:6.1f} s"), tuning)
+    pipeline = Pipeline(problem.choice, draw).fit(task, encoded.given([path for path, _ in shots], draw),
+                                                  lambda name, s: tell(f"  {name:15} {s:6.1f} s"))
     tell(f"fit: {time.process_time() - begun:.0f} s of processor time")
-    tests = test_images(folder, "A")
-    features, _ = source.images(contest.root, tests.files)
-    answers = pipeline.answer(features, "auto", tuned_rows(source, contest.root, tests.files), every_member=True)
-    known = read_labels(contest, "A")
-    truth = np.array([known[name] for name in tests.names])
-
-    def top1(answer: np.ndarray) -> float:
-        return float(100 * (answer.argmax(axis=1) == truth).mean())
-    scores = {name: top1(answer) for name, answer in answers.by_method().items()}
-    scores.setdefault("ensemble_tuned", scores["ensemble"])  # no member was tuned
+    tests = test_images(root, "A")
+    features, _ = encoded.source.images(root, tests.files)
+    answers = pipeline.answer(queries_of(encoded.source, root, tests.files, features), every_method=True)
+    truth = truth_of(read_labels(problem.data, "A"), tests.names)
+    scores = {name: percent(answer.argmax(axis=1) == truth) for name, answer in answers.by_method().items()}
+    scores.setdefault("ensemble_tuned", scores["ensemble"])  # no tower was tuned
     frozen = pipeline.rows_ensemble_
-    for name, member in pipeline.methods_.items():
-        joined = Ensemble().fit({HEADS_TOGETHER: np.log(frozen.held_out_probs_), name: member.held_out_logits()}, task)
-        scores[f"ensemble+{name}"] = top1(joined.probs({**answers.logits, HEADS_TOGETHER: np.log(answers.frozen)}))
+    for name, method in pipeline.methods_.items():
+        if method.asks_images:
+            joined = Ensemble().fit({TOGETHER: np.log(frozen.held_out_probs_), name: method.held_out_logits()}, task)
+            probs = joined.probs({**answers.logits, TOGETHER: np.log(answers.on_rows)})
+            scores[f"ensemble+{name}"] = percent(probs.argmax(axis=1) == truth)
     return scores
 
 
-def on_contests(seeds: list, draws: int, tune: str) -> dict:
+def on_contests(seeds: list, draws: int, listed: str) -> dict:
     """{method: [top-1 of every contest and draw]}"""
     methods: dict = {}
     with tempfile.TemporaryDirectory() as temporary:
         for seed in seeds:
-            folder = demo.make_contest(Path(temporary, f"contest{seed}"), seed)
             for draw in range(draws):
-                for name, top1 in contest_scores(folder, Path(temporary, "cache"), tune, draw).items():
+                for name, top1 in contest_scores(seed, Path(temporary, "cache"), listed, draw).items():
                     methods.setdefault(name, []).append(top1)
                 gained = methods["ensemble_tuned"][-1] - methods["ensemble"][-1]
                 tell(f"contest {seed}, draw {draw}: ensemble {methods['ensemble'][-1]:.2f}, tuned {gained:+.2f}")
@@ -98,7 +93,7 @@ def main() -> int:
     parser.add_argument("--demo", action="store_true", help="built-in contests instead of contest size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N", help="of the contests [1]")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="draws of the shots a contest [1]")
-    parser.add_argument("--tune", default="auto", metavar="LIST", help="as train.py's [auto]")
+    parser.add_argument("--methods", default="auto", metavar="LIST", help="as train.py's [auto]")
     parser.add_argument("--json", default="", metavar="OUT", help="write the numbers there")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps that are timed [5]")
     parser.add_argument("--turns", type=int, default=2, metavar="N", help="how often they are [2]")
@@ -107,7 +102,7 @@ def main() -> int:
     given = parser.parse_args()
     command.set_up(MachineConfig())
     if given.demo:
-        methods = on_contests(given.seeds, given.draws, given.tune)
+        methods = on_contests(given.seeds, given.draws, given.methods)
         for name, values in methods.items():
             print(f"{name:26} {np.mean(values):6.2f}   " + " ".join(f"{value:.2f}" for value in values))
         result = {"methods": methods, "seeds": given.seeds, "draws": given.draws}
@@ -120,30 +115,30 @@ def main() -> int:
 
 
 def contest_case(classes: int, depth: Depth) -> tuple:
-    """(task, bank) of the contest's shots of some of its classes, numbers drawn; ViT-B/32 with random weights."""
+    """(task, activations) of the contest's shots of some of its classes, drawn at random, for a random ViT-B/32."""
     model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12))
     model.eval()
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)
     views = rng.standard_normal((len(labels), 1) + encoder.shape_at(depth), np.float32)
-    bank = Bank.of_arrays(encoder, {depth: views.astype(np.float16)})
-    bank.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
-    return Task(rng.standard_normal((len(labels), 512)), labels, rng.standard_normal((CLASSES, 512))), bank
+    activations = Activations.of_arrays(encoder, {depth: views.astype(np.float16)})
+    activations.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
+    return Task(rng.standard_normal((len(labels), 512)), labels, rng.standard_normal((CLASSES, 512))), activations
 
 
-def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
-    """Seconds of a step of a member's training, the first ones left out."""
+def timed(name: str, task: Task, activations: Activations, steps: int) -> float:
+    """Seconds of a step of a method's training, the first ones left out."""
     marks: list = []
 
-    class Timed(MEMBERS[name]):
+    class Timed(METHODS[name]):
         pass
-    member = Timed()
+    method = Timed()
     if name == "last_block":
-        member.epochs, member.most_steps = steps + 2, steps + 2
+        method.epochs, method.most_steps = steps + 2, steps + 2
     elif name in ("prolip", "coop"):
-        member.steps = steps + 2
+        method.steps = steps + 2
     else:
-        member.steps = lambda task: 2 * (steps + 2)  # more than half of 2SFS's are of the stage that is timed
+        method.steps = lambda task: 2 * (steps + 2)  # more than half of 2SFS's are of the stage that is timed
     original = training.jt.sync
 
     def marked(values) -> None:
@@ -152,7 +147,7 @@ def timed(name: str, task: Task, bank: Bank, steps: int) -> float:
         marks.append(time.perf_counter())
     training.jt.sync = marked
     try:
-        member.train(task, bank, np.arange(len(task)), "")
+        method.train(task, activations, np.arange(len(task)), "")
     finally:
         training.jt.sync = original
     return float(np.median(np.diff(marks)[1:steps + 1]))
@@ -176,7 +171,7 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
     last = 2 * BATCH * (4.0 * length * width ** 2 + 20.0 * width ** 2)
     projection = 3 * 2.0 * CLASSES * SHOTS * 512 * (width + CLASSES)
     towers = 2 * BATCH * 12 * block
-    # classes whose shots are drawn, depth of the bank, operations of a measured step and of the contest's, steps
+    # classes whose shots are drawn, depth of the activations, operations of a measured step and of the contest's, steps
     methods = {"last_block": (CLASSES, 11, last, last, 5 * min(1000, 33 * CLASSES * SHOTS // BATCH)),
                "prolip": (CLASSES, UNPROJECTED, projection, projection, 5 * 300),
                "coop": (SENTENCES, ROWS, 2 * SENTENCES * sentence, 2 * CLASSES * sentence, 5 * 100),
@@ -184,11 +179,11 @@ def at_contest_size(steps: int, turns: int, torch_python: str) -> dict:
                "clip_lora": (SENTENCES, 0, towers + 2 * SENTENCES * sentence, towers + 2 * CLASSES * sentence, 10000)}
     found = {}
     for name, (classes, depth, measured, whole, total) in methods.items():
-        task, bank = contest_case(classes, depth)
+        task, activations = contest_case(classes, depth)
         rates, ours, theirs = [], [], []
         for _ in range(turns):
             rates.append(matrix_rate())
-            ours.append(timed(name, task, bank, steps))
+            ours.append(timed(name, task, activations, steps))
             if torch_python:
                 theirs.append(by_torch(torch_python, name, steps))
         rate, seconds = max(rates), min(ours)

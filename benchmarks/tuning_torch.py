@@ -2,7 +2,7 @@
 
     PYTHON_WITH_TORCH benchmarks/tuning_torch.py last_block|prolip|coop|two_stage|clip_lora SIZES STEPS
 
-SIZES: JSON with classes, shots, batch, sentences, tokens. The same steps as the members of those names take, on a
+SIZES: JSON with classes, shots, batch, sentences, tokens. The same steps as the methods of those names take, on a
 ViT-B/32 with random weights: same ranks, same trained tensors, same optimiser, sentences cut at the same length. What
 differs is the model: OpenAI's computes the last block at every token.
 

@@ -5,8 +5,8 @@
 
 The built-in contest; the mean top-1 over draws of the shots, ± the standard deviation over the draws, and the
 difference to one view, draw by draw, with its standard error. Cost: the time to encode, relative to one view.
---logits V: rows averaged before the heads, or the ensemble's log-probabilities after, by shots left out, whose V views
-are answered by the fold without them, and by the test images.
+--logits V: rows averaged before the methods, or the ensemble's log-probabilities after, by shots left out, whose V
+views are answered by the fold without them, and by the test images.
 """
 
 import argparse
@@ -64,12 +64,12 @@ def main():
     parser.add_argument("--views", type=int, nargs="+", default=[1, 2, 5, 10])
     parser.add_argument("--seed", type=int, default=SEED, help="of the contest")
     parser.add_argument("--seeds", type=int, default=5, help="draws of the shots")
-    parser.add_argument("--heads", default=QUICK)
+    parser.add_argument("--methods", default=QUICK)
     parser.add_argument("--model", default="", help="[the contest's own CLIP]")
     parser.add_argument("--cache", default=".cache")
     parser.add_argument("--logits", type=int, default=0, metavar="V", help="compare the two ways to average V views")
     options = parser.parse_args()
-    demo, names = DemoRows(options.seed), head_names(options.heads)
+    demo, names = DemoRows(options.seed), options.methods
     source = open_source(options.model or str(demo.checkpoint), "weights", cache=options.cache)
     if options.logits:
         return rows_or_logits(demo, source, names, options.seeds, options.logits, options.cache)

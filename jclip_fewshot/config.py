@@ -201,14 +201,12 @@ class EvaluateConfig(DeviceConfig):
 
 
 @dataclass(frozen=True)
-class ExportConfig(DeviceConfig):
+class ExportConfig(MovedConfig):
     """python -m jclip_fewshot export"""
 
     run: str = option("", "a run's folder", "arguments", metavar="RUN", needed=True)
     target: str = option("", "a file that ends in .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
     uint8: bool = option(False, "the .onnx takes pixels as Pillow has them", "output")
-    model: tuple[str, ...] = option((), "where the run's checkpoint lies now, for .onnx", "features", metavar="FILE")
-    weights: str = option("", "where the run's released checkpoint lies now, for .onnx", "features", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -246,8 +244,8 @@ class ConvertConfig(CommandConfig):
 
     source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
                          needed=True)
-    target: str = option("", "OUT.safetensors; without an ending a folder, for ONNX", "arguments", metavar="OUT",
-                         needed=True)
+    target: str = option("", "OUT.safetensors; a name without an ending is a folder, for ONNX", "arguments",
+                         metavar="OUT", needed=True)
     activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
                              ("", "quick_gelu", "gelu", "gelu_tanh"))
     head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)

@@ -13,10 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from jclip_fewshot.combine.ensemble import Ensemble, text_explains
-from jclip_fewshot.combine.held_out import HeldOutFold
-from jclip_fewshot.combine.refinement import Refinement, blocks, refine, unrefined
-from jclip_fewshot.combine.zero_shot_refinement import refine_zero_shot
+from jclip_fewshot.combine.ensemble import Ensemble
+from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.combine.strength import HeldOutFold
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods import METHODS
@@ -25,8 +24,6 @@ from jclip_fewshot.methods.plan import OF, Choice, choose, names_on, plan
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
 
-LEAST_TEXT = 0.5  # of `text_explains`, for a refinement that no shot can check (docs/refinement.md)
-LEAST_IMAGES = 4.0  # a class, for the same
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
 # what `state` must hold, for load_arrays; the methods' own arrays are checked by answering a few rows
@@ -149,6 +146,11 @@ class Pipeline:
         """
         task, best, tested = self.task_, self.rows_ensemble_, self.task_.can_be_left_out
         tuned = [method for method in self.methods_.values() if method.asks_images]
+        if tuned and not len(task):  # all of them have learned without labels, and count alike
+            for method in tuned:
+                method.settings_["in_ensemble"] = True
+            known = {TOGETHER: np.log(best.held_out_probs_), **{method.name: held_out[method.name] for method in tuned}}
+            return Ensemble().fit(known, task)
         if not tested.any():
             for method in tuned:
                 tell(f"  {method.name} gets no weight: no class has two shots, so none can be held out to weigh it by")
@@ -238,17 +240,7 @@ class Pipeline:
         if self.unlabelled_ is not None:
             others = self.rows_ensemble_.probs(self._logits(self._on_rows, self.unlabelled_))
             features, probs = np.concatenate([features, self.unlabelled_]), np.concatenate([probs, others])
-        if self.task_.can_be_left_out.any():
-            refined = refine(probs, features, self.task_, self.held_out_folds(), force)
-            if "features" in refined.decisions:
-                refined.decisions["features"]["checked_with"] = list(self.check_methods_)
-        elif force or not len(self.task_):
-            refined = refine_zero_shot(probs, features, self.task_)
-        elif text_explains(self.task_) >= LEAST_TEXT:
-            refined = refine_zero_shot(probs, features, self.task_, LEAST_IMAGES)
-        else:
-            why = "each image keeps its own answer: the text says too little about the shots"
-            refined = unrefined(probs, self.task_, {"images": {"why": why}})
+        refined = refine(probs, features, self.task_, self.held_out_folds(), force)
         return first_of(refined, count)
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:

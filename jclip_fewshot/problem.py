@@ -29,7 +29,7 @@ from jclip_fewshot.data.shots import choose as choose_shots
 from jclip_fewshot.data.shots import shortage
 from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad
 from jclip_fewshot.features.sources import Source, labelled_rows, open_source
 from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Queries, Unlabelled
@@ -196,14 +196,14 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
 
 
 def tower_of(source: Source, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]
-             ) -> Bank | None:
+             ) -> Activations | None:
     """Return the activations of shots below `root` in the source's CLIP; None if it has no transformer to tune.
 
     sentences (K,): one a class, for what trains the text tower.
     """
     if source.model is None or not hasattr(source.model.visual, "transformer"):
         return None
-    return source.bank(root, shots, views, seed, sentences)
+    return source.activations(root, shots, views, seed, sentences)
 
 
 def queries_of(source: Source, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip_fewshot import __version__
-from jclip_fewshot.config import DEMO_SEED, TrainConfig
+from jclip_fewshot.config import DEMO_SEED
 
 INSTALLED, MODULE = "jclip-fewshot", "python -m jclip_fewshot"  # the two names of the table of commands
 
@@ -41,7 +41,7 @@ def made_by() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for name in ("jittor", "numpy", "pillow", "instant-clip-tokenizer", "ftfy", "onednn-cpu-gomp"):
+    for name in ("jittor", "numpy", "pillow", "ftfy", "onednn-cpu-gomp"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -113,8 +113,3 @@ def _is_table() -> bool:
 def demo_flags(demo: bool, demo_seed: int | None) -> str:
     """Return " --demo" or " --demo-seed 7" for a command line."""
     return "" if not demo else " --demo" if demo_seed in (None, DEMO_SEED) else f" --demo-seed {demo_seed}"
-
-
-def runs_flag(folder: str) -> str:
-    """Return " --runs DIR" for a command line; nothing where it is the default."""
-    return "" if folder == TrainConfig().runs else f" --runs {shlex.quote(folder)}"

@@ -84,6 +84,13 @@ class Record(Struct, kw_only=True):
         return HeldOut(float(top1), 100 * (top1 / 100 * (1 - top1 / 100) / count) ** 0.5, count)
 
 
+    def held_out_text(self) -> str:
+        """Return a line that says it; "" where there is none."""
+        found = self.held_out()
+        return "" if found is None else (f"held-out top-1: {found} ({found.count} shots, each answered by what the "
+                                         "others teach; ± one standard error)\n")
+
+
 class HeldOut(Struct, frozen=True):
     """Top-1 of the ensemble on `count` shots, each answered without itself, in percent, and one standard error."""
 
@@ -93,11 +100,6 @@ class HeldOut(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.top1:.1f} ± {self.error:.1f}"
-
-    def sentence(self) -> str:
-        """Return it with what it stands for."""
-        return (f"held-out top-1: {self} ({self.count} shots, each answered by what the others teach; "
-                "± one standard error)")
 
 
 class Score(TypedDict):

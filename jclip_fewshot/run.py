@@ -8,6 +8,8 @@ A folder that exists is never emptied or written over by another run.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import shlex
@@ -23,7 +25,7 @@ import numpy as np
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.contest import CLASS_LISTS, default_split
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, write_result
+from jclip_fewshot.data.submission import move_aside, require_target, write_result
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
@@ -31,7 +33,7 @@ from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import demo_flags, next_command
 from jclip_fewshot.records import Record, TestRecord
 from jclip_fewshot.storage.arrays import ANY, Schema, load_arrays, save_arrays
-from jclip_fewshot.storage.files import require_writable_folder
+from jclip_fewshot.storage.files import require_writable, require_writable_folder, write_text
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
@@ -224,20 +226,35 @@ class Run:
         write_json(self.folder / f"test_{split}.json", record)
 
     def save_result(self, result: Path, split: str, own: bool, names: Sequence[str], best: np.ndarray) -> Path:
-        """Write the submission to `result` and a copy of it into the run. Return the archive to submit.
+        """Write the submission to `result`, its class names beside it, and copies into the run. Return the archive.
 
         own: `split` is the one that the run was trained for. names (N,), best (N, ≤5): the images and their class ids.
-        A file at `result` that none of the runs beside this one has written is moved aside first, with a line.
+        A file of these names that none of the runs beside this one has written is moved aside first, with a line.
         """
-        for path in (result, result.with_suffix(".zip")):
+        for path in (result, result.with_suffix(".zip"), _names_file(result)):
             ours = sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}"))
             aside = move_aside(path, ours)
             if aside:
                 tell(f"{path} was not written by these runs: it is moved to {aside}")
-        archive = write_result(result, names, best, len(self.record.classes))
-        write_result(self.folder / ("result.txt" if own else f"result_{split}.txt"), names, best,
-                     len(self.record.classes))
+        classes = self.record.classes
+        for place in (self.folder / ("result.txt" if own else f"result_{split}.txt"), result):
+            archive = write_result(place, names, best, len(classes))
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
+            writer.writerows([name, *(classes[label] for label in row)] for name, row in zip(names, best))
+            write_text(_names_file(place), text.getvalue())
         return archive
+
+
+def require_result(result: Path) -> None:
+    """Raise UserError, before the work, if the submission, or a file beside it, cannot be written."""
+    require_target(result)
+    require_writable(_names_file(result), "--result")
+
+
+def _names_file(result: Path) -> Path:
+    return result.with_name(f"{result.stem}_names.csv")
 
 
 def _counted(names: Sequence[str]) -> str:

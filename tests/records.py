@@ -8,7 +8,7 @@ from jclip_fewshot.storage.json_files import read_json
 RECORD = {
     "command": "python train.py", "date": "2026-01-02 03:04:05", "versions": {"numpy": "1.26.4"}, "device": "cpu",
     "config": {"device": "auto", "batch_size": 0, "quiet": True, "data": "Dataset", "board": "A", "demo": False,
-               "model": ["ViT-B/32"], "heads": "tip_adapter", "shots": 2, "runs": "runs", "name": "one"},
+               "model": ["ViT-B/32"], "methods": "tip_adapter", "shots": 2, "runs": "runs", "name": "one"},
     "encoder": {"model": "ViT-B/32", "weights": "weights", "fingerprint": "0123", "weights_digest": "abcd",
                 "precision": "float32", "width": 512, "image_size": 224, "parameters": 151277313},
     "classes": ["Cat_a", "Dog_b"], "domains": ["Cat", "Dog"],
@@ -16,7 +16,7 @@ RECORD = {
               "labels": [0, 1], "unreadable": {"7": "no image"}},
     "settings": {"zero_shot": {}, "tip_adapter": {"alpha": [1.5, 2.0], "beta": 3.5, "held_out_top1": 75.0, "epoch": 3}},
     "histories": {"clip_adapter": [{"epoch": 0, "loss": None}, {"epoch": 1, "loss": 0.5, "held_out_top1": 50.0}]},
-    "seconds": {"sentences": 0.5, "head tip_adapter": 1}}
+    "seconds": {"sentences": 0.5, "method tip_adapter": 1}}
 
 TEST = {
     "command": "python test.py", "date": "2026-01-02 03:05:05", "device": "cpu",

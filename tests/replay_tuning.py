@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Replays reference runs of the tuning methods and says how far each ends from its file.
+"""Replays reference runs of the methods that train CLIP and says how far each ends from its file.
 
     python tests/replay_tuning.py ../shared/reference/tuning/coop.npz ../shared/reference/tuning/prolip.npz
 

@@ -1,13 +1,26 @@
 """Settings: one place for defaults, flags and TOML made from it, mistakes named."""
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 
 from jclip_fewshot import console
+from jclip_fewshot.cli import commands
 from jclip_fewshot.cli.flags import parse, parse_given, read_toml, to_toml
-from jclip_fewshot.config import TestConfig, TrainConfig, ValidateConfig
+from jclip_fewshot.config import (
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    RunsConfig,
+    TestConfig,
+    TrainConfig,
+    ValidateConfig,
+    flag_of,
+)
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.methods import METHODS
+from jclip_fewshot.methods.plan import choose
 
 
 @pytest.mark.parametrize("config", [TrainConfig, TestConfig])
@@ -57,6 +70,60 @@ def test_mistakes_in_the_file(tmp_path, text, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("flags, methods", [
+    (["--heads", "gda,clap"], "gda,clap"), (["--heads", "fast", "--tune", "off"], "fast"), (["--heads", "all"], "all"),
+    (["--tune", "auto"], "auto"), (["--heads", "gda", "--tune", "last_block"], "gda,last_block"),
+    (["--label-free", "upl"], "auto,upl"), (["--heads", "default,clap"], "auto,clap")])
+def test_old_flags_say_what_to_type(flags, methods, capsys):
+    assert parse(TrainConfig, "", flags) == parse(TrainConfig, "", ["--methods", methods])
+    said = capsys.readouterr().err
+    assert said == f"warning: {' '.join(flags)} is now --methods: type --methods {methods}\n"
+
+
+def test_old_keys_in_a_file_and_beside_the_new_flag(tmp_path):
+    (tmp_path / "run.toml").write_text('tune = "off"\n')
+    found = parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml")]).methods.split(",")
+    assert set(found) == {name for name in choose("auto").names if not METHODS[name].asks_images}
+    with pytest.raises(UserError, match="--methods alone says which"):
+        parse(TrainConfig, "", ["--heads", "gda", "--methods", "gda"])
+    with pytest.raises(UserError, match="unknown setting 'heads'"):
+        (tmp_path / "run.toml").write_text('heads = "gda"\n')
+        parse(TestConfig, "", ["--config", str(tmp_path / "run.toml")])
+
+
+def commands_settings():
+    return {name: get_type_hints(function)["settings"] for name, function in commands.COMMANDS.items()}
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_setting_of_a_command_is_in_its_help(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as leave:
+        commands.call(name, ["--help"])
+    text = capsys.readouterr().out
+    assert leave.value.code == 0 and max(map(len, text.splitlines())) <= 80
+    for f in dataclasses.fields(commands_settings()[name]):
+        called = f.metadata["metavar"] if f.metadata["group"] == "arguments" else flag_of(f.name)
+        assert called in text, called
+    assert "[auto]" in text or "device" not in text
+    assert " ".join(commands.COMMANDS[name].__doc__.split()[:4]) in text
+
+
+def test_arguments_without_flags(capsys):
+    found = parse(PredictConfig, "", ["--json", "runs/one", "a.jpg", "b.jpg", "--top", "3"])
+    assert (found.run, found.images, found.top, found.json) == ("runs/one", ("a.jpg", "b.jpg"), 3, True)
+    assert parse(RunsConfig, "", ["--compare", "a", "b"]).compare == ("a", "b")
+    assert parse(ReportConfig, "", []).run == "" and parse(ReportConfig, "", ["--out", "x", "one"]).run == "one"
+    for config, line, said in ((PredictConfig, ["runs/one"], "IMAGE"), (EvaluateConfig, [], "--suite FILE.npz"),
+                               (PredictConfig, ["one", "x", "--top", "many"], "--top")):
+        with pytest.raises(SystemExit) as leave:
+            parse(config, "", line)
+        assert leave.value.code == 2 and said in capsys.readouterr().err
+    for line, said in ((["--top", "0"], "--top takes a number from 1 up"), (["--reject", "-1"], "--reject takes")):
+        with pytest.raises(UserError, match=said):
+            parse(PredictConfig, "", ["one", "x", *line])
+
+
 def test_absent_file_and_unknown_flag(capsys):
     with pytest.raises(UserError, match="No such file"):
         parse(TrainConfig, "", ["--config", "absent.toml"])
@@ -82,8 +149,8 @@ def test_help_obeys_columns(config, columns, capsys, monkeypatch):
 
 def test_what_was_given_by_flag_or_file_is_known(tmp_path):
     (tmp_path / "run.toml").write_text("shots = 8\n")
-    _, given = parse_given(TrainConfig, "", ["--config", str(tmp_path / "run.toml"), "--heads", "gda"])
-    assert given == {"shots": 8, "heads": "gda"}
+    _, given = parse_given(TrainConfig, "", ["--config", str(tmp_path / "run.toml"), "--methods", "gda"])
+    assert given == {"shots": 8, "methods": "gda"}
 
 
 def test_a_demo_seed_turns_the_demo_on():

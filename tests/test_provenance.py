@@ -49,7 +49,6 @@ def test_the_next_command_is_called_as_this_one_was(monkeypatch, program, train,
 
 
 def test_flags_of_the_next_command():
-    assert provenance.runs_flag("runs") == "" and provenance.runs_flag("my runs") == " --runs 'my runs'"
     assert [provenance.demo_flags(*given) for given in ((False, 1), (True, 1), (True, 7))] == [
         "", " --demo", " --demo-seed 7"]
 

@@ -204,6 +204,8 @@ def test_the_submission_and_its_copy(tmp_path, capsys):
         assert archive == tmp_path / "result.zip"
         assert (run.folder / "result.txt").read_bytes() == result.read_bytes()
     assert result.read_text() == "image_1.jpg 1 0\nimage_2.jpg 1 0\n" and capsys.readouterr().err == ""
+    named = "image,class1,class2\nimage_2.jpg,Dog_b,Cat_a\nimage_1.jpg,Dog_b,Cat_a\n"
+    assert (tmp_path / "result_names.csv").read_text() == named == (run.folder / "result_names.csv").read_text()
     result.write_text("somebody else's")
     run.save_result(result, "val", False, ["image_1.jpg"], [[0, 1]])
     assert (tmp_path / "result.previous.txt").read_text() == "somebody else's"
@@ -212,7 +214,8 @@ def test_the_submission_and_its_copy(tmp_path, capsys):
 
 
 def test_given_flags_win_over_the_repeated_run_and_are_listed(tmp_path, capsys):
-    folder = str(finished(tmp_path, "base", methods="tip_adapter", seed=3, shots=2, data=str(tmp_path)).folder)
+    record = {**RECORD, "settings": {"tip_adapter": {}, "ensemble": {}}}
+    folder = str(finished(tmp_path, "base", record, methods="tip_adapter", seed=3, shots=2, data=str(tmp_path)).folder)
     settings = TrainConfig(from_run=folder)
     same = repeated(settings, {"from_run": folder})
     assert (same.methods, same.seed, same.shot_list) == ("tip_adapter", 3, f"{folder}/shots.txt")
@@ -226,13 +229,13 @@ def test_given_flags_win_over_the_repeated_run_and_are_listed(tmp_path, capsys):
 
 def test_a_repeated_run_takes_the_precision_and_the_methods_that_auto_took_then(tmp_path):
     record = {**RECORD, "encoder": {**RECORD["encoder"], "precision": "bfloat16"},
-              "settings": {"gda": {}, "last_block": {"in_ensemble": False}, "token_gda": {"in_ensemble": True}}}
-    folder = str(finished(tmp_path, "base", record, data=str(tmp_path)).folder)
+              "settings": {"zero_shot@a": {}, "zero_shot@b": {}, "gda@a": {}, "last_block": {}, "ensemble": {}}}
+    folder = str(finished(tmp_path, "base", record, data=str(tmp_path), methods="auto").folder)
     same = repeated(TrainConfig(from_run=folder), {"from_run": folder})
-    assert (same.precision, set(same.methods.split(","))) == ("bfloat16", {"gda", "last_block", "token_gda"})
+    assert (same.precision, same.methods) == ("bfloat16", "zero_shot,gda,last_block")
     given = {"from_run": folder, "precision": "float32", "seed": 2}
     other = repeated(TrainConfig(**given), given)
-    assert (other.precision, other.methods) == ("float32", "auto")  # of other shots they may be others
+    assert (other.precision, other.methods) == ("float32", "auto")  # of other shots the methods may be others
 
 
 def test_what_a_run_names_is_found_where_it_lies_now(tmp_path, monkeypatch):

@@ -1,42 +1,19 @@
-"""Several encoders: joined rows, heads of each, what is saved, and what is refused."""
+"""Several encoders: joined rows, methods of each, what is saved, and what is refused."""
 
 import numpy as np
 import pytest
 
-from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.methods.plan import names_on
 from jclip_fewshot.methods.rows.gda import GDA
 from jclip_fewshot.methods.rows.linear_probe import LinearProbe
 from jclip_fewshot.methods.rows.proker import ProKeR
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
-from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline, names_on
+from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
-from jclip_fewshot.task import Part, Task, joined, joined_scale
-
-K, SHOTS, TESTS = 6, 4, 20
-QUICK = ["zero_shot", "gda", "proker", "text_profile"]
-
-
-def encoder(width, noise, seed):
-    """Class centres, and rows around them, by one encoder: text (K, D), shots (K·SHOTS, D), tests (K·TESTS, D)."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(K, width))
-
-    def rows(count):
-        return unit_rows(np.repeat(centres, count, axis=0) + noise * rng.normal(size=(K * count, width)))
-    return unit_rows(centres + 0.8 * rng.normal(size=centres.shape)), rows(SHOTS), rows(TESTS)
-
-
-FIRST, SECOND = encoder(8, 1.6, 1), encoder(12, 1.6, 2)
-LABELS, TRUTH = np.repeat(np.arange(K), SHOTS), np.repeat(np.arange(K), TESTS)
-BOTH = (Part("a", 8), Part("b", 12))
-NO_TEXT = (Part("a", 8), Part("b", 12, False))
-
-
-def task_of(parts=BOTH):
-    text = [FIRST[0], SECOND[0] if parts[1].has_text else np.zeros_like(SECOND[0])]
-    return Task(joined([FIRST[1], SECOND[1]]), LABELS, joined(text), None, joined_scale(parts), parts)
+from jclip_fewshot.task import Part, Task, joined
+from tests.cases import BOTH, FIRST, LABELS, NO_TEXT, QUICK, SECOND, TRUTH, K, one_encoder, two_encoders
 
 
 def top1(logits):
@@ -44,7 +21,7 @@ def top1(logits):
 
 
 def test_an_encoder_sees_its_own_columns():
-    task = task_of()
+    task = two_encoders()
     np.testing.assert_allclose(task.of("a").features, FIRST[1], atol=1e-6)
     np.testing.assert_allclose(task.of("b").text, SECOND[0], atol=1e-6)
     assert task.of("") is task and task.of("b").scale == 100
@@ -55,34 +32,34 @@ def test_an_encoder_sees_its_own_columns():
 def test_joined_zero_shot_is_the_mean_of_the_encoders_with_text():
     rows = joined([FIRST[2], SECOND[2]])
     each = [100 * one[2] @ one[0].T for one in (FIRST, SECOND)]
-    np.testing.assert_allclose(task_of().zero_shot(rows), np.mean(each, axis=0), atol=1e-3)
-    np.testing.assert_allclose(task_of(NO_TEXT).zero_shot(rows), each[0], atol=1e-3)
+    np.testing.assert_allclose(two_encoders().zero_shot(rows), np.mean(each, axis=0), atol=1e-3)
+    np.testing.assert_allclose(two_encoders(NO_TEXT).zero_shot(rows), each[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("head", [GDA, ProKeR, TipAdapter])
-def test_without_text_the_first_encoders_logits_are_corrected(head):
-    task = task_of(NO_TEXT).of("b")
+@pytest.mark.parametrize("make", [GDA, ProKeR, TipAdapter])
+def test_without_text_the_first_encoders_logits_are_corrected(make):
+    task = two_encoders(NO_TEXT).of("b")
     rows = joined([FIRST[2], SECOND[2]])
-    nothing = head(alpha=0.0).fit(task)
+    nothing = make(alpha=0.0).fit(task)
     np.testing.assert_allclose(nothing.logits(rows), 100 * FIRST[2] @ FIRST[0].T, atol=1e-3)
-    fitted = head().fit(task)
+    fitted = make().fit(task)
     assert top1(fitted.logits(rows)) > top1(nothing.logits(rows)) + 5
     # evidence comes from the second encoder alone
     other = joined([np.roll(FIRST[2], 1, axis=0), SECOND[2]])
     np.testing.assert_allclose(fitted.logits(rows) - nothing.logits(rows),
                                fitted.logits(other) - nothing.logits(other), atol=2e-2)
-    again = head.from_state(fitted.state())
+    again = make.from_state(fitted.state())
     np.testing.assert_array_equal(again.logits(rows), fitted.logits(rows))
 
 
 def test_the_probe_of_an_encoder_without_text_reads_its_rows_alone():
     rows, other = joined([FIRST[2], SECOND[2]]), joined([FIRST[2][::-1], SECOND[2]])
-    probe = LinearProbe().fit(task_of(NO_TEXT).of("b"))
+    probe = LinearProbe().fit(two_encoders(NO_TEXT).of("b"))
     np.testing.assert_allclose(probe.logits(rows), probe.logits(other), atol=1e-4)
     assert probe.weight_.shape == (K, 12)
 
 
-def test_names_and_heads_of_each_encoder():
+def test_names_of_the_methods_of_each_encoder():
     assert names_on(["gda", "clap"], ()) == ["gda", "clap"]
     assert names_on(["gda", "clap"], BOTH) == ["gda@a", "clap@a", "gda@b", "clap@b"]
     assert names_on(["gda", "clap"], NO_TEXT) == ["gda@a", "clap@a", "gda@b"]
@@ -92,21 +69,21 @@ def test_names_and_heads_of_each_encoder():
 
 @pytest.mark.parametrize("parts", [BOTH, NO_TEXT])
 def test_two_encoders_beat_one_and_a_saved_pipeline_answers_the_same(parts, tmp_path):
-    alone = Pipeline(QUICK).fit(Task(FIRST[1], LABELS, FIRST[0])).answer(FIRST[2])
+    alone = Pipeline(QUICK).fit(one_encoder()).answer(FIRST[2])
     rows = joined([FIRST[2], SECOND[2]])
-    pipeline = Pipeline(QUICK).fit(task_of(parts))
+    pipeline = Pipeline(QUICK).fit(two_encoders(parts))
     answers = pipeline.answer(rows)
     assert top1(answers.probs) > top1(alone.probs) + 3 and top1(answers.final) > top1(alone.final) + 3
     assert "gda@b" in answers.by_method() and ("zero_shot@b" in answers.by_method()) == parts[1].has_text
     save_arrays(tmp_path / "model.npz", pipeline.state())
     again = Pipeline.from_state(load_arrays(tmp_path / "model.npz", STATE_SCHEMA))
-    assert again.task_.parts == parts and again.names == pipeline.names
+    assert again.task_.parts == parts and list(again.methods_) == list(pipeline.methods_)
     np.testing.assert_allclose(again.answer(rows).final, answers.final, atol=1e-5)
 
 
 def test_one_encoder_keeps_its_names_and_its_state():
-    state = Pipeline(QUICK).fit(Task(FIRST[1], LABELS, FIRST[0])).state()
-    assert state["names"].tolist() == QUICK and not any(name.startswith("parts/") for name in state)
+    state = Pipeline(QUICK).fit(one_encoder()).state()
+    assert state["methods"].tolist() == QUICK and not any(name.startswith("parts/") for name in state)
     assert not any(name.endswith("evidence_from_") for name in state)
 
 

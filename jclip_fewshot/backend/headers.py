@@ -56,9 +56,9 @@ _TEXT = """\
 """
 
 
-def path(jittor_home: Path, jittor: Path, compiler: str) -> Path:
-    """Where the header for this Jittor (its package's folder), this compiler and this machine lies."""
-    facts = [_TEXT, _VERSIONS, str(jittor), compiler, os.path.getmtime(compiler), _python_headers(), tuple(os.uname())]
+def path(jittor_home: Path, jittor: Path, machine: tuple) -> Path:
+    """Where the header for this Jittor (its package's folder) and this machine and compiler lies."""
+    facts = [_TEXT, _VERSIONS, str(jittor), _python_headers(), machine]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return jittor_home / ".cache/jittor/jclip_headers" / digest / "jittor.h"
 

@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from jclip_fewshot.errors import UserError
@@ -29,7 +27,9 @@ def plain(path: Path) -> Path:
     path = Path(os.path.abspath(str(path)))
     if _PLAIN.fullmatch(str(path)):
         return path
-    places = (Path.home() / ".cache/jittor/jclip_links", Path(tempfile.gettempdir(), f"jclip-links-{os.getuid()}"))
+    places = [Path(tempfile.gettempdir(), f"jclip-links-{os.getuid()}")]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        places.insert(0, Path.home() / ".cache/jittor/jclip_links")
     for place in places:
         if not _PLAIN.fullmatch(str(place)):
             continue
@@ -48,13 +48,3 @@ def plain(path: Path) -> Path:
             continue
     raise UserError(f"Jittor cannot build in {path}: letters other than A to z, 0 to 9 and _ . + - are in its name; "
                     "move it, or set TMPDIR to a folder of your own without them")
-
-
-@contextlib.contextmanager
-def importing_from(folder: Path) -> Iterator[None]:
-    """Within it `import` finds packages in `folder` first."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

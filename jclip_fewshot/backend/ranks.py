@@ -29,10 +29,9 @@ _LAUNCHERS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_
 _JOB = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "SLURM_JOB_ID")
 VARIABLES = tuple(name for launcher in _LAUNCHERS for name in launcher) + _JOB
 # The programs that start ranks: one of them is an ancestor of each.
-_PROGRAMS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "pmi_proxy", "slurmstepd",
-             "srun", "jsrun", "aprun")
+_PROGRAMS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "prun", "hydra_", "pmi_proxy", "slurmstepd",
+             "srun", "jsrun", "jsm", "aprun", "apinit", "palsd", "flux")
 PATIENCE = 24 * 3600.0  # seconds that a rank waits for the others
-DOUBT = 60.0  # the same for one that has given no sign where no launcher is to be seen
 SAY_AFTER, SAY_AGAIN = 10.0, 300.0  # seconds after which a line says who is waited for
 
 
@@ -45,7 +44,18 @@ def _numbers() -> tuple[int, int, int]:
     return 0, 1, 0
 
 
-def started_by_launcher() -> bool:
+def require_launcher() -> None:
+    """Raise UserError if the environment says that this is one of several processes, and no launcher has started it.
+
+    Such variables are left over from another job, and nobody else would come.
+    """
+    if size() > 1 and not _started_by_launcher():
+        found = " and ".join(name for name in VARIABLES if os.environ.get(name))
+        raise UserError(f"{found} call this process {rank()} of {size()}, but no mpirun, mpiexec or srun has started "
+                        f"it: unset {found}")
+
+
+def _started_by_launcher() -> bool:
     """False where /proc shows that no mpirun, mpiexec or srun is among this process's ancestors."""
     process = os.getpid()
     try:
@@ -58,18 +68,6 @@ def started_by_launcher() -> bool:
     except (OSError, ValueError):
         return True  # nothing is to be seen
     return False
-
-
-def ignore_left_over() -> None:
-    """Says so where a launcher's variables are there in part: they are left over from another job."""
-    for rank, size, _ in _LAUNCHERS:
-        if os.environ.get(size, "").isdigit() and int(os.environ[size]) > 1 and not os.environ.get(rank) and first():
-            tell(f"{size}={os.environ[size]} is ignored: there is no {rank} with it, so it is left over from a job")
-
-
-def left_over() -> str:
-    """The launchers' variables that are there, for a message."""
-    return " and ".join(name for name in VARIABLES if os.environ.get(name))
 
 
 def rank() -> int:
@@ -147,33 +145,21 @@ class Barrier:
         digest = hashlib.sha256(job.encode()).hexdigest()[:16]
         self._folder = Path(folder) / "ranks" / digest
         self._stage = 0
-        if size() > 1:
-            self._sign(0)
 
     def wait(self, patience: float = PATIENCE) -> None:
-        """Returns when all ranks have called it as often as this one.
+        """Return when all ranks have called it as often as this one.
 
-        Raises:
-            UserError: another rank has not come in `patience` seconds, or in `DOUBT` where neither it nor a launcher
-                has been seen.
+        Raise UserError if another rank has not come in `patience` seconds.
         """
         if size() == 1:
             return
         self._stage += 1
-        self._sign(self._stage)
-        if self._missing(0) is not None and not started_by_launcher():
-            hint = (f"rank {self._missing(0)} of {size()}; no mpirun, mpiexec or srun has started this process: unset "
-                    f"{left_over()}")
-            wait_until(lambda: None in (self._missing(0), self._missing(self._stage)), hint, min(patience, DOUBT))
-        wait_until(lambda: self._missing(self._stage) is None,
-                   lambda: f"rank {self._missing(self._stage)} of {size()}", patience)
-
-    def _sign(self, stage: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / f"{stage}.{rank()}").touch()
+        (self._folder / f"{self._stage}.{rank()}").touch()
+        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
 
-    def _missing(self, stage: int) -> int | None:
+    def _missing(self) -> int | None:
         for other in range(size()):
-            if not (self._folder / f"{stage}.{other}").exists():
+            if not (self._folder / f"{self._stage}.{other}").exists():
                 return other
         return None

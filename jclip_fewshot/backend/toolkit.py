@@ -151,9 +151,9 @@ def find_toolkit(jittor_home: Path) -> Toolkit | str:
         own_libraries = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
         includes = own_includes + [folder / "include" for folder in _wheel_folders()]
         libraries = own_libraries + [folder / "lib" for folder in _wheel_folders()]
-        headers = {part: _find(includes, header, version[0]) for part, (header, _) in _NEEDED.items()}
-        shared = {part: _find(libraries, library, version[0]) for part, (_, library) in _NEEDED.items()}
-        missing = [part for part in _NEEDED if headers[part] is None or shared[part] is None]
+        headers = {part: found for part, (name, _) in _NEEDED.items() if (found := _find(includes, name, version[0]))}
+        shared = {part: found for part, (_, name) in _NEEDED.items() if (found := _find(libraries, name, version[0]))}
+        missing = [part for part in _NEEDED if part not in headers or part not in shared]
         if missing:
             problem = f"{nvcc} has no {', '.join(missing)} beside it; pip install nvidia-cublas nvidia-curand, " \
                       "or with a network: python -m jittor_utils.install_cuda"

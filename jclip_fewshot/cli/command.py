@@ -31,18 +31,16 @@ _NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), o
 def speak_as(settings: DeviceConfig) -> None:
     """Set how talkative to be, for what is said before Jittor starts.
 
-    Raise UserError if this process is one of several by left-over variables alone, and nothing will show it.
+    Raise UserError if this process is one of several by left-over variables alone.
     """
     global _cache
+    ranks.require_launcher()
     console.quiet = settings.quiet or not ranks.first()
     _cache = "" if getattr(settings, "features", "") else getattr(settings, "cache", "")
     if settings.verbose:
         console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
-    if getattr(settings, "features", "") and not ranks.first() and not ranks.started_by_launcher():
-        raise UserError(f"this would be rank {ranks.rank()} of {ranks.size()}, which saves nothing, but no mpirun, "
-                        f"mpiexec or srun has started it: unset {ranks.left_over()}")
 
 
 def set_up(settings: DeviceConfig) -> runtime.Plan:

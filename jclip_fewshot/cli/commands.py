@@ -17,10 +17,10 @@ from jclip_fewshot.config import (
     CacheConfig,
     CheckConfig,
     ConvertConfig,
+    DeviceConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
-    MachineConfig,
     PredictConfig,
     ReportConfig,
     RunsConfig,
@@ -90,7 +90,7 @@ def export(settings: ExportConfig) -> int:
     command.set_up(settings)
     found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
     if onnx:
-        source = run.source(settings, precision="float32")
+        source = run.source(settings, **{**settings.encoding, "precision": "float32"})
         gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
         print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
     else:
@@ -196,7 +196,7 @@ def convert(settings: ConvertConfig) -> int:
     """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
     if not Path(settings.target).suffix:
         require_writable_folder(settings.target, "OUT")
-        command.set_up(MachineConfig())
+        command.set_up(DeviceConfig())
         from jclip_fewshot.encoders.registry import open_encoder
         from jclip_fewshot.export_onnx import save_towers
         encoder = open_encoder(settings.source, activation=settings.activation, head_width=settings.head_width)
@@ -234,8 +234,15 @@ def doctor(settings: DoctorConfig) -> int:
                           settings.activation, settings.head_width)
 
 
+def build(settings: DeviceConfig) -> int:
+    """Builds Jittor now instead of at the first start: for container images."""
+    print(f"{command.set_up(settings)}: built")
+    return 0
+
+
 SCRIPTS = {"train": "Learns from a few images a class: train.py.",
            "test": "Answers a test set with a trained run: test.py."}
 COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict, "runs": runs, "report": report, "export": export, "check": check, "validate": validate,
-    "evaluate": evaluate, "convert": convert, "cache": cache, "doctor": doctor}
+    "evaluate": evaluate, "convert": convert, "cache": cache, "doctor": doctor,
+    "build": build}

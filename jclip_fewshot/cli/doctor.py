@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
+from jclip_fewshot.backend.device import PYTHONS
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
@@ -47,8 +49,9 @@ def report(data: str, models: Sequence[str], weights: str, device: str, deep: bo
 
 
 def _python() -> Finding:
-    ok = (3, 8) <= sys.version_info[:2] <= (3, 12)
-    return Finding("Python", ok, platform.python_version() + ("" if ok else ": Jittor 1.3.11.0 needs 3.8 to 3.12"))
+    least, last = PYTHONS
+    ok = least <= sys.version_info[:2] <= last
+    return Finding("Python", ok, platform.python_version() + ("" if ok else f": 3.{least[1]} to 3.{last[1]} is served"))
 
 
 def _compiler() -> Finding:
@@ -63,22 +66,30 @@ def _jittor() -> Finding:
     try:
         return Finding("Jittor", True, metadata.version("jittor"))
     except metadata.PackageNotFoundError:
-        return Finding("Jittor", False, "not installed: pip install jittor==1.3.11.0")
+        return Finding("Jittor", False, "not installed: python -m pip install --no-deps jittor==1.3.11.0")
 
 
 def _device(device: str) -> list[Finding]:
+    """Where Jittor would run; where it is built it is started, which finds out whether it reads NumPy's arrays."""
     try:
         plan = runtime.plan(device)
-        built = runtime.build_stamp(plan).exists()
     except UserError as error:
         return [Finding("device", False, str(error))]
-    cache = f"{runtime.jittor_home() / '.cache/jittor'}" + \
-        (": built" if built else ": the first start builds Jittor, about a minute and a half")
     onednn = "missing: products about five times slower; pip install onednn-cpu-gomp==2021.2.0 " \
              "onednn-devel-cpu-gomp==2021.2.0" if plan.onednn == "none" else plan.onednn
-    return [Finding("device", True, f"{plan.device}: {plan.reason}"),
-            Finding("oneDNN", plan.onednn != "none", onednn, needed=False),
-            Finding("kernel cache", True, cache)]
+    findings = [Finding("device", True, f"{plan.device}: {plan.reason}"),
+                Finding("oneDNN", plan.onednn != "none", onednn, needed=False)]
+    where = f"{plan.home / '.cache/jittor'}"
+    if not plan.built:
+        return [*findings, Finding("kernel cache", True, f"{where}: the first start builds Jittor, about a minute and "
+                                                         "a half")]
+    console.quiet = True  # the table says what start() would
+    said, ok = f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged", True
+    try:
+        runtime.start(device)
+    except UserError as error:
+        said, ok = str(error), False
+    return [*findings, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:

@@ -15,7 +15,7 @@ which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi
 
 Deviations: the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates; the likelihood is
 a matrix product over blocks of rows; a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA;
-all is float64. Why: docs/heads.md.
+all is float64. Why: docs/methods.md.
 """
 
 from __future__ import annotations

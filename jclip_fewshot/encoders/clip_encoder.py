@@ -59,11 +59,15 @@ class ClipEncoder(Encoder):
         return self.model.visual.shape_at(None if depth == UNPROJECTED else depth)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        on_device = self.device == "cuda"
-        images = normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
+        images = self.prepared(pixels)
         if depth == ROWS:
             return self._numpy(self.model.encode_image(images))
         return self._numpy(self.model.visual.activations(images, None if depth == UNPROJECTED else depth))
+
+    def prepared(self, pixels: np.ndarray) -> jt.Var:
+        """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
+        on_device = self.device == "cuda"
+        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))

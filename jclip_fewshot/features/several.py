@@ -61,9 +61,9 @@ class SeveralSources:
         """The first one's CLIP, for tuning; None where it is none that can be tuned."""
         return self._sources[0].model
 
-    def bank(self, *args, **kwargs):
-        """The first one's images at any depth (EncoderSource.bank)."""
-        return self._sources[0].bank(*args, **kwargs)
+    def activations(self, *args, **kwargs):
+        """The first one's images at any depth (EncoderSource.activations)."""
+        return self._sources[0].activations(*args, **kwargs)
 
     def under(self, make):
         """The first one's source with another encoder (EncoderSource.under)."""

@@ -26,7 +26,7 @@ from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import FeatureTable
@@ -67,7 +67,7 @@ class EncoderSource:
         test-time views (decode.test_view) are averaged, the plain image first; each is kept in the cache by itself.
         """
         rows, bad = self._view(root, paths, views, seed, stage, 0, test_views)
-        if test_views == 1 or views:
+        if test_views == 1 or views or len(bad) == len(paths):
             return rows, bad
         total = rows
         for view in range(1, test_views):
@@ -155,13 +155,13 @@ class EncoderSource:
 
     parts = ()  # one encoder
 
-    def bank(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-             sentences: Sequence[str] = ()) -> Bank:
+    def activations(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
+                    sentences: Sequence[str] = ()) -> Activations:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
         seen, root = self._seen(root), os.path.abspath(root)
         tokens = self._encoder.tokens(sentences) if sentences else None
-        return Bank(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                    seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
+        return Activations(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
+                           seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""

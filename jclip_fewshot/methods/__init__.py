@@ -20,21 +20,24 @@ from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
 from jclip_fewshot.methods.rows.tip_x import TipX
 from jclip_fewshot.methods.rows.vicinal import Vicinal
 from jclip_fewshot.methods.rows.zero_shot import ZeroShot
-from jclip_fewshot.methods.towers.coop import CoOp
+from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
 from jclip_fewshot.methods.towers.last_blocks import LastBlocks
 from jclip_fewshot.methods.towers.prolip import ProLIP
 from jclip_fewshot.methods.towers.token_gda import TokenGDA
+from jclip_fewshot.methods.towers.visual_prompts import VPT
+from jclip_fewshot.methods.unlabelled.calip import CALIP
 from jclip_fewshot.methods.unlabelled.clip_dn import ClipDn
-from jclip_fewshot.methods.unlabelled.clip_pr import ClipPr
-from jclip_fewshot.methods.unlabelled.lafter import LafterText
+from jclip_fewshot.methods.unlabelled.clip_pr import ClipPr, ClipPrTower
+from jclip_fewshot.methods.unlabelled.fixmatch import FixMatch
+from jclip_fewshot.methods.unlabelled.lafter import Lafter, LafterText
 from jclip_fewshot.methods.unlabelled.upl import Upl
 
 # in the order of the results table
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ZeroShot, LinearProbe, CrossModal, ClipAdapter, JclipAdapter, TipAdapter, TipAdapterF, TipX, GDA, ProKeR, CLAP,
     LPPlusPlus, TextProfile, Vicinal, SusX, SusXF,
-    ClipDn, Upl, LafterText, ClipPr,
-    TokenGDA, LastBlocks, ProLIP, CoOp, ClipLora, TwoStage)}
+    ClipDn, CALIP, Upl, LafterText, Lafter, ClipPr, ClipPrTower, FixMatch,
+    TokenGDA, LastBlocks, ProLIP, VPT, CoOp, CoCoOp, ClipLora, TwoStage)}
 
 __all__ = ["METHODS", "Method"]

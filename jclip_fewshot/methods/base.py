@@ -26,6 +26,7 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.task import Task, zero_shot_logits
 
 COMMON_STATE = ("text_", "domains_", "seen_", "scale_")  # what every method keeps
+DOMAIN_SHOTS = 40  # held-out shots under which a domain takes what is chosen on all shots
 TEXT, SHOTS, TOWER, UNLABELLED = "text", "shots", "tower", "unlabelled"
 ALWAYS, ON_GPU, NEVER = "always", "on a GPU", "never"  # when `auto` takes a method
 
@@ -51,7 +52,7 @@ class Unlabelled:
 class Given:
     """What a fit may hand to methods that need more than the task; see `Method.needs`."""
 
-    tower: Any = None  # features/bank.py
+    tower: Any = None  # features/activations.py
     unlabelled: Unlabelled | None = None
 
     def for_method(self, method: type[Method]) -> dict[str, Any]:
@@ -71,14 +72,15 @@ class Queries:
 
 
 class Method:
-    """Features in, logits out. A subclass names itself and fills in the three underscored functions.
+    """Features in, logits out. A subclass names itself and fills in `_fit` and `_logits`.
 
     After `fit`, `settings_` (JSON-able) says what was chosen and its held-out score, `history_` holds one dict an
-    epoch where something trains, and the attributes named in `state_names` are all that `_logits` reads in addition
-    to `text_`, `domains_` and `seen_`, which every method has.
+    epoch where something trains, and the attributes named in `state_names`, arrays, and `state_dicts`, {name: array},
+    are all that `_logits` reads in addition to `text_`, `domains_`, `seen_` and `scale_`, which every method has.
 
     What holds for all: without any shot a method answers zero-shot; classes without shots keep the share of
-    probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there.
+    probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot
+    is answered by `fold_logits_` (S, K), where `_fit` leaves it, else by the same method fitted on each fold.
     """
 
     name: ClassVar[str] = ""
@@ -92,11 +94,15 @@ class Method:
     ignores_text: ClassVar[bool] = False  # answers by the shots alone
     evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
     state_names: ClassVar[tuple[str, ...]] = ()
+    state_dicts: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def make(cls, seed: int) -> Method:
-        """Return the method with its default settings; one that draws at random takes the seed."""
-        return cls()
+        """Return the method with its default settings; one that draws at random has a `seed`, and takes this one."""
+        method = cls()
+        if hasattr(method, "seed"):
+            method.seed = seed
+        return method
 
     def flops(self, task: Task, given: Given) -> float:
         """Return the floating-point operations of its fits, where they matter beside encoding."""
@@ -112,15 +118,20 @@ class Method:
 
     def fit(self, task: Task) -> Method:
         """Choose the settings on the shots, learn from all of them, return self."""
-        self.task_ = task
-        self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
-        self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
-        self.settings_: dict = {}
-        self.history_: list[dict] = []
-        self._held_out: np.ndarray | None = None
+        self._begin(task)
         if len(task):
             self._fit(task)
         return self
+
+    def _begin(self, task: Task) -> None:
+        """What every fit starts with."""
+        self.task_ = task
+        self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
+        self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
+        self.settings_: dict[str, Any] = {}
+        self.history_: list[dict[str, Any]] = []
+        self.fold_logits_: np.ndarray | None = None
+        self._held_out: np.ndarray | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(N, D) -> (N, K) float32 on CLIP's scale."""
@@ -138,8 +149,7 @@ class Method:
         return keep_unseen(self._logits(features), zero_shot, self.seen_)
 
     def held_out_logits(self) -> np.ndarray:
-        """(S, K): each shot's logits from a fit that did not see it; only the few chosen scalars saw all
-        shots.
+        """Return (S, K): each shot's logits from a fit that did not see it; only a few chosen scalars saw all shots.
 
         See Task.folds. A shot that has no other of its class gets its zero-shot logits.
         """
@@ -155,9 +165,9 @@ class Method:
         return self._held_out.copy()
 
     def refit(self, task: Task) -> Method:
-        """This head's settings, with what it learns from other shots of the same classes: few products, no search.
+        """Return the method with these settings and what it learns from other shots of the same classes: no search.
 
-        For a head that can do without training; others say so by NotImplementedError.
+        For a method that can do without training; others raise NotImplementedError.
         """
         other = copy.copy(self)
         other.text_, other.domains_, other.seen_ = task.text, task.domains, task.seen
@@ -170,25 +180,31 @@ class Method:
         return self if hasattr(self, "task_") else self.make(seed).fit(task)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `logits` needs, as arrays."""
+        """Return everything that `logits` needs."""
         names = [name for name in self.state_names if hasattr(self, name)]  # none without shots
         names += ["evidence_from_"] if self.evidence_from_ else []
-        return {name: np.asarray(getattr(self, name)) for name in (*COMMON_STATE, *names)}
+        arrays = {name: np.asarray(getattr(self, name)) for name in (*COMMON_STATE, *names)}
+        for name in self.state_dicts:
+            arrays.update({f"{name}/{key}": np.asarray(value) for key, value in getattr(self, name, {}).items()})
+        return arrays
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Method:
-        """The inverse of `state`: a head that answers `logits`."""
+        """Return the method that `state` was taken of, able to answer. Raise ValueError if an array is absent."""
         names = COMMON_STATE
         if "seen_" in state and np.any(state["seen_"]):
             names += cls.state_names
         missing = [name for name in names if name not in state]
         if missing:
             raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
-        head = cls()
+        method = cls()
         for name in names:
-            setattr(head, name, np.asarray(state[name]))
-        head.evidence_from_ = int(state.get("evidence_from_", 0))
-        return head
+            setattr(method, name, np.asarray(state[name]))
+        for name in cls.state_dicts:
+            setattr(method, name, {key[len(name) + 1:]: np.asarray(value) for key, value in state.items()
+                                   if key.startswith(f"{name}/")})
+        method.evidence_from_ = int(state.get("evidence_from_", 0))
+        return method
 
     def own(self, features: np.ndarray) -> np.ndarray:
         """The columns that evidence is read from, as unit rows."""
@@ -214,14 +230,19 @@ class Method:
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
         """(S, K); at least one class has two shots."""
-        raise NotImplementedError
+        if self.fold_logits_ is not None:
+            return self.fold_logits_
+        held_out = task.zero_shot(task.features)
+        for fold in task.folds():
+            held_out[fold.left_out] = copy.copy(self).fit(fold.task).logits(task.features[fold.left_out])
+        return held_out
 
 
 def keep_unseen(logits: np.ndarray, zero_shot: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """`logits` (N, K) with the classes without shots (`seen` (K,) False) put back where zero-shot has them.
 
-    What a head learned raises the seen classes and drowns the unseen. Here the seen classes keep their
-    logits, the unseen their zero-shot logits plus, for each row, the amount by which the head raised the seen
+    What a method learned raises the seen classes and drowns the unseen. Here the seen classes keep their
+    logits, the unseen their zero-shot logits plus, for each row, the amount by which the method raised the seen
     ones together (difference of log-sum-exp): as a group they keep exactly the share of probability that
     zero-shot gave them, and their own order. Both arrays must be on one scale. Nothing changes where all are
     seen.

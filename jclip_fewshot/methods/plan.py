@@ -18,7 +18,7 @@ from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import duration, tell
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Given, Method
 from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
@@ -118,17 +118,19 @@ def names_on(names: Sequence[str], parts: Sequence[Part]) -> list[str]:
 
 def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
     """Those of the methods that tune a tower which there is time for."""
-    if not names or task.seen.sum() < 2:
+    if task.seen.sum() < 2:  # nothing to tell apart by shots
+        names = [name for name in names if SHOTS not in METHODS[name].needs]
+    if not names:
         return []
-    bank: Bank = given.tower
-    if not task.can_be_left_out.any() and not choice.named & set(names):
+    activations: Activations = given.tower
+    if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
     if choice.auto and not cuda:
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
     methods = [METHODS[name].make(0) for name in names]
     methods = [method for method in methods
-               if bank.class_tokens is not None or not getattr(method, "reads_sentences", False)]
+               if activations.class_tokens is not None or not getattr(method, "reads_sentences", False)]
     costs = {method.name: method.flops(task, given) for method in methods}
     rate = matrix_rate()
 
@@ -144,23 +146,28 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         listed = [one.name for one in dropped]
         tell(f"tuning: {', '.join(listed)} left out: about {duration(seconds(dropped))} on this CPU; "
              f"auto,{','.join(listed)} as methods tunes all the same")
-    if kept:
-        encoding = encoding_flops([one for one in kept if isinstance(one, TowerMethod)], bank) / rate
+    tuned = [method for method in kept if isinstance(method, TowerMethod)]
+    others = [method for method in kept if method not in tuned]
+    where = f"on this {'GPU' if cuda else 'CPU'}"
+    if tuned:
+        encoding = encoding_flops(tuned, activations) / rate
         before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
-        tell(f"tuning {', '.join(one.name for one in kept)}: about {duration(seconds(kept))} on this "
-             f"{'GPU' if cuda else 'CPU'}{before}; finished trainings are not repeated; fast as methods leaves it out")
+        tell(f"tuning {', '.join(one.name for one in tuned)}: about {duration(seconds(tuned))} {where}{before}; "
+             "finished trainings are not repeated; fast as methods leaves it out")
+    if others:
+        tell(f"{', '.join(one.name for one in others)}: about {duration(seconds(others))} {where}")
     return [method.name for method in kept]
 
 
-def encoding_flops(methods: Sequence[TowerMethod], bank: Bank) -> float:
+def encoding_flops(methods: Sequence[TowerMethod], activations: Activations) -> float:
     """Return the operations until the shots have all activations that the methods need, about."""
-    model = bank.encoder.model
+    model = activations.encoder.model
     length, width = model.visual.shape_at(0)
     blocks = len(blocks_of(model, "visual."))
 
     def of(depth: Depth) -> float:
         passed = depth if isinstance(depth, int) else blocks
-        return bank.waiting(depth) * passed * block_flops(length, width)
+        return activations.waiting(depth) * passed * block_flops(length, width)
     return sum(of(depth) for depth in {method.depth(model) for method in methods})
 
 

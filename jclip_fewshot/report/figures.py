@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jclip_fewshot.methods import METHODS
 from jclip_fewshot.report.analysis import AlphaBetaMap, Calibration, Rejection
 from jclip_fewshot.report.drawing import (
     AMBER,
@@ -29,11 +30,7 @@ from jclip_fewshot.report.drawing import (
 DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
 TALLEST = 11  # dots of a stack before they begin to overlap
 
-TITLES = {"zero_shot": "Zero-shot", "linear_probe": "Linear probe", "cross_modal": "Cross-modal",
-          "clip_adapter": "CLIP-Adapter", "jclip_adapter": "JCLIP adapter", "tip_adapter": "Tip-Adapter",
-          "tip_adapter_f": "Tip-Adapter-F", "tip_x": "Tip-X", "gda": "GDA", "proker": "ProKeR", "clap": "CLAP",
-          "lp_plus_plus": "LP++", "text_profile": "Text profile", "vicinal": "Vicinal",
-          "prolip": "ProLIP", "last_block": "Last block tuned", "token_gda": "GDA on tokens", "ensemble": "Ensemble",
+TITLES = {**{name: method.title for name, method in METHODS.items()}, "ensemble": "Ensemble",
           "ensemble_tuned": "Ensemble, tuned", "ensemble_refined": "Ensemble, refined"}
 
 

@@ -41,11 +41,8 @@ class FeatureCache:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def __getstate__(self) -> dict:
-        return {"folder": self.folder}  # a copy opens the shards itself
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["folder"])
+    def __reduce__(self) -> tuple:
+        return FeatureCache, (self.folder,)  # a copy opens the shards itself
 
     def flush(self) -> None:
         """Hands what is pending to the operating system."""
@@ -59,8 +56,9 @@ class FeatureCache:
 
     def _own(self) -> list[Path]:
         """The folders that a cache has made, this one or another: about.json in them has the digest of their name."""
-        return [about.parent for about in self.folder.glob(f"*/{ABOUT}")
-                if not about.parent.is_symlink() and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
+        return [about.parent for about in self.folder.glob("[0-9a-f]" * 16 + f"/{ABOUT}")
+                if about.is_file() and not about.parent.is_symlink()
+                and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
 
     def size(self) -> int:
         """Bytes on the disk."""

@@ -32,7 +32,7 @@ def fake_jittor(folder: Path) -> Path:
 
 def test_gcc_takes_the_precompiled_versions(tmp_path):
     jittor = fake_jittor(tmp_path / "jittor")
-    header = headers.path(tmp_path, jittor, GXX)
+    header = headers.path(tmp_path, jittor, ("this machine",))
     header.parent.mkdir(parents=True)
     headers.prepare(header, jittor, GXX)
     assert sorted(file.name for file in Path(f"{header}.gch").iterdir()) == ["core", "kernel"]
@@ -65,13 +65,12 @@ def test_a_jittor_with_other_headers_is_built_as_without(tmp_path):
 def test_a_child_process_finds_its_parents_build(plain_environment, monkeypatch):
     parent = runtime.plan("cpu")
     assert parent.header is not None
-    stamp = runtime.build_stamp(parent)
     for name, value in parent.environment.items():
         monkeypatch.setenv(name, value)
     child = runtime.plan("cpu")
     monkeypatch.delenv("cc_flags")  # one of the two alone is still ours
     assert runtime.plan("cpu").environment == child.environment
-    assert child.environment == parent.environment and runtime.build_stamp(child) == stamp
+    assert child.environment == parent.environment and child.stamp == parent.stamp
 
 
 @pytest.mark.parametrize("name, value", [("cc_flags", "-O0 -g"), ("kernel_flags", "-O3"), ("debug", "1"),

@@ -59,30 +59,26 @@ def test_a_barrier_waits_for_all(launched, tmp_path, monkeypatch):
 def test_who_is_waited_for_is_said(launched, tmp_path, monkeypatch, capsys):
     launched(0, 2)
     monkeypatch.setattr(ranks, "SAY_AFTER", 0.05)
-    monkeypatch.setattr(ranks, "started_by_launcher", lambda: True)
     with pytest.raises(UserError, match="rank 1 of 2"):
         ranks.Barrier(tmp_path).wait(0.5)
     assert capsys.readouterr().err.count("waiting for rank 1 of 2") == 1
 
 
-def test_numbers_left_over_from_another_job_are_not_waited_for(launched, tmp_path, monkeypatch, capsys):
+def test_numbers_left_over_from_another_job_are_refused_at_once(launched, monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")  # no rank beside it
     assert ranks.size() == 1
-    ranks.ignore_left_over()
-    assert "PMI_SIZE=2 is ignored" in capsys.readouterr().err
     monkeypatch.setenv("PMI_RANK", "5")  # of 2
     assert ranks.size() == 1
-    monkeypatch.setenv("PMI_RANK", "0")  # both are there, but nobody else and no launcher among the ancestors
-    assert ranks.size() == 2 and not ranks.started_by_launcher()
-    monkeypatch.setattr(ranks, "DOUBT", 0.2)
+    ranks.require_launcher()
+    monkeypatch.setenv("PMI_RANK", "0")  # both are there, but no launcher among the ancestors
     with pytest.raises(UserError, match="no mpirun, mpiexec or srun .* unset PMI_RANK and PMI_SIZE"):
-        ranks.Barrier(tmp_path).wait()
+        ranks.require_launcher()
 
 
 def test_a_launcher_among_the_ancestors_is_seen(tmp_path):
     launcher = tmp_path / "mpirun"
     launcher.symlink_to(shutil.which("bash"))
-    code = "from jclip_fewshot.backend import ranks; print(ranks.started_by_launcher())"
+    code = "from jclip_fewshot.backend import ranks; print(ranks._started_by_launcher())"
     done = subprocess.run([str(launcher), "-c", f'"{sys.executable}" -c "{code}"; true'], cwd=ROOT,
                           stdout=subprocess.PIPE, text=True)
     assert done.stdout == "True\n"

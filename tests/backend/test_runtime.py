@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from jclip_fewshot import console
-from jclip_fewshot.backend import runtime, toolkit
+from jclip_fewshot.backend import build, device, runtime, toolkit
 from jclip_fewshot.errors import UserError
 from tests.conftest import ROOT, hear_ctrl_c
 
@@ -101,7 +101,7 @@ def test_a_started_process_keeps_its_device():
 
 def test_without_onednn_the_cost_is_said(monkeypatch, capsys):
     monkeypatch.setattr(toolkit, "link_onednn", lambda home: False)
-    monkeypatch.setattr(runtime.socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr(device.socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     monkeypatch.delenv("use_mkl", raising=False)
     assert runtime.plan("cpu").environment["use_mkl"] == "0"
     assert "five times slower" in capsys.readouterr().err
@@ -180,18 +180,18 @@ def test_jittor_home_follows_jittors_own_rule(tmp_path, monkeypatch):
     assert runtime.jittor_home() == tmp_path / "own"
 
 
-def fake_jittor(folder: Path, code: str) -> None:
-    (folder / "jittor").mkdir(parents=True, exist_ok=True)
-    (folder / "jittor/__init__.py").write_text(textwrap.dedent(code))
+def fake_plan(home: Path, code: str) -> device.Plan:
+    """A plan whose Jittor is `code`."""
+    package = home / "package"
+    (package / "jittor").mkdir(parents=True, exist_ok=True)
+    (package / "jittor/__init__.py").write_text(textwrap.dedent(code))
+    return device.Plan("cpu", "a test", "none", {"cache_name": "fake"}, home, package)
 
 
 def test_rerun_requests_are_followed_and_end(tmp_path, monkeypatch):
     """Jittor's 'please rerun your command' leaves with status 0, which passes for success."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("JITTOR_HOME", str(tmp_path))
     monkeypatch.setattr(console, "quiet", True)
-    stamp = tmp_path / ".cache/jittor/stamp"
-    fake_jittor(tmp_path / "site", f"""
+    plan = fake_plan(tmp_path, f"""
         import pathlib, sys
         count = pathlib.Path({str(tmp_path / 'count')!r})
         count.write_text(str(int(count.read_text() if count.exists() else 0) + 1))
@@ -202,17 +202,15 @@ def test_rerun_requests_are_followed_and_end(tmp_path, monkeypatch):
             def __init__(self, x): pass
             def sync(self): pass
         """)
-    runtime._build(runtime.plan("cpu"), stamp)
-    assert stamp.exists() and (tmp_path / "count").read_text() == "3"
+    build.build(plan)
+    assert plan.built and (tmp_path / "count").read_text() == "3"
 
-    stamp.unlink()
-    fake_jittor(tmp_path / "site", "import sys; sys.exit(0)")
+    plan.stamp.unlink()
     with pytest.raises(UserError, match="again and again"):
-        runtime._build(runtime.plan("cpu"), stamp)
-    fake_jittor(tmp_path / "site", "raise RuntimeError('cc1plus: out of memory')")
+        build.build(fake_plan(tmp_path, "import sys; sys.exit(0)"))
     with pytest.raises(UserError, match="cc1plus: out of memory.*log:"):
-        runtime._build(runtime.plan("cpu"), stamp)
-    assert not stamp.exists()
+        build.build(fake_plan(tmp_path, "raise RuntimeError('cc1plus: out of memory')"))
+    assert not plan.built
 
 
 def test_ctrl_c_belongs_to_python_after_jittor_has_started():
@@ -228,31 +226,6 @@ def test_ctrl_c_belongs_to_python_after_jittor_has_started():
 
 
 def test_a_build_that_has_no_room_is_refused_before_it_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 << 20))
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 << 20))
     with pytest.raises(UserError, match="needs 500 MB, and the disk of .* has 100;"):
-        runtime._require_room(tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(runtime.resource, "getrlimit", lambda kind: (2 << 20, 2 << 20))
-    with pytest.raises(UserError, match="ulimit -f unlimited"):
-        runtime._require_room(tmp_path)
-
-
-def test_a_command_that_compiled_nothing_new_goes_without_compile_threads(tmp_path, monkeypatch):
-    """Jittor's may crash when they end (see runtime.py)."""
-    (tmp_path / "jit").mkdir()
-    stamp, ends = tmp_path / "jclip_built_x", []
-    monkeypatch.setattr(runtime.atexit, "register", ends.append)
-
-    def run(command, new_operators=0):
-        flags = SimpleNamespace(cache_path=str(tmp_path), use_parallel_op_compiler=16)
-        monkeypatch.setattr(runtime, "_jittor", SimpleNamespace(flags=flags))
-        monkeypatch.setattr(sys, "argv", command)
-        runtime._compile_by_one_thread_when_warm(stamp)
-        for _ in range(new_operators):
-            (tmp_path / "jit" / f"{len(list((tmp_path / 'jit').iterdir()))}.so").touch()
-        ends.pop()()
-        return flags.use_parallel_op_compiler
-    train, evaluate = ["train.py", "--data", "x"], ["__main__.py", "evaluate"]
-    assert run(train, 3) == 16 and run(train) == 16  # the first finds nothing, the second that nothing is new
-    assert run(train) == 0 and run(evaluate) == 16
-    assert run(train, 1) == 0 and run(train) == 16 and run(train) == 0
+        build.build(fake_plan(tmp_path, ""))

@@ -7,7 +7,7 @@ import sys
 from jclip_fewshot.backend import runtime
 from tests.conftest import ROOT
 
-TRAIN = ("train.py", "--data", ".", "--features", "features.npz", "--heads", "tip_adapter,gda")
+TRAIN = ("train.py", "--data", ".", "--features", "features.npz", "--methods", "tip_adapter,gda")
 
 
 def call(folder, *command, **environment):

@@ -155,7 +155,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cwd, environment = Path(folder), {**os.environ, "PYTHONPATH": str(ROOT)}
-        for line in (["train.py", "--demo", "--heads", "tip_adapter", "--tune", "off", "--name", "base", "--quiet"],
+        for line in (["train.py", "--demo", "--methods", "tip_adapter", "--name", "base", "--quiet"],
                      ["test.py", "--demo", "--quiet"]):
             subprocess.run([sys.executable, str(ROOT / line[0]), *line[1:]], cwd=folder, env=environment, check=True,
                            stdout=subprocess.DEVNULL)

@@ -12,7 +12,7 @@ from jclip_fewshot.data import demo
 from tests.cli.scripts import TRAIN, call, fails
 
 NAMES = ("brown_bear", "polar_bear", "black_bear")
-ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "1")
+ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--methods", "tip_adapter", "--augment", "1")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_plain_tree_end_to_end(tree):
 
 
 def test_validate_on_a_plain_tree_and_its_repeat_command(tree):
-    line = ("jclip_fewshot", "validate", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter",
+    line = ("jclip_fewshot", "validate", "--data", "data", "--model", demo.CHECKPOINT, "--methods", "tip_adapter",
             "--shots", "1", "--seeds", "2", "--augment", "1", "--per-class", "1", "--name", "local")
     done = call(tree, *line)
     assert done.returncode == 0, done.stderr

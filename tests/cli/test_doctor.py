@@ -1,4 +1,4 @@
-"""What doctor says about checkpoints."""
+"""What doctor says about checkpoints, and about a NumPy that Jittor misreads."""
 
 import pickle
 from pathlib import Path
@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jclip_fewshot import console
+from jclip_fewshot.backend import runtime
+from jclip_fewshot.cli import doctor
 from jclip_fewshot.cli.doctor import _checkpoint
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
+from jclip_fewshot.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"
 SIZES = Architecture(16, 32, 1, 64, 16, 20, 100, 64, 1, 1)
@@ -67,3 +71,15 @@ def test_what_nothing_says_is_not_ready(tmp_path):
     found = _checkpoint(str(bare), "weights")
     assert not found.ok and "bare.pkl: nothing says whether its activation" in found.said
     assert _checkpoint(str(bare), "weights", said=("gelu", 64)).ok
+
+
+def test_a_numpy_that_jittor_misreads_is_not_ready(monkeypatch, tmp_path, capsys):
+    runtime.start()  # so that it is built
+
+    def misread(device):
+        raise UserError("Jittor misreads the arrays of NumPy 9.0")
+    monkeypatch.setattr(runtime, "start", misread)
+    monkeypatch.setattr(console, "quiet", False)  # doctor sets it
+    assert doctor.report(str(tmp_path), [], "", "auto") == 2
+    said = capsys.readouterr().out
+    assert "✗ arrays" in said and "misreads the arrays of NumPy 9.0" in said and "not ready: arrays" in said

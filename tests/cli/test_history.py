@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jclip_fewshot.cli.commands import cache
-from jclip_fewshot.cli.history import comparison, known_scores, runs_table
+from jclip_fewshot.cli.commands import call
+from jclip_fewshot.cli.history import advice, comparison, known_scores, runs_table
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.run import Run
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -68,19 +68,69 @@ def test_what_cannot_be_compared(folders):
 def test_a_row_a_run_and_damaged_ones_named(folders, capsys):
     (folders / "two/record.json").write_text("{")
     table = runs_table(folders)
-    assert all(said in table for said in ("one", "71.5", "augment 5")) and "\ntwo" not in table
+    assert all(said in table for said in ("one", "augment 5")) and "\ntwo" not in table
     assert "left out" in capsys.readouterr().err
     assert known_scores(Run.open(folders / "one")) == {}
     with pytest.raises(UserError, match="no finished run"):
         runs_table(folders / "one")
 
 
+def trained(folder, name, top1, shots=400, **config):
+    """A run with a held-out score of two classes' shots."""
+    record = {**RECORD, "config": {**RECORD["config"], **config}, "settings": {"ensemble": {"held_out_top1": top1}},
+              "shots": {"rule": "random", "files": [f"{n}.jpg" for n in range(shots)],
+                        "labels": [n % 2 for n in range(shots)]}}
+    (folder / name).mkdir(parents=True)
+    (folder / name / "record.json").write_text(json.dumps(record))
+
+
+def test_what_tells_runs_apart_is_printed_in_a_narrow_terminal_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    prompts = "a/very/long/way/to/the/prompts"
+    trained(tmp_path, "20260101-120000-A", 80.0, methods="fast,clap,coop", prompts=prompts, precision="float32")
+    trained(tmp_path, "20260101-130000-A", 82.0, methods="all", augment=0)
+    text = runs_table(tmp_path)
+    assert max(map(len, text.splitlines())) <= 80 and "too narrow" not in text
+    for said in ("80.0 ± 2.0", "82.0 ± 1.9", "methods fast,clap,coop", "methods all", "augment 0", "precision float32",
+                 "2024-01-01 00:00"):
+        assert said in " ".join(text.split()), said
+
+
+def test_which_run_to_submit(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    trained(tmp_path, "one", 80.0)
+    assert "Submit" not in runs_table(tmp_path)  # nothing to choose
+    trained(tmp_path, "two", 81.0)
+    trained(tmp_path, "far", 60.0)
+    trained(tmp_path, "other data", 99.0, data="elsewhere")
+    trained(tmp_path, "other board", 99.0, board="B")
+    trained(tmp_path, "apart", 99.0, select="representative")
+    (tmp_path / "one/record.json").touch()  # the newest
+    text = advice(Run.all(tmp_path))
+    assert text.startswith("Submit two: its held-out top-1 is the highest (81.0 ± 2.0) of the 3 runs")
+    assert "; one is within one standard error of it" in text
+    assert "no other comes within" in advice([run for run in Run.all(tmp_path) if run.folder.name != "two"])
+
+
+def test_runs_are_compared_by_the_names_that_are_printed(folders):
+    named, by_folder = comparison("one", "two", folders), comparison(folders / "one", folders / "two")
+    assert named.split() == by_folder.replace(f"{folders}/", "").replace("-" * len(f"{folders}/"), "").split()
+    with pytest.raises(UserError, match="--compare absent: no finished run there"):
+        comparison("one", "absent", folders)
+
+
+def test_a_damaged_test_record_hides_neither_its_run_nor_the_others(folders, capsys):
+    (folders / "one/test_A.json").write_text("{")
+    text = runs_table(folders)
+    assert "one" in text and "two" in text and "its scores are left out" in capsys.readouterr().err
+
+
 def test_the_cache_says_its_size_and_empties(tmp_path, capsys):
     with FeatureCache(tmp_path / "cache") as store:
         store.rows({"what": "test"}, (1, 4)).put(np.zeros((3, 2), "<u8"), np.ones((3, 1, 4), np.float32))
     (tmp_path / "cache/own.txt").write_text("mine")
-    assert cache(["--size", "--cache", str(tmp_path / "cache")]) == 0 and "MB" in capsys.readouterr().out
-    assert cache(["--clear", "--cache", str(tmp_path / "cache")]) == 0 and "deleted" in capsys.readouterr().out
+    assert call("cache", ["--size", "--cache", str(tmp_path / "cache")]) == 0 and "MB" in capsys.readouterr().out
+    assert call("cache", ["--clear", "--cache", str(tmp_path / "cache")]) == 0 and "deleted" in capsys.readouterr().out
     assert FeatureCache(tmp_path / "cache").size() == 0 and (tmp_path / "cache/own.txt").exists()
     with pytest.raises(UserError, match="no folder"):
-        cache(["--size", "--cache", str(tmp_path / "cache/own.txt")])
+        call("cache", ["--size", "--cache", str(tmp_path / "cache/own.txt")])

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 LIMIT = 2.0
 TRAIN = [sys.executable, str(ROOT / "train.py")]
-ENCODE = [*TRAIN, "--data", "data", "--model", str(demo.CHECKPOINT), "--heads", "tip_adapter", "--augment", "40",
+ENCODE = [*TRAIN, "--data", "data", "--model", str(demo.CHECKPOINT), "--methods", "tip_adapter", "--augment", "40",
           "--workers", "2"]
 STOPPED_AT_IMAGES = (r"stopped; images: (0 of 288 are encoded"
                      r"|[1-9]\d* of 288 are encoded and kept; the same command goes on from there)")
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupt")
     demo.prepare(folder / "data")
     shutil.rmtree(folder / "data/TestSetB", ignore_errors=True)
-    subprocess.run([*ENCODE, "--augment", "0", "--tune", "off", "--name", "whole", "--quiet"], cwd=folder, check=True,
+    subprocess.run([*ENCODE, "--augment", "0", "--name", "whole", "--quiet"], cwd=folder, check=True,
                    env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     return folder
 

@@ -13,7 +13,7 @@ from jclip_fewshot.data import demo
 from tests.cli.scripts import call, fails
 from tests.small_contest import CLASSES, SHOTS, TESTS, small_contest
 
-LEARN = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--augment", "2", "--heads", "zero_shot,gda")
+LEARN = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--augment", "2", "--methods", "zero_shot,gda")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def scores_of(home, name, *flags):
 
 
 def test_tuned_members_from_the_shots_to_the_report(home):
-    record, said = trained_as(home, "tuned", "--shots", "3", "--tune", "token_gda,last_block")
+    record, said = trained_as(home, "tuned", "--shots", "3", "--methods", "gda,token_gda,last_block")
     assert "tuning token_gda, last_block: about" in said
     assert record["settings"]["last_block"]["alpha"] in (0.5, 0.75, 1.0)
     for name in ("token_gda", "last_block"):
@@ -63,7 +63,7 @@ def test_classes_without_a_shot_keep_their_share_beside_tuned_members(home, tmp_
     (data / "classes.txt").write_text("\n".join(classes[:CLASSES - 2]) + "\n")
     lines = (data / "train.txt").read_text().splitlines()
     (data / "train.txt").write_text("\n".join(lines[:SHOTS * (CLASSES - 2)]) + "\n")
-    record, _ = trained_as(tmp_path, "b", "--shots", "4", "--board", "B", "--tune", "token_gda,last_block")
+    record, _ = trained_as(tmp_path, "b", "--shots", "4", "--board", "B", "--methods", "gda,token_gda,last_block")
     assert any(record["settings"][name]["in_ensemble"] for name in ("token_gda", "last_block"))
     done = call(tmp_path, "test.py", "--run", "runs/b", "--refine", "off")
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def test_classes_without_a_shot_keep_their_share_beside_tuned_members(home, tmp_
 
 
 def test_one_shot_cannot_weigh_a_tuned_member_and_it_is_said(home):
-    record, said = trained_as(home, "one", "--shots", "1", "--tune", "token_gda")
+    record, said = trained_as(home, "one", "--shots", "1", "--methods", "gda,token_gda")
     assert "token_gda gets no weight: no class has two shots" in said
     assert record["settings"]["token_gda"]["in_ensemble"] is False
     _, said = trained_as(home, "one auto", "--shots", "1")
@@ -83,7 +83,7 @@ def test_one_shot_cannot_weigh_a_tuned_member_and_it_is_said(home):
 
 
 def test_support_images_alone_and_beside_shots(home):
-    record, said = trained_as(home, "found", "--shots", "0", "--support", "found", "--tune", "token_gda")
+    record, said = trained_as(home, "found", "--shots", "0", "--support", "found", "--methods", "gda,token_gda")
     stay = record["shots"]["support"]
     assert 8 <= stay < 20 and f"{stay} of 20 support images stay" in said
     assert len(record["shots"]["files"]) == stay == len(record["shots"]["labels"])
@@ -94,11 +94,10 @@ def test_support_images_alone_and_beside_shots(home):
     assert done.returncode == 0, done.stderr
     assert (home / "runs/found again/model.npz").read_bytes() == (home / "runs/found/model.npz").read_bytes()
 
-    record, _ = trained_as(home, "both", "--shots", "2", "--support", home / "found", "--tune", "token_gda")
+    record, _ = trained_as(home, "both", "--shots", "2", "--support", home / "found", "--methods", "gda,token_gda")
     assert 16 < len(record["shots"]["files"]) == 16 + record["shots"]["support"]
     assert "ensemble" in scores_of(home, "both")
-    _, said = trained_as(home, "none without", "--shots", "1", "--support", "found", "--support-for", "without-shots",
-                      "--tune", "off")
+    _, said = trained_as(home, "none without", "--shots", "1", "--support", "found", "--support-for", "without-shots")
     assert "0 of 20 support images stay" in said
 
 
@@ -106,7 +105,7 @@ def test_a_support_image_that_cannot_be_read_is_left_out(home, tmp_path):
     shutil.copytree(home / "found", tmp_path / "found")
     broken = next((tmp_path / "found").glob("*/1.jpg"))
     broken.write_bytes(broken.read_bytes()[:100])
-    _, said = trained_as(home, "broken", "--shots", "0", "--support", tmp_path / "found", "--tune", "off")
+    _, said = trained_as(home, "broken", "--shots", "0", "--support", tmp_path / "found")
     assert f"support image {broken} cannot be read" in said and "of 19 support images stay" in said
     for path in (tmp_path / "found").glob("*/*.jpg"):
         path.write_bytes(b"no image")
@@ -115,37 +114,36 @@ def test_a_support_image_that_cannot_be_read_is_left_out(home, tmp_path):
 
 
 def test_members_that_learn_without_labels(home):
-    flags = ("--label-free", "lafter_text,clip_pr", "--unlabelled", "data/TestSetA")
+    flags = ("--methods", "lafter_text,clip_pr", "--unlabelled", "data/TestSetA")
     record, said = trained_as(home, "free", "--shots", "0", *flags)
     assert f"{TESTS} images without labels" in said
-    assert record["without_labels"]["members"] == ["lafter_text", "clip_pr"]
+    assert {"lafter_text", "clip_pr"} <= set(record["settings"])
     assert {"lafter_text", "clip_pr"} <= set(scores_of(home, "free"))
     done = call(home, "jclip_fewshot", "export", "runs/free", "free.npz")
     assert done.returncode == 0 and (home / "free.npz").is_file(), done.stderr
     done = call(home, "train.py", "--from-run", "runs/free", "--name", "free again")
     assert done.returncode == 0, done.stderr
     assert (home / "runs/free again/model.npz").read_bytes() == (home / "runs/free/model.npz").read_bytes()
-    record, said = trained_as(home, "transductive", "--shots", "2", "--transductive", "--label-free", "clip_pr",
-                           "--tune", "off")
-    assert record["without_labels"]["transductive"] is True and f"{TESTS} images without labels" in said
+    record, said = trained_as(home, "transductive", "--shots", "2", "--transductive", "--methods", "clip_pr")
+    assert record["config"]["transductive"] is True and f"{TESTS} images without labels" in said
     assert "clip_pr" in scores_of(home, "transductive")
 
 
 def test_the_test_images_of_a_plain_tree(home, tmp_path):
     shutil.copytree(home / "data/TrainSet", tmp_path / "data/train")
     shutil.copytree(home / "data/TestSetA", tmp_path / "data/test")
-    done = call(tmp_path, *LEARN, "--shots", "2", "--transductive", "--tune", "off")
+    done = call(tmp_path, *LEARN, "--shots", "2", "--transductive")
     assert done.returncode == 0 and f"{TESTS} images without labels" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--label-free", "upl"], ["--label-free upl", "--unlabelled", "--transductive"]),
-    (["--label-free", "lafter"], ["did you mean 'lafter_text'"]),
+    (["--methods", "upl"], ["upl learns from images without labels", "--unlabelled", "--transductive"]),
+    (["--methods", "lafter"], ["did you mean 'lafter_text'"]),
     (["--support-for", "without-shots"], ["--support-for without-shots", "give --support"]),
     (["--support", "data/TestSetA"], ["lies beside the class folders"]),
     (["--unlabelled", "runs-that-are-not"], ["no such folder"]),
-    (["--shots", "0", "--tune", "last_block"], ["--tune last_block learns from shots"]),
-    (["--tune", "last_blocks"], ["did you mean 'last_block'"]),
+    (["--shots", "0", "--methods", "last_block"], ["last_block learns from labelled images"]),
+    (["--methods", "last_blocks"], ["did you mean 'last_block'"]),
 ])
 def test_mistakes(home, flags, said):
     fails(call(home, *LEARN, *flags), *said)

@@ -7,9 +7,12 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.cli import predict
-from jclip_fewshot.cli.predict import NONE_OF_THESE, Named, Printer, answer, chunks, listed
+from jclip_fewshot.cli.predict import NONE_OF_THESE, Asked, Named, Printer, answer, chunks, listed
+from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
 from tests.cli.scripts import call, fails
 
@@ -117,21 +120,25 @@ class Pipe:
         return type("Answers", (), {"final": np.repeat(np.float32([[0.2, 0.7, 0.1]]), len(rows), axis=0)})
 
 
+def asked(pipeline=None, source=None):
+    return Asked(pipeline or Pipe(), source or Source(), NAMES)
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_answered(capsys):
     pictures = [Named("1"), Named("bad2"), Named("gone", "no file has such a name"), Named("3")]
-    assert answer(Pipe(), Source(), iter(pictures), Printer(NAMES, 1)) == 1
+    assert answer(asked(), iter(pictures), Printer(NAMES, 1)) == 1
     said = capsys.readouterr()
     assert said.out == "1\tdog 70.0 %\n3\tdog 70.0 %\n"
     assert "bad2 cannot be read (the file is empty)" in said.err and "gone: no file has such a name" in said.err
-    assert answer(Pipe(), Source(), iter([Named("1")]), Printer(NAMES, 1)) == 0
+    assert answer(asked(), iter([Named("1")]), Printer(NAMES, 1)) == 0
     for none in ([Named("bad2"), Named("gone", "no such")], []):
         with pytest.raises(UserError):
-            answer(Pipe(), Source(), iter(none), Printer(NAMES, 1))
+            answer(asked(), iter(none), Printer(NAMES, 1))
 
 
 def test_views_reach_the_encoder():
     source = Source()
-    answer(Pipe(), source, iter([Named("1")]), Printer(NAMES, 1), views=5)
+    answer(asked(source=source), iter([Named("1")]), Printer(NAMES, 1), views=5)
     assert source.views == 5
 
 
@@ -140,7 +147,7 @@ def test_refining_waits_for_all(monkeypatch, capsys):
     pictures, asked = [Named(str(number)) for number in range(5)], {}
     for refine in (False, True):
         pipe = Pipe()
-        answer(pipe, Source(), iter([*pictures, None]), Printer(NAMES, 1), refine)
+        answer(asked(pipe), iter([*pictures, None]), Printer(NAMES, 1), refine)
         asked[refine] = pipe.asked
     assert asked[True] == [(5, "auto")] and asked[False][0] == (2, "off") and sum(n for n, _ in asked[False]) == 5
 
@@ -161,6 +168,27 @@ def test_the_command_on_a_run(contest, trained):
     fails(call(contest, "jclip_fewshot", "predict", trained, "TestSetA", "--reject", "2"), "--reject takes")
 
 
+def test_a_classifier_that_python_saved_answers_too(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        for number in range(3):
+            pixels = np.clip(np.array(colour) + rng.integers(-30, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
+    paths = [str(tmp_path / f"{name}{number}.png") for name in ("red", "blue") for number in range(2)]
+    classifier = FewShotClassifier(str(demo.CHECKPOINT), cache=None, augment=0, methods="gda")
+    classifier.fit(paths, ["red", "red", "blue", "blue"]).save(tmp_path / "clf.npz")
+    done = call(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png", "blue2.png", "--json", "--cache", "")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    wanted = classifier.predict_proba([str(tmp_path / "red2.png"), str(tmp_path / "blue2.png")])
+    for line, probs in zip(lines, wanted):
+        assert [one["class"] for one in line["classes"]] == [classifier.class_names_[k] for k in np.argsort(-probs)]
+        np.testing.assert_allclose([one["probability"] for one in line["classes"]], sorted(probs)[::-1], atol=2e-3)
+    fails(call(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png", "--features", "f.npz"), "is a classifier")
+    (tmp_path / "clf.npz").write_text("no archive")
+    fails(call(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png"), "clf.npz: cannot be read")
+
+
 def test_export_runs_and_cache_on_a_run(contest, trained):
     done = call(contest, "jclip_fewshot", "export", trained, "c.npz", "--quiet")
     assert done.returncode == 0 and "held-out top-1" in done.stdout, done.stderr
@@ -168,6 +196,6 @@ def test_export_runs_and_cache_on_a_run(contest, trained):
     fails(call(contest, "jclip_fewshot", "export", trained, "c.pt"), "neither in .npz")
     assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
     done = call(contest, "jclip_fewshot", "runs")
-    assert done.returncode == 0 and "base" in done.stdout and "cv" in done.stdout
+    assert done.returncode == 0 and "base" in done.stdout and "held out" in done.stdout
     done = call(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
     assert done.returncode == 0 and "30 images" in done.stdout and "p = 1" in done.stdout

@@ -18,6 +18,7 @@ from jclip_fewshot.data.shots import choose_shots
 from jclip_fewshot.data.submission import check_result
 from tests.cli.scripts import TRAIN, call, fails
 from tests.conftest import ROOT, hear_ctrl_c
+from tests.evaluation.suites import small_suite
 
 
 def test_from_photographs_to_a_valid_submission(contest, trained):
@@ -28,6 +29,7 @@ def test_from_photographs_to_a_valid_submission(contest, trained):
     with zipfile.ZipFile(contest / "result.zip") as archive:
         assert archive.read("result.txt") == (contest / "result.txt").read_bytes()
     assert "ensemble" in done.stdout and "top-1" in done.stdout  # the answers are known: a score table
+    assert "held-out top-1: " in done.stdout and "(24 shots" in done.stdout
     record = json.loads((trained / "record.json").read_text())
     assert len(record["shots"]["files"]) == 24 and record["shots"]["rule"].startswith("random")
     assert record["versions"]["jittor"] and record["settings"]["tip_adapter"]
@@ -53,15 +55,37 @@ def test_a_mistake_is_said_before_jittor_starts(contest, trained):
         assert "Jittor" not in done.stderr and "Building" not in done.stderr
 
 
-def test_the_result_of_an_older_run_of_the_same_name_is_ours(contest):
-    for turn in range(2):
-        assert call(contest, *TRAIN, "--name", "same", "--seed", str(turn)).returncode == 0
-        done = call(contest, "test.py", "--run", "runs/same", "--result", "same.txt")
-        assert done.returncode == 0 and "is moved" not in done.stderr, done.stderr
-    assert not list(contest.glob("same.previous*"))
-    (contest / "same.txt").write_text("somebody else's")
-    done = call(contest, "test.py", "--run", "runs/same", "--result", "same.txt")
-    assert "same.previous.txt" in done.stderr
+def test_a_name_that_is_taken_is_refused_before_the_work(contest, trained):
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    for line in (TRAIN, ("train.py", "--from-run", trained), ("jclip_fewshot", "validate", "--run", trained)):
+        done = call(contest, *line, "--name", "base")
+        fails(done, "--name base: runs/base exists")
+        assert "Jittor" not in done.stderr
+    assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+
+
+def test_a_run_answers_its_own_board(contest, tmp_path):
+    """Board B: the last class has no image; the test images are the same."""
+    root = tmp_path / "both"
+    shutil.copytree(contest, root, ignore=shutil.ignore_patterns("runs"))
+    classes = (root / "classes.txt").read_text()
+    (root / "classes_b.txt").write_text(classes)
+    shutil.copytree(root / "TestSetA", root / "TestSetB")
+    arrays = dict(np.load(root / "features.npz"))
+    paths = [path for path in arrays["path"].tolist() if path.startswith("TestSetA")]
+    rows = arrays["feature"][[arrays["path"].tolist().index(path) for path in paths]]
+    np.savez(root / "features.npz", **{**arrays, "feature": np.concatenate([arrays["feature"], rows]), "path": np.array(
+        [*arrays["path"].tolist(), *(path.replace("SetA", "SetB") for path in paths)])})
+    for board in ("A", "B"):
+        assert call(root, *TRAIN, "--board", board, "--name", board, "--quiet").returncode == 0
+    for run, split in (("A", "B"), ("B", "A")):
+        done = call(root, "test.py", "--run", f"runs/{run}", "--split", split)
+        fails(done, f"classes of board {run} and cannot answer --split {split}")
+        assert not (root / "result.txt").exists() and "Jittor" not in done.stderr
+    fails(call(root, "test.py"), "runs of both boards", "--split A (runs/A)", "--split B (runs/B)")
+    for board in ("A", "B"):
+        assert call(root, "test.py", "--split", board, "--quiet").returncode == 0
+        assert (root / f"runs/{board}/test_{board}.json").is_file()
 
 
 def test_names_alone_to_a_valid_submission(contest, tmp_path):
@@ -99,7 +123,7 @@ def test_check_finds_what_is_wrong(contest, trained):
     (["--support", "absent"], ["--support absent", "no such folder"]),
     (["--support", "TrainSet/Cat"], ["'a' is no class"]),
     (["--descriptions", "absent.json"], ["absent.json"]),
-    (["--heads", "tip_adaptor"], ["did you mean 'tip_adapter'"]),
+    (["--methods", "tip_adaptor"], ["did you mean 'tip_adapter'"]),
     (["--features", "absent.npz"], ["absent.npz", "no such file"]),
     (["--shot-list", "absent.txt"], ["absent.txt"]),
     (["--board", "B"], ["classes_b.txt"]),
@@ -121,8 +145,9 @@ def test_a_run_without_weights_or_network_says_where_they_come_from(contest):
 
 @pytest.mark.parametrize("flags, said", [
     (["--run", "absent"], ["--run absent: no finished run"]),
-    (["--runs", "absent"], ["python train.py makes one"]),
-    (["--split", "B"], ["TestSetB"]),
+    (["--runs", "absent"], ["train.py makes one"]),
+    (["--split", "B"], ["cannot answer --split B"]),
+    (["--split", "val"], ["no folder", "val"]),
     (["--data", "absent"], ["no folder absent"]),
 ])
 def test_mistakes_of_test(contest, trained, flags, said):
@@ -152,6 +177,19 @@ def test_doctor_looks_at_every_encoder(contest):
     assert done.returncode == 2 and "ViT-B/32 is not in" in done.stdout and "RN50 is not in" in done.stdout
 
 
+def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsys):
+    from jclip_fewshot.cli import doctor
+    monkeypatch.setattr(doctor, "_checkpoint", lambda *_: doctor.Finding("checkpoint", True, ""))
+    monkeypatch.setattr(doctor, "_data", lambda *_: doctor.Finding("data set", True, ""))
+    for program, said in (("/usr/bin/jclip-fewshot", "ready: jclip-fewshot train --data 'mine too', then "
+                           "jclip-fewshot test"),
+                          ("train.py", "ready: python train.py --data 'mine too', then python test.py")):
+        monkeypatch.setattr(sys, "argv", [program])
+        monkeypatch.setenv("COLUMNS", "200")
+        assert doctor.report("mine too", ["ViT-B/32"], "weights", "cpu") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == said
+
+
 def test_doctor_says_what_to_do(contest):
     done = call(contest, "jclip_fewshot", "doctor", "--data", ".", "--weights", "empty")
     assert done.returncode == 2 and "✗ checkpoint" in done.stdout and "✓ data set" in done.stdout
@@ -159,29 +197,39 @@ def test_doctor_says_what_to_do(contest):
 
 
 def test_evaluate_and_compare(contest, tmp_path):
-    from tests.evaluation.test_evaluate import small_suite
     small_suite(tmp_path / "s.npz")
-    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--heads", "tip_adapter", "--json", "a.json",
-            "--seeds", "200")
+    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--methods", "tip_adapter", "--json", "a.json",
+            "--bootstrap", "200")
     done = call(tmp_path, *line)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a.json").read_text())["suite"] == "s"
     done = call(tmp_path, *line[:-2], "--compare", "a.json")
     assert done.returncode == 0 and "wins" in done.stdout
     fails(call(tmp_path, "jclip_fewshot", "evaluate", "--suite", "absent.npz"), "absent.npz", "missing")
-    tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--seeds", "50")
+    tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--bootstrap", "100")
     assert call(tmp_path, *tasks).returncode == 0
     done = call(tmp_path, *tasks, "--compare", "t.json")
     assert done.returncode == 0 and "difference" in done.stdout and "95 % of top-1" in done.stdout, done.stderr
+    done = call(tmp_path, *line[:-4], "--shots", "2", "--seeds", "3", "--json", "seeds.json")
+    assert done.returncode == 0 and "3 seeds" in done.stdout, done.stderr
+    found = json.loads((tmp_path / "seeds.json").read_text())["top1_by_seed"]
+    assert all(len(values) == 3 for values in found.values()) and len(set(found["tip_adapter"])) > 1
+    fails(call(tmp_path, *line, "--shots", "8"), "fewer than --shots 8; the most that all have is 3")
+    fails(call(tmp_path, *line[:-1], "3"), "--bootstrap 3: an interval needs 100 samples")
 
 
-def test_validate_scores_held_out_images(contest):
+def test_validate_scores_held_out_images(contest, trained):
     done = call(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots", "1,2",
-                "--seeds", "2", "--per-class", "3", "--heads", "tip_adapter", "--name", "local")
+                "--seeds", "2", "--per-class", "3", "--methods", "tip_adapter", "--name", "local")
     assert done.returncode == 0, done.stderr
     assert "18 held-out images" in done.stdout and "±" in done.stdout
     saved = json.loads((contest / "runs/local/validate.json").read_text())
     assert len(saved["curve"]["2"]["ensemble"]["top1"]) == 2
+    done = call(contest, "jclip_fewshot", "validate", "--run", "base", "--seeds", "1", "--shots", "2", "--name",
+                "as-base")
+    assert done.returncode == 0 and "as runs/base, but --seeds 1" in done.stderr, done.stderr
+    config = json.loads((contest / "runs/as-base/validate.json").read_text())["config"]
+    assert (config["methods"], config["features"], config["shots"]) == ("tip_adapter,gda", ["features.npz"], "2")
     fails(call(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots", "six"),
           "--shots")
 
@@ -191,7 +239,7 @@ def test_genuine_photographs(shared, tmp_path):
     photos, scores = shared / "photos", []
     for seed in range(2):
         done = call(tmp_path, "train.py", "--data", photos, "--features", photos / "features_vitb32.npz",
-                    "--seed", seed, "--heads", "zero_shot,tip_adapter", "--name", f"seed{seed}", "--quiet")
+                    "--seed", seed, "--methods", "zero_shot,tip_adapter", "--name", f"seed{seed}", "--quiet")
         assert done.returncode == 0, done.stderr
         done = call(tmp_path, "test.py", "--run", f"runs/seed{seed}", "--quiet")
         assert done.returncode == 0, done.stderr
@@ -225,8 +273,7 @@ def drawn(tmp_path_factory):
     return folder, sorted(path.name for path in (tests[3], tests[5], tests[7]))
 
 
-ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--heads", "tip_adapter", "--augment", "0",
-          "--tune", "off")
+ENCODE = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--methods", "tip_adapter", "--augment", "0")
 
 
 def test_broken_test_images_are_named_and_answered(drawn):
@@ -293,7 +340,7 @@ def test_representative_shots_are_chosen_from_a_pool(drawn):
 
 def test_the_whole_demo(tmp_path):
     """make demo's two commands with a few of the heads; the parts are told apart by their scores."""
-    assert call(tmp_path, "train.py", "--demo", "--heads", "tip_adapter,gda,proker", "--augment", "2").returncode == 0
+    assert call(tmp_path, "train.py", "--demo", "--methods", "tip_adapter,gda,proker", "--augment", "2").returncode == 0
     done = call(tmp_path, "test.py", "--demo")
     assert done.returncode == 0, done.stderr
     scores = json.loads(next((tmp_path / "runs").glob("*/test_A.json")).read_text())["scores"]

@@ -38,14 +38,12 @@ def test_odd_locales_and_terminals(contest):
         assert ended == 0 and saved and "Traceback" not in output, output
 
 
-@pytest.mark.parametrize("name, limit, said", [
-    ("files", "ulimit -n 20", "ulimit -n 1024"), ("size", "ulimit -f 2", "File too large")])
-def test_limits_are_one_line_or_no_matter(contest, name, limit, said):
-    ended, output, saved = shell(contest, f"limit-{name}", "2>&1", limit + ";")
+def test_too_few_open_files_are_one_line_or_no_matter(contest):
+    ended, output, saved = shell(contest, "limit-files", "2>&1", "ulimit -n 20;")
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in output, output
     assert (ended, saved, lines) == (0, True, []) or (ended == 2 and not saved and len(lines) == 1), output
-    assert said in output
+    assert "ulimit -n 1024" in output
 
 
 @pytest.mark.parametrize("limit", [200000, 700000, 1400000])  # kB
@@ -65,23 +63,10 @@ def test_help_that_could_not_be_printed_is_no_success(contest, flags, after):
     assert done.returncode == 1 and "could not be printed" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_left_over_rank_that_would_save_nothing_says_so(contest):
-    ended, output, saved = shell(contest, "rank", "2>&1", PMI_SIZE="2", PMI_RANK="1")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_left_over_rank_is_refused_at_once(contest, rank):
+    ended, output, saved = shell(contest, f"rank-{rank}", "2>&1", PMI_SIZE="2", PMI_RANK=rank)
     assert ended == 2 and not saved and "unset PMI_RANK and PMI_SIZE" in output and "Traceback" not in output
-
-
-def test_a_left_over_size_is_said_once(contest):
-    ended, output, saved = shell(contest, "size-alone", "2>&1", PMI_SIZE="2")
-    assert ended == 0 and saved and output.count("PMI_SIZE=2 is ignored") == 1, output
-
-
-def test_a_report_that_does_not_fit_leaves_none(contest, trained):
-    out = contest / "report that does not fit"
-    line = f"ulimit -f 60; {sys.executable} -m jclip_fewshot report {trained} --out '{out}'"
-    done = subprocess.run(["bash", "-c", line], cwd=contest, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert not out.exists() or not any(out.iterdir())
 
 
 def test_a_file_in_place_of_the_runs_folder_is_said(contest):

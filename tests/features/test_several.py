@@ -151,6 +151,13 @@ def test_views_are_averaged_and_each_is_kept(tmp_path, monkeypatch):
     assert encoder.seen == before + 6
 
 
+def test_files_that_are_not_there_are_looked_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "open_encoder", lambda *_, **__: Counting())
+    source = sources.open_source("m.pt", "absent", cache=str(tmp_path / "cache"))
+    rows, bad = source.images(tmp_path, ["nope.jpg"], test_views=100_000)
+    assert not rows.any() and "No such file" in bad[0] and not list(tmp_path.iterdir())
+
+
 def test_views_are_in_the_forecast(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
     monkeypatch.setattr(sources, "open_encoder", lambda *_, **__: Counting())

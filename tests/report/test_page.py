@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 pytest.importorskip("jinja2")
 
-from jclip_fewshot.cli.commands import report as report_command
+from jclip_fewshot.cli.commands import call
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report import page as page_module
@@ -46,6 +47,23 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(run):
     return (run / "report/index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """The same run, to be changed; its page is made anew."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+def page_of(run):
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def change(path, by):
+    """Changes a JSON file in place by `by(content)`."""
+    content = json.loads(path.read_text())
+    by(content)
+    path.write_text(json.dumps(content))
 
 
 def sources(page):
@@ -186,7 +204,7 @@ def test_without_matplotlib_the_tables_remain(run, tmp_path, bare):
 
 def test_without_truth_all_that_needs_none_is_there(tmp_path, bare):
     made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
-    text = write_report(made).read_text(encoding="utf-8")
+    text = page_of(made)
     elements = Elements(text)
     assert "not known here" in elements.text and "✓" not in elements.text
     assert 'id="scores"' not in text and 'id="confusions"' not in text and 'id="confidence"' in text
@@ -201,31 +219,29 @@ def test_without_truth_all_that_needs_none_is_there(tmp_path, bare):
 def test_an_unrefined_run_a_run_without_test_and_images_that_are_gone(tmp_path, bare):
     root = make_contest(tmp_path / "data", labelled=True)
     plain = make_run(tmp_path / "runs/plain", root, refined=False)
-    text = write_report(plain).read_text(encoding="utf-8")
+    text = page_of(plain)
     assert "Changed by refinement" not in text and "Refining" not in text and 'id="confusions"' in text
     (root / "TestSetA/image_3.jpg").write_bytes(b"no picture")
     shutil.rmtree(root / "TrainSet")
-    gone = write_report(plain).read_text(encoding="utf-8")
+    gone = page_of(plain)
     assert "no image" in gone and "the file is gone" in gone
     untested = make_run(tmp_path / "runs/untested", make_contest(tmp_path / "other", labelled=True), tested=False)
-    text = write_report(untested).read_text(encoding="utf-8")
+    text = page_of(untested)
     assert "No test set has been answered yet" in text and 'id="learned"' in text
     shutil.rmtree(root)
-    assert "no image" in write_report(plain).read_text(encoding="utf-8")
+    assert "no image" in page_of(plain)
 
 
-def test_the_headline_says_what_refining_gained_or_lost(run, page, tmp_path, bare):
-    tested = json.loads((run / "test_A.json").read_text())
-    scores = tested["scores"]
+def test_the_headline_says_what_refining_gained_or_lost(run, page, copied, bare):
+    scores = json.loads((run / "test_A.json").read_text())["scores"]
     effect = scores["ensemble_refined"]["top1"] - scores["ensemble"]["top1"]
     assert effect < 0  # the sample's refinement is noise
     text = Elements(page).text
     assert f"lost {-effect:.2f} points" in text and f"−{-effect:.2f}" in text
-    shutil.copytree(run, tmp_path / "better")
-    tested["scores"]["ensemble"]["top1"] = scores["ensemble_refined"]["top1"] - 1.25
-    (tmp_path / "better/test_A.json").write_text(json.dumps(tested))
-    better = Elements(write_report(tmp_path / "better").read_text(encoding="utf-8")).text
-    assert "gained 1.25 points" in better and "+1.25" in better
+    better = scores["ensemble_refined"]["top1"] - 1.25
+    change(copied / "test_A.json", lambda tested: tested["scores"]["ensemble"].update(top1=better))
+    text = Elements(page_of(copied)).text
+    assert "gained 1.25 points" in text and "+1.25" in text
 
 
 def test_confusions_say_of_how_many_and_by_domain(run, page):
@@ -268,7 +284,7 @@ def test_a_class_without_test_images_is_never_0_of_0(tmp_path, bare):
     truth = np.arange(1, 31) % 6
     truth[truth == 2] = 1  # the first class that is read as a class without any image
     save_arrays(made / "test_A.npz", {**arrays, "truth": truth})
-    text = write_report(made).read_text(encoding="utf-8")
+    text = page_of(made)
     assert "0 of 0" not in text and "no test image" in text and ">none</td>" in text
 
 
@@ -287,25 +303,21 @@ def test_commit_and_checkpoint_are_among_the_versions(run, page):
     assert f"git commit{commit}" in text and "checkpointabcd1234" in text
 
 
-def test_every_encoder_is_named_and_counted(run, tmp_path, bare):
-    made = tmp_path / "one"
-    shutil.copytree(run, made)
-    record = json.loads((made / "record.json").read_text())
-    record["encoder"].update(name="ViT-B-32", others=[
-        {"model": "RN50", "weights": "", "name": "RN50", "weights_digest": "ef567890", "parameters": 1000}])
-    (made / "record.json").write_text(json.dumps(record))
-    text = write_report(made).read_text(encoding="utf-8")
+def test_every_encoder_is_named_and_counted(copied, bare):
+    more = {"model": "RN50", "weights": "", "name": "RN50", "weights_digest": "ef567890", "parameters": 1000}
+    change(copied / "record.json", lambda record: record["encoder"].update(name="ViT-B-32", others=[more]))
+    text = page_of(copied)
     said = Elements(text).text
     assert "checkpoint of ViT-B-32abcd1234" in said and "checkpoint of RN50ef567890" in said
     assert int(cells(text, 'data-part="encoder"')[0][0]["data-value"]) == 151_278_313
-    record["encoder"]["others"][0] = {"features": "more.npz", "name": "more"}
-    (made / "record.json").write_text(json.dumps(record))
-    assert cells(write_report(made).read_text(encoding="utf-8"), 'data-part="encoder"')[0][1] == "not recorded"
+    more = {"features": "more.npz", "name": "more"}
+    change(copied / "record.json", lambda record: record["encoder"].update(others=[more]))
+    assert cells(page_of(copied), 'data-part="encoder"')[0][1] == "not recorded"
 
 
 def test_without_truth_held_out_shots_give_an_estimate(tmp_path, bare):
     made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
-    text = write_report(made).read_text(encoding="utf-8")
+    text = page_of(made)
     found = read_run(made)
     estimate = analysis.held_out_estimate(found.arrays["held_out_probs"], found.shot_labels, found.domains,
                                           found.answers.guess)
@@ -317,44 +329,37 @@ def test_without_truth_held_out_shots_give_an_estimate(tmp_path, bare):
 def test_two_classes_and_none_of_the_newer_arrays(tmp_path):
     root = make_contest(tmp_path / "data", labelled=True, names=["cat", "dog"])
     made = make_run(tmp_path / "runs/one", root)
-    text = Elements(write_report(made).read_text(encoding="utf-8")).text
+    text = Elements(page_of(made)).text
     assert "one of five" not in text and "two most likely" in text and "Domains" not in text
     older = {name: {key: value for key, value in load_arrays(made / name).items() if not re.match(prefix, key)}
              for name, prefix in (("model.npz", "alpha_beta|held_out"), ("test_A.npz", "nearest"))}
     for name, arrays in older.items():
         save_arrays(made / name, arrays)
-    text = write_report(made).read_text(encoding="utf-8")
+    text = page_of(made)
     assert "nearest shot of" not in text and "α and β" not in text and 'id="confidence"' in text
     (root / "labels_TestSetA.txt").unlink()
-    assert "suggest" not in write_report(made).read_text(encoding="utf-8")
+    assert "suggest" not in page_of(made)
 
 
-@pytest.mark.parametrize("name, key, change", [
+@pytest.mark.parametrize("name, key, spoil", [
     ("model.npz", "shots/labels", lambda a: a[:-1]), ("model.npz", "shots/text", lambda a: np.r_[a, a]),
     ("test_A.npz", "probs", lambda a: a[:, :-1]), ("test_A.npz", "nearest_guess", lambda a: a + 100),
     ("test_A.npz", "readable", lambda a: a + 5), ("test_A.npz", "names", lambda a: a.size)])
-def test_arrays_that_do_not_fit_are_one_line(run, tmp_path, bare, name, key, change):
-    made = tmp_path / "one"
-    shutil.copytree(run, made)
-    arrays = load_arrays(made / name)
-    save_arrays(made / name, {**arrays, key: change(arrays[key])})
-    with pytest.raises(UserError, match=f"{made / name}"):
-        write_report(made)
+def test_arrays_that_do_not_fit_are_one_line(copied, bare, name, key, spoil):
+    arrays = load_arrays(copied / name)
+    save_arrays(copied / name, {**arrays, key: spoil(arrays[key])})
+    with pytest.raises(UserError, match=f"{copied / name}"):
+        write_report(copied)
 
 
-def test_a_record_may_be_sparse_and_no_image_readable(run, tmp_path):
-    made = tmp_path / "one"
-    shutil.copytree(run, made)
-    for name in ("record.json", "test_A.json"):
-        content = json.loads((made / name).read_text())
-        content["seconds"] = {}
-        content.get("scores", {}).pop("ensemble", None)
-        (made / name).write_text(json.dumps(content))
-    assert "Refining" not in write_report(made).read_text(encoding="utf-8")
-    arrays = load_arrays(made / "test_A.npz")
+def test_a_record_may_be_sparse_and_no_image_readable(copied):
+    change(copied / "record.json", lambda record: record.update(seconds={}))
+    change(copied / "test_A.json", lambda tested: tested.update(seconds={}) or tested["scores"].pop("ensemble"))
+    assert "Refining" not in page_of(copied)
+    arrays = load_arrays(copied / "test_A.npz")
     short = {key: value[:0] for key, value in arrays.items() if key in ("readable", "probs", "before") or "near" in key}
-    save_arrays(made / "test_A.npz", {**arrays, **short})
-    assert "No image could be read." in write_report(made).read_text(encoding="utf-8")
+    save_arrays(copied / "test_A.npz", {**arrays, **short})
+    assert "No image could be read." in page_of(copied)
 
 
 def test_marks_beyond_the_map_are_arrows():
@@ -403,16 +408,16 @@ def test_the_leaderboard(tmp_path):
 def test_the_command_finds_the_newest_and_says_what_is_wrong(tmp_path, capsys, monkeypatch, bare):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no finished run under runs"):
-        report_command([])
+        call("report", [])
     make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=True))
     make_validation(tmp_path / "runs/local")
-    assert report_command([]) == 0
+    assert call("report", []) == 0
     assert capsys.readouterr().out.split() == ["runs/local/report/index.html"]
-    assert report_command(["runs/one", "--out", "here"]) == 0 and (tmp_path / "here/index.html").is_file()
+    assert call("report", ["runs/one", "--out", "here"]) == 0 and (tmp_path / "here/index.html").is_file()
     with pytest.raises(UserError, match="no finished run there"):
-        report_command(["runs/absent"])
+        call("report", ["runs/absent"])
     with pytest.raises(UserError, match="has not answered test set B"):
-        report_command(["runs/one", "--split", "B"])
+        call("report", ["runs/one", "--split", "B"])
 
 
 FRAMES = """<!doctype html><title>waiting</title>{frames}<script>addEventListener("load", () => {{

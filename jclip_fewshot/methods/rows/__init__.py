@@ -1,4 +1,4 @@
 """Methods on finished rows, one file each: features, labels and text rows in, logits out.
 
-May import task and backend.numerics; knows no paths, images, configs, files, nor another method's answers.
+They import task, backend and what all methods share: no encoder, path, flag, nor another method's answers.
 """

@@ -6,7 +6,7 @@ Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730), equations
 Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its text may be trusted.
 The settings are fixed: no held-out shot chooses anything, as the paper asks.
 
-Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/heads.md). The pull is solved in
+Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/methods.md). The pull is solved in
 each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of descended: any λ is stable, and λ → ∞ is zero-shot.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, softmax, unit_var
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
 from jclip_fewshot.task import Task
 
 
@@ -28,7 +28,7 @@ def trust_in_text(task: Task) -> np.ndarray:
     return np.where(task.seen, trust, trust.max()).astype(np.float32)[:, None]
 
 
-class CLAP(TrainedHead):
+class CLAP(TrainedMethod):
     """strength: multiplies every λ_c."""
 
     name, title, paper = "clap", "CLAP", "Silva-Rodríguez et al. 2024"
@@ -39,7 +39,7 @@ class CLAP(TrainedHead):
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         return {"text": task.text, "trust": trust_in_text(task)}, {"weight": task.text}
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         return self.scale_ * product(x, unit_var(p["weight"]))
 
     def settle(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:

@@ -5,7 +5,7 @@
 
 Symbols: f image row (D,); W₁ (D, D/4), W₂ (D/4, D); R residual ratio, 0.2 in the paper.
 
-Deviations: 20 epochs instead of 200 (adapters overfit: see METHODS and the epoch curve in `history_`), stopped where
+Deviations: 20 epochs instead of 200 (adapters overfit: see the epoch curve in `history_`), stopped where
 the held-out shots say; R, as it acts on the trained adapter, by the same score.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
 from jclip_fewshot.task import Task
 
 
-class ClipAdapter(TrainedHead):
+class ClipAdapter(TrainedMethod):
     """ratio: R in training. bottleneck: width of the middle layer, D/4 where None."""
 
     name, title, paper = "clip_adapter", "CLIP-Adapter", "Gao et al. 2021"
@@ -36,6 +36,6 @@ class ClipAdapter(TrainedHead):
         return ({"text": task.text, "ratio": np.float32([self.ratio])},
                 {"into": random_weights(rng, width, middle), "out": random_weights(rng, middle, width)})
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         adapted = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["into"])), p["out"]))
         return self.scale_ * product(unit_var(p["ratio"] * adapted + (1 - p["ratio"]) * x), p["text"])

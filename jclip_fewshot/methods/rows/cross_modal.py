@@ -18,11 +18,11 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
 from jclip_fewshot.task import Task
 
 
-class CrossModal(TrainedHead):
+class CrossModal(TrainedMethod):
     """text_weight: of the text rows' loss against the images' (1: the paper)."""
 
     name, title, paper = "cross_modal", "Cross-modal", "Lin et al. 2023"
@@ -34,7 +34,7 @@ class CrossModal(TrainedHead):
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         return {"text": task.text}, {"weight": task.text}
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         return self.scale_ * product(x, p["weight"])
 
     def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var:

@@ -1,4 +1,4 @@
-"""Zero-shot plus weighted evidence: how every training-free head decides, and how its weights are found.
+"""Zero-shot plus weighted evidence: how every training-free method decides, and how its weights are found.
 
     logits = 100 x tᵀ + Σ_m α_m(x) E_m(x)                                                    (N, K)
 
@@ -25,11 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.methods.base import Method, top1
+from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 MAX_STEPS = 30
-DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the common α
 DOMAIN_SPREAD = 0.5  # prior standard deviation of a domain's weight around the common one, relative to it
 
 
@@ -110,8 +109,8 @@ def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domain
     return zero_shot + (row_alpha.T[:, :, None] * evidence).sum(axis=0)
 
 
-class EvidenceHead(Method):
-    """A training-free head. Subclasses read evidence from shots; the weights are found here.
+class EvidenceMethod(Method):
+    """A method without training. Subclasses read evidence from shots; the weights are found here.
 
     per_domain: let domains with at least 40 held-out shots have their own α.
     alpha: fixed weight(s) of the evidence in the method's own scale: no search (None: leave-one-shot-out).

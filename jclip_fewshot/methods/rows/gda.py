@@ -9,7 +9,7 @@ classifier.
 
 Deviations, each of which `text_shots=0` and equal counts undo:
 - A mean of four shots is noisy, and the text row says where the class should lie. Class means are drawn to
-  m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and shrunk by the least-squares s, as if κ
+  m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and scaled by the least-squares s, as if κ
   (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ). κ by leave-one-shot-out.
 - Where no class has more than two shots, a fold has no class with two and Σ̂ would be zero: the scatter
   around the mean of all shots stands in.
@@ -25,7 +25,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.methods.base import SHOTS
-from jclip_fewshot.methods.rows.evidence import EvidenceHead
+from jclip_fewshot.methods.rows.evidence import EvidenceMethod
 from jclip_fewshot.task import Task, class_means
 
 FIXED_ALPHA = 0.1  # per degree of freedom, where nothing can be left out (the authors search on other images)
@@ -64,7 +64,7 @@ def gaussian_classifier(means: np.ndarray, precision: np.ndarray) -> tuple[np.nd
     return W.T, -np.log(len(means)) - 0.5 * (W * means).sum(axis=1)
 
 
-class GDA(EvidenceHead):
+class GDA(EvidenceMethod):
     """α and κ (`text_shots`) by leave-one-shot-out.
 
     text_shots: fixed κ, no search (None: search; 0: the published formula).

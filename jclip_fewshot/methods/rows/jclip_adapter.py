@@ -6,12 +6,12 @@
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
 `JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/heads.md):
+trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/methods.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
 - A_t sees [t_c; mean shot of c − mean of those means]; a class without a shot shows the mean.
-- Borrowed residuals (`training`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
+- Borrowed residuals (`trained`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
 - α and β, as they act on the trained adapters, are chosen on held-out shots; β not above its value in training.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
 from jclip_fewshot.task import Task, class_means
 
 
@@ -45,7 +45,7 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
                                      ).astype(np.float32)
 
 
-class JclipAdapter(TrainedHead):
+class JclipAdapter(TrainedMethod):
     """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
 
     anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
@@ -92,7 +92,7 @@ class JclipAdapter(TrainedHead):
         return {**constants, "codes": codes}, {"image_out": np.zeros((constants["image_in"].shape[1], width)),
                                                "text_out": np.zeros((codes.shape[1], width))}
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         alpha, beta = p["alpha"], p["beta"]
         if "paper" in p:
             moved = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["image_in"])), p["image_out"]))

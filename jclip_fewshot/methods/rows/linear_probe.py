@@ -23,7 +23,7 @@ from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
 from jclip_fewshot.methods.base import SHOTS, Method, log_loss, top1
-from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.task import Task
 
 MAX_ITERATIONS = 200
@@ -119,7 +119,7 @@ class LinearProbe(Method):
             W, b, found = logistic_regression(fit.task, self.C)
             all_converged &= found.converged
             held_out[fit.left_out] = matmul(task.features[fit.left_out], W.T) + b
-        self.weight_, self.bias_, self._probe_held_out = W, b, held_out
+        self.weight_, self.bias_, self.fold_logits_ = W, b, held_out
         self.history_ = [{"epoch": i, "loss": value / (self.C * len(task))} for i, value in enumerate(found.trace)]
         self.settings_ = {"C": self.C, "iterations": len(found.trace) - 1, "chosen_by": "fixed"}
         self._record_converged(all_converged)
@@ -130,6 +130,3 @@ class LinearProbe(Method):
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.own(features), self.weight_.T) + self.bias_
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._probe_held_out

@@ -8,7 +8,7 @@ value for all, 250 · mean over classes of the class's mean own-text cosine (250
 sizes from block Lipschitz bounds: lr_W = 4 S / λmax(FᵀF), lr_a = S / (4 max_c Σ_s (f_s·t_c)²); gradient descent with
 momentum 0.9 on both blocks, 300 epochs, the epoch chosen on held-out shots.
 
-Deviations: the folds train in step with the fit on all shots and stop it when their held-out soft top-1 (`training`)
+Deviations: the folds train in step with the fit on all shots and stop it when their held-out soft top-1 (`trained`)
 has not risen for `patience` epochs; a class without shots takes no part (`base.keep_unseen` puts it back).
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
-from jclip_fewshot.console import progress
 from jclip_fewshot.methods.base import NEVER, Method, keep_unseen
-from jclip_fewshot.methods.rows.training import fits_of, scores
+from jclip_fewshot.methods.rows.trained import fits_of, scores
+from jclip_fewshot.methods.training import SGD, Vars, as_vars, descend
 from jclip_fewshot.task import Task, class_means
 
 TEXT_SCALE = 250.0
@@ -38,12 +38,11 @@ def start(task: Task) -> tuple[np.ndarray, np.ndarray, float, float]:
             len(task) / (4 * float((text_cosines.astype(np.float64) ** 2).sum(axis=0).max())))
 
 
-def gradients(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, labels: jt.Var,
-              closed: jt.Var) -> tuple[jt.Var, jt.Var, jt.Var, jt.Var]:
-    """(loss, ∂W (K, D), ∂a (1, K), logits (S, K)); closed (1, K) is −1e9 at classes without shots."""
+def loss_of(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, labels: jt.Var,
+            closed: jt.Var) -> tuple[jt.Var, jt.Var]:
+    """(loss, logits (S, K)) of W (K, D), a (1, K); closed (1, K) is −1e9 at classes without shots."""
     logits = product(x, W) + a * text_cosines + closed
-    loss = cross_entropy(logits, labels)
-    return (loss, *jt.grad(loss, [W, a]), logits)
+    return cross_entropy(logits, labels), logits
 
 
 class LPPlusPlus(Method):
@@ -59,62 +58,52 @@ class LPPlusPlus(Method):
         self.epochs, self.momentum, self.patience, self.every = epochs, momentum, patience, every
 
     def _fit(self, task: Task) -> None:
-        fits = fits_of(task)
-        closed = var(-1e9 * ~task.seen[None])
-        text = var(task.text)
-        data, state, rates = [], [], []
-        for fit in fits:
-            W, a, rate_w, rate_a = start(fit.task)
+        fits, text, closed = fits_of(task), var(task.text), var(-1e9 * ~task.seen[None])
+        data, first, rates = [], {}, {}
+        for m, fit in enumerate(fits):
+            first[f"{m}/W"], first[f"{m}/a"], rates[f"{m}/W"], rates[f"{m}/a"] = start(fit.task)
             x = var(fit.task.features)
-            labels = jt.array(fit.task.labels.astype(np.int32))
-            data.append((x, product(x, text), labels, closed))
-            state.append([var(W), var(a), var(np.zeros_like(W)), var(np.zeros_like(a))])
-            rates.append((rate_w, rate_a))
-        held = [(fit, var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
-                for fit in fits[:-1]]
-        held = [(fit, x, product(x, text), zero_shot) for fit, x, zero_shot in held]
+            data.append((x, product(x, text), jt.array(fit.task.labels.astype(np.int32)), closed))
+        held = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
+        held = [(x, product(x, text), zero_shot) for x, zero_shot in held]
         truth = np.concatenate([task.labels[fit.left_out] for fit in fits])
+        last = f"{len(fits) - 1}/"
+        said: list[jt.Var] = []  # of the fit on all shots: a step's loss, and which rows it has right
 
-        def score() -> tuple[dict, np.ndarray]:
-            if not held:
-                return {}, np.zeros((0, task.num_classes), np.float32)
-            logits = np.concatenate([
-                keep_unseen((product(x, state[m][0]) + state[m][1] * cosines).numpy(), zero_shot, task.seen)
-                for m, (fit, x, cosines, zero_shot) in enumerate(held)])
-            return scores(logits, truth), logits
+        def held_out(values: Vars) -> np.ndarray:
+            return np.concatenate([
+                keep_unseen((product(x, values[f"{m}/W"]) + values[f"{m}/a"] * cosines).numpy(), zero_shot, task.seen)
+                for m, (x, cosines, zero_shot) in enumerate(held)]) if held else np.zeros((0, task.num_classes))
 
-        now, answers = score()
-        self.history_ = [{"epoch": 0, **now}]
-        kept, epoch = (state[-1][0], state[-1][1], answers), 0
-        for e in progress(range(1, self.epochs + 1), stage=self.name, unit="epochs"):
-            for m, (rate_w, rate_a) in enumerate(rates):
-                W, a, moved_w, moved_a = state[m]
-                loss, dw, da, logits = gradients(W, a, *data[m])
-                moved_w, moved_a = self.momentum * moved_w + dw, self.momentum * moved_a + da
-                # Detached, or Jittor keeps the graph of every epoch: gigabytes on a large suite.
-                state[m] = [v.detach() for v in (W - rate_w * moved_w, a - rate_a * moved_a, moved_w, moved_a)]
-            jt.sync([v for four in state for v in four] + [loss])
-            if e % self.every and e < self.epochs:
-                continue
-            hits = jt.argmax(logits.detach(), 1)[0] == labels
-            now, answers = score()
-            self.history_.append({"epoch": e, "loss": float(loss.item()),
-                                  "train_top1": float(100 * hits.numpy().mean()), **now})
-            if not held or now["held_out_soft_top1"] > max(h["held_out_soft_top1"] for h in self.history_[:-1]):
-                kept, epoch = (state[-1][0], state[-1][1], answers), e
-            elif e - epoch >= self.patience:
-                break
-        self.weight_, self.blend_, answers = kept[0].numpy(), kept[1].numpy(), kept[2]
-        self._trained_held_out = task.zero_shot(task.features)
+        def loss(values: Vars, step: int) -> jt.Var:
+            both = [loss_of(values[f"{m}/W"], values[f"{m}/a"], *one) for m, one in enumerate(data)]
+            said[:] = [both[-1][0].detach(), (jt.argmax(both[-1][1], 1)[0] == data[-1][2]).detach()]
+            return sum(one for one, _ in both)
+
+        kept, epoch = as_vars(first), 0
+        answers = held_out(kept)
+        self.history_ = [{"epoch": 0, **(scores(answers, truth) if held else {})}]
+
+        def watch(step: int, objective: jt.Var, gradients: Vars, values: Vars) -> bool:
+            nonlocal kept, epoch, answers
+            done = step + 1
+            if done % self.every and done < self.epochs:
+                return False
+            found = held_out(values)
+            top1 = float(100 * said[1].numpy().mean())
+            self.history_.append({"epoch": done, "loss": said[0].item(), "train_top1": top1,
+                                  **(scores(found, truth) if held else {})})
+            before = [one["held_out_soft_top1"] for one in self.history_[:-1]] if held else []
+            if not held or self.history_[-1]["held_out_soft_top1"] > max(before):
+                kept, epoch, answers = values, done, found
+            return done - epoch >= self.patience
+        descend(first, loss, SGD(self.momentum, lr_factors=rates), [1.0] * self.epochs, watch, self.name)
+        self.weight_, self.blend_ = kept[last + "W"].numpy(), kept[last + "a"].numpy()
+        self.fold_logits_ = task.zero_shot(task.features)
         self.settings_ = {"epoch": epoch, "chosen_by": "held-out soft top-1" if held else "fixed"}
         if held:
-            self._trained_held_out[np.concatenate([fit.left_out for fit in fits])] = answers
+            self.fold_logits_[np.concatenate([fit.left_out for fit in fits])] = answers
             self.settings_.update(scores(answers, truth))
-        jt.sync_all()
-        jt.gc()
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(features, self.weight_.T) + self.blend_ * matmul(features, self.text_.T)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._trained_held_out

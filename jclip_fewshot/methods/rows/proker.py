@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jclip_fewshot.methods.base import SHOTS
-from jclip_fewshot.methods.rows.evidence import EvidenceHead
+from jclip_fewshot.methods.rows.evidence import EvidenceMethod
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
 
@@ -39,7 +39,7 @@ def ridge_system(task: Task, beta: float, lam: float) -> tuple[np.ndarray, np.nd
     return system, task.one_hot - features @ task.text.T.astype(float)
 
 
-class ProKeR(EvidenceHead):
+class ProKeR(EvidenceMethod):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
     name, title, paper = "proker", "ProKeR", "Bendou et al. 2025"

@@ -8,7 +8,7 @@ GDA (see `gda`) with a second term, related to TIP-X's inter-modal distance and 
 s(x): zero-shot's probabilities, (K,). m_c: where the text puts the class's mean. P_c: mean profile of a class's shots,
 with s(m_c) counted as one more shot. The last term is the log-likelihood of x's profile under the class's, up to what
 all classes share: -KL(s(x) ‖ P_c). T = 0.01, CLIP's own; ε = 1e-4, about the least probability that a mean over a few
-shots can support. What it adds to GDA: docs/heads.md.
+shots can support. What it adds to GDA: docs/methods.md.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.methods.base import SHOTS, top1
-from jclip_fewshot.methods.rows.evidence import EvidenceHead
+from jclip_fewshot.methods.rows.evidence import EvidenceMethod
 from jclip_fewshot.task import Task, class_sums, fold_of_shots
 
 BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
@@ -60,7 +60,7 @@ def keys_a_class(task: Task, cap: int) -> float:
     return np.minimum(task.counts, cap)[task.seen].mean()
 
 
-class TipAdapter(EvidenceHead):
+class TipAdapter(EvidenceMethod):
     """α and β by leave-one-shot-out; with one shot a class the paper's α = 1, β = 5.5.
 
     beta: fixed sharpness, no search (None: search). cap: keys kept a class.

@@ -6,7 +6,7 @@ Few-shot Classification", ECCV 2022 (https://arxiv.org/abs/2207.09519), section 
 Symbols: F (S, D) the cache's keys, started at the shots' features and trained; L (S, K) their one-hot labels, frozen;
 β sharpness, α weight of the cache.
 
-Deviations: α = 2, β = 3.5 and borrowed residuals (`training`) in training, where the paper has α = 1, β = 5.5: a shot
+Deviations: α = 2, β = 3.5 and borrowed residuals (`trained`) in training, where the paper has α = 1, β = 5.5: a shot
 then is not its own key, and held-out top-1 is about 1 point better; afterwards α and β by the held-out shots. A L
 is averaged over a class's keys and multiplied by the mean number of keys a class, so that α means the same for
 k − 1 and k shots and no class wins by count; with equal counts this is the paper's sum. At most `cap` keys a class:
@@ -21,11 +21,11 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.tip_adapter import affinity, capped_cache, class_mean_values, keys_a_class
-from jclip_fewshot.methods.rows.training import Arrays, TrainedHead, Vars
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
 from jclip_fewshot.task import Task
 
 
-class TipAdapterF(TrainedHead):
+class TipAdapterF(TrainedMethod):
     """alpha, beta: in training. cap: keys kept a class."""
 
     name, title, paper = "tip_adapter_f", "Tip-Adapter-F", "Zhang et al. 2022"
@@ -41,6 +41,6 @@ class TipAdapterF(TrainedHead):
         return ({"text": task.text, "values": values, "alpha": np.float32([self.alpha]),
                  "beta": np.float32([self.beta])}, {"keys": keys})
 
-    def answer(self, p: Vars, x: jt.Var) -> jt.Var:
+    def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         cache = jt.matmul(affinity(x, p["keys"], p["beta"]), p["values"])  # (B, K)
         return self.scale_ * product(x, p["text"]) + p["alpha"] * cache

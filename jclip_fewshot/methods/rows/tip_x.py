@@ -7,7 +7,7 @@
 M: how far two images are apart as the text tower describes them. ψ rescales -M to A's range. γ: its weight.
 
 Deviations: T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (`temperature=0.5`; compared in
-docs/heads.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
+docs/methods.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
 depend on the others asked with it, and is the same in all folds. Affinities are means over a class's shots, as in
 `tip_adapter`. α and γ come from one convex fit.
 """

@@ -10,7 +10,7 @@ and a linear map that all classes share.
 r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
 standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
 held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
-softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/heads.md.
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/methods.md.
 
 Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
 """
@@ -22,26 +22,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.adamw import AdamW
 from jclip_fewshot.backend.losses import label_losses
 from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
-from jclip_fewshot.console import progress
-from jclip_fewshot.methods.base import Method, log_loss, top1
-from jclip_fewshot.methods.rows.training import fits_of, residuals
+from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, log_loss, top1
+from jclip_fewshot.methods.rows.trained import fits_of, residuals
+from jclip_fewshot.methods.training import Adam, Vars, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task
 
 LAMBDAS = (10.0, 30.0, 100.0)
 FIXED_LAMBDA = 100.0  # where nothing can be left out
 NOISE_ROWS = 4  # of ε kept, a shot
-DOMAIN_SHOTS = 40  # held-out shots under which a domain takes the weights of all shots together
+MAP_RATE = 0.1  # of the learning rate: each entry of M moves all classes
 
 
 class Vicinity:
     """Draws x̃ of a fit's shots."""
-
-    @classmethod
-    def make(cls, seed: int) -> Vicinal:
-        return cls(seed=seed)
 
     def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
         self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
@@ -75,7 +70,7 @@ class Vicinal(Method):
 
     lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
     what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam,
-    cosine schedule; the map's learning rate is a tenth, since each of its entries moves all classes.
+    cosine schedule.
     """
 
     name, title, paper = "vicinal", "Vicinal", "ours, after Chapelle et al. 2000"
@@ -97,8 +92,8 @@ class Vicinal(Method):
         lambdas = self.lambdas
         if len(fits) == 1:
             lambdas = (min(lambdas, key=lambda value: abs(np.log(value / FIXED_LAMBDA))),)
-        bar = iter(progress(range(self.epochs * len(fits)), stage=self.name, unit="epochs"))
-        W = [self._train(fit, lambdas, self.seed + j, bar) for j, fit in enumerate(fits)]  # each (L, K, D)
+        W = [self._train(fit, lambdas, self.seed + j, f"{self.name} {j + 1}/{len(fits)}")
+             for j, fit in enumerate(fits)]  # each (L, K, D)
 
         rows = np.concatenate([fit.left_out for fit in fits])
         held_out = [np.stack([matmul(self.scale_ * inner.features[fit.left_out], w.T) for w in of_fit])
@@ -108,23 +103,23 @@ class Vicinal(Method):
         self.W_ = task.text.copy()
         self.W_[columns] = mixed[-1]
 
-        self._held = task.zero_shot(task.features)
+        self.fold_logits_ = task.zero_shot(task.features)
         for fit, w in zip(fits[:-1], mixed):
-            self._held[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
+            self.fold_logits_[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
         chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
                   for d in np.unique(inner.domains)}
         weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
         self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
                           "residual": self.residual, "sigma": self.sigma}
         if len(rows):
-            inside = self._held[np.ix_(rows, columns)]
+            inside = self.fold_logits_[np.ix_(rows, columns)]
             self.settings_.update(chosen_by="leave-one-shot-out log-loss",
                                   held_out_loss=log_loss(inside, inner.labels[rows]),
                                   held_out_top1=top1(inside, inner.labels[rows]))
         else:
             self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
 
-    def _train(self, fit: Fold, lambdas: Sequence[float], seed: int, bar) -> np.ndarray:
+    def _train(self, fit: Fold, lambdas: Sequence[float], seed: int, stage: str) -> np.ndarray:
         """Unit rows (L, K, D) of one fit under every λ."""
         task = fit.task
         (K, D), L = task.text.shape, len(lambdas)
@@ -132,40 +127,30 @@ class Vicinal(Method):
         text = jt.array(task.text)
         at_every_lambda = jt.array(np.repeat(task.labels, L).astype(np.int32))  # (S L,)
         anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
-        delta = [jt.zeros((L, K, D))]
-        maps = [jt.zeros((D, D)) for _ in lambdas]
-        step_delta = AdamW(self.lr, betas=(0.9, 0.99))
-        step_maps = AdamW(self.lr / 10, betas=(0.9, 0.99))
-        own_history = [] if not len(fit.left_out) else None
+        maps = [f"map {number}" for number in range(L)]
+        said: list[jt.Var] = []  # a step's loss without its penalties, and its hits
 
-        def rows() -> jt.Var:
-            w = delta[0] + jt.stack([text + jt.matmul(text, M) for M in maps])
-            return unit_var(w)
+        def rows(p: Vars) -> jt.Var:
+            return unit_var(p["delta"] + jt.stack([text + jt.matmul(text, p[name]) for name in maps]))
 
-        for epoch in range(self.epochs):
-            next(bar, None)
-            x = jt.array(vicinity.draw())
-            cosines = product(x, rows().reshape(L * K, D))
+        def loss(p: Vars, step: int) -> jt.Var:
+            cosines = product(jt.array(vicinity.draw()), rows(p).reshape(L * K, D))
             own = label_losses(cosines.reshape(len(task) * L, K), at_every_lambda, self.scale_)
-            loss = own.sum() / float(len(task)) + (anchor * delta[0] * delta[0]).sum()
-            for M in maps:
-                loss = loss + self.map_lambda * (M * M).sum()
-            gradients = jt.grad(loss, delta + maps)
-            pace = 0.5 * (1 + np.cos(np.pi * epoch / self.epochs))
-            delta = step_delta.step(delta, gradients[:1], pace)
-            maps = step_maps.step(maps, gradients[1:], pace)
-            jt.sync(delta + maps)
-            jt.sync(step_delta.means + step_delta.squares + step_maps.means + step_maps.squares)
-            if own_history is not None:
-                right = (cosines.detach().reshape(-1, K).argmax(1)[0] == at_every_lambda).float32().mean()
-                own_history.append({"epoch": epoch + 1, "loss": float(own.mean().item()),
-                                    "train_top1": 100 * float(right.item())})
-        if own_history is not None:
-            self.history_ = own_history
-        trained = rows().numpy()
-        jt.sync_all()
-        jt.gc()
-        return trained
+            right = cosines.detach().reshape(-1, K).argmax(1)[0] == at_every_lambda
+            said[:] = [own.mean().detach(), right.detach()]
+            total = own.sum() / float(len(task)) + (anchor * p["delta"] * p["delta"]).sum()
+            for name in maps:
+                total = total + self.map_lambda * (p[name] * p[name]).sum()
+            return total
+
+        def watch(step: int, objective: jt.Var, gradients: Vars, values: Vars) -> None:
+            if not len(fit.left_out):  # the fit on all shots
+                self.history_.append({"epoch": step + 1, "loss": said[0].item(),
+                                      "train_top1": float(100 * said[1].numpy().mean())})
+        start = {"delta": np.zeros((L, K, D), np.float32), **{name: np.zeros((D, D), np.float32) for name in maps}}
+        optimiser = Adam(lr_factors=dict.fromkeys(maps, MAP_RATE), betas=(0.9, 0.99))
+        trained = descend(start, loss, optimiser, cosine(self.lr, self.epochs), watch, stage)
+        return rows(as_vars(trained)).numpy()
 
     @staticmethod
     def _weights(held_out: list[np.ndarray], rows: np.ndarray, task: Task, L: int) -> np.ndarray:
@@ -186,9 +171,6 @@ class Vicinal(Method):
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.scale_ * features, self.W_.T)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        return self._held
 
 
 def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
-"""Methods that move a tower, or learn from more than finished rows: one file a method.
+"""Methods that move a tower, or learn from more than finished rows, one file each.
 
-In: images at some depth of a tower, tokens, labels. Out: small arrays that change a CLIP, or logits like a head's.
-May import clip, encoders, features.bank, backend, storage, task, from heads base and training, and the ensemble's
-temperature; no paths of images, no configs.
+In: activations at some depth of a tower, tokens, labels. Out: small arrays that change a CLIP, or logits. They import
+clip, encoders, features.activations, and rows for its formulas: no paths of images, no flags.
 """

@@ -14,23 +14,24 @@ Letters: N images, S shots, V views, K classes, D feature width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows
+from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows, unit_var
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tuned import TunedEncoder
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
-from jclip_fewshot.methods.rows.training import fits_of
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of
-from jclip_fewshot.methods.towers.training import Arrays
+from jclip_fewshot.methods.towers.towers import blocks_of, rows_from
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Task
 
@@ -43,7 +44,7 @@ ROWS_AT_ONCE = 256
 
 
 class TowerMethod(Method):
-    """Subclasses say what trains: `depth`, `train`, `rows`.
+    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`).
 
     After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
     `settings_`, `history_`.
@@ -53,34 +54,40 @@ class TowerMethod(Method):
     trains = True
     default = ON_GPU
     asks_images = True
-    reads_sentences = False  # whether it asks the text tower about a sentence a class (Bank.class_tokens)
-    kept = ("text_", "seen_", "scale_", "domains_", "tuned_domains_", "classifier_")  # what `state` holds
-
-    @classmethod
-    def make(cls, seed: int) -> TowerMethod:
-        return cls(seed)
+    reads_sentences = False  # whether it asks the text tower about a sentence a class (Activations.class_tokens)
+    alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
+    own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
+    constants: ClassVar[tuple[str, ...]] = ()  # the attributes that a training depends on
+    at: ClassVar[Depth] = ROWS
+    state_names = ("tuned_domains_", "classifier_")
+    state_dicts = ("update_",)
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def depth(self, model: CLIP) -> Depth:
-        """Where the bank must stop."""
-        raise NotImplementedError
+        """Where the stored activations stop: what lies below is computed once."""
+        return self.at
 
-
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        """What the bank has at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place."""
-        raise NotImplementedError
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
+        """Activations at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
+
+        own: its arrays that are none of the model's.
+        """
+        depth = self.depth(model)
+        if isinstance(depth, int):
+            return rows_from(model, x, depth)
+        return unit_var(x if depth == ROWS else jt.matmul(x, model.visual.proj))
 
     def interpolated(self, model: CLIP, arrays: Arrays, alpha: float) -> Arrays:
         """The arrays of W₀ + α ΔW and α ΔC: low-rank updates by their second factor, other tensors by their move."""
         scaled: Arrays = {}
         for name, value in arrays.items():
-            if name.endswith(".w_lora_A"):
+            if name.endswith(".w_lora_A") or name in self.own:
                 scaled[name] = value
             elif name.endswith(".w_lora_B") or name == CLASSIFIER:
                 scaled[name] = np.float32(alpha) * value
@@ -89,36 +96,32 @@ class TowerMethod(Method):
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, tower: Bank) -> TowerMethod:
+    def fit(self, task: Task, tower: Activations) -> TowerMethod:
         """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
-        self.task_ = task
-        self.text_, self.seen_, self.domains_ = task.text, task.seen, task.domains
-        self.scale_ = np.float32(task.scale)
+        self._begin(task)
         self.update_, self.classifier_ = {}, task.text
-        for name in set(self.kept) - set(TowerMethod.kept):
+        for name in set(self.state_names) - set(TowerMethod.state_names):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
-        self.settings_: dict = {}
-        self.history_: list[dict] = []
         self._held_out = task.zero_shot(task.features)
         if task.seen.sum() > 1:
             self._fit(task, tower)
         return self
 
-    def _fit(self, task: Task, bank: Bank) -> None:
-        model, parts, fits = bank.encoder.model, fits_of(task), bank.fits
+    def _fit(self, task: Task, activations: Activations) -> None:
+        model, parts, fits = activations.encoder.model, fits_of(task), activations.fits
         learned = []
         for number, fold in enumerate(parts, 1):
-            key = "" if fits is None else self._key(fold.task, bank, fold.kept)
+            key = "" if fits is None else self._key(fold.task, activations, fold.kept)
             arrays = None if fits is None else fits.get(key)
             if arrays is None:
-                arrays = self.train(fold.task, bank, fold.kept, f"{self.name} {number}/{len(parts)}")
+                arrays = self.train(fold.task, activations, fold.kept, f"{self.name} {number}/{len(parts)}")
                 if fits is not None:
                     fits.put(key, arrays)
             learned.append(arrays)
         alpha, held_out = 1.0, None
         if len(parts) > 1:  # else nothing can be left out to choose by
-            alpha, held_out = self._choose_alpha(model, bank, task, parts[:-1], learned)
+            alpha, held_out = self._choose_alpha(model, activations, task, parts[:-1], learned)
         final = self.interpolated(model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
         self.update_ = final
@@ -126,29 +129,32 @@ class TowerMethod(Method):
         if held_out is not None:
             self._choose_domains(task, held_out)
 
-    def _choose_alpha(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays]
+    def _choose_alpha(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
         """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
         tested = task.can_be_left_out
-        found = {alpha: self._answers_of_folds(model, bank, task, folds, learned, alpha) for alpha in ALPHAS}
+        found = {alpha: self._answers_of_folds(model, activations, task, folds, learned, alpha)
+                 for alpha in self.alphas}
 
         def loss(alpha: float) -> float:
             labels = task.labels[tested]
             return log_loss(cooled(found[alpha][tested], labels), labels) if tested.any() else 0.0
-        best = min(ALPHAS, key=loss)
+        best = min(self.alphas, key=loss)
         return best, found[best]
 
-    def _answers_of_folds(self, model: CLIP, bank: Bank, task: Task, folds, learned: list[Arrays],
+    def _answers_of_folds(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays],
                           alpha: float) -> np.ndarray:
         """(S, K): each shot's logits from the fit that did not see it."""
         held_out = task.zero_shot(task.features)
         for fold, arrays in zip(folds, learned):
-            arrays = self.interpolated(model, arrays, alpha)
-            classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
-            rows = self.mean_rows(bank, arrays, fold.left_out)
-            answers = matmul(self.scale_ * rows, classifier.T)
+            answers = self.logits_of_fit(activations, task, self.interpolated(model, arrays, alpha), fold.left_out)
             held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
         return held_out
+
+    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        """Return logits (n, K) of some of a activations's images by a fit's arrays."""
+        classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
+        return matmul(self.scale_ * self.mean_rows(activations, arrays, images), classifier.T)
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
@@ -172,16 +178,17 @@ class TowerMethod(Method):
         tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
         return np.where(tuned[:, None], logits, zero_shot)
 
-    def mean_rows(self, bank: Bank, update: Arrays, images: np.ndarray) -> np.ndarray:
-        """Unit rows (n, D) of some of a bank's images under the update, the mean of their views."""
-        model, views = bank.encoder.model, bank.at(self.depth(bank.encoder.model))
+    def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
+        """Unit rows (n, D) of some of the images under the update, the mean of their views."""
+        model, views = activations.encoder.model, activations.at(self.depth(activations.encoder.model))
         which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
         tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
+        own = {name: tensors.pop(name) for name in self.own}
         parts = []
         with replaced(model, tensors), jt.no_grad():
             for i in range(0, len(which), ROWS_AT_ONCE):
                 x = jt.array(views.take(which[i:i + ROWS_AT_ONCE], view[i:i + ROWS_AT_ONCE]))
-                parts.append(self.rows(model, x).numpy())
+                parts.append(self.rows(model, x, own).numpy())
         jt.sync_all()
         jt.gc()
         return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
@@ -196,8 +203,13 @@ class TowerMethod(Method):
     def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return (N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
         zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
-        answers = keep_unseen(matmul(self.scale_ * unit_rows(rows), self.classifier_.T), zero_shot, self.seen_)
-        return self._safeguarded(answers, zero_shot)
+        if self.seen_.sum() < 2:
+            return zero_shot
+        return self._safeguarded(keep_unseen(self._logits(rows), zero_shot, self.seen_), zero_shot)
+
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N, K), classes without shots anyhow, of rows by `encoder`."""
+        return matmul(self.scale_ * unit_rows(rows), self.classifier_.T)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
@@ -205,37 +217,15 @@ class TowerMethod(Method):
             return base
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
-    def state(self) -> Arrays:
-        """Everything that `logits` and `encoder` need: kilobytes."""
-        arrays = {name: np.asarray(getattr(self, name)) for name in self.kept}
-        arrays.update({f"update/{name}": value for name, value in self.update_.items()})
-        return arrays
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> TowerMethod:
-        """The inverse of `state`."""
-        missing = [name for name in cls.kept if name not in state]
-        if missing:
-            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
-        method = cls()
-        for name in cls.kept:
-            setattr(method, name, np.asarray(state[name]))
-        method.update_ = {name[len("update/"):]: np.asarray(value) for name, value in state.items()
-                          if name.startswith("update/")}
-        return method
-
-    def _key(self, task: Task, bank: Bank, kept: np.ndarray) -> str:
+    def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
         """Names a training by all that it depends on."""
-        said = [__version__, self.name, str(self.seed), repr(self.constants()), bank.encoder.fingerprint,
-                bank.digest(kept), repr(task.scale)]
+        constants = {name: getattr(self, name) for name in self.constants}
+        said = [__version__, self.name, str(self.seed), repr(constants), activations.encoder.fingerprint,
+                activations.digest(kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
         if self.reads_sentences:
-            arrays.append(bank.class_tokens.tobytes())
+            arrays.append(activations.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
-
-    def constants(self) -> dict[str, float]:
-        """The settings that a training depends on and that are not chosen."""
-        return {}
 
 
 def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -246,6 +236,12 @@ def cooled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def block_flops(length: int, width: int) -> float:
     """Return the operations of a sequence's way forward through a block."""
     return 24.0 * length * width ** 2 + 4.0 * length ** 2 * width
+
+
+def image_flops(model: CLIP, more: int = 0) -> float:
+    """Return the operations of an image's way forward through the image tower, with `more` tokens."""
+    length, width = model.visual.shape_at(0)
+    return len(blocks_of(model, "visual.")) * block_flops(length + more, width)
 
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:

@@ -23,13 +23,14 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.encoders.base import ROWS, Depth
+from jclip_fewshot.encoders.base import ROWS
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.base import Given
-from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops
+from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
+from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.methods.base import NEVER, Given
+from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import in_parts, text_rows
-from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -39,6 +40,7 @@ POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
 PLACE_HOLDER = "X"
+NET = tuple(f"meta_net.linear{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias"))  # h
 
 
 def sources(tokens: np.ndarray, context: int, name_lengths: np.ndarray | None, position: str) -> np.ndarray:
@@ -128,6 +130,29 @@ def logits(p: Vars, prompts: Prompts, rows: jt.Var, scale: float) -> jt.Var:
     return scale * (prompts.rows_of_each(contexts) * rows.unsqueeze(1)).sum(2)
 
 
+def logits_one_by_one(arrays: Arrays, prompts: Prompts, rows: jt.Var, scale: float) -> jt.Var:
+    """`logits` of rows (B, D), without gradients and an image at a time: B K sentences would fill the memory."""
+    p = {name: jt.array(value) for name, value in arrays.items()}
+    with jt.no_grad():
+        return jt.array(np.concatenate([logits(p, prompts, rows[b:b + 1], scale).numpy()
+                                        for b in range(rows.shape[0])]))
+
+
+def first_words(model: CLIP, tokens: np.ndarray, context: int) -> np.ndarray:
+    """The embeddings (M, W) of the words in front of the names, as a context to start from."""
+    return model.token_embedding(jt.array(tokens[0, 1:1 + context])).float32().numpy()
+
+
+def random_net(rng: np.random.Generator, width: int, text_width: int) -> Arrays:
+    """h, each layer uniform within 1/√inputs, as PyTorch starts it."""
+    middle = max(1, width // 16)
+
+    def uniform(shape: Sequence[int], inputs: int) -> np.ndarray:
+        return (rng.uniform(-1, 1, shape) / np.sqrt(inputs)).astype(np.float32)
+    shapes = {NET[0]: (middle, width), NET[1]: (middle,), NET[2]: (text_width, middle), NET[3]: (text_width,)}
+    return {name: uniform(shape, width if name in NET[:2] else middle) for name, shape in shapes.items()}
+
+
 def train(start: Arrays, prompts: Prompts, rows: np.ndarray, labels: np.ndarray, steps: Sequence[np.ndarray],
           rates: Sequence[float], scale: float, watch: Watch | None = None, stage: str = "") -> Arrays:
     """CoOp's or CoCoOp's training: cross-entropy, SGD. rows (S, D) unit image rows; steps: each step's rows."""
@@ -150,31 +175,75 @@ class CoOp(TowerMethod):
     name, title, paper = "coop", "CoOp", "Zhou et al. 2022"
     reads_sentences = True
     context, steps = 4, 100
-
-    def depth(self, model: CLIP) -> Depth:
-        return ROWS
-
-    def constants(self) -> dict[str, float]:
-        return {"context": self.context, "steps": self.steps}
+    constants = ("context", "steps")
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        sentence = sentence_flops(bank.encoder.model, bank.class_tokens)
+        activations = given.tower
+        sentence = sentence_flops(activations.encoder.model, activations.class_tokens)
         return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = bank.encoder.model, bank.at(ROWS), np.random.default_rng(self.seed)
-        start = {"ctx": model.token_embedding(jt.array(bank.class_tokens[0, 1:1 + self.context])).float32().numpy()}
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
+        start = {"ctx": first_words(model, activations.class_tokens, self.context)}
         seen = np.flatnonzero(task.seen)
         rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
                  for _ in range(self.steps)]
-        trained = train(start, Prompts(model, bank.class_tokens[seen], self.context), rows,
+        trained = train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
                         np.tile(np.searchsorted(seen, task.labels), views.count), steps,
                         cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
         context = jt.array(trained["ctx"])
-        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), bank.class_tokens)
-        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), bank.class_tokens)}
+        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), activations.class_tokens)
+        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), activations.class_tokens)}
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return unit_var(x)
+
+class CoCoOp(TowerMethod):
+    """A context that each image shifts: an image's answer costs K sentences through the text tower.
+
+    The authors' start, rates and batch of one image; epochs: ten in their code, which takes ten times as long.
+    """
+
+    name, title, paper = "cocoop", "CoCoOp", "Zhou et al. 2022"
+    default = NEVER
+    reads_sentences = True
+    alphas, own = (1.0,), ("ctx", *NET)
+    state_names = (*TowerMethod.state_names, "class_tokens_")
+    context, epochs, batch = 4, 1, 1
+    constants = ("context", "epochs", "batch")
+
+    def flops(self, task: Task, given: Given) -> float:
+        sentence = sentence_flops(given.tower.encoder.model, given.tower.class_tokens)
+        return (len(task.folds()) + 1) * self.epochs * len(task) * 3 * float(task.seen.sum()) * sentence
+
+    def fit(self, task: Task, tower: Activations) -> CoCoOp:
+        super().fit(task, tower)
+        self.class_tokens_ = tower.class_tokens
+        return self
+
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
+        seen = np.flatnonzero(task.seen)
+        rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+        start = {"ctx": first_words(model, activations.class_tokens, self.context),
+                 **random_net(rng, rows.shape[1], model.transformer.width)}
+        return train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
+                     np.tile(np.searchsorted(seen, task.labels), views.count),
+                     [one + len(kept) * view for one, view in zip(chosen, numbers)],
+                     cosine_by_epoch(LR, self.epochs, len(chosen) // self.epochs), task.scale, stage=stage)
+
+    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        prompts = Prompts(activations.encoder.model, activations.class_tokens, self.context)
+        rows = jt.array(self.mean_rows(activations, arrays, images))
+        return logits_one_by_one(arrays, prompts, rows, task.scale).numpy()
+
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        if not self.update_:
+            return base
+        prompts = Prompts(base.model, self.class_tokens_, self.context)
+        said = b"\0".join(self.update_[name].tobytes() for name in self.own) + self.class_tokens_.tobytes()
+        return FunctionEncoder(base, self.name, said, len(self.text_) + 1, lambda images: homogeneous(
+            logits_one_by_one(self.update_, prompts, unit_var(base.model.encode_image(images)), float(self.scale_))))
+
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        return logits_of(rows)

@@ -18,58 +18,48 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.encoders.base import Depth
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers import lora, two_stage
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, sentence_flops, steps_of
 from jclip_fewshot.methods.towers.towers import blocks_of, in_parts, rows_from, text_rows
-from jclip_fewshot.methods.towers.training import Arrays
+from jclip_fewshot.methods.training import Arrays
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
-BATCH = 32  # both methods'
-
 
 class _BothTowers(TowerMethod):
-    """What the two share: the bank at block 0, steps by shots, tensors of both towers."""
+    """What the two share: activations at block 0, steps by shots, tensors of both towers."""
 
     reads_sentences = True
-    steps_a_shot = 500
-
-    def depth(self, model: CLIP) -> Depth:
-        return 0
-
-    def constants(self) -> dict[str, float]:
-        return {"steps_a_shot": self.steps_a_shot, "batch": BATCH}
-
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return rows_from(model, x, 0)
+    at = 0
+    steps_a_shot, batch = 500, 32
+    constants = ("steps_a_shot", "batch")
 
     def steps(self, task: Task) -> int:
         return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        model = bank.encoder.model
+        activations = given.tower
+        model = activations.encoder.model
         length, width = model.visual.shape_at(0)
         image = len(blocks_of(model, "visual.")) * block_flops(length, width)
-        sentence = sentence_flops(model, bank.class_tokens)
-        batch = min(BATCH, len(task))
+        sentence = sentence_flops(model, activations.class_tokens)
+        batch = min(self.batch, len(task))
         return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
 
-    def _steps(self, task: Task, bank: Bank, kept: np.ndarray
+    def _steps(self, task: Task, activations: Activations, kept: np.ndarray
                ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
         """Each step's shots, and their image rows by the tower as it stands."""
         rng, total = np.random.default_rng(self.seed), self.steps(task)
-        views = bank.at(0)
-        a_epoch = max(1, len(kept) // min(BATCH, len(kept)))
-        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, BATCH, -(-total // a_epoch))
+        views = activations.at(0)
+        a_epoch = max(1, len(kept) // min(self.batch, len(kept)))
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, -(-total // a_epoch))
 
         def rows(step: int) -> jt.Var:
-            return rows_from(bank.encoder.model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
+            return rows_from(activations.encoder.model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
         return chosen[:total], rows
 
 
@@ -78,16 +68,17 @@ class ClipLora(_BothTowers):
 
     name, title, paper = "clip_lora", "CLIP-LoRA", "Zanella and Ben Ayed 2024"
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model = bank.encoder.model
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model = activations.encoder.model
         seen = np.flatnonzero(task.seen)
-        labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
+        labels, tokens = np.searchsorted(seen, task.labels), activations.class_tokens[seen]
         places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in blocks_of(model, tower)]
         start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
-        chosen, rows = self._steps(task, bank, kept)
+        chosen, rows = self._steps(task, activations, kept)
         trained = lora.train(start, model, rows, lambda: text_rows(model, tokens), [labels[one] for one in chosen],
                              seed=self.seed, stage=stage)
-        return {**trained, CLASSIFIER: _text_moved(model, bank.class_tokens, task.text, lora.merged(model, trained))}
+        moved = _text_moved(model, activations.class_tokens, task.text, lora.merged(model, trained))
+        return {**trained, CLASSIFIER: moved}
 
 
 class TwoStage(_BothTowers):
@@ -96,15 +87,15 @@ class TwoStage(_BothTowers):
     name, title, paper = "two_stage", "2SFS", "Farina et al. 2025"
     steps_a_shot = two_stage.STEPS_A_SHOT
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model = bank.encoder.model
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model = activations.encoder.model
         seen = np.flatnonzero(task.seen)
-        labels, tokens = np.searchsorted(seen, task.labels), bank.class_tokens[seen]
-        chosen, rows = self._steps(task, bank, kept)
+        labels, tokens = np.searchsorted(seen, task.labels), activations.class_tokens[seen]
+        chosen, rows = self._steps(task, activations, kept)
         count = max(1, round(two_stage.FIRST_SHARE * len(chosen)))
         norms = two_stage.train_norms(two_stage.start_of(model), model, rows, lambda: text_rows(model, tokens),
                                       [labels[one] for one in chosen[:count]], task.scale, stage=stage)
-        moved = _text_moved(model, bank.class_tokens, task.text, norms)
+        moved = _text_moved(model, activations.class_tokens, task.text, norms)
         tensors = {name: jt.array(value) for name, value in norms.items()}
 
         def tuned_rows(step: int) -> jt.Var:

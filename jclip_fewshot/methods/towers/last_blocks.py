@@ -1,7 +1,7 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once (a
-bank at block B − b) and a training costs seconds to minutes on a CPU.
+After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once and a
+training costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
 
@@ -23,12 +23,12 @@ from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, Given
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, steps_of
 from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
 from jclip_fewshot.methods.towers.towers import blocks_of, norm_names, rows_from
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -41,6 +41,7 @@ class LastBlocks(TowerMethod):
     name, title, paper = "last_block", "Last block tuned", "after Zanella and Ben Ayed 2024"
     default = ALWAYS
     blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
+    constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
 
     def first(self, model: CLIP) -> int:
         """The lowest block that trains."""
@@ -49,25 +50,21 @@ class LastBlocks(TowerMethod):
     def depth(self, model: CLIP) -> Depth:
         return self.first(model)
 
-    def constants(self) -> dict[str, float]:
-        names = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
-        return {name: getattr(self, name) for name in names}
-
     def _norms(self, model: CLIP) -> list:
         blocks = range(self.first(model), len(blocks_of(model, "visual.")))
         return [*norm_names(model, "visual.", list(blocks)), "visual.ln_post.weight", "visual.ln_post.bias"]
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        length, width = bank.encoder.model.visual.shape_at(0)
+        activations = given.tower
+        length, width = activations.encoder.model.visual.shape_at(0)
         block = block_flops(length, width)
         image = (self.blocks - 1) * block + 4.0 * length * width ** 2 + 20.0 * width ** 2  # the last at one token
         rows = min(self.epochs * len(task), self.most_steps * self.batch)
         return (len(task.folds()) + 1) * 2 * rows * image
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng = bank.encoder.model, np.random.default_rng(self.seed)
-        first, views = self.first(model), bank.at(self.first(model))
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, rng = activations.encoder.model, np.random.default_rng(self.seed)
+        first, views = self.first(model), activations.at(self.first(model))
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
         norms = self._norms(model)
@@ -95,6 +92,3 @@ class LastBlocks(TowerMethod):
         """Unit rows (B, D) of the blocks' input under the parameters p."""
         with attached(model, p), replaced(model, {name: p[name] for name in self._norms(model)}):
             return rows_from(model, x, self.first(model))
-
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return rows_from(model, x, self.first(model))

@@ -19,15 +19,15 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.encoders.base import UNPROJECTED, Depth
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.encoders.base import UNPROJECTED
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import TowerMethod
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
+    pass
 
 NAME = "visual.proj"  # in OpenAI's checkpoints
 EPS, STEPS = 1e-4, 300  # the authors'
@@ -70,28 +70,21 @@ class ProLIP(TowerMethod):
     """
 
     name, title, paper = "prolip", "ProLIP", "Fahes et al. 2025"
+    at = UNPROJECTED
     lr, steps, power = 1e-3, STEPS, 2.0  # λ = 1 / shots ** power
-
-    def depth(self, model: CLIP) -> Depth:
-        return UNPROJECTED
-
-    def constants(self) -> dict[str, float]:
-        return {"lr": self.lr, "steps": self.steps, "power": self.power}
+    constants = ("lr", "steps", "power")
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        width, features = bank.encoder.model.visual.proj.shape
+        activations = given.tower
+        width, features = activations.encoder.model.visual.proj.shape
         one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
         return (len(task.folds()) + 1) * one
 
-    def train(self, task: Task, bank: Bank, kept: np.ndarray, stage: str) -> Arrays:
-        views, model = bank.at(UNPROJECTED), bank.encoder.model
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        views, model = activations.at(UNPROJECTED), activations.encoder.model
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power
         start = model.visual.proj.float32().numpy()
         return {NAME: train(start, inputs, np.searchsorted(seen, task.labels), task.text[seen], penalty, self.lr,
                             task.scale, self.steps, stage=stage)}
-
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
-        return unit_var(jt.matmul(x, model.visual.proj))

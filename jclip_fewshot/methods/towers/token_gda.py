@@ -18,10 +18,11 @@ from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, Given, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
 from jclip_fewshot.methods.towers.base import TowerMethod
+from jclip_fewshot.methods.training import Vars
 from jclip_fewshot.task import Task, class_means
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -34,24 +35,24 @@ class TokenGDA(TowerMethod):
     name, title, paper = "token_gda", "GDA on tokens", "ours, after Wang et al. 2024"
     default = ALWAYS
     trains = False
-    kept = TowerMethod.kept + ("weight_", "bias_")
+    state_names = (*TowerMethod.state_names, "weight_", "bias_")
 
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)
 
     def flops(self, task: Task, given: Given) -> float:
-        bank = given.tower
-        width = 3.0 * bank.encoder.model.visual.shape_at(None)[0]
+        activations = given.tower
+        width = 3.0 * activations.encoder.model.visual.shape_at(None)[0]
         return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
 
-    def rows(self, model: CLIP, x: jt.Var) -> jt.Var:
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         return token_rows(model, x)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         return TokenEncoder(base)
 
-    def _fit(self, task: Task, bank: Bank) -> None:
-        rows = self.mean_rows(bank, {}, np.arange(len(task)))
+    def _fit(self, task: Task, activations: Activations) -> None:
+        rows = self.mean_rows(activations, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
         zero_shot = task.zero_shot(task.features)
         held_out, tested = zero_shot.copy(), task.can_be_left_out
@@ -74,13 +75,8 @@ class TokenGDA(TowerMethod):
         if folds:
             self._choose_domains(task, held_out)
 
-    def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """(N, K). rows (N, 3W): of the tokens; features (N, D): of the frozen tower."""
-        zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
-        if not len(self.weight_):
-            return zero_shot
-        answers = matmul(unit_rows(rows), self.weight_) + self.bias_
-        return self._safeguarded(keep_unseen(answers, zero_shot, self.seen_), zero_shot)
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        return matmul(unit_rows(rows), self.weight_) + self.bias_
 
 
 def classifier_of(task: Task) -> tuple[np.ndarray, np.ndarray]:

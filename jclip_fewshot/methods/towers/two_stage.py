@@ -24,7 +24,7 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.methods.towers.lora import LEAST_LR, LR, WEIGHT_DECAY
 from jclip_fewshot.methods.towers.towers import blocks_of, norm_names
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP

@@ -1,11 +1,14 @@
-"""Visual prompts: learned tokens between class token and patches of the image tower.
+"""VPT: learned tokens between class token and patches of the image tower, the visual prompts.
 
 Jia et al., "Visual Prompt Tuning", 2022 (arXiv:2203.12119); shallow as in LaFTer (Mirza et al. 2023).
 
     shallow   x₀ = [class, P, patches], after ln_pre and without positions: P goes through all blocks
     deep      in front of block b the prompt tokens are replaced by P_b
+    min_P     CE(scale · cos(f(x; P), t), y)
 
-B images · P prompts · L tokens · W width · D feature width
+Deviations: the classifier is CLIP's text rows, which stay; AdamW at LaFTer's rate with a cosine, ten epochs.
+
+B images · P prompts · L tokens · W width · D feature width · K classes
 """
 
 from __future__ import annotations
@@ -15,9 +18,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import product, unit_var
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.function import FunctionEncoder
+from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.methods.base import NEVER, Given
+from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, steps_of
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
+
+
+WEIGHT_DECAY = 0.01  # LaFTer's
+PROMPTS = "prompts"
 
 
 def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: int = 0) -> np.ndarray:
@@ -53,3 +68,41 @@ def features(model: CLIP, images: jt.Var, prompts: jt.Var) -> jt.Var:
 def _with(first: jt.Var, prompts: jt.Var, rest: jt.Var) -> jt.Var:
     middle = prompts.unsqueeze(0).broadcast((first.shape[0],) + tuple(prompts.shape))
     return jt.concat([first, middle, rest], dim=1)
+
+
+class VPT(TowerMethod):
+    """prompts: P. deep: prompts of each block. epochs, batch, lr: of the training."""
+
+    name, title, paper = "vpt", "VPT", "Jia et al. 2022"
+    default = NEVER
+    alphas, own = (1.0,), (PROMPTS,)  # there is no prompt to start from, and so none to interpolate with
+    at = 0
+    prompts, deep, epochs, batch, lr = 8, True, 10, 32, 5e-4
+    constants = ("prompts", "deep", "epochs", "batch", "lr")
+
+    def flops(self, task: Task, given: Given) -> float:
+        images = (len(task.folds()) + 1) * self.epochs * len(task)
+        return 3 * images * image_flops(given.tower.encoder.model, self.prompts)
+
+    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
+        model, views, rng = activations.encoder.model, activations.at(0), np.random.default_rng(self.seed)
+        blocks = len(model.visual.transformer.resblocks) if self.deep else 0
+        start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
+        seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
+        labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
+        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+
+        def loss(p: Vars, step: int) -> jt.Var:
+            x = jt.array(views.take(kept[chosen[step]], numbers[step]))
+            return mean_cross_entropy(task.scale * product(self.rows(model, x, p), text), labels[chosen[step]])
+        return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen)), stage=stage)
+
+    def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
+        return unit_var(jt.matmul(unprojected_from(model, x, own[PROMPTS]), model.visual.proj))
+
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        if not self.update_:
+            return base
+        own = {name: jt.array(value) for name, value in self.update_.items()}
+        return FunctionEncoder(base, self.name, self.update_[PROMPTS].tobytes(), base.width,
+                               lambda images: self.rows(base.model, base.model.visual.embed(images), own))

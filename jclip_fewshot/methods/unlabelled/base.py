@@ -1,18 +1,29 @@
-"""What the methods share that learn from class names and images without labels.
+"""What the methods share that learn from class names and images without labels, or from names alone.
 
-Those here answer from finished rows, so that a run keeps a matrix or three. What they learned cannot know a shot's
-label, so a held-out shot is answered as any other image.
+`LabelFree` answers from finished rows, so that a run keeps a matrix or three; `LabelFreeByImages` asks the model about
+each image once more. What they learned cannot know a shot's label, so a held-out shot is answered as any other image.
 
-Letters: N unlabelled images, K classes, D feature width.
+Letters: N images, B of them at a time, M unlabelled images, K classes, D feature width.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.methods.base import COMMON_STATE, NEVER, TEXT, UNLABELLED, Method, Unlabelled
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
+from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 
 class LabelFree(Method):
@@ -20,23 +31,19 @@ class LabelFree(Method):
 
     needs = frozenset({TEXT, UNLABELLED})
     default = NEVER
-
-    @classmethod
-    def make(cls, seed: int) -> LabelFree:
-        return cls(seed)
+    state_dicts = ("learned_",)
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         """Return what `_logits` reads; no label of the task is looked at."""
         raise NotImplementedError
 
-    def fit(self, task: Task, unlabelled: Unlabelled) -> LabelFree:
+    def fit(self, task: Task, unlabelled: Unlabelled | None = None, tower: Activations | None = None) -> LabelFree:
         """Learn from the unlabelled images; the task's shots are only answered."""
-        self.task_, self.scale_ = task, np.float32(task.scale)
-        self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
-        self.settings_, self.history_ = {"chosen_by": "fixed: learned without labels"}, []
+        self._begin(task)
+        self.settings_ = {"chosen_by": "fixed: learned without labels"}
         self.learned_ = self.learn(task, unlabelled)
         return self
 
@@ -53,20 +60,45 @@ class LabelFree(Method):
         self.task_ = task
         return self
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {**{name: np.asarray(getattr(self, name)) for name in COMMON_STATE},
-                **{f"learned.{name}": value for name, value in self.learned_.items()}}
 
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> LabelFree:
-        method = cls()
-        method.learned_ = {name[len("learned."):]: np.asarray(value) for name, value in state.items()
-                           if name.startswith("learned.")}
-        for name in COMMON_STATE:
-            setattr(method, name, np.asarray(state[name]))
-        return method
+class LabelFreeByImages(LabelFree):
+    """A subclass fills in `learn` and `ask`."""
+
+    needs = frozenset({TEXT, TOWER, UNLABELLED})
+    asks_images = True
+
+    def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
+        """Return logits (B, K) of images (B, 3, R, R) by the model; p: what was learned."""
+        raise NotImplementedError
+
+    def fit(self, task: Task, tower: Activations, unlabelled: Unlabelled | None = None) -> LabelFreeByImages:
+        super().fit(task, unlabelled)
+        self._held_out = np.zeros((0, task.num_classes), np.float32)
+        if len(task):
+            self._held_out = self.answer(Queries(task.features, tower.under))
+        return self
+
+    def answer(self, queries: Queries) -> np.ndarray:
+        return logits_of(queries.under(self.encoder))
+
+    def held_out_logits(self) -> np.ndarray:
+        return self._held_out.copy()
+
+    def encoder(self, base: ClipEncoder) -> ClipEncoder:
+        """The encoder whose rows stand for this method's logits."""
+        p = {name: jt.array(value) for name, value in self.learned_.items()}
+        said = b"\0".join(name.encode() + value.tobytes() for name, value in self.state().items())
+        return FunctionEncoder(base, self.name, said, len(self.text_) + 1,
+                               lambda images: homogeneous(self.ask(base.model, p, images)))
 
 
-def scale_to(logits: np.ndarray, zero_shot: np.ndarray) -> np.float32:
-    """Return the factor that brings logits (N, K) of no scale of their own to the spread of zero-shot's (N, K)."""
-    return np.float32(zero_shot.std(axis=1).mean() / max(logits.std(axis=1).mean(), 1e-12))
+def pixels_of(unlabelled: Unlabelled, name: str) -> np.ndarray:
+    """Return the unlabelled images (M, R, R, 3) uint8. Raise UserError, naming the method, if only rows are known."""
+    if unlabelled.pixels is None:
+        raise UserError(f"{name} looks at the images without labels themselves, and only their features are given")
+    return unlabelled.pixels()
+
+
+def scale_to(logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
+    """Return the factor (1,) that brings logits (N, K) of no scale of their own to the spread of zero-shot's (N, K)."""
+    return np.float32([zero_shot.std(axis=1).mean() / max(logits.std(axis=1).mean(), 1e-12)])

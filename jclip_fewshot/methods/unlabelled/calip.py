@@ -13,10 +13,20 @@ Letters: N images, M patches, K classes, D feature width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
-from jclip_fewshot.task import CLIP_SCALE
+from jclip_fewshot.methods.base import TEXT, TOWER, Unlabelled
+from jclip_fewshot.methods.towers.towers import patch_rows
+from jclip_fewshot.methods.training import Arrays, Vars
+from jclip_fewshot.methods.unlabelled.base import LabelFreeByImages
+from jclip_fewshot.task import CLIP_SCALE, Task
+
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
 
 TEMPERATURE = 0.5
 BETA2, BETA3 = 0.1, 0.02  # small compared with 1: no label says that attention deserves more
@@ -33,3 +43,17 @@ def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, be
         pooled = by_text.mean(axis=0) + by_text.max(axis=0)
         logits[n] = text @ (x + beta3 * pooled) + beta2 * by_image @ x
     return np.float32(scale) * logits
+
+
+class CALIP(LabelFreeByImages):
+    """Nothing is learned: the text rows are all there is."""
+
+    name, title, paper = "calip", "CALIP", "Guo et al. 2023"
+    needs = frozenset({TEXT, TOWER})
+
+    def learn(self, task: Task, unlabelled: Unlabelled | None) -> Arrays:
+        return {}
+
+    def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
+        features = unit_rows(model.encode_image(images).numpy())
+        return jt.array(calip_logits(features, patch_rows(model, images).numpy(), self.text_, scale=self.scale_))

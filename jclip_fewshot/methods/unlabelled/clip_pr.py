@@ -9,8 +9,8 @@ at 1e-4. The share is the mean over the last batches' softmax, the older ones wi
 batches gathered for one step ("gathered"). Quirks of the authors' code that are kept: the rate falls by 0.3 after
 every step in the reference runs, and the head's gradients of stage 2 pile up and enter stage 3's first step.
 
-By default, without a tower to train, the head's two stages at a constant rate and α = 1 (`Settings`): a uniform prior
-is a claim about the test set that nobody has checked. Below zero-shot on 11 of 12 sets of LaFTer's table.
+By default constant rates and α = 1 (`Settings`): a uniform prior is a claim about the test set that nobody has
+checked. Below zero-shot on 11 of 12 sets of LaFTer's table.
 
 B images a step · K classes · D feature width
 """
@@ -26,9 +26,12 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, softmax_var
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.methods.base import Unlabelled
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
-from jclip_fewshot.methods.unlabelled.base import LabelFree, scale_to
+from jclip_fewshot.methods.base import Given, Unlabelled
+from jclip_fewshot.methods.towers.base import image_flops
+from jclip_fewshot.methods.towers.towers import image_rows
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to
+from jclip_fewshot.methods.unlabelled.views import in_batches
 from jclip_fewshot.task import Task
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -41,10 +44,15 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Settings:
-    """epochs, rates: of the head's stages. weight: α. hidden: width of h. memory: batches whose shares are averaged."""
+    """epochs, rates: of the head's stages. weight: α. hidden: width of h. memory: batches whose shares are averaged.
+
+    tower_epochs, tower_rate: of the image tower's stage.
+    """
 
     epochs: Sequence[int] = (60, 20)
     rates: Sequence[float] = (1e-3, 1e-4)
+    tower_epochs: int = 10
+    tower_rate: float = 1e-6
     weight: float = 1.0
     hidden: int = 128
     batch: int = 64
@@ -52,8 +60,8 @@ class Settings:
 
 
 def paper() -> Settings:
-    """The authors' weight and stages of the head, without the tower's, which needs pictures (`stage`)."""
-    return Settings(epochs=(50, 50), weight=100.0, memory=300)
+    """The authors' weight and stages."""
+    return Settings(epochs=(50, 50), weight=100.0, memory=300, tower_epochs=50)
 
 
 def head(p: Vars, rows: jt.Var) -> jt.Var:
@@ -134,7 +142,7 @@ def train_tower(start: Arrays, h: Arrays, model: CLIP, rows: Callable[[int], jt.
     piled = {name: np.zeros_like(value) for name, value in h.items()}
 
     def loss(p: Vars, step: int) -> jt.Var:
-        with replaced(model, {"visual." + name[len(TOWER):]: value for name, value in p.items()}):
+        with replaced(model, tensors_of(p)):
             found = objective(head(fixed, rows(step)), labels[step], prior, shares, weight, on_parts)
         for name, value in zip(fixed, jt.grad(found, list(fixed.values()), retain_graph=True)):
             piled[name] += value.numpy()
@@ -142,25 +150,59 @@ def train_tower(start: Arrays, h: Arrays, model: CLIP, rows: Callable[[int], jt.
     return descend(start, loss, Adam(l2=L2), rates, watch, stage), piled
 
 
+def tensors_of(p: Vars) -> Vars:
+    """The image tower's tensors among `p`, under OpenAI's names."""
+    return {"visual." + name[len(TOWER):]: value for name, value in p.items() if name.startswith(TOWER)}
+
+
 def tower_of(model: CLIP) -> Arrays:
     """Every tensor of the image tower, in the model's layout."""
     return {TOWER + name: value.float32().numpy() for name, value in model.visual.state_dict().items()}
 
 
-def learn(rows: np.ndarray, logits: np.ndarray, settings: Settings = Settings(), seed: int = 0,
-          prior: np.ndarray | None = None) -> Arrays:
-    """The head's stages on unlabelled unit rows (N, D) with zero-shot logits (N, K); a uniform prior by default."""
-    classes, labels = logits.shape[1], logits.argmax(axis=1)
-    prior = np.full(classes, 1 / classes) if prior is None else prior
-    rng = np.random.default_rng(seed)
-    p = random_head(rng, rows.shape[1], settings.hidden, classes)
-    shares = Shares(classes, settings.memory)
-    for number, (epochs, rate) in enumerate(zip(settings.epochs, settings.rates), 1):
-        order = np.stack([rng.permutation(len(rows)) for _ in range(epochs)])
-        steps = batches(order, settings.batch)
-        p = train(p, lambda step, steps=steps: jt.array(rows[steps[step]]), [labels[step] for step in steps], prior,
-                  shares, settings.weight, [rate] * len(steps), stage=f"clip-pr, stage {number}")
-    return p
+@dataclass
+class Stages:
+    """The stages of one training, in turn: `head_stage`, `tower_stage`, `head_stage`.
+
+    labels (N,): pseudo-labels of the unlabelled images. prior (K,).
+    """
+
+    labels: np.ndarray
+    prior: np.ndarray
+    settings: Settings
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.shares = Shares(len(self.prior), self.settings.memory)
+        self.carried: Arrays = {}  # the head's gradients of the tower's stage
+
+    def head_stage(self, p: Arrays, rows: np.ndarray, number: int) -> Arrays:
+        """The head after its stage `number`, 0 or 1, on unit rows (N, D)."""
+        steps, rate = self._steps(self.settings.epochs[number]), self.settings.rates[number]
+        carried, self.carried = self.carried, {}
+        return train(p, lambda step: jt.array(rows[steps[step]]), [self.labels[step] for step in steps], self.prior,
+                     self.shares, self.settings.weight, [rate] * len(steps), carried=carried,
+                     stage=f"clip-pr, head, stage {number + 1}")
+
+    def tower_stage(self, p: Arrays, model: CLIP, images: Callable[[np.ndarray], jt.Var]) -> Arrays:
+        """The image tower's tensors after training under the head p; images(rows): some of them, (B, 3, R, R)."""
+        steps = self._steps(self.settings.tower_epochs)
+        tower, self.carried = train_tower(
+            tower_of(model), p, model, lambda step: image_rows(model, images(steps[step])),
+            [self.labels[step] for step in steps], self.prior, self.shares, self.settings.weight,
+            [self.settings.tower_rate] * len(steps), stage="clip-pr, tower")
+        return tower
+
+    def _steps(self, epochs: int) -> list[np.ndarray]:
+        count = len(self.labels)
+        return batches(np.stack([self.rng.permutation(count) for _ in range(epochs)]), self.settings.batch)
+
+
+def begun(zero_shot: np.ndarray, width: int, settings: Settings, seed: int) -> tuple[Stages, Arrays]:
+    """The stages by zero-shot logits (N, K) and a uniform prior, and a head at random."""
+    classes, rng = zero_shot.shape[1], np.random.default_rng(seed)
+    p = random_head(rng, width, settings.hidden, classes)
+    return Stages(zero_shot.argmax(axis=1), np.full(classes, 1 / classes), settings, rng), p
 
 
 def answer(p: Arrays, rows: np.ndarray) -> np.ndarray:
@@ -173,12 +215,40 @@ class ClipPr(LabelFree):
 
     name, title, paper = "clip_pr", "CLIP-PR", "Kahana et al. 2022"
     trains = True
+    settings = Settings()
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         rows, zero_shot = unlabelled.rows, task.zero_shot(unlabelled.rows)
-        learned = learn(rows, zero_shot, seed=self.seed)
-        return {**learned, "spread": scale_to(answer(learned, rows), zero_shot)}
+        stages, p = begun(zero_shot, rows.shape[1], self.settings, self.seed)
+        p = stages.head_stage(stages.head_stage(p, rows, 0), rows, 1)
+        return {**p, "spread": scale_to(answer(p, rows), zero_shot)}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        head_alone = {name: value for name, value in self.learned_.items() if name != "spread"}
-        return self.learned_["spread"] * answer(head_alone, features)
+        return self.learned_["spread"] * answer(self.learned_, features)
+
+
+class ClipPrTower(LabelFreeByImages):
+    """All three stages. A run keeps the whole image tower: as many numbers as that has."""
+
+    name, title, paper = "clip_pr_tower", "CLIP-PR, tower", "Kahana et al. 2022"
+    trains = True
+    settings = Settings()
+
+    def flops(self, task: Task, given: Given) -> float:
+        images = self.settings.tower_epochs * len(given.unlabelled.rows)
+        return 3 * images * image_flops(given.tower.encoder.model)
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
+        encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
+        model, zero_shot = encoder.model, task.zero_shot(unlabelled.rows)
+        stages, p = begun(zero_shot, unlabelled.rows.shape[1], self.settings, self.seed)
+        p = stages.head_stage(p, unlabelled.rows, 0)
+        tower = stages.tower_stage(p, model, lambda rows: encoder.prepared(pixels[rows]))
+        with replaced(model, tensors_of({name: jt.array(value) for name, value in tower.items()})):
+            rows = in_batches(lambda some: image_rows(model, encoder.prepared(some)).numpy(), pixels)
+        p = stages.head_stage(p, rows, 1)
+        return {**p, **tower, "spread": scale_to(answer(p, rows), zero_shot)}
+
+    def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
+        with replaced(model, tensors_of(p)):
+            return p["spread"] * head(p, image_rows(model, images))

@@ -19,9 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, softmax
+from jclip_fewshot.backend.numerics import matmul, product, softmax, unit_rows
+from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.methods.base import NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Method, Unlabelled
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import coop
-from jclip_fewshot.methods.towers.training import SGD, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, batches, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.unlabelled import views
+from jclip_fewshot.methods.unlabelled.base import pixels_of
+from jclip_fewshot.task import Task
 
 
 @dataclass(frozen=True)
@@ -94,3 +100,60 @@ def train(start: Arrays, prompts: coop.Prompts, x: tuple[np.ndarray, np.ndarray,
             on_parts(labelled, other, mask[len(a):])
         return labelled + weight * other
     return descend(start, loss, SGD(coop.MOMENTUM, coop.WEIGHT_DECAY), rates, watch, stage)
+
+
+def learn(prompts: coop.Prompts, x: tuple[np.ndarray, np.ndarray, np.ndarray], u: tuple[np.ndarray, np.ndarray],
+          zero_shot: np.ndarray, scale: float, width: int, settings: Settings, seed: int, stage: str) -> np.ndarray:
+    """Return text rows (K, D). x: rows of weak and strong views and labels; u: rows of both views; zero_shot (U, K).
+
+    prompts: sentences with room for `settings.context` vectors; width: of the text tower.
+    """
+    rng = np.random.default_rng(seed)
+    labelled, count = len(x[2]), len(u[0])
+    steps_x = batches(np.stack([rng.permutation(labelled) for _ in range(settings.epochs)]), settings.batch_x)
+    steps_u = [rng.permutation(count)[:settings.batch_u] for _ in steps_x]
+    threshold = settings.threshold or class_thresholds(softmax(zero_shot), settings.keep)
+    rates = schedule(settings.epochs, len(steps_x) // settings.epochs, settings.lr)
+    start = {"ctx": coop.random_context(rng, settings.context, width)}
+    final = train(start, prompts, x, u, steps_x, steps_u, rates, scale, threshold, settings.weight, stage=stage)
+    return prompts.rows(jt.array(final["ctx"])).numpy()
+
+
+class FixMatch(Method):
+    """Text rows learned from the shots and the unlabelled images, again without each fold's shots."""
+
+    name, title, paper = "fixmatch", "FixMatch", "Sohn et al. 2020"
+    needs = frozenset({TEXT, SHOTS, TOWER, UNLABELLED})
+    trains = True
+    default = NEVER
+    state_names = ("learned_text_",)
+    settings = Settings()
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(self, task: Task, tower: Activations, unlabelled: Unlabelled) -> FixMatch:
+        self._given = tower, unlabelled
+        try:
+            return super().fit(task)
+        finally:
+            del self._given
+
+    def _fit(self, task: Task) -> None:
+        tower, unlabelled = self._given
+        encoder, rng = tower.encoder, np.random.default_rng([self.seed, 1])
+        shots = views.weak_pixels(tower.paths, encoder.image_size)[0]
+        x, u = ([unit_rows(views.in_batches(encoder.images, view)) for view in (weak, views.strong_views(weak, rng))]
+                for weak in (shots, pixels_of(unlabelled, self.name)))
+        prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
+        width, zero_shot = encoder.model.transformer.width, task.zero_shot(u[0])
+        fits, self.fold_logits_ = fits_of(task), task.zero_shot(task.features)
+        for number, fit in enumerate(fits, 1):
+            text = learn(prompts, (x[0][fit.kept], x[1][fit.kept], fit.task.labels), tuple(u), zero_shot, task.scale,
+                         width, self.settings, self.seed, f"{self.name} {number}/{len(fits)}")
+            self.fold_logits_[fit.left_out] = matmul(self.scale_ * task.features[fit.left_out], text.T)
+        self.learned_text_ = text
+        self.settings_ = {"chosen_by": "fixed"}
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(self.scale_ * features, self.learned_text_.T)

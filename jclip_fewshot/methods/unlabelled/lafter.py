@@ -25,11 +25,13 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, product, unit_rows
 from jclip_fewshot.clip.replace import part, replaced
-from jclip_fewshot.methods.base import Unlabelled
+from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
+from jclip_fewshot.methods.towers.base import image_flops
 from jclip_fewshot.methods.towers.towers import blocks_of, image_rows, norm_names
-from jclip_fewshot.methods.towers.training import Adam, Arrays, Vars, Watch, descend, mean_cross_entropy
-from jclip_fewshot.methods.unlabelled.base import LabelFree, scale_to
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.unlabelled import views
+from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to
 from jclip_fewshot.task import Task, class_sums
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -83,6 +85,12 @@ def text_classifier(rows: np.ndarray, labels: np.ndarray, classes: int, settings
                       stage="lafter, sentences")
 
 
+def adapter_of(task: Task, unlabelled: Unlabelled, settings: Settings, seed: int) -> np.ndarray:
+    """Stage 1 on what is said of the classes."""
+    labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
+    return text_classifier(np.concatenate(unlabelled.sentences), labels, task.num_classes, settings, seed)
+
+
 def norms(model: CLIP) -> list[str]:
     """Every norm of the image tower."""
     ends = [f"visual.{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")]
@@ -97,6 +105,11 @@ def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> A
             **{name: part(model, name).float32().numpy() for name in norms(model)}}
 
 
+def tensors_of(p: Vars) -> Vars:
+    """Those of the parameters that are the model's."""
+    return {name: value for name, value in p.items() if name.startswith("visual.")}
+
+
 def teach(model: CLIP, adapter: np.ndarray, weak: jt.Var) -> np.ndarray:
     """c(x) (B,) of weak views (B, 3, R, R), by the tower as it stands."""
     return product(image_rows(model, weak), jt.array(adapter)).numpy().argmax(axis=1)
@@ -104,7 +117,7 @@ def teach(model: CLIP, adapter: np.ndarray, weak: jt.Var) -> np.ndarray:
 
 def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
     """φ u(x; P) (B, K), with the norms of `p` in place."""
-    with replaced(model, {name: value for name, value in p.items() if name not in (ADAPTER, PROMPTS)}):
+    with replaced(model, tensors_of(p)):
         return product(visual_prompts.features(model, images, p[PROMPTS][0]), p[ADAPTER])
 
 
@@ -116,8 +129,7 @@ def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Va
 
     def loss(p: Vars, step: int) -> jt.Var:
         weak, strong = views(step)
-        moving = {name: value for name, value in p.items() if name not in (ADAPTER, PROMPTS)}
-        with replaced(model, moving):
+        with replaced(model, tensors_of(p)):
             labels = teach(model, teacher, weak)
         if on_labels is not None:
             on_labels(labels)
@@ -125,17 +137,54 @@ def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Va
     return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, watch, stage)
 
 
+def adapted(model: CLIP, adapter: np.ndarray, weak: Callable[[np.ndarray], jt.Var], pixels: np.ndarray,
+            settings: Settings = Settings(), seed: int = 0) -> Arrays:
+    """Stage 2 on images (M, R, R, 3) uint8; weak: some of them as the model takes images."""
+    rng = np.random.default_rng(seed)
+    order = np.stack([rng.permutation(len(pixels)) for _ in range(settings.epochs)])
+    steps = batches(order, settings.batch)
+
+    def both(step: int) -> tuple[jt.Var, jt.Var]:
+        chosen = pixels[steps[step]]
+        return weak(chosen), weak(views.strong_views(chosen, np.random.default_rng([seed, step])))
+    return adapt(start_of(model, adapter, settings.prompts, seed), model, both, [settings.lr] * len(steps),
+                 stage="lafter, images")
+
+
 class LafterText(LabelFree):
     """Stage 1 alone: a classifier trained on the sentences, brought to CLIP's scale on the unlabelled images."""
 
     name, title, paper = "lafter_text", "LaFTer, sentences", "Mirza et al. 2023"
     trains = True
+    settings = Settings()
 
-    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
-        labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
-        adapter = text_classifier(np.concatenate(unlabelled.sentences), labels, task.num_classes, seed=self.seed)
-        rows = unlabelled.rows
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
+        adapter, rows = adapter_of(task, unlabelled, self.settings, self.seed), unlabelled.rows
         return {"adapter": adapter, "spread": scale_to(matmul(rows, adapter.T), task.zero_shot(rows))}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.learned_["spread"] * features, self.learned_["adapter"].T)
+
+
+class Lafter(LabelFreeByImages):
+    """Both stages."""
+
+    name, title, paper = "lafter", "LaFTer", "Mirza et al. 2023"
+    trains = True
+    settings = Settings()
+
+    def flops(self, task: Task, given: Given) -> float:
+        images = self.settings.epochs * len(given.unlabelled.rows)  # weak ones forward, strong ones there and back
+        return 4 * images * image_flops(given.tower.encoder.model, self.settings.prompts)
+
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
+        encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
+        learned = adapted(encoder.model, adapter_of(task, unlabelled, self.settings, self.seed), encoder.prepared,
+                          pixels, self.settings, self.seed)
+        p = {name: jt.array(value) for name, value in learned.items()}
+        found = views.in_batches(lambda some: student_logits(p, encoder.model, encoder.prepared(some)).numpy(),
+                                 pixels)
+        return {**learned, "spread": scale_to(found, task.zero_shot(unlabelled.rows))}
+
+    def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
+        return p["spread"] * student_logits(p, model, images)

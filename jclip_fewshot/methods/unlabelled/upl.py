@@ -3,9 +3,9 @@
 Huang et al., "Unsupervised Prompt Learning for Vision-Language Models", 2022 (arXiv:2204.03649).
 
     of each class k the n images with the largest max softmax among those whose argmax is k
-    members: CoOp on them from different starts; logits are averaged
+    CoOp on them from different starts; logits are averaged
 
-A class may get fewer than n, or none. The pseudo-labels are never renewed. Averaging the logits of CoOp's members is
+A class may get fewer than n, or none. The pseudo-labels are never renewed. Averaging the logits of CoOp's fits is
 averaging their text rows: what is kept is one matrix (K, D).
 
 Deviations by default, for a dozen images a class (`Settings`): 4 of them a class instead of 16, 4 members of 4 vectors
@@ -25,7 +25,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.methods.base import TEXT, TOWER, UNLABELLED, Unlabelled
 from jclip_fewshot.methods.towers import coop
-from jclip_fewshot.methods.towers.training import batches, cosine_by_epoch
+from jclip_fewshot.methods.training import Arrays, batches, cosine_by_epoch
 from jclip_fewshot.methods.unlabelled.base import LabelFree
 from jclip_fewshot.task import Task
 
@@ -89,13 +89,10 @@ class Upl(LabelFree):
     trains = True
     settings = Settings()
 
-    def fit(self, task: Task, unlabelled: Unlabelled, tower: object = None) -> Upl:
-        return super().fit(task, unlabelled)
-
-    def learn(self, task: Task, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
+    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         encoder = unlabelled.encoder
         prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
-        width = encoder.model.token_embedding.weight.shape[1]
+        width = encoder.model.transformer.width
         return {"text": learn(prompts, unlabelled.rows, task.zero_shot(unlabelled.rows), task.scale, width,
                               self.settings, self.seed)}
 

@@ -9,13 +9,12 @@ Letters: N images, B of them in a step, R pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.preprocess import normalize
 from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.data.recipe import clip_recipe
 
@@ -55,8 +54,12 @@ def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR) * size / 224)))
 
 
-def pair(pixels: np.ndarray, rows: np.ndarray, seed: int, step: int) -> tuple[jt.Var, jt.Var]:
-    """Weak and strong views (B, 3, R, R) of some images, preprocessed; the strong ones by seed and step."""
-    rng = np.random.default_rng([seed, step])
-    strong = np.stack([strong_view(pixels[row], rng) for row in rows])
-    return jt.array(normalize(pixels[rows])), jt.array(normalize(strong))
+def strong_views(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A strong view of each of the weak ones (B, R, R, 3) uint8."""
+    return np.stack([strong_view(one, rng) for one in pixels])
+
+
+def in_batches(ask: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """ask(pixels), (N, ...), without gradients and some images at a time."""
+    with jt.no_grad():
+        return np.concatenate([ask(pixels[i:i + BATCH]) for i in range(0, len(pixels), BATCH)])

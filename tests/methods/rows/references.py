@@ -1,9 +1,10 @@
-"""A small case and what every head answers on it, and EM-Dirichlet by its authors' updates: tests/data/references.npz.
+"""A small case: what methods on rows answer, and EM-Dirichlet by its authors' updates (tests/data/references.npz).
 
     python -m tests.methods.rows.references      writes it anew: only from code that passes the tests with ../shared
 
-Inputs are made up here. The heads' answers are the package's own, kept so that a clone without the development data
-notices when one changes; EM-Dirichlet's come from the published updates, written out in SciPy and run to their end.
+Inputs are made up here. The methods' answers are the package's own, kept so that a clone without the development data
+notices when one changes; a method that is not in the file is not compared, and need not be. EM-Dirichlet's come from
+the published updates, written out in SciPy and run to their end.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-FILE = Path(__file__).resolve().parent.parent / "data" / "references.npz"
+FILE = Path(__file__).resolve().parents[2] / "data" / "references.npz"
 SETTINGS = {"soft": (False, 12.0), "soft_spread": (False, 60.0), "hard": (True, 12.0), "hard_spread": (True, 60.0)}
 
 
@@ -65,14 +66,17 @@ def published_em_dirichlet(query, support, support_labels, hard, weight, rounds=
 
 
 def make():
+    from jclip_fewshot.methods import METHODS
+    from jclip_fewshot.methods.base import SHOTS, TEXT
     from jclip_fewshot.task import Task
 
     arrays = case()
     task = Task(arrays["features"], arrays["labels"], arrays["text"], arrays["domains"])
-    for name, head in HEADS.items():
-        fitted = head().fit(task)
-        arrays[f"heads/{name}/logits"] = fitted.logits(arrays["queries"])
-        arrays[f"heads/{name}/held_out"] = fitted.held_out_logits()
+    for name, method in METHODS.items():
+        if method.needs <= {TEXT, SHOTS}:
+            fitted = method().fit(task)
+            arrays[f"methods/{name}/logits"] = fitted.logits(arrays["queries"])
+            arrays[f"methods/{name}/held_out"] = fitted.held_out_logits()
     for name, (hard, weight) in SETTINGS.items():
         arrays[f"em/{name}/u"], arrays[f"em/{name}/alpha"] = published_em_dirichlet(*simplex_case(), hard, weight)
     np.savez_compressed(FILE, **arrays)

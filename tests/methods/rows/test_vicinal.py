@@ -1,4 +1,4 @@
-"""The vicinal head: limits, odd shapes, determinism, and its worth on real features."""
+"""The vicinal method: limits, odd shapes, determinism, and its worth on real features."""
 
 import numpy as np
 import pytest
@@ -30,22 +30,22 @@ def test_learns_from_the_shots():
     rng = np.random.default_rng(1)
     task = make_shots()
     turned = Task(task.features, (task.labels + 1) % 6, task.text)  # the text rows are all wrong
-    head = Vicinal(epochs=100, lr=0.02, lambdas=(1.0,)).fit(turned)
+    method = Vicinal(epochs=100, lr=0.02, lambdas=(1.0,)).fit(turned)
     test = task.text[turned.labels - 1] + rng.standard_normal((24, 16)) / 10
     zero_shot = zero_shot_logits(unit_rows(test), task.text)
-    assert top1(head.logits(test), turned.labels) > top1(zero_shot, turned.labels)
-    assert len(head.history_) == 100 and head.history_[-1]["loss"] < head.history_[0]["loss"]
+    assert top1(method.logits(test), turned.labels) > top1(zero_shot, turned.labels)
+    assert len(method.history_) == 100 and method.history_[-1]["loss"] < method.history_[0]["loss"]
 
 
 @pytest.mark.parametrize("task", [
     make_shots(classes=2), make_shots(per_class=1), make_shots(unseen=(1, 3)), make_shots(unseen=range(6)),
     make_shots(classes=2, unseen=(0,)), make_shots().take(np.r_[0:4, 4:6, 8:9, 12:24])])
 def test_odd_shapes(task):
-    head = Vicinal(epochs=3, lambdas=(10.0, 100.0)).fit(task)
-    logits, held_out = head.logits(task.text), head.held_out_logits()
+    method = Vicinal(epochs=3, lambdas=(10.0, 100.0)).fit(task)
+    logits, held_out = method.logits(task.text), method.held_out_logits()
     assert logits.shape == (task.num_classes,) * 2 and np.isfinite(logits).all()
     assert held_out.shape == (len(task), task.num_classes) and np.isfinite(held_out).all()
-    np.testing.assert_array_equal(Vicinal.from_state(head.state()).logits(task.text), logits)
+    np.testing.assert_array_equal(Vicinal.from_state(method.state()).logits(task.text), logits)
 
 
 def test_the_seed_decides():
@@ -81,7 +81,7 @@ def test_mix_averages_rows_class_by_class():
 def test_beats_zero_shot_on_real_features(shared):
     suite = np.load(shared / "features" / "caltech65_4shot.npz")
     task = Task(suite["train_x"], suite["train_y"], suite["text"])
-    head = Vicinal(lambdas=(30.0,)).fit(task)
-    assert top1(head.logits(suite["test_x"]), suite["test_y"]) > 95
-    held_out = head.held_out_logits()
+    method = Vicinal(lambdas=(30.0,)).fit(task)
+    assert top1(method.logits(suite["test_x"]), suite["test_y"]) > 95
+    held_out = method.held_out_logits()
     assert top1(held_out, task.labels) > top1(zero_shot_logits(task.features, task.text), task.labels)

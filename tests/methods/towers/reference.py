@@ -12,7 +12,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.towers import towers
-from jclip_fewshot.methods.towers.training import batches
+from jclip_fewshot.methods.training import batches
 
 MEASURES = ("loss", "gradient", "update", "logits")
 

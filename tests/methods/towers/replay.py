@@ -1,6 +1,6 @@
-"""Replaying reference runs of the tuning methods: same start, same inputs, step by step; how far apart they end.
+"""Replaying reference runs: same start, same inputs, step by step; how far apart they end.
 
-METHODS says how a file is told by its keys, how near the port must come, and what replays it.
+KINDS says how a file is told by its keys, how near the port must come, and what replays it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.towers import coop, lora, prolip, towers, two_stage
-from jclip_fewshot.methods.towers.training import batches, cosine_by_epoch
-from tests.methods.towers import replay_unlabelled as unlabelled
+from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
+from tests.methods.unlabelled import replay_unlabelled as unlabelled
 
 
 def replay_coop(reference: Reference) -> Deviation:
@@ -134,7 +134,7 @@ def replay_two_stage(reference: Reference) -> Deviation:
 
 
 @dataclass(frozen=True)
-class Method:
+class Kind:
     """is_it: from a file's keys; limits: of loss, gradient, update and logits."""
 
     name: str
@@ -148,22 +148,22 @@ def has(*endings: str) -> Callable[[Sequence[str]], bool]:
     return lambda keys: all(any(key.endswith(ending) for key in keys) for ending in endings)
 
 
-METHODS = (
-    Method("cocoop", has("init/meta_net.linear1.weight"), (1e-5, 1e-4, 1e-4, 3e-4), replay_coop),
-    Method("coop", has("init/ctx", "prompts0"), (1e-5, 1e-4, 1e-4, 3e-4), replay_coop),
-    Method("clip_lora", has(".w_lora_A"), (1e-5, 1e-4, 3e-4, 3e-4), replay_lora),
-    Method("prolip", has("init/proj", "features_before_projection"), (1e-5, 1e-4, 3e-4, 5e-4), replay_prolip),
-    Method("two_stage", has("second/init/classifier"), (1e-5, 1e-4, 1e-3, 1e-4), replay_two_stage),
-    Method("lafter", has("adapt/init/adapter"), (1e-5, 1e-4, 5e-4, 1e-4), unlabelled.replay_lafter),
-    Method("upl", has("member0/init/ctx"), (1e-5, 1e-4, 1e-4, 3e-4), unlabelled.replay_upl),
-    Method("fixmatch", has("init/ctx", "threshold_weight"), (2e-5, 1e-4, 2e-4, 3e-4), unlabelled.replay_fixmatch),
-    Method("clip_pr", has("init/tower.proj", "prior"), (1e-5, 1e-4, 2e-4, 1e-5), unlabelled.replay_clip_pr),
+KINDS = (
+    Kind("cocoop", has("init/meta_net.linear1.weight"), (1e-5, 1e-4, 1e-4, 3e-4), replay_coop),
+    Kind("coop", has("init/ctx", "prompts0"), (1e-5, 1e-4, 1e-4, 3e-4), replay_coop),
+    Kind("clip_lora", has(".w_lora_A"), (1e-5, 1e-4, 3e-4, 3e-4), replay_lora),
+    Kind("prolip", has("init/proj", "features_before_projection"), (1e-5, 1e-4, 3e-4, 5e-4), replay_prolip),
+    Kind("two_stage", has("second/init/classifier"), (1e-5, 1e-4, 1e-3, 1e-4), replay_two_stage),
+    Kind("lafter", has("adapt/init/adapter"), (1e-5, 1e-4, 5e-4, 1e-4), unlabelled.replay_lafter),
+    Kind("upl", has("member0/init/ctx"), (1e-5, 1e-4, 1e-4, 3e-4), unlabelled.replay_upl),
+    Kind("fixmatch", has("init/ctx", "threshold_weight"), (2e-5, 1e-4, 2e-4, 3e-4), unlabelled.replay_fixmatch),
+    Kind("clip_pr", has("init/tower.proj", "prior"), (1e-5, 1e-4, 2e-4, 1e-5), unlabelled.replay_clip_pr),
     # no training: the distance of M stands under "gradient"
-    Method("sus_x", has("alpha_beta_gamma", "M_val"), (1e-5, 1e-5, 1e-4, 1e-4), unlabelled.replay_sus_x),
+    Kind("sus_x", has("alpha_beta_gamma", "M_val"), (1e-5, 1e-5, 1e-4, 1e-4), unlabelled.replay_sus_x),
 )
 
 
-def read(file: Path) -> tuple[Method, dict[str, np.ndarray]]:
+def read(file: Path) -> tuple[Kind, dict[str, np.ndarray]]:
     """A reference file's method and arrays.
 
     Raises:
@@ -174,13 +174,13 @@ def read(file: Path) -> tuple[Method, dict[str, np.ndarray]]:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # NumPy raises a dozen kinds on damaged archives
         raise UserError(f"{file}: cannot be read ({error})")
-    for method in METHODS:
+    for method in KINDS:
         if method.is_it(list(arrays)):
             return method, arrays
-    raise UserError(f"{file}: no method's reference run; there are {', '.join(one.name for one in METHODS)}")
+    raise UserError(f"{file}: no method's reference run; there are {', '.join(one.name for one in KINDS)}")
 
 
-def replay(file: Path, checkpoint: Path) -> tuple[Method, Deviation]:
+def replay(file: Path, checkpoint: Path) -> tuple[Kind, Deviation]:
     """Replays every run of a file from the checkpoint's weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every tuning method against its authors' code, step by step (tests/data/tuning: a part of the reference runs)."""
+"""Every method that trains CLIP against its authors' code, step by step (tests/data/tuning: parts of their runs)."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import pytest
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.towers import coop
 
-from .replay import MEASURES, METHODS, replay
+from .replay import KINDS, MEASURES, replay
 
-NAMES = [method.name for method in METHODS]
+NAMES = [method.name for method in KINDS]
 
 
 @pytest.fixture(scope="module")
 def data(request):
-    return request.path.parents[1] / "data" / "tuning"
+    return request.path.parents[2] / "data" / "tuning"
 
 
 def assert_holds(method, found):

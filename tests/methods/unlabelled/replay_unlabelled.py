@@ -7,7 +7,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.rows import sus_x
 from jclip_fewshot.methods.towers import coop, towers
-from jclip_fewshot.methods.towers.training import cosine_by_epoch
+from jclip_fewshot.methods.training import cosine_by_epoch
 from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
 from tests.methods.towers.reference import Deviation, Recorder, Reference, largest
 

@@ -1,4 +1,4 @@
-"""The trained heads: limits, oracles in float64, determinism, odd shots, saving."""
+"""The trained methods: limits, oracles in float64, determinism, odd shots, saving."""
 
 import json
 
@@ -13,19 +13,19 @@ from jclip_fewshot.methods.rows.clip_adapter import ClipAdapter
 from jclip_fewshot.methods.rows.cross_modal import CrossModal
 from jclip_fewshot.methods.rows.jclip_adapter import JclipAdapter, whitening
 from jclip_fewshot.methods.rows.linear_probe import LinearProbe, lbfgs, logistic_regression
-from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, gradients, start
+from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, loss_of, start
 from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
-from jclip_fewshot.methods.rows.training import borrowed, fits_of, residuals, soft_top1
+from jclip_fewshot.methods.rows.trained import borrowed, fits_of, residuals, soft_top1
 from jclip_fewshot.task import Task, zero_shot_logits
 
 WIDTH = 16
 QUICK = {"epochs": 3}
-HEADS = [LinearProbe, CrossModal, ClipAdapter, JclipAdapter, JclipAdapter.published, TipAdapterF, CLAP, LPPlusPlus]
+ALL = [LinearProbe, CrossModal, ClipAdapter, JclipAdapter, JclipAdapter.published, TipAdapterF, CLAP, LPPlusPlus]
 TRAINED = [CrossModal, ClipAdapter, JclipAdapter, TipAdapterF, CLAP]
 
 
-def make(head, **settings):
-    return head(**settings) if head is LinearProbe else head(**{**QUICK, **settings})
+def make(method, **settings):
+    return method(**settings) if method is LinearProbe else method(**{**QUICK, **settings})
 
 
 def rows(rng, n, width=WIDTH):
@@ -53,25 +53,25 @@ def queries():
     return rows(np.random.default_rng(9), 20)
 
 
-@pytest.mark.parametrize("head", [JclipAdapter, CrossModal, CLAP])
-def test_no_epochs_is_zero_shot(head, task, queries):
-    logits = make(head, epochs=0).fit(task).logits(queries)
+@pytest.mark.parametrize("method", [JclipAdapter, CrossModal, CLAP])
+def test_no_epochs_is_zero_shot(method, task, queries):
+    logits = make(method, epochs=0).fit(task).logits(queries)
     np.testing.assert_allclose(logits, zero_shot_logits(queries, task.text), atol=2e-4)
 
 
 def test_jclip_ratios_at_zero_are_zero_shot(task, queries):
-    head = make(JclipAdapter, alpha=0.0, beta=0.0, ratios={}).fit(task)
-    np.testing.assert_allclose(head.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
+    method = make(JclipAdapter, alpha=0.0, beta=0.0, ratios={}).fit(task)
+    np.testing.assert_allclose(method.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
 
 
 def test_tip_f_without_cache_weight_is_zero_shot(task, queries):
-    head = make(TipAdapterF, ratios={"alpha": (0.0,)}).fit(task)
-    np.testing.assert_allclose(head.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
+    method = make(TipAdapterF, ratios={"alpha": (0.0,)}).fit(task)
+    np.testing.assert_allclose(method.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
 
 
 def test_clap_with_boundless_trust_is_zero_shot(task, queries):
-    head = make(CLAP, strength=1e12).fit(task)
-    np.testing.assert_allclose(head.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
+    method = make(CLAP, strength=1e12).fit(task)
+    np.testing.assert_allclose(method.logits(queries), zero_shot_logits(queries, task.text), atol=2e-4)
 
 
 def test_clap_trust_is_zero_shot_probability(task):
@@ -83,9 +83,9 @@ def test_clap_trust_is_zero_shot_probability(task):
 def test_jclip_gradient_against_finite_differences():
     """d(cross-entropy + κ KL)/dW₂ of both sides, float64 differences of the formulas written out in NumPy."""
     task = draw([3] * 4)
-    head = JclipAdapter(rank=(5, 5), anchor=0.3)
+    method = JclipAdapter(rank=(5, 5), anchor=0.3)
     rng = np.random.default_rng(1)
-    constants, parameters = head.start(task, rng)
+    constants, parameters = method.start(task, rng)
     parameters = {k: (0.5 * rng.standard_normal(v.shape)).astype(np.float32) for k, v in parameters.items()}
     constants["tau"] = np.float32([0.1])  # softer, so that float32 gradients have digits
 
@@ -102,8 +102,8 @@ def test_jclip_gradient_against_finite_differences():
 
     p = {k: var(v) for k, v in {**constants, **parameters}.items()}
     x = var(task.features)
-    logits = head.answer(p, x)
-    objective = cross_entropy(logits, jt.array(task.labels.astype(np.int32))) + head.penalty(p, x, logits, rng)
+    logits = method.forward(p, x)
+    objective = cross_entropy(logits, jt.array(task.labels.astype(np.int32))) + method.penalty(p, x, logits, rng)
     np.testing.assert_allclose(objective.item(), loss(parameters), rtol=1e-4)
     for name in parameters:
         gradient = jt.grad(objective, p[name]).numpy()
@@ -136,7 +136,9 @@ def test_lp_plus_plus_gradient_and_steps_against_float64():
     np.testing.assert_allclose(rate_a, S / (4 * (T ** 2).sum(0).max()), rtol=1e-4)
     closed = -1e9 * ~task.seen[None]
     a = a / 30  # softer, so that errors are not all 0 or 1
-    loss, dw, da, _ = gradients(var(W), var(a), var(F), var(T), jt.array(task.labels.astype(np.int32)), var(closed))
+    W_var, a_var = var(W), var(a)
+    loss, _ = loss_of(W_var, a_var, var(F), var(T), jt.array(task.labels.astype(np.int32)), var(closed))
+    dw, da = jt.grad(loss, [W_var, a_var])
     log_p = log_softmax(F @ W.T.astype(np.float64) + a * T + closed)
     error = (np.exp(log_p) - L) / S
     np.testing.assert_allclose(loss.item(), -(log_p[np.arange(S), task.labels]).mean(), rtol=1e-4)
@@ -167,15 +169,15 @@ def test_lbfgs_solves_a_quadratic():
 
 def test_borrowed_residuals():
     task = draw([4, 1, 3])
-    bank = residuals(task)[task.can_be_left_out]
-    assert bank.shape == (7, WIDTH)
+    activations = residuals(task)[task.can_be_left_out]
+    assert activations.shape == (7, WIDTH)
     assert not residuals(task)[~task.can_be_left_out].any()  # the only shot of its class
-    np.testing.assert_allclose(bank[:4].sum(0), 0, atol=1e-5)
+    np.testing.assert_allclose(activations[:4].sum(0), 0, atol=1e-5)
     rng = np.random.default_rng(0)
-    moved = borrowed(task.features, bank, 1.0, rng)
+    moved = borrowed(task.features, activations, 1.0, rng)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, rtol=1e-5)
-    assert borrowed(task.features, bank, 0.0, rng) is task.features
-    assert borrowed(task.features, bank[:0], 1.0, rng) is task.features
+    assert borrowed(task.features, activations, 0.0, rng) is task.features
+    assert borrowed(task.features, activations[:0], 1.0, rng) is task.features
 
 
 def test_folds_leave_each_shot_out_once():
@@ -195,31 +197,31 @@ def test_soft_top1_goes_to_top1():
     assert soft_top1(logits, labels, 1e3) == pytest.approx(200 / 3)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_held_out_answers_do_not_see_their_shot(head, task):
+@pytest.mark.parametrize("method", ALL)
+def test_held_out_answers_do_not_see_their_shot(method, task):
     """Moving one shot may not move the held-out logits of its own fold (settings chosen on all shots apart)."""
-    fixed = {} if head in (LinearProbe, LPPlusPlus) else {"ratios": {}, "choose_epoch": False}
-    if head is LPPlusPlus:
+    fixed = {} if method in (LinearProbe, LPPlusPlus) else {"ratios": {}, "choose_epoch": False}
+    if method is LPPlusPlus:
         fixed = {"every": 99}  # scored once, at the last epoch
     moved = task.features.copy()
     moved[0] = -moved[0]
-    before = make(head, **fixed).fit(Task(task.features, task.labels, task.text)).held_out_logits()
-    after = make(head, **fixed).fit(Task(moved, task.labels, task.text)).held_out_logits()
+    before = make(method, **fixed).fit(Task(task.features, task.labels, task.text)).held_out_logits()
+    after = make(method, **fixed).fit(Task(moved, task.labels, task.text)).held_out_logits()
     fold = np.arange(4, 24, 4)  # first shots of the other classes: left out together with shot 0
     np.testing.assert_allclose(after[fold], before[fold], atol=1e-3)
     assert before.shape == (24, 6) and before.dtype == np.float32
     assert np.abs(after[1:4] - before[1:4]).max() > 1e-4  # the others' fits did see it
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_same_seed_same_bytes_and_saved_state(head, task, queries, tmp_path):
-    first, second = make(head).fit(task), make(head).fit(task)
+@pytest.mark.parametrize("method", ALL)
+def test_same_seed_same_bytes_and_saved_state(method, task, queries, tmp_path):
+    first, second = make(method).fit(task), make(method).fit(task)
     logits = first.logits(queries)
     assert logits.shape == (20, 6) and logits.dtype == np.float32
     assert logits.tobytes() == second.logits(queries).tobytes()
     assert first.held_out_logits().tobytes() == second.held_out_logits().tobytes()
-    np.savez(tmp_path / "head.npz", **first.state())
-    with np.load(tmp_path / "head.npz") as state:
+    np.savez(tmp_path / "method.npz", **first.state())
+    with np.load(tmp_path / "method.npz") as state:
         loaded = type(first).from_state(dict(state))
     assert loaded.logits(queries).tobytes() == logits.tobytes()
     json.dumps([first.settings_, first.history_])
@@ -230,11 +232,11 @@ def test_another_seed_another_fit(task, queries):
     assert np.abs(one - two).max() > 1e-4
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("counts", [[4, 0, 2, 1, 0, 5], [1, 1], [1, 0, 0], [2, 2], [0, 0, 0]])
-def test_odd_shots(head, counts, queries):
+def test_odd_shots(method, counts, queries):
     task = draw(counts, domains=np.arange(len(counts)) % 2)
-    fitted = make(head).fit(task)
+    fitted = make(method).fit(task)
     logits, zero_shot = fitted.logits(queries), zero_shot_logits(queries, task.text)
     assert np.isfinite(logits).all() and logits.shape == zero_shot.shape
     held_out = fitted.held_out_logits()
@@ -249,12 +251,12 @@ def test_odd_shots(head, counts, queries):
     assert fitted.logits(queries[:0]).shape == (0, len(counts))
 
 
-@pytest.mark.parametrize("head", TRAINED)
-def test_twin_text_rows_and_half_precision(head, queries):
+@pytest.mark.parametrize("method", TRAINED)
+def test_twin_text_rows_and_half_precision(method, queries):
     task = draw([3, 3, 3])
     text = task.text.copy()
     text[1] = text[0]
-    logits = make(head).fit(Task(task.features.astype(np.float16), task.labels, text.astype(np.float16))).logits(
+    logits = make(method).fit(Task(task.features.astype(np.float16), task.labels, text.astype(np.float16))).logits(
         queries.astype(np.float16))
     assert np.isfinite(logits).all() and logits.dtype == np.float32
 
@@ -264,18 +266,18 @@ def test_twin_text_rows_part(queries):
     task = draw([4] * 6, noise=0.3)
     text = task.text.copy()
     text[1] = text[0]
-    head = JclipAdapter(epochs=20, lr=1e-2).fit(Task(task.features, task.labels, text))
+    method = JclipAdapter(epochs=20, lr=1e-2).fit(Task(task.features, task.labels, text))
     twins = task.labels < 2
-    assert (head.logits(task.features)[twins].argmax(1) == task.labels[twins]).all()
+    assert (method.logits(task.features)[twins].argmax(1) == task.labels[twins]).all()
 
 
 def test_shots_unchanged_and_history(task):
     copy = task.features.copy()
-    head = make(JclipAdapter).fit(task)
+    method = make(JclipAdapter).fit(task)
     np.testing.assert_array_equal(task.features, copy)
-    assert [h["epoch"] for h in head.history_] == [0, 1, 2, 3]
-    assert {"loss", "train_top1", "held_out_loss", "held_out_top1"} <= set(head.history_[-1])
-    assert head.settings_["epoch"] in (0, 1, 2, 3)
+    assert [h["epoch"] for h in method.history_] == [0, 1, 2, 3]
+    assert {"loss", "train_top1", "held_out_loss", "held_out_top1"} <= set(method.history_[-1])
+    assert method.settings_["epoch"] in (0, 1, 2, 3)
 
 
 def test_wrong_settings_are_named():
@@ -296,5 +298,5 @@ def test_measured_on_genuine_features(shared):
     z = np.load(shared / "features" / "caltech65_4shot.npz", allow_pickle=True)
     task = Task(z["train_x"], z["train_y"], z["text"])
     test = z["test_x"].astype(np.float32)
-    for head, least in ((JclipAdapter(), 94.6), (CLAP(), 94.6), (LinearProbe(), 91.0)):
-        assert 100 * (head.fit(task).logits(test).argmax(1) == z["test_y"]).mean() > least
+    for method, least in ((JclipAdapter(), 94.6), (CLAP(), 94.6), (LinearProbe(), 91.0)):
+        assert 100 * (method.fit(task).logits(test).argmax(1) == z["test_y"]).mean() > least

@@ -1,4 +1,4 @@
-"""Tuned members of the ensemble, on a small CLIP with random weights."""
+"""Methods that train a tower, on a small CLIP with random weights."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,7 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.tokens import token_rows
-from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
-from jclip_fewshot.methods.plan import MEMBERS, chosen_members, tune_names
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
@@ -22,8 +20,7 @@ from jclip_fewshot.methods.towers.prolip import ProLIP
 from jclip_fewshot.methods.towers.token_gda import TokenGDA
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Task
-
-from ..clip.clip_reference import SIZES, random_weights
+from tests.clip.clip_reference import SIZES, random_weights
 
 K, SHOTS, VIEWS = 6, 3, 2
 UNSEEN = 5
@@ -60,7 +57,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def case(encoder):
-    """(task, bank, images): pictures of a class are alike; class 5 has no shot."""
+    """(task, activations, images): pictures of a class are alike; class 5 has no shot."""
     rng = np.random.default_rng(0)
     side = encoder.image_size
     kinds = rng.standard_normal((K, 3, side, side))
@@ -73,11 +70,11 @@ def case(encoder):
     depths[ROWS] = rows
     depths[UNPROJECTED] = visual.activations(flat).numpy().reshape((len(labels), VIEWS, -1))
     text = rng.standard_normal((K, encoder.width))
-    bank = Bank.of_arrays(encoder, depths)
+    activations = Activations.of_arrays(encoder, depths)
     tokens = np.zeros((K, 6), np.int32)
     tokens[:, :4], tokens[:, 4] = rng.integers(1, 90, (K, 4)), 99
-    bank.class_tokens = tokens
-    return Task(rows.mean(axis=1), labels, text, np.arange(K) % 2, 20.0), bank, images[:, 0]
+    activations.class_tokens = tokens
+    return Task(rows.mean(axis=1), labels, text, np.arange(K) % 2, 20.0), activations, images[:, 0]
 
 
 @pytest.fixture(scope="module", params=QUICK, ids=lambda one: one.name)
@@ -85,14 +82,14 @@ def fitted(request, case):
     return request.param(seed=1).fit(case[0], case[1])
 
 
-def frozen_and_tuned(member, encoder, images):
+def frozen_and_tuned(method, encoder, images):
     frozen = towers.image_rows(encoder.model, jt.array(images)).numpy()
-    if isinstance(member, TokenGDA):
+    if isinstance(method, TokenGDA):
         return frozen, token_rows(encoder.model, encoder.model.visual.transformer.part(
             encoder.model.visual.embed(jt.array(images)), 0, 2)).numpy()
-    if isinstance(member, CoOp):  # of the text side alone
+    if isinstance(method, CoOp):  # of the text side alone
         return frozen, frozen
-    tuned = member.encoder(encoder)
+    tuned = method.encoder(encoder)
     with replaced(encoder.model, tuned._tensors):
         return frozen, towers.image_rows(encoder.model, jt.array(images)).numpy()
 
@@ -130,11 +127,11 @@ def test_the_same_seed_gives_the_same_bytes(kind, case):
 def test_training_fits_the_shots(case, encoder):
     class Longer(QuickBlocks):
         epochs, lr = 60, 1e-2
-    task, bank, _ = case
+    task, activations, _ = case
     everyone = np.arange(len(task))
-    arrays = Longer(seed=1).train(task, bank, everyone, "")
+    arrays = Longer(seed=1).train(task, activations, everyone, "")
     classifier = unit_rows(task.text + arrays.pop("classifier"))
-    rows = Longer(seed=1).mean_rows(bank, arrays, everyone)
+    rows = Longer(seed=1).mean_rows(activations, arrays, everyone)
     chance = log_softmax(task.scale * rows @ classifier.T)[everyone, task.labels].mean()
     assert chance > log_softmax(task.zero_shot(task.features))[everyone, task.labels].mean() + 1
 
@@ -142,36 +139,38 @@ def test_training_fits_the_shots(case, encoder):
 @pytest.mark.parametrize("kind", QUICK[1:], ids=lambda one: one.name)
 def test_a_training_does_not_see_the_shots_that_its_fold_leaves_out(kind, case):
     """Other pictures in their place change nothing in what it learns, and something in what all shots teach."""
-    task, bank, _ = case
+    task, activations, _ = case
     fold = task.folds()[0]
-    arrays = {depth: np.stack(views._images) for depth, views in bank._at.items()}
+    arrays = {depth: np.stack(views._images) for depth, views in activations._at.items()}
     for array in arrays.values():
         array[fold.left_out] = array[fold.left_out][::-1]
-    other = Bank.of_arrays(bank.encoder, arrays)
-    other.class_tokens = bank.class_tokens
-    first, second = (kind(seed=1).train(task.take(fold.kept), one, fold.kept, "") for one in (bank, other))
+    other = Activations.of_arrays(activations.encoder, arrays)
+    other.class_tokens = activations.class_tokens
+    first, second = (kind(seed=1).train(task.take(fold.kept), one, fold.kept, "") for one in (activations, other))
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
     everyone = np.arange(len(task))
-    first, second = (kind(seed=1).train(task, one, everyone, "") for one in (bank, other))
+    first, second = (kind(seed=1).train(task, one, everyone, "") for one in (activations, other))
     assert not all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_second_run_trains_nothing(case, tmp_path, monkeypatch):
-    task, bank, _ = case
-    first = QuickBlocks(seed=1).fit(task, bank, FitCache(tmp_path))
+    task, activations, _ = case
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
+    first = QuickBlocks(seed=1).fit(task, activations)
 
     def refuse(*arguments):
         raise AssertionError("trained again")
     monkeypatch.setattr(QuickBlocks, "train", refuse)
-    second = QuickBlocks(seed=1).fit(task, bank, FitCache(tmp_path))
+    second = QuickBlocks(seed=1).fit(task, activations)
     assert np.array_equal(first.held_out_logits(), second.held_out_logits())
     with pytest.raises(AssertionError):
-        QuickBlocks(seed=2).fit(task, bank, FitCache(tmp_path))
+        QuickBlocks(seed=2).fit(task, activations)
 
 
 def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
-    task, bank, _ = case
+    task, activations, _ = case
     train, calls = QuickBlocks.train, []
+    monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
 
     def interrupted(self, *arguments):
         calls.append(1)
@@ -180,18 +179,18 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
         return train(self, *arguments)
     monkeypatch.setattr(QuickBlocks, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        QuickBlocks(seed=1).fit(task, bank, FitCache(tmp_path))
-    QuickBlocks(seed=1).fit(task, bank, FitCache(tmp_path))
+        QuickBlocks(seed=1).fit(task, activations)
+    QuickBlocks(seed=1).fit(task, activations)
     assert len(calls) == 3 + len(task.folds()) + 1 - 2
 
 
 def test_alpha_zero_is_the_frozen_tower(case, encoder):
-    task, bank, images = case
-    member = QuickBlocks(seed=1)
-    arrays = member.train(task, bank, np.arange(len(task)), "")
-    shrunk = member.shrunk(encoder.model, arrays, 0.0)
-    assert not shrunk.pop("classifier").any()
-    with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, shrunk).items()}):
+    task, activations, images = case
+    method = QuickBlocks(seed=1)
+    arrays = method.train(task, activations, np.arange(len(task)), "")
+    halfway = method.interpolated(encoder.model, arrays, 0.0)
+    assert not halfway.pop("classifier").any()
+    with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, halfway).items()}):
         tuned = towers.image_rows(encoder.model, jt.array(images)).numpy()
     np.testing.assert_allclose(tuned, towers.image_rows(encoder.model, jt.array(images)).numpy(), atol=1e-6)
 
@@ -248,41 +247,3 @@ def test_norms_are_put_back_after_an_error(encoder):
         with replaced(encoder.model, {name: jt.zeros((128,))}):
             raise RuntimeError
     assert part(encoder.model, name) is before
-
-
-def test_names_of_members():
-    assert tune_names("off") == [] and tune_names("auto") == ["auto"]
-    assert tune_names("prolip, last_block") == ["prolip", "last_block"]
-    for wrong in ("lora", "", "off,prolip"):
-        with pytest.raises(UserError, match="--tune"):
-            tune_names(wrong)
-
-
-def test_auto_takes_what_fits_by_operations_and_not_by_the_clock(case, monkeypatch, capsys):
-    from jclip_fewshot.methods.towers import plan
-    task, bank, _ = case
-    for rate in (1.0, 1e12):  # operations a second: a busy machine, an idle one
-        monkeypatch.setattr(plan, "matrix_rate", lambda: rate)
-        monkeypatch.setattr(plan, "CORE_OPERATIONS", 2.5e13)
-        assert [member.name for member in chosen_members(["auto"], task, bank, 0)] == list(plan.CPU_MEMBERS)
-        monkeypatch.setattr(plan, "CORE_OPERATIONS", 1.0)
-        assert chosen_members(["auto"], task, bank, 0) == []
-        assert "token_gda, last_block left out: about" in capsys.readouterr().err
-        assert [member.name for member in chosen_members(list(MEMBERS), task, bank, 0)] == list(MEMBERS)
-
-
-def test_at_contest_size_auto_tunes_the_last_block_on_two_cores():
-    """ViT-B/32, 374 classes of four shots, five trainings."""
-    from types import SimpleNamespace
-
-    from jclip_fewshot.methods.towers import plan
-    width, length = 768, 50
-    tower = SimpleNamespace(visual=SimpleNamespace(shape_at=lambda depth: (length, width)))
-    bank = SimpleNamespace(encoder=SimpleNamespace(model=tower))
-
-    class Shots(SimpleNamespace):
-        def __len__(self):
-            return 4 * 374
-    task = Shots(folds=lambda: [None] * 4)
-    asked = sum(plan.MEMBERS[name](0).operations(task, bank) for name in plan.CPU_MEMBERS)
-    assert plan.CORE_OPERATIONS < asked < 2 * plan.CORE_OPERATIONS

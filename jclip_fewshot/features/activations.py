@@ -1,7 +1,7 @@
 """Images at a depth of the image tower: what a method needs that trains from there upwards.
 
-    bank = Bank(encoder, paths, cache=cache, views=10)
-    views = bank.at(UNPROJECTED)            # or ROWS, or b: the input of block b
+    activations = Activations(encoder, paths, cache=cache, views=10)
+    views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
     views.take(images, numbers)             # (n, W) float32: image i in view v
 
 All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
@@ -12,14 +12,14 @@ Letters: S images, V views, L tokens, W width of the image tower.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jclip_fewshot.data.decode import Recipe
 from jclip_fewshot.encoders.base import Depth, Encoder
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.encode import depth_of_rows, encode_views
+from jclip_fewshot.features.encode import depth_of_rows, encode_images, encode_views
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.fit_cache import FitCache
@@ -47,7 +47,7 @@ class Views:
         return np.stack([self._images[i][v] for i, v in zip(images, views)]).astype(np.float32)
 
 
-class Bank:
+class Activations:
     """S images of one encoder at any depth, encoded when first asked for.
 
     encoder: the tower. paths: S readable images. views, seed, workers, as_seen: as for `encode_images`; 0 views is the
@@ -64,11 +64,11 @@ class Bank:
         self._at: dict[Depth, Views] = {}
 
     @classmethod
-    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Bank:
-        """A bank of given numbers: {depth: (S, V, *shape)}."""
-        bank = cls(encoder, [])
-        bank._at = {depth: Views(list(array)) for depth, array in arrays.items()}
-        return bank
+    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:
+        """Activations that are given: {depth: (S, V, *shape)}."""
+        activations = cls(encoder, [])
+        activations._at = {depth: Views(list(array)) for depth, array in arrays.items()}
+        return activations
 
     def at(self, depth: Depth) -> Views:
         """Every image at that depth.
@@ -79,6 +79,16 @@ class Bank:
         if depth not in self._at:
             self._at[depth] = Views(self._encoded(depth))
         return self._at[depth]
+
+    def under(self, make: Callable[[Encoder], Encoder]) -> np.ndarray:
+        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one.
+
+        Raise UserError if an image cannot be read.
+        """
+        rows, bad = encode_images(make(self.encoder), self.paths, cache=self._cache, workers=self._workers,
+                                  stage="shots")
+        self._require_readable(self.paths, bad)
+        return rows
 
     def waiting(self, depth: Depth) -> int:
         """How many views are not encoded to that depth yet."""
@@ -109,11 +119,15 @@ class Bank:
             rows, bad = encode_views(self.encoder, part, cache=self._cache, views=self._views, seed=self._seed,
                                      workers=self._workers, stage=f"shots at {_said(depth)}", depth=depth,
                                      as_seen=self._as_seen)
-            for index, reason in bad.items():
-                raise UserError(f"training image {part[index]} cannot be read ({reason}); give another one")
+            self._require_readable(part, bad)
             if self._cache is None:
                 held.extend(rows)
         return held if self._cache is None else self._mapped(depth)
+
+    @staticmethod
+    def _require_readable(paths: Sequence, bad: dict[int, str]) -> None:
+        for index, reason in bad.items():
+            raise UserError(f"training image {paths[index]} cannot be read ({reason}); give another one")
 
     def _mapped(self, depth: Depth) -> list[np.ndarray]:
         rows: list[np.ndarray] = []

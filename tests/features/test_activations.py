@@ -1,4 +1,4 @@
-"""The bank: what lies in it is what the tower computes, in half precision, once."""
+"""Activations: what they hold is what the tower computes, in half precision, once."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from jclip_fewshot.data import demo
 from jclip_fewshot.encoders import UNPROJECTED, open_encoder
 from jclip_fewshot.encoders.base import ROWS
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.bank import Bank
+from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_views
 from jclip_fewshot.storage import feature_cache
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -34,28 +34,28 @@ def paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize("depth", [1, UNPROJECTED, ROWS])
 def test_encoded_once_and_found_again(encoder, paths, tmp_path, depth):
     cache = FeatureCache(tmp_path / "cache")
-    bank = Bank(encoder, paths, cache=cache, views=VIEWS, seed=1)
-    assert bank.waiting(depth) == len(paths) * VIEWS
+    activations = Activations(encoder, paths, cache=cache, views=VIEWS, seed=1)
+    assert activations.waiting(depth) == len(paths) * VIEWS
     expected, _ = encode_views(encoder, paths, views=VIEWS, seed=1, workers=0, depth=depth)
-    views = bank.at(depth)
-    assert len(views) == len(paths) and views.count == VIEWS and bank.waiting(depth) == 0
+    views = activations.at(depth)
+    assert len(views) == len(paths) and views.count == VIEWS and activations.waiting(depth) == 0
     images, numbers = np.array([3, 0]), np.array([0, 2])
     taken = views.take(images, numbers)
     assert taken.dtype == np.float32 and taken.shape == (2, *encoder.shape_at(depth))
     np.testing.assert_allclose(taken, np.stack([expected[3][0], expected[0][2]]), rtol=2e-3, atol=2e-3)
-    again = Bank(encoder, paths[::-1], cache=FeatureCache(tmp_path / "cache"), views=VIEWS, seed=1)
+    again = Activations(encoder, paths[::-1], cache=FeatureCache(tmp_path / "cache"), views=VIEWS, seed=1)
     assert again.waiting(depth) == 0
     np.testing.assert_array_equal(again.at(depth).take(np.array([0, 3]), numbers), taken)
-    held = Bank(encoder, paths, views=VIEWS, seed=1).at(depth)  # without a cache
+    held = Activations(encoder, paths, views=VIEWS, seed=1).at(depth)  # without a cache
     np.testing.assert_allclose(held.take(images, numbers), taken, rtol=2e-3, atol=2e-3)
 
 
 def test_another_picture_of_the_same_name_is_encoded_again(encoder, paths, tmp_path):
     cache = FeatureCache(tmp_path / "cache")
-    before = Bank(encoder, paths, cache=cache, views=1)
+    before = Activations(encoder, paths, cache=cache, views=1)
     first = before.at(1).take(np.array([0]), np.array([0]))
     Image.fromarray(np.zeros((90, 60, 3), np.uint8)).save(paths[0])
-    after = Bank(encoder, paths, cache=cache, views=1)
+    after = Activations(encoder, paths, cache=cache, views=1)
     assert after.waiting(1) == 1
     assert np.abs(after.at(1).take(np.array([0]), np.array([0])) - first).max() > 1e-2
     everyone = np.arange(len(paths))
@@ -65,4 +65,4 @@ def test_another_picture_of_the_same_name_is_encoded_again(encoder, paths, tmp_p
 def test_an_image_that_cannot_be_read_is_named(encoder, paths, tmp_path):
     paths[1].write_bytes(b"no image")
     with pytest.raises(UserError, match="1.jpg cannot be read"):
-        Bank(encoder, paths, cache=FeatureCache(tmp_path / "cache"), views=2).at(1)
+        Activations(encoder, paths, cache=FeatureCache(tmp_path / "cache"), views=2).at(1)

@@ -1,14 +1,29 @@
-"""Equally frequent classes: found where they are, not where they are not, and what it is worth, by property."""
+"""What decides a refinement's strength and its class weights, by property."""
 
 import numpy as np
 import pytest
 
 from jclip_fewshot.backend.numerics import softmax
-from jclip_fewshot.combine.balance import balanced_set, balanced_shares, balancing_weights
-from tests.combine.test_refinement import guests
+from jclip_fewshot.combine.strength import (
+    MOST,
+    ClassWeights,
+    HeldOutFold,
+    balanced_shares,
+    balancing_weights,
+    choose_concentration,
+    class_weights,
+    equal_weights,
+    explaining,
+    one_less,
+)
 
 CLASSES, FOLDS = 120, 4
 ALL = np.ones(CLASSES, bool)
+
+
+def held_out(probs, labels, class_bias=0.0):
+    """A fold of which only the answers to its held-out shots are asked."""
+    return HeldOutFold(None, np.empty((len(labels), 0)), labels, lambda rows: probs, class_bias)
 
 
 class Classifier:
@@ -26,7 +41,7 @@ class Classifier:
         found = []
         for _ in range(FOLDS):
             probs = self(np.arange(CLASSES)) * np.exp(bias)
-            found.append(guests(probs / probs.sum(1, keepdims=True), np.arange(CLASSES), bias))
+            found.append(held_out(probs / probs.sum(1, keepdims=True), np.arange(CLASSES), bias))
         return found
 
 
@@ -61,7 +76,7 @@ def test_an_unbalanced_set_stays_as_it_is(seed, counts):
 
 def test_few_classes_cannot_show_how_much_they_vary():
     classifier = Classifier(0)
-    folds = [guests(classifier(np.arange(12))[:, :12], np.arange(12)) for _ in range(FOLDS)]
+    folds = [held_out(classifier(np.arange(12))[:, :12], np.arange(12)) for _ in range(FOLDS)]
     probs = classifier(np.repeat(np.arange(12), 5))[:, :12]
     assert balanced_shares(probs / probs.sum(1, keepdims=True), folds, ALL[:12])[0] is None
 
@@ -76,9 +91,15 @@ def test_one_fold_cannot_say():
     assert balanced_shares(classifier(np.arange(CLASSES)), classifier.folds()[:1], ALL)[0] is None
 
 
+def expected_spread(folds, images, classifier, seen=ALL):
+    """The standard deviation of relative class masses that a balanced set would show, or None."""
+    probs = classifier(np.repeat(np.arange(CLASSES), images))
+    return balanced_shares(probs, folds, seen)[1].get("spread_if_balanced")
+
+
 def test_the_class_bias_of_the_answers_is_taken_back():
     bias = np.random.default_rng(1).standard_normal(CLASSES)
-    with_bias, without = (balanced_set(Classifier(2).folds(one), CLASSES) for one in (bias, 0.0))
+    with_bias, without = (expected_spread(Classifier(2).folds(one), 4, Classifier(5)) for one in (bias, 0.0))
     assert with_bias == pytest.approx(without, rel=1e-4)
 
 
@@ -89,49 +110,37 @@ def test_expected_spread_is_that_of_balanced_sets():
         for seed in range(12):
             classifier = Classifier(seed)
             mass = classifier(np.repeat(np.arange(CLASSES), images)).sum(0)
-            expected.append(balanced_set(classifier.folds(), CLASSES).spread(images))
+            expected.append(expected_spread(classifier.folds(), images, classifier) ** 2)
             seen.append((mass / mass.mean()).var())
         assert np.mean(expected) == pytest.approx(np.mean(seen), rel=0.15)
 
 
 def fold_of(classifier, labels):
-    return guests(classifier(labels), labels)
+    return held_out(classifier(labels), labels)
 
 
 def test_shots_that_are_not_equally_many_are_no_imbalance():
     """In a plain tree some classes have fewer shots: folds that lack them do not say how classes spread."""
     labels, classifier = [np.arange(CLASSES)] * 3 + [np.arange(CLASSES // 2)] * 2, Classifier(0)
     folds = [fold_of(classifier, one) for one in labels]
-    assert balanced_set(folds, CLASSES) == balanced_set(folds[:3], CLASSES)
-    assert balanced_set(folds[2:], CLASSES) is None  # one whole fold
+    spreads = [expected_spread(some, 5, Classifier(1)) for some in (folds, folds[:3], folds[2:])]
+    assert spreads[0] == pytest.approx(spreads[1]) and spreads[2] is None  # one whole fold
 
 
 def test_several_shots_of_a_class_in_a_fold():
-    """nu is the variance of single images, however many a fold leaves out."""
-    found = [np.mean([balanced_set([fold_of(classifier, np.repeat(np.arange(CLASSES), shots)) for _ in range(FOLDS)],
-                                   CLASSES).single for classifier in map(Classifier, range(8))]) for shots in (1, 4)]
+    """The variance between single images does not depend on how many a fold leaves out."""
+    found = []
+    for shots in (1, 4):
+        labels = np.repeat(np.arange(CLASSES), shots)
+        found.append(np.mean([expected_spread([fold_of(one, labels) for _ in range(FOLDS)], 1, one)
+                              for one in map(Classifier, range(8))]))
     assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
-def test_a_few_classes_with_shots_to_leave_out_do_not_speak_for_all():
+def test_a_few_classes_with_held_out_shots_do_not_speak_for_all():
     classifier = Classifier(0)
     folds = [fold_of(classifier, np.arange(30)) for _ in range(FOLDS)]
-    assert balanced_set(folds, CLASSES).classes == 30
     assert balanced_shares(classifier(np.repeat(np.arange(CLASSES), 5)), folds, ALL)[0] is None
-
-
-def test_what_the_answers_show_of_a_surplus():
-    """V - V_0 = a^2 (variance of the true shares): weak answers hide an imbalance, which must not pass for balance."""
-    for noise in (0.5, 0.9, 1.3):
-        ratios = []
-        for seed in range(8):
-            classifier = Classifier(seed, noise, liking=0.1)
-            counts = np.random.default_rng(seed).poisson(2.0, CLASSES)
-            mass = classifier(np.repeat(np.arange(CLASSES), counts)).sum(0)
-            balanced = balanced_set(classifier.folds(), CLASSES)
-            hidden = (mass / mass.mean()).var() - balanced.spread(mass.mean())
-            ratios.append(hidden / balanced.shown ** 2 / (counts / counts.mean()).var())
-        assert 0.6 < np.mean(ratios) < 1.4, (noise, ratios)
 
 
 def test_weights_bring_the_shares_about():
@@ -150,3 +159,67 @@ def test_classes_without_shots_keep_their_share():
     assert found["beta"] > 0 and shares.sum() == pytest.approx(1)
     np.testing.assert_allclose(shares[~seen], probs.mean(0)[~seen], rtol=1e-5)
     assert shares[seen].std() < 0.8 * probs.mean(0)[seen].std()
+
+
+def test_weights_silence_absent_classes_only():
+    base = softmax(3 * np.random.default_rng(0).standard_normal((40, 6)))
+    np.testing.assert_array_equal(ClassWeights(6).settle(base.copy()), base)
+    base[:, 5] *= 1e-3
+    base /= base.sum(1, keepdims=True)
+    kept = base.copy()
+    settled = ClassWeights(5, True, 0.1, 8.0).settle(base)
+    assert (settled[:, 5] < 0.1 * base[:, 5]).all() and settled[:, :5].sum() > base[:, :5].sum()
+    np.testing.assert_array_equal(base, kept)
+
+
+def test_an_unsure_classifier_that_favours_classes_is_no_sign_of_absent_ones():
+    """All classes are present; a quarter of them wins most answers, on the held-out shots as on the images."""
+    rng, few = np.random.default_rng(3), 24
+    favour = np.where(np.arange(few) < few // 4, 4.0, 0.0)
+
+    def drawn(labels):
+        return softmax(1.5 * np.eye(few)[labels] + favour + rng.standard_normal((len(labels), few)))
+
+    images, shots = drawn(np.repeat(np.arange(few), 20)), drawn(np.repeat(np.arange(few), 4))
+    assert choose_concentration(images)[0] < 1  # by the images alone most classes are absent
+    folds = [held_out(shots[n::4], np.arange(few)) for n in range(4)]
+    assert not class_weights(images, folds, ALL[:few])[0].sparse and not equal_weights(images)[0].shown
+    sure = softmax(9 * np.eye(few)[np.repeat(np.arange(few), 4)] + rng.standard_normal((4 * few, few)))
+    folds = [held_out(sure[n::4], np.arange(few)) for n in range(4)]
+    present = softmax(9 * np.eye(few)[np.repeat(np.arange(2), 40)])
+    assert class_weights(present, folds, ALL[:few])[0].sparse
+
+
+def test_without_shots_equal_shares_need_balance_and_images():
+    rng = np.random.default_rng(1)
+
+    def answers(labels):
+        return softmax(4 * np.eye(40)[labels] + rng.standard_normal((len(labels), 40)))
+
+    even, tail = np.repeat(np.arange(40), 8), np.repeat(np.arange(40), np.round(30 * 0.9 ** np.arange(40)).astype(int))
+    assert equal_weights(answers(even))[0].shares is not None
+    assert equal_weights(answers(even[::4]))[0].shares is None
+    assert equal_weights(answers(tail))[0].shares is None
+
+
+def test_concentration_tells_sparse_from_dense():
+    rng = np.random.default_rng(2)
+
+    def drawn(labels):
+        return softmax(2 * rng.standard_normal((len(labels), 50)) + 5 * np.eye(50)[labels])
+
+    assert choose_concentration(drawn(rng.integers(0, 4, 75)))[0] < 1
+    assert choose_concentration(drawn(np.repeat(np.arange(50), 10)))[0] >= 1
+
+
+def test_one_image_of_every_class_is_taken_out_for_the_check():
+    kept = one_less(np.array([0, 0, 0, 2, 5, 5]))
+    assert np.bincount(np.array([0, 0, 0, 2, 5, 5])[kept], minlength=6).tolist() == [2, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("c", [0.7, 5.0, 11.0])
+def test_the_strength_without_shots_is_the_temperature_of_the_answers(c):
+    e = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    found, apart = explaining(e, softmax(np.float32(c) * e))
+    assert found == pytest.approx(c, rel=0.05) and apart < 1e-3
+    assert explaining(e, softmax(99 * e))[0] == pytest.approx(MOST, rel=0.05)

@@ -1,4 +1,4 @@
-"""What the tuning methods share: optimisers, learning rates, the loop.
+"""The loop that every method trains by, its optimisers and learning rates.
 
 Optimisers are PyTorch's, with its order of operations. Rates are those of the authors' codes (each method's file says
 which): a rate a step, as the optimiser has it.
@@ -6,7 +6,9 @@ which): a rate a step, as the optimiser has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
@@ -19,24 +21,41 @@ from jclip_fewshot.console import progress
 Arrays = dict[str, np.ndarray]
 Vars = dict[str, "jt.Var"]
 Loss = Callable[[Vars, int], "jt.Var"]  # (parameters, step) -> the loss, a scalar
-# (step, loss, gradients, parameters after the step), for what wants to see everything
-Watch = Callable[[int, "jt.Var", Vars, Vars], None]
+# (step, loss, gradients, parameters after the step), for what wants to see everything; True ends the training
+Watch = Callable[[int, "jt.Var", Vars, Vars], "bool | None"]
 COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
 
 
-class SGD:
-    """With momentum, and weight decay in the gradient: v ← μ v + (g + λ p), p ← p − lr v."""
+class Optimiser(Protocol):
+    """What moves parameters down their gradients."""
 
-    def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
-        self.momentum, self.weight_decay = momentum, weight_decay
+    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        """Return the new values."""
+        ...
+
+    def state(self) -> list[jt.Var]:
+        """Return what has to be computed before the next step."""
+        ...
+
+
+class SGD:
+    """With momentum, and weight decay in the gradient: v ← μ v + (g + λ p), p ← p − lr v.
+
+    lr_factors: of single parameters' learning rates, by name; 1 of those that are not named.
+    """
+
+    def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0,
+                 lr_factors: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.momentum, self.weight_decay, self.lr_factors = momentum, weight_decay, lr_factors
         self.velocity: Vars = {}
 
     def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
         for name, value in values.items():
-            gradient = gradients[name] + self.weight_decay * value
+            gradient = gradients[name] + self.weight_decay * value if self.weight_decay else gradients[name]
             past = self.velocity.get(name)
             self.velocity[name] = (gradient if past is None else self.momentum * past + gradient).detach()
-        return {name: (value - lr * self.velocity[name]).detach() for name, value in values.items()}
+        return {name: (value - lr * self.lr_factors.get(name, 1.0) * self.velocity[name]).detach()
+                for name, value in values.items()}
 
     def state(self) -> list[jt.Var]:
         return list(self.velocity.values())
@@ -45,25 +64,28 @@ class SGD:
 class Adam:
     """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
 
-    decays: which parameters have weight decay, by name; None: all.
+    decays: which parameters have weight decay, by name; None: all. lr_factors: as SGD's. betas: of the moments.
     """
 
     def __init__(self, weight_decay: float = 0.0, l2: float = 0.0, eps: float = 1e-8,
-                 decays: Callable[[str], bool] | None = None) -> None:
+                 decays: Callable[[str], bool] | None = None, lr_factors: Mapping[str, float] = MappingProxyType({}),
+                 betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.weight_decay, self.l2, self.eps, self.decays = weight_decay, l2, eps, decays
-        self._groups: dict[bool, AdamW] = {}
+        self.lr_factors, self.betas = lr_factors, betas
+        self._groups: dict[tuple[bool, float], AdamW] = {}
 
     def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        groups: dict[tuple[bool, float], list[str]] = {}
+        for name in values:
+            kind = self.decays is None or self.decays(name), self.lr_factors.get(name, 1.0)
+            groups.setdefault(kind, []).append(name)
         moved: Vars = {}
-        for decayed in (True, False):
-            names = [name for name in values if (self.decays is None or self.decays(name)) == decayed]
-            if not names:
-                continue
-            if decayed not in self._groups:
-                self._groups[decayed] = AdamW(1.0, self.weight_decay if decayed else 0.0, self.eps)
+        for (decayed, factor), names in groups.items():
+            group = self._groups.setdefault((decayed, factor), AdamW(
+                1.0, self.weight_decay if decayed else 0.0, self.eps, self.betas))
             pull = self.l2 if decayed else 0.0
             slopes = [gradients[name] + pull * values[name] if pull else gradients[name] for name in names]
-            moved.update(zip(names, self._groups[decayed].step([values[name] for name in names], slopes, lr)))
+            moved.update(zip(names, group.step([values[name] for name in names], slopes, lr * factor)))
         return {name: moved[name] for name in values}
 
     def state(self) -> list[jt.Var]:
@@ -72,7 +94,7 @@ class Adam:
 
 def cosine(lr: float, steps: int, least: float = 0.0) -> np.ndarray:
     """least + (lr − least) ½ (1 + cos(π t / steps)), t = 0 … steps − 1."""
-    return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1)))
 
 
 def cosine_by_epoch(lr: float, epochs: int, steps: int) -> np.ndarray:
@@ -96,9 +118,9 @@ def as_arrays(values: Vars) -> Arrays:
     return {name: value.numpy() for name, value in values.items()}
 
 
-def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch: Watch | None = None,
+def descend(start: Arrays, loss: Loss, optimiser: Optimiser, rates: Sequence[float], watch: Watch | None = None,
             stage: str = "") -> Arrays:
-    """Trains: one step a rate. Returns the parameters after the last; those given are not changed.
+    """Train, one step a rate, and return the parameters after the last; those given are not changed.
 
     loss: of the parameters, at a step. stage: what a progress bar says; empty: no bar.
     """
@@ -110,8 +132,8 @@ def descend(start: Arrays, loss: Loss, optimiser, rates: Sequence[float], watch:
         gradients = dict(zip(names, jt.grad(objective, [values[name] for name in names])))
         values = optimiser.step(values, gradients, float(rates[step]))
         jt.sync(list(values.values()) + optimiser.state())
-        if watch is not None:
-            watch(step, objective, gradients, values)
+        if watch is not None and watch(step, objective, gradients, values):
+            break
         if (step + 1) % COLLECT_EVERY == 0:
             jt.sync_all()
             jt.gc()

@@ -1,0 +1,134 @@
+"""The first build of Jittor, a minute and a half: in a child process, with progress, as often as Jittor asks for a
+rerun. It does so with exit status 0, which a caller takes for success."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jclip_fewshot.backend import headers
+from jclip_fewshot.backend.device import Plan, plain_python
+from jclip_fewshot.console import progress, tell
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import write_text
+
+# Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
+_FILES, _SECONDS = 305, 95
+_BYTES = 500 << 20  # with the operators of a first run
+_LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
+
+# Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error forever.
+_CODE = """\
+import os, sys, traceback
+sys.executable = sys.argv[1]
+status = 1
+try:
+    import jittor as jt
+    jt.array([1.0]).sync()
+    print('jclip: built')
+    status = 0
+except SystemExit as stop:
+    status = stop.code or 0
+except BaseException:
+    traceback.print_exc()
+sys.stdout.flush()
+os._exit(status)
+"""
+
+
+@contextlib.contextmanager
+def jittors_environment(plan: Plan, **more: str):
+    """Within it the environment is Jittor's at its import: it finds its home and its package, and no launcher.
+
+    Under mpirun it would insist on an MPI of its own.
+    """
+    packages = [str(plan.package), os.environ.get("PYTHONPATH", "")]
+    lent = {"JITTOR_HOME": str(plan.home), "PYTHONPATH": os.pathsep.join(filter(None, packages)), **more}
+    hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
+    before = {name: os.environ.get(name) for name in [*lent, *hidden]}
+    for name in hidden:
+        del os.environ[name]
+    os.environ.update(lent)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def build(plan: Plan) -> None:
+    """Import Jittor in child processes until one gets through, then write the plan's stamp; show how far it is.
+
+    Raise UserError if there is no room, or if Jittor does not start.
+    """
+    log = plan.stamp.with_name(f"{plan.stamp.name}.{os.getpid()}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _require_room(log.parent)
+    tell(f"Building Jittor for this machine, once: about {_SECONDS} s on 2 cores ({plan.stamp.parent})")
+    begun = time.time()
+    if plan.header and plan.compiler:
+        headers.prepare(plan.header, plan.package / "jittor", plan.compiler)
+    with jittors_environment(plan):
+        environment = {**os.environ, **plan.environment, "log_silent": "0"}
+    for _ in range(4):  # "jit_utils updated, please rerun your command" comes at most twice
+        with open(log, "wb") as output:
+            child = subprocess.Popen([sys.executable, "-c", _CODE, plain_python()], env=environment, stdout=output,
+                                     stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                _watch(child, plan, begun)
+            except BaseException:
+                _end_group(child)
+                log.unlink()
+                raise
+            _end_group(child)
+        text = log.read_text(errors="replace")
+        if child.returncode != 0:
+            raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
+        if "jclip: built" in text:
+            log.unlink()
+            if plan.header:
+                headers.drop_core(plan.header)
+            write_text(plan.stamp, "")
+            tell(f"Jittor is built: {time.time() - begun:.0f} s")
+            return
+    raise UserError(f"Jittor asks to be started again and again; its log: {log}")
+
+
+def _require_room(folder: Path) -> None:
+    """Raise UserError where the build would run into the end of a disk, and not say so."""
+    free = shutil.disk_usage(str(folder)).free
+    if free < _BYTES:
+        raise UserError(f"Jittor's build needs {_BYTES >> 20} MB, and the disk of {folder} has {free >> 20}; "
+                        "free some, or put JITTOR_HOME on another disk")
+
+
+def _end_group(child: subprocess.Popen) -> None:
+    """End a child and its pool of compilers; what they leave half-written, Jittor makes again."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _watch(child: subprocess.Popen, plan: Plan, begun: float) -> None:
+    """Wait for the child; on a terminal, count the object files that it has made."""
+    pattern = f"jt1.3.11/*/*/*/*/*/{plan.environment['cache_name']}/**/obj_files/*.o"
+    with progress(stage="build", unit="files", total=_FILES) as bar:
+        while child.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # g++ takes a file away and makes it again
+                made = sum(file.stat().st_mtime >= begun for file in plan.stamp.parent.glob(pattern))
+                bar.update(min(made, _FILES) - bar.n)
+            time.sleep(0.5)
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it says nothing"

@@ -1,0 +1,241 @@
+"""Decides how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
+
+- CUDA only where driver, device and toolkit all work: an nvcc on the PATH alone makes Jittor build for CUDA and die
+  without a driver.
+- oneDNN from the PyPI wheels, which Jittor would otherwise download; CUDA without the extras that it would download.
+- Every build in a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from jclip_fewshot.backend import headers, toolkit
+from jclip_fewshot.backend.package import mended
+from jclip_fewshot.backend.plain_paths import plain
+from jclip_fewshot.console import warn
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import require_writable_folder, write_text
+
+DEVICES = ("auto", "cpu", "cuda")
+DEVICE_VARIABLE = "JCLIP_DEVICE"
+LEAST_FILES = 32  # open at once; with fewer Jittor's compiler waits forever
+LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
+PYTHONS = ((3, 10), (3, 13))  # the first and the last that are served; pyproject.toml and the Makefile say it too
+# CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
+_CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
+# CUDA 13's CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
+_CUDA13_STANDARD = "-std=c++17"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How Jittor will be started, and why."""
+
+    device: str  # "cpu" or "cuda"
+    reason: str
+    onednn: str  # "PyPI wheels", "Jittor's download" or "none"
+    environment: dict[str, str]
+    home: Path  # JITTOR_HOME
+    package: Path  # the folder from which Jittor is imported (package.py)
+    compiler: str | None = None
+    header: Path | None = None  # Jittor's headers, precompiled (headers.py)
+
+    def __str__(self) -> str:
+        where = "the CPU" if self.device == "cpu" else "CUDA"
+        library = f", oneDNN: {self.onednn}" if self.device == "cpu" else ""
+        return f"Jittor on {where}: {self.reason}{library}"
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says that this build is finished."""
+        return self.home / ".cache/jittor" / f"jclip_built_{self.environment['cache_name']}"
+
+    @property
+    def built(self) -> bool:
+        return self.stamp.exists() and (self.header is None or self.header.exists())
+
+
+def jittor_home() -> Path:
+    """Return the folder whose .cache/jittor holds Jittor's builds, by Jittor's own rule.
+
+    Raise UserError if neither the environment nor the system's list of users names one.
+    """
+    home = os.environ.get("JITTOR_HOME")
+    if home:
+        return plain(Path(home))
+    try:
+        user = Path.home()
+    except RuntimeError:
+        raise UserError("this user has no home folder for Jittor's build: set JITTOR_HOME to a folder that can be "
+                        "written") from None
+    try:
+        home = json.loads((user / ".cache/jittor/config.json").read_text()).get("JITTOR_HOME")
+    except (OSError, ValueError):
+        home = None
+    return plain(Path(home or user))
+
+
+def plan(device: str = "auto") -> Plan:
+    """Decide device and libraries.
+
+    Raise UserError if the device is unknown, if CUDA is asked for where it cannot work, or if Python, a compiler or
+    a folder that can be written is not there.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
+    _require_python()
+    compiler = shutil.which(os.environ.get("cc_path") or "g++")
+    if not compiler and sys.platform == "linux":
+        if os.environ.get("cc_path"):
+            raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
+        raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+    _require_open_files()
+    home = jittor_home()
+    try:
+        require_writable_folder(home / ".cache/jittor", "Jittor builds in")
+    except UserError as error:
+        raise UserError(f"{error} by setting JITTOR_HOME") from None
+    package = mended(home)
+    build: dict[str, str] = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
+    header = None
+    chosen, reason, tools = _choose_device(device, home)
+    if chosen == "cuda":
+        build.update(nvcc_path=str(tools.nvcc), conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
+        if tools.version >= (13, 0):
+            build["cc_flags"] = _CUDA13_FLAGS
+            own = os.environ.get("NVCC_APPEND_FLAGS", "")
+            build["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} {_CUDA13_STANDARD}".strip()
+    else:
+        build["nvcc_path"] = ""
+        header = _choose_header(home, package, compiler)
+        if header:
+            build.update(headers.flags(header))
+    onednn = _choose_onednn(home)
+    if onednn == "none":
+        build["use_mkl"] = "0"
+    chosen_by_user = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
+    facts = [package.name, sys.version, machine(compiler), tools and tools.version, {**chosen_by_user, **build}]
+    build["cache_name"] = f"jclip_{chosen}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+    return Plan(chosen, reason, onednn, {**build, **_manners()}, home, package, compiler, header)
+
+
+def _require_python() -> None:
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        raise UserError(f"Python {platform.python_version()} is not served: take Python "
+                        f"{'.'.join(map(str, PYTHONS[0]))} to {'.'.join(map(str, PYTHONS[1]))}")
+
+
+def _require_open_files() -> None:
+    """Raise the limit of open files where it is low and may be raised; raise UserError where it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+        if wanted < LEAST_FILES:
+            raise UserError(f"only {hard} open files are allowed, Jittor needs {LEAST_FILES}: ulimit -n 1024")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _manners() -> dict[str, str]:
+    """What changes nothing in a build."""
+    return {
+        # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
+        # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+        "log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1",
+        "gdb_path": "",  # looked for at every import, only to print a stack after a crash
+        "use_cuda": "0",  # a 1 from outside ends the interpreter where there is no CUDA; runtime.py sets the flag
+    }
+
+
+def machine(compiler: str | None) -> tuple:
+    """What code compiled here depends on. Two virtual machines may call different processors by the same name."""
+    processor = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = repr([next((line for line in lines if line.startswith(name)), "") for name in
+                          ("model name", "flags", "Features")])
+    except OSError:
+        pass
+    compiled_by = (compiler, os.path.getmtime(compiler)) if compiler else ()
+    return (platform.machine(), processor, compiled_by)
+
+
+def plain_python() -> str:
+    """Return this Python, not the virtual environment's, by a path that Jittor's unquoted command lines can take."""
+    executable = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    if not executable.is_file():
+        executable = Path(sys.executable)
+    return str(plain(executable.parents[1]) / "bin" / executable.name)
+
+
+def _python_config(home: Path) -> Path:
+    """Return a script that answers Jittor's two questions about Python's headers.
+
+    Python's own python3.x-config is not in every installation, and never in a virtual environment.
+    """
+    includes = list(dict.fromkeys(sysconfig.get_paths()[name] for name in ("include", "platinclude")))
+    if not Path(includes[0], "Python.h").is_file():
+        raise UserError(f"Python's headers are not installed ({includes[0]}/Python.h): Debian, Ubuntu: apt-get install "
+                        f"python3.{sys.version_info.minor}-dev")
+    text = ('#!/bin/sh\ncase "$1" in\n'
+            f"--includes) echo '{' '.join(f'-I{include}' for include in includes)}' ;;\n"
+            f"--extension-suffix) echo '{sysconfig.get_config_var('EXT_SUFFIX')}' ;;\nesac\n")
+    script = home / ".cache/jittor/jclip_python" / f"config_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not script.exists():
+        write_text(script, text)
+        script.chmod(0o755)
+    return script
+
+
+def _choose_device(device: str, home: Path) -> tuple:
+    """(cpu or cuda, why, toolkit or None)."""
+    if device == "cpu":
+        return "cpu", "asked for", None
+    gpu = toolkit.find_gpu()
+    tools = toolkit.find_toolkit(home) if not isinstance(gpu, str) else gpu
+    if isinstance(gpu, str) or isinstance(tools, str):
+        problem = str(tools)
+    elif tools.version[0] > gpu.driver_cuda[0]:
+        problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
+    else:
+        return "cuda", f"{gpu}, nvcc {tools.version[0]}.{tools.version[1]}", tools
+    if device == "cuda":
+        raise UserError(f"--device cuda: {problem}; --device cpu runs without")
+    return "cpu", problem, None
+
+
+def _choose_header(home: Path, package: Path, compiler: str | None) -> Path | None:
+    """The precompiled header for a CPU build; None where g++ is not the compiler or somebody chose other flags."""
+    if not re.match(r"(.*-)?g\+\+", os.path.basename(compiler or "")) or os.environ.get("debug", "0") != "0":
+        return None
+    header = headers.path(home, package / "jittor", machine(compiler))
+    # a child process finds its parent's flags, which are ours
+    chosen = {name: os.environ.get(name, "").strip() for name in headers.flags(header)}
+    ours = all(chosen[name] in ("", value) for name, value in headers.flags(header).items())
+    return header if ours else None
+
+
+def _choose_onednn(home: Path) -> str:
+    if os.environ.get("use_mkl") == "0":
+        return "none"
+    if toolkit.link_onednn(home):
+        return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
+    try:  # Jittor can fetch it where its server is in reach
+        socket.create_connection(("cg.cs.tsinghua.edu.cn", 443), timeout=5).close()
+        return "Jittor's download"
+    except OSError:
+        warn("oneDNN is missing, matrix products run about five times slower; "
+             f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
+        return "none"

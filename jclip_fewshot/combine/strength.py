@@ -1,0 +1,358 @@
+"""What decides how strongly a test set is refined, and how much each class counts.
+
+With shots, held-out shots decide. For each fold, every image and every held-out shot is answered by fits that did not
+see the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
+
+    gain_s(C) = score(start_s + C e_s) - score(start_s),    score = ln((1 - ε) p(y_s) + ε / K)
+
+weighed by how many images seem to be of class y_s. Of the strengths that gain and are not significantly behind the
+best one (two standard errors), the nearest to `STANDARD` is taken; none where no gain exceeds its standard error.
+
+Without shots, the images decide: the text's own answers are the labels. C is the temperature at which the Gaussians,
+to which no image contributes its own vote, explain the zero-shot answers best, at most `MOST`; nothing is done where
+classes have too few images, or where KL(zero-shot || Gaussians) exceeds the entropy of zero-shot.
+
+Class weights w come from a Dirichlet prior on the class proportions where most classes are absent, from a draw to
+equal shares where the set seems balanced:
+
+    V_0  = s + nu K / N      the variance of relative class masses in a balanced set: s between classes, nu between
+                             images, both measured on held-out shots, which are balanced
+    beta = clip(1 - (V + E - V_0) / (a² V_0), 0, 1)     V of this set, E its standard error; a the mean p of the label
+    share_k ~ (relative mass of k)^(1 - beta),  p'_nk ~ p_nk v_k  with  sum_n p'_nk = N share_k    (Sinkhorn and Knopp)
+
+Letters: N images, K classes, G held-out shots, D feature width. Measurements: docs/refinement.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from jclip_fewshot.backend.numerics import log_softmax, softmax
+from jclip_fewshot.combine.em_dirichlet import gamma_family
+from jclip_fewshot.combine.ensemble import temperature
+from jclip_fewshot.task import Task
+
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0)  # C in nats: what an average distance to a class weighs
+STANDARD = 16.0  # of these, where the shots leave a choice
+MOST = 15.0  # C at most, where no shot can check it
+WRONG = 0.05  # ε: one wrong label in twenty must not rule the score
+CAUTION = 1.0  # standard errors that a gain must exceed
+NEAR = 2.0  # standard errors behind the best strength that are no evidence against another
+LEAST_GAIN = 1e-4  # nats: less is none
+LEAST_IMAGES = 2.5  # a class that is present: with one or two nothing can be learned from names alone
+IMAGES_TO_BALANCE = 4  # a class; without shots, fewer cannot show that classes differ
+NEAR_EQUAL = 0.9  # beta of a set that shows balance without shots
+CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
+SURE = 2.0  # standard errors that alpha's gain must exceed
+SAMPLE = 4000  # images at most that choose alpha, or C
+WEIGHT_STEPS = 12
+ROUNDS = 30  # of Sinkhorn and Knopp
+CLOSE = 1e-3  # of the share that is wanted
+LEAST_CLASSES = 20  # a dozen cannot show how much their shares vary
+SMOOTH = 0.5  # images added to every class: one that is hardly answered at all is not drawn up for good
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class HeldOutFold:
+    """Held-out shots, and the answers of fits that did not see them."""
+
+    task: Task  # with the kept shots
+    features: np.ndarray  # (G, D) of the held-out shots
+    labels: np.ndarray  # (G,)
+    answer: Callable[[np.ndarray], np.ndarray]  # (N, D) rows -> (N, K) probabilities, without the held-out shots
+    class_bias: np.ndarray | float = 0.0  # (K,) that ln of these answers carries, fitted to the other shots
+
+    @cached_property
+    def own_answers(self) -> np.ndarray:
+        """(G, K): to the held-out shots themselves."""
+        return self.answer(self.features)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """weight: C; temperature: of the refined answers."""
+
+    weight: float
+    temperature: float = 1.0
+
+
+class Gaussians(Protocol):
+    """What `by_images` asks of the mixture."""
+
+    def evidence(self, features: np.ndarray, own: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """w: of a sparse set, ln(o / (o + full)) with o = (mass of the other images) + concentration; or that which gives
+    the classes `shares` (K,); or none. present: classes that seem to have an image."""
+
+    present: float
+    sparse: bool = False
+    concentration: float = np.inf
+    full: float = 1.0
+    shares: np.ndarray | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether w is anything but zero."""
+        return self.sparse or self.shares is not None
+
+    def settle(self, base: np.ndarray) -> np.ndarray:
+        """Return base (N, K) with weights, rows summing to 1."""
+        if self.shares is not None:
+            return _normal(base * np.exp(balancing_weights(base, self.shares)))
+        settled = base
+        for _ in range(WEIGHT_STEPS if self.sparse else 0):
+            others = np.maximum(settled.sum(axis=0, dtype=np.float64).astype(np.float32) - settled, 0)
+            others += np.float32(self.concentration)
+            settled = _normal(base * (others / (others + np.float32(self.full))))
+        return settled
+
+    def of_held_out(self, answers: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
+        """Return w (K,) of a row that is not in the set with `answers` (N, K), and these with weights."""
+        if self.shares is not None:
+            return balancing_weights(answers, self.shares), self.settle(answers)
+        settled = self.settle(answers)
+        if not self.sparse:
+            return 0.0, settled
+        others = settled.sum(axis=0, dtype=np.float64).astype(np.float32) + np.float32(self.concentration)
+        return np.log(others / (others + np.float32(self.full))), settled
+
+
+def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFold], weights: ClassWeights,
+             force: bool, evidence: Callable[[np.ndarray, np.ndarray, HeldOutFold], np.ndarray]
+             ) -> tuple[Strength, dict]:
+    """Return the strength that held-out shots choose among images (N, D) with answers (N, K), and the decision.
+
+    evidence: (features, assignments, fold) -> e (G, K) of the held-out shots. force: the best one even if it loses.
+    """
+    features, mass = features[one_less(probs.argmax(axis=1))], probs.sum(axis=0, dtype=np.float64)
+    if not len(features):
+        return Strength(0.0), {"weight": 0.0, "why": "no image is compared with others: hardly two are of one class"}
+    start, e, labels, importance = [], [], [], []
+    for fold in folds:
+        own_weights, settled = weights.of_held_out(fold.answer(features))
+        start.append(np.log(fold.own_answers + np.float32(TINY)) + own_weights)
+        e.append(evidence(features, settled, fold))
+        labels.append(fold.labels)
+        importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
+    start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
+    importance /= max(importance.mean(), TINY)
+    before = score(start, labels)
+    gains = np.stack([score(start + np.float32(c) * e, labels) - before for c in STRENGTHS])
+    means, errors = mean_and_error(gains, importance)
+    good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
+    if not len(good):
+        return Strength(0.0), {
+            "weight": 0.0, "held_out": len(labels),
+            "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
+                   "answered better by looking at the other images"}
+    best = good[means[good].argmax()]
+    behind, noise = mean_and_error(gains[best] - gains, importance)
+    near = np.flatnonzero((behind <= NEAR * noise) & (means >= min(means[best], 0)))
+    chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
+    c, mean, error = STRENGTHS[chosen], float(means[chosen]), float(errors[chosen])
+    # two digits: what float32 sums in another order agree on
+    refined = start + np.float32(c) * e
+    warmer = round(temperature(start, labels, importance) / temperature(refined, labels, importance), 2)
+    return Strength(c, warmer), {
+        "weight": c, "temperature": warmer, "gain": mean, "error": error, "held_out": len(labels),
+        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class "
+               f"{100 * mean:.1f} ± {100 * error:.1f} % more probable"}
+
+
+def by_images(probs: np.ndarray, features: np.ndarray, gaussians: Gaussians, assignments: np.ndarray,
+              weights: ClassWeights, force: bool) -> tuple[Strength, dict]:
+    """Return the strength for a set without held-out shots, and the decision.
+
+    probs (N, K): the start. gaussians: of the images (N, D), assigned to classes by `assignments` (N, K).
+    """
+    present = f"about {weights.present:.0f} of {probs.shape[1]} classes seem to have an image here"
+    if len(probs) < LEAST_IMAGES * weights.present and not force:
+        return Strength(0.0), {"weight": 0.0, "why": f"{present}: {len(probs)} images are too few of a class to learn "
+                                                     "from each other; the answers stay as they are"}
+    rows = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
+    e = gaussians.evidence(features[rows], assignments[rows])
+    c, apart = explaining(e, probs[rows])
+    entropy = -float((probs[rows] * np.log(probs[rows] + TINY)).sum(axis=1).mean())
+    found = {"apart": apart, "entropy": entropy}
+    if apart > entropy and not force:
+        return Strength(0.0), {"weight": 0.0, **found, "why": (
+            f"the images by themselves lie {apart:.2f} nats from what the names say, further than the names are unsure "
+            f"({entropy:.2f} nats); the answers stay as they are")}
+    equal = "; classes are drawn to equal shares" if weights.shown else ""
+    return Strength(c), {"weight": c, **found, "why": f"strength {c:.1f}, by the images alone; {present}{equal}"}
+
+
+def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
+    """Return the C up to `MOST` at which softmax(C e) is nearest to probs (n, K), and how far: KL in nats a row."""
+    from scipy.optimize import minimize_scalar  # half a second that only a refinement without shots should wait for
+
+    def apart(log_c: float) -> float:
+        return float((probs * (np.log(probs + TINY) - log_softmax(np.float32(np.exp(log_c)) * e))).sum(axis=1).mean())
+
+    best = minimize_scalar(apart, bounds=np.log([0.25, MOST]), method="bounded", options={"xatol": 0.02})
+    return float(np.exp(best.x)), float(best.fun)
+
+
+def one_less(labels: np.ndarray) -> np.ndarray:
+    """Return all rows but one, drawn at random, of every class, (N',): an image of n in its class sees n - 1 others.
+
+    A held-out shot among all n would see one more than the images that it stands for: enough to promise a gain where
+    every class has a single image.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    return np.sort(np.delete(order, first))
+
+
+def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean of (C, G) gains and its standard error, (C,); importance (G,) has mean 1."""
+    means = (importance * gains).mean(axis=1)
+    return means, np.sqrt((importance ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return ln((1 - ε) p(label) + ε / K) of each row, (G,)."""
+    own = softmax(logits)[np.arange(len(labels)), labels]
+    return np.log((1 - WRONG) * own + WRONG / logits.shape[1])
+
+
+def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
+    """Return whether most classes are absent or all are equally frequent, by held-out shots, and the decision.
+
+    Classes count less where the best alpha is below 1, the Dirichlet's border between dense and sparse proportions,
+    and fewer than half of the classes then receive an image that would if all were there: an unsure classifier favours
+    some classes, and how much shows on the held-out shots, all of whose classes are present.
+    """
+    concentration, gains, present = _presence(probs)
+    known = np.concatenate([fold.own_answers for fold in folds])
+    sparse = concentration < 1 and present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
+    shares, found = (None, {"beta": 0.0}) if sparse else balanced_shares(probs, folds, seen)
+    why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
+    if sparse:
+        why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"
+    elif shares is not None:
+        why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
+               f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
+    found = {"concentration": concentration if np.isfinite(concentration) else None, "gains": gains,
+             "present": present, "sparse": sparse, **found, "why": why}
+    return ClassWeights(present, sparse, concentration, len(probs) / max(present, 1), shares), {"classes": found}
+
+
+def equal_weights(probs: np.ndarray) -> tuple[ClassWeights, dict]:
+    """Return nearly equal shares if the images show balance, without shots; else no weights.
+
+    They show it where half of them gain nothing from the proportions of the other half.
+    """
+    if np.isfinite(choose_concentration(probs)[0]):
+        shares = probs.mean(axis=0, dtype=np.float64)
+        return ClassWeights(float(np.exp(-(shares * np.log(shares + TINY)).sum()))), {}
+    weights = ClassWeights(float(min(probs.shape)))
+    if len(probs) < IMAGES_TO_BALANCE * probs.shape[1]:
+        return weights, {}
+    drawn = probs.sum(axis=0, dtype=np.float64) ** (1 - NEAR_EQUAL)
+    return ClassWeights(weights.present, shares=drawn / drawn.sum()), {}
+
+
+def _presence(probs: np.ndarray) -> tuple[float, dict[str, float], int]:
+    """alpha, its gains (`choose_concentration`) and how many classes then receive half an image or more."""
+    concentration, gains = choose_concentration(probs)
+    # without a level o / (o + f) tends to o / f: what a class of its own weight would receive
+    sparse = ClassWeights(0, np.isfinite(concentration), concentration, 1e6)
+    return concentration, gains, int((sparse.settle(probs).sum(axis=0, dtype=np.float64) >= 0.5).sum())
+
+
+def choose_concentration(probs: np.ndarray) -> tuple[float, dict[str, float]]:
+    """Return alpha by the likelihood of held-out images, and each alpha's gain over equal weights in nats an image.
+
+    The images are halved; class proportions estimated on one half under Dirichlet(alpha), by variational Bayes,
+    score the other:  mean ln sum_k p_nk pi_k. Infinite: equal weights.
+    """
+    order = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
+    halves = [probs[order[0::2]], probs[order[1::2]]]
+    scores: dict[float, list] = {a: [] for a in CONCENTRATIONS}
+    for mine, other in (halves, halves[::-1]):
+        weights = np.full(probs.shape[1], 1 / probs.shape[1])
+        for a in CONCENTRATIONS:  # from equal to sparse, each starting from the one before
+            weights, shares = _variational_weights(mine, weights, a)
+            scores[a].append(np.log(other @ shares + TINY))
+    better = {a: np.concatenate(one) - np.concatenate(scores[np.inf]) for a, one in scores.items()}
+    gains = {a: float(gain.mean()) for a, gain in better.items()}
+    best = max(gains, key=gains.get)
+    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
+        best = np.inf  # a handful of images may look alike by chance
+    return best, {str(a if np.isfinite(a) else None): gain for a, gain in gains.items()}
+
+
+def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tuple[np.ndarray, np.ndarray]:
+    """exp(E[ln pi_k]) and E[pi_k], both (K,), under Dirichlet(a) and the images `probs`."""
+    if not np.isfinite(a):
+        return weights, weights
+    for _ in range(WEIGHT_STEPS):
+        joint = probs * weights.astype(probs.dtype)
+        mass = a + (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0, dtype=np.float64)
+        weights = np.exp(gamma_family(mass)[1] - gamma_family(mass.sum(keepdims=True))[1])
+    return weights, mass / (probs.shape[1] * a + len(probs))
+
+
+def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray
+                    ) -> tuple[np.ndarray | None, dict]:
+    """Return how large a share of the images each class should have, (K,), None: as it comes; and what was found.
+
+    probs (N, K). seen (K,): the classes that have shots; the others keep their share.
+    """
+    mass = probs.sum(axis=0, dtype=np.float64)
+    images = mass[seen].sum() / max(seen.sum(), 1)  # a class
+    given = np.stack([np.bincount(fold.labels, minlength=len(seen)) for fold in folds])
+    columns = given.any(axis=0)
+    whole = [number for number in range(len(folds)) if given[number, columns].all()]
+    classes = int(columns.sum())
+    if images < 0.99 or len(whole) < 2 or classes < max(LEAST_CLASSES, seen.sum() / 2):
+        return None, {"beta": 0.0}
+    shots = given[whole][:, columns].mean()  # of a class in a fold
+    surplus, own = [], []
+    for number in whole:
+        # without the class bias, which is fitted to the other shots: with it s came out as zero
+        p = _normal(folds[number].own_answers * np.exp(-np.asarray(folds[number].class_bias, np.float64)))
+        surplus.append((p.sum(axis=0) - given[number])[columns] / shots)
+        own.append(p[np.arange(len(folds[number].labels)), folds[number].labels])
+    of_a_fold = float(np.var(surplus, axis=0, ddof=1).mean())
+    between = max(float(np.mean(surplus, axis=0).var()) - of_a_fold / len(whole), 0.0)
+    shown = max((float(np.concatenate(own).mean()) - 1 / classes) / (1 - 1 / classes), 1e-9)
+    relative = mass[seen] / images
+    spread, expected = float(relative.var()), max(between + of_a_fold * shots / images, 1e-9)
+    most = spread + CAUTION * expected * np.sqrt(2 / classes)
+    beta = float(np.clip(1 - (most - expected) / (shown ** 2 * expected), 0, 1))
+    shares = mass / mass.sum()
+    drawn = relative ** (1 - beta)
+    shares[seen] = drawn / drawn.sum() * shares[seen].sum()
+    return shares if beta else None, {"beta": beta, "spread": spread ** 0.5, "spread_if_balanced": expected ** 0.5}
+
+
+def balancing_weights(probs: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return ln v (K,) float32 with sum_n p_nk v_k / sum_j p_nj v_j = N share_k, nearly."""
+    probs = np.asarray(probs, np.float32)
+    wanted = len(probs) * shares + SMOOTH
+    weights = np.ones(probs.shape[1])
+    for _ in range(ROUNDS):
+        scaled = 1 / (probs @ weights.astype(np.float32))
+        missing = wanted / (weights * (scaled @ probs) + SMOOTH)
+        weights *= missing
+        weights /= weights.max()
+        if np.abs(missing - 1).max() < CLOSE:
+            break
+    return np.log(weights).astype(np.float32)
+
+
+def _normal(rows: np.ndarray) -> np.ndarray:
+    """Rows divided by their sums, in place."""
+    rows /= np.maximum(rows.sum(axis=1, keepdims=True), TINY)
+    return rows

@@ -1,0 +1,45 @@
+"""An encoder whose rows are any function of images: what a method computes inside a CLIP when it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jclip_fewshot.backend import jt
+from jclip_fewshot.encoders.base import ROWS, Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
+from jclip_fewshot.storage.files import content_digest
+
+ONE = 100.0  # the last coordinate of `homogeneous`, about as large as the others
+
+
+class FunctionEncoder(ClipEncoder):
+    """`base` with rows (width,) by `function`, of images (B, 3, R, R); it encodes no texts.
+
+    said: all that the function depends on beside the weights of `base`, for the fingerprint.
+    """
+
+    has_text = False
+
+    def __init__(self, base: ClipEncoder, name: str, said: bytes, width: int,
+                 function: Callable[[jt.Var], jt.Var]) -> None:
+        digest = content_digest(base.weights_digest.encode() + b"\0" + said).hex()
+        super().__init__(base.model, f"{base.name} {name}", digest, base.batch_size, base.tokens)
+        self.width, self._function = width, function
+
+    def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+        if depth != ROWS:
+            return super().images(pixels, depth)
+        with jt.no_grad():
+            return self._numpy(self._function(self.prepared(pixels)).float32())
+
+
+def homogeneous(logits: jt.Var) -> jt.Var:
+    """Logits (B, K) -> rows (B, K + 1), whose length says nothing: rows are stored with unit length."""
+    return jt.concat([logits.float32(), jt.full((logits.shape[0], 1), ONE)], dim=1)
+
+
+def logits_of(rows: np.ndarray) -> np.ndarray:
+    """Return the logits (N, K) that `homogeneous` rows (N, K + 1) of any length stand for."""
+    return (ONE * rows[:, :-1] / rows[:, -1:]).astype(np.float32)
