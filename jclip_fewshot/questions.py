@@ -20,8 +20,8 @@ from jclip_fewshot.run import Run, require_result
 class Questions:
     """The N test images that a run is asked about.
 
-    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows. result: the
-    file of the answers.
+    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows. result:
+    the file of the answers.
     """
 
     data: DataSet

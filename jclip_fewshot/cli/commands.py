@@ -209,7 +209,8 @@ def convert(settings: ConvertConfig) -> int:
         command.set_up(DeviceConfig())
         from jclip_fewshot.encoders.registry import open_encoder
         from jclip_fewshot.export_onnx import save_towers
-        gap = save_towers(settings.target, open_encoder(settings.source))
+        encoder = open_encoder(settings.source, activation=settings.activation, head_width=settings.head_width)
+        gap = save_towers(settings.target, encoder)
         print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
         return 0
     require_writable(settings.target)
