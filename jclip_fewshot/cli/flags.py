@@ -82,7 +82,8 @@ def parse(config: type[Config], description: str, arguments: list[str] | None = 
 def parse_given(config: type[Config], description: str, arguments: list[str] | None = None,
                 program: str | None = None) -> tuple[Config, dict[str, Any]]:
     """Return the same, and those of the settings that were given, by flag or file, rather than left at defaults."""
-    parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact, usage=_usage(config))
+    parser = argparse.ArgumentParser(program, description=description, formatter_class=Compact)
+    parser.usage = _usage(parser.prog, config)
     add_flags(parser, config)
     flags = vars(parser.parse_args(arguments))
     file, show = flags.pop("config"), flags.pop("print_config")
@@ -104,12 +105,12 @@ def parse_given(config: type[Config], description: str, arguments: list[str] | N
     return settings, given
 
 
-def _usage(config: type) -> str:
+def _usage(program: str, config: type) -> str:
     """The line of usage: "RUN IMAGE... [settings]"."""
     shown = [f for f in fields(config) if f.metadata["needed"] or f.metadata["group"] == "arguments"]
     several = ["..." if isinstance(f.default, tuple) else "" for f in shown]
     said = [f"{_called(f)}{dots}" if f.metadata["needed"] else f"[{_called(f)}]" for f, dots in zip(shown, several)]
-    return "\n    ".join(textwrap.wrap(" ".join(["%(prog)s", *said, "[settings]"]), 60))
+    return "\n    ".join(textwrap.wrap(" ".join([program, *said, "[settings]"]), 50)).replace("%", "%%")
 
 
 def _called(f: dataclasses.Field) -> str:
