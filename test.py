@@ -13,7 +13,7 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
-from pathlib import Path
+import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
@@ -29,7 +29,7 @@ from jclip_fewshot.questions import read_questions
 from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
 from jclip_fewshot.report.page import report_line
-from jclip_fewshot.run import Run, require_result
+from jclip_fewshot.run import Run
 from jclip_fewshot.storage.files import require_writable_folder
 
 
@@ -40,10 +40,8 @@ def main() -> None:
 
     # 1. The test images and, where somebody has them, their answers. What is wrong with them is found now.
     run = Run.chosen(settings.run, settings.runs, settings.demo, settings.demo_seed, settings.split)
-    asked = read_questions(run, settings.data, settings.split)
+    asked = read_questions(run, settings)
     names, truth, demo = asked.tests.names, asked.truth, run.record.config.demo
-    result = Path(settings.result or Path(asked.data.root if demo else "", "result.txt"))
-    require_result(result)
     require_writable_folder(run.folder, "--run")
 
     # 2. The run: what was learned, and from what.
@@ -67,10 +65,12 @@ def main() -> None:
         tell(answers.refinement.report())
     watch.lap("answers")
 
-    # 5. The submission: written whole, read back and checked; a copy of it stays in the run.
+    # 5. The answers: written whole, the contest's submission read back and checked; a copy of them stays in the run.
     best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(names))
-    archive = run.save_result(result, asked.split, asked.own, names, best)
-    print(f"{result}: {count_of(len(names), 'image')}; submit {archive}")
+    probability = np.full(len(names), np.nan)
+    probability[readable] = answers.final.max(axis=1)
+    archive = run.save_answers(asked.result, asked.split, asked.own, asked.tests, best, probability)
+    print(f"{asked.result}: {count_of(len(names), 'image')}" + (f"; submit {archive}" if archive else ""))
 
     # 6. Where the answers are known: the score of every method. Where not, what the shots say.
     scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, asked.data.domains)

@@ -8,7 +8,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.shots import choose_shots
 from jclip_fewshot.evaluation.scores import percent, truth_of
 from jclip_fewshot.pipeline import Pipeline
@@ -22,8 +22,9 @@ class DemoRows:
 
     def __init__(self, seed):
         folder, self.checkpoint = demo.prepare(Path("demo" if seed == demo.SEED else f"demo-{seed}"), seed)
-        self.contest, self.tests = read_contest(folder), test_images(folder)
-        self.truth = truth_of(read_labels(self.contest), self.tests.names)
+        self.contest = read_data_set(folder)
+        self.tests = self.contest.split()
+        self.truth = truth_of(self.tests.labels, self.tests.names)
         self.sentences = prompts.class_sentences(self.contest.class_names, self.contest.domains)
 
     def encode(self, source, test_views=1):

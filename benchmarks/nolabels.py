@@ -20,7 +20,6 @@ from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.combine.refinement import refine
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_labels, test_images
 from jclip_fewshot.data.demo.drawing import draw
 from jclip_fewshot.data.demo.world import contest_classes
 from jclip_fewshot.evaluation.scores import best_classes, percent, truth_of
@@ -47,8 +46,8 @@ class Bench:
         task = encoded.task(rows, [label for _, label in chosen])
         task, found = with_support(task, *encoded.support)
         pipeline = Pipeline(problem.choice).fit(task, encoded.given([path for path, _ in chosen + found], 0))
-        tests = test_images(data.root)
-        truth = truth_of(read_labels(data), tests.names)
+        tests = data.split()
+        truth = truth_of(tests.labels, tests.names)
         features, _ = encoded.source.images(data.root, tests.files)
         queries = queries_of(encoded.source, data.root, tests.files, features)
         for name, answer in pipeline.answer(queries, refine, every_method=True).by_method().items():

@@ -26,7 +26,7 @@ def main():
 
     from jclip_fewshot.config import TrainConfig
     from jclip_fewshot.data import demo, prompts
-    from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+    from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.shots import choose_shots
     from jclip_fewshot.evaluation.scores import percent
     from jclip_fewshot.features.sources import open_source
@@ -35,7 +35,7 @@ def main():
     found = []
     for seed in range(1, options.seeds + 1):
         settings = demo.settings(TrainConfig(demo=True, demo_seed=seed))
-        contest = read_contest(settings.data)
+        contest = read_data_set(settings.data)
         source = open_source(settings.model, settings.weights, **settings.encoding)
         classes = np.arange(len(contest.class_names))
         known = np.random.default_rng(seed).permutation(classes) >= len(classes) // 4  # (K,)
@@ -45,7 +45,8 @@ def main():
         shots = [(path, place[label]) for path, label in choose_shots(contest) if known[label]]
         rows, _ = source.images(contest.root, [path for path, _ in shots], views=settings.augment)
         task = Task(rows, [label for _, label in shots], text, domain_indices(domains), source.scale)
-        tests, labels = test_images(contest.root), read_labels(contest, "A")
+        tests = contest.split()
+        labels = tests.labels
         truth = np.array([labels[name] for name in tests.names])
         features, _ = source.images(contest.root, tests.files)
         probs = Pipeline(options.methods).fit(task).answer(features, refine="off").probs

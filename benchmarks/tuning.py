@@ -32,7 +32,6 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig, TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo
-from jclip_fewshot.data.contest import read_labels, test_images
 from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.evaluation.scores import percent, truth_of
@@ -60,10 +59,10 @@ def contest_scores(seed: int, cache: Path, methods: str, draw: int) -> dict:
     pipeline = Pipeline(problem.choice, draw).fit(task, encoded.given([path for path, _ in shots], draw),
                                                   lambda name, s: tell(f"  {name:15} {s:6.1f} s"))
     tell(f"fit: {time.process_time() - begun:.0f} s of processor time")
-    tests = test_images(root, "A")
+    tests = problem.data.split("A")
     features, _ = encoded.source.images(root, tests.files)
     answers = pipeline.answer(queries_of(encoded.source, root, tests.files, features), every_method=True)
-    truth = truth_of(read_labels(problem.data, "A"), tests.names)
+    truth = truth_of(tests.labels, tests.names)
     scores = {name: percent(answer.argmax(axis=1) == truth) for name, answer in answers.by_method().items()}
     scores.setdefault("ensemble_tuned", scores["ensemble"])  # no tower was tuned
     frozen = pipeline.rows_ensemble_

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from jclip_fewshot.errors import UserError, nearest
 
 Config = TypeVar("Config")
+FORMATS = "contest", "coop", "imagefolder", "table", "tree"  # of data sets, see data/formats
 DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 
@@ -64,7 +65,9 @@ class MachineConfig(DeviceConfig):
 class SourceConfig(MachineConfig):
     """Which images, which CLIP, which methods: train.py and validate."""
 
-    data: str = option("Dataset", "the contest's folder, or a folder a class", "data", metavar="DIR")
+    data: str = option("Dataset", "the folder of the data set (docs/data.md: formats)", "data", metavar="DIR")
+    format: str = option("", "how the data set lies there, where two fit (docs/data.md)", "data", ("", *FORMATS))
+    labels: str = option("", "a table of images and their classes: .csv, .tsv, .jsonl", "data", metavar="FILE")
     board: str = option("A", "B adds the classes of classes_b.txt", "data", ("A", "B"))
     domains: bool = option(False, "a class name's part before the first _ is its domain", "data")
     demo: bool = option(False, "the built-in small contest and its small CLIP", "data")
@@ -161,8 +164,10 @@ class TestConfig(MovedConfig):
     views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
                         low=1)
     refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
-    result: str = option("", "the submission; .zip next to it [result.txt; in the demo's folder with --demo]", "output",
-                         metavar="FILE")
+    result: str = option("", "the answers' file; of a .txt a .zip next to it [result.txt, result.csv; in the demo's "
+                         "folder with --demo]", "output", metavar="FILE")
+    out: str = option("auto", "txt: the contest's submission; csv: path, label, probability; auto: by the format",
+                      "output", ("auto", "txt", "csv"))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import numpy as np
 from jclip_fewshot.config import SourceConfig
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.contest import Contest, default_split, read_contest, test_images
+from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import choose as choose_shots
 from jclip_fewshot.data.shots import shortage
@@ -47,7 +48,7 @@ class Problem:
 
     settings: SourceConfig
     choice: Choice
-    data: Contest
+    data: DataSet
     sentences: Sequence[Sequence[str]]
     support: Sequence[LabelledPath] = ()
     unlabelled: Sequence[str] = ()
@@ -78,7 +79,8 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
                         "none: give --support DIR")
     require_possible(choice, {TEXT, TOWER, *([SHOTS] if labelled or support else []),
                               *([UNLABELLED] if without_labels else [])})
-    data = read_contest(settings.data, settings.board, settings.domains, labelled=labelled)
+    data = read_data_set(settings.data, settings.board, settings.domains, labelled, settings.format, settings.labels)
+    tell(data.summary())
     for note in [*data.notes, shortage(data, shots)]:
         tell(note) if note else None
     sentences = prompts.class_sentences(data.class_names, data.domains, settings.prompts, settings.names,
@@ -99,7 +101,7 @@ class Encoded:
     text: np.ndarray
 
     @property
-    def data(self) -> Contest:
+    def data(self) -> DataSet:
         return self.problem.data
 
     def shots(self, count: int, seed: int, shot_list: str = "", stage: str = "shots"
@@ -136,7 +138,7 @@ class Encoded:
             found, paths = self._readable(Path(), self.problem.unlabelled, f"--unlabelled {settings.unlabelled}")
             rows, beside = [found], len(found)
         if getattr(settings, "transductive", False):
-            tests = test_images(data.root, default_split(data.root, settings.board))
+            tests = data.split()
             found, more = self._readable(data.root, tests.files, f"--transductive: {tests.folder}")
             rows, paths = [*rows, found], [*paths, *more]
         if not rows:

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from jclip_fewshot.config import TestConfig
 from jclip_fewshot.console import tell
-from jclip_fewshot.data.contest import Contest, TestSet, read_contest, read_labels, test_images
-from jclip_fewshot.data.submission import require_names
+from jclip_fewshot.data.data_set import DataSet, TestSet
+from jclip_fewshot.data.formats import read_data_set
+from jclip_fewshot.data.submission import answers_file, require_names
 from jclip_fewshot.evaluation.scores import truth_of
-from jclip_fewshot.run import Run
+from jclip_fewshot.run import Run, require_result
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The N test images that a run is asked about. own: they are the split that it was trained for.
+    """The N test images that a run is asked about.
 
-    truth (N,): their classes; None where nobody knows.
+    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows. result:
+    the file of the answers.
     """
 
-    data: Contest
+    data: DataSet
     split: str
     own: bool
     tests: TestSet
     truth: np.ndarray | None
+    result: Path
 
 
-def read_questions(run: Run, root: str = "", given: str = "") -> Questions:
-    """Read the test images of a run: of the data folder `root` and the split `given`, or its own.
+def read_questions(run: Run, settings: TestConfig) -> Questions:
+    """Read the test images of a run: of the data folder and the split that the settings name, or its own.
 
-    Raise UserError if something is absent, not what the run has learned, or cannot stand in a result.txt.
+    Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
     """
-    data = read_contest(root or run.where(run.record.config.data), run.board, labelled=run.record.config.shots > 0)
+    config = run.record.config
+    root = settings.data or run.where(config.data)
+    data = read_data_set(root, run.board, labelled=config.shots > 0, format=config.format,
+                         labels=run.where(config.labels) if config.labels else "")
     run.require_same_classes(data.class_names)
-    split, own = run.split(data.root, given)
-    tests = test_images(data.root, split)
-    require_names(tests.folder, tests.names)
-    if tests.ignored:
-        tell(f"{tests.folder}: {tests.ignored} files that are no images are left out")
-    labels = read_labels(data, split)
-    return Questions(data, split, own, tests, None if labels is None else truth_of(labels, tests.names))
+    split, own = run.split(data, settings.split)
+    tests = data.split(split, used=run.record.shots.files)
+    for note in tests.notes:
+        tell(note)
+    result = answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
+    require_result(result)
+    if result.suffix != ".csv":
+        require_names(tests.folder, tests.names)
+    return Questions(data, split, own, tests, None if tests.labels is None else truth_of(tests.labels, tests.names),
+                     result)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta, Struct
 
 from jclip_fewshot.config import Config, TestConfig, TrainConfig, ValidateConfig, checked
+from jclip_fewshot.console import filled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.several import encoders_of
 
@@ -81,14 +82,15 @@ class Record(Struct, kw_only=True):
         count = sum(shots for shots in Counter(self.shots.labels).values() if shots > 1)
         if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100 or not count:
             return None
-        return HeldOut(float(top1), 100 * (top1 / 100 * (1 - top1 / 100) / count) ** 0.5, count)
+        share = (top1 / 100 * count + 1) / (count + 2)  # Laplace's, so that 100 % is not without error
+        return HeldOut(float(top1), 100 * (share * (1 - share) / (count + 2)) ** 0.5, count)
 
 
     def held_out_text(self) -> str:
         """Return a line that says it; "" where there is none."""
         found = self.held_out()
-        return "" if found is None else (f"held-out top-1: {found} ({found.count} shots, each answered by what the "
-                                         "others teach; ± one standard error)\n")
+        return "" if found is None else filled(f"held-out top-1: {found} ({found.count} shots, each answered by what "
+                                               "the others teach; ± one standard error)") + "\n"
 
 
 class HeldOut(Struct, frozen=True):

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.console import tell, warn
-from jclip_fewshot.data.contest import CLASS_LISTS, default_split
+from jclip_fewshot.data.data_set import DataSet, TestSet
+from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, require_target, write_result
+from jclip_fewshot.data.submission import move_aside, require_target, write_result, write_table
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
@@ -193,16 +194,15 @@ class Run:
                             f"{len(class_names)} of this data set, or in another order: train again, or give the right "
                             "--run or --data")
 
-    def split(self, root: str | Path, given: str = "") -> tuple[str, bool]:
-        """Return the test set that is meant below the data folder, and whether it is the run's own.
+    def split(self, data: DataSet, given: str = "") -> tuple[str, bool]:
+        """Return the test set of a data set that is meant, and whether it is the run's own.
 
         Raise UserError if `given` is that of the other board, whose classes it has not learned.
         """
-        own = default_split(root, self.board)
-        if given in CLASS_LISTS and given != self.board:
+        if not data.plain and given in CLASS_LISTS and given != self.board:
             raise UserError(f"{self.folder} has learned the classes of board {self.board} and cannot answer --split "
                             f"{given}: give the --run of {next_command('train')} --board {given}")
-        return given or own, given in ("", own)
+        return given or data.default_split, given in ("", data.default_split)
 
     def splits(self) -> list[str]:
         """Return the test sets that it has answered, the last one last."""
@@ -225,32 +225,38 @@ class Run:
         save_arrays(self.folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
         write_json(self.folder / f"test_{split}.json", record)
 
-    def save_result(self, result: Path, split: str, own: bool, names: Sequence[str], best: np.ndarray) -> Path:
-        """Write the submission to `result`, its class names beside it, and copies into the run. Return the archive.
+    def save_answers(self, result: Path, split: str, own: bool, tests: TestSet, best: np.ndarray,
+                     probability: np.ndarray) -> Path | None:
+        """Write the answers to `result` and a copy into the run. Return the archive to submit; none of a .csv.
 
-        own: `split` is the one that the run was trained for. names (N,), best (N, ≤5): the images and their class ids.
+        own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first,
+        NaN where the image could not be read. Beside a result.txt stand its archive and the names of its classes.
         A file of these names that none of the runs beside this one has written is moved aside first, with a line.
         """
-        for path in (result, result.with_suffix(".zip"), _names_file(result)):
-            ours = sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}"))
-            aside = move_aside(path, ours)
+        table = result.suffix == ".csv"
+        for path in (result,) if table else (result, result.with_suffix(".zip"), _names_file(result)):
+            aside = move_aside(path, sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}")))
             if aside:
                 tell(f"{path} was not written by these runs: it is moved to {aside}")
-        classes = self.record.classes
-        for place in (self.folder / ("result.txt" if own else f"result_{split}.txt"), result):
-            archive = write_result(place, names, best, len(classes))
+        classes, archive = self.record.classes, None
+        for place in (self.folder / f"{'result' if own else f'result_{split}'}{result.suffix}", result):
+            if table:
+                write_table(place, tests.files, [classes[row[0]] for row in best], probability)
+                continue
+            archive = write_result(place, tests.names, best, len(classes))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
-            writer.writerows([name, *(classes[label] for label in row)] for name, row in zip(names, best))
+            writer.writerows([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best))
             write_text(_names_file(place), text.getvalue())
         return archive
 
 
 def require_result(result: Path) -> None:
-    """Raise UserError, before the work, if the submission, or a file beside it, cannot be written."""
+    """Raise UserError, before the work, if the answers, or a file beside them, cannot be written."""
     require_target(result)
-    require_writable(_names_file(result), "--result")
+    if result.suffix != ".csv":
+        require_writable(_names_file(result), "--result")
 
 
 def _names_file(result: Path) -> Path:

@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
 from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_clip, read_state_dict  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
-from jclip_fewshot.data.contest import read_contest, read_labels  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
+from jclip_fewshot.data.formats import read_data_set  # noqa: E402
 from jclip_fewshot.data.recipe import clip_recipe  # noqa: E402
 from jclip_fewshot.data.shots import read_shot_list  # noqa: E402
 from jclip_fewshot.data.submission import check_result, write_result  # noqa: E402
@@ -199,10 +199,33 @@ def lists_kind(folder: Path) -> Kind:
     def read(name: str, path: Path) -> None:
         for other, content in LISTS.items():
             (root / other).write_bytes(path.read_bytes() if other == name else content)
-        contest = read_contest(root)
-        read_labels(contest)
+        contest = read_data_set(root)
+        contest.split()
         read_shot_list(root / "shots.txt", contest)
     return Kind(LISTS, read, [*ANY, odd_text, odd_text, odd_text])
+
+
+def tables_kind(folder: Path) -> Kind:
+    """Tables and CoOp's split, each by itself in a folder of images."""
+    rows = [(f"{number}.jpg", number % 2, "ab"[number % 2]) for number in range(6)]
+    seeds = {"train.csv": "image,label,split\n" + "".join(f"train/{p},{name},train\n" for p, _, name in rows),
+             "train.jsonl": "".join(f'{{"image": "train/{p}", "label": "{name}"}}\n' for p, _, name in rows),
+             "metadata.csv": "file_name,label\n" + "".join(f"{p},{name}\n" for p, _, name in rows),
+             "split_zhou_X.json": '{"train": [' + ", ".join(f'["{p}", {k}, "{name}"]' for p, k, name in rows) + "]}"}
+    (folder / "tables/train").mkdir(parents=True)
+    for path, _, _ in rows:
+        (folder / "tables/train" / path).touch()
+
+    def read(name: str, path: Path) -> None:
+        target = folder / "tables" / ("train" if name == "metadata.csv" else "") / name
+        target.write_bytes(path.read_bytes())
+        try:
+            data = read_data_set(folder / "tables")
+            data.split()
+            data.summary().encode("utf-8")
+        finally:
+            target.unlink()
+    return Kind({name: text.encode() for name, text in seeds.items()}, read, [*ANY, odd_text, odd_text, odd_text])
 
 
 def images_kind(folder: Path) -> Kind:
@@ -250,7 +273,8 @@ def submission_kind(folder: Path) -> Kind:
 
 
 KINDS: dict[str, Callable[[Path], Kind]] = {
-    "checkpoint": checkpoint_kind, "npz": npz_kind, "record": record_kind, "lists": lists_kind, "images": images_kind,
+    "checkpoint": checkpoint_kind, "npz": npz_kind, "record": record_kind, "lists": lists_kind,
+    "tables": tables_kind, "images": images_kind,
     "submission": submission_kind}
 
 

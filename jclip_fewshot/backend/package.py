@@ -91,6 +91,9 @@ jit_utils.try_import_jit_utils_core(silent=True)
     ("jittor_utils/__init__.py", "osv = platform.platform() + platform.node()", "osv = platform.system()"),
     # In a notebook this sets a variable to its default, and says so.
     ("jittor_utils/__init__.py", '        if is_in_ipynb: os.environ["log_sync"] = "1"\n', ""),
+    # From Python 3.13 on a function's locals() no longer shows what exec() has imported.
+    ("jittor/compiler.py", "mod = locals()[gen_name]", "mod = sys.modules[gen_name]"),
+    ("jittor_utils/__init__.py", "mod = locals()[hash]", "mod = sys.modules[hash]"),
     # No pool of processes need not mean no threads.
     ("jittor_utils/__init__.py", """'0') == '1':
     os.environ["use_parallel_op_compiler"] = '0'

@@ -5,6 +5,7 @@ Imports stand inside the functions where they start Jittor or are heavy: `check`
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 from collections.abc import Callable
@@ -107,18 +108,27 @@ def export(settings: ExportConfig) -> int:
 
 def check(settings: CheckConfig) -> int:
     """Says whether a submission file is valid for a test set, and what is wrong with it."""
-    from jclip_fewshot.data.contest import CLASS_LISTS, default_split, read_classes, test_images
+    from jclip_fewshot.data.formats import read_data_set
+    from jclip_fewshot.data.formats.contest import CLASS_LISTS
     from jclip_fewshot.data.submission import check_result, require_names
-    split = settings.split or default_split(settings.data)
-    classes = read_classes(settings.data, split if split in CLASS_LISTS else "A")
-    tests = test_images(settings.data, split)
+    if settings.result.endswith(".csv"):
+        raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
+    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", labelled=False)
+    tests = data.split(settings.split)
     require_names(tests.folder, tests.names)
-    found = check_result(settings.result, tests.names, len(classes))
+    found = check_result(settings.result, tests.names, len(data.class_names))
     for note in found.notes:
         print(f"note: {note}")
     if found.ok:
-        print(f"{settings.result} is valid: {found.lines} images, {len(classes)} classes")
+        print(f"{settings.result} is valid: {found.lines} images, {len(data.class_names)} classes")
         return 0
+    for other in data.splits:
+        with contextlib.suppress(UserError):  # a board whose lists or images are not there
+            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", labelled=False)
+            if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
+                print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
+                      f"for that it is valid; check it with --split {other}", file=sys.stderr)
+                return 2
     for problem in found.problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     return 2
@@ -199,7 +209,8 @@ def convert(settings: ConvertConfig) -> int:
         command.set_up(DeviceConfig())
         from jclip_fewshot.encoders.registry import open_encoder
         from jclip_fewshot.export_onnx import save_towers
-        gap = save_towers(settings.target, open_encoder(settings.source))
+        encoder = open_encoder(settings.source, activation=settings.activation, head_width=settings.head_width)
+        gap = save_towers(settings.target, encoder)
         print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
         return 0
     require_writable(settings.target)

@@ -17,7 +17,7 @@ from jclip_fewshot.backend import runtime
 from jclip_fewshot.backend.device import PYTHONS
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
-from jclip_fewshot.data.contest import TEST_FOLDERS, read_contest
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.provenance import next_command
 
@@ -138,9 +138,7 @@ def _digest(found: Path, expected: str | None, known: str) -> Finding:
 
 def _data(data: str) -> Finding:
     try:
-        contest = read_contest(data)
+        found = read_data_set(data)
     except UserError as error:
         return Finding("data set", False, str(error))
-    tests = [name for name in TEST_FOLDERS if (Path(data) / name).is_dir()]
-    return Finding("data set", True, f"{data}: {len(contest.class_names)} classes, {len(contest.train)} training "
-                                     f"images, test sets: {', '.join(tests) or 'none'}")
+    return Finding("data set", True, f"{data}: {found.summary()}; {len(found.train)} training images")

@@ -15,14 +15,13 @@ import numpy as np
 
 from jclip_fewshot.config import PredictConfig
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.listing import TREE_SUFFIXES, count_of, kinds_of, walk
+from jclip_fewshot.data.listing import IMAGE_SUFFIXES, count_of, walk
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.sources import Source, TableSource
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import queries_of
 from jclip_fewshot.run import Run
 
-SUFFIXES = (*TREE_SUFFIXES, ".gif", ".tif", ".tiff", ".ppm")  # of what a folder holds; a file is taken by its name
 FIRST, MOST = 16, 512  # pictures that are encoded together: few at first, so that answers come at once
 NONE_OF_THESE = "(none of these)"
 
@@ -49,10 +48,10 @@ def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
                 raise UserError("standard input, which - stands for, is closed")
             yield from _lines(names or sys.stdin.buffer)
         elif os.path.isdir(argument):
-            found = [str(folder / name) for folder, images, _ in walk(Path(argument), SUFFIXES) for name in images]
+            found = [str(folder / name) for folder, images, _ in walk(Path(argument)) for name in images]
             yield from map(Named, found)
             if not found:
-                yield Named(argument, f"the folder holds no {kinds_of(SUFFIXES)}")
+                yield Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
         elif os.path.exists(argument) or not glob.has_magic(argument):
             yield Named(argument)
         else:

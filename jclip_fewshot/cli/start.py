@@ -104,6 +104,15 @@ def own_arguments() -> list:
     return sys.orig_argv[1:]
 
 
+def read_utf8() -> None:
+    """Starts again in Python's UTF-8 mode where the locale has another encoding: names and lists are UTF-8."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8"):
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")  # the terminal's stays
+    os.execv(sys.executable, [sys.executable] + own_arguments())
+
+
 def find_packages() -> None:
     """Goes on in the checkout's .venv where this Python lacks the packages; else says what to type."""
     missing = _missing_package()
@@ -126,3 +135,4 @@ def _missing_package() -> str | None:
 if os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "") in SCRIPTS:
     begin()
     find_packages()
+    read_utf8()

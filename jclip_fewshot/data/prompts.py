@@ -19,12 +19,13 @@ made by a rule: the domain goes, underscores become spaces, camel case is split.
 """
 
 import functools
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jclip_fewshot.data.listing import is_utf8, read_json, read_text
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.storage.files import shipped_folder
 
@@ -207,9 +208,13 @@ def name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> t
 
 
 def plain_name(class_name: str, domain: str = "") -> str:
-    """The rule for a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix"."""
+    """The rule for a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix".
+
+    A number in front, as CUB-200 and Caltech-256 have it ("001.Black_footed_Albatross"), goes too.
+    """
     prefix = f"{domain}_"
     name = class_name[len(prefix):] if domain and class_name.startswith(prefix) else class_name
+    name = re.sub(r"^[0-9]{3}\.(?=[A-Za-z])", "", name)
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " "))
     return " ".join(words.split()) or class_name
 
@@ -310,38 +315,25 @@ def _read_names(path: Path) -> dict[str, tuple[str, str | None]]:
 
 def _read_descriptions(path: Path) -> dict[str, list[str]]:
     def once(pairs: list[tuple[str, object]]) -> dict:
-        data = dict(pairs)
-        if len(data) < len(pairs):
-            twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
+        twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+        if twice is not None:
             raise UserError(f"{path}: {twice!r} stands there twice; put its sentences into one list")
-        return data
+        return dict(pairs)
 
-    try:
-        data = json.loads(_text(path), object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
+    data = read_json(read_text(path), str(path), once)
     if not isinstance(data, dict) or not all(_is_sentences(value) for value in data.values()):
         raise UserError(f"{path}: it must be {{raw class name: [sentence, ...]}}")
     return data
 
 
 def _is_sentences(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(line, str) and line.strip() for line in value)
+    return isinstance(value, list) and all(isinstance(line, str) and line.strip() and is_utf8(line) for line in value)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             yield number, line.rstrip("\r")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text; save it as such") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def known_domains() -> frozenset[str]:

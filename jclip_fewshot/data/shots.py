@@ -22,8 +22,9 @@ from typing import Protocol
 
 import numpy as np
 
-from jclip_fewshot.data.contest import Contest, by_class
-from jclip_fewshot.data.listing import LabelledPath, PathLike, count_of, natural_key, read_labelled, require_present
+from jclip_fewshot.console import warn
+from jclip_fewshot.data.data_set import DataSet, by_class
+from jclip_fewshot.data.listing import Files, LabelledPath, PathLike, count_of, locate, natural_key, read_labelled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
@@ -93,7 +94,7 @@ def choose_representative(labelled: Sequence[tuple[str, int]], rows: np.ndarray,
     labels = np.array([label for _, label in labelled], np.int64)
     chosen: list[tuple[str, int]] = []
     for label in np.unique(labels):
-        inside = np.flatnonzero(labels == label)
+        inside = sorted(np.flatnonzero(labels == label), key=lambda index: natural_key(labelled[index][0]))
         chosen += [labelled[inside[i]] for i in representative(rows[inside], k, text, int(label))]
     return chosen
 
@@ -117,7 +118,7 @@ def caution(select: str, shot_list: str = "") -> str:
             "of the class away; compare with other shots on a test set, not by cv")
 
 
-def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
+def choose(data: DataSet, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
            pool: int = 64, shot_list: str = "") -> list[LabelledPath]:
     """The shots of a run: a list, a seeded draw, or representative of a larger pool.
 
@@ -125,26 +126,26 @@ def choose(contest: Contest, source: Source, text: np.ndarray, shots: int, seed:
     Raises:
         UserError: fewer images than shots, or a shot list that does not fit the data set.
     """
-    drawn = choose_shots(contest, shots, seed, shot_list or None)  # complains of classes that are too small
+    drawn = choose_shots(data, shots, seed, shot_list or None)  # complains of classes that are too small
     if shot_list or select == "random" or shots == 0:
         return drawn
-    candidates = draw_pool(contest, max(pool, shots), seed)
-    rows, bad = source.images(contest.root, [path for path, _ in candidates], stage="pool")
+    candidates = draw_pool(data, max(pool, shots), seed)
+    rows, bad = source.images(data.root, [path for path, _ in candidates], stage="pool")
     readable = [index for index in range(len(candidates)) if index not in bad]
     return choose_representative([candidates[i] for i in readable], rows[readable], text, shots)
 
 
-def shortage(contest: Contest, shots: int) -> str:
+def shortage(data: DataSet, shots: int) -> str:
     """What to say where classes of a plain tree have fewer images than shots; "" where all have enough."""
-    counts = [len(paths) for paths in _paths_by_class(contest) if paths]
+    counts = [len(paths) for paths in _paths_by_class(data) if paths]
     few = [count for count in counts if count < shots]
-    if not contest.plain or not few:
+    if not data.plain or not few:
         return ""
     return (f"{count_of(len(few), 'class has', 'classes have')} fewer than {shots} images (the fewest: {min(few)}); "
             "they give all they have")
 
 
-def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
+def choose_shots(data: DataSet, shots: int = 4, seed: int = 0,
                  shot_list: PathLike | None = None) -> list[LabelledPath]:
     """The training images to learn from: `shots` of every class that has any, sorted by class.
 
@@ -154,7 +155,7 @@ def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
     machine and Python, whatever the other classes are; fewer shots are always a part of more.
 
     Args:
-        contest: from read_contest.
+        data: the data set.
         shots: images a class; 0 for none at all.
         seed: another seed, another choice.
         shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
@@ -163,55 +164,76 @@ def choose_shots(contest: Contest, shots: int = 4, seed: int = 0,
         UserError: a class of the contest has fewer images than shots (but some); what is wrong with the shot list.
     """
     if shot_list is not None:
-        return read_shot_list(shot_list, contest)
+        return read_shot_list(shot_list, data)
     if shots < 0:
         raise UserError(f"--shots is {shots}; it must be 0 or more")
-    by_class = _paths_by_class(contest)
+    by_class = _paths_by_class(data)
     for label, paths in enumerate(by_class):
-        if 0 < len(paths) < shots and not contest.plain:
+        if 0 < len(paths) < shots and not data.plain:
             fewest = min(len(others) for others in by_class if others)
-            raise UserError(f"class {contest.class_names[label]} has {count_of(len(paths), 'training image')}, "
+            raise UserError(f"class {data.class_names[label]} has {count_of(len(paths), 'training image')}, "
                             f"fewer than the {shots} shots asked for; use --shots {fewest} or a --shot-list")
-    return draw_pool(contest, shots, seed)
+    return draw_pool(data, shots, seed)
 
 
-def draw_pool(contest: Contest, most: int, seed: int = 0) -> list[LabelledPath]:
+def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
     """Up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
     drawn = []
-    for label, paths in enumerate(_paths_by_class(contest)):
+    for label, paths in enumerate(_paths_by_class(data)):
         paths = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())[:most]
         drawn += [(path, label) for path in sorted(paths, key=natural_key)]
     return drawn
 
 
-def _paths_by_class(contest: Contest) -> list[list[str]]:
-    by_class: list[list[str]] = [[] for _ in contest.class_names]
-    for path, label in contest.train:
+def _paths_by_class(data: DataSet) -> list[list[str]]:
+    by_class: list[list[str]] = [[] for _ in data.class_names]
+    for path, label in data.train:
         by_class[label].append(path)
     return by_class
 
 
-def read_shot_list(path: PathLike, contest: Contest) -> list[LabelledPath]:
+def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     """Reads chosen training images, `path label` a line, the path below the data folder.
 
+    Warns of classes that have training images, but none in the list.
     Raises:
-        UserError: no such file; a line that does not parse; an id out of range or other than train.txt's; an
-            image twice or absent; no line at all.
+        UserError: no such file; a line that does not parse; an id out of range or other than the data set's; an
+            image twice, absent, elsewhere or of a test set; no line at all.
     """
     path = Path(path)
-    listed = read_labelled(path, len(contest.class_names))
+    listed = read_labelled(path, len(data.class_names))
     if not listed:
         raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
-    known, seen = dict(contest.train), {}
-    for number, image, label in listed:
+    known = dict(data.train)
+    seen: dict[str, int] = {}
+    found = locate(Files(data.root), path, [(number, image) for number, image, _ in listed])
+    tests = _test_files(data) if any(image not in known for image in found) else {}
+    for (number, _, label), image in zip(listed, found):
         if image in seen:
             raise UserError(f"{path}, line {number}: {image} is on line {seen[image]} too; remove one")
+        if image not in known and image in tests:
+            raise UserError(f"{path}, line {number}: {image} is an image of the test set {tests[image]}, which no "
+                            "model may learn from; take the line out")
         if known.get(image, label) != label:
             raise UserError(f"{path}, line {number}: {image} has class {label} here, "
                             f"but {known[image]} in the data set; was the list made for another board?")
         seen[image] = number
-    require_present(contest.root, path, [(number, image) for number, image, _ in listed])
-    return by_class((image, label) for _, image, label in listed)
+    without = sorted(set(known.values()) - {label for _, _, label in listed})
+    if without:
+        warn(f"{path} lists no image of {len(without)} of {len(data.class_names)} classes "
+             f"({data.class_names[without[0]]} for one), though there are some: their names alone are learned from")
+    return by_class((image, label) for (_, _, label), image in zip(listed, found))
+
+
+def _test_files(data: DataSet) -> dict[str, str]:
+    """The images of all test sets that can be read, and which one each is of."""
+    found: dict[str, str] = {}
+    for name in data.splits:
+        try:
+            found.update(dict.fromkeys(data.split(name).files, name))
+        except UserError:  # a test set that is not there
+            continue
+    return found
 
 
 def write_shot_list(path: PathLike, shots: Iterable[LabelledPath]) -> None:

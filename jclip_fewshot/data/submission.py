@@ -1,10 +1,11 @@
-"""The submission: result.txt, the archive around it, and the check of both.
+"""The answers as files: the contest's result.txt, the archive around it and the check of both; a CSV for the rest.
 
-A line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
+In result.txt a line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import struct
@@ -17,9 +18,10 @@ from pathlib import Path, PurePosixPath
 from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import open_zip
-from jclip_fewshot.storage.files import atomic_write, require_writable
+from jclip_fewshot.storage.files import atomic_write, require_writable, write_text
 
 TOP = 5
+_METHODS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
 MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
 
 
@@ -46,7 +48,22 @@ def require_target(path: PathLike, flag: str = "--result") -> None:
     require_writable(path, flag)
     if path.suffix == ".zip":
         raise UserError(f"{flag} {path}: the result is a .txt file; the .zip is written beside it".lstrip())
-    require_writable(path.with_suffix(".zip"), flag)
+    if path.suffix != ".csv":
+        require_writable(path.with_suffix(".zip"), flag)
+
+
+def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> Path:
+    """Where the answers go: as `given`, or result.txt for the contest and result.csv for other data sets.
+
+    form: "txt", "csv", or "auto": by the name that is given, or else by the data set. folder: of a name not given.
+    Raises:
+        UserError: a name that does not end as the form says.
+    """
+    if not given:
+        return Path(folder, "result.csv" if form == "csv" or form == "auto" and plain else "result.txt")
+    if form != "auto" and (form == "csv") != (Path(given).suffix == ".csv"):
+        raise UserError(f"--result {given} and --out {form}: only a CSV ends in .csv, and it always does")
+    return Path(given)
 
 
 def require_names(folder: PathLike, names: Sequence[str]) -> None:
@@ -95,6 +112,26 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
             os.replace(path, aside)
             return aside
         number += 1
+
+
+def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> Path:
+    """Writes answers as a CSV of path, label and probability, in natural order, whole or not at all.
+
+    files: N paths below the data folder. labels: the likeliest class of each. probability: (N,), NaN for an image that
+    could not be read, whose cell stays empty.
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "probability"])
+    for file, label, sure in sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0])):
+        table.writerow([file, label, "" if sure != sure else f"{sure:.6f}"])
+    try:
+        write_text(path, text.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Path(path)
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
@@ -171,6 +208,11 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
         return _check_bytes(data, names, num_classes)
     try:
         with open_zip(io.BytesIO(data)) as archive:
+            odd = next((_METHODS.get(one.compress_type, "a method of its own") for one in archive.infolist()
+                        if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), "")
+            if odd:
+                return ResultCheck([f"the archive is compressed by {odd}, which not every reader opens; make it with "
+                                    "zip's own method, Deflate"], [], 0)
             inside = [_printable(name) for name in archive.namelist()[:100]]
             if inside != ["result.txt"]:
                 return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "
@@ -185,24 +227,36 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
         return ResultCheck([f"the archive cannot be read: {_printable(str(error))}"], [], 0)
 
 
+class _Problems:
+    """What is wrong with a file, by kind, in the order of the kinds' first one; three of a kind are told."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[str]] = {}
+
+    def add(self, kind: str, message: str) -> None:
+        self.found.setdefault(kind, []).append(message)
+
+    def told(self) -> list[str]:
+        problems = []
+        for messages in self.found.values():
+            problems += messages[:3]
+            if len(messages) > 3:
+                problems[-1] += f" (and {len(messages) - 3} more of this kind)"
+        return problems
+
+
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
-    count = min(TOP, num_classes)
-    found: dict[str, list[str]] = {}  # kind of problem -> its messages, in the order of the kinds' first one
-
-    def problem(kind: str, message: str) -> None:
-        found.setdefault(kind, []).append(message)
-
-    notes = []
+    problems, notes = _Problems(), []
     if data.startswith(b"\xef\xbb\xbf"):
-        problem("bom", "the file begins with a byte-order mark; save it as UTF-8 without one")
+        problems.add("bom", "the file begins with a byte-order mark; save it as UTF-8 without one")
         data = data[3:]
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        return ResultCheck([*found.get("bom", []), f"line {line}: not UTF-8 text"], [], 0)
+        place = data[:error.start].count(b"\n") + 1
+        return ResultCheck([*problems.told(), f"line {place}: not UTF-8 text"], [], 0)
     if "\r" in text:
-        problem("crlf", "lines end in CR LF (Windows); they must end in LF alone")
+        problems.add("crlf", "lines end in CR LF (Windows); they must end in LF alone")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text and not text.endswith("\n"):
         notes.append("no newline at the end of the last line")
@@ -211,58 +265,65 @@ def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultC
         lines.pop()
     if not lines:
         return ResultCheck(["the file is empty"], [], 0)
-
     known = set(names)
-    first: dict[str, int] = {}
+    first: dict[str, int] = {}  # the line of each image
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            problem("empty", f"line {number} is empty")
-            continue
-        for sign, word in (("\t", "tab"), (",", "comma")):
-            if sign in line:
-                problem(word, f"line {number}: a {word}; one space goes between name and ids")
-        line = line.replace("\t", " ").replace(",", " ")
-        if not line.strip():
-            continue
-        if line != " ".join(line.split()):
-            problem("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
-        name, *ids = line.rsplit(None, count)
-        if name not in known:  # too many ids, or no such image: only known names may hold spaces
-            name, *ids = line.split()
-        if number == 1 and name not in known and not any(CLASS_ID.fullmatch(text) for text in ids):
-            problem("header", f"line 1 looks like a header ({_printable(line)!r}); the file has none")
+        name, ids = _name_and_ids(line, number, known, min(TOP, num_classes), problems)
+        if not name:
             continue
         if name in first:
-            problem("again", f"line {number}: {_printable(name)} is on line {first[name]} already")
+            problems.add("again", f"line {number}: {_printable(name)} is on line {first[name]} already")
         elif name not in known:
             alone = PurePosixPath(name.replace("\\", "/")).name
             shown = _printable(name)
-            problem("unknown", f"line {number}: {shown} has a folder; {alone} alone is right"
-                    if alone in known else f"line {number}: {shown} is no test image")
+            problems.add("unknown", f"line {number}: {shown} has a folder; {alone} alone is right"
+                         if alone in known else f"line {number}: {shown} is no test image")
         first.setdefault(name, number)
-        if len(ids) != count:
-            problem("count", f"line {number}: {count_of(len(ids), 'id')} instead of {count}")
-        wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
-        if wrong:
-            problem("no id", f"line {number}: {_printable(wrong[0])!r} is no class id")
-        outside = [text for text in ids if CLASS_ID.fullmatch(text)
-                   and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
-        if outside:
-            problem("range", f"line {number}: id {_printable(outside[0])} is outside 0..{num_classes - 1}")
-        double = [text for place, text in enumerate(ids) if text in ids[:place]]
-        if double:
-            problem("double", f"line {number}: id {_printable(double[0])} stands there more than once")
+        _check_ids(ids, number, num_classes, problems)
     missing = sorted((name for name in known if name not in first), key=natural_key)
     for name in missing:
-        problem("missing", f"no line for {name}")
-    if not missing and "unknown" not in found and list(first) != sorted(first, key=natural_key):
+        problems.add("missing", f"no line for {name}")
+    if not missing and "unknown" not in problems.found and list(first) != sorted(first, key=natural_key):
         notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
-    problems = []
-    for messages in found.values():
-        problems += messages[:3]
-        if len(messages) > 3:
-            problems[-1] += f" (and {len(messages) - 3} more of this kind)"
-    return ResultCheck(problems, notes, len(lines))
+    return ResultCheck(problems.told(), notes, len(lines))
+
+
+def _name_and_ids(line: str, number: int, known: set[str], count: int, problems: _Problems) -> tuple[str, list[str]]:
+    """An image's name and the ids behind it; "" for a line that holds none."""
+    if not line.strip():
+        problems.add("empty", f"line {number} is empty")
+        return "", []
+    for sign, word in (("\t", "tab"), (",", "comma")):
+        if sign in line:
+            problems.add(word, f"line {number}: a {word}; one space goes between name and ids")
+    line = line.replace("\t", " ").replace(",", " ")
+    if not line.strip():
+        return "", []
+    if line != " ".join(line.split()):
+        problems.add("spaces", f"line {number}: exactly one space goes between name and ids, none at the ends")
+    name, *ids = line.rsplit(None, count)
+    if name not in known:  # too many ids, or no such image: only known names may hold spaces
+        name, *ids = line.split()
+    if number == 1 and name not in known and not any(CLASS_ID.fullmatch(text) for text in ids):
+        problems.add("header", f"line 1 looks like a header ({_printable(line)!r}); the file has none")
+        return "", []
+    return name, ids
+
+
+def _check_ids(ids: Sequence[str], number: int, num_classes: int, problems: _Problems) -> None:
+    count = min(TOP, num_classes)
+    if len(ids) != count:
+        problems.add("count", f"line {number}: {count_of(len(ids), 'id')} instead of {count}")
+    wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
+    if wrong:
+        problems.add("no id", f"line {number}: {_printable(wrong[0])!r} is no class id")
+    outside = [text for text in ids if CLASS_ID.fullmatch(text)
+               and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
+    if outside:
+        problems.add("range", f"line {number}: id {_printable(outside[0])} is outside 0..{num_classes - 1}")
+    double = [text for place, text in enumerate(ids) if text in ids[:place]]
+    if double:
+        problems.add("double", f"line {number}: id {_printable(double[0])} stands there more than once")
 
 
 def _printable(text: str) -> str:

@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jclip_fewshot.data.contest import by_class
-from jclip_fewshot.data.listing import TREE_SUFFIXES, LabelledPath, PathLike, kinds_of, natural_key, walk
+from jclip_fewshot.data.data_set import by_class
+from jclip_fewshot.data.listing import IMAGE_SUFFIXES, LabelledPath, PathLike, natural_key, walk
 from jclip_fewshot.errors import UserError, nearest
 
 
@@ -26,7 +26,7 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> list[LabelledP
     folder = _existing(folder, "--support")
     ids = {name: label for label, name in enumerate(class_names)}
     found: list[LabelledPath] = []
-    for parent, images, _ in walk(folder, TREE_SUFFIXES):
+    for parent, images, _ in walk(folder):
         name = "_".join(parent.relative_to(folder).parts)
         if images and not name:
             raise UserError(f"--support {folder}: {images[0]} lies beside the class folders; an image belongs into the "
@@ -36,7 +36,7 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> list[LabelledP
             raise UserError(f"--support {parent}: {name!r} is no class of this data set{nearest(name, ids)}")
         found += [(str(parent / image), ids[name]) for image in images]
     if not found:
-        raise UserError(f"--support {folder}: no {kinds_of(TREE_SUFFIXES)} image in it; it needs a folder a class")
+        raise UserError(f"--support {folder}: no image in it ({', '.join(IMAGE_SUFFIXES)}); it needs a folder a class")
     return by_class(found)
 
 
@@ -52,9 +52,9 @@ def read_unlabelled(folder: PathLike) -> list[str]:
         UserError: no such folder, no image in it.
     """
     folder = _existing(folder, "--unlabelled")
-    found = [str(parent / name) for parent, images, _ in walk(folder, TREE_SUFFIXES) for name in images]
+    found = [str(parent / name) for parent, images, _ in walk(folder) for name in images]
     if not found:
-        raise UserError(f"--unlabelled {folder}: no {kinds_of(TREE_SUFFIXES)} image in it or below")
+        raise UserError(f"--unlabelled {folder}: no image in it or below ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(found, key=natural_key)
 
 

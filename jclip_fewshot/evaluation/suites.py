@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.data.contest import domains_of
+from jclip_fewshot.data.data_set import domains_of
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.task import Task, domain_indices, fold_of_shots
@@ -26,8 +26,8 @@ class Suite:
     task: Task
     features: np.ndarray  # (N, D) unit rows
     labels: np.ndarray  # (N,)
-    classes: list[str]  # (K,)
-    domains: list[str]  # (K,) see data.contest.domains_of: a suite shows no folders, so names of known domains alone
+    classes: list[str]  # (K,) labels alone, as text rows are given: two classes may have one name
+    domains: list[str]  # (K,) see data_set.domains_of: a suite shows no folders, so names of known domains alone
 
 
 def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
@@ -61,8 +61,8 @@ def load_suite(path: str | Path) -> Suite:
     if not len(labels) or len(classes) < 2 or not arrays["text"].shape[1]:
         raise UserError(f"{path}: a suite has at least one test row, two classes and rows that are not empty")
     for name in classes:
-        if classes.count(name) > 1 or not name.strip() or not name.isprintable():
-            raise UserError(f"{path}: the class name {shown(name)} is there twice, empty or not printable")
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"{path}: the class name {shown(name)} is empty or not printable")
     domains = domains_of(classes)
     features = unit_rows(arrays["test_x"])
     task = Task(arrays["train_x"], arrays["train_y"], arrays["text"], domain_indices(domains))

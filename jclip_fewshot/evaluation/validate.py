@@ -24,7 +24,8 @@ import numpy as np
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import ValidateConfig
 from jclip_fewshot.console import filled, tell
-from jclip_fewshot.data.contest import Contest, LabelledPath
+from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, table
@@ -42,7 +43,7 @@ BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0
 HELD_OUT_SEED = 1_000_003  # of the held-out draws, so that they have nothing to do with the shots
 
 
-def hold_out(data: Contest, per_class: int, shots: int, seed: int = 0) -> tuple[list[LabelledPath], Contest]:
+def hold_out(data: DataSet, per_class: int, shots: int, seed: int = 0) -> tuple[list[LabelledPath], DataSet]:
     """Return labelled images of each class that leave it at least `shots`, and the data set without them.
 
     Of each class that can spare m images, `per_class` at most, 1 to m are held out: equally many of every class would

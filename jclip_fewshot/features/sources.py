@@ -20,7 +20,8 @@ from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import duration, tell, warn
-from jclip_fewshot.data.contest import TestSet, has_lists
+from jclip_fewshot.data.data_set import TestSet
+from jclip_fewshot.data.formats import contest
 from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest
@@ -95,7 +96,7 @@ class EncoderSource:
 
     def _seen(self, root: Path) -> bool:
         if self._as_seen is None:
-            self._as_seen = not has_lists(Path(root))
+            self._as_seen = contest.recognise(Path(root)) is None
         return self._as_seen
 
     def _forecast(self, stage: str, images: int, views: int) -> None:
@@ -128,10 +129,23 @@ class EncoderSource:
         """(K, D) rows, the mean over each class's sentences, normalised again."""
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
-        rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        try:
+            rows = encode_texts(self._encoder, sentences, cache=self._cache)
+        except UserError:
+            for name, said in zip(class_names, sentences):
+                self._require_short(name, said)
+            raise
         if ranks.size() > 1 and ranks.first():
             self.barrier.wait()
         return rows
+
+    def _require_short(self, name: str, sentences: Sequence[str]) -> None:
+        """Raises UserError, which names the class, where the text tower cannot take all of a sentence."""
+        try:
+            self._encoder.tokens(sentences)
+        except UserError as error:
+            raise UserError(f"class {name}: {str(error).rpartition(';')[0]}; shorten the class's name (--names), its "
+                            "template or its description") from None
 
     @property
     def encoder(self) -> Encoder:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.contest import read_contest, read_labels, test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
 from jclip_fewshot.provenance import next_command
@@ -154,10 +154,11 @@ def _images_and_truth(root: str, record: Record, split: str,
                       names: Sequence[str]) -> tuple[list[Path | None], np.ndarray | None]:
     """Where the test images lie and their answers, as far as the data set is still there and the same."""
     try:
-        tests = test_images(root, split)
+        data = read_data_set(root, record.config.board, labelled=False, format=record.config.format,
+                             labels=record.config.labels)
+        tests = data.split(split)
         where = dict(zip(tests.names, tests.paths))
-        contest = read_contest(root, record.config.board)
-        labels = read_labels(contest, split) if contest.class_names == record.classes else None
+        labels = tests.labels if data.class_names == record.classes else None
         truth = None if labels is None else truth_of(labels, names)
     except UserError:
         return [None] * len(names), None

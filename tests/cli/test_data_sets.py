@@ -1,8 +1,10 @@
 """Data sets, targets and moved runs through the scripts, as a user meets them."""
 
+import csv
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -40,25 +42,64 @@ def test_a_plain_tree_end_to_end(tree):
     done = call(tree, *ENCODE, "--name", "base")
     assert done.returncode == 0, done.stderr
     assert "1 class has fewer than 4 images" in done.stderr
+    assert "3 classes: black_bear (5), brown_bear (2), polar_bear (5); test sets: test" in " ".join(done.stderr.split())
     record = json.loads((tree / "runs/base/record.json").read_text())
     assert record["domains"] == ["", "", ""] and len(record["shots"]["files"]) == 2 + 4 + 4
     done = call(tree, "test.py")
     assert done.returncode == 0, done.stderr
     assert "top-1" in done.stdout and "refining the set" in done.stdout  # answers are known by the folders
-    lines = (tree / "result.txt").read_text().splitlines()
-    assert len(lines) == 9 and lines[0].startswith("black_bear/0.PNG ")
-    assert (tree / "runs/base/result.txt").read_bytes() == (tree / "result.txt").read_bytes()
-    assert (tree / "runs/base/result.zip").read_bytes() == (tree / "result.zip").read_bytes()
+    rows = list(csv.DictReader((tree / "result.csv").open()))
+    assert len(rows) == 9 and rows[0]["path"] == "test/black_bear/0.PNG" and rows[0]["label"] in NAMES
+    assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
+    assert (tree / "runs/base/result.csv").read_bytes() == (tree / "result.csv").read_bytes()
     assert "features" not in np.load(tree / "runs/base/test_test.npz").files
+    done = call(tree, "test.py", "--out", "txt")
+    assert done.returncode == 0, done.stderr
+    assert (tree / "result.txt").read_text().startswith("black_bear/0.PNG ")
+    assert (tree / "runs/base/result.zip").read_bytes() == (tree / "result.zip").read_bytes()
     done = call(tree, "jclip_fewshot", "check", "result.txt", "--data", "data")
     assert done.returncode == 0 and "9 images, 3 classes" in done.stdout
+    fails(call(tree, "test.py", "--out", "csv", "--result", "mine.txt"), "--result mine.txt and --out csv")
 
-    done = call(tree, "test.py", "--split", "holdout")
+    done = call(tree, "test.py", "--split", "holdout", "--out", "txt")
     assert done.returncode == 0, done.stderr
     assert "brown_bear 0.jpg " in (tree / "result.txt").read_text()
     assert (tree / "runs/base/result_holdout.txt").is_file() and (tree / "runs/base/test_holdout.json").is_file()
     done = call(tree, "jclip_fewshot", "check", "result.txt", "--data", "data", "--split", "holdout")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_end_to_end_with_the_rest_held_out(contest, tmp_path):
+    """A CSV without a test set: the shots are drawn, the other labelled images scored; from another folder too."""
+    rows = [line.rsplit(" ", 1) for line in (contest / "train.txt").read_text().splitlines()]
+    names = [line.split()[0] for line in (contest / "classes.txt").read_text().splitlines()]
+    shutil.copytree(contest / "TrainSet", tmp_path / "data/TrainSet")
+    (tmp_path / "mine.csv").write_text("path,label\n" + "".join(f"{path},{names[int(k)]}\n" for path, k in rows))
+    done = call(tmp_path, "train.py", "--data", "data", "--labels", "mine.csv", "--features",
+                contest / "features.npz", "--heads", "tip_adapter", "--name", "csv")
+    assert done.returncode == 0, done.stderr
+    assert "6 classes: Cat_a (6), " in done.stderr and "no test set" in done.stderr
+    (tmp_path / "below").mkdir()
+    done = call(tmp_path / "below", "test.py", "--run", "../runs/csv")
+    assert done.returncode == 0, done.stderr
+    assert "12 labelled images that are no shots" in done.stderr and "ensemble" in done.stdout
+    shots = json.loads((tmp_path / "runs/csv/record.json").read_text())["shots"]["files"]
+    answered = [row["path"] for row in csv.DictReader((tmp_path / "below/result.csv").open())]
+    assert sorted(answered + shots) == sorted(path for path, _ in rows)
+    done = call(tmp_path, "jclip_fewshot", "report", "runs/csv")
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_names_the_test_set_that_a_file_answers(contest, trained, tmp_path):
+    shutil.copytree(contest / "TestSetA", tmp_path / "TestSetA")
+    shutil.copytree(contest / "TestSetA", tmp_path / "TestSetB")
+    (tmp_path / "TestSetB/image_1.jpg").rename(tmp_path / "TestSetB/image_99.jpg")
+    for board in ("", "_b"):
+        shutil.copy(contest / "classes.txt", tmp_path / f"classes{board}.txt")
+    assert call(contest, "test.py", "--run", trained, "--result", tmp_path / "result.txt").returncode == 0
+    text = (tmp_path / "result.txt").read_text().replace("image_1.jpg", "image_99.jpg")
+    (tmp_path / "result.txt").write_text(text)
+    fails(call(tmp_path, "jclip_fewshot", "check", "result.txt", "--data", "."), "answers test set B", "--split B")
 
 
 def test_validate_on_a_plain_tree_and_its_repeat_command(tree):

@@ -78,7 +78,7 @@ def test_one_shot_cannot_weigh_a_tuned_member_and_it_is_said(home):
     record, said = trained_as(home, "one", "--shots", "1", "--methods", "gda,token_gda")
     assert "token_gda gets no weight: no class has two shots" in said
     assert record["settings"]["token_gda"]["in_ensemble"] is False
-    _, said = trained_as(home, "one auto", "--shots", "1")
+    _, said = trained_as(home, "one auto", "--shots", "1", "--methods", "auto")
     assert "tuning left out: no class has two shots" in said
 
 

@@ -38,7 +38,7 @@ def test_files_folders_and_patterns(folder):
     assert paths(["*.jpg"]) == ["a.jpg", "odd[1].jpg"]
     assert paths(["odd[1].jpg"]) == ["odd[1].jpg"]  # a file's own name is no pattern
     assert paths(["absent.jpg"]) == ["absent.jpg"]  # whoever reads it says so
-    assert "no .jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
+    assert "no image (.jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
 
 
 def test_names_from_a_pipe_are_answered_as_they_come(folder):
@@ -115,9 +115,9 @@ class Pipe:
     def __init__(self):
         self.asked = []
 
-    def answer(self, rows, refine, rows_under=None):
-        self.asked.append((len(rows), refine))
-        return type("Answers", (), {"final": np.repeat(np.float32([[0.2, 0.7, 0.1]]), len(rows), axis=0)})
+    def answer(self, queries, refine):
+        self.asked.append((len(queries.rows), refine))
+        return type("Answers", (), {"final": np.repeat(np.float32([[0.2, 0.7, 0.1]]), len(queries.rows), axis=0)})
 
 
 def asked(pipeline=None, source=None):
@@ -144,12 +144,12 @@ def test_views_reach_the_encoder():
 
 def test_refining_waits_for_all(monkeypatch, capsys):
     monkeypatch.setattr(predict, "FIRST", 2)
-    pictures, asked = [Named(str(number)) for number in range(5)], {}
+    pictures, found = [Named(str(number)) for number in range(5)], {}
     for refine in (False, True):
         pipe = Pipe()
         answer(asked(pipe), iter([*pictures, None]), Printer(NAMES, 1), refine)
-        asked[refine] = pipe.asked
-    assert asked[True] == [(5, "auto")] and asked[False][0] == (2, "off") and sum(n for n, _ in asked[False]) == 5
+        found[refine] = pipe.asked
+    assert found[True] == [(5, "auto")] and found[False][0] == (2, "off") and sum(n for n, _ in found[False]) == 5
 
 
 def test_the_command_on_a_run(contest, trained):

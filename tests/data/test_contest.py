@@ -8,22 +8,22 @@ import zipfile
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.contest import (
-    CLASS_LISTS,
-    default_split,
-    domain_of,
-    domains_of,
-    read_classes,
-    read_contest,
-    read_labels,
-    test_images,
-)
+from jclip_fewshot.data.data_set import domain_of, domains_of
+from jclip_fewshot.data.formats import read_data_set
+from jclip_fewshot.data.formats.contest import CLASS_LISTS, read_classes
 from jclip_fewshot.data.listing import natural_key
 from jclip_fewshot.data.shots import choose_shots, read_shot_list, shortage, write_shot_list
 from jclip_fewshot.data.submission import check_result, move_aside, require_names, require_target, write_result
 from jclip_fewshot.errors import UserError
 
 CLASSES = ["Animal_Polar_bear", "Animal_Owl", "Stanford-Cars_Dodge_Charger_SRT-8_2009"]
+
+
+def test_images(root, split=""):
+    return read_data_set(root, labelled=False).split(split)
+
+
+test_images.__test__ = False
 
 
 def touch(path):
@@ -56,7 +56,7 @@ def fails_with(*parts):
 
 
 def test_reads_both_boards(dataset):
-    a, b = read_contest(dataset, "A"), read_contest(dataset, "B")
+    a, b = read_data_set(dataset, "A"), read_data_set(dataset, "B")
     assert (a.class_names, b.class_names) == (CLASSES[:2], CLASSES)
     assert b.domains == ["Animal", "Animal", "Stanford-Cars"]
     assert a.train == b.train and len(a.train) == 24
@@ -68,14 +68,21 @@ def test_reads_both_boards(dataset):
 
 def test_test_images_come_in_natural_order_and_others_are_counted(dataset):
     found = test_images(dataset, "A")
-    assert found.names == ["image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
+    assert found.names == ["a.png", "image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
     assert found.paths == [dataset / "TestSetA" / name for name in found.names]
-    assert found.ignored == 3
+    assert found.ignored == 2 and "2 files left out, no images: .db, .jpg" in found.notes[0]
+    touch(dataset / "TestSetA/more/image_11.jpg")
+    with fails_with("more: 1 image in a folder inside TestSetA, and result.txt has no line for them"):
+        test_images(dataset, "A")
+    touch(dataset / "TestSetA/image_12.heic")
+    (dataset / "TestSetA/more").rename(dataset / "TestSetA/@eaDir")
+    with fails_with("TestSetA: 1 image of a kind that cannot be read"):
+        test_images(dataset, "A")
 
 
 def test_nothing_hangs_on_the_order_of_a_folder_listing(dataset, monkeypatch):
     (dataset / "classes.txt").unlink(), (dataset / "classes_b.txt").unlink(), (dataset / "train.txt").unlink()
-    before = read_contest(dataset), test_images(dataset)
+    before = read_data_set(dataset), test_images(dataset)
     scandir = os.scandir
 
     class Shuffled:
@@ -91,7 +98,7 @@ def test_nothing_hangs_on_the_order_of_a_folder_listing(dataset, monkeypatch):
             pass
 
     monkeypatch.setattr(os, "scandir", Shuffled)
-    assert (read_contest(dataset), test_images(dataset)) == before
+    assert (read_data_set(dataset), test_images(dataset)) == before
 
 
 def test_lists_with_windows_lines_byte_order_mark_and_any_order(dataset):
@@ -112,7 +119,7 @@ def test_lists_with_windows_lines_byte_order_mark_and_any_order(dataset):
 def test_mistakes_in_a_class_list(dataset, text, message):
     (dataset / "classes.txt").write_text(text)
     with fails_with(message):
-        read_contest(dataset)
+        read_data_set(dataset)
 
 
 @pytest.mark.parametrize("line, message", [
@@ -127,40 +134,49 @@ def test_mistakes_in_the_training_list(dataset, line, message):
     with open(dataset / "train.txt", "a") as file:
         file.write("\n" + line)
     with fails_with(message):
-        read_contest(dataset)
+        read_data_set(dataset)
 
 
 def test_an_image_listed_twice_alike_is_taken_once_and_said(dataset):
     with open(dataset / "train.txt", "a") as file:
         file.write("\nTrainSet/Animal/Owl/1.jpg 1")
-    contest = read_contest(dataset)
+    contest = read_data_set(dataset)
     assert len(contest.train) == 24
     assert contest.notes == ["train.txt lists 1 image more than once"]
 
 
 def test_missing_pieces_are_named(dataset, tmp_path):
     with fails_with("no folder .*nowhere: give the data set's folder with --data"):
-        read_contest(tmp_path / "nowhere")
+        read_data_set(tmp_path / "nowhere")
+    board_b = read_data_set(dataset, "B")
     with fails_with("no folder .*TestSetB: the test images of split B belong there"):
-        test_images(dataset, "B")
+        board_b.split()
     (dataset / "TestSetB").mkdir()
     touch(dataset / "TestSetB" / "notes.txt")
-    with fails_with(r"no .jpg or .jpeg image in .*TestSetB \(1 other file there\)"):
-        test_images(dataset, "B")
+    with fails_with("no image in .*TestSetB .*but 1 other file"):
+        board_b.split("B")
     (dataset / "classes_b.txt").unlink()
     with fails_with("no classes_b.txt in .*: board B takes its classes from there"):
-        read_contest(dataset, "B")
+        read_data_set(dataset, "B")
     (dataset / "train.txt").unlink()
     with fails_with("no train.txt in .*; it needs lines of the form <image path> <class id>"):
-        read_contest(dataset)
+        read_data_set(dataset)
     with fails_with("holds no classes.txt, but .*Dataset has lists; did you mean --data .*Dataset"):
-        read_contest(tmp_path)
+        read_data_set(tmp_path)
     (tmp_path / "empty").mkdir()
-    with fails_with("holds neither classes.txt and train.txt nor class folders"):
-        read_contest(tmp_path / "empty")
+    with fails_with("no class folder with images"):
+        read_data_set(tmp_path / "empty")
+    (tmp_path / "above/Dataset").mkdir(parents=True)
+    dataset.rename(tmp_path / "above/Dataset/Dataset")  # an archive that was unpacked twice
+    dataset = tmp_path / "above/Dataset/Dataset"
+    with fails_with("did you mean --data .*Dataset/Dataset"):
+        read_data_set(tmp_path / "above")
+    (dataset / "train.txt").write_text("TrainSet/Animal/Owl/1.jpg 1\n")
+    with fails_with("TrainSet holds no classes.txt, but .*Dataset has lists"):
+        read_data_set(dataset / "TrainSet")
     (dataset / "classes.txt").write_bytes(b"Animal_B\xe4r 0\n")
     with fails_with("classes.txt is no UTF-8 text"):
-        read_contest(dataset)
+        read_data_set(dataset)
 
 
 def test_domains():
@@ -183,17 +199,17 @@ def listed(root, names, folder_of):
 
 def test_a_domain_is_followed_by_a_folder_of_that_name(tmp_path):
     flat = listed(tmp_path / "flat", BEARS, lambda name: f"TrainSet/{name}")
-    assert read_contest(flat).domains == ["", "", ""]
-    assert read_contest(flat, domains=True).domains == ["polar", "brown", "black"]
+    assert read_data_set(flat).domains == ["", "", ""]
+    assert read_data_set(flat, domains=True).domains == ["polar", "brown", "black"]
     deep = listed(tmp_path / "deep", BEARS, lambda name: f"TrainSet/{name.replace('_', '/')}")
-    assert read_contest(deep).domains == ["polar", "brown", "black"]
+    assert read_data_set(deep).domains == ["polar", "brown", "black"]
     names = ["Sea_life_eel", "Sea_life_cod"]
     deep = listed(tmp_path / "sea", names, lambda name: f"TrainSet/Sea_life/{name[9:]}")
-    assert read_contest(deep).domains == ["Sea_life", "Sea_life"]
+    assert read_data_set(deep).domains == ["Sea_life", "Sea_life"]
     (deep / "classes_b.txt").write_text("Sea_life_eel 0\nSea_life_cod 1\nVehicle_van 2\n")
-    assert read_contest(deep, "B").domains[2] == "Vehicle"  # the layout shows domains for all that have images
+    assert read_data_set(deep, "B").domains[2] == "Vehicle"  # the layout shows domains for all that have images
     contest = listed(tmp_path / "contest", ["Animal_Bear", "Thu-dog_pug"], lambda name: f"TrainSet/{name[0]}")
-    assert read_contest(contest).domains == ["Animal", "Thu-dog"]  # the contest's own names, whatever the folders
+    assert read_data_set(contest).domains == ["Animal", "Thu-dog"]  # the contest's own names, whatever the folders
 
 
 def test_names_alone_have_a_domain_only_where_all_are_known():
@@ -206,9 +222,9 @@ def test_a_plain_tree_takes_more_kinds_of_images(tmp_path):
     for name in ["train/dog/1.PNG", "train/dog/2.webp", "train/cat/3.Bmp", "train/cat/4.JPEG", "train/cat/5.gif",
                  "test/dog/6.png", "test/7.JPG", "holdout/8.jpg"]:
         touch(tmp_path / name)
-    contest = read_contest(tmp_path)
-    assert contest.plain and len(contest.train) == 4
-    assert default_split(tmp_path) == "test" and test_images(tmp_path, "test").names == ["7.JPG", "dog/6.png"]
+    contest = read_data_set(tmp_path)
+    assert contest.plain and len(contest.train) == 5
+    assert contest.default_split == "test" and test_images(tmp_path, "test").names == ["7.JPG", "dog/6.png"]
     assert test_images(tmp_path, "holdout").files == ["holdout/8.jpg"]
     for split in ("../test", "test/dog", "."):
         with fails_with("--split"):
@@ -220,7 +236,7 @@ def test_a_plain_tree_takes_more_kinds_of_images(tmp_path):
 def test_shots_are_up_to_in_a_plain_tree(tmp_path):
     for name in ["train/dog/1.png", "train/dog/2.png", "train/dog/3.png", "train/cat/1.png"]:
         touch(tmp_path / name)
-    contest = read_contest(tmp_path)
+    contest = read_data_set(tmp_path)
     assert [label for _, label in choose_shots(contest, 2)] == [0, 1, 1]
     assert shortage(contest, 2) == "1 class has fewer than 2 images (the fewest: 1); they give all they have"
     assert shortage(contest, 1) == ""
@@ -229,7 +245,7 @@ def test_shots_are_up_to_in_a_plain_tree(tmp_path):
 def test_links_pipes_and_loops(dataset, tmp_path):
     folder = dataset / "TestSetA"
     os.mkfifo(folder / "image_7.jpg")
-    assert len(test_images(dataset).names) == 4  # a pipe would hang whoever reads it
+    assert len(test_images(dataset).names) == 5  # a pipe would hang whoever reads it
     (folder / "image_8.jpg").symlink_to(folder / "gone.jpg")
     assert "image_8.jpg" in test_images(dataset).names  # named later as one that cannot be read
     (folder / "image_5.jpg").symlink_to(folder / "image_5.jpg")
@@ -239,11 +255,11 @@ def test_links_pipes_and_loops(dataset, tmp_path):
     touch(tree / "train/dog/1.jpg")
     (tree / "train/dog/again").symlink_to(tree / "train")
     with fails_with("again is a link to a folder above itself"):
-        read_contest(tree)
+        read_data_set(tree)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for root in (tmp_path / "loop", tmp_path / ("x" * 300), "a\0b"):
         with fails_with("no folder .*--data"):
-            read_contest(root)
+            read_data_set(root)
 
 
 def test_an_unreadable_folder_is_named(dataset, monkeypatch):
@@ -264,7 +280,7 @@ def test_lines_that_no_machine_takes(dataset, line):
     with open(dataset / "train.txt", "a") as file:
         file.write("\n" + line)
     with fails_with("train.txt, line 25: .* is not of the form"):
-        read_contest(dataset)
+        read_data_set(dataset)
 
 
 def test_numbers_of_any_length_are_in_natural_order():
@@ -273,49 +289,53 @@ def test_numbers_of_any_length_are_in_natural_order():
 
 
 def test_a_name_in_a_tree_that_no_list_can_hold(tmp_path):
+    touch(tmp_path / "train/cat/1.jpg")
     touch(tmp_path / "train/dog/1\n2.jpg")
     with fails_with("line break"):
-        read_contest(tmp_path)
+        read_data_set(tmp_path)
 
 
 def test_a_plain_tree_serves_without_lists(tmp_path):
     for name in ["golden_retriever/b2.jpg", "golden_retriever/b10.JPG", "beagle/1.jpg", "beagle/readme.txt",
                  "test/beagle/7.jpg", "test/golden_retriever/8.jpg", ".git/x.jpg", "loose.jpg"]:
         touch(tmp_path / name)
-    contest = read_contest(tmp_path, "B")
-    assert contest.class_names == ["beagle", "golden_retriever"] == read_classes(tmp_path)
+    contest = read_data_set(tmp_path, "B")
+    assert contest.class_names == ["beagle", "golden_retriever"]
     assert contest.domains == ["", ""]
     assert contest.train == [("beagle/1.jpg", 0), ("golden_retriever/b2.jpg", 1),
                              ("golden_retriever/b10.JPG", 1)]
-    assert "2 classes named and numbered by their folders" in contest.notes[0]
-    assert "2 files" in contest.notes[1] and "ignored" in contest.notes[1] and len(contest.notes) == 2
+    assert "2 classes named and numbered by the folders" in contest.notes[0]
+    assert contest.notes[1].startswith("1 image beside the class folders") and "1 file" in contest.notes[2]
     (tmp_path / "corgi").mkdir()
-    contest = read_contest(tmp_path, "B")
-    assert contest.class_names == ["beagle", "golden_retriever"] and "no class: corgi" in contest.notes[2]
+    contest = read_data_set(tmp_path, "B")
+    assert contest.class_names == ["beagle", "golden_retriever"] and "no class: corgi" in contest.notes[3]
     assert test_images(tmp_path, "test").names == ["beagle/7.jpg", "golden_retriever/8.jpg"]
-    assert read_labels(contest, "test") == {"beagle/7.jpg": 0, "golden_retriever/8.jpg": 1}
+    assert contest.split("test").labels == {"beagle/7.jpg": 0, "golden_retriever/8.jpg": 1}
 
 
 def test_a_tree_of_two_levels_has_domains(tmp_path):
     for name in ["train/Tools/wind_gauge/1.jpg", "train/Tools/hammer/1.jpg", "train/Fruit/fig/1.jpg",
                  "val/1.jpg"]:
         touch(tmp_path / name)
-    contest = read_contest(tmp_path)
+    contest = read_data_set(tmp_path)
     assert contest.class_names == ["Fruit_fig", "Tools_hammer", "Tools_wind_gauge"]
     assert contest.domains == ["Fruit", "Tools", "Tools"]
     assert contest.train[0] == ("train/Fruit/fig/1.jpg", 0)
-    touch(tmp_path / "train/Tools_hammer/2.jpg")
-    with fails_with("another folder makes the class Tools_hammer too"):
-        read_contest(tmp_path)
+    touch(tmp_path / "train/Tools_wind/gauge/2.jpg")
+    with fails_with("another folder makes the class Tools_wind_gauge too"):
+        read_data_set(tmp_path)
+    (tmp_path / "train/Tools_wind/gauge").rename(tmp_path / "train/gauge")
+    with fails_with(r"which folders are the classes.*gauge \(1 folder deep\) and Fruit/fig \(2 folders deep\)"):
+        read_data_set(tmp_path)
 
 
 def test_shots_are_seeded_and_nested(dataset):
-    contest = read_contest(dataset, "B")
+    contest = read_data_set(dataset, "B")
     four = choose_shots(contest, 4, seed=1)
     assert [label for _, label in four] == [0] * 4 + [1] * 4
     assert set(four) <= set(contest.train) and four == choose_shots(contest, 4, seed=1)
     assert set(choose_shots(contest, 2, seed=1)) < set(four)
-    assert four == choose_shots(read_contest(dataset, "A"), 4, seed=1)
+    assert four == choose_shots(read_data_set(dataset, "A"), 4, seed=1)
     assert len({tuple(choose_shots(contest, 4, seed=seed)) for seed in range(8)}) == 8
     assert choose_shots(contest, 0) == []
 
@@ -323,13 +343,13 @@ def test_shots_are_seeded_and_nested(dataset):
 def test_fewer_images_than_shots(dataset):
     with fails_with("class Animal_Polar_bear has 12 training images, fewer than the 16 shots asked for; "
                     "use --shots 12"):
-        choose_shots(read_contest(dataset), 16)
+        choose_shots(read_data_set(dataset), 16)
     with fails_with("--shots is -1"):
-        choose_shots(read_contest(dataset), -1)
+        choose_shots(read_data_set(dataset), -1)
 
 
 def test_shot_lists(dataset, tmp_path):
-    contest, path = read_contest(dataset), tmp_path / "shots.txt"
+    contest, path = read_data_set(dataset), tmp_path / "shots.txt"
     shots = choose_shots(contest, 3)
     write_shot_list(path, shots)
     assert read_shot_list(path, contest) == shots == choose_shots(contest, 4, shot_list=path)
@@ -352,16 +372,16 @@ def test_shot_lists(dataset, tmp_path):
 
 
 def test_labels(dataset):
-    contest, path = read_contest(dataset), dataset / "labels_TestSetA.txt"
-    assert read_labels(contest, "A") is None
+    contest, path = read_data_set(dataset), dataset / "labels_TestSetA.txt"
+    assert contest.split("A").labels is None
     path.write_text("image_1.jpeg 1\nimage_2.JPEG 0")
-    assert read_labels(contest, "A") == {"image_1.jpeg": 1, "image_2.JPEG": 0}
+    assert contest.split("A").labels == {"image_1.jpeg": 1, "image_2.JPEG": 0}
     path.write_text("image_1.jpeg 1\nimage_1.jpeg 0")
     with fails_with("labels_TestSetA.txt, line 2: image_1.jpeg stands there twice"):
-        read_labels(contest, "A")
+        contest.split("A").labels
     path.write_text("image_1.jpeg 2\n")
     with fails_with("line 1: class id 2 is outside 0..1"):
-        read_labels(contest, "A")
+        contest.split("A").labels
 
 
 NAMES = ["image_10.jpg", "image_2.jpeg", "image_1.jpg"]
@@ -475,6 +495,19 @@ def test_the_check_opens_archives_and_misses_no_file(tmp_path):
         check_result(tmp_path / "none.txt", NAMES, 374)
 
 
+@pytest.mark.parametrize("method, called", [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")])
+def test_an_archive_that_not_every_reader_opens_is_not_valid(tmp_path, method, called):
+    with zipfile.ZipFile(tmp_path / "result.zip", "w", method) as archive:
+        archive.writestr("result.txt", TEXT)
+    problem, = check_result(tmp_path / "result.zip", NAMES, 374).problems
+    assert called in problem and "Deflate" in problem
+
+
+def test_a_damaged_lzma_archive_is_one_problem(shared):
+    problem, = check_result(shared / "cases/lzma_result.zip", NAMES, 374).problems
+    assert "LZMA" in problem and "\n" not in problem
+
+
 @pytest.mark.parametrize("name, why", [
     ("a  b.jpg", "two in a row"), (" a.jpg", "a space at an end"), ("a\u00a0b.jpg", "not the plain space"),
     ("a,b.jpg", "a comma"), ("a\tb.jpg", "a tab"), ("a\nb.jpg", "a line break"), ("a\rb.jpg", "a line break"),
@@ -569,11 +602,11 @@ def test_the_real_contest_lists_and_photographs(shared, tmp_path):
         assert len(names) == count
         assert set(domains_of(names)) == {"Animal", "Caltech-101", "Food-101", "Thu-dog"} | (
             {"Stanford-Cars"} if board == "B" else set())
-    contest = read_contest(shared / "photos")
+    contest = read_data_set(shared / "photos")
     assert len(contest.class_names) == 30 and len(contest.train) == 180 and contest.notes == []
     names = test_images(shared / "photos").names
     assert names[:2] == ["image_1.jpg", "image_2.jpg"] and len(names) == 240
-    assert sorted(read_labels(contest)) == sorted(names)
+    assert sorted(contest.split().labels) == sorted(names)
     assert len(choose_shots(contest)) == 120
 
 
@@ -589,6 +622,6 @@ def test_a_list_of_many_images_is_read_fast(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(f"Many_kind{label} {label}" for label in range(20)))
     (tmp_path / "train.txt").write_text("\n".join(lines))
     start = time.perf_counter()
-    contest = read_contest(tmp_path)
+    contest = read_data_set(tmp_path)
     assert len(contest.train) == 2000
     assert time.perf_counter() - start < 2000 / 181729 * 30 + 0.5

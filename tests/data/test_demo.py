@@ -10,9 +10,9 @@ from PIL import Image
 from jclip_fewshot import clip
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.contest import read_contest, test_images
 from jclip_fewshot.data.demo import contest as contest_files
 from jclip_fewshot.data.demo import drawing, world
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +39,8 @@ def read_labels(folder: Path) -> dict:
 
 
 def test_layout_is_the_contests(contest_folder):
-    contest = read_contest(contest_folder)
-    tests = test_images(contest_folder, "A")
+    contest = read_data_set(contest_folder)
+    tests = contest.split("A")
     labels = read_labels(contest_folder)
     assert len(contest.class_names) >= 60 and len(set(contest.domains)) == 4
     assert len(set(contest.class_names)) == len(contest.class_names)
@@ -161,7 +161,7 @@ def test_checkpoint_is_small_and_of_openais_layout():
 @needs_checkpoint
 def test_zero_shot_is_well_above_chance(contest_folder):
     model, _ = clip.load(demo.CHECKPOINT)
-    contest = read_contest(contest_folder)
+    contest = read_data_set(contest_folder)
     labels = read_labels(contest_folder)
     names = sorted(labels)[:200]
     sentences = [prompts.sentences(name)[0] for name in contest.class_names]

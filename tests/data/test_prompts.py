@@ -212,6 +212,9 @@ def test_own_descriptions_take_the_place_of_ours_and_lead_with_the_name(tmp_path
     ('{"Animal_Baer": ["x"]}', "'Animal_Baer' is no class of this data set; did you mean 'Animal_Bear'"),
     ('{"Animal_Bear": ["x"], "Animal_Bear": ["y"]}', "'Animal_Bear' stands there twice"),
     ('{"Animal_Bear": "x"}', "it must be"),
+    ('{"Animal_Bear": ["\\ud800"]}', "it must be"),
+    ('{"Animal_Bear": ' + "[" * 3000000, "own.json: .*too deep|no JSON"),
+    ('{"Animal_Bear": ' + "1" * 5000 + "}", "own.json: .*digits"),
 ])
 def test_what_is_wrong_with_own_descriptions_is_said(tmp_path, text, words):
     own = tmp_path / "own.json"
@@ -251,7 +254,7 @@ def test_own_names_and_templates(tmp_path):
     ("templates", "a photo\n", "line 1: 'a photo' needs {}"),
     ("templates", "Animal_Baer\ta {}\n", "'Animal_Baer' is no class .*Animal_Bear"),
     ("templates", "# nothing\n", "holds no template"),
-    ("names", None, "cannot read"),
+    ("names", None, "no own in"),
 ])
 def test_mistakes_in_own_names_and_templates(tmp_path, flag, text, words):
     path = tmp_path / "own"

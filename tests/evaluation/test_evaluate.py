@@ -1,6 +1,7 @@
 """Suites in, tables and JSON out; the statistics against hand and brute force."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import zero_shot_logits
-from tests.evaluation.suites import small_suite
+from tests.evaluation.suites import CLASSES, small_suite
 
 
 def test_a_suite_is_normalised_again(tmp_path):
@@ -209,3 +210,16 @@ def test_the_seed_draws_the_shots_of_a_suite(tmp_path):
     assert (again.features == drawn[3].features).all() and (again.labels == drawn[3].labels).all()
     known = {row.tobytes(): label for row, label in zip(suite.task.features, suite.task.labels)}
     assert all(known[row.tobytes()] == label for row, label in zip(again.features, again.labels))
+
+
+def test_names_are_labels_where_text_rows_are_given(tmp_path):
+    """ImageNet has two classes called crane; a suite of very many classes is read at once."""
+    suite = load_suite(small_suite(tmp_path / "s.npz", classes=("crane", "crane", *CLASSES[2:])))
+    assert suite.classes[:2] == ["crane", "crane"] and suite.domains == [""] * 6
+    assert np.abs(suite.task.text[0] - suite.task.text[1]).max() > 0.01
+    many = tuple(f"class {number}" for number in range(60000))
+    begun = time.process_time()
+    assert len(load_suite(small_suite(tmp_path / "m.npz", many, 1, 1, 4)).classes) == 60000
+    assert time.process_time() - begun < 10
+    with pytest.raises(UserError, match="empty or not printable"):
+        load_suite(small_suite(tmp_path / "s.npz", classes=(" ", *CLASSES[1:])))

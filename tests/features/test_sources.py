@@ -108,3 +108,15 @@ def test_skip_bad_without_one_readable_image_is_refused(capsys):
     with pytest.raises(UserError, match="--skip-bad goes without"):
         sources.labelled_rows(Broken(), ".", [("bad1", 0), ("good", 1)], skip_bad=False)
     assert sources.labelled_rows(Broken(), ".", [], skip_bad=True)[1] == []
+
+
+def test_a_sentence_that_is_too_long_names_its_class():
+    class Short(OtherClip):
+        def tokens(self, sentences):
+            from jclip_fewshot.clip.tokenizer import token_array
+            return token_array(sentences, 8)
+
+    source = sources.EncoderSource(Short("a"), None, 0, {"model": "m.pt"})
+    with pytest.raises(UserError, match="class bee: text of 13 tokens, 8 fit.*shorten the class's name") as error:
+        source.texts(["ant", "bee"], [["a photo of an ant."], ["a photo of a bee, a very small one."]])
+    assert "truncate" not in str(error.value)

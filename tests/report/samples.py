@@ -6,8 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from jclip_fewshot.data.contest import read_contest, read_labels
-from jclip_fewshot.data.contest import test_images as read_test_images
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.evaluation.scores import best_classes, score
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import Pipeline
@@ -71,7 +70,7 @@ def make_contest(root, labelled, names=NAMES):
 def make_run(folder, root, refined=True, tested=True):
     """What train.py and test.py would leave for that contest, in their own words."""
     rng = np.random.default_rng(1)
-    contest = read_contest(root, domains=True)
+    contest = read_data_set(root, domains=True)
     count = len(contest.class_names)
     text = rng.standard_normal((count, WIDTH)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -116,8 +115,8 @@ def make_run(folder, root, refined=True, tested=True):
 
 def answer(folder, contest, task, near, text, refined):
     rng = np.random.default_rng(2)
-    tests = read_test_images(contest.root)
-    known = read_labels(contest)
+    tests = contest.split()
+    known = tests.labels
     truth = np.arange(1, 31) % len(contest.class_names)
     features = near(truth)
     readable = [index for index in range(30) if index != 4]

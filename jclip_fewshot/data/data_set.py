@@ -1,0 +1,208 @@
+"""A data set as every part of the program sees it, whatever format it lies in (formats/)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text
+from jclip_fewshot.data.prompts import known_domains
+from jclip_fewshot.errors import UserError, nearest, shown
+
+Label = TypeVar("Label", int, str)  # a class by its id or its name
+HELD_OUT = "held-out"  # the split of the labelled images that are no shots
+SHOWN_CLASSES = 8  # in a line about a data set
+CODE = re.compile(r"[0-9]+(?:\.0)?|n[0-9]{8}|[a-z]?[0-9]{3,}")  # 7, n02084071, c0042: a class name that says nothing
+NUMBERED = re.compile("[0-9]{3}\\.(?=[A-Za-z])")  # 001.Black_footed_Albatross, see prompts.plain_name
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Test images in natural order: image_2.jpg before image_10.jpg.
+
+    Attributes:
+        folder: where they lie.
+        names: what the answers call them.
+        files: their paths below the data folder, in the order of names.
+        labels: name to class id, where the answers are known.
+        notes: what a person should hear about, a sentence each.
+        ignored: how many files in the folder are no images.
+    """
+
+    __test__ = False  # pytest: no test class
+
+    folder: Path
+    names: list[str]
+    files: list[str]
+    labels: dict[str, int] | None = None
+    notes: list[str] = field(default_factory=list)
+    ignored: int = 0
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where each one is."""
+        return [self.folder / name for name in self.names]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Classes and training images, sorted by class and natural order of the path, and the test sets beside them.
+
+    Attributes:
+        root: the data folder; all paths are below it.
+        class_names: raw names ("Animal_Bear"), by id.
+        domains: each class's domain ("Animal"; "" where it has none), by id.
+        train: (path below root, class id) of every training image. Classes without any are normal.
+        splits: names of the test sets, the one that is meant where none is named first.
+        format: of the files: a name in formats.FORMATS.
+        notes: what a person should hear about, a sentence each.
+        read_split: reads one of the test sets, or another folder of images, by its name.
+    """
+
+    root: Path
+    class_names: list[str]
+    domains: list[str]
+    train: list[LabelledPath]
+    splits: tuple[str, ...]
+    format: str
+    notes: list[str]
+    read_split: Callable[[str], TestSet] = field(compare=False, repr=False)
+
+    @property
+    def plain(self) -> bool:
+        """Without the contest's rules: as many shots of every class, result.txt with ids."""
+        return self.format != "contest"
+
+    @property
+    def default_split(self) -> str:
+        """The test set that is meant where none is named: without any, the labelled images that are no shots."""
+        return self.splits[0] if self.splits else HELD_OUT
+
+    def split(self, name: str = "", used: Collection[str] = ()) -> TestSet:
+        """A test set by its name, or the default one.
+
+        used: paths of images that a model has learned from; the held-out split goes without them, others say so.
+        Raises:
+            UserError: no such test set, or no image in it.
+        """
+        used = set(used)
+        if (name or self.default_split) != HELD_OUT:
+            tests = self.read_split(name or self.default_split)
+            seen = used.intersection(tests.files)
+            if seen:
+                tests.notes.append(f"{len(seen)} of the {count_of(len(tests.files), 'test image')} are shots of this "
+                                   f"model ({min(seen)} for one), so its scores are too good")
+            return tests
+        rest = {path: label for path, label in self.train if path not in used}
+        if not rest:
+            raise UserError(f"{self.root} has no test set, and every labelled image is a shot; take fewer --shots, or "
+                            "put test images into the folder test")
+        files = sorted(rest, key=natural_key)
+        return TestSet(self.root, files, files, rest, [f"no test set in {self.root}: the {len(rest)} labelled images "
+                                                       "that are no shots are the test"] if not self.splits else [])
+
+    def summary(self) -> str:
+        """"tree of 30 classes: barrel (6), binocular (6), …; test sets: test": what a person checks before the work."""
+        counts = [0] * len(self.class_names)
+        for _, label in self.train:
+            counts[label] += 1
+        named = [f"{shown(name)} ({count})" for name, count in zip(self.class_names, counts)]
+        if len(named) > SHOWN_CLASSES + 2:
+            each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
+            named[SHOWN_CLASSES:] = [f"… ({each} images each)"]
+        tests = f"test sets: {', '.join(self.splits)}" if self.splits else \
+            "no test set, so that the labelled images that are no shots are held out"
+        return f"{self.format} of {count_of(len(counts), 'class', 'classes')}: {', '.join(named)}; {tests}"
+
+
+def domain_of(class_name: str) -> str:
+    """The part before the first underscore, "" where there is none: Animal_Polar_bear is of Animal."""
+    domain, underscore, _ = class_name.partition("_")
+    return domain if underscore else ""
+
+
+def domains_of(class_names: Sequence[str]) -> list[str]:
+    """The domain of each class where nothing but the names is known (a feature suite, a list of names).
+
+    The part before the first underscore, where for *every* class that is a domain which prompts/ has templates for:
+    Animal_Bear and Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
+    """
+    domains = [domain_of(name) for name in class_names]
+    return domains if set(domains) <= known_domains() else [""] * len(domains)
+
+
+def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
+    """Sorted by class id, then by natural order of the path."""
+    return sorted(rows, key=lambda row: (row[1], natural_key(row[0])))
+
+
+def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tuple[list[tuple[str, Label]], list[str]]:
+    """Listed images (line number, path, class id), each once, and a note where some were listed twice.
+
+    Raises:
+        UserError: an image with two classes.
+    """
+    first: dict[str, tuple[int, Label]] = {}
+    again = 0
+    for number, path, label in rows:
+        line, known = first.setdefault(path, (number, label))
+        if known != label:
+            here, there = (shown(brief(str(one))) for one in (label, known))
+            raise UserError(f"{source}, line {number}: {shown(brief(path))} has class {here} here and {there} on line "
+                            f"{line}; keep the right one")
+        again += line != number
+    return ([(path, label) for path, (_, label) in first.items()],
+            [f"{source.name} lists {count_of(again, 'image')} more than once"] if again else [])
+
+
+def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: str
+                  ) -> tuple[dict[str, int] | None, list[str]]:
+    """Class ids of a test set whose images have class names, and what to say about them.
+
+    named: image to class name, "" where it has none. what: to call the test set. Names that differ in capitals alone
+    are the same class. One image without a known class leaves no score to give; a note then says so.
+    """
+    ids = {name: label for label, name in enumerate(class_names)}
+    alike: dict[str, list[int]] = {}
+    for name, label in ids.items():
+        alike.setdefault(name.casefold(), []).append(label)
+    labels: dict[str, int] = {}
+    respelled: dict[str, str] = {}
+    unknown: dict[str, str] = {}
+    for image, name in named.items():
+        name = same_text(name)
+        near = alike.get(name.casefold(), [])
+        if name in ids:
+            labels[image] = ids[name]
+        elif len(near) == 1:
+            labels[image] = near[0]
+            respelled[name] = class_names[near[0]]
+        else:
+            unknown[image] = name
+    notes = [f"{what}: {shown(name)} is taken for the class {shown(known)}" for name, known in respelled.items()]
+    if not unknown:
+        return labels, notes
+    if not any(unknown.values()) and not labels:
+        return None, []
+    image, name = next(iter(unknown.items()))
+    reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(image)} has no class"
+    return None, [f"no scores for {what}: the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
+                  f"({reason}); rename or move them to be scored"]
+
+
+def name_notes(class_names: Sequence[str]) -> list[str]:
+    """What to say about class names that are codes: CLIP reads the name, and "a photo of a 7" says nothing."""
+    codes = [name for name in class_names if CODE.fullmatch(name)]
+    notes = []
+    numbered = [name for name in class_names if NUMBERED.match(name)]
+    if numbered:
+        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
+                     "of the prompts")
+    if codes:
+        some = ", ".join(codes[:3]) + (", …" if len(codes) > 3 else "")
+        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({some}), which "
+                     "CLIP's text tower knows nothing about: say with --names what they show")
+    return notes

@@ -1,0 +1,156 @@
+"""The contest's own files.
+
+    classes.txt  classes_b.txt      `Animal_Bear 0`: <Domain>_<name> and the class's id, boards A and B
+    train.txt                       `TrainSet/Animal/Bear/1.jpg 0`: path below the data folder, class id
+    TestSetA/  TestSetB/            photographs to answer
+    labels_TestSetA.txt             `image_1.jpg 14`: the known answers, where somebody has them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jclip_fewshot.data.data_set import DataSet, TestSet, by_class, domain_of, domains_of, one_label_each
+from jclip_fewshot.data.formats.folders import folder_split, read_folder, splits_in
+from jclip_fewshot.data.formats.wanted import Sure, Wanted
+from jclip_fewshot.data.listing import (
+    Files,
+    LabelledPath,
+    count_of,
+    folders_of,
+    locate,
+    read_labelled,
+    read_pairs,
+    require_plain_name,
+    same_text,
+)
+from jclip_fewshot.errors import UserError
+
+CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}
+TRAIN_LIST = "train.txt"
+LOOKED_AT = 200  # folders in which the contest's lists are looked for where --data leads past them
+
+
+def recognise(root: Path) -> Sure | None:
+    """Its lists: classes.txt, classes_b.txt or train.txt; a classes.txt alone, which others have too, by its form."""
+    there = [name for name in (*CLASS_LISTS.values(), TRAIN_LIST) if (root / name).is_file()]
+    if there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA")):
+        with open(root / there[0], encoding="utf-8", errors="replace") as file:
+            if not re.search(r"\S\s+[0-9]+\s*$", file.readline(4096)):
+                return None
+    return Sure(3, " and ".join(there)) if there else None
+
+
+def elsewhere(root: Path) -> Path | None:
+    """The contest's folder that is meant where --data names one above it, or its TrainSet."""
+    for above in list(root.parents)[:2]:
+        if recognise(above) and (above / TRAIN_LIST).is_file():
+            with open(above / TRAIN_LIST, encoding="utf-8", errors="replace") as file:
+                listed = file.readline(4096)
+            if listed.replace("\\", "/").startswith(root.relative_to(above).as_posix() + "/"):
+                return above
+    waiting = [root]
+    for place, folder in enumerate(waiting):
+        if place == LOOKED_AT:
+            break
+        for name in folders_of(folder):
+            if recognise(folder / name):
+                return folder / name
+        if len(folder.relative_to(root).parts) < 2:
+            waiting += [folder / name for name in folders_of(folder)]
+    return None
+
+
+def read(root: Path, wanted: Wanted) -> DataSet:
+    """The classes of a board, its training list and the test sets.
+
+    Raises:
+        UserError: no such list; a line that does not parse; ids that are not 0..K-1; a class twice; an image twice
+            with different classes; an image that is listed but absent, or lies elsewhere.
+    """
+    class_names = read_classes(root, wanted.board)
+    source = root / TRAIN_LIST
+    asked = wanted.labelled or source.is_file()
+    listed = read_labelled(source, len(class_names)) if asked else []
+    rows = [(number, path, label) for number, path, label in listed]
+    if wanted.labelled:
+        found = locate(Files(root), source, [(number, path) for number, path, _ in listed])
+        rows = [(number, path, label) for (number, _, label), path in zip(listed, found)]
+    train, notes = one_label_each(rows, source)
+    without = len(class_names) - len({label for _, label in train})
+    if without and wanted.labelled:
+        notes.append(f"{without} of {len(class_names)} classes have no training image; text alone knows them")
+    train = by_class(train)
+    domains = [domain_of(name) for name in class_names] if wanted.domains else _domains(class_names, train)
+    tests = [board for board in CLASS_LISTS if (root / f"TestSet{board}").is_dir()]
+    tests = [wanted.board, *(board for board in tests if board != wanted.board)]
+    tests += [name for name in splits_in(root)[1] if name not in ("TestSetA", "TestSetB")]
+
+    def split(name: str) -> TestSet:
+        if name not in CLASS_LISTS:
+            return folder_split(root, root, name, class_names)
+        folder = root / f"TestSet{name}"
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: the test images of split {name} belong there; "
+                            "give another --split or --data")
+        return read_folder(root, folder, class_names, flat=True)
+
+    return DataSet(root, class_names, domains, train, tuple(tests), "contest", notes, split)
+
+
+def read_classes(root: Path, board: str = "A") -> list[str]:
+    """The raw class names of a board, by id.
+
+    Raises:
+        UserError: no such list; a line that does not parse; ids not 0..K-1; a class twice.
+    """
+    path = root / CLASS_LISTS[board]
+    if not path.is_file():
+        raise UserError(f"no {path.name} in {root}: board {board} takes its classes from there; "
+                        "put it there or choose another board or --data")
+    by_id: dict[int, str] = {}
+    line_of: dict[str, int] = {}
+    for number, name, label in read_pairs(path, "<class name> <id>"):
+        name = same_text(name)
+        require_plain_name(name)
+        if name in line_of:
+            raise UserError(f"{path}, line {number}: class {name} is on line {line_of[name]} too; remove one")
+        if label in by_id:
+            raise UserError(f"{path}, line {number}: id {label} of {name} belongs to {by_id[label]} "
+                            f"(line {line_of[by_id[label]]}); each class needs its own")
+        by_id[label], line_of[name] = name, number
+    if not by_id:
+        raise UserError(f"{path} holds no class; it needs lines like `Animal_Bear 0`")
+    if max(by_id) != len(by_id) - 1:
+        missing = next(label for label in range(len(by_id)) if label not in by_id)
+        largest = max(by_id)
+        raise UserError(f"{path}: {count_of(len(by_id), 'class needs', 'classes need')} the ids "
+                        f"0..{len(by_id) - 1}, but {missing} is missing and {largest} is there "
+                        f"(line {line_of[by_id[largest]]})")
+    return [by_id[label] for label in range(len(by_id))]
+
+
+def _domains(class_names: Sequence[str], train: Sequence[LabelledPath]) -> list[str]:
+    """Animal_Bear is of Animal where every name has a known domain, or where its images lie in Animal/Bear/.
+
+    Classes without an image go by their names, if the layout shows domains for all others, or for one of that name.
+    """
+    domains = domains_of(class_names)
+    if any(domains):
+        return domains
+    first_image = {label: path for path, label in reversed(train)}
+    by_layout = {label: _domain_in(path, class_names[label]) for label, path in first_image.items()}
+    shown = set(by_layout.values())
+    by_name = [domain_of(name) if shown and "" not in shown or domain_of(name) in shown else "" for name in class_names]
+    return [by_layout.get(label) or by_name[label] for label in range(len(class_names))]
+
+
+def _domain_in(path: str, class_name: str) -> str:
+    """"Sea life" of "TrainSet/Sea life/Sea_lion/1.jpg" for the class "Sea life_Sea_lion"; "" for any other class."""
+    folders = path.split("/")[:-1]
+    for above in range(2, len(folders) + 1):
+        if "_".join(folders[-above:]) == class_name:
+            return folders[-above]
+    return ""
