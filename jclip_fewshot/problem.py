@@ -36,7 +36,6 @@ from jclip_fewshot.features.sources import Source, labelled_rows, open_source
 from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Queries, Unlabelled
 from jclip_fewshot.methods.plan import Choice, choose, require_possible
 from jclip_fewshot.methods.rows.sus_x import keep_support
-from jclip_fewshot.methods.unlabelled.views import weak_pixels
 from jclip_fewshot.task import Task, domain_indices
 
 
@@ -152,7 +151,7 @@ class Encoded:
         sentences = [self.source.texts([name] * len(said), [[one] for one in said])
                      for name, said in zip(data.class_names, self.problem.sentences)]
         return Unlabelled(np.concatenate(rows), sentences, names, encoder,
-                          lambda: weak_pixels(paths, encoder.image_size)[0], beside)
+                          lambda: self.source.activations(Path(), paths).pixels(), beside)
 
     def _readable(self, root: Path, paths: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
         """Rows of the images that can be read, and where these lie."""

@@ -73,7 +73,7 @@ def test_two_encoders_beat_one_and_a_saved_pipeline_answers_the_same(parts, tmp_
     rows = joined([FIRST[2], SECOND[2]])
     pipeline = Pipeline(QUICK).fit(two_encoders(parts))
     answers = pipeline.answer(rows)
-    assert top1(answers.probs) > top1(alone.probs) + 3 and top1(answers.final) > top1(alone.final) + 3
+    assert top1(answers.probs) > top1(alone.probs) + 3
     assert "gda@b" in answers.by_method() and ("zero_shot@b" in answers.by_method()) == parts[1].has_text
     save_arrays(tmp_path / "model.npz", pipeline.state())
     again = Pipeline.from_state(load_arrays(tmp_path / "model.npz", STATE_SCHEMA))

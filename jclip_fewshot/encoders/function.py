@@ -25,7 +25,7 @@ class FunctionEncoder(ClipEncoder):
     def __init__(self, base: ClipEncoder, name: str, said: bytes, width: int,
                  function: Callable[[jt.Var], jt.Var]) -> None:
         digest = content_digest(base.weights_digest.encode() + b"\0" + said).hex()
-        super().__init__(base.model, f"{base.name} {name}", digest, base.batch_size, base.tokens)
+        super().__init__(base.model, f"{base.name} {name}", digest, base.batch_size, base.tokens, base.recipe)
         self.width, self._function = width, function
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jclip_fewshot.data.decode import Recipe
+from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import depth_of_rows, encode_images, encode_views
@@ -25,6 +25,7 @@ from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.storage.row_store import RowStore
 
+PIXELS_AT_ONCE = 64
 CHUNK_BYTES = 256 << 20  # encoded at a time
 
 
@@ -86,9 +87,23 @@ class Activations:
         Raise UserError if an image cannot be read.
         """
         rows, bad = encode_images(make(self.encoder), self.paths, cache=self._cache, workers=self._workers,
-                                  stage="shots")
+                                  stage="shots", as_seen=self._as_seen)
         self._require_readable(self.paths, bad)
         return rows
+
+    def pixels(self) -> np.ndarray:
+        """Return the plain images (S, R, R, 3) as the encoder asks for them.
+
+        Raise UserError if an image cannot be read.
+        """
+        recipe = self.encoder.recipe
+        pixels, bad = np.zeros((len(self.paths), *recipe.size, 3), recipe.dtype), {}
+        with Decoder(self.paths, Recipe(recipe, as_seen=self._as_seen), PIXELS_AT_ONCE, 0) as decoder:
+            for indices, found, done in decoder.batches(list(range(len(self.paths)))):
+                pixels[indices] = found[:, 0]
+                bad.update((index, one.reason) for index, one in zip(indices, done) if one.reason)
+        self._require_readable(self.paths, bad)
+        return pixels
 
     def waiting(self, depth: Depth) -> int:
         """How many views are not encoded to that depth yet."""
@@ -108,7 +123,8 @@ class Activations:
             parts = [held.take(np.repeat(i, held.count), np.arange(held.count)).tobytes() for i in chosen]
         else:
             parts = [_file_digest(self.paths[i]) for i in images]
-        return content_digest(f"{self._views} {self._seed} ".encode() + b"".join(parts)).hex()
+        said = f"{self._views} {self._seed} " + ("as seen " if self._as_seen else "")
+        return content_digest(said.encode() + b"".join(parts)).hex()
 
     def _encoded(self, depth: Depth) -> list[np.ndarray]:
         shape = (max(1, self._views),) + self.encoder.shape_at(depth)

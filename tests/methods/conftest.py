@@ -8,7 +8,7 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_images
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import Given, Queries, Unlabelled
-from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl, views
+from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
 from jclip_fewshot.task import Task
 from tests.cases import small_clip
 
@@ -47,7 +47,7 @@ def everything(tmp_path_factory):
     activations = Activations(encoder, shots, views=2, workers=0, class_tokens=sentences)
     task = Task(encode_images(encoder, shots, workers=0)[0], np.arange(len(shots)) % (K - 1), text)
     unlabelled = Unlabelled(encode_images(encoder, free, workers=0)[0], [row[None] for row in task.text], NAMES,
-                            encoder, lambda: views.weak_pixels(free, encoder.image_size)[0])
+                            encoder, Activations(encoder, free).pixels)
     queries = Queries(encode_images(encoder, tests, workers=0)[0],
                       lambda make: encode_images(make(encoder), tests, workers=0)[0])
     return task, Given(activations, unlabelled), queries

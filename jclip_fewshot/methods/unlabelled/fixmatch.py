@@ -142,9 +142,8 @@ class FixMatch(Method):
     def _fit(self, task: Task) -> None:
         tower, unlabelled = self._given
         encoder, rng = tower.encoder, np.random.default_rng([self.seed, 1])
-        shots = views.weak_pixels(tower.paths, encoder.image_size)[0]
         x, u = ([unit_rows(views.in_batches(encoder.images, view)) for view in (weak, views.strong_views(weak, rng))]
-                for weak in (shots, pixels_of(unlabelled, self.name)))
+                for weak in (tower.pixels(), pixels_of(unlabelled, self.name)))
         prompts = coop.prompts_for(encoder, unlabelled.names, self.settings.context)
         width, zero_shot = encoder.model.transformer.width, task.zero_shot(u[0])
         fits, self.fold_logits_ = fits_of(task), task.zero_shot(task.features)

@@ -1,6 +1,6 @@
 """Weak and strong views of unlabelled images, for methods that ask a tower about both.
 
-weak    CLIP's own preprocessing
+weak    the pixels that the encoder asks for (features/activations.py)
 strong  of the weak view: crop (0.2 to 1 of its area), flip, colour jitter (0.4, 0.4, 0.4; 80 % of them), grey (20 %),
         Gaussian blur: LaFTer's, but cut out of the square that CLIP sees, and without a change of hue
 
@@ -9,14 +9,12 @@ Letters: N images, B of them in a step, R pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.data.decode import Decoder, Recipe
-from jclip_fewshot.data.recipe import clip_recipe
 
 AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 JITTER, JITTERED, GREY = 0.4, 0.8, 0.2
@@ -24,21 +22,10 @@ BLUR = (0.1, 2.0)  # standard deviation at 224 pixels
 BATCH = 64
 
 
-def weak_pixels(paths: Sequence, size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """(N, R, R, 3) uint8 of image files, and why some could not be read."""
-    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
-    bad: dict[int, str] = {}
-    with Decoder(paths, Recipe(clip_recipe(size)), BATCH, 0) as decoder:
-        for indices, found, done in decoder.batches(list(range(len(paths)))):
-            pixels[indices] = found[:, 0]
-            bad.update((index, one.reason) for index, one in zip(indices, done) if one.reason)
-    return pixels, bad
-
-
 def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One strong view of a weak one, (R, R, 3) uint8."""
+    """One strong view of a weak one, (R, R, 3) uint8; an encoder's pixels with fractions are rounded."""
     size = len(pixels)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(np.rint(pixels).astype(np.uint8))
     area, ratio = size ** 2 * rng.uniform(*AREA), np.exp(rng.uniform(*np.log(RATIO)))
     w, h = (int(np.clip(round(side), 1, size)) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
     left, top = rng.integers(size - w + 1), rng.integers(size - h + 1)
