@@ -34,6 +34,7 @@ EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
 LEFT_TO_WEAK = 0.1  # of the second prior: a head that stands far behind may still err elsewhere
 EVIDENCE_FOR_FLAT = 4.0  # ρ, in shots
 NEED_SHOTS = ("linear_probe",)  # heads that do not look at the text
+CONTAINED = "zero_shot"  # its logits are part of every other head that looks at the text
 OF = "@"  # between a head and its encoder, where there are several: gda@RN50
 MAX_COLUMNS = 96  # classes a shot that take part in the search for w: the most likely ones
 BIAS_STEPS = 100  # of the search for the class bias, at most
@@ -178,11 +179,16 @@ def text_explains(task: Task) -> float:
 def untested_weights(names: Sequence[str], task: Task) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
 
-    How q was turned into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
+    Zero-shot counts as one of the former only where it is alone: the others contain it. How q was turned into weights:
+    docs/ensemble.md. Without shots the heads that need them say nothing.
     """
-    probes = np.array([name.split(OF)[0] in NEED_SHOTS for name in names])
+    bare = [name.split(OF)[0] for name in names]
+    probes = np.array([name in NEED_SHOTS for name in bare])
     q = text_explains(task) if len(task) else 1.0
-    weights = np.where(probes, (1 - q) / max(probes.sum(), 1), q ** 2 / max((~probes).sum(), 1))
+    with_text = ~probes
+    if len(task) and (learned := with_text & np.array([name != CONTAINED for name in bare])).any():
+        with_text = learned
+    weights = np.where(probes, (1 - q) / max(probes.sum(), 1), with_text * q ** 2 / max(with_text.sum(), 1))
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
     return weights, {"text_explains": q} if len(task) else {}
 
