@@ -19,7 +19,7 @@ from jclip_fewshot.combine.strength import HeldOutFold
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods import METHODS
-from jclip_fewshot.methods.base import Given, Method, Queries
+from jclip_fewshot.methods.base import TEXT, Given, Method, Queries
 from jclip_fewshot.methods.plan import OF, Choice, choose, names_on, plan
 from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import Part, Task
@@ -134,8 +134,9 @@ class Pipeline:
         return self
 
     def _ensemble(self, held_out: dict[str, np.ndarray]) -> Ensemble:
-        ignore_text = [name for name in held_out if _bare(name) in METHODS and METHODS[_bare(name)].ignores_text]
-        return Ensemble().fit(held_out, self.task_, ignore_text)
+        ignore_text = [name for name in held_out if METHODS[_bare(name)].ignores_text]
+        ignore_shots = [name for name in held_out if METHODS[_bare(name)].needs == {TEXT}]
+        return Ensemble().fit(held_out, self.task_, ignore_text, ignore_shots)
 
     def _with_tuned(self, held_out: dict[str, np.ndarray]) -> Ensemble:
         """The ensemble on rows and those methods that ask for images which the held-out shots want, as a pool.

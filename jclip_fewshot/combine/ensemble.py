@@ -161,15 +161,19 @@ def text_explains(task: Task) -> float:
     return float(np.clip(1 + log_probs[np.arange(len(labels)), labels].mean() / np.log(len(columns)), 0, 1))
 
 
-def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str] = ()
-                     ) -> tuple[np.ndarray, dict[str, float]]:
+def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str] = (),
+                     ignore_shots: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
 
-    How q was turned into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
+    One that ignores the shots counts among the former only where it is alone: the others contain it. How q was turned into weights:
+    docs/ensemble.md. Without shots the heads that need them say nothing.
     """
     probes = np.array([name in ignore_text for name in names])
     q = text_explains(task) if len(task) else 1.0
-    weights = np.where(probes, (1 - q) / max(probes.sum(), 1), q ** 2 / max((~probes).sum(), 1))
+    with_text = ~probes
+    if len(task) and (learned := with_text & np.array([name not in ignore_shots for name in names])).any():
+        with_text = learned
+    weights = np.where(probes, (1 - q) / max(probes.sum(), 1), with_text * q ** 2 / max(with_text.sum(), 1))
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(names), 1 / len(names))
     return weights, {"text_explains": q} if len(task) else {}
 
@@ -189,10 +193,11 @@ class Ensemble:
             raise ValueError("ensemble: kappa and rho must be positive")
         self.kappa, self.rho = kappa, rho
 
-    def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = ()) -> Ensemble:
+    def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = (),
+            ignore_shots: Sequence[str] = ()) -> Ensemble:
         """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self.
 
-        ignore_text: the heads that answer by the shots alone.
+        ignore_text: the heads that answer by the shots alone. ignore_shots: by the text alone.
         """
         if not held_out:
             raise ValueError("ensemble: needs at least one head")
@@ -204,7 +209,7 @@ class Ensemble:
         self.seen_, self.offset_ = task.seen, 0.0
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
         if not usable.any():
-            prior, found = untested_weights(self.names_, task, ignore_text)
+            prior, found = untested_weights(self.names_, task, ignore_text, ignore_shots)
             columns = int(task.seen.sum()) or task.num_classes
             self.pool_, self.fold_pools_ = Pool(np.ones(len(prior)), prior, np.zeros(columns)), []
             self.held_out_probs_ = self._probs(logits)

@@ -4,7 +4,7 @@ without shots.
     ln u_nk = ln p_nk + w_nk + C e_nk + const                     (rows sum to 1; a few fixed-point steps)
 
     e_nk  = g(x_n; mu_k without x_n, c_k - u_nk) - TAKEN_BACK g(x_n; mu_k of the shots alone, their number)
-    g     = -(d2(x, mu) / (1 + 1/c) + D' ln(1 + 1/c)) / 2 D'       predictive Gaussian, its mean known from c rows
+    g     = -(d2(x, mu) / (1 + 1/c) + LOG_DET D' ln(1 + 1/c)) / 2 D'    predictive Gaussian, its mean known by c rows
     mu_k  = (KAPPA m_k + shots of k + sum_n u_nk x_n) / c_k         c_k the rows in it, counted as an average class's
     m_k   = x̄ + s (t_k - t̄)                                        the text's guess at the mean, s by least squares
     d2    Mahalanobis, one covariance pooled within classes with a ridge;   D' the dimensions that the ridge leaves
@@ -27,21 +27,23 @@ import numpy as np
 from jclip_fewshot.backend.numerics import matmul, softmax
 from jclip_fewshot.combine.ensemble import text_explains
 from jclip_fewshot.combine.strength import (
+    SAMPLE,
     ClassWeights,
     HeldOutFold,
     Strength,
     by_images,
     by_shots,
     class_weights,
-    equal_weights,
+    classes_present,
 )
 from jclip_fewshot.task import Task, class_sums
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
 KAPPA = 1.0  # images that the text's guess at a class's mean is worth
 TAKEN_BACK = 0.5  # of the shots' own evidence: p holds it already
+LOG_DET = 0.5  # of the log-determinant: without it, classes without images win; whole, it is too careful
 RIDGE = 3.0  # times the mean variance, added to the pooled covariance
-STEPS = 3
+STEPS = 5
 BLOCK = 4096  # rows at a time
 LEAST_TEXT = 0.5  # of `text_explains`, where shots cannot check the refinement
 TINY = 1e-12
@@ -97,19 +99,21 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     if not folds and not force and len(task) and text_explains(task) < LEAST_TEXT:
         why = "each image keeps its own answer: the text says too little about the shots"
         return result_of(given, given, task, num_classes, {"features": {"why": why}})
-    weights, decisions = class_weights(probs, folds, task.seen) if folds else equal_weights(probs)
+    weights, decisions = class_weights(probs, folds, task.seen) if folds else (ClassWeights(classes_present(probs)), {})
     settled = weights.settle(probs)
     if folds:
         strength, found = by_shots(probs, features, folds, weights, force, evidence_of_held_out)
     else:
-        strength, found = by_images(probs, features, Mixture(features, settled, task), settled, weights, force)
+        some = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
+        e = Mixture(features, settled, task).evidence(features[some], settled[some])
+        strength, found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
     if strength.weight:
         settled = fixed_point(probs, features, task, settled, strength, weights)
-    if not strength.weight and not weights.shown:
-        return result_of(given, given, task, weights.present, decisions)
-    refined = keep_ranking(probs, settled)
-    return result_of(refined if copy_of is None else refined[copy_of], given, task, weights.present, decisions)
+    elif not weights.shown:
+        return result_of(given, given, task, round(weights.present), decisions)
+    refined = keep_ranking(probs, settled, 0.5 if folds else 0.0)
+    return result_of(refined if copy_of is None else refined[copy_of], given, task, round(weights.present), decisions)
 
 
 def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: Strength,
@@ -177,7 +181,7 @@ class Mixture:
     def _predictive(self, squared: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """g of squared distances (n, K) to means of so many rows."""
         unsure = 1 + 1 / counts
-        return -0.5 * (squared / unsure / np.float32(self.freedom) + np.log(unsure))
+        return -0.5 * (squared / unsure / np.float32(self.freedom) + np.float32(LOG_DET) * np.log(unsure))
 
 
 def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -197,19 +201,20 @@ def distinct(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return first[order], rank[inverse.reshape(-1)]
 
 
-def keep_ranking(start: np.ndarray, refined: np.ndarray) -> np.ndarray:
+def keep_ranking(start: np.ndarray, refined: np.ndarray, trust: float) -> np.ndarray:
     """Return refined rows (N, K) that keep the first answer and its probability.
 
-    The rest is ranked by the geometric mean with the start: the refined row alone is too sure to rank it.
+    Behind it stands start^(1 - trust) refined^trust: refined rows are too sure to rank the rest by themselves.
     """
     result = np.empty_like(refined)
     for rows in blocks(len(refined)):
         share = refined[rows].max(axis=1)
         at = np.arange(len(share)), refined[rows].argmax(axis=1)
-        fused = np.sqrt(start[rows] * refined[rows])
+        fused = start[rows] ** np.float32(1 - trust) * refined[rows] ** np.float32(trust)
         fused[at] = 0
         fused *= ((1 - share) / np.maximum(fused.sum(axis=1), TINY))[:, None]
-        fused = np.minimum(fused, 0.999 * share[:, None])
+        # behind the first, in their own order
+        fused *= np.minimum(1, 0.999 * share / np.maximum(fused.max(axis=1), TINY))[:, None]
         fused[at] = share
         result[rows] = fused / fused.sum(axis=1, keepdims=True)
     return result

@@ -8,12 +8,12 @@ see the fold; the held-out shots are then refined as one more image each, and th
 weighed by how many images seem to be of class y_s. Of the strengths that gain and are not significantly behind the
 best one (two standard errors), the nearest to `STANDARD` is taken; none where no gain exceeds its standard error.
 
-Without shots, the images decide: the text's own answers are the labels. C is the temperature at which the Gaussians,
-to which no image contributes its own vote, explain the zero-shot answers best, at most `MOST`; nothing is done where
-classes have too few images, or where KL(zero-shot || Gaussians) exceeds the entropy of zero-shot.
+Without shots, the answers of the names are the labels: C is the temperature at which the Gaussians, to which no image
+contributes its own vote, explain them best, at most `MOST`. Nothing is done where classes have too few images, or where
+KL(names || Gaussians) exceeds the entropy of the names' answers.
 
-Class weights w come from a Dirichlet prior on the class proportions where most classes are absent, from a draw to
-equal shares where the set seems balanced:
+With shots, class weights w come from a Dirichlet prior on the class proportions where most classes are absent, and
+from a draw to equal shares where the set seems balanced:
 
     V_0  = s + nu K / N      the variance of relative class masses in a balanced set: s between classes, nu between
                              images, both measured on held-out shots, which are balanced
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,7 @@ WRONG = 0.05  # ε: one wrong label in twenty must not rule the score
 CAUTION = 1.0  # standard errors that a gain must exceed
 NEAR = 2.0  # standard errors behind the best strength that are no evidence against another
 LEAST_GAIN = 1e-4  # nats: less is none
-LEAST_IMAGES = 2.5  # a class that is present: with one or two nothing can be learned from names alone
-IMAGES_TO_BALANCE = 4  # a class; without shots, fewer cannot show that classes differ
-NEAR_EQUAL = 0.9  # beta of a set that shows balance without shots
+LEAST_IMAGES = 3.0  # a class that is present: with one or two nothing can be learned from names alone
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
 SURE = 2.0  # standard errors that alpha's gain must exceed
 SAMPLE = 4000  # images at most that choose alpha, or C
@@ -74,18 +72,11 @@ class HeldOutFold:
         return self.answer(self.features)
 
 
-@dataclass(frozen=True)
-class Strength:
-    """weight: C; temperature: of the refined answers."""
+class Strength(NamedTuple):
+    """C, and the temperature of the refined answers."""
 
     weight: float
     temperature: float = 1.0
-
-
-class Gaussians(Protocol):
-    """What `by_images` asks of the mixture."""
-
-    def evidence(self, features: np.ndarray, own: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -134,8 +125,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
     evidence: (features, assignments, fold) -> e (G, K) of the held-out shots. force: the best one even if it loses.
     """
     features, mass = features[one_less(probs.argmax(axis=1))], probs.sum(axis=0, dtype=np.float64)
-    if not len(features):
-        return Strength(0.0), {"weight": 0.0, "why": "no image is compared with others: hardly two are of one class"}
+    if not len(features) or len(probs) < 2 * weights.present and not force:
+        return Strength(0.0), {"weight": 0.0, "why": f"no image is compared with others: {len(probs)} images of about "
+                                                     f"{weights.present} classes, hardly two of one"}
     start, e, labels, importance = [], [], [], []
     for fold in folds:
         own_weights, settled = weights.of_held_out(fold.answer(features))
@@ -168,27 +160,24 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
                f"{100 * mean:.1f} ± {100 * error:.1f} % more probable"}
 
 
-def by_images(probs: np.ndarray, features: np.ndarray, gaussians: Gaussians, assignments: np.ndarray,
-              weights: ClassWeights, force: bool) -> tuple[Strength, dict]:
+def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> tuple[Strength, dict]:
     """Return the strength for a set without held-out shots, and the decision.
 
-    probs (N, K): the start. gaussians: of the images (N, D), assigned to classes by `assignments` (N, K).
+    probs (n, K), e (n, K): start and evidence of some of so many images. present: classes that seem to have an image.
     """
-    present = f"about {weights.present:.0f} of {probs.shape[1]} classes seem to have an image here"
-    if len(probs) < LEAST_IMAGES * weights.present and not force:
-        return Strength(0.0), {"weight": 0.0, "why": f"{present}: {len(probs)} images are too few of a class to learn "
-                                                     "from each other; the answers stay as they are"}
-    rows = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
-    e = gaussians.evidence(features[rows], assignments[rows])
-    c, apart = explaining(e, probs[rows])
-    entropy = -float((probs[rows] * np.log(probs[rows] + TINY)).sum(axis=1).mean())
-    found = {"apart": apart, "entropy": entropy}
-    if apart > entropy and not force:
-        return Strength(0.0), {"weight": 0.0, **found, "why": (
-            f"the images by themselves lie {apart:.2f} nats from what the names say, further than the names are unsure "
-            f"({entropy:.2f} nats); the answers stay as they are")}
-    equal = "; classes are drawn to equal shares" if weights.shown else ""
-    return Strength(c), {"weight": c, **found, "why": f"strength {c:.1f}, by the images alone; {present}{equal}"}
+    about = f"about {present:.0f} of {probs.shape[1]} classes seem to have an image here"
+    c, apart = explaining(e, probs)
+    entropy = -float((probs * np.log(probs + TINY)).sum(axis=1).mean())
+    why = ""
+    if images < LEAST_IMAGES * present:
+        why = f"{about}: {images} images are too few of a class to learn from each other; the answers stay as they are"
+    elif apart > entropy:
+        why = (f"the images by themselves lie {apart:.2f} nats from what the names say, further than the names are "
+               f"unsure ({entropy:.2f} nats); the answers stay as they are")
+    found = {"weight": 0.0 if why and not force else c, "apart": apart, "entropy": entropy}
+    if not found["weight"]:
+        return Strength(0.0), {**found, "why": why}
+    return Strength(c), {**found, "why": f"strength {c:.1f}, by the images alone; {about}"}
 
 
 def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
@@ -238,7 +227,7 @@ def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndar
     shares, found = (None, {"beta": 0.0}) if sparse else balanced_shares(probs, folds, seen)
     why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
     if sparse:
-        why = f"only about {present} of {probs.shape[1]} classes seem to have an image here; the others count less"
+        why = f"only {why.replace('none counts', 'the others count')}"
     elif shares is not None:
         why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
                f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
@@ -247,19 +236,10 @@ def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndar
     return ClassWeights(present, sparse, concentration, len(probs) / max(present, 1), shares), {"classes": found}
 
 
-def equal_weights(probs: np.ndarray) -> tuple[ClassWeights, dict]:
-    """Return nearly equal shares if the images show balance, without shots; else no weights.
-
-    They show it where half of them gain nothing from the proportions of the other half.
-    """
-    if np.isfinite(choose_concentration(probs)[0]):
-        shares = probs.mean(axis=0, dtype=np.float64)
-        return ClassWeights(float(np.exp(-(shares * np.log(shares + TINY)).sum()))), {}
-    weights = ClassWeights(float(min(probs.shape)))
-    if len(probs) < IMAGES_TO_BALANCE * probs.shape[1]:
-        return weights, {}
-    drawn = probs.sum(axis=0, dtype=np.float64) ** (1 - NEAR_EQUAL)
-    return ClassWeights(weights.present, shares=drawn / drawn.sum()), {}
+def classes_present(probs: np.ndarray) -> float:
+    """Return how many classes seem to have an image, by the entropy of their shares (K,) in answers (N, K)."""
+    shares = probs.mean(axis=0, dtype=np.float64)
+    return float(np.exp(-(shares * np.log(shares + TINY)).sum()))
 
 
 def _presence(probs: np.ndarray) -> tuple[float, dict[str, float], int]:

@@ -95,14 +95,16 @@ def test_with_one_shot_a_class_the_text_is_judged_by_the_shots():
     shares = []
     for noise in (0.02, 0.3, 100.0):
         task = Task(unit_rows(text + noise * rng.standard_normal(text.shape)), np.arange(20), text)
-        held_out = {name: task.zero_shot(task.features) for name in ("zero_shot", "gda", "linear_probe")}
-        settings = Ensemble().fit(held_out, task, ["linear_probe"]).settings_
+        held_out = {name: task.zero_shot(task.features) for name in ("zero_shot", "gda", "proker", "linear_probe")}
+        settings = Ensemble().fit(held_out, task, ["linear_probe"], ["zero_shot"]).settings_
         weights, q = settings["weights"], settings["text_explains"]
-        assert weights["zero_shot"] == weights["gda"]
+        assert weights["zero_shot"] == 0 and weights["proker"] == weights["gda"]  # both contain zero-shot
         np.testing.assert_allclose(weights["linear_probe"] * q ** 2, 2 * weights["gda"] * (1 - q), atol=1e-3)
         shares.append(weights["linear_probe"])
         alone = Ensemble().fit({"linear_probe": held_out["linear_probe"]}, task, ["linear_probe"])
         assert alone.settings_["weights"] == {"linear_probe": 1.0}
+        alone = Ensemble().fit({"zero_shot": held_out["zero_shot"]}, task, (), ["zero_shot"])
+        assert alone.settings_["weights"] == {"zero_shot": 1.0}
     assert shares[0] < 0.05 and shares[0] < shares[1] < shares[2] and shares[2] > 0.8
 
 

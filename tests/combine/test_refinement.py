@@ -8,6 +8,7 @@ import pytest
 from jclip_fewshot.backend.numerics import softmax, unit_rows
 from jclip_fewshot.combine.refinement import (
     KAPPA,
+    LOG_DET,
     MIN_IMAGES,
     RIDGE,
     TAKEN_BACK,
@@ -165,7 +166,7 @@ def test_evidence_equals_the_formula(world):
 
     def predictive(gap, known):
         unsure = 1 + 1 / known
-        return -0.5 * (gap @ precision @ gap / unsure / freedom + np.log(unsure))
+        return -0.5 * (gap @ precision @ gap / unsure / freedom + LOG_DET * np.log(unsure))
 
     found = Mixture(features[:60], probs[:60], task).evidence(features[:60], probs[:60])
     for n, k in ((7, 3), (0, 0), (31, 20)):
@@ -229,8 +230,17 @@ def test_large_sets_go_by_blocks(world, monkeypatch):
 
 def test_ranking_behind_the_first_is_half_the_starts():
     start, refined = np.float32([[0.5, 0.3, 0.2]]), np.float32([[0.2, 0.1, 0.7]])
-    kept = keep_ranking(start, refined)
+    kept = keep_ranking(start, refined, 0.5)
     assert kept.argmax() == 2 and kept[0, 0] / kept[0, 1] == pytest.approx(np.sqrt(0.1 / 0.03), rel=1e-4)
+
+
+def test_behind_the_first_answer_the_start_s_order_stays_without_trust():
+    start = np.float32([[0.4, 0.3, 0.2, 0.1]])
+    for first, expected in ((0.6, 0.6), (0.28, None)):  # the start may be surer of two others
+        refined = np.float32([[(1 - first) / 3] * 2 + [first, (1 - first) / 3]])
+        ranked = keep_ranking(start, refined, 0.0)
+        assert np.argsort(-ranked[0]).tolist() == [2, 0, 1, 3] and len(set(ranked[0].tolist())) == 4
+        assert expected is None or ranked[0, 2] == pytest.approx(expected)
 
 
 def test_distinct_finds_copies():
