@@ -148,7 +148,7 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
                    "answered better by looking at the other images"}
     best = good[means[good].argmax()]
     behind, noise = mean_and_error(gains[best] - gains, importance)
-    near = np.flatnonzero((behind <= NEAR * noise) & (means >= min(means[best], 0)))
+    near = np.intersect1d(np.flatnonzero(behind <= NEAR * noise), good)
     chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
     c, mean, error = STRENGTHS[chosen], float(means[chosen]), float(errors[chosen])
     # two digits: what float32 sums in another order agree on
