@@ -14,7 +14,6 @@ from jclip_fewshot.data.data_set import (
     HELD_OUT,
     DataSet,
     TestSet,
-    by_class,
     domain_of,
     domains_of,
     name_notes,
@@ -83,7 +82,8 @@ def read(root: Path, wanted: Wanted) -> DataSet:
         return TestSet(root, names, names, labels)
 
     domains = [domain_of(name) for name in class_names] if wanted.domains else domains_of(class_names)
-    train, tests = by_class(located("train")), tuple(part for part in SPLITS if part in lists)
+    # training images stay in the file's order, in which CoOp's random seeds draw shots
+    train, tests = located("train"), tuple(part for part in SPLITS if part in lists)
     return DataSet(root, class_names, domains, train, tests, "coop",
                    [f"classes and splits by {file}", *name_notes(class_names)], split)
 
