@@ -28,6 +28,7 @@ from jclip_fewshot.report.drawing import (
 )
 
 DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
+FAR_BELOW = 8  # points under zero-shot that a panel of the benchmark still shows
 TALLEST = 11  # dots of a stack before they begin to overlap
 
 TITLES = {**{name: method.title for name, method in METHODS.items()}, "ensemble": "Ensemble",
@@ -426,6 +427,9 @@ def shot_curves(curves: dict[str, dict[int, dict[str, dict]]]) -> Picture:
                 ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
                 ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
                         label=method_title(name))
+            # a method that falls far below zero-shot would press all others into one line
+            least = min(np.mean(methods["zero_shot"]["top1"]) for methods in curve.values()) - FAR_BELOW
+            ax.set_ylim(bottom=max(least, ax.get_ylim()[0]))
             _axes_of_shots(ax, sorted(curve))
             ax.set_title(_shorten(data, 30))
         axes[0].set_ylabel("top-1, %")
@@ -435,7 +439,8 @@ def shot_curves(curves: dict[str, dict[int, dict[str, dict]]]) -> Picture:
         return figure
 
     return picture("benchmark", f"Top-1 by shots a class on {', '.join(curves)}.",
-                   "Mean top-1 over the random seeds; bands are one standard deviation.", draw)
+                   f"Mean top-1 over the random seeds; bands are one standard deviation. What lies more than {FAR_BELOW} "
+                   "points below zero-shot is cut off.", draw)
 
 
 def _axes_of_shots(ax, counts: Sequence[int]) -> None:
