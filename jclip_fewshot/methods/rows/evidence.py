@@ -214,7 +214,9 @@ class EvidenceMethod(Method):
         return weigh(zero_shot, self._evidence(self.own(features)), self.alpha_, self.domains_)
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
-        return weigh(*self._held_out_parts, self.alpha_, task.domains)
+        zero_shot, evidence = self._held_out_parts
+        self._held_out_parts = None  # (1 + M, S, K) numbers, asked for once
+        return weigh(zero_shot, evidence, self.alpha_, task.domains)
 
 
 def _fixed_mixture(C: np.ndarray, labels: np.ndarray, alpha: np.ndarray) -> Mixture:
