@@ -1,4 +1,4 @@
-"""The papers' protocol: cells, what is done is not repeated, CoOp's draws, published numbers only where they compare."""
+"""The papers' protocol: cells, what is not repeated, CoOp's draws, published numbers only where they compare."""
 
 import json
 
@@ -59,7 +59,8 @@ def test_a_later_call_goes_on(settings, tmp_path, monkeypatch):
     few = changed(settings, shots="1", seeds=1)
     first = field.benchmark(few)
     asked = []
-    monkeypatch.setattr(field, "evaluate", lambda suite, pipeline: asked.append(suite.name) or evaluate(suite, pipeline))
+    monkeypatch.setattr(field, "evaluate",
+                        lambda suite, pipeline: asked.append(suite.name) or evaluate(suite, pipeline))
     again = field.benchmark(few)
     assert asked == [] and [cell.methods for cell in again.cells] == [cell.methods for cell in first.cells]
     field.benchmark(changed(few, shots="1,2"))
@@ -81,10 +82,10 @@ class Source:
     def __init__(self, names):
         self.names, self.asked = names, []
 
-    def texts(self, class_names, sentences):
+    def texts(self, *_):
         return np.eye(len(self.names), 16, dtype=np.float32)
 
-    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):
+    def images(self, _, paths, seed=0, **__):
         self.asked += [(path, seed) for path in paths]
         rows = [np.eye(len(self.names), 16)[self.names.index(path.split("/")[-2])] for path in paths]
         return np.float32(rows) + 0.3 * np.random.default_rng(len(paths)).random((len(paths), 16), np.float32), {}
