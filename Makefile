@@ -1,5 +1,6 @@
 # make demo   sets up and runs the built-in contest: train, test, score, result.txt
 # make test   sets up and runs the tests
+# make lint   ruff, mypy and the rules of who may import whom
 # make bench  every CPU benchmark; SUITE=FILE.npz for those that want a feature suite
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 SUITE ?= $(wildcard ../shared/features/caltech65_4shot.npz)
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/python train.py --demo
@@ -18,6 +19,12 @@ TIMED = tests/cli/test_interrupt.py
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
+
+lint: $(VENV)/ready
+	$(PIP) --editable '.[lint]'
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/start.py

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jclip_fewshot import console
 from jclip_fewshot.backend.build import build, jittors_environment
@@ -154,7 +154,10 @@ class _Jittor:
         return getattr(_jittor, name)
 
 
-jt: Any = _Jittor()
+if TYPE_CHECKING:
+    import jittor as jt  # of no type (pyproject.toml), so that jt.Var may stand in annotations
+else:
+    jt = _Jittor()
 
 
 def on_cuda() -> bool:
