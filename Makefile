@@ -8,11 +8,18 @@ VENV ?= .venv
 SUITE ?= $(wildcard ../shared/features/caltech65_4shot.npz)
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: about demo test lint bench clean
 
-demo: $(VENV)/ready
+demo: about $(VENV)/ready
 	$(BIN)/python train.py --demo
 	$(BIN)/python test.py --demo
+	@echo
+	@echo "Next: the contest         $(BIN)/python train.py --data Dataset"
+	@echo "      your own pictures   $(BIN)/python train.py --data pictures   (a folder for each class)"
+	@echo "      Python              from jclip_fewshot import FewShotClassifier   (docs/classifier.md)"
+
+about:
+	@echo "The demo takes about 3 minutes the first time, with installing and building; afterwards about a minute."
 
 # two files at a time; Ctrl-C is timed, so it goes alone
 TIMED = tests/cli/test_interrupt.py

@@ -48,17 +48,17 @@ class DeviceConfig(CommandConfig):
 class CheckpointConfig(CommandConfig):
     """What a checkpoint may leave open."""
 
-    activation: str = option("", "activation function of the checkpoint, if neither the file nor its configuration "
-                             "says it", "features", ("", "quick_gelu", "gelu", "gelu_tanh"))
-    head_width: int = option(0, "width of an attention head, if neither says it", "features", metavar="N", low=0)
+    activation: str = option("", "activation function of the checkpoint, if its files do not say it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of an attention head, if they do not say it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
 class MachineConfig(DeviceConfig):
     """What every command takes that encodes images."""
 
-    precision: str = option("auto", "number format of the encoder's products; auto takes float16 on CUDA, and bfloat16 "
-                            "on CPUs where it is safe", "machine", ("auto", "float32", "float16", "bfloat16"))
+    precision: str = option("auto", "number format of the encoder; auto: float16 on CUDA, bfloat16 where it is safe",
+                            "machine", ("auto", "float32", "float16", "bfloat16"))
     batch_size: int = option(0, "images in a batch; 0 chooses it for the device", "machine", metavar="N", low=0)
     workers: int = option(0, "processes that decode images; 0 takes one for each core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
@@ -83,8 +83,8 @@ class SourceConfig(MachineConfig, CheckpointConfig):
     demo_seed: int = option(DEMO_SEED, "draw the built-in contest from random seed N; turns --demo on", "data",
                             metavar="N", low=0, implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; repeat the flag for several "
-                                    "encoders", "features", metavar="NAME")
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; may be repeated", "features",
+                                    metavar="NAME")
     weights: str = option("weights", "folder where checkpoints lie and are downloaded to", "features", metavar="DIR")
     output: str = option("", "which output of an ONNX encoder holds the features; empty for the usual one", "features",
                          metavar="NAME")
@@ -102,11 +102,12 @@ class SourceConfig(MachineConfig, CheckpointConfig):
     names: str = option("", "what to call the classes; each line: raw name, tab, name", "features", metavar="FILE.tsv")
     templates: str = option("", "your own templates, one a line; for one class: raw name, tab, template", "features",
                             metavar="FILE")
-    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
+    select: str = option("random", "how shots are chosen: random or representative", "shots",
+                         ("random", "representative"), "HOW")
     pool: int = option(64, "images of each class that representative selection considers", "shots", metavar="N", low=1)
-    methods: str = option("auto", "methods to fit: auto (the default ones that data and time allow), fast (only those "
-                          "without training: a tenth of the time, up to 0.2 points less), all, or names separated by "
-                          "commas", "method", metavar="LIST")
+    methods: str = option("auto", "methods to fit: auto (those that data and time allow), fast (no training: a tenth "
+                          "of the time, up to 0.2 points less), all, or names separated by commas", "method",
+                          metavar="LIST")
     runs: str = option("runs", "folder in which runs are saved", "run", metavar="DIR")
     name: str = option("", "name of the run's folder; empty for date and board", "run", metavar="NAME")
 
@@ -121,12 +122,11 @@ class TrainConfig(SourceConfig):
     """train.py"""
 
     from_run: str = option("", "repeat a saved run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images for each class; in a plain folder tree at most so many; 0: class names "
-                        "only", "shots", metavar="N", low=0)
+    shots: int = option(4, "training images for each class, at most; 0: class names only", "shots", metavar="N", low=0)
     seed: int = option(0, "random seed for choosing shots, augmentation and training", "shots", metavar="N", low=0)
-    support: str = option("", "folder with a folder of found or generated images for each class; some may be wrong",
-                          "shots", metavar="DIR")
-    support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
+    support: str = option("", "found or generated images in class folders; some may be wrong", "shots", metavar="DIR")
+    support_for: str = option("all", "classes that --support serves: all or without-shots", "shots",
+                              ("all", "without-shots"), "WHICH")
     unlabelled: str = option("", "folder of images without labels to learn from", "shots", metavar="DIR")
     transductive: bool = option(False, "learn from the test images too, without their labels", "shots")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
@@ -283,7 +283,7 @@ class DoctorConfig(DeviceConfig, CheckpointConfig):
     """python -m jclip_fewshot doctor"""
 
     data: str = option("Dataset", "folder of the data set", "data", metavar="DIR")
-    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; repeat the flag for several",
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; may be repeated",
                                     "features", metavar="NAME")
     weights: str = option("weights", "folder where checkpoints lie", "features", metavar="DIR")
     deep: bool = option(False, "read the whole checkpoint and compare its digest", "features")

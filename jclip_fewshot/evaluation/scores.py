@@ -15,6 +15,8 @@ from jclip_fewshot.console import columns, filled
 from jclip_fewshot.errors import UserError
 
 TOP = 5
+# what record.json says of a method's fit beyond its settings
+ONLY_RECORDED = {"chosen_by", "converged", "in_ensemble", "bias_spread", "unseen_offset", "iterations", "epochs"}
 
 
 def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
@@ -161,16 +163,16 @@ def score_table(methods: dict[str, dict]) -> str:
 
 
 def settings_table(settings: dict[str, dict]) -> str:
-    """A row a method: its cross-validated top-1 and what it chose on the shots."""
+    """Return a row for each method: its top-1 on held-out shots and the numbers that it chose on the shots."""
     rows = []
     for name, chosen in settings.items():
         score = chosen.get("held_out_top1")
-        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
-                         if not key.startswith("held_out_"))
+        said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in chosen.items()
+                         if not key.startswith("held_out_") and key not in ONLY_RECORDED)
         rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths(rows, 2)
+    widths = _widths([["method", "top-1"], *rows], 2)
     begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
+    header = f"{'method':{widths[0]}}  {'top-1':>{widths[1]}}  chosen on the shots"
     return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
                                  for row in rows])
 
