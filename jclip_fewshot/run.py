@@ -241,9 +241,9 @@ class Run:
         classes, archive = self.record.classes, None
         for place in (self.folder / f"{'result' if own else f'result_{split}'}{result.suffix}", result):
             if table:
-                write_table(place, tests.files, [classes[row[0]] for row in best], probability)
+                write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
                 continue
-            archive = write_result(place, tests.names, best, len(classes))
+            archive = write_result(place, tests.names, best.tolist(), len(classes))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
