@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -220,10 +219,5 @@ def _choose_onednn(home: Path) -> str:
         return "none"
     if toolkit.link_onednn(home):
         return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
-    try:  # Jittor can fetch it where its server is in reach
-        socket.create_connection(("cg.cs.tsinghua.edu.cn", 443), timeout=5).close()
-        return "Jittor's download"
-    except OSError:
-        warn("oneDNN is missing, matrix products run about five times slower; "
-             f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
-        return "none"
+    warn(f"oneDNN is missing, so matrix products run about five times slower: {toolkit.ONEDNN_REMEDY}")
+    return "none"

@@ -2,8 +2,9 @@
 
     mpirun -np 4 python test.py
 
-Encoding is nearly the whole cost of a run and needs no exchange between processes, so only MPI's launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a folder that all ranks
-see), and a barrier is a file of each rank in that folder.
+Encoding is nearly the whole cost of a run and needs no exchange between processes, so only MPI's launcher is used: rank
+and size come from the environment that it sets, rows meet in the feature cache (a folder that all ranks see), and a
+barrier is a file of each rank in that folder.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 from jclip_fewshot.storage.files import write_text
 
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+ONEDNN_REMEDY = f"python -m pip install {' '.join(name + '==2021.2.0' for name in ONEDNN_WHEELS)}"
 # Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
 
