@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import sys
@@ -141,8 +142,8 @@ class _Lasting:
         self.lost = "" if stream else "closed"
         self._number = number
         self._stream: Any = stream or open(os.devnull, "w")  # noqa: SIM115  as long as the process
-        if hasattr(stream, "reconfigure"):
-            self._stream.reconfigure(errors="backslashreplace")  # LANG=C knows no ✓
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # LANG=C knows no ✓
 
     def write(self, text: str) -> int:
         try:
