@@ -117,7 +117,7 @@ class Score(TypedDict):
 
     top1: Percent
     top5: Percent
-    macro: Percent
+    class_mean: Percent
     domains: dict[str, dict[str, float]]
 
 

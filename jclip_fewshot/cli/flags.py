@@ -48,19 +48,9 @@ def _add_flag(group: Any, f: dataclasses.Field) -> None:
     elif isinstance(default, bool):
         group.add_argument(flag_of(f.name), **named, action="store_true", default=None, help=text)
     else:
-        kind = {int: whole, float: float}.get(type(default), str)
+        kind = {int: int, float: float}.get(type(default), str)
         group.add_argument(flag_of(f.name), **named, **many, type=kind, choices=about["choices"], metavar=_metavar(f),
                            help=text + shown)
-
-
-def whole(text: str) -> int:
-    """Return a whole number, as an argparse type."""
-    if len(text) > 20:  # int() takes time squared in the digits, and refuses thousands
-        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits")
-    return int(text)
-
-
-whole.__name__ = "int"  # argparse names the type in its message
 
 
 def _metavar(f: dataclasses.Field) -> str | None:

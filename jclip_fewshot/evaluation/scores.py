@@ -57,7 +57,7 @@ def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
     """Scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
 
-    Returns {"top1", "top5", "macro", "domains": {domain: {"n", "top1", "top5"}}}; "macro" is the
+    Returns {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
     mean over the classes that occur of their top-1. Domains are left out where classes have none.
     """
     first = best[:, 0] == labels
@@ -65,7 +65,7 @@ def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
     counts = np.bincount(labels)
     hits = np.bincount(labels, weights=first)
     result = {"top1": percent(first), "top5": percent(any_of_five),
-              "macro": percent(hits[counts > 0] / counts[counts > 0]), "domains": {}}
+              "class_mean": percent(hits[counts > 0] / counts[counts > 0]), "domains": {}}
     of_image = np.asarray(domains)[labels]
     for domain in dict.fromkeys(domains):
         inside = of_image == domain
@@ -155,7 +155,7 @@ def score_table(methods: dict[str, dict]) -> str:
     header = ["method", "top-1", "top-5", "class mean"] + domains + extra
     rows = []
     for name, scores in methods.items():
-        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['macro']:.2f}"]
+        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['class_mean']:.2f}"]
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
         row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
         rows.append(row)

@@ -267,7 +267,7 @@ def drawn(tmp_path_factory):
     for path in tests[24:]:
         path.unlink()
     (root / "labels_TestSetA.txt").unlink()
-    tests[3].write_bytes(tests[3].read_bytes()[:400])
+    tests[3].write_bytes(tests[3].read_bytes()[:200])
     tests[5].write_bytes(b"")
     tests[7].write_text("no image")
     return folder, sorted(path.name for path in (tests[3], tests[5], tests[7]))
