@@ -238,7 +238,9 @@ class CheckConfig(CommandConfig):
     """python -m jclip_fewshot check"""
 
     result: str = option("", "a submission, .txt or the .zip around it", "arguments", metavar="result.txt", needed=True)
-    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
+    data: str = option("Dataset", "the folder of the data set", "data", metavar="DIR")
+    format: str = option("", "how the data set lies there, where two fit (docs/data.md)", "data", ("", *FORMATS))
+    labels: str = option("", "a table of images and their classes: .csv, .tsv, .jsonl", "data", metavar="FILE")
     split: str = option("", "a test set, or a folder in the data folder; empty for A, or test of a plain tree", "data",
                         metavar="A|B|DIR")
 
@@ -269,7 +271,9 @@ class CacheConfig(CommandConfig):
 class DoctorConfig(DeviceConfig):
     """python -m jclip_fewshot doctor"""
 
-    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
+    data: str = option("Dataset", "the folder of the data set", "data", metavar="DIR")
+    format: str = option("", "how the data set lies there, where two fit (docs/data.md)", "data", ("", *FORMATS))
+    labels: str = option("", "a table of images and their classes: .csv, .tsv, .jsonl", "data", metavar="FILE")
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
                                     "features", metavar="NAME")
     weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")

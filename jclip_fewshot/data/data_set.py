@@ -13,6 +13,7 @@ from jclip_fewshot.data.prompts import known_domains
 from jclip_fewshot.errors import UserError, nearest, shown
 
 Label = TypeVar("Label", int, str)  # a class by its id or its name
+UNKNOWN = -1  # the class of a labelled test set's image that has none of the data set's
 HELD_OUT = "held-out"  # the split of the labelled images that are no shots
 SHOWN_CLASSES = 8  # in a line about a data set
 CODE = re.compile(r"[0-9]+(?:\.0)?|n[0-9]{8}|[a-z]?[0-9]{3,}")  # 7, n02084071, c0042: a class name that says nothing
@@ -163,7 +164,7 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
     """Class ids of a test set whose images have class names, and what to say about them.
 
     named: image to class name, "" where it has none. what: to call the test set. Names that differ in capitals alone
-    are the same class. One image without a known class leaves no score to give; a note then says so.
+    are the same class. An image without a known class has the class UNKNOWN, and a note says so; None where all are.
     """
     ids = {name: label for label, name in enumerate(class_names)}
     alike: dict[str, list[int]] = {}
@@ -189,8 +190,10 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
         return None, []
     image, name = next(iter(unknown.items()))
     reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(image)} has no class"
-    return None, [f"no scores for {what}: the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
-                  f"({reason}); rename or move them to be scored"]
+    scored = f"{len(labels)} alone are scored" if labels else "no scores"
+    notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
+                 f"({reason}); rename or move them to be scored")
+    return {image: labels.get(image, UNKNOWN) for image in named} if labels else None, notes
 
 
 def name_notes(class_names: Sequence[str]) -> list[str]:
