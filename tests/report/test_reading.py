@@ -39,7 +39,7 @@ def test_no_sound_run_at_all(tmp_path):
 
 
 def test_images_of_no_known_class_are_not_judged(tmp_path):
-    run = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data"))
+    run = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=True))
     file = run / "test_A.npz"
     arrays = dict(np.load(file))
     truth = np.arange(1, 31) % len(NAMES)
