@@ -79,11 +79,13 @@ def _why_not(name: str) -> str:
             return word
     if any(sign < " " or "\x7f" <= sign < "\xa0" for sign in name) or name.startswith("\ufeff"):
         return "a control character"
-    return "" if name == " ".join(name.split()) else "a space at an end, two in a row, or one that is not the plain space"
+    if name != " ".join(name.split()):
+        return "a space at an end, two in a row, or one that is not the plain space"
+    return ""
 
 
 def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
-    """Move a file that equals none of `ours` to result.previous.txt, or a name with a number; return where it lies now."""
+    """Move a file that equals none of `ours` to result.previous.txt, or such a name with a number; return its place."""
     path = Path(path)
     if not path.is_file():
         return None
