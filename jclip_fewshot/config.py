@@ -255,6 +255,8 @@ class CheckConfig(CommandConfig):
     result: str = option("", "a submission: result.txt, or the .zip around it", "arguments", metavar="result.txt",
                          needed=True)
     data: str = option("Dataset", "folder of the data set", "data", metavar="DIR")
+    format: str = option("", "layout of the data set, if two fit", "data", ("", *FORMATS))
+    labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", metavar="FILE")
     split: str = option("", "test set: A, B, or a folder in the data folder; empty for A, or test of a plain tree",
                         "data", metavar="A|B|DIR")
 
@@ -283,6 +285,8 @@ class DoctorConfig(DeviceConfig, CheckpointConfig):
     """python -m jclip_fewshot doctor"""
 
     data: str = option("Dataset", "folder of the data set", "data", metavar="DIR")
+    format: str = option("", "layout of the data set, if two fit", "data", ("", *FORMATS))
+    labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", metavar="FILE")
     model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; may be repeated",
                                     "features", metavar="NAME")
     weights: str = option("weights", "folder where checkpoints lie", "features", metavar="DIR")

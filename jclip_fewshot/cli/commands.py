@@ -114,7 +114,8 @@ def check(settings: CheckConfig) -> int:
     from jclip_fewshot.data.submission import check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
-    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", labelled=False)
+    given = {"labelled": False, "format": settings.format, "labels": settings.labels}
+    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", **given)
     tests = data.split(settings.split)
     require_names(tests.folder, tests.names)
     found = check_result(settings.result, tests.names, len(data.class_names))
@@ -125,7 +126,7 @@ def check(settings: CheckConfig) -> int:
         return 0
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", labelled=False)
+            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", **given)
             if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
                 print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
                       f"for that it is valid; check it with --split {other}", file=sys.stderr)
@@ -241,8 +242,7 @@ def cache(settings: CacheConfig) -> int:
 def doctor(settings: DoctorConfig) -> int:
     """Check whether train.py and test.py can run here, and say what to do where they cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
-                          settings.activation, settings.head_width)
+    return doctors_report(settings)
 
 
 def build(settings: DeviceConfig) -> int:

@@ -53,7 +53,7 @@ def encode_images(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | No
     shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
         does not have them. Afterwards every rank calls again without it and finds all rows in the common
         cache.
-    view: with views = 0, another of the test-time views than the first (decode.test_view).
+    view: with views = 0, another of the test-time views than the first (decode.view_of_test).
     on_start: told before the first batch how many images this process will encode.
 
     Returns:

@@ -65,7 +65,7 @@ class EncoderSource:
         """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
 
         views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
-        test-time views (decode.test_view) are averaged, the plain image first; each is kept in the cache by itself.
+        test-time views (decode.view_of_test) are averaged, the plain image first; each is kept in the cache by itself.
         """
         rows, bad = self._view(root, paths, views, seed, stage, 0, test_views)
         if test_views == 1 or views or len(bad) == len(paths):

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, refining_gain, score, score_table, truth_of, with_unreadable
+from jclip_fewshot.evaluation.scores import (
+    best_classes,
+    refining_gain,
+    score,
+    score_methods,
+    score_table,
+    truth_of,
+    with_unreadable,
+)
 
 DOMAINS = ["Cat", "Cat", "Dog", "Dog", "Dog", "Dog"]
 
@@ -63,3 +72,9 @@ def test_the_gain_of_refining_counts_from_what_it_started_with():
     assert refining_gain(scores) == (70.0, 75.0)
     assert refining_gain({**scores, "ensemble_tuned": {"top1": 74.0}}) == (74.0, 75.0)
     assert refining_gain({"ensemble": {"top1": 70.0}}) is None
+
+
+def test_images_of_no_known_class_are_left_out_of_the_scores():
+    probs = np.eye(6)[[0, 2, 5, 1]]
+    scores = score_methods({"zero_shot": probs}, [0, 1, 2, 3], np.array([0, UNKNOWN, 5, 3]), DOMAINS)["zero_shot"]
+    assert scores["top1"] == pytest.approx(200 / 3) and scores["domains"]["Dog"]["n"] == 2
