@@ -51,11 +51,9 @@ class Architecture:
 
 
 def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """A CLIP's sizes by its tensors' shapes.
+    """Return a CLIP's sizes by its tensors' shapes.
 
-    Raises:
-        NoClip: tensors that no CLIP lacks are missing.
-        UserError: heads of this width do not fit.
+    Raise NoClip if tensors that no CLIP lacks are missing, UserError if heads of this width do not fit.
     """
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
@@ -180,11 +178,7 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """The sizes of a complete CLIP that is computed by these conventions.
-
-    Raises:
-        UserError: lists the missing, unexpected and misshapen tensors.
-    """
+    """Return the sizes of a complete CLIP; raise UserError, which lists missing, unexpected and misshapen tensors."""
     sizes = architecture(state_dict, conventions)
     wanted = layout(sizes)
     problems = []
