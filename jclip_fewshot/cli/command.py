@@ -99,6 +99,7 @@ def _run(main: Callable[[], int | None]) -> None:
         if not said:
             raise
     finally:
+        errors.flags = False
         start.working(False)
     if said:
         said = one_line(said)

@@ -181,8 +181,8 @@ def test_an_image_tower_is_a_second_encoder_and_not_the_first(tmp_path, capsys):
     source = open_source([str(both), str(image)], "weights")
     assert [part.name for part in source.parts] == ["both", "image"] and source.model is None
     with pytest.raises(UserError, match="image has no text tower"):
-        open_source(str(image), "weights")
-    with pytest.raises(UserError, match="--output x names an output of an ONNX encoder"):
+        open_source(str(image), "weights").texts(["a"], [["a"]])
+    with pytest.raises(UserError, match="output x names an output of an ONNX encoder"):
         open_source("ViT-B/32", "weights", output="x")
     open_source(str(both), "weights", precision="float16")
     assert "computes in float32, as its file has it" in capsys.readouterr().err
