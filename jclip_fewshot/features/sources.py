@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class EncoderSource:
             where = f"; {size_text(images * row_bytes)} in {self._cache.folder}"
             if free < images * row_bytes:
                 raise UserError(f"{stage}: the cache {self._cache.folder} needs {size_text(images * row_bytes)}, and "
-                                f"its disk has {size_text(free)} left; give another {parameter('cache')}, or '' for none")
+                                f"its disk has {size_text(free)} left; give another {parameter('cache')}, or none")
         if images * each < BATCHES_TO_SAY * encoder.batch_size or not ranks.first():
             return
         pixels = np.zeros((encoder.batch_size, *encoder.recipe.size, 3), encoder.recipe.dtype)
@@ -185,7 +185,7 @@ class EncoderSource:
         return self._record if self._as_seen is None else {**self._record, "as_seen": self._as_seen}
 
 
-Source = Union[EncoderSource, TableSource, SeveralSources]
+Source = EncoderSource | TableSource | SeveralSources
 
 
 def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
@@ -256,8 +256,7 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
             _require_same_rows(source, where["features"], shots, class_names, task)
         return source
     if "weights_digest" not in saved:
-        raise UserError("the run does not say which checkpoint it was trained with: an earlier version of this "
-                        "program made it; train again")
+        raise UserError("the run does not say which checkpoint it was trained with; train again")
     if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
         how["precision"] = saved.get("precision") or "auto"
     how.update({name: saved[name] for name in SAID if name in saved})
@@ -306,14 +305,14 @@ def _encoder_source(model: str, weights: str, cache: str, workers: int, as_seen:
     return EncoderSource(encoder, store, workers or None, record, as_seen)
 
 
-def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]], skip_bad: bool, views: int = 0,
-                  seed: int = 0, stage: str = "images", test_views: int = 1,
-                  what: str = "training image") -> tuple[np.ndarray, list[tuple[str, int]], Bad]:
+def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]], skip_bad: bool,
+                  what: str = "training image", **how: Any) -> tuple[np.ndarray, list[tuple[str, int]], Bad]:
     """Return feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
-    what: to call one of them. Raise UserError if none can be read, or, without `skip_bad`, if one cannot.
+    what: to call one of them. how: as for `images` of the source.
+    Raise UserError if none can be read, or, without `skip_bad`, if one cannot.
     """
-    rows, bad = source.images(root, [path for path, _ in images], views, seed, stage, test_views)
+    rows, bad = source.images(root, [path for path, _ in images], **how)
     for index in sorted(bad):
         path = images[index][0]
         if not skip_bad:
