@@ -197,7 +197,7 @@ class Pipeline:
         """A method, fitted on the shots as its encoder sees them."""
         method = METHODS[_bare(name)]
         encoder = _encoder_of(name) or (self._first if method.asks_images else "")
-        return method.make(seed).fit(self.task_.of(encoder), **given.for_method(method))
+        return method(seed=seed).fit(self.task_.of(encoder), **given.for_method(method))
 
     def _logits(self, methods: dict[str, Method], features: np.ndarray) -> dict[str, np.ndarray]:
         """Each method's answers to (N, D) rows, of which it reads its encoder's columns."""

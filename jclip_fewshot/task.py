@@ -86,6 +86,14 @@ class Task:
         """Which classes have a shot, (K,) bool."""
         return self.counts > 0
 
+    def seen_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes with a shot, and each shot's place among them, (S,).
+
+        Others take no part in a training, which would push them under.
+        """
+        seen = np.flatnonzero(self.seen)
+        return seen, np.searchsorted(seen, self.labels)
+
     @property
     def one_hot(self) -> np.ndarray:
         """L (S, K) float32."""

@@ -13,6 +13,7 @@ Letters: S images, V views, L tokens, W width of the image tower.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,11 @@ class Activations:
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
         self.class_tokens, self._as_seen, self.fits = class_tokens, as_seen, fits
         self._at: dict[Depth, Views] = {}
+
+    @property
+    def model(self) -> Any:
+        """The encoder's CLIP."""
+        return self.encoder.model  # type: ignore[attr-defined]  # only a CLIP in Jittor is asked for activations
 
     @classmethod
     def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:

@@ -128,7 +128,7 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         return []
     if choice.auto and not cuda:
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
-    methods = [METHODS[name].make(0) for name in names]
+    methods = [METHODS[name]() for name in names]
     methods = [method for method in methods
                if activations.class_tokens is not None or not getattr(method, "reads_sentences", False)]
     costs = {method.name: method.flops(task, given) for method in methods}
@@ -161,7 +161,7 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
 
 def encoding_flops(methods: Sequence[TowerMethod], activations: Activations) -> float:
     """Return the operations until the shots have all activations that the methods need, about."""
-    model = activations.encoder.model
+    model = activations.model
     length, width = model.visual.shape_at(0)
     blocks = len(blocks_of(model, "visual."))
 

@@ -89,8 +89,8 @@ def test_at_contest_size_auto_tunes_the_last_block_on_two_cores():
     """ViT-B/32, 374 classes of four shots, five trainings."""
     width, length = 768, 50
     tower = SimpleNamespace(visual=SimpleNamespace(shape_at=lambda depth: (length, width)))
-    given = Given(SimpleNamespace(encoder=SimpleNamespace(model=tower)))
+    given = Given(SimpleNamespace(model=tower))
     rng = np.random.default_rng(0)
     task = Task(rng.standard_normal((4 * 374, 4)), np.repeat(np.arange(374), 4), rng.standard_normal((374, 4)))
-    asked = sum(METHODS[name].make(0).flops(task, given) for name in ("token_gda", "last_block"))
+    asked = sum(METHODS[name]().flops(task, given) for name in ("token_gda", "last_block"))
     assert plan.CORE_FLOPS < asked < 2 * plan.CORE_FLOPS
