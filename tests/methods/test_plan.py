@@ -55,7 +55,6 @@ def towers_chosen(listed, task, flops, monkeypatch, cuda=False, tokens=True):
     """The methods that ask for images which are fitted, each of which costs `flops`."""
     for name in TOWERS:
         monkeypatch.setattr(METHODS[name], "flops", lambda self, task, given: flops)
-    monkeypatch.setattr(plan, "encoding_flops", lambda methods, activations: 0.0)
     monkeypatch.setattr(plan, "cores", lambda: 2)
     activations = SimpleNamespace(encoder=None, class_tokens=tokens or None)
     names = plan.plan(plan.choose(listed), task, Given(activations, Unlabelled(FIRST[2])), cuda)
