@@ -174,7 +174,7 @@ class Encoded:
 def make_task(rows: np.ndarray, labels: Sequence[int], text: np.ndarray, domains: Sequence[str],
               source: Source) -> Task:
     """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
-    return Task(rows, labels, text, domain_indices(domains), source.scale, source.parts)
+    return Task(rows, np.asarray(labels), text, domain_indices(domains), source.scale, source.parts)
 
 
 def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False
