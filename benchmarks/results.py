@@ -81,21 +81,22 @@ def draw(results: list[dict], curves: dict[str, dict[int, dict]]) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(8, 3), layout="constrained", squeeze=False)
     for ax, (name, by_shots) in zip(axes[0], curves.items()):
         for method, (label, color, style) in LINES.items():
-            known = {shots: one["methods"][method]["top1"] for shots, one in by_shots.items()
-                     if method in one["methods"]}
+            names = (method, "zero_shot_refined") if method == "ensemble_refined" else (method,)
+            known = {shots: one["methods"][name]["top1"] for shots, one in by_shots.items() for name in names
+                     if name in one["methods"]}
             ax.plot(list(known), list(known.values()), style, color=color, marker="o", markersize=3, label=label)
         ax.set(title=name.replace("_4shot", ""), xlabel="shots a class", ylabel="top-1, %", xticks=list(by_shots))
     axes[0][-1].legend(frameon=False)
     figure.savefig(FIGURES / "shots.png")
 
     figure, ax = plt.subplots(figsize=(8, 2.4), layout="constrained")
-    before, after = (np.array([1 - np.mean(r["correct"][name]) for r in results]) for name in
-                     ("ensemble", "ensemble_refined"))
+    before, after = ([100 - one["methods"][name]["top1"] for one in results]
+                     for name in ("ensemble", "ensemble_refined"))
     mended, spoiled = zip(*(_moves(result) for result in results))
     places = np.arange(len(results))
     ax.barh(places, mended, color=BLUE, label="wrong before, right after")
     ax.barh(places, [-share for share in spoiled], color=VERMILLION, label="right before, wrong after")
-    ax.set(yticks=places, yticklabels=[f"{r['suite'].replace('_4shot', '')}\nerrors {100 * b:.1f} → {100 * a:.1f} %"
+    ax.set(yticks=places, yticklabels=[f"{r['suite'].replace('_4shot', '')}\nerrors {b:.1f} → {a:.1f} %"
                                        for r, b, a in zip(results, before, after)], xlabel="% of the test images")
     ax.axvline(0, color=MUTED, linewidth=0.8)
     ax.invert_yaxis()
@@ -105,7 +106,7 @@ def draw(results: list[dict], curves: dict[str, dict[int, dict]]) -> None:
 
 def _moves(result: dict) -> tuple[float, float]:
     """How many answers the refinement corrects and spoils, in percent of the test images."""
-    before, after = (np.array(result["correct"][name], bool) for name in ("ensemble", "ensemble_refined"))
+    before, after = (np.array(list(result["correct"][name])) == "1" for name in ("ensemble", "ensemble_refined"))
     return 100 * (after & ~before).mean(), 100 * (before & ~after).mean()
 
 
