@@ -28,6 +28,11 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
     Raises:
         TypeError: neither pictures nor dense rows. ValueError: complex numbers.
     """
+    for item in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(item, (bytes, bytearray)) or hasattr(item, "read") and not isinstance(item, os.PathLike):
+            raise TypeError("an image's bytes or an open file are not taken: give Image.open(...) of them, or a path")
+        if isinstance(item, str) and item.startswith(("http://", "https://")):
+            raise TypeError(f"{item}: nothing is fetched from the network; download the image and give its path")
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
     if hasattr(images, "tocsr"):
