@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.methods import METHODS
-from jclip_fewshot.report.drawing import BLUE, GREEN, MUTED, VERMILLION
+from jclip_fewshot.report.drawing import BLUE, GREEN, HAIR, MUTED, VERMILLION
 
 FIGURES = ROOT / "docs/figures"
 COMBINED = {"ensemble": "**ensemble** (each image by itself)",
@@ -66,13 +66,17 @@ def draw(results: list[dict], curves: dict[str, dict[int, dict]]) -> None:
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 110})
     FIGURES.mkdir(exist_ok=True)
 
-    figure, axes = plt.subplots(1, len(results), figsize=(9, 2.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(results), figsize=(9, 2.2), layout="constrained")
     for ax, result in zip(axes, results):
         steps = [result["methods"][name]["top1"] for name in LINES]
         labels, colors, _ = zip(*LINES.values())
-        bars = ax.barh(labels, steps, color=colors)
-        ax.bar_label(bars, fmt="%.1f", padding=2)
-        ax.set(xlim=(min(steps) - 8, max(steps) + 4), title=result["suite"].replace("_4shot", ""), xlabel="top-1, %")
+        ax.scatter(steps, labels, color=colors, s=40)
+        for step, label in zip(steps, labels):
+            ax.annotate(f"{step:.1f}", (step, label), (6, 0), textcoords="offset points", va="center")
+        ax.grid(axis="y", color=HAIR)
+        ax.set(xlim=(min(steps) - 1, max(steps) + 3), title=result["suite"].replace("_4shot", ""), xlabel="top-1, %")
+        ax.margins(y=0.15)
+        ax.set_axisbelow(True)
         ax.invert_yaxis()
         if ax is not axes[0]:
             ax.set_yticklabels([])
@@ -86,7 +90,7 @@ def draw(results: list[dict], curves: dict[str, dict[int, dict]]) -> None:
                      if name in one["methods"]}
             ax.plot(list(known), list(known.values()), style, color=color, marker="o", markersize=3, label=label)
         ax.set(title=name.replace("_4shot", ""), xlabel="shots a class", ylabel="top-1, %", xticks=list(by_shots))
-    axes[0][-1].legend(frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(FIGURES / "shots.png")
 
     figure, ax = plt.subplots(figsize=(8, 2.4), layout="constrained")
