@@ -152,7 +152,8 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
-        found = labelled_rows(encoded.source, data.root, every, False, settings.augment, seed, f"shots, seed {seed}")[0]
+        found = labelled_rows(encoded.source, data.root, every, False, views=settings.augment, seed=seed,
+                              stage=f"shots, seed {seed}")[0]
         row_of.update({(seed, path): row for row, (path, _) in zip(found, every)})
 
     def suite(shots: int, seed: int) -> Suite:

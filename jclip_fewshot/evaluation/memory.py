@@ -6,15 +6,20 @@ from pathlib import Path
 class PeakMemory:
     """`lap()` gives the megabytes by which the process's peak rose above where the lap began.
 
-    Linux alone lets a process reset its peak; elsewhere every lap is 0.
+    Linux alone lets a process reset its peak; elsewhere every lap is 0. highest: the peak of all laps of the process so
+    far, in MB, which Linux itself forgets with each reset.
     """
+
+    highest = 0.0
 
     def __init__(self) -> None:
         self._begin()
 
     def lap(self) -> float:
         """Peak since the last lap, in MB above the resident size at its beginning."""
-        used = (_status("VmHWM") - self._base) / 1024
+        peak = _status("VmHWM")
+        PeakMemory.highest = max(PeakMemory.highest, peak / 1024)
+        used = (peak - self._base) / 1024
         self._begin()
         return max(used, 0.0)
 
