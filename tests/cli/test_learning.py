@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.data import demo
-from tests.cli.scripts import call, fails
+from tests.cli.scripts import call, call_here, fails
 from tests.small_contest import CLASSES, SHOTS, TESTS, small_contest
 
 LEARN = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--augment", "2", "--methods", "zero_shot,gda")
@@ -132,4 +132,4 @@ def test_the_test_images_of_a_plain_tree(home, tmp_path):
     (["--methods", "last_blocks"], ["did you mean 'last_block'"]),
 ])
 def test_mistakes(home, flags, said):
-    fails(call(home, *LEARN, *flags), *said)
+    fails(call_here(home, *LEARN, *flags), *said)
