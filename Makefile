@@ -1,5 +1,5 @@
-# make demo   sets up and runs the built-in contest: train, test, score, result.txt
-# make test   sets up and runs the tests
+# make demo   sets up and runs the built-in contest in about 3 minutes: train, test, score, result.txt
+# make test   sets up and runs the tests: about five minutes on two cores
 # make lint   ruff, mypy and the rules of who may import whom
 # make bench  every CPU benchmark; SUITE=FILE.npz for those that want a feature suite
 

@@ -43,7 +43,7 @@ def test_tuned_methods_from_the_shots_to_the_report(home):
         assert wanted != (f"{name} gets no weight" in said)
     scores = scores_of(home, "tuned")
     assert {"token_gda", "last_block", "ensemble", "ensemble_tuned"} <= set(scores)
-    done = call(home, "jclip_fewshot", "report", "runs/tuned")
+    done = call_here(home, "jclip_fewshot", "report", "runs/tuned")
     assert done.returncode == 0, done.stderr
     page = (home / "runs/tuned/report/index.html").read_text(encoding="utf-8")
     assert "last_block" in page and "token_gda" in page

@@ -196,7 +196,7 @@ def test_export_runs_and_cache_on_a_run(contest, trained):
     assert np.load(contest / "c.npz")["weight"].shape == (6, 32)
     fails(call_here(contest, "jclip_fewshot", "export", trained, "c.pt"), "neither in .npz")
     assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
-    done = call(contest, "jclip_fewshot", "runs")
+    done = call_here(contest, "jclip_fewshot", "runs")
     assert done.returncode == 0 and "base" in done.stdout and "held out" in done.stdout
-    done = call(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
+    done = call_here(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
     assert done.returncode == 0 and "30 images" in done.stdout and "p = 1" in done.stdout

@@ -98,7 +98,7 @@ def test_names_alone_to_a_valid_submission(contest, tmp_path):
     done = call(tmp_path, "test.py", "--run", "runs/names")
     assert done.returncode == 0 and "zero_shot_refined" in done.stdout, done.stderr
     assert check_result(tmp_path / "result.txt", read_data_set(tmp_path, labelled=False).split().names, 6).ok
-    assert call(tmp_path, "jclip_fewshot", "report", "runs/names").returncode == 0
+    assert call_here(tmp_path, "jclip_fewshot", "report", "runs/names").returncode == 0
     record = json.loads((tmp_path / "runs/names/record.json").read_text())
     assert record["shots"]["rule"] == "none: class names alone" and record["shots"]["files"] == []
 
@@ -110,9 +110,9 @@ def test_quiet_says_results_and_warnings_alone(contest, trained):
 
 def test_check_finds_what_is_wrong(contest, trained):
     call(contest, "test.py", "--run", trained)
-    assert call(contest, "jclip_fewshot", "check", "result.txt", "--data", ".").returncode == 0
+    assert call_here(contest, "jclip_fewshot", "check", "result.txt", "--data", ".").returncode == 0
     (contest / "bad.txt").write_text((contest / "result.txt").read_text().replace("image_3.jpg ", "image_3.png "))
-    done = call(contest, "jclip_fewshot", "check", "bad.txt", "--data", ".")
+    done = call_here(contest, "jclip_fewshot", "check", "bad.txt", "--data", ".")
     assert done.returncode == 2 and "image_3" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -168,12 +168,12 @@ def test_a_failed_test_leaves_the_old_result_alone(contest, trained):
 
 
 def test_an_unknown_flag_and_command(contest):
-    assert call(contest, "train.py", "--shotz", "3").returncode == 2
+    assert call_here(contest, "train.py", "--shotz", "3").returncode == 2
     fails(call_here(contest, "jclip_fewshot", "docto"), "no command 'docto'")
 
 
 def test_doctor_looks_at_every_encoder(contest):
-    done = call(contest, "jclip_fewshot", "doctor", "--data", ".", "--model", "ViT-B/32", "--model", "RN50")
+    done = call_here(contest, "jclip_fewshot", "doctor", "--data", ".", "--model", "ViT-B/32", "--model", "RN50")
     assert done.returncode == 2 and "ViT-B/32 is not in" in done.stdout and "RN50 is not in" in done.stdout
 
 
@@ -191,7 +191,7 @@ def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsy
 
 
 def test_doctor_says_what_to_do(contest):
-    done = call(contest, "jclip_fewshot", "doctor", "--data", ".", "--weights", "empty")
+    done = call_here(contest, "jclip_fewshot", "doctor", "--data", ".", "--weights", "empty")
     assert done.returncode == 2 and "✗ checkpoint" in done.stdout and "✓ data set" in done.stdout
     assert "ViT-B-32.pt" in done.stdout
 
@@ -285,7 +285,7 @@ def test_broken_test_images_are_named_and_answered(drawn):
     assert len(warned) == 3 and all(any(name in line for line in warned) for name in broken)
     assert sorted(json.loads((folder / "runs/base/test_A.json").read_text())["unreadable"]) == broken
     assert len((folder / "result.txt").read_text().splitlines()) == 24
-    assert call(folder, "jclip_fewshot", "check", "result.txt", "--data", "data").returncode == 0
+    assert call_here(folder, "jclip_fewshot", "check", "result.txt", "--data", "data").returncode == 0
 
 
 def test_a_test_set_without_one_readable_image_is_refused(drawn):
