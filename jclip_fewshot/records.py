@@ -98,15 +98,16 @@ class Record(Made, kw_only=True):
         """Return a sentence that says what the ensemble should score."""
         found = self.held_out()
         return filled("No shot could be held out, so nothing says what to expect on new images." if found is None else
-                      f"Expected top-1 on new images like these: {found} % (measured on {found.count} held-out shots; "
-                      "± one standard error).")
+                      f"Top-1 on {found.count} held-out shots: {found} % (± one standard error). Expect about this on "
+                      "new images if they are like the shots.")
 
     def summary(self) -> str:
         """Return two sentences: what was learned, and what it should score."""
         methods, images = len(self.settings) - 1, len(self.shots.labels)
         learned = f"Fitted {methods} methods and their ensemble" if methods > 1 else "Fitted one method"
-        source = f"{images} images of {len(set(self.shots.labels))} of {len(self.classes)} classes" if images \
-            else f"the names of {len(self.classes)} classes"
+        seen, known = len(set(self.shots.labels)), len(self.classes)
+        source = f"{images} images of {'' if seen == known else f'{seen} of '}{known} classes" if images \
+            else f"the names of {known} classes"
         return filled(f"{learned} on {source}.") + "\n" + self.estimate()
 
 

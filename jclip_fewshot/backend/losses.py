@@ -1,6 +1,6 @@
 """The losses that training descends: cross-entropy and the divergence of two softmaxes.
 
-On the CPU each is one operator (losses.cpp): Jittor's own steps of a softmax and its gradient take as long as the matrix
+On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
 products of a method. On CUDA they are written in Jittor's operators; tests hold the two to each other.
 
 Letters: N rows, K classes.

@@ -170,9 +170,9 @@ def settings_table(settings: dict[str, dict]) -> str:
         said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in chosen.items()
                          if not key.startswith("held_out_") and key not in ONLY_RECORDED)
         rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths([["method", "top-1"], *rows], 2)
+    widths = _widths([["method", "held out"], *rows], 2)
     begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'top-1':>{widths[1]}}  chosen on the shots"
+    header = f"{'method':{widths[0]}}  {'held out':>{widths[1]}}  chosen on the shots"
     return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
                                  for row in rows])
 
