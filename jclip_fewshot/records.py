@@ -103,7 +103,7 @@ class Record(Made, kw_only=True):
 
     def summary(self) -> str:
         """Return two sentences: what was learned, and what it should score."""
-        methods, images = len(self.settings) - 1, len(self.shots.labels)
+        methods, images = len(set(self.settings) - {"ensemble"}), len(self.shots.labels)
         learned = f"Fitted {methods} methods and their ensemble" if methods > 1 else "Fitted one method"
         seen, known = len(set(self.shots.labels)), len(self.classes)
         source = f"{images} images of {'' if seen == known else f'{seen} of '}{known} classes" if images \

@@ -172,6 +172,14 @@ def test_an_unknown_flag_and_command(contest):
     fails(call_here(contest, "jclip_fewshot", "docto"), "no command 'docto'")
 
 
+def test_without_a_command_the_three_starts_are_shown(contest):
+    for flags in ([], ["-h"]):
+        done = call_here(contest, "jclip_fewshot", *flags)
+        assert done.returncode == 0
+        for words in ("the contest", "your own pictures", "FewShotClassifier", "train --demo", "doctor"):
+            assert words in done.stdout
+
+
 def test_doctor_looks_at_every_encoder(contest):
     done = call_here(contest, "jclip_fewshot", "doctor", "--data", ".", "--model", "ViT-B/32", "--model", "RN50")
     assert done.returncode == 2 and "ViT-B/32 is not in" in done.stdout and "RN50 is not in" in done.stdout
