@@ -52,7 +52,7 @@ def main() -> None:
     watch.lap("sentences")
     rows, shots, bad = encoded.shots(settings.shots, settings.seed, settings.shot_list)
     support, images = encoded.support
-    encoded.unlabelled  # noqa: B018  encoded here, so that under mpirun every process does its part
+    unlabelled = encoded.unlabelled(shots)  # here, so that under mpirun every process does its part
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
@@ -63,7 +63,8 @@ def main() -> None:
     files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     pipeline = Pipeline(problem.choice, settings.seed)
-    pipeline.fit(task, encoded.given(files, settings.seed), lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    pipeline.fit(task, encoded.given(files, settings.seed, unlabelled),
+                 lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("methods")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from jclip_fewshot import console
+from jclip_fewshot import console, errors
 from jclip_fewshot.backend import ranks, runtime, watchdog
 from jclip_fewshot.cli import start
 from jclip_fewshot.config import DeviceConfig
@@ -78,6 +78,7 @@ def _run(main: Callable[[], int | None]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
+    errors.flags = True
     try:
         start.working(True)
         status = _traced(main) or 0
@@ -97,6 +98,7 @@ def _run(main: Callable[[], int | None]) -> None:
         if not said:
             raise
     finally:
+        errors.flags = False
         start.working(False)
     if said:
         said = one_line(said)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import (
+    BenchmarkConfig,
     CacheConfig,
     CheckConfig,
     ConvertConfig,
@@ -30,7 +31,7 @@ from jclip_fewshot.config import (
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
-from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
 
 
 def call(name: str, arguments: list[str]) -> int:
@@ -114,7 +115,8 @@ def check(settings: CheckConfig) -> int:
     from jclip_fewshot.data.submission import check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
-    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", labelled=False)
+    given = {"labelled": False, "format": settings.format, "labels": settings.labels}
+    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", **given)
     tests = data.split(settings.split)
     require_names(tests.folder, tests.names)
     found = check_result(settings.result, tests.names, len(data.class_names))
@@ -125,7 +127,7 @@ def check(settings: CheckConfig) -> int:
         return 0
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", labelled=False)
+            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", **given)
             if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
                 print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
                       f"for that it is valid; check it with --split {other}", file=sys.stderr)
@@ -203,6 +205,27 @@ def evaluate(settings: EvaluateConfig) -> int:
     return 0
 
 
+def benchmark(settings: BenchmarkConfig) -> int:
+    """Scores every method on several data sets, numbers of shots and random seeds: the papers' table and picture."""
+    from jclip_fewshot.evaluation import benchmark as field
+    from jclip_fewshot.report import drawing, figures
+    field.require_sound(settings)
+    command.set_up(settings)
+    results = field.benchmark(settings)
+    if results is None:  # under mpirun the first process does the rest
+        return 0
+    print(field.tables(results))
+    print(f"\nsaved: {Path(settings.out) / field.RESULTS}")
+    if drawing.available():
+        picture = Path(settings.out) / "benchmark.png"
+        with atomic_write(picture) as file:
+            file.write(figures.shot_curves(field.curves(results)).png)
+        print(f"picture: {picture}")
+    else:
+        print("no picture: it needs matplotlib 3.7 or newer")
+    return 0
+
+
 def convert(settings: ConvertConfig) -> int:
     """Turn a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
     if not Path(settings.target).suffix:
@@ -241,8 +264,7 @@ def cache(settings: CacheConfig) -> int:
 def doctor(settings: DoctorConfig) -> int:
     """Check whether train.py and test.py can run here, and say what to do where they cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
-                          settings.activation, settings.head_width)
+    return doctors_report(settings)
 
 
 def build(settings: DeviceConfig) -> int:
@@ -254,4 +276,4 @@ def build(settings: DeviceConfig) -> int:
 SCRIPTS = {"train": "Learn from a few images of each class: train.py.",
            "test": "Answer a test set with a trained run: test.py."}
 COMMANDS: dict[str, Callable[..., int]] = {function.__name__: function for function in (
-    predict, runs, report, export, check, validate, evaluate, convert, cache, doctor, build)}
+    predict, runs, report, export, check, validate, evaluate, benchmark, convert, cache, doctor, build)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -27,19 +26,20 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False,
-           activation: str = "", head_width: int = 0) -> int:
-    """Print the table. Return 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
-    found = versions()
+def report(settings: DoctorConfig) -> int:
+    """Print the table. Return 0 if the main job can run, else 2."""
+    found, said = versions(), (settings.activation, settings.head_width)
     findings = [Finding("versions", True, f"Python {found['python']}, Jittor {found['jittor']}, {found['system']}"),
-                *_device(device), *(_checkpoint(model, weights, deep, (activation, head_width)) for model in models),
-                _data(data)]
+                *_device(settings.device),
+                *(_checkpoint(model, settings.weights, settings.deep, said) for model in settings.model),
+                _data(settings.data, settings.format, settings.labels)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
         print(filled(f"{mark} {finding.what:{width}}  {finding.said}", width + 4))
     missing = [finding.what for finding in findings if finding.needed and not finding.ok]
-    given = "" if data == DoctorConfig().data else f" --data {shlex.quote(data)}"
+    given = "".join(f" --{name} {shlex.quote(value)}" for name in ("data", "format", "labels")
+                    if (value := getattr(settings, name)) != getattr(DoctorConfig(), name))
     print(filled(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
                  else f"ready: {next_command('train')}{given}, then {next_command('test')}"))
     return 2 if missing else 0
@@ -111,9 +111,9 @@ def _digest(found: Path, expected: str | None, known: str) -> Finding:
     return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
 
 
-def _data(data: str) -> Finding:
+def _data(data: str, format: str, labels: str) -> Finding:
     try:
-        found = read_data_set(data)
+        found = read_data_set(data, format=format, labels=labels)
     except UserError as error:
         return Finding("data set", False, str(error))
     return Finding("data set", True, f"{data}: {found.summary()}; {len(found.train)} training images")

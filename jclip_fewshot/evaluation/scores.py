@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jclip_fewshot.console import columns, filled
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 
 TOP = 5
@@ -83,8 +84,10 @@ def percent(hits: np.ndarray) -> float:
 def score_methods(answers: dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
                   domains: Sequence[str]) -> dict[str, dict]:
     """{method: score} of {method: (R, K) logits or probabilities of the readable images} against (N,) labels."""
-    return {name: score(with_unreadable(best_classes(answer), answer, readable, len(truth)), truth, domains)
+    known = truth != UNKNOWN
+    best = {name: with_unreadable(best_classes(answer), answer, readable, len(truth))
             for name, answer in answers.items()}
+    return {name: score(lines[known], truth[known], domains) for name, lines in best.items()}
 
 
 def refining_gain(scores: dict[str, dict]) -> tuple[float, float] | None:

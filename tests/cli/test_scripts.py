@@ -187,6 +187,7 @@ def test_doctor_looks_at_every_encoder(contest):
 
 def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsys):
     from jclip_fewshot.cli import doctor
+    from jclip_fewshot.config import DoctorConfig
     monkeypatch.setattr(doctor, "_checkpoint", lambda *_: doctor.Finding("checkpoint", True, ""))
     monkeypatch.setattr(doctor, "_data", lambda *_: doctor.Finding("data set", True, ""))
     for program, said in (("/usr/bin/jclip-fewshot", "ready: jclip-fewshot train --data 'mine too', then "
@@ -194,7 +195,7 @@ def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsy
                           ("train.py", "ready: python train.py --data 'mine too', then python test.py")):
         monkeypatch.setattr(sys, "argv", [program])
         monkeypatch.setenv("COLUMNS", "200")
-        assert doctor.report("mine too", ["ViT-B/32"], "weights", "cpu") == 0
+        assert doctor.report(DoctorConfig(data="mine too", device="cpu")) == 0
         assert capsys.readouterr().out.splitlines()[-1] == said
 
 

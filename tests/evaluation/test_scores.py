@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import (
     best_classes,
     refining_gain,
     score,
+    score_methods,
     score_table,
     settings_table,
     truth_of,
@@ -82,3 +84,9 @@ def test_the_table_of_settings_has_no_word_of_the_record_and_fits(monkeypatch):
     assert lines[0].split() == ["method", "held", "out", "chosen", "on", "the", "shots"]
     assert "81.2  text shots 1, alpha [0.333" in lines[1] and max(map(len, lines)) <= 80
     assert not any(word in said for word in ("converged", "bias", "offset", "chosen_by", "held_out"))
+
+
+def test_images_of_no_known_class_are_left_out_of_the_scores():
+    probs = np.eye(6)[[0, 2, 5, 1]]
+    scores = score_methods({"zero_shot": probs}, [0, 1, 2, 3], np.array([0, UNKNOWN, 5, 3]), DOMAINS)["zero_shot"]
+    assert scores["top1"] == pytest.approx(200 / 3) and scores["domains"]["Dog"]["n"] == 2
