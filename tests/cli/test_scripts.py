@@ -209,17 +209,17 @@ def test_evaluate_and_compare(contest, tmp_path):
     small_suite(tmp_path / "s.npz")
     line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--methods", "tip_adapter", "--json", "a.json",
             "--bootstrap", "200")
-    done = call(tmp_path, *line)
+    done = call_here(tmp_path, *line)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "a.json").read_text())["suite"] == "s"
-    done = call(tmp_path, *line[:-2], "--compare", "a.json")
+    done = call_here(tmp_path, *line[:-2], "--compare", "a.json")
     assert done.returncode == 0 and "wins" in done.stdout
     fails(call_here(tmp_path, "jclip_fewshot", "evaluate", "--suite", "absent.npz"), "absent.npz", "missing")
     tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--bootstrap", "100")
-    assert call(tmp_path, *tasks).returncode == 0
-    done = call(tmp_path, *tasks, "--compare", "t.json")
+    assert call_here(tmp_path, *tasks).returncode == 0
+    done = call_here(tmp_path, *tasks, "--compare", "t.json")
     assert done.returncode == 0 and "difference" in done.stdout and "95 % of top-1" in done.stdout, done.stderr
-    done = call(tmp_path, *line[:-4], "--shots", "2", "--seeds", "3", "--json", "seeds.json")
+    done = call_here(tmp_path, *line[:-4], "--shots", "2", "--seeds", "3", "--json", "seeds.json")
     assert done.returncode == 0 and "3 seeds" in done.stdout, done.stderr
     found = json.loads((tmp_path / "seeds.json").read_text())["top1_by_seed"]
     assert all(len(values) == 3 for values in found.values()) and len(set(found["tip_adapter"])) > 1
@@ -228,13 +228,13 @@ def test_evaluate_and_compare(contest, tmp_path):
 
 
 def test_validate_scores_held_out_images(contest, trained):
-    done = call(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots", "1,2",
-                "--seeds", "2", "--per-class", "3", "--methods", "tip_adapter", "--name", "local")
+    done = call_here(contest, "jclip_fewshot", "validate", "--data", ".", "--features", "features.npz", "--shots",
+                     "1,2", "--seeds", "2", "--per-class", "3", "--methods", "tip_adapter", "--name", "local")
     assert done.returncode == 0, done.stderr
     assert " held-out images" in done.stdout and "±" in done.stdout
     saved = json.loads((contest / "runs/local/validate.json").read_text())
     assert len(saved["curve"]["2"]["ensemble"]["top1"]) == 2
-    done = call(contest, "jclip_fewshot", "validate", "--run", "base", "--seeds", "1", "--shots", "2", "--name",
+    done = call_here(contest, "jclip_fewshot", "validate", "--run", "base", "--seeds", "1", "--shots", "2", "--name",
                 "as-base")
     assert done.returncode == 0 and "Settings of runs/base, but --shots 2 --seeds 1" in done.stderr, done.stderr
     config = json.loads((contest / "runs/as-base/validate.json").read_text())["config"]
