@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
@@ -85,8 +86,8 @@ def style() -> Iterator[None]:
         yield
 
 
-def picture(name: str, alt: str, caption: str, draw: Callable[[bool], object]) -> Picture:
-    """Draws both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
+def picture(name: str, alt: str, caption: str, draw: Callable[[bool], Any]) -> Picture:
+    """Draw both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
     import matplotlib.pyplot as plt
     variants: list[Variant] = []
     png = io.BytesIO()

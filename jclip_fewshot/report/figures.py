@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from jclip_fewshot.report.drawing import (
 )
 
 DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
+DASHED = (0, (4, 1.6))
 TALLEST = 11  # dots of a stack before they begin to overlap
 
 TITLES = {**{name: method.title for name, method in METHODS.items()}, "ensemble": "Ensemble",
@@ -116,7 +118,7 @@ def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | No
     """Loss and top-1 by epoch of each trained head; `chosen` is the epoch that was kept."""
     names = list(histories)
 
-    def line(ax, history: list[dict], key: str, colour: str, style: str, label: str) -> None:
+    def line(ax, history: list[dict], key: str, colour: str, style: Any, label: str) -> None:
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             ax.plot(*zip(*points), color=colour, linestyle=style, label=label,
@@ -132,7 +134,7 @@ def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | No
             top, below = figure.add_subplot(grid[place]), figure.add_subplot(grid[place[0] + 1, place[1]])
             for ax, keys in ((top, ("train_top1", "held_out_top1")), (below, ("loss", "held_out_loss"))):
                 line(ax, histories[name], keys[0], BLUE, "-", "shots, as trained")
-                line(ax, histories[name], keys[1], VERMILLION, (0, (4, 1.6)), "shots, held out")
+                line(ax, histories[name], keys[1], VERMILLION, DASHED, "shots, held out")
                 if chosen.get(name) is not None:
                     ax.axvline(chosen[name], color=INK, linewidth=1, linestyle=":", label="epoch kept")
                 ax.grid(axis="y")
@@ -178,7 +180,7 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
                                height_ratios=[height + 2 for height in heights])[:, 0]
         for i, (ax, (domain, inside)) in enumerate(zip(axes, groups.items())):
             colour = DOMAIN_COLOURS[i % len(DOMAIN_COLOURS)]
-            tall, place, spots = tallest[domain], Counter(), []
+            tall, place, spots = tallest[domain], Counter[int](), []
             for k in sorted(inside, key=lambda k: accuracy[k]):
                 place[cells[k]] += 1
                 spots.append((100 * cells[k] / (bins - 1), place[cells[k]] - 0.4))
@@ -277,9 +279,9 @@ def reliability(curves: dict[str, Calibration], answers: dict[str, np.ndarray], 
         left.set(xlim=(0, 104), ylim=(-3, 104), ylabel="right, %", xlabel="probability of the first guess, %")
         left.grid()
         _histogram(right, answers)
-        x = [cost.threshold for cost in costs]
-        below.plot(x, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
-        below.plot(x, [cost.rejected for cost in costs], color=VERMILLION, linestyle=(0, (4, 1.6)), label="rejected")
+        thresholds = [cost.threshold for cost in costs]
+        below.plot(thresholds, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
+        below.plot(thresholds, [cost.rejected for cost in costs], color=VERMILLION, linestyle=DASHED, label="rejected")
         below.set(xlim=(0, 100), ylim=(-3, 104), xlabel="threshold of rejection, %", ylabel="%")
         below.grid()
         below.legend(loc="best")
@@ -342,7 +344,7 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray
             x = np.arange(len(inside))
             ax.bar(x, predicted[inside], 0.86, color=BLUE, alpha=0.8, linewidth=0, label="predicted")
             ax.stairs(expected[inside], np.arange(len(inside) + 1) - 0.5, baseline=None, color=VERMILLION,
-                      linewidth=1.6, linestyle=(0, (4, 1.6)), label="if balanced as the shots")
+                      linewidth=1.6, linestyle=DASHED, label="if balanced as the shots")
             if truth is not None:
                 ax.plot(x, truth[inside], "D", color=INK, markersize=3.4 if len(x) < 60 else 2.2, label="truth")
             ax.set_title(f"{domain or 'All classes'}: {int(predicted[inside].sum())} images")

@@ -188,17 +188,21 @@ class Thumbnails:
 
     def large(self, path: Path | None) -> str | None:
         """The URI; None where the image is gone or cannot be read."""
-        if path is not None and path not in self._large:
+        if path is None:
+            return None
+        if path not in self._large:
             self._large[path] = _data_uri(path, self.LARGE)
-        return self._large.get(path)
+        return self._large[path]
 
     def small(self, path: Path | None) -> int | None:
         """The place in `shared`; None where the image is gone, cannot be read, or the page is full."""
-        if path is not None and path not in self._small:
+        if path is None:
+            return None
+        if path not in self._small:
             uri = _data_uri(path, self.SMALL) if len(self.shared) < self.MOST else None
             self._small[path] = None if uri is None else len(self.shared)
             self.shared += [] if uri is None else [uri]
-        return self._small.get(path)
+        return self._small[path]
 
 
 def _data_uri(path: Path, size: int) -> str | None:

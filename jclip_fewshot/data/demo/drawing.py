@@ -381,8 +381,7 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
     canvas = ImageDraw.Draw(image)
     style = rng.random()
     if style < 0.4:  # a horizon
-        y = int(height * (0.3 + 0.4 * rng.random()))
-        canvas.rectangle((0, 0, width, y), fill=sky)
+        canvas.rectangle((0, 0, width, int(height * (0.3 + 0.4 * rng.random()))), fill=sky)
     elif style < 0.7:  # a gradient
         ramp = Image.fromarray(np.linspace(0, 255, 32).astype(np.uint8).reshape(32, 1))
         image.paste(Image.new("RGB", image.size, sky), mask=ramp.resize(image.size, Image.Resampling.BILINEAR))

@@ -126,9 +126,9 @@ class DemoClass:
 def contest_classes(seed: int) -> list[DemoClass]:
     """The contest's classes, domain by domain: held-out combinations, no two named alike."""
     rng = np.random.default_rng([seed, 1])
-    classes = []
+    classes: list[DemoClass] = []
     for domain, world in DOMAINS.items():
-        seen = set()
+        seen: set[tuple[str, ...]] = set()
         while len(seen) < world.classes:
             scene = random_scene(domain, rng)
             key = tuple(scene[attribute] for attribute in world.named)
