@@ -109,7 +109,8 @@ class Encoded:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
         chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
-        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, settings.augment, seed, stage)
+        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
+                             stage=stage)
 
     def task(self, rows: np.ndarray, labels: Sequence[int]) -> Task:
         """Return the task of shots (S, D) with those labels."""
@@ -122,8 +123,8 @@ class Encoded:
         if not self.problem.support:
             return np.zeros((0, self.text.shape[1]), np.float32), []
         images = [(os.path.abspath(path), label) for path, label in self.problem.support]
-        rows, images, _ = labelled_rows(self.source, Path(), images, True, settings.augment, settings.seed, "support",
-                                        what="support image")
+        rows, images, _ = labelled_rows(self.source, Path(), images, True, "support image", stage="support",
+                                        views=settings.augment, seed=settings.seed)
         return rows, images
 
     def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
@@ -173,7 +174,7 @@ class Encoded:
 def make_task(rows: np.ndarray, labels: Sequence[int], text: np.ndarray, domains: Sequence[str],
               source: Source) -> Task:
     """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
-    return Task(rows, labels, text, domain_indices(domains), source.scale, source.parts)
+    return Task(rows, np.asarray(labels), text, domain_indices(domains), source.scale, source.parts)
 
 
 def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False

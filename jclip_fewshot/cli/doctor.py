@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
-import shutil
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
-from jclip_fewshot.backend.device import PYTHONS
+from jclip_fewshot.backend.toolkit import ONEDNN_REMEDY
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.provenance import next_command
+from jclip_fewshot.provenance import next_command, versions
 
 
 class Finding(NamedTuple):
@@ -31,12 +27,12 @@ class Finding(NamedTuple):
 
 
 def report(settings: DoctorConfig) -> int:
-    """Print the table; return 0 if the main job can run, else 2."""
-    findings = [_python(), _compiler(), _jittor()]
-    findings += _device(settings.device)
-    findings += [_checkpoint(model, settings.weights, settings.deep, (settings.activation, settings.head_width))
-                 for model in settings.model]
-    findings.append(_data(settings.data, settings.format, settings.labels))
+    """Print the table. Return 0 if the main job can run, else 2."""
+    found, said = versions(), (settings.activation, settings.head_width)
+    findings = [Finding("versions", True, f"Python {found['python']}, Jittor {found['jittor']}, {found['system']}"),
+                *_device(settings.device),
+                *(_checkpoint(model, settings.weights, settings.deep, said) for model in settings.model),
+                _data(settings.data, settings.format, settings.labels)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
@@ -49,48 +45,26 @@ def report(settings: DoctorConfig) -> int:
     return 2 if missing else 0
 
 
-def _python() -> Finding:
-    least, last = PYTHONS
-    ok = least <= sys.version_info[:2] <= last
-    return Finding("Python", ok, platform.python_version() + ("" if ok else f": 3.{least[1]} to 3.{last[1]} is served"))
-
-
-def _compiler() -> Finding:
-    compiler = shutil.which("g++")
-    if not compiler:
-        return Finding("compiler", False, "no g++: apt-get install g++")
-    first = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE).stdout.decode(errors="replace")
-    return Finding("compiler", True, first.splitlines()[0] if first else compiler)
-
-
-def _jittor() -> Finding:
-    try:
-        return Finding("Jittor", True, metadata.version("jittor"))
-    except metadata.PackageNotFoundError:
-        return Finding("Jittor", False, "not installed: python -m pip install --no-deps jittor==1.3.11.0")
-
-
 def _device(device: str) -> list[Finding]:
-    """Where Jittor would run; where it is built it is started, which finds out whether it reads NumPy's arrays."""
+    """Where Jittor would run, and what it lacks; where it is built, whether it reads NumPy's arrays."""
     try:
         plan = runtime.plan(device)
     except UserError as error:
         return [Finding("device", False, str(error))]
-    onednn = "missing: products about five times slower; pip install onednn-cpu-gomp==2021.2.0 " \
-             "onednn-devel-cpu-gomp==2021.2.0" if plan.onednn == "none" else plan.onednn
-    findings = [Finding("device", True, f"{plan.device}: {plan.reason}"),
-                Finding("oneDNN", plan.onednn != "none", onednn, needed=False)]
+    fast = plan.onednn != "none"
+    slow = f"missing, so that products are about five times slower: {ONEDNN_REMEDY}"
+    found = [Finding("device", True, f"{plan.device}: {plan.reason}"),
+             Finding("oneDNN", fast, plan.onednn if fast else slow, needed=False)]
     where = f"{plan.home / '.cache/jittor'}"
     if not plan.built:
-        return [*findings, Finding("kernel cache", True, f"{where}: the first start builds Jittor, about a minute and "
-                                                         "a half")]
+        return [*found, Finding("kernel cache", True, f"{where}: the first start builds Jittor, in about 95 s")]
     console.quiet = True  # the table says what start() would
     said, ok = f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged", True
     try:
         runtime.start(device)
     except UserError as error:
         said, ok = str(error), False
-    return [*findings, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
+    return [*found, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:

@@ -23,7 +23,7 @@ def test_score_by_hand():
     labels = np.array([0, 0, 2, 0])
     scores = score(best, labels, DOMAINS)
     assert scores["top1"] == 25 and scores["top5"] == 75
-    assert scores["macro"] == pytest.approx((100 / 3 + 0) / 2)  # class 0: one of three, class 2: none
+    assert scores["class_mean"] == pytest.approx((100 / 3 + 0) / 2)  # class 0: one of three, class 2: none
     assert scores["domains"]["Cat"] == {"n": 3, "top1": pytest.approx(100 / 3), "top5": pytest.approx(200 / 3)}
     assert scores["domains"]["Dog"] == {"n": 1, "top1": 0, "top5": 100}
 
@@ -57,7 +57,7 @@ def test_truth_needs_every_answer():
 
 
 def test_table_has_domains_only_where_they_differ():
-    one = {"top1": 50.0, "top5": 90.0, "macro": 49.0, "domains": {"Dog": {"n": 2, "top1": 50.0, "top5": 90.0}}}
+    one = {"top1": 50.0, "top5": 90.0, "class_mean": 49.0, "domains": {"Dog": {"n": 2, "top1": 50.0, "top5": 90.0}}}
     assert "Dog" not in score_table({"zero_shot": one})
     two = {**one, "domains": {**one["domains"], "Cat": {"n": 1, "top1": 0.0, "top5": 0.0}}, "seconds": 1.0}
     text = score_table({"zero_shot": one, "ensemble": two})

@@ -59,7 +59,8 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
         names = sorted(labels, key=listing.natural_key)
         return TestSet(root, names, names, labels)
 
-    return named_by_files(root, "coop", class_names, located("train"), splits, [f"classes and splits by {file}"], split)
+    train = located("train")  # in the file's order, in which CoOp's random seeds draw shots
+    return named_by_files(root, "coop", class_names, train, splits, [f"classes and splits by {file}"], split)
 
 
 def _split_file(root: Path) -> Path | None:
