@@ -45,7 +45,6 @@ class TestSet:
         files: their paths below the data folder, in the order of names.
         labels: name to class id, or UNKNOWN; None where no answer is known.
         notes: what a person should hear about, a sentence each.
-        ignored: how many files in the folder are no images.
     """
 
     __test__ = False  # pytest: no test class
@@ -55,7 +54,6 @@ class TestSet:
     files: list[str]
     labels: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
-    ignored: int = 0
 
     @property
     def paths(self) -> list[Path]:

@@ -20,7 +20,7 @@ def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str,
     spread = {count: {name: mean_and_deviation(row["top1"]) for name, row in methods.items()}
               for count, methods in curve.items()}
     if len(counts) > 1:
-        draw(figures.shot_curve, spread)
+        draw(figures.shot_curves, {"held-out images": curve}, "shot_curve")
     panels = mean_panels(curve[counts[-1]])
     draw(figures.ladder, panels, {name: deviation for name, (_, deviation) in spread[counts[-1]].items()})
     boards = {count: {name: {"top1": spread[count][name], "top5": mean_and_deviation(row["top5"]),

@@ -147,7 +147,7 @@ def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool
         labels, notes = known_answers(named, class_names, f"the test set {folder.name}")
     if other:
         notes.append(f"{folder}: {count_of(len(other), 'file')} left out, no images: {kinds_of(other)}")
-    return TestSet(top, names, [below(top, root) + name for name in names], labels, notes, len(other))
+    return TestSet(top, names, [below(top, root) + name for name in names], labels, notes)
 
 
 def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int] | None:
