@@ -166,7 +166,7 @@ def settings_table(settings: dict[str, dict]) -> str:
     rows = []
     for name, chosen in settings.items():
         score = chosen.get("held_out_top1")
-        said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in chosen.items()
+        said = ", ".join(f"{key.replace('_', ' ')} {short(value)}" for key, value in chosen.items()
                          if not key.startswith("held_out_") and key not in ONLY_RECORDED)
         rows.append([name, "" if score is None else f"{score:.1f}", said])
     widths = _widths([["method", "top-1"], *rows], 2)
@@ -176,12 +176,14 @@ def settings_table(settings: dict[str, dict]) -> str:
                                  for row in rows])
 
 
-def _short(value: object) -> str:
-    """A setting as a person reads it: 0.333 rather than 0.3333333."""
+def short(value: object) -> str:
+    """Return a setting as a person reads it: 0.333 rather than 0.3333333."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_short, value)) + "]"
+        return "[" + ", ".join(map(short, value)) + "]"
     return str(value)

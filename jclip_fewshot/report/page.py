@@ -18,7 +18,7 @@ import numpy as np
 
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
+from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record, Score
@@ -288,16 +288,3 @@ def _versions(record: Record) -> dict[str, str]:
                  f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")}
         told.update({key: str(value) for key, value in found.items() if value})
     return {key: value for key, value in told.items() if value}
-
-
-def short(value: object) -> str:
-    """A setting as a person reads it: 0.333 rather than 0.3333333."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(short, value)) + "]"
-    return str(value)

@@ -367,12 +367,7 @@ def _muted(rng) -> tuple[int, ...]:
 
 
 def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """One image of a scene, mode RGB, or L for one in twelve.
-
-    Args:
-        rng: pose, light, background, clutter, occlusion, blur and noise come from it.
-        size: (width, height) in pixels.
-    """
+    """Return an image of a scene, size (width, height), mode RGB, or L for one in twelve; `rng` decides all else."""
     fine = 2  # drawn at twice the size: Pillow's polygons have hard edges
     width, height = size[0] * fine, size[1] * fine
     side = min(width, height)
