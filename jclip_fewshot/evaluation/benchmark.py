@@ -3,7 +3,7 @@
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
 DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
-so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call continues.
+so many shots and one seed; `evaluate` answers it. A finished cell is written to disk, so that a later call goes on.
 
 Letters: N test rows, S shots, K classes, D feature width.
 """
@@ -24,7 +24,7 @@ from jclip_fewshot import __version__
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import BenchmarkConfig, SourceConfig
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.data_set import UNKNOWN, DataSet
 from jclip_fewshot.data.formats import coop
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
@@ -118,7 +118,7 @@ def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
 
     def suite(shots: int, seed: int) -> Suite:
         labels = whole.task.labels
-        rows = np.array(coop_draw(labels, shots, seed)) if settings.coop_seeds else drawn(labels, shots, seed)
+        rows = np.array(coop_draw(labels.tolist(), shots, seed)) if settings.coop_seeds else drawn(labels, shots, seed)
         return replace(whole, task=whole.task.take(rows))
     return Entry(whole.name, possible(parse_shots(settings.shots), whole.task.counts.max(), whole.name), suite)
 
@@ -146,12 +146,13 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    kept = [index for index in range(len(tests.names)) if index not in bad]
+    kept = [index for index, name in enumerate(tests.names) if index not in bad and tests.labels[name] != UNKNOWN]
     features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
-        found = labelled_rows(encoded.source, data.root, every, False, settings.augment, seed, f"shots, seed {seed}")[0]
+        found, _, _ = labelled_rows(encoded.source, data.root, every, False, views=settings.augment, seed=seed,
+                                    stage=f"shots, seed {seed}")
         row_of.update({(seed, path): row for row, (path, _) in zip(found, every)})
 
     def suite(shots: int, seed: int) -> Suite:
