@@ -77,7 +77,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
     if workers is None:
         workers = min(cores(), len(wanted) * views // IMAGES_A_WORKER)
-    cached, bad = int(found.sum()), {}
+    cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
     if wanted and on_start is not None:
         on_start(len(wanted))
