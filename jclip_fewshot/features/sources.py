@@ -123,8 +123,8 @@ class EncoderSource:
         Raise UserError if there is no text tower, or a sentence is too long, whose class is named then.
         """
         if not self._encoder.has_text:
-            raise UserError(f"{self.part.name} has no text tower: give a CLIP with it, whose answers it corrects "
-                            f"({parameter('model')}, several)")
+            raise UserError(f"{self.part.name} has no text tower: give a CLIP with it, whose answers it corrects; "
+                            f"{parameter('model')} takes several")
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
         for name, said in zip(class_names, sentences):
@@ -221,8 +221,8 @@ def together(found: Sequence[Any]) -> Source:
     if not found:
         raise UserError(f"no encoder is named: give {parameter('model')} or {parameter('features')}")
     if len(found) > 1 and not found[0].part.has_text:
-        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects "
-                        f"({parameter('model')}, several)")
+        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects; "
+                        f"{parameter('model')} takes several")
     known: dict[str, str] = {}
     for source in found:
         digest = source.record().get("weights_digest") or source.record().get("features_digest", "")
