@@ -147,7 +147,7 @@ def npz_kind(folder: Path) -> Kind:
         write(buffer, **arrays)
         return buffer.getvalue()
 
-    classifier = FewShotClassifier(heads=["gda", "tip_adapter"]).fit(rows, labels, list(names), text)
+    classifier = FewShotClassifier(methods=["gda", "tip_adapter"]).fit(rows, labels, list(names), text)
     classifier.save(folder / "classifier.npz")
     suite = {"train_x": rows.astype(np.float16), "train_y": labels, "test_x": rows[::2], "test_y": labels[::2],
              "text": text, "classes": names}

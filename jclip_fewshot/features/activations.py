@@ -65,6 +65,11 @@ class Activations:
         self._recipe = recipe_of(encoder, **how)
         self._at: dict[Depth, Views] = {}
 
+    @property
+    def model(self) -> Any:
+        """The encoder's CLIP."""
+        return self.encoder.model  # type: ignore[attr-defined]  # only a CLIP in Jittor is asked for activations
+
     @classmethod
     def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:
         """Activations that are given: {depth: (S, V, *shape)}."""
