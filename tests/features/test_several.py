@@ -15,7 +15,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import sources
 from jclip_fewshot.run import Run
 from jclip_fewshot.task import Task
-from tests.encoders.test_resnet import random_tensors
+from tests.encoders.small_resnet import random_tensors
 
 PATHS, NAMES = ["a/1.jpg", "b/1.jpg", "c/1.jpg"], ["a", "b", "c"]
 
