@@ -95,7 +95,7 @@ class Activations:
 
     def pixels(self) -> np.ndarray:
         """Return the plain images (S, R, R, 3) as the encoder asks for them; raise UserError if one cannot be read."""
-        recipe, bad = recipe_of(self.encoder, as_seen=self._recipe.as_seen), {}
+        recipe, bad = recipe_of(self.encoder, as_seen=self._recipe.as_seen), dict[int, str]()
         pixels: np.ndarray = np.zeros((len(self.paths), *recipe.pixels.size, 3), recipe.pixels.dtype)
         with Decoder(self.paths, recipe, PIXELS_AT_ONCE, 0) as decoder:
             for indices, found, done in decoder.batches(list(range(len(self.paths)))):
@@ -128,7 +128,7 @@ class Activations:
 
     def _encoded(self, depth: Depth) -> list[np.ndarray]:
         each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
-        step, held = max(1, CHUNK_BYTES // (4 * each)), []
+        step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()
         for begin in range(0, len(self.paths), step):
             rows = self._views(self.paths[begin:begin + step], depth, self._workers)
             if self._cache is None:
