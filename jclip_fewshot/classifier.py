@@ -151,7 +151,8 @@ class FewShotClassifier:
         certain = class_names is not None
         class_names = class_names if certain else self.class_names
         text = self.text if text is None else text
-        order, self.parts_ = None, ()
+        order = None
+        self.parts_: tuple[Part, ...] = ()
         with self._told():
             if images is None and y is None:
                 if class_names is None or isinstance(text, str):
@@ -245,7 +246,7 @@ class FewShotClassifier:
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), methods=pipeline.methods, cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), methods=list(pipeline.methods_), cache=cache,
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))

@@ -262,7 +262,7 @@ class Pipeline:
             states[f"methods/{name}"] = method.state()
         states["shots"] = {key: getattr(self.task_, key) for key in (*TASK_ARRAYS, "scale")}
         if self.task_.parts:
-            states["parts"] = dict(zip(Part._fields, zip(*self.task_.parts)))
+            states["parts"] = dict(zip(Part._fields, map(np.array, zip(*self.task_.parts))))
         arrays = {f"{where}/{key}": np.asarray(value) for where in states for key, value in states[where].items()}
         arrays.update(methods=np.array(list(self.methods_)), seed=np.array(self.seed),
                       held_out_probs=self.held_out_probs_)
@@ -286,6 +286,7 @@ class Pipeline:
                 and not np.abs(array).max() < LARGEST]
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
+
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
         try:
@@ -293,9 +294,9 @@ class Pipeline:
             pipeline = cls(sorted({_bare(name) for name in names}), int(arrays["seed"]))
             pipeline.unlabelled_ = arrays.get("unlabelled")
             parts = under("parts/")
-            pipeline.task_ = Task(*(arrays[f"shots/{key}"] for key in TASK_ARRAYS), scale=float(arrays["shots/scale"]),
-                                  parts=tuple(Part(*values) for values in
-                                              zip(*(parts[key].tolist() for key in Part._fields if parts))))
+            features, labels, text, domains = (arrays[f"shots/{key}"] for key in TASK_ARRAYS)
+            pipeline.task_ = Task(features, labels, text, domains, float(arrays["shots/scale"]), tuple(
+                Part(*values) for values in zip(*(parts[key].tolist() for key in Part._fields if parts))))
             check = names_on(CHECKED_BY, pipeline.task_.parts)
             methods = {name: METHODS[_bare(name)].from_state(under(f"methods/{name}/"))
                        for name in dict.fromkeys([*names, *check])}

@@ -62,7 +62,8 @@ class Activations:
                  as_seen: bool = False, fits: FitCache | None = None) -> None:
         self.encoder, self.paths = encoder, list(paths)
         self._cache, self._views, self._seed, self._workers = cache, views, seed, workers
-        self.class_tokens, self._as_seen, self.fits = class_tokens, as_seen, fits
+        self.class_tokens: Any = class_tokens
+        self._as_seen, self.fits = as_seen, fits
         self._at: dict[Depth, Views] = {}
 
     @property

@@ -45,7 +45,7 @@ class ProKeR(EvidenceMethod):
     name, title, paper = "proker", "ProKeR", "Bendou et al. 2025"
     needs = frozenset({SHOTS})
     checks = True
-    state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
+    state_names = ("keys_", "A_", "alpha_")
     beta: float | None = None
     lam: float | None = None
 
@@ -67,8 +67,8 @@ class ProKeR(EvidenceMethod):
         yield settings, evidence
 
     def _learn(self, task: Task) -> None:
-        A = np.linalg.solve(*ridge_system(task, float(self.beta_), float(self.lambda_)))
+        A = np.linalg.solve(*ridge_system(task, float(self.chosen_["beta"]), float(self.chosen_["lambda"])))
         self.keys_, self.A_ = task.features, (task.scale * A).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return cache_logits(features, self.keys_, self.A_, self.beta_)[None]
+        return cache_logits(features, self.keys_, self.A_, self.chosen_["beta"])[None]

@@ -33,7 +33,7 @@ class SusX(TipX):
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
-    alpha, gamma, beta, per_domain, temperature = ALPHA, GAMMA, BETA, False, TEMPERATURE
+    alpha, gamma, beta, temperature = ALPHA, GAMMA, BETA, TEMPERATURE
 
 
 class SusXF(TipAdapterF):
