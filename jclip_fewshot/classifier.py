@@ -246,7 +246,8 @@ class FewShotClassifier:
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), methods=list(pipeline.methods_), cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), cache=cache,
+                         methods=pipeline.methods,  # type: ignore[arg-type]  # names, of what was read
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))

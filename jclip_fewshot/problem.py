@@ -77,8 +77,8 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
     labelled = shots > 0 or bool(shot_list)
     support_for = getattr(settings, "support_for", "all")
     if support_for != "all" and not support:
-        raise UserError(f"--support-for {support_for} says which classes support images serve, and there are none: give "
-                        "--support DIR")
+        raise UserError(f"--support-for {support_for} says which classes support images serve, and there are none: "
+                        "give --support DIR")
     require_possible(choice, {TEXT, TOWER, *([SHOTS] if labelled or support else []),
                               *([UNLABELLED] if without_labels else [])})
     data = read_data_set(settings.data, settings.board, settings.domains, labelled, settings.format, settings.labels)
@@ -111,7 +111,8 @@ class Encoded:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
         chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
-        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, settings.augment, seed, stage)
+        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
+                             stage=stage)
 
     def task(self, rows: np.ndarray, labels: Sequence[int]) -> Task:
         """Return the task of shots (S, D) with those labels."""
@@ -124,13 +125,12 @@ class Encoded:
         if not self.problem.support:
             return np.zeros((0, self.text.shape[1]), np.float32), []
         images = [(os.path.abspath(path), label) for path, label in self.problem.support]
-        rows, images, _ = labelled_rows(self.source, Path(), images, True, settings.augment, getattr(settings, "seed", 0),
-                                        "support", what="support image")
+        rows, images, _ = labelled_rows(self.source, Path(), images, True, "support image", stage="support",
+                                        views=settings.augment, seed=getattr(settings, "seed", 0))
         return rows, images
 
-    @cached_property
-    def unlabelled(self) -> Unlabelled | None:
-        """The images of --unlabelled and, with --transductive, the test images; None without both.
+    def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
+        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None without both.
 
         Raise UserError if none of them can be read.
         """
@@ -138,10 +138,11 @@ class Encoded:
         rows, beside = [], 0
         paths: list[str] = []
         if self.problem.unlabelled:
-            found, paths = self._readable(Path(), self.problem.unlabelled, f"--unlabelled {getattr(settings, 'unlabelled', '')}")
+            found, paths = self._readable(Path(), self.problem.unlabelled,
+                                          f"--unlabelled {getattr(settings, 'unlabelled', '')}")
             rows, beside = [found], len(found)
         if getattr(settings, "transductive", False):
-            tests = data.split()
+            tests = data.split(used=[path for path, _ in shots])
             found, more = self._readable(data.root, tests.files, f"--transductive: {tests.folder}")
             rows, paths = [*rows, found], [*paths, *more]
         if not rows:
@@ -167,11 +168,11 @@ class Encoded:
         kept = [index for index in range(len(paths)) if index not in bad]
         return rows[kept], [os.path.abspath(root / paths[index]) for index in kept]
 
-    def given(self, shots: Sequence[str], seed: int) -> Given:
+    def given(self, shots: Sequence[str], seed: int, unlabelled: Unlabelled | None = None) -> Given:
         """Return what methods need beside the task whose shots are the images `shots` (absolute, or below the data)."""
         settings, data = self.problem.settings, self.data
         plain = prompts.plain_sentences(data.class_names, data.domains, settings.prompts, settings.names)
-        return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), self.unlabelled)
+        return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), unlabelled)
 
 
 def make_task(rows: np.ndarray, labels: Sequence[int] | np.ndarray, text: np.ndarray, domains: Sequence[str],

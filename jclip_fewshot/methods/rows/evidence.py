@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -193,7 +193,7 @@ class EvidenceMethod(Method):
         self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, int(task.domains.max()) + 1))
         if given is None:
             self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
-        self._held_out_parts = zero_shot, evidence
+        self._held_out_parts: Any = zero_shot, evidence
         held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
         self.settings_ = {**settings, "chosen_by": "leave-one-shot-out log-loss" if given is None else "given",
                           "held_out_log_loss": mixture.loss, "held_out_top1": top1(held_out, labels[usable]),
@@ -219,4 +219,5 @@ class EvidenceMethod(Method):
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
         zero_shot, evidence = self._held_out_parts
+        self._held_out_parts = None  # (1 + M, S, K) numbers, asked for once
         return weigh(zero_shot, evidence, self.alpha_, task.domains)

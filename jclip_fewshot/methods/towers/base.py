@@ -25,7 +25,7 @@ from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, uni
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.tuned import TunedEncoder
+from jclip_fewshot.encoders.function import TunedEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of

@@ -1,6 +1,6 @@
 """A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
 
-GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/tokens.py: the class token before the
+GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/function.py: the class token before the
 projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
 there; the logits are brought to a calibrated scale on held-out shots.
 
@@ -15,7 +15,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
+from jclip_fewshot.encoders.function import last_block, token_encoder, token_rows
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
@@ -44,7 +44,7 @@ class TokenGDA(TowerMethod):
         return token_rows(model, x)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        return TokenEncoder(base)
+        return token_encoder(base)
 
     def _fit(self, task: Task, tower: Activations) -> None:
         rows = self.mean_rows(tower, {}, np.arange(len(task)))

@@ -10,8 +10,7 @@ from jclip_fewshot.clip.model import build_model, numpy_state_dict
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder
-from jclip_fewshot.encoders.tokens import token_rows
+from jclip_fewshot.encoders.function import FunctionEncoder, token_rows
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
