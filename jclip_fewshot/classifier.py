@@ -1,10 +1,4 @@
-"""Everything as one object, in scikit-learn's manner, for notebooks and other programs.
-
-    from jclip_fewshot.classifier import FewShotClassifier
-    clf = FewShotClassifier("ViT-B/32").fit(image_paths, labels, class_names=["cat", "dog"])
-    clf.predict(paths, top=5)
-
-It is an estimator of scikit-learn's without needing scikit-learn: docs/classifier.md.
+"""Everything as one object, in scikit-learn's manner, for notebooks and other programs: docs/classifier.md.
 
 Letters: N images, S shots, K classes, D feature width.
 """
@@ -290,8 +284,7 @@ class FewShotClassifier:
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """With `quiet`, progress and notes are left out while the block runs."""
-        before = console.quiet
-        console.quiet = before or self.quiet
+        before, console.quiet = console.quiet, console.quiet or self.quiet
         try:
             yield
         finally:

@@ -171,8 +171,7 @@ class EvidenceMethod(Method):
     def _search(self, task: Task, zero_shot: np.ndarray, given: np.ndarray | None, fixed: np.ndarray
                 ) -> dict[str, float]:
         """Return the settings whose held-out log-loss is least, and set α and what the held-out shots say."""
-        usable, columns = task.can_be_left_out, np.flatnonzero(task.seen)
-        labels = np.searchsorted(columns, task.labels)
+        usable, (columns, labels) = task.can_be_left_out, task.seen_labels()
         prior, best = np.r_[1.0, fixed], None
         for settings, evidence in self._candidates(task):
             C = np.concatenate([zero_shot[None], evidence])
