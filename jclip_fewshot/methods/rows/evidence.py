@@ -17,8 +17,6 @@ classes of a row share it. A domain's α is fitted on its own shots, drawn to th
 prior.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar

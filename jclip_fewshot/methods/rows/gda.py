@@ -17,8 +17,6 @@ Deviations, each of which `text_shots=0` and equal counts undo:
 is proportional: the weight found with k-1 shots then holds for k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 

@@ -13,8 +13,6 @@ there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for 
 It cannot do very many shots: S x S in float64, factorised and inverted in place (16,000 shots: 2 GB and minutes).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -14,8 +14,6 @@ range is that of pairs of support images (see `tip_x`).
 N queries · S support images · K classes · D feature width
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.methods.base import NEVER

@@ -155,7 +155,7 @@ class _InStep(Adam):
         self.names = list(starts[0][1])
         self.first = {f"{m}/{name}": value for m, (_, start) in enumerate(starts) for name, value in start.items()}
         self.class_mask = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-        self.lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
+        self.residuals = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
         self.held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                          for fit in self.fits[:-1]]
         self.tested = np.concatenate([task.labels[fit.left_out] for fit in self.fits])
@@ -195,7 +195,7 @@ class _InStep(Adam):
             share = len(rows)
             if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
                 rows = np.repeat(rows, 2)
-            x = var(borrowed(fit.task.features[rows], self.lent[m], self.method.augment, self.rng))
+            x = var(borrowed(fit.task.features[rows], self.residuals[m], self.method.augment, self.rng))
             y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
             logits = self.method.forward(p, x)
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)

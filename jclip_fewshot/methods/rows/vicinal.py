@@ -56,8 +56,8 @@ class Vicinity:
             for rows, lenders in self.groups:
                 if len(lenders):
                     sign = self.rng.choice(np.array([-1, 1], np.float32), len(rows))
-                    lent = self.residuals[self.rng.choice(lenders, len(rows))]
-                    x[rows] += self.residual * sign[:, None] * lent
+                    borrowed = self.residuals[self.rng.choice(lenders, len(rows))]
+                    x[rows] += self.residual * sign[:, None] * borrowed
         if self.sigma:
             sign = self.rng.choice(np.array([-1, 1], np.float32), len(x))
             x += sign[:, None] * self.noise[self.rng.permutation(len(self.noise))[:len(x)]]
