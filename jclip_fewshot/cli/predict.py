@@ -149,7 +149,7 @@ def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
         start()
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
-        return Asked(classifier.pipeline_, classifier._opened(), classifier.class_names_)
+        return Asked(classifier.pipeline_, classifier.source, classifier.class_names_)
     run = Run.open(settings.run, "RUN")
     start()
     return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,

@@ -60,7 +60,8 @@ class Activations:
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None,
                  workers: int | None = None, class_tokens: np.ndarray | None = None, fits: FitCache | None = None,
                  **how: Any) -> None:
-        self.encoder, self.paths, self.class_tokens, self.fits = encoder, list(paths), class_tokens, fits
+        self.encoder, self.paths, self.fits = encoder, list(paths), fits
+        self.class_tokens: Any = class_tokens
         self._cache, self._workers, self._how = cache, workers, how
         self._recipe = recipe_of(encoder, **how)
         self._at: dict[Depth, Views] = {}
