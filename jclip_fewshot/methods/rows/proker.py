@@ -46,17 +46,15 @@ class ProKeR(EvidenceMethod):
     needs = frozenset({SHOTS})
     checks = True
     state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
+    beta: float | None = None
+    lam: float | None = None
 
-    def __init__(self, alpha=None, beta=None, lam=None, per_domain: bool = True):
-        super().__init__(alpha, per_domain)
-        self.beta, self.lam = beta, lam
-
-    def _fixed_settings(self, task: Task) -> dict:
+    def _fixed_settings(self, task: Task) -> dict[str, float]:
         beta, lam = published_settings(float(task.counts[task.seen].mean()))
         return {"beta": beta if self.beta is None else float(self.beta),
                 "lambda": lam if self.lam is None else float(self.lam)}
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         settings = self._fixed_settings(task)
         system, R = ridge_system(task, settings["beta"], settings["lambda"])
         inverse = np.linalg.inv(system)
@@ -68,13 +66,9 @@ class ProKeR(EvidenceMethod):
             evidence[0, H] = task.scale * settings["lambda"] * left_out
         yield settings, evidence
 
-    def _learn(self, task: Task, settings: dict) -> None:
-        self.keys_, self.beta_, self.lambda_ = task.features, settings["beta"], settings["lambda"]
-        A = np.linalg.solve(*ridge_system(task, settings["beta"], settings["lambda"]))
-        self.A_ = (task.scale * A).astype(np.float32)
-
-    def _chosen(self) -> dict:
-        return {"beta": float(self.beta_), "lambda": float(self.lambda_)}
+    def _learn(self, task: Task) -> None:
+        A = np.linalg.solve(*ridge_system(task, float(self.beta_), float(self.lambda_)))
+        self.keys_, self.A_ = task.features, (task.scale * A).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.A_, self.beta_)[None]
