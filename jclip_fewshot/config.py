@@ -220,6 +220,27 @@ class EvaluateConfig(DeviceConfig):
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig(MachineConfig):
+    """python -m jclip_fewshot benchmark"""
+
+    data: tuple[str, ...] = option((), "folders of data sets (docs/data.md), or feature suites .npz", "arguments",
+                                   metavar="DATA", needed=True)
+    methods: str = option("auto", "auto (train.py's, without those that need the images again), fast, all, or names "
+                          "with commas", "method", metavar="LIST")
+    shots: str = option("1,2,4,8,16", "numbers of shots a class, with commas", "shots", metavar="LIST")
+    seeds: int = option(3, "random seeds, from 0 on, or from 1 on with --coop-seeds", "shots", metavar="N", low=1)
+    coop_seeds: bool = option(False, "draw the shots that CoOp's code draws", "shots")
+    model: tuple[str, ...] = option(("ViT-B/32",), "of folders: a released CLIP, or a checkpoint file; repeat it for "
+                                    "several", "features", metavar="NAME")
+    weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
+    out: str = option("benchmark", "folder of the numbers and the picture; what is finished there is not repeated",
+                      "output", metavar="DIR")
+
+
+@dataclass(frozen=True)
 class ExportConfig(MovedConfig):
     """python -m jclip_fewshot export"""
 

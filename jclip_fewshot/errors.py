@@ -3,7 +3,6 @@
 import difflib
 from typing import Any
 
-
 flags = False  # whether the command line runs, whose users know a parameter by its flag
 
 

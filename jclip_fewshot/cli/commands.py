@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import (
+    BenchmarkConfig,
     CacheConfig,
     CheckConfig,
     ConvertConfig,
@@ -30,7 +31,7 @@ from jclip_fewshot.config import (
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
-from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
 
 
 def call(name: str, arguments: list[str]) -> int:
@@ -204,6 +205,27 @@ def evaluate(settings: EvaluateConfig) -> int:
     return 0
 
 
+def benchmark(settings: BenchmarkConfig) -> int:
+    """Scores every method on several data sets, numbers of shots and random seeds: the papers' table and picture."""
+    from jclip_fewshot.evaluation import benchmark as field
+    from jclip_fewshot.report import drawing, figures
+    field.require_sound(settings)
+    command.set_up(settings)
+    results = field.benchmark(settings)
+    if results is None:  # under mpirun the first process does the rest
+        return 0
+    print(field.tables(results))
+    print(f"\nsaved: {Path(settings.out) / field.RESULTS}")
+    if drawing.available():
+        picture = Path(settings.out) / "benchmark.png"
+        with atomic_write(picture) as file:
+            file.write(figures.shot_curves(field.curves(results)).png)
+        print(f"picture: {picture}")
+    else:
+        print("no picture: it needs matplotlib 3.7 or newer")
+    return 0
+
+
 def convert(settings: ConvertConfig) -> int:
     """Turn a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
     if not Path(settings.target).suffix:
@@ -254,4 +276,4 @@ def build(settings: DeviceConfig) -> int:
 SCRIPTS = {"train": "Learn from a few images of each class: train.py.",
            "test": "Answer a test set with a trained run: test.py."}
 COMMANDS: dict[str, Callable[..., int]] = {function.__name__: function for function in (
-    predict, runs, report, export, check, validate, evaluate, convert, cache, doctor, build)}
+    predict, runs, report, export, check, validate, evaluate, benchmark, convert, cache, doctor, build)}

@@ -65,14 +65,15 @@ class TestSet:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Classes and training images, sorted by class and natural order of the path, and the test sets beside them.
+    """Classes, training images and the test sets beside them.
 
     Attributes:
         root: the data folder; all paths are below it.
         format: of the files: a name in formats.FORMATS.
         class_names: raw names ("Animal_Bear"), by id.
         domains: each class's domain ("Animal"; "" where it has none), by id.
-        train: (path below root, class id) of every training image. Classes without any are normal.
+        train: (path below root, class id) of every training image, sorted by class and natural order of the path; of
+            a CoOp split in its order. Classes without any are normal.
         splits: names of the test sets, the one that is meant where none is named first.
         notes: what a person should hear about, a sentence each.
         read_split: reads one of the test sets, or another folder of images, by its name.

@@ -162,7 +162,8 @@ class Method:
     def held_out_logits(self) -> np.ndarray:
         """Return (S, K): each shot's logits from a fit that did not see it; only a few chosen scalars saw all shots.
 
-        See Task.folds. A shot that has no other of its class gets its zero-shot logits.
+        See Task.folds. A shot that has no other of its class gets its zero-shot logits. The array is the method's own,
+        and cannot be written to: with a thousand classes a copy for each caller would fill the memory.
         """
         if not hasattr(self, "task_"):
             raise ValueError(f"{self.name}: held-out logits need the shots: call fit")
@@ -173,7 +174,9 @@ class Method:
             if usable.any():
                 held_out = keep_unseen(self._held_out_logits(task), self._held_out, self.seen_)
                 self._held_out[usable] = held_out[usable]
-        return self._held_out.copy()
+            self.fold_logits_ = None
+            self._held_out.flags.writeable = False
+        return self._held_out
 
     def refit(self, task: Task) -> Method:
         """Return the method with these settings and what it learns from other shots of the same classes: no search.

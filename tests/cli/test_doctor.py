@@ -10,8 +10,8 @@ from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.cli import doctor
 from jclip_fewshot.cli.doctor import _checkpoint
-from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
+from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"

@@ -220,4 +220,6 @@ class EvidenceMethod(Method):
         return weigh(zero_shot, self._evidence(self.evidence_rows(features)), self.alpha_, self.domains_)
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
-        return weigh(*self._held_out_parts, self.alpha_, task.domains)
+        zero_shot, evidence = self._held_out_parts
+        self._held_out_parts = None  # (1 + M, S, K) numbers, asked for once
+        return weigh(zero_shot, evidence, self.alpha_, task.domains)

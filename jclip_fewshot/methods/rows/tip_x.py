@@ -21,6 +21,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import log_softmax, matmul
 from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter, cache_logits
+from jclip_fewshot.methods.rows.trained import CHUNK
 from jclip_fewshot.task import Task
 
 
@@ -47,9 +48,16 @@ class TipX(TipAdapter):
         """(largest M, its range, smallest x·f, largest x·f) over pairs of different keys."""
         if len(keys) < 2:
             return np.array([0.0, 1.0, 0.0, 1.0])
-        pairs = ~np.eye(len(keys), dtype=bool)
-        M, cosine = text_divergence(keys, keys, text, float(self.temperature_))[pairs], matmul(keys, keys.T)[pairs]
-        return np.array([M.max(), max(M.max() - M.min(), 1e-12), cosine.min(), cosine.max()], float)
+        bounds = []
+        for first in range(0, len(keys), CHUNK):  # (S, S) numbers at once would be gigabytes at ImageNet's size
+            some = keys[first:first + CHUNK]
+            own = np.arange(len(some)), np.arange(first, first + len(some))
+            pairs = text_divergence(some, keys, text, float(self.temperature_)), matmul(some, keys.T)
+            for one in pairs:
+                one[own] = np.nan
+            bounds.append([bound for one in pairs for bound in (np.nanmin(one), np.nanmax(one))])
+        least, most = np.min(bounds, axis=0), np.max(bounds, axis=0)
+        return np.array([most[1], max(most[1] - least[0], 1e-12), least[2], most[3]], float)
 
     def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, text: np.ndarray, beta: float
               ) -> np.ndarray:

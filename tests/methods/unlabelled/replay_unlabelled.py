@@ -5,8 +5,8 @@ from unittest import mock
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.rows import sus_x, tip_adapter, tip_x
 from jclip_fewshot.methods.towers import coop, towers
 from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch
