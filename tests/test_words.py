@@ -125,3 +125,10 @@ def test_every_page_of_the_guide_is_in_the_site():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")]
     assert [page for page in pages if page.startswith("guide") and page not in site] == []
+
+
+def test_both_readmes_have_the_same_commands():
+    def commands(name: str) -> list[str]:
+        blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+        return [line.partition("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
+    assert commands("README.md") == commands("README.zh.md")
