@@ -45,6 +45,20 @@ def ridge_system(task: Task, beta: float, lam: float) -> tuple[np.ndarray, np.nd
     return factor, task.one_hot - features @ task.text.T.astype(float)
 
 
+def held_out_evidence(task: Task, beta: float, lam: float) -> np.ndarray:
+    """The kernel part of each shot's logits by the fit without its fold, (1, S, K) float32."""
+    from scipy.linalg import cho_solve, lapack, solve
+    factor, R = ridge_system(task, beta, lam)
+    A = cho_solve((factor, True), R, check_finite=False)
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
+    evidence = np.zeros((1, *R.shape), np.float32)
+    for fold in task.folds():
+        H = fold.left_out
+        left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
+        evidence[0, H] = task.scale * lam * left_out
+    return evidence
+
+
 class ProKeR(EvidenceMethod):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
@@ -62,16 +76,7 @@ class ProKeR(EvidenceMethod):
 
     def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         settings = self._fixed_settings(task)
-        from scipy.linalg import cho_solve, lapack, solve
-        factor, R = ridge_system(task, settings["beta"], settings["lambda"])
-        A = cho_solve((factor, True), R, check_finite=False)
-        inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
-        evidence = np.zeros((1, *R.shape), np.float32)
-        for fold in task.folds():
-            H = fold.left_out
-            left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
-            evidence[0, H] = task.scale * settings["lambda"] * left_out
-        yield settings, evidence
+        yield settings, held_out_evidence(task, settings["beta"], settings["lambda"])
 
     def _learn(self, task: Task) -> None:
         from scipy.linalg import cho_solve
