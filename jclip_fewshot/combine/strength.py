@@ -3,7 +3,7 @@
 With shots, held-out shots decide. For each fold, every image and every held-out shot is answered by fits that did not
 see the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
 
-    gain_s(C) = score(start_s + C e_s) - score(start_s),    score = ln((1 - ε) p(y_s) + ε / K)
+    gain_s(C) = p(y_s | start + C e) - p(y_s | start)       each at the temperature that suits the held-out shots best
 
 weighed by how many images seem to be of class y_s. Of the strengths that gain and are not significantly behind the
 best one (two standard errors), the nearest to `STANDARD` is taken; none where no gain exceeds its standard error.
@@ -32,18 +32,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, softmax
+from jclip_fewshot.backend.numerics import log_softmax, softmax, temperature
 from jclip_fewshot.combine.em_dirichlet import gamma_family
-from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.task import Task
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0)  # C in nats: what an average distance to a class weighs
 STANDARD = 16.0  # of these, where the shots leave a choice
 MOST = 15.0  # C at most, where no shot can check it
-WRONG = 0.05  # ε: one wrong label in twenty must not rule the score
 CAUTION = 1.0  # standard errors that a gain must exceed
 NEAR = 2.0  # standard errors behind the best strength that are no evidence against another
-LEAST_GAIN = 1e-4  # nats: less is none
+LEAST_GAIN = 1e-4  # less is none
 LEAST_IMAGES = 3.0  # a class that is present: with one or two nothing can be learned from names alone
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
 SURE = 2.0  # standard errors that alpha's gain must exceed
@@ -137,8 +135,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
         importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
     importance /= max(importance.mean(), TINY)
-    before = score(start, labels)
-    gains = np.stack([score(start + np.float32(c) * e, labels) - before for c in STRENGTHS])
+    before, inverse = calibrated(start, labels, importance)
+    after = [calibrated(start + np.float32(c) * e, labels, importance) for c in STRENGTHS]
+    gains = np.stack([probs for probs, _ in after]) - before
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
     if not len(good):
@@ -146,18 +145,16 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
             "weight": 0.0, "held_out": len(labels),
             "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
                    "answered better by looking at the other images"}
-    best = good[means[good].argmax()]
-    behind, noise = mean_and_error(gains[best] - gains, importance)
+    behind, noise = mean_and_error(gains[good[means[good].argmax()]] - gains, importance)
     near = np.intersect1d(np.flatnonzero(behind <= NEAR * noise), good)
     chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
     c, mean, error = STRENGTHS[chosen], float(means[chosen]), float(errors[chosen])
     # two digits: what float32 sums in another order agree on
-    refined = start + np.float32(c) * e
-    warmer = round(temperature(start, labels, importance) / temperature(refined, labels, importance), 2)
+    warmer = round(inverse / after[chosen][1], 2)
     return Strength(c, warmer), {
         "weight": c, "temperature": warmer, "gain": mean, "error": error, "held_out": len(labels),
-        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class "
-               f"{100 * mean:.1f} ± {100 * error:.1f} % more probable"}
+        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class with a "
+               f"probability that is {100 * mean:.1f} ± {100 * error:.1f} points higher"}
 
 
 def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> tuple[Strength, dict]:
@@ -208,10 +205,10 @@ def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
     return means, np.sqrt((importance ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return ln((1 - ε) p(label) + ε / K) of each row, (G,)."""
-    own = softmax(logits)[np.arange(len(labels)), labels]
-    return np.log((1 - WRONG) * own + WRONG / logits.shape[1])
+def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that."""
+    inverse = temperature(logits, labels, importance)
+    return softmax(np.float32(inverse) * logits)[np.arange(len(labels)), labels], inverse
 
 
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
