@@ -1,5 +1,6 @@
 # make demo   sets up and runs the built-in contest: train, test, score, result.txt
 # make test   sets up and runs the tests
+# make lint   ruff, mypy and the rules of who may import whom
 # make bench  every CPU benchmark; SUITE=FILE.npz for those that want a feature suite
 
 PYTHON ?= python3
@@ -7,17 +8,30 @@ VENV ?= .venv
 SUITE ?= $(wildcard ../shared/features/caltech65_4shot.npz)
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: about demo test lint bench clean
 
-demo: $(VENV)/ready
+demo: about $(VENV)/ready
 	$(BIN)/python train.py --demo
 	$(BIN)/python test.py --demo
+	@echo
+	@echo "Next: the contest         $(BIN)/python train.py --data Dataset"
+	@echo "      your own pictures   $(BIN)/python train.py --data pictures   (a folder for each class)"
+	@echo "      Python              from jclip_fewshot import FewShotClassifier   (docs/classifier.md)"
+
+about:
+	@echo "The demo takes about 3 minutes the first time, with installing and building; afterwards about a minute."
 
 # two files at a time; Ctrl-C is timed, so it goes alone
 TIMED = tests/cli/test_interrupt.py
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
+
+lint: $(VENV)/ready
+	$(PIP) --editable '.[lint]'
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/start.py

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Answers a test set with a trained run and writes result.txt and result.zip, ready to submit.
+"""Answer a test set with a trained run and write result.txt and result.zip, ready to submit.
 
     python test.py                        the newest run, its own data set and board
     python test.py --demo                 the built-in small contest, scored against its known answers
@@ -13,6 +13,8 @@ import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, 
 
 # isort: split
 
+import shlex
+
 import numpy as np
 
 from jclip_fewshot.backend import ranks
@@ -24,7 +26,7 @@ from jclip_fewshot.data.listing import count_of
 from jclip_fewshot.evaluation import scores as scoring
 from jclip_fewshot.features.sources import test_rows
 from jclip_fewshot.problem import queries_of
-from jclip_fewshot.provenance import Stopwatch, made_by
+from jclip_fewshot.provenance import Stopwatch, made_by, next_command
 from jclip_fewshot.questions import read_questions
 from jclip_fewshot.records import TestRecord
 from jclip_fewshot.report.analysis import nearest_arrays
@@ -70,12 +72,11 @@ def main() -> None:
     probability = np.full(len(names), np.nan)
     probability[readable] = answers.final.max(axis=1)
     archive = run.save_answers(asked.result, asked.split, asked.own, asked.tests, best, probability)
-    print(f"{asked.result}: {count_of(len(names), 'image')}" + (f"; submit {archive}" if archive else ""))
 
     # 6. Where the answers are known: the score of every method. Where not, what the shots say.
     scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, asked.data.domains)
-    print(scoring.score_table(scores) + "\n" + scoring.gain_text(scores) if scores else "", end="")
-    print(run.record.held_out_text(), end="")
+    print(f"{scoring.score_table(scores)}\n\n{scoring.gain_text(scores)}" if scores else "", end="")
+    print(run.record.estimate())
     record = TestRecord(
         **made_by(), device=str(device), config=settings, images=len(names),
         unreadable={names[index]: reason for index, reason in bad.items()},
@@ -84,8 +85,11 @@ def main() -> None:
         "names": names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
         **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
         **({} if truth is None else {"truth": truth})})
-    if demo:
-        print(report_line(run.folder, asked.split))
+    print(f"Saved: {asked.result} ({count_of(len(names), 'image')})")
+    if archive:
+        print(f"Next:  submit {archive}")
+    print(report_line(run.folder, asked.split) if demo else
+          f"Report: {next_command('report')} {shlex.quote(str(run.folder))}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Learns from a few images a class and leaves a run folder that test.py reads.
+"""Learn from a few images of each class and save a run that test.py reads.
 
     python train.py --data Dataset            the contest: 4 images of each of 374 classes
     python train.py --data Dataset --board B  board B: 29 more classes, without images
-    python train.py --data Dataset --shots 0  no training image at all: the class names alone
+    python train.py --data Dataset --shots 0  no training image at all: only the class names
     python train.py --demo                    the built-in small contest; needs no download
 
-Images and class names are turned into CLIP features once and kept in .cache/; the heads learn from
-features alone, choose their settings by leave-one-shot-out, and an ensemble combines them.
+CLIP turns images and class names into features once; .cache/ keeps them. Each method learns from the features and
+chooses its settings by leaving shots out; an ensemble combines the methods.
 """
 
 import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
@@ -52,7 +52,7 @@ def main() -> None:
     watch.lap("sentences")
     rows, shots, bad = encoded.shots(settings.shots, settings.seed, settings.shot_list)
     support, images = encoded.support
-    encoded.unlabelled  # noqa: B018  encoded here, so that under mpirun every process does its part
+    unlabelled = encoded.unlabelled(shots)  # here, so that under mpirun every process does its part
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
@@ -63,7 +63,8 @@ def main() -> None:
     files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     pipeline = Pipeline(problem.choice, settings.seed)
-    pipeline.fit(task, encoded.given(files, settings.seed), lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
+    pipeline.fit(task, encoded.given(files, settings.seed, unlabelled),
+                 lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("methods")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
@@ -77,12 +78,11 @@ def main() -> None:
         settings=pipeline.settings(), histories=pipeline.histories(),
         seconds={**watch.seconds, **{f"method {name}": s for name, s in pipeline.seconds_.items()}})
     run = Run.create(settings.runs, settings.name, shots, pipeline, record)
-    print(settings_table(pipeline.settings()))
-    print(record.held_out_text(), end="")
+    print(f"{settings_table(pipeline.settings())}\n\n{record.summary()}")
     note = caution(settings.select, settings.shot_list)
     if note:
         tell(note)
-    print(f"run saved: {run.folder}  (next: {next_command('test')} --run {shlex.quote(str(run.folder))})")
+    print(f"Saved: {run.folder}\nNext:  {next_command('test')} --run {shlex.quote(str(run.folder))}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
 from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image
 from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.features.encode import depth_of_rows, encode_images
+from jclip_fewshot.features.encode import encode_images, stored_rows
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import as_keys
@@ -186,7 +186,7 @@ def lookup(files: int) -> None:
         encoder = Nothing(512, 256)
         start = time.perf_counter()
         with FeatureCache(folder / "cache") as cache:
-            store = cache.rows(depth_of_rows(encoder, RECIPE), 2048)
+            store = stored_rows(cache, encoder, RECIPE)
             _, _, marks = cache.known_files(paths)
             digests = as_keys([content_digest(b"%d" % i) for i in range(files)])
             cache.remember_files(marks, digests)

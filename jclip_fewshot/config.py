@@ -1,7 +1,6 @@
-"""Every default stands here, once; the command-line flags and the TOML keys are made from it.
+"""The settings of each command, with their defaults; flags and TOML keys are made from them.
 
-A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`). A command's settings are one of
-these classes: cli/commands.py.
+A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ from typing import Any, TypeVar
 
 from jclip_fewshot.errors import UserError, nearest
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="CommandConfig")
 FORMATS = "contest", "coop", "imagefolder", "table", "tree"  # of data sets, see data/formats
 DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 
 def option(default: Any, help: str, group: str, choices: Sequence[str] | None = None, metavar: str | None = None,
-           low: int | None = None, implies: str = "", needed: bool = False, count: int = 0) -> Any:
+           low: int | None = None, **more: Any) -> Any:
     """Return a field with what its flag needs.
 
     A default that is a tuple of texts: the flag may be given several times; with `count`, it takes so many texts.
-    low: the least value that makes sense. implies: a switch that it turns on. needed: it has no default. In the group
-    "arguments" it is no flag but stands by itself, in the order of the fields.
+    low: the least value that makes sense. In the group "arguments" it is no flag but stands by itself, in the order of
+    the fields. more: `implies`, a switch that it turns on; `needed`, it has no default; `count`.
     """
-    return field(default=default, metadata=dict(help=help, group=group, choices=choices, metavar=metavar, low=low,
-                                                implies=implies, needed=needed, count=count))
+    about = {"implies": "", "needed": False, "count": 0, **more}
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "metavar": metavar,
+                                            "low": low, **about})
 
 
 @dataclass(frozen=True)
@@ -41,66 +41,75 @@ class DeviceConfig(CommandConfig):
     """What every command takes that starts Jittor."""
 
     device: str = option("auto", "where Jittor runs", "machine", ("auto", "cpu", "cuda"))
-    quiet: bool = option(False, "print results and warnings alone", "machine")
+    quiet: bool = option(False, "print only results and warnings", "machine")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(CommandConfig):
+    """What a checkpoint may leave open."""
+
+    activation: str = option("", "activation function of the checkpoint, if its files do not say it", "features",
+                             ("", "quick_gelu", "gelu", "gelu_tanh"))
+    head_width: int = option(0, "width of an attention head, if they do not say it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
 class MachineConfig(DeviceConfig):
     """What every command takes that encodes images."""
 
-    precision: str = option("auto", "of the encoder's products; auto: float16 on CUDA, bfloat16 where safe",
+    precision: str = option("auto", "number format of the encoder; auto: float16 on CUDA, bfloat16 where it is safe",
                             "machine", ("auto", "float32", "float16", "bfloat16"))
-    batch_size: int = option(0, "images a batch; 0 fits it to the device", "machine", metavar="N", low=0)
-    workers: int = option(0, "decoding processes; 0 takes one a core", "machine", metavar="N", low=0)
+    batch_size: int = option(0, "images in a batch; 0 chooses it for the device", "machine", metavar="N", low=0)
+    workers: int = option(0, "processes that decode images; 0 takes one for each core", "machine", metavar="N", low=0)
     cache: str = option(".cache", "folder of the feature cache; empty for none", "machine", metavar="DIR")
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """What open_source and reopen_source take of them."""
+        """Return what open_source and reopen_source take of the settings."""
         return {"cache": self.cache, "batch_size": self.batch_size, "workers": self.workers,
                 "precision": self.precision}
 
 
 @dataclass(frozen=True)
-class SourceConfig(MachineConfig):
+class SourceConfig(MachineConfig, CheckpointConfig):
     """Which images, which CLIP, which methods: train.py and validate."""
 
-    data: str = option("Dataset", "the folder of the data set (docs/data.md: formats)", "data", metavar="DIR")
-    format: str = option("", "how the data set lies there, where two fit (docs/data.md)", "data", ("", *FORMATS))
-    labels: str = option("", "a table of images and their classes: .csv, .tsv, .jsonl", "data", metavar="FILE")
-    board: str = option("A", "B adds the classes of classes_b.txt", "data", ("A", "B"))
-    domains: bool = option(False, "a class name's part before the first _ is its domain", "data")
-    demo: bool = option(False, "the built-in small contest and its small CLIP", "data")
-    demo_seed: int = option(DEMO_SEED, "draw it from seed N; turns --demo on", "data", metavar="N", low=0,
-                            implies="demo")
+    data: str = option("Dataset", "folder of the data set (docs/data.md lists the layouts)", "data", metavar="DIR")
+    format: str = option("", "layout of the data set, if two fit", "data", ("", *FORMATS))
+    labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", metavar="FILE")
+    board: str = option("A", "board of the contest; B adds the classes of classes_b.txt", "data", ("A", "B"))
+    domains: bool = option(False, "take the part of a class name before the first _ as its domain", "data")
+    demo: bool = option(False, "use the built-in small contest and its small CLIP", "data")
+    demo_seed: int = option(DEMO_SEED, "draw the built-in contest from random seed N; turns --demo on", "data",
+                            metavar="N", low=0, implies="demo")
     skip_bad: bool = option(False, "leave out training images that cannot be read", "data")
-    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
-                                    "features", metavar="NAME")
-    weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
-    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
-                             ("", "quick_gelu", "gelu", "gelu_tanh"))
-    output: str = option("", "which output of an ONNX encoder is the row; empty for the usual one", "features",
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; may be repeated", "features",
+                                    metavar="NAME")
+    weights: str = option("weights", "folder where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    output: str = option("", "which output of an ONNX encoder holds the features; empty for the usual one", "features",
                          metavar="NAME")
-    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
-    features: tuple[str, ...] = option((), "take features from FILE.npz in place of a checkpoint; may be repeated",
+    features: tuple[str, ...] = option((), "take features from FILE.npz instead of a checkpoint; may be repeated",
                                        "features", metavar="FILE")
-    features_extra: tuple[str, ...] = option((), "rows of an image encoder without text, with CLIP; may be repeated",
-                                             "features", metavar="FILE")
-    augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
+    features_extra: tuple[str, ...] = option((), "features of an image encoder without text, used beside CLIP; may be "
+                                             "repeated", "features", metavar="FILE")
+    augment: int = option(10, "random training views averaged for each shot; 0 takes the plain image", "features",
+                          metavar="V", low=0)
     prompts: str = option("", "folder of templates and descriptions; empty for ours", "features", metavar="DIR")
-    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+    prompt_set: str = option("both", "sentences for each class: seeds, templates, openai80, descriptions, or both",
                              "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
-    descriptions: str = option("", "your own descriptions, {class name: [sentence, ...]}", "features",
+    descriptions: str = option("", "your own descriptions: {class name: [sentence, ...]}", "features",
                                metavar="FILE.json")
-    names: str = option("", "what to call classes: raw name, tab, name", "features", metavar="FILE.tsv")
-    templates: str = option("", "a template a line; of one class: raw name, tab, template", "features", metavar="FILE")
-    select: str = option("random", "how shots are chosen", "shots", ("random", "representative"))
-    pool: int = option(64, "images a class that representative choice looks at", "shots", metavar="N", low=1)
-    methods: str = option("auto", "auto: the default methods that the data and the time allow; fast: those without "
-                          "training (a tenth of the time, up to 0.2 points less); all; or names with commas",
-                          "method", metavar="LIST")
-    runs: str = option("runs", "where run folders are made", "run", metavar="DIR")
-    name: str = option("", "of the run's folder; empty for date and board", "run", metavar="NAME")
+    names: str = option("", "what to call the classes; each line: raw name, tab, name", "features", metavar="FILE.tsv")
+    templates: str = option("", "your own templates, one a line; for one class: raw name, tab, template", "features",
+                            metavar="FILE")
+    select: str = option("random", "how shots are chosen: random or representative", "shots",
+                         ("random", "representative"), "HOW")
+    pool: int = option(64, "images of each class that representative selection considers", "shots", metavar="N", low=1)
+    methods: str = option("auto", "methods to fit: auto (those that data and time allow), fast (no training: a tenth "
+                          "of the time, up to 0.2 points less), all, or names separated by commas", "method",
+                          metavar="LIST")
+    runs: str = option("runs", "folder in which runs are saved", "run", metavar="DIR")
+    name: str = option("", "name of the run's folder; empty for date and board", "run", metavar="NAME")
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -112,14 +121,14 @@ class SourceConfig(MachineConfig):
 class TrainConfig(SourceConfig):
     """train.py"""
 
-    from_run: str = option("", "repeat a run: its settings and its shots", "run", metavar="DIR")
-    shots: int = option(4, "training images a class, in a plain tree at most; 0: names alone", "shots", metavar="N",
-                        low=0)
-    seed: int = option(0, "of the draw, the random views and all training", "shots", metavar="N", low=0)
-    support: str = option("", "a folder a class of found or generated images, some wrong", "shots", metavar="DIR")
-    support_for: str = option("all", "which classes --support serves", "shots", ("all", "without-shots"))
-    unlabelled: str = option("", "images of anything, without labels, to learn from", "shots", metavar="DIR")
-    transductive: bool = option(False, "the test images too, without labels", "shots")
+    from_run: str = option("", "repeat a saved run: its settings and its shots", "run", metavar="DIR")
+    shots: int = option(4, "training images for each class, at most; 0: class names only", "shots", metavar="N", low=0)
+    seed: int = option(0, "random seed for choosing shots, augmentation and training", "shots", metavar="N", low=0)
+    support: str = option("", "found or generated images in class folders; some may be wrong", "shots", metavar="DIR")
+    support_for: str = option("all", "classes that --support serves: all or without-shots", "shots",
+                              ("all", "without-shots"), "WHICH")
+    unlabelled: str = option("", "folder of images without labels to learn from", "shots", metavar="DIR")
+    transductive: bool = option(False, "learn from the test images too, without their labels", "shots")
     shot_list: str = option("", "use exactly the images that FILE lists", "shots", metavar="FILE")
 
 
@@ -127,12 +136,13 @@ class TrainConfig(SourceConfig):
 class ValidateConfig(SourceConfig):
     """python -m jclip_fewshot validate"""
 
-    run: str = option("", "take the settings of a run's folder", "run", metavar="DIR")
-    shots: str = option("4", "training images a class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
-    seeds: int = option(3, "draws of the shots", "shots", metavar="N", low=1)
-    per_class: int = option(10, "labelled images a class that are held out, at most", "shots", metavar="N", low=1)
-    views: int = option(1, "views averaged a held-out image, as test.py --views", "features", metavar="V", low=1)
-    board_mix: bool = option(False, "weigh the domains as board A's test set seems to", "shots")
+    run: str = option("", "use the settings of a saved run", "run", metavar="DIR")
+    shots: str = option("4", "training images for each class; 1,2,4,8,16 draws the curve", "shots", metavar="LIST")
+    seeds: int = option(3, "number of random seeds: each draws other shots", "shots", metavar="N", low=1)
+    per_class: int = option(10, "held-out labelled images of each class, at most", "shots", metavar="N", low=1)
+    views: int = option(1, "test views averaged for each held-out image, as test.py --views", "features", metavar="V",
+                        low=1)
+    board_mix: bool = option(False, "weight the domains as board A's test set seems to", "shots")
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,8 @@ class MovedConfig(MachineConfig):
 
     model: tuple[str, ...] = option((), "where the run's checkpoint lies now; one for each of its models, in order",
                                     "features", metavar="FILE")
-    weights: str = option("", "where the run's released checkpoint lies now", "features", metavar="DIR")
-    features: tuple[str, ...] = option((), "where the run's feature file lies now; one for each", "features",
+    weights: str = option("", "folder where the run's released checkpoint lies now", "features", metavar="DIR")
+    features: tuple[str, ...] = option((), "where the run's feature file lies now; one for each, in order", "features",
                                        metavar="FILE")
     features_extra: tuple[str, ...] = option((), "the same for its extra feature files", "features", metavar="FILE")
 
@@ -153,130 +163,155 @@ class TestConfig(MovedConfig):
 
     __test__ = False  # pytest: no test class
 
-    run: str = option("", "a run's folder; empty for the newest", "run", metavar="DIR")
-    runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
-    data: str = option("", "the contest's folder; empty for the run's own", "data", metavar="DIR")
-    split: str = option("", "a test set, or a folder in the data folder; empty for the run's board", "data",
+    run: str = option("", "folder of a run; empty for the newest", "run", metavar="DIR")
+    runs: str = option("runs", "folder in which the newest run is looked for", "run", metavar="DIR")
+    data: str = option("", "folder of the data set; empty for the run's own", "data", metavar="DIR")
+    split: str = option("", "test set: A, B, or a folder in the data folder; empty for the run's board", "data",
                         metavar="A|B|DIR")
-    demo: bool = option(False, "the built-in small contest's newest run", "data")
-    demo_seed: int = option(DEMO_SEED, "the one of seed N; turns --demo on", "data", metavar="N", low=0,
-                            implies="demo")
-    views: int = option(1, "views averaged a test image: centre, whole, mirrored, crops", "features", metavar="V",
-                        low=1)
-    refine: str = option("auto", "refine the test set as a whole", "method", ("auto", "on", "off"))
-    result: str = option("", "the answers' file; of a .txt a .zip next to it [result.txt, result.csv; in the demo's "
-                         "folder with --demo]", "output", metavar="FILE")
-    out: str = option("auto", "txt: the contest's submission; csv: path, label, probability; auto: by the format",
-                      "output", ("auto", "txt", "csv"))
+    demo: bool = option(False, "use the newest run of the built-in contest", "data")
+    demo_seed: int = option(DEMO_SEED, "the built-in contest of random seed N; turns --demo on", "data", metavar="N",
+                            low=0, implies="demo")
+    views: int = option(1, "test views averaged for each image: centre, whole, mirrored, crops", "features",
+                        metavar="V", low=1)
+    refine: str = option("auto", "refine the answers of the whole test set together", "method", ("auto", "on", "off"))
+    result: str = option("", "file for the answers, a .zip beside a .txt [result.txt or result.csv; with --demo in the "
+                         "demo's folder]", "output", metavar="FILE")
+    out: str = option("auto", "format of the answers: txt, the contest's submission; csv: path, label, probability; "
+                      "auto chooses by the data set", "output", ("auto", "txt", "csv"))
 
 
 @dataclass(frozen=True)
 class PredictConfig(MovedConfig):
     """python -m jclip_fewshot predict"""
 
-    run: str = option("", "a run's folder, or a classifier that Python saved", "arguments", metavar="RUN", needed=True)
-    images: tuple[str, ...] = option((), "files, folders, patterns like 'a/*.jpg'; - reads names from standard input",
-                                     "arguments", metavar="IMAGE", needed=True)
-    top: int = option(5, "classes a picture, best first", "output", metavar="N", low=1)
-    json: bool = option(False, "a JSON object a line", "output")
-    csv: bool = option(False, "comma-separated, with a header", "output")
+    run: str = option("", "folder of a run, or a classifier saved from Python", "arguments", metavar="RUN", needed=True)
+    images: tuple[str, ...] = option((), "files, folders, or patterns like 'a/*.jpg'; - reads names from standard "
+                                     "input", "arguments", metavar="IMAGE", needed=True)
+    top: int = option(5, "classes printed for each picture, best first", "output", metavar="N", low=1)
+    json: bool = option(False, "print a JSON object on each line", "output")
+    csv: bool = option(False, "print comma-separated values with a header", "output")
     refine: bool = option(False, "answer all pictures together, as test.py does", "method")
-    views: int = option(1, "views averaged a picture, as test.py's", "features", metavar="V", low=1)
-    reject: float = option(0.0, "say (none of these) where no class has a probability of P, 0 to 1", "output",
-                           metavar="P", low=0)
+    views: int = option(1, "test views averaged for each picture, as test.py --views", "features", metavar="V", low=1)
+    reject: float = option(0.0, "print (none of these) if no class has at least probability P", "output", metavar="P",
+                           low=0)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(DeviceConfig):
     """python -m jclip_fewshot evaluate"""
 
-    suite: str = option("", "train_x, train_y, test_x, test_y, text, classes", "data", metavar="FILE.npz", needed=True)
-    methods: str = option("auto", "auto (train.py's), fast, all, or names with commas", "method", metavar="LIST")
-    shots: int = option(-1, "shots a class, drawn by the seed; 0: class names alone; -1: all that the suite has",
+    suite: str = option("", "feature suite with train_x, train_y, test_x, test_y, text and classes", "data",
+                        metavar="FILE.npz", needed=True)
+    methods: str = option("auto", "methods to score: auto (those of train.py), fast, all, or names separated by commas",
+                          "method", metavar="LIST")
+    shots: int = option(-1, "shots of each class, drawn by the random seed; 0: class names only; -1: all of the suite",
                         "shots", metavar="N", low=-1)
-    seed: int = option(0, "of the shots' draw, of training and of the tasks", "shots", metavar="N", low=0)
-    seeds: int = option(1, "repeat with N seeds from --seed on: mean and spread", "shots", metavar="N", low=1)
-    bootstrap: int = option(0, "95 % interval of top-1 from N samples of the test rows, or of the tasks", "output",
-                            metavar="N", low=0)
-    compare: str = option("", "paired comparison with another --json", "output", metavar="OTHER.json")
-    json: str = option("", "write the numbers there", "output", metavar="OUT")
-    tasks: int = option(0, "N tasks of few classes instead of all rows", "data", metavar="N", low=0)
-    task_classes: int = option(5, "classes a task", "data", metavar="N", low=1)
-    task_queries: int = option(75, "test rows a task, at most", "data", metavar="N", low=1)
+    seed: int = option(0, "random seed for choosing shots and tasks, and for training", "shots", metavar="N", low=0)
+    seeds: int = option(1, "repeat with N random seeds from --seed on, and print mean and spread", "shots", metavar="N",
+                        low=1)
+    bootstrap: int = option(0, "print a 95 % interval of top-1 from N bootstrap samples of test rows or tasks",
+                            "output", metavar="N", low=0)
+    compare: str = option("", "compare with the result of another evaluation, row by row", "output",
+                          metavar="OTHER.json")
+    json: str = option("", "write the numbers to a file", "output", metavar="OUT")
+    tasks: int = option(0, "score N tasks of few classes instead of all rows", "data", metavar="N", low=0)
+    task_classes: int = option(5, "classes of each task", "data", metavar="N", low=1)
+    task_queries: int = option(75, "test rows of each task, at most", "data", metavar="N", low=1)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(MachineConfig):
+    """python -m jclip_fewshot benchmark"""
+
+    data: tuple[str, ...] = option((), "folders of data sets (docs/data.md), or feature suites .npz", "arguments",
+                                   metavar="DATA", needed=True)
+    methods: str = option("auto", "auto (train.py's, without those that need the images again), fast, all, or names "
+                          "with commas", "method", metavar="LIST")
+    shots: str = option("1,2,4,8,16", "numbers of shots a class, with commas", "shots", metavar="LIST")
+    seeds: int = option(3, "random seeds, from 0 on, or from 1 on with --coop-seeds", "shots", metavar="N", low=1)
+    coop_seeds: bool = option(False, "draw the shots that CoOp's code draws", "shots")
+    model: tuple[str, ...] = option(("ViT-B/32",), "of folders: a released CLIP, or a checkpoint file; repeat it for "
+                                    "several", "features", metavar="NAME")
+    weights: str = option("weights", "where checkpoints lie and are downloaded to", "features", metavar="DIR")
+    augment: int = option(10, "random views averaged a shot; 0 takes the plain image", "features", metavar="V", low=0)
+    prompt_set: str = option("both", "sentences of a class: seeds, templates, openai80, descriptions, both",
+                             "features", ("both", "seeds", "templates", "openai80", "descriptions"), "SET")
+    out: str = option("benchmark", "folder of the numbers and the picture; what is finished there is not repeated",
+                      "output", metavar="DIR")
 
 
 @dataclass(frozen=True)
 class ExportConfig(MovedConfig):
     """python -m jclip_fewshot export"""
 
-    run: str = option("", "a run's folder", "arguments", metavar="RUN", needed=True)
-    target: str = option("", "a file that ends in .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
-    uint8: bool = option(False, "the .onnx takes pixels as Pillow has them", "output")
+    run: str = option("", "folder of a run", "arguments", metavar="RUN", needed=True)
+    target: str = option("", "file to write: .npz, .safetensors or .onnx", "arguments", metavar="OUT", needed=True)
+    uint8: bool = option(False, "make an .onnx that takes pixels from 0 to 255, as Pillow has them", "output")
 
 
 @dataclass(frozen=True)
 class ReportConfig(CommandConfig):
     """python -m jclip_fewshot report"""
 
-    run: str = option("", "a run's folder; empty for the newest", "arguments", metavar="RUN")
-    runs: str = option("runs", "where the newest run is looked for", "run", metavar="DIR")
-    split: str = option("", "the test set; empty for the one that was answered last", "data", metavar="A|B|DIR")
-    out: str = option("", "where to write; empty for the folder report in the run's", "output", metavar="DIR")
+    run: str = option("", "folder of a run; empty for the newest", "arguments", metavar="RUN")
+    runs: str = option("runs", "folder in which the newest run is looked for", "run", metavar="DIR")
+    split: str = option("", "test set to report; empty for the one answered last", "data", metavar="A|B|DIR")
+    out: str = option("", "folder to write to; empty for the folder report in the run's", "output", metavar="DIR")
 
 
 @dataclass(frozen=True)
 class RunsConfig(CommandConfig):
     """python -m jclip_fewshot runs"""
 
-    runs: str = option("runs", "where runs lie", "run", metavar="DIR")
-    compare: tuple[str, ...] = option((), "answers of two runs to the same test set", "run", metavar="RUN", count=2)
-    split: str = option("", "the test set; empty for one that both have answered", "data", metavar="A|B|DIR")
+    runs: str = option("runs", "folder of the runs", "run", metavar="DIR")
+    compare: tuple[str, ...] = option((), "compare the answers of two runs to the same test set", "run", metavar="RUN",
+                                      count=2)
+    split: str = option("", "test set to compare; empty for one that both have answered", "data", metavar="A|B|DIR")
 
 
 @dataclass(frozen=True)
 class CheckConfig(CommandConfig):
     """python -m jclip_fewshot check"""
 
-    result: str = option("", "a submission, .txt or the .zip around it", "arguments", metavar="result.txt", needed=True)
-    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
-    split: str = option("", "a test set, or a folder in the data folder; empty for A, or test of a plain tree", "data",
-                        metavar="A|B|DIR")
+    result: str = option("", "a submission: result.txt, or the .zip around it", "arguments", metavar="result.txt",
+                         needed=True)
+    data: str = option("Dataset", "folder of the data set", "data", metavar="DIR")
+    format: str = option("", "layout of the data set, if two fit", "data", ("", *FORMATS))
+    labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", metavar="FILE")
+    split: str = option("", "test set: A, B, or a folder in the data folder; empty for A, or test of a plain tree",
+                        "data", metavar="A|B|DIR")
 
 
 @dataclass(frozen=True)
-class ConvertConfig(CommandConfig):
+class ConvertConfig(CheckpointConfig):
     """python -m jclip_fewshot convert"""
 
-    source: str = option("", ".pt of OpenAI or torch.save, Jittor's .pkl, .safetensors", "arguments", metavar="IN",
-                         needed=True)
+    source: str = option("", "checkpoint: .pt of OpenAI or torch.save, Jittor's .pkl, or .safetensors", "arguments",
+                         metavar="IN", needed=True)
     target: str = option("", "OUT.safetensors; a name without an ending is a folder, for ONNX", "arguments",
                          metavar="OUT", needed=True)
-    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
-                             ("", "quick_gelu", "gelu", "gelu_tanh"))
-    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
 
 
 @dataclass(frozen=True)
 class CacheConfig(CommandConfig):
     """python -m jclip_fewshot cache"""
 
-    size: bool = option(False, "print its size", "run")
-    clear: bool = option(False, "delete all that it keeps; it fills again by itself", "run")
-    cache: str = option(".cache", "its folder", "run", metavar="DIR")
+    size: bool = option(False, "print the size of the cache", "run")
+    clear: bool = option(False, "delete everything in the cache; it is computed again when needed", "run")
+    cache: str = option(".cache", "folder of the cache", "run", metavar="DIR")
 
 
 @dataclass(frozen=True)
-class DoctorConfig(DeviceConfig):
+class DoctorConfig(DeviceConfig, CheckpointConfig):
     """python -m jclip_fewshot doctor"""
 
-    data: str = option("Dataset", "the contest's folder", "data", metavar="DIR")
-    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP, or a checkpoint file; repeat it for several",
+    data: str = option("Dataset", "folder of the data set", "data", metavar="DIR")
+    format: str = option("", "layout of the data set, if two fit", "data", ("", *FORMATS))
+    labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", metavar="FILE")
+    model: tuple[str, ...] = option(("ViT-B/32",), "a released CLIP or a checkpoint file; may be repeated",
                                     "features", metavar="NAME")
-    weights: str = option("weights", "where checkpoints lie", "features", metavar="DIR")
-    deep: bool = option(False, "read all of the checkpoint and compare its digest", "features")
-    activation: str = option("", "a checkpoint's activation, where nothing in or beside it says it", "features",
-                             ("", "quick_gelu", "gelu", "gelu_tanh"))
-    head_width: int = option(0, "width of its heads, where nothing says it", "features", metavar="N", low=0)
+    weights: str = option("weights", "folder where checkpoints lie", "features", metavar="DIR")
+    deep: bool = option(False, "read the whole checkpoint and compare its digest", "features")
 
 
 def checked(config: type[Config], values: dict[str, Any]) -> Config:
@@ -285,7 +320,7 @@ def checked(config: type[Config], values: dict[str, Any]) -> Config:
     Raise UserError that names the flag and what it takes.
     """
     known = {f.name: f for f in fields(config)}
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             raise UserError(f"unknown setting {name!r}{nearest(name, known)}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from tqdm import tqdm
@@ -20,17 +21,17 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: int | None = None,
              initial: int = 0) -> Any:
-    """A bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, a line every ten seconds
-    elsewhere (logs, nohup, mpirun), nothing with --quiet.
+    """Return a bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook.
 
+    In logs (nohup, mpirun) it is a line every ten seconds; with --quiet nothing is shown.
     initial: how much of `total` was done before, as what is found in the cache.
     """
-    bar, hidden = tqdm, quiet
+    bar: Any = tqdm
     if not quiet and _in_notebook():
-        from tqdm.auto import tqdm as bar
+        bar = importlib.import_module("tqdm.auto").tqdm
     elif not quiet and not sys.stderr.isatty():
         return _Lines(iterable, stage, unit, total, initial)
-    return bar(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=hidden,
+    return bar(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=quiet,
                dynamic_ncols=True, leave=False, mininterval=0.2)
 
 
@@ -45,10 +46,8 @@ class _Lines:
 
     def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None,
                  initial: int) -> None:
-        if total is None and hasattr(iterable, "__len__"):
-            total = len(iterable)
-        self.n, self.total = initial, total
-        self._iterable, self._stage, self._unit = iterable, stage, unit
+        self.n, self.total = initial, len(iterable) if total is None and isinstance(iterable, Sized) else total
+        self._iterable, self._stage, self._unit = iterable or (), stage, unit
         self._said = time.monotonic()
         self._since: tuple[float, int] | None = None  # when the rate is counted from, and what was done by then
 
@@ -85,7 +84,7 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """42 s, 3 min 20 s, 2 h 5 min."""
+    """Return seconds as 42 s, 3 min 20 s, 2 h 5 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -95,22 +94,22 @@ def duration(seconds: float) -> str:
 
 
 def columns() -> int:
-    """The width of the terminal, or what COLUMNS says; 80 without either."""
+    """Return the width of the terminal, or what COLUMNS says; 80 without either."""
     return shutil.get_terminal_size().columns
 
 
 def filled(text: str, indent: int = 0) -> str:
-    """Text as wide as the terminal; lines after the first are indented. Words, such as paths, stay whole."""
+    """Return text as wide as the terminal; lines after the first are indented. Words, such as paths, stay whole."""
     return textwrap.fill(text, max(columns(), indent + 20), subsequent_indent=" " * indent, break_long_words=False,
                          break_on_hyphens=False)
 
 
 def tell(text: str = "") -> None:
-    """A line, or lines, for the person who waits; none with --quiet."""
+    """Print a line, or lines, for the person who waits; none with --quiet."""
     if not quiet:
         print("\n".join(map(one_line, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line that must be seen, even with --quiet."""
+    """Print a line that must be seen, even with --quiet."""
     print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)

@@ -3,6 +3,8 @@
 import difflib
 from typing import Any
 
+flags = False  # whether the command line runs, whose users know a parameter by its flag
+
 
 class UserError(Exception):
     """Says in one clean line what is wrong, where, and what to do.
@@ -21,6 +23,11 @@ def one_line(text: str) -> str:
     text = "".join(letter if letter.isprintable() else " " if letter.isspace()
                    else letter.encode("unicode_escape").decode() for letter in text)
     return " ".join(text.split())
+
+
+def parameter(name: str) -> str:
+    """What the user calls a parameter: `head_width` in Python, `--head-width` on the command line."""
+    return f"--{name.replace('_', '-')}" if flags else name
 
 
 def nearest(name: str, known: Any) -> str:

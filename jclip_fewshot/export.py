@@ -17,7 +17,7 @@ from jclip_fewshot.clip.checkpoint.write import write_safetensors
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.pipeline import OnFit, Pipeline
 from jclip_fewshot.storage.arrays import save_arrays
 
@@ -41,26 +41,25 @@ class Export:
     ensemble_top1: float | None
 
 
-def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None) -> Export:
-    """Pools the heads that are linear in the row, with weights of their own.
+def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
+    """Pool the heads that are linear in the row, with weights of their own.
 
     A pipeline that was read from a file has no held-out logits: those heads learn from its shots once more.
-    Raises:
-        UserError: several encoders.
+    Raise UserError if there are several encoders.
     """
     task = pipeline.task_
     if task.parts:
         raise UserError(f"only what one encoder has learned can be exported, not that of "
-                        f"{', '.join(part.name for part in task.parts)} together; train with one --model")
+                        f"{', '.join(part.name for part in task.parts)} together; train with one {parameter('model')}")
     forms = linear_forms({name: method.logits for name, method in pipeline.methods_.items()
                           if not method.asks_images}, task)
     held_out: dict[str, np.ndarray] = {}
     for name in forms:
         held_out[name] = pipeline.methods_[name].fitted_again(task, pipeline.seed).held_out_logits()
-        on_fit(name, 0.0)
+        if on_fit is not None:
+            on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)
-    usable = task.can_be_left_out
-    whole = None
+    usable, whole = task.can_be_left_out, None
     if usable.any():
         whole = float(100 * (pipeline.held_out_probs_.argmax(axis=1) == task.labels)[usable].mean())
     return Export(pooled(forms, ensemble, task), ensemble.settings_["weights"],
@@ -68,13 +67,13 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit = lambda name, seconds: None
 
 
 def require_export_name(path: str | Path) -> None:
-    """Raises UserError where the ending names no format."""
+    """Raise UserError where the ending names no format."""
     if Path(path).suffix not in SUFFIXES:
         raise UserError(f"{path} ends neither in {' nor in '.join(SUFFIXES)}, which say what to write")
 
 
 def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, Any]) -> None:
-    """Writes the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
+    """Write the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
 
     encoder: what the source's `record` says; a feature file knows neither model nor image size.
     """
@@ -84,13 +83,11 @@ def save_export(path: str | Path, export: Export, class_names: Sequence[str], en
               "scale": np.float32(linear.scale), "offset": np.float32(linear.offset),
               "mean": np.float32(recipe.mean), "std": np.float32(recipe.std),
               "image_size": np.int64(encoder.get("image_size", 0))}
-    texts: dict[str, list[str]] = {"classes": list(class_names), "heads": list(export.heads)}
+    texts, said = {"classes": list(class_names), "heads": list(export.heads)}, _said(encoder, recipe)
     if Path(path).suffix == ".npz":
-        said = {**texts, **_said(encoder, recipe)}
-        save_arrays(Path(path), {**arrays, **{name: np.array(value) for name, value in said.items()}})
-        return
-    write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()},
-                      {**_listed(texts), **_said(encoder, recipe)})
+        save_arrays(Path(path), arrays | {name: np.array(value) for name, value in (texts | said).items()})
+    else:
+        write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()}, _listed(texts) | said)
 
 
 def save_onnx(path: str | Path, export: Export, class_names: Sequence[str], source: Source, uint8: bool = False

@@ -8,7 +8,6 @@ N images or texts · R pixels a side · L tokens · W width of a tower · H head
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from jclip_fewshot.clip.checkpoint.architecture import Architecture
 from jclip_fewshot.clip.checkpoint.conventions import Tower
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.data.recipe import FIT, SQUASH, PixelRecipe
-from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.precision import drawn_images
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import atomic_write, write_text
+from jclip_fewshot.storage.files import atomic_write
+from jclip_fewshot.storage.json_files import write_json
 
 OPSET, IR = 17, 8  # of 2022: what ONNX Runtime 1.13 and newer read
 SAME = 1e-4  # how far ONNX Runtime's unit rows may lie from ours
@@ -58,7 +57,7 @@ class Graph:
         return self.store(np.float32(value))
 
     def axes(self, *values: int) -> str:
-        return self.store(np.array(values, np.int64))
+        return self.store(np.array(values, np.int64), f"axes {values}")
 
     def tensor(self, name: str, transposed: bool = False) -> str:
         """One of the state dict, float32."""
@@ -87,7 +86,7 @@ class Graph:
 
 def image_rows(g: Graph, pixels: str, sizes: Architecture) -> str:
     """(N, 3, R, R) -> (N, D), not normalised: VisionTransformer or ModifiedResNet of clip/."""
-    if not isinstance(sizes.vision_layers, int):
+    if sizes.vision_patch_size is None:
         return _resnet(g, pixels, sizes)
     how, width, patch = sizes.conventions.image, sizes.vision_width, sizes.vision_patch_size
     x = g.add("Conv", pixels, g.tensor("visual.conv1.weight"), strides=[patch, patch], kernel_shape=[patch, patch])
@@ -98,7 +97,7 @@ def image_rows(g: Graph, pixels: str, sizes: Architecture) -> str:
     x = g.add("Add", g.add("Concat", first, x, axis=1), g.tensor("visual.positional_embedding"))
     if sizes.norm_before:
         x = g.norm(x, "visual.ln_pre", how.eps)
-    x = _blocks(g, x, "visual.transformer", sizes.vision_layers, width, how)
+    x = _blocks(g, x, "visual.transformer", sizes.stages[0], width, how)
     if sizes.conventions.pool == "class":
         x = g.add("Gather", x, g.store(np.int64(0)), axis=1)
     else:
@@ -131,26 +130,28 @@ def text_rows(g: Graph, ids: str, sizes: Architecture) -> str:
 
 def _blocks(g: Graph, x: str, name: str, layers: int, width: int, how: Tower, mask: str = "") -> str:
     """(N, L, W) -> (N, L, W): residual attention blocks. mask (L, L): added to the scores."""
-    heads = width // how.head_width
-    split, joined = g.axes(0, 0, heads, how.head_width), g.axes(0, 0, width)
-    scale = g.number(how.head_width ** -0.5)
     for number in range(layers):
         block = f"{name}.resblocks.{number}"
         y = g.norm(x, f"{block}.ln_1", how.eps)
         y = g.add("Add", g.add("MatMul", y, g.tensor(f"{block}.attn.in_proj_weight", True)),
                   g.tensor(f"{block}.attn.in_proj_bias"))
-        parts = []
-        for part in range(3):  # query, key, value
-            one = g.add("Slice", y, g.axes(part * width), g.axes((part + 1) * width), g.axes(2))
-            order = [0, 2, 3, 1] if part == 1 else [0, 2, 1, 3]
-            parts.append(g.add("Transpose", g.add("Reshape", one, split), perm=order))
-        scores = g.add("MatMul", g.add("Mul", parts[0], scale), parts[1])
-        scores = g.add("Add", scores, mask) if mask else scores
-        y = g.add("Transpose", g.add("MatMul", g.add("Softmax", scores, axis=-1), parts[2]), perm=[0, 2, 1, 3])
-        x = g.add("Add", x, g.linear(g.add("Reshape", y, joined), f"{block}.attn.out_proj"))
+        parts = [g.add("Slice", y, g.axes(part * width), g.axes((part + 1) * width), g.axes(2)) for part in range(3)]
+        y = _attention(g, parts, width, width // how.head_width, mask)
+        x = g.add("Add", x, g.linear(y, f"{block}.attn.out_proj"))
         y = _activation(g, g.linear(g.norm(x, f"{block}.ln_2", how.eps), f"{block}.mlp.c_fc"), how.activation)
         x = g.add("Add", x, g.linear(y, f"{block}.mlp.c_proj"))
     return x
+
+
+def _attention(g: Graph, parts: list[str], width: int, heads: int, mask: str = "") -> str:
+    """Query (N, Q, W), key and value (N, L, W) -> (N, Q, W)."""
+    split = g.axes(0, 0, heads, width // heads)
+    query, key, value = (g.add("Transpose", g.add("Reshape", part, split), perm=order)
+                         for part, order in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])))
+    scores = g.add("MatMul", g.add("Mul", query, g.number((width // heads) ** -0.5)), key)
+    scores = g.add("Add", scores, mask) if mask else scores
+    mixed = g.add("Transpose", g.add("MatMul", g.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
+    return g.add("Reshape", mixed, g.axes(0, 0, width))
 
 
 def _activation(g: Graph, x: str, name: str) -> str:
@@ -158,11 +159,9 @@ def _activation(g: Graph, x: str, name: str) -> str:
         return g.add("Mul", x, g.add("Sigmoid", g.add("Mul", x, g.number(1.702))))
     if name == "gelu":
         inner = g.add("Erf", g.add("Mul", x, g.number(math.sqrt(0.5))))
-    elif name == "gelu_tanh":
+    else:
         cube = g.add("Mul", g.add("Mul", g.add("Mul", x, x), x), g.number(0.044715))
         inner = g.add("Tanh", g.add("Mul", g.add("Add", x, cube), g.number(math.sqrt(2 / math.pi))))
-    else:
-        raise UserError(f"the activation {name!r} cannot be exported")
     return g.add("Mul", g.add("Mul", x, g.add("Add", inner, g.number(1))), g.number(0.5))
 
 
@@ -171,7 +170,7 @@ def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
     for number in (1, 2, 3):
         x = _conv(g, x, f"visual.conv{number}", f"visual.bn{number}", 2 if number == 1 else 1)
     x = _halved(g, x)
-    for stage, blocks in enumerate(sizes.vision_layers, 1):
+    for stage, blocks in enumerate(sizes.stages, 1):
         for number in range(blocks):
             name, halves = f"visual.layer{stage}.{number}", number == 0 and stage > 1
             y = _conv(g, x, f"{name}.conv1", f"{name}.bn1")
@@ -181,18 +180,14 @@ def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
                 shortcut = _halved(g, x) if halves else x
                 x = _conv(g, shortcut, f"{name}.downsample.0", f"{name}.downsample.1", relu=False)
             x = g.add("Relu", g.add("Add", x, y))
-    width, heads = 32 * sizes.vision_width, sizes.vision_heads
+    width = 32 * sizes.vision_width
     x = g.add("Transpose", g.add("Reshape", x, g.axes(0, width, -1)), perm=[0, 2, 1])
     mean = g.add("ReduceMean", x, axes=[1], keepdims=1)
     x = g.add("Add", g.add("Concat", mean, x, axis=1), g.tensor("visual.attnpool.positional_embedding"))
     first = g.add("Slice", x, g.axes(0), g.axes(1), g.axes(1))
-    query, key, value = (
-        g.add("Transpose", g.add("Reshape", g.linear(of, f"visual.attnpool.{part}_proj"),
-                                 g.axes(0, -1, heads, width // heads)), perm=order)
-        for of, part, order in ((first, "q", [0, 2, 1, 3]), (x, "k", [0, 2, 3, 1]), (x, "v", [0, 2, 1, 3])))
-    scores = g.add("MatMul", g.add("Mul", query, g.number((width // heads) ** -0.5)), key)
-    mixed = g.add("Transpose", g.add("MatMul", g.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
-    return g.linear(g.add("Reshape", mixed, g.axes(0, width)), "visual.attnpool.c_proj")
+    parts = [g.linear(of, f"visual.attnpool.{part}_proj") for of, part in ((first, "q"), (x, "k"), (x, "v"))]
+    pooled = g.add("Reshape", _attention(g, parts, width, sizes.vision_heads), g.axes(0, width))
+    return g.linear(pooled, "visual.attnpool.c_proj")
 
 
 def _conv(g: Graph, x: str, conv: str, norm: str, stride: int = 1, relu: bool = True) -> str:
@@ -236,12 +231,11 @@ def normalised(g: Graph, pixels: str, recipe: PixelRecipe) -> str:
     return g.add("Div", g.add("Sub", g.add("Div", x, g.number(255)), g.store(mean, "mean")), g.store(std, "std"))
 
 
-def save_classifier(path: str | Path, linear: Linear, encoder: Encoder, uint8: bool, metadata: dict[str, str]) -> float:
+def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool, metadata: dict[str, str]) -> float:
     """Write pixels -> probabilities as one file, and return how far ONNX Runtime's unit rows lie from ours.
 
     uint8: pixels (N, R, R, 3) as Pillow has them, normalised inside; else (N, 3, R, R) float32, already normalised.
-    Raises:
-        UserError: no CLIP, one over 2 GB, no `onnx`; ONNX Runtime gives other rows.
+    Raise UserError if it is no CLIP, is over 2 GB, there is no `onnx`, or ONNX Runtime gives other rows.
     """
     g, sizes, recipe = _graph_of(encoder), encoder.model.architecture, encoder.recipe
     height, width = recipe.size
@@ -264,26 +258,22 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Encoder, uint8: b
     return gap
 
 
-def save_towers(folder: str | Path, encoder: Encoder) -> float:
+def save_towers(folder: str | Path, encoder: Any) -> float:
     """Write a CLIP's towers as an ONNX encoder's folder, and return how far ONNX Runtime's unit rows lie from ours.
 
     The layout of the hub: onnx/vision_model.onnx, onnx/text_model.onnx, config.json, preprocessor_config.json. The
-    vocabulary must be CLIP's own.
-    Raises:
-        UserError: see `save_classifier`.
+    vocabulary must be CLIP's own. Raise UserError as `save_classifier` does.
     """
+    image, text = _graph_of(encoder), _graph_of(encoder)
     sizes, recipe, folder = encoder.model.architecture, encoder.recipe, Path(folder)
     scale = {"logit_scale": repr(encoder.scale)}
-    image, text = _graph_of(encoder), _graph_of(encoder)
     image.add("Identity", image_rows(image, "pixel_values", sizes), name="image_embeds")
     text.add("Identity", text_rows(text, "input_ids", sizes), name="text_embeds")
     row = (np.float32, "N", sizes.embed_dim)
-    files = {
-        "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row},
-                                         scale),
-        "text_model.onnx": text.model({"input_ids": (np.int64, "N", "L")}, {"text_embeds": row},
-                                      scale)}
-    contents = {name: _bytes_of(model, folder / name) for name, model in files.items()}
+    models = {
+        "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row}, scale),
+        "text_model.onnx": text.model({"input_ids": (np.int64, "N", "L")}, {"text_embeds": row}, scale)}
+    contents = {name: _bytes_of(model, folder / name) for name, model in models.items()}
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)
     found, = _run(contents["vision_model.onnx"], {"pixel_values": recipe.normalized(pixels)}, ["image_embeds"])
     gap = _require_same(folder, found, encoder.images(pixels))
@@ -294,7 +284,7 @@ def save_towers(folder: str | Path, encoder: Encoder) -> float:
         with atomic_write(folder / "onnx" / name) as file:
             file.write(content)
     for name, said in _settings(sizes, recipe).items():
-        write_text(folder / name, json.dumps(said, indent=1) + "\n")
+        write_json(folder / name, said)
     return gap
 
 
@@ -316,7 +306,7 @@ def _settings(sizes: Architecture, recipe: PixelRecipe) -> dict[str, dict]:
     return {"config.json": config, **({} if recipe.resize == FIT else {"preprocessor_config.json": hub})}
 
 
-def _graph_of(encoder: Encoder) -> Graph:
+def _graph_of(encoder: Any) -> Graph:
     model = getattr(encoder, "model", None)
     if model is None:
         raise UserError(f"{encoder.name} is no CLIP in Jittor, so its tower cannot be written as ONNX; export to .npz")

@@ -35,14 +35,10 @@ STATE_SCHEMA = {
     "ensemble/names": Field("text", "M"), "ensemble/offset": Field("float", ""),
     "parts/name": Field("text", "E", needed=False), "parts/width": Field("whole", "E", low=1, needed=False),
     "parts/has_text": Field("flag", "E", needed=False), "parts/scale": Field("float", "E", needed=False)}
+NOTHING = Given()
 TOGETHER = "on_rows"  # the ensemble of the methods on rows, as one beside those that ask for images
 OnFit = Callable[[str, float], None]  # told of each method as it is done: its name and the seconds of its fit
-
-
-def first_of(refinement: Refinement, count: int) -> Refinement:
-    """Return the refinement of the first `count` images of a larger set."""
-    changed = refinement.changed[refinement.changed < count]
-    return replace(refinement, probs=refinement.probs[:count], changed=changed)
+CHECKED_BY = [name for name, method in METHODS.items() if method.checks]  # the refinement's held-out folds
 
 
 def _bare(name: str) -> str:
@@ -106,31 +102,34 @@ class Pipeline:
     def __init__(self, methods: str | Sequence[str] | Choice = "auto", seed: int = 0) -> None:
         self.methods, self.seed = methods, seed
 
-    def fit(self, task: Task, given: Given = Given(), on_fit: OnFit = lambda name, seconds: None) -> Pipeline:
+    def fit(self, task: Task, given: Given = NOTHING, on_fit: OnFit | None = None) -> Pipeline:
         """Fit every method on the shots, and the ensemble on their held-out logits. Return self.
 
         given: what some methods need beside the task. Raise UserError if a method that was named cannot be fitted.
         """
         choice = self.methods if isinstance(self.methods, Choice) else choose(self.methods)
         cuda = given.tower is not None and given.tower.encoder.device == "cuda"
-        self.task_, self.methods_, self.seconds_ = task, {}, {}
-        extra = given.unlabelled
+        self.task_, extra = task, given.unlabelled
+        self.methods_: dict[str, Method] = {}
+        self.seconds_: dict[str, float] = {}
         self.unlabelled_ = extra.rows[:extra.beside] if extra is not None and extra.beside else None
         held_out: dict[str, np.ndarray] = {}
+
+        def done(name: str, begun: float) -> None:
+            self.seconds_[name] = time.perf_counter() - begun
+            if on_fit is not None:
+                on_fit(name, self.seconds_[name])
         for name in plan(choice, task, given, cuda):
             begun = time.perf_counter()
             self.methods_[name] = self._fitted(name, self.seed, given)
             held_out[name] = self.methods_[name].held_out_logits()
-            self.seconds_[name] = time.perf_counter() - begun
-            on_fit(name, self.seconds_[name])
+            done(name, begun)
         begun = time.perf_counter()
-        on_rows = {name: logits for name, logits in held_out.items() if not self.methods_[name].asks_images}
-        self.rows_ensemble_ = self._ensemble(on_rows)
+        self.rows_ensemble_ = self._ensemble({name: held_out[name] for name in self._on_rows})
         self.ensemble_ = self._with_tuned(held_out)
         self.held_out_probs_ = self.ensemble_.held_out_probs_
         self._fit_check(held_out)
-        self.seconds_["ensemble"] = time.perf_counter() - begun
-        on_fit("ensemble", self.seconds_["ensemble"])
+        done("ensemble", begun)
         return self
 
     def _ensemble(self, held_out: dict[str, np.ndarray]) -> Ensemble:
@@ -147,43 +146,39 @@ class Pipeline:
         """
         task, best, tested = self.task_, self.rows_ensemble_, self.task_.can_be_left_out
         tuned = [method for method in self.methods_.values() if method.asks_images]
-        if tuned and not len(task):  # all of them have learned without labels, and count alike
+        known = {TOGETHER: np.log(best.held_out_probs_)}
+        if not tuned:
+            return best
+        if not len(task):  # all of them have learned without labels, and count alike
             for method in tuned:
                 method.settings_["in_ensemble"] = True
-            known = {TOGETHER: np.log(best.held_out_probs_), **{method.name: held_out[method.name] for method in tuned}}
-            return Ensemble().fit(known, task)
-        if not tested.any():
-            for method in tuned:
-                tell(f"  {method.name} gets no weight: no class has two shots, so none can be held out to weigh it by")
-                method.settings_["in_ensemble"] = False
-        if not tuned or not tested.any():
-            return best
+            return Ensemble().fit({**known, **{method.name: held_out[method.name] for method in tuned}}, task)
         rows, labels = np.flatnonzero(tested), task.labels[tested]
 
         def losses(ensemble: Ensemble) -> np.ndarray:
             return -np.log(ensemble.held_out_probs_[rows, labels])
-        known = {TOGETHER: np.log(best.held_out_probs_)}
-        least = losses(Ensemble().fit(known, task))  # pooled twice, as with the others
+        least = losses(Ensemble().fit(known, task)) if len(rows) else None  # pooled twice, as with the others
         for method in sorted(tuned, key=lambda one: one.trains):
-            joined = Ensemble().fit({**known, method.name: held_out[method.name]}, task)
-            worse = losses(joined) - least
-            error = worse.std() / np.sqrt(len(worse))
-            wanted = worse.mean() <= (-error if method.trains else error)
+            wanted, why = False, "no class has two shots, so none can be held out to weigh it by"
+            if least is not None:
+                joined = Ensemble().fit({**known, method.name: held_out[method.name]}, task)
+                worse = losses(joined) - least
+                error = worse.std() / np.sqrt(len(worse))
+                wanted = bool(worse.mean() <= (-error if method.trains else error))
+                why = "it does not improve the log-loss of held-out shots"
             if wanted:
                 best, least, known[method.name] = joined, losses(joined), held_out[method.name]
             else:
-                tell(f"  {method.name} gets no weight: it does not improve the log-loss of held-out shots")
-            method.settings_["in_ensemble"] = bool(wanted)
+                tell(f"  {method.name} gets no weight: {why}")
+            method.settings_["in_ensemble"] = wanted
         return best
 
     def _fit_check(self, held_out: dict[str, np.ndarray]) -> None:
         """The methods that the refinement is checked with, and their ensemble; those that are fitted already are."""
-        names = names_on([name for name, method in METHODS.items() if method.checks], self.task_.parts)
         self.check_methods_ = {name: self.methods_[name] if name in self.methods_ else self._fitted(name, 0)
-                               for name in names}
-        if set(self.rows_ensemble_.names_) == set(names):
-            self.check_ensemble_ = self.rows_ensemble_
-        else:
+                               for name in names_on(CHECKED_BY, self.task_.parts)}
+        self.check_ensemble_ = self.rows_ensemble_
+        if set(self.rows_ensemble_.names_) != set(self.check_methods_):
             self.check_ensemble_ = self._ensemble({
                 name: held_out[name] if name in held_out else method.held_out_logits()
                 for name, method in self.check_methods_.items()})
@@ -193,11 +188,11 @@ class Pipeline:
         """The encoder whose tower may be tuned and whose logits the others correct; "" where it is the only one."""
         return self.task_.parts[0].name if self.task_.parts else ""
 
-    def _fitted(self, name: str, seed: int, given: Given = Given()) -> Method:
+    def _fitted(self, name: str, seed: int, given: Given = NOTHING) -> Method:
         """A method, fitted on the shots as its encoder sees them."""
         method = METHODS[_bare(name)]
         encoder = _encoder_of(name) or (self._first if method.asks_images else "")
-        return method.make(seed).fit(self.task_.of(encoder), **given.for_method(method))
+        return method(seed=seed).fit(self.task_.of(encoder), **given.for_method(method))
 
     def _logits(self, methods: dict[str, Method], features: np.ndarray) -> dict[str, np.ndarray]:
         """Each method's answers to (N, D) rows, of which it reads its encoder's columns."""
@@ -230,7 +225,7 @@ class Pipeline:
             logits.update({name: self.methods_[name].answer(first)
                            for name in (tuned if every_method else self.asks_images)})
             on_rows = probs
-            if self.ensemble_ is not self.rows_ensemble_:
+            if TOGETHER in self.ensemble_.names_:
                 probs = self.ensemble_.probs({**logits, TOGETHER: np.log(on_rows)})
         refinement = None if refine == "off" else self.refine(features, probs, refine == "on")
         return Answers(logits, probs, refinement, on_rows)
@@ -242,7 +237,7 @@ class Pipeline:
             others = self.rows_ensemble_.probs(self._logits(self._on_rows, self.unlabelled_))
             features, probs = np.concatenate([features, self.unlabelled_]), np.concatenate([probs, others])
         refined = refine(probs, features, self.task_, self.held_out_folds(), force)
-        return first_of(refined, count)
+        return replace(refined, probs=refined.probs[:count], changed=refined.changed[refined.changed < count])
 
     def held_out_folds(self) -> Iterator[HeldOutFold]:
         """Each fold of the shots, with answers by the cheaper ensemble without that fold."""
@@ -260,23 +255,18 @@ class Pipeline:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that a test run needs, as arrays with names like `methods/gda/weight`."""
-        arrays = {f"methods/{name}/{key}": value for name, method in self.methods_.items()
-                  for key, value in method.state().items()}
-        arrays.update({f"ensemble/{key}": value for key, value in self.ensemble_.state().items()})
-        arrays.update({f"check/methods/{name}/{key}": value for name, method in self.check_methods_.items()
-                       if name not in self.methods_ for key, value in method.state().items()})
-        arrays.update({f"check/ensemble/{key}": value for key, value in self.check_ensemble_.state().items()})
-        arrays.update({f"shots/{key}": getattr(self.task_, key) for key in TASK_ARRAYS})
-        arrays["shots/scale"] = np.array(self.task_.scale)
-        arrays.update({f"parts/{key}": np.array([getattr(part, key) for part in self.task_.parts])
-                       for key in Part._fields if self.task_.parts})
-        arrays.update(methods=np.array(list(self.methods_)), seed=np.array(self.seed))
-        if self.unlabelled_ is not None:
-            arrays["unlabelled"] = self.unlabelled_
-        if self.ensemble_ is not self.rows_ensemble_:
-            arrays.update({f"rows_ensemble/{key}": value for key, value in self.rows_ensemble_.state().items()})
-        arrays["held_out_probs"] = self.held_out_probs_
-        return arrays
+        ensembles = {"ensemble": self.ensemble_, "rows_ensemble": self.rows_ensemble_,
+                     "check/ensemble": self.check_ensemble_}
+        states = {where: ensemble.state() for where, ensemble in ensembles.items()}
+        for name, method in {**self.check_methods_, **self.methods_}.items():
+            states[f"methods/{name}"] = method.state()
+        states["shots"] = {key: getattr(self.task_, key) for key in (*TASK_ARRAYS, "scale")}
+        if self.task_.parts:
+            states["parts"] = dict(zip(Part._fields, zip(*self.task_.parts)))
+        arrays = {f"{where}/{key}": np.asarray(value) for where in states for key, value in states[where].items()}
+        arrays.update(methods=np.array(list(self.methods_)), seed=np.array(self.seed),
+                      held_out_probs=self.held_out_probs_)
+        return arrays if self.unlabelled_ is None else {**arrays, "unlabelled": self.unlabelled_}
 
     def report_arrays(self) -> dict[str, np.ndarray]:
         """Return what the report draws of single methods, of the first encoder."""
@@ -296,22 +286,23 @@ class Pipeline:
                 and not np.abs(array).max() < LARGEST]
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
         try:
             names = arrays["methods"].tolist()
             pipeline = cls(sorted({_bare(name) for name in names}), int(arrays["seed"]))
             pipeline.unlabelled_ = arrays.get("unlabelled")
-            pipeline.task_ = Task(**{key: arrays[f"shots/{key}"] for key in TASK_ARRAYS},
-                                  scale=float(arrays["shots/scale"]), parts=_parts(arrays))
-            pipeline.methods_ = {name: METHODS[_bare(name)].from_state(_under(arrays, f"methods/{name}/"))
-                                 for name in names}
-            pipeline.ensemble_ = pipeline.rows_ensemble_ = Ensemble.from_state(_under(arrays, "ensemble/"))
-            if TOGETHER in pipeline.ensemble_.names_:
-                pipeline.rows_ensemble_ = Ensemble.from_state(_under(arrays, "rows_ensemble/"))
-            check = names_on([name for name, method in METHODS.items() if method.checks], pipeline.task_.parts)
-            pipeline.check_methods_ = {
-                name: pipeline.methods_[name] if name in pipeline.methods_
-                else METHODS[_bare(name)].from_state(_under(arrays, f"check/methods/{name}/")) for name in check}
-            pipeline.check_ensemble_ = Ensemble.from_state(_under(arrays, "check/ensemble/"))
+            parts = under("parts/")
+            pipeline.task_ = Task(*(arrays[f"shots/{key}"] for key in TASK_ARRAYS), scale=float(arrays["shots/scale"]),
+                                  parts=tuple(Part(*values) for values in
+                                              zip(*(parts[key].tolist() for key in Part._fields if parts))))
+            check = names_on(CHECKED_BY, pipeline.task_.parts)
+            methods = {name: METHODS[_bare(name)].from_state(under(f"methods/{name}/"))
+                       for name in dict.fromkeys([*names, *check])}
+            pipeline.methods_ = {name: methods[name] for name in names}
+            pipeline.check_methods_ = {name: methods[name] for name in check}
+            pipeline.ensemble_, pipeline.rows_ensemble_, pipeline.check_ensemble_ = (
+                Ensemble.from_state(under(where)) for where in ("ensemble/", "rows_ensemble/", "check/ensemble/"))
             pipeline.held_out_probs_ = arrays["held_out_probs"]
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"the run was made by another version of this program ({error}): train again") from None
@@ -319,11 +310,7 @@ class Pipeline:
         return pipeline
 
     def _require_answers(self) -> None:
-        """A few questions, so that arrays of heads that do not fit each other are found here.
-
-        Raises:
-            UserError: some head cannot answer, or not with finite numbers.
-        """
+        """Ask a few questions: raise UserError if arrays do not fit each other, or the answers are no numbers."""
         task = self.task_
         # as many rows as no axis is long, so that no wrong one broadcasts
         n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
@@ -332,7 +319,8 @@ class Pipeline:
                 probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again")
+            raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again"
+                            ) from None
         if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
             raise UserError("the run's arrays give answers that are not finite: train again")
 
@@ -345,14 +333,3 @@ class Pipeline:
     def histories(self) -> dict[str, list]:
         """Return the training curves of what was trained."""
         return {name: method.history_ for name, method in self.methods_.items() if method.history_}
-
-
-def _parts(arrays: dict[str, np.ndarray]) -> tuple[Part, ...]:
-    """The encoders of a saved state; none for one."""
-    if "parts/name" not in arrays:
-        return ()
-    return tuple(Part(*values) for values in zip(*(arrays[f"parts/{key}"].tolist() for key in Part._fields)))
-
-
-def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}

@@ -109,7 +109,8 @@ class Encoded:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
         chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
-        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, settings.augment, seed, stage)
+        return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
+                             stage=stage)
 
     def task(self, rows: np.ndarray, labels: Sequence[int]) -> Task:
         """Return the task of shots (S, D) with those labels."""
@@ -122,13 +123,12 @@ class Encoded:
         if not self.problem.support:
             return np.zeros((0, self.text.shape[1]), np.float32), []
         images = [(os.path.abspath(path), label) for path, label in self.problem.support]
-        rows, images, _ = labelled_rows(self.source, Path(), images, True, settings.augment, settings.seed, "support",
-                                        what="support image")
+        rows, images, _ = labelled_rows(self.source, Path(), images, True, "support image", stage="support",
+                                        views=settings.augment, seed=settings.seed)
         return rows, images
 
-    @cached_property
-    def unlabelled(self) -> Unlabelled | None:
-        """The images of --unlabelled and, with --transductive, the test images; None without both.
+    def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
+        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None without both.
 
         Raise UserError if none of them can be read.
         """
@@ -138,7 +138,7 @@ class Encoded:
             found, paths = self._readable(Path(), self.problem.unlabelled, f"--unlabelled {settings.unlabelled}")
             rows, beside = [found], len(found)
         if getattr(settings, "transductive", False):
-            tests = data.split()
+            tests = data.split(used=[path for path, _ in shots])
             found, more = self._readable(data.root, tests.files, f"--transductive: {tests.folder}")
             rows, paths = [*rows, found], [*paths, *more]
         if not rows:
@@ -164,17 +164,17 @@ class Encoded:
         kept = [index for index in range(len(paths)) if index not in bad]
         return rows[kept], [os.path.abspath(root / paths[index]) for index in kept]
 
-    def given(self, shots: Sequence[str], seed: int) -> Given:
+    def given(self, shots: Sequence[str], seed: int, unlabelled: Unlabelled | None = None) -> Given:
         """Return what methods need beside the task whose shots are the images `shots` (absolute, or below the data)."""
         settings, data = self.problem.settings, self.data
         plain = prompts.plain_sentences(data.class_names, data.domains, settings.prompts, settings.names)
-        return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), self.unlabelled)
+        return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), unlabelled)
 
 
 def make_task(rows: np.ndarray, labels: Sequence[int], text: np.ndarray, domains: Sequence[str],
               source: Source) -> Task:
     """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
-    return Task(rows, labels, text, domain_indices(domains), source.scale, source.parts)
+    return Task(rows, np.asarray(labels), text, domain_indices(domains), source.scale, source.parts)
 
 
 def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from importlib import metadata
@@ -50,64 +51,48 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(checkout: Path) -> str:
-    """Return the commit that a checkout stands at, "absent" where it is none.
-
-    It is read from git's files: a child process that fails would be taken by Jittor for one of its own.
-    """
+    """Return the commit that a checkout stands at, "absent" where it is none."""
     try:
-        folder = checkout / ".git"
-        if folder.is_file():  # a worktree: "gitdir: PATH"
-            folder = checkout / folder.read_text().split(":", 1)[1].strip()
-        head = (folder / "HEAD").read_text().strip()
-        if not head.startswith("ref:"):
-            return head
-        name, common = head.split()[1], folder / "commondir"
-        shared = folder / common.read_text().strip() if common.is_file() else folder
-        if (shared / name).is_file():
-            return (shared / name).read_text().strip()
-        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
-        return next(parts[0] for parts in packed if parts[1:] == [name])
-    except (OSError, ValueError, IndexError, StopIteration):
+        done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "--show-prefix", "HEAD"], capture_output=True,
+                              text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
         return "absent"
+    below, commit = done.stdout.split("\n")[:2]
+    return "absent" if below else commit  # a package that is installed inside another checkout
+
+
+def _called() -> list[str]:
+    """How this process was called: [python, train.py], [python, -m, jclip_fewshot], [jclip-fewshot, train]."""
+    program = Path(sys.argv[0])
+    if sys.argv[0].startswith((f"{INSTALLED} ", f"{MODULE} ")):  # as the table names the scripts that it runs
+        return sys.argv[0].split(" ")
+    if program.name == INSTALLED:
+        return [INSTALLED]
+    return MODULE.split() if program.parts[-2:] == ("jclip_fewshot", "__main__.py") else ["python", sys.argv[0]]
 
 
 def table_name() -> str:
     """Return what the table of commands is called here: `jclip-fewshot` or `python -m jclip_fewshot`."""
-    name = Path(sys.argv[0]).name
-    return INSTALLED if name == INSTALLED or sys.argv[0].startswith(f"{INSTALLED} ") else MODULE
+    return INSTALLED if _called()[0] == INSTALLED else MODULE
 
 
 def next_command(command: str) -> str:
     """Return how to call another command from where this one was called: `python test.py`, `jclip-fewshot test`."""
-    program = Path(sys.argv[0])
-    if command in ("train", "test") and program.name in ("train.py", "test.py"):
-        return f"python {shlex.quote(str(program.with_name(command + '.py')))}"
-    if table_name() == INSTALLED or _is_table():
-        return f"{table_name()} {command}"
-    return f"python {command}.py" if command in ("train", "test") else f"{MODULE} {command}"
+    program = _called()[-1]
+    if command in ("train", "test") and len(_called()) == 2 and _called()[0] == "python":
+        beside = Path(program) if Path(program).name in ("train.py", "test.py") else Path()
+        return shlex.join(["python", str(beside.parent / f"{command}.py")])
+    return f"{table_name()} {command}"
 
 
 def command_line() -> str:
-    """Return how this process was called, as a line for the shell; `python -m` in place of the module's file."""
-    program, *arguments = sys.argv
-    python = Path(sys.executable).name
-    if shutil.which(python) != sys.executable:  # an environment that is not active
-        python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
-    if program.startswith((f"{INSTALLED} ", f"{MODULE} ")):  # as the table names the scripts that it runs
-        words = shlex.split(program)
-        return shlex.join([*([python, *words[1:]] if words[0] == "python" else words), *arguments])
-    if Path(program).name == INSTALLED:
-        return shlex.join([INSTALLED, *arguments])
-    if _is_table():
-        return shlex.join([python, "-m", "jclip_fewshot", *arguments])
-    return shlex.join([python, program, *arguments])
-
-
-def _is_table() -> bool:
-    """Whether this process runs the package's table of commands as a module."""
-    program = Path(sys.argv[0])
-    return sys.argv[0].startswith(f"{MODULE} ") or (program.name, program.parent.name) == ("__main__.py",
-                                                                                          "jclip_fewshot")
+    """Return how this process was called, as a line for the shell."""
+    words, python = _called(), Path(sys.executable).name
+    if words[0] == "python":
+        if shutil.which(python) != sys.executable:  # an environment that is not active
+            python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
+        words[0] = python
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def demo_flags(demo: bool, demo_seed: int | None) -> str:

@@ -28,7 +28,7 @@ PathInside = Annotated[str, Meta(min_length=1, max_length=4000, pattern=PATTERN)
 
 
 def _sound(config: Config) -> Config:
-    """Settings with their choices and ranges checked, which msgspec does not know."""
+    """Return settings with their choices and ranges checked, which msgspec does not know."""
     try:
         return checked(type(config), {f.name: getattr(config, f.name) for f in fields(config)})
     except UserError as error:
@@ -85,12 +85,20 @@ class Record(Struct, kw_only=True):
         share = (top1 / 100 * count + 1) / (count + 2)  # Laplace's, so that 100 % is not without error
         return HeldOut(float(top1), 100 * (share * (1 - share) / (count + 2)) ** 0.5, count)
 
-
-    def held_out_text(self) -> str:
-        """Return a line that says it; "" where there is none."""
+    def estimate(self) -> str:
+        """Return a sentence that says what the ensemble should score."""
         found = self.held_out()
-        return "" if found is None else filled(f"held-out top-1: {found} ({found.count} shots, each answered by what "
-                                               "the others teach; ± one standard error)") + "\n"
+        return filled("No shot could be held out, so nothing says what to expect on new images." if found is None else
+                      f"Expected top-1 on new images like these: {found} % (measured on {found.count} held-out shots; "
+                      "± one standard error).")
+
+    def summary(self) -> str:
+        """Return two sentences: what was learned, and what it should score."""
+        methods, images = len(self.settings) - 1, len(self.shots.labels)
+        learned = f"Fitted {methods} methods and their ensemble" if methods > 1 else "Fitted one method"
+        source = f"{images} images of {len(set(self.shots.labels))} of {len(self.classes)} classes" if images \
+            else f"the names of {len(self.classes)} classes"
+        return filled(f"{learned} on {source}.") + "\n" + self.estimate()
 
 
 class HeldOut(Struct, frozen=True):
@@ -109,7 +117,7 @@ class Score(TypedDict):
 
     top1: Percent
     top5: Percent
-    macro: Percent
+    class_mean: Percent
     domains: dict[str, dict[str, float]]
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig, checked
+from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig, checked, flag_of
 from jclip_fewshot.console import tell
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.methods.plan import GROUPS, OF
@@ -43,7 +43,8 @@ def validated(settings: ValidateConfig, given: dict[str, Any]) -> ValidateConfig
     """Return the settings of the run that `--run` names as far as validate has them, overridden by flags given."""
     values, changed = _taken(Run.open(settings.run), settings, given)
     values["shots"] = str(values["shots"])
-    return checked(ValidateConfig, {**_known(ValidateConfig, values), **changed})
+    known = {f.name: values[f.name] for f in dataclasses.fields(ValidateConfig) if f.name in values}
+    return checked(ValidateConfig, {**known, **changed})
 
 
 def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,16 +60,12 @@ def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[di
         values["precision"] = precisions.pop()
     changed = {name: value for name, value in given.items() if name not in _OWN}
     if changed:
-        tell(f"as {run.folder}, but {' '.join(_flags(changed))}")
+        tell(f"Settings of {run.folder}, but {' '.join(_flags(changed))}")
     return values, changed
-
-
-def _known(config: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
 
 
 def _flags(changed: dict[str, Any]) -> Iterable[str]:
     """The changed settings as flags for the shell."""
     for name, value in changed.items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            yield f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+            yield flag_of(name) + ("" if one is True else f" {shlex.quote(str(one))}")

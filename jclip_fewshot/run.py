@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip_fewshot.config import flag_of
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.data_set import DataSet, TestSet
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
@@ -174,8 +175,10 @@ class Run:
         for kind, files in waiting.items():
             mine = [one.get("model") or one["features"] for one, its in zip(encoders, kinds) if its == kind]
             if len(files) not in (0, len(mine)):
-                raise UserError(f"--{kind.replace('_', '-')}: {len(files)} given, but {self.folder} was trained with "
-                                f"{_counted(mine)}, {_flags_of(kinds)}: one for each, in this order, or none")
+                such = f"{len(mine)} such ({', '.join(mine)})" if mine else "none such"
+                all_kinds = " and ".join(flag_of(one) for one in dict.fromkeys(kinds))
+                raise UserError(f"{flag_of(kind)}: {len(files)} given, but {self.folder} was trained with {such}, but "
+                                f"{all_kinds}: one for each, in this order, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
         found = []
@@ -241,9 +244,9 @@ class Run:
         classes, archive = self.record.classes, None
         for place in (self.folder / f"{'result' if own else f'result_{split}'}{result.suffix}", result):
             if table:
-                write_table(place, tests.files, [classes[row[0]] for row in best], probability)
+                write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
                 continue
-            archive = write_result(place, tests.names, best, len(classes))
+            archive = write_result(place, tests.names, best.tolist(), len(classes))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
@@ -261,14 +264,6 @@ def require_result(result: Path) -> None:
 
 def _names_file(result: Path) -> Path:
     return result.with_name(f"{result.stem}_names.csv")
-
-
-def _counted(names: Sequence[str]) -> str:
-    return f"{len(names)} such ({', '.join(names)})" if names else "none such"
-
-
-def _flags_of(kinds: Sequence[str]) -> str:
-    return "but " + " and ".join(f"--{kind.replace('_', '-')}" for kind in dict.fromkeys(kinds))
 
 
 def is_file_name(name: str) -> bool:

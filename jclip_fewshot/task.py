@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a head may learn from. Rows may come in float16: they are upcast and normalised again.
+    """What a method may learn from. Rows may come in float16: they are upcast and normalised again.
 
     A class may have no shot, and counts may differ; S may be 0.
 
@@ -40,12 +40,12 @@ class Task:
     features: np.ndarray  # (S, D) float32 unit rows
     labels: np.ndarray  # (S,) int64 in 0..K-1
     text: np.ndarray  # (K, D) float32 unit rows
-    domains: np.ndarray | None = None  # (K,) int64, each class's domain; None: one domain
+    domains: np.ndarray = None  # type: ignore[assignment]  # (K,) int64, each class's domain; given as None: one domain
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
     parts: tuple[Part, ...] = ()  # of several encoders; empty for one
     evidence_from: int = 0  # columns before it are for zero-shot logits alone: see `of`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         text = unit_rows(self.text)
         features = np.asarray(self.features, np.float32)
         features = unit_rows(features.reshape(-1, text.shape[1]) if features.size == 0 else features)
@@ -86,6 +86,14 @@ class Task:
         """Which classes have a shot, (K,) bool."""
         return self.counts > 0
 
+    def seen_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes with a shot, and each shot's place among them, (S,).
+
+        Others take no part in a training, which would push them under.
+        """
+        seen = np.flatnonzero(self.seen)
+        return seen, np.searchsorted(seen, self.labels)
+
     @property
     def one_hot(self) -> np.ndarray:
         """L (S, K) float32."""
@@ -102,7 +110,7 @@ class Task:
         """
         if not name:
             return self
-        part, columns = self._part(name), self.columns(name)
+        part, columns = next(part for part in self.parts if part.name == name), self.columns(name)
         first = self.parts[0]
         scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
         return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
@@ -110,16 +118,13 @@ class Task:
 
     def columns(self, name: str) -> np.ndarray:
         """Which columns of a joined row `of(name)` reads."""
-        part, begin = self._part(name), 0
-        for other in self.parts:
-            if other == part:
+        begin = 0
+        for part in self.parts:
+            if part.name == name:
                 break
-            begin += other.width
+            begin += part.width
         own = np.arange(begin, begin + part.width)
         return own if part.has_text else np.concatenate([np.arange(self.parts[0].width), own])
-
-    def _part(self, name: str) -> Part:
-        return next(part for part in self.parts if part.name == name)
 
     @property
     def evidence(self) -> Task:

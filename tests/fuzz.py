@@ -44,7 +44,7 @@ from jclip_fewshot.data.submission import check_result, write_result  # noqa: E4
 from jclip_fewshot.errors import UserError  # noqa: E402
 from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
 from jclip_fewshot.evaluation.validate import shot_curve  # noqa: E402
-from jclip_fewshot.features.table import FeatureTable  # noqa: E402
+from jclip_fewshot.features.table import TableSource  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
 from jclip_fewshot.records import Record, TestRecord, Validation  # noqa: E402
 from jclip_fewshot.repeat import repeated  # noqa: E402
@@ -120,8 +120,8 @@ def checkpoint_kind(folder: Path) -> Kind:
 
 def read_npz(name: str, path: Path) -> object:
     if name.startswith("features"):
-        table = FeatureTable.read(path)
-        rows = [table.lookup(list(table.index)[:2])] + ([table.text] if table.text is not None else [])
+        table = TableSource(path)
+        rows = [table.images(None, list(table.index)[:2])[0]] + ([table.text] if table.text is not None else [])
         assert all(np.isfinite(row).all() for row in rows)
         return table
     if name.startswith("suite"):
@@ -147,7 +147,7 @@ def npz_kind(folder: Path) -> Kind:
         write(buffer, **arrays)
         return buffer.getvalue()
 
-    classifier = FewShotClassifier(heads=["gda", "tip_adapter"]).fit(rows, labels, list(names), text)
+    classifier = FewShotClassifier(methods=["gda", "tip_adapter"]).fit(rows, labels, list(names), text)
     classifier.save(folder / "classifier.npz")
     suite = {"train_x": rows.astype(np.float16), "train_y": labels, "test_x": rows[::2], "test_y": labels[::2],
              "text": text, "classes": names}

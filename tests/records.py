@@ -25,7 +25,7 @@ TEST = {
     "refinement": {"changed": 1, "queries": 2, "classes_present": 2,
                    "class_balance": [0.5, 0.5], "domain_balance": [1.0],
                    "decisions": {"evidence": {"weight": None, "why": "off"}}},
-    "scores": {"zero_shot": {"top1": 50.0, "top5": 100.0, "macro": 50.0,
+    "scores": {"zero_shot": {"top1": 50.0, "top5": 100.0, "class_mean": 50.0,
                              "domains": {"Cat": {"n": 1, "top1": 0.0, "top5": 100.0}}}},
     "seconds": {"features": 0.5}}
 

@@ -1,5 +1,6 @@
 """FewShotClassifier as scikit-learn's estimator, with and without scikit-learn, and all forms of images it takes."""
 
+import io
 import os
 import pickle
 
@@ -213,3 +214,10 @@ def test_joblib_after_fit(task, tmp_path):
     ours = classifier(text).fit(rows, labels)
     joblib.dump(ours, tmp_path / "c.joblib")
     assert (joblib.load(tmp_path / "c.joblib").predict(rows) == ours.predict(rows)).all()
+
+
+@pytest.mark.parametrize("given", [b"jpeg", io.BytesIO(b"jpeg"), [io.BytesIO(b"jpeg")], "https://example.org/a.jpg",
+                                   ["http://example.org/a.jpg"]])
+def test_bytes_files_and_addresses_are_refused_with_what_is_taken(given):
+    with pytest.raises(TypeError, match="path"):
+        pictures_or_rows(given)

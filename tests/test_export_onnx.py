@@ -13,7 +13,7 @@ from jclip_fewshot.clip.checkpoint import Architecture, layout
 from jclip_fewshot.clip.checkpoint.conventions import Conventions, Tower
 from jclip_fewshot.clip.model import build_model
 from jclip_fewshot.combine.linear import Linear
-from jclip_fewshot.encoders import onnx_encoder
+from jclip_fewshot.encoders import open_encoder
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.export import Export, save_onnx
@@ -78,7 +78,7 @@ def test_towers_read_back_are_the_same_encoder(tmp_path):
     encoder = encoder_of("vit", 49408)
     encoder.recipe = replace(encoder.recipe, mean=(0.5, 0.4, 0.3))
     assert save_towers(tmp_path / "towers", encoder) < 1e-5
-    again = onnx_encoder.open_onnx(tmp_path / "towers")
+    again = open_encoder(tmp_path / "towers")
     assert again.recipe == encoder.recipe and again.scale == pytest.approx(encoder.scale)
     sentences = ["a cat", "two red dogs & a bird"]
     assert np.array_equal(again.tokens(sentences), encoder.tokens(sentences))

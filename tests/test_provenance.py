@@ -53,23 +53,13 @@ def test_flags_of_the_next_command():
         "", " --demo", " --demo-seed 7"]
 
 
-def test_the_commit_of_a_checkout_is_read_from_its_files(tmp_path):
-    commit, git = "0123456789abcdef0123456789abcdef01234567", tmp_path / "one/.git"
-    assert provenance.git_commit(tmp_path / "one") == "absent"
-    git.mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert provenance.git_commit(tmp_path / "one") == "absent"
-    (git / "packed-refs").write_text(f"# pack-refs\n{'0' * 40} refs/heads/other\n{commit} refs/heads/main\n")
-    assert provenance.git_commit(tmp_path / "one") == commit
-    (git / "refs/heads").mkdir(parents=True)
-    (git / "refs/heads/main").write_text("f" * 40 + "\n")
-    assert provenance.git_commit(tmp_path / "one") == "f" * 40
-    tree = git / "worktrees/two"
-    tree.mkdir(parents=True)
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two/.git").write_text(f"gitdir: {tree}\n")
-    (tree / "commondir").write_text("../..\n")
-    (tree / "HEAD").write_text("ref: refs/heads/main\n")
-    assert provenance.git_commit(tmp_path / "two") == "f" * 40
-    (tree / "HEAD").write_text(commit + "\n")
-    assert provenance.git_commit(tmp_path / "two") == commit
+def test_the_commit_of_a_checkout(tmp_path):
+    assert provenance.git_commit(tmp_path) == "absent"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    assert provenance.git_commit(tmp_path) == "absent"
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert provenance.git_commit(tmp_path) == head
+    (tmp_path / "site-packages").mkdir()
+    assert provenance.git_commit(tmp_path / "site-packages") == "absent"  # the commit of something else

@@ -12,11 +12,12 @@ import pytest
 
 from jclip_fewshot import run as runs
 from jclip_fewshot.config import TestConfig, TrainConfig
+from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.records import Record
 from jclip_fewshot.repeat import repeated
 from jclip_fewshot.run import Run
-from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.storage.json_files import read_json
 
 from .records import RECORD, TEST, as_record, changed
@@ -86,14 +87,12 @@ def test_runs_of_both_boards_are_told_apart_or_refused(tmp_path):
         Run.chosen("", tmp_path)
     assert Run.chosen("", tmp_path, split="A").folder == a.folder
     assert Run.chosen("", tmp_path, split="B").folder == b.folder
-    for folder in ("a", "b", "TestSetA", "TestSetB"):
-        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "data/classes.txt").write_text("x 0\n")
-    assert a.split(tmp_path / "data") == ("A", True) and b.split(tmp_path / "data", "B") == ("B", True)
-    assert a.split(tmp_path / "data", "val") == ("val", False)
+    contest_a, contest_b = (SimpleNamespace(plain=False, default_split=board) for board in "AB")
+    assert a.split(contest_a) == ("A", True) and b.split(contest_b, "B") == ("B", True)
+    assert a.split(contest_a, "val") == ("val", False)
     for run, other in ((a, "B"), (b, "A")):
         with pytest.raises(UserError, match=f"cannot answer --split {other}: .*train.py --board {other}"):
-            run.split(tmp_path / "data", other)
+            run.split(contest_a, other)
 
 
 def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
@@ -189,25 +188,21 @@ def test_the_answers_to_a_test_set_are_read_back(tmp_path):
         run.tested("A")
     run.save_test("A", as_record(runs.TestRecord, TEST, tmp_path), {"best": [[0], [1]]})
     assert run.splits() == ["A"] and run.tested("A").images == 2
-    assert run.answers("A", {"best": runs_field()})["best"].tolist() == [[0], [1]]
-
-
-def runs_field():
-    from jclip_fewshot.storage.arrays import Field
-    return Field("whole", "N T")
+    assert run.answers("A", {"best": Field("whole", "N T")})["best"].tolist() == [[0], [1]]
 
 
 def test_the_submission_and_its_copy(tmp_path, capsys):
     run, result = finished(tmp_path / "runs", "one"), tmp_path / "result.txt"
-    for best in ([[0, 1], [1, 0]], [[1, 0], [1, 0]]):
-        archive = run.save_result(result, "A", True, ["image_2.jpg", "image_1.jpg"], best)
+    names = ["image_2.jpg", "image_1.jpg"]
+    for best in (np.array([[0, 1], [1, 0]]), np.array([[1, 0], [1, 0]])):
+        archive = run.save_answers(result, "A", True, TestSet(tmp_path, names, names), best, np.array([0.9, 0.8]))
         assert archive == tmp_path / "result.zip"
         assert (run.folder / "result.txt").read_bytes() == result.read_bytes()
     assert result.read_text() == "image_1.jpg 1 0\nimage_2.jpg 1 0\n" and capsys.readouterr().err == ""
     named = "image,class1,class2\nimage_2.jpg,Dog_b,Cat_a\nimage_1.jpg,Dog_b,Cat_a\n"
     assert (tmp_path / "result_names.csv").read_text() == named == (run.folder / "result_names.csv").read_text()
     result.write_text("somebody else's")
-    run.save_result(result, "val", False, ["image_1.jpg"], [[0, 1]])
+    run.save_answers(result, "val", False, TestSet(tmp_path, names[1:], names[1:]), np.array([[0, 1]]), np.ones(1))
     assert (tmp_path / "result.previous.txt").read_text() == "somebody else's"
     assert "is moved to" in capsys.readouterr().err
     assert (run.folder / "result_val.txt").read_bytes() == result.read_bytes()

@@ -10,11 +10,11 @@ using std::int64_t;
 
 constexpr float LEAST = 1.2e-38f;  // about the least normal number
 
-struct Pace {
-    float b1, b2, rate, debias, shrink, eps;
+struct Step {
+    float b1, b2, rate, debias, decay, eps;
 };
 
-inline void adamw(int64_t size, Pace p, const float* value, const float* mean, const float* square, const float* gradient,
+inline void adamw(int64_t size, Step p, const float* value, const float* mean, const float* square, const float* gradient,
                   float* new_value, float* new_mean, float* new_square) {
 #pragma omp parallel for simd schedule(static) if (size > 20000)
     for (int64_t i = 0; i < size; i++) {
@@ -22,7 +22,7 @@ inline void adamw(int64_t size, Pace p, const float* value, const float* mean, c
         new_mean[i] = m;
         new_square[i] = v;
         // -Ofast takes the root by an estimate, which is NaN for a subnormal number; eps hides this least one
-        new_value[i] = value[i] * p.shrink - p.rate * m / (std::sqrt(std::max(v, LEAST)) * p.debias + p.eps);
+        new_value[i] = value[i] * p.decay - p.rate * m / (std::sqrt(std::max(v, LEAST)) * p.debias + p.eps);
     }
 }
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from jclip_fewshot.backend import headers
@@ -43,8 +44,8 @@ os._exit(status)
 
 
 @contextlib.contextmanager
-def jittors_environment(plan: Plan, **more: str):
-    """Within it the environment is Jittor's at its import: it finds its home and its package, and no launcher.
+def jittors_environment(plan: Plan, **more: str) -> Iterator[None]:
+    """Lend the environment that Jittor's import reads: its home and its package, and no launcher.
 
     Under mpirun it would insist on an MPI of its own.
     """

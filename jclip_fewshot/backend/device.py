@@ -13,13 +13,12 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
-import socket
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jclip_fewshot.backend import headers, toolkit
 from jclip_fewshot.backend.package import mended
@@ -30,7 +29,6 @@ from jclip_fewshot.storage.files import require_writable_folder, write_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
-LEAST_FILES = 32  # open at once; with fewer Jittor's compiler waits forever
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 PYTHONS = ((3, 10), (3, 13))  # the first and the last that are served; pyproject.toml and the Makefile say it too
 # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
@@ -101,7 +99,6 @@ def plan(device: str = "auto") -> Plan:
         if os.environ.get("cc_path"):
             raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
         raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
-    _require_open_files()
     home = jittor_home()
     try:
         require_writable_folder(home / ".cache/jittor", "Jittor builds in")
@@ -137,16 +134,6 @@ def _require_python() -> None:
                         f"{'.'.join(map(str, PYTHONS[0]))} to {'.'.join(map(str, PYTHONS[1]))}")
 
 
-def _require_open_files() -> None:
-    """Raise the limit of open files where it is low and may be raised; raise UserError where it may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
-        wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
-        if wanted < LEAST_FILES:
-            raise UserError(f"only {hard} open files are allowed, Jittor needs {LEAST_FILES}: ulimit -n 1024")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def _manners() -> dict[str, str]:
     """What changes nothing in a build."""
     return {
@@ -160,7 +147,7 @@ def _manners() -> dict[str, str]:
 
 
 def machine(compiler: str | None) -> tuple:
-    """What code compiled here depends on. Two virtual machines may call different processors by the same name."""
+    """Return what code compiled here depends on; two machines may call different processors by the same name."""
     processor = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -199,7 +186,7 @@ def _python_config(home: Path) -> Path:
     return script
 
 
-def _choose_device(device: str, home: Path) -> tuple:
+def _choose_device(device: str, home: Path) -> tuple[str, str, Any]:
     """(cpu or cuda, why, toolkit or None)."""
     if device == "cpu":
         return "cpu", "asked for", None
@@ -232,10 +219,5 @@ def _choose_onednn(home: Path) -> str:
         return "none"
     if toolkit.link_onednn(home):
         return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
-    try:  # Jittor can fetch it where its server is in reach
-        socket.create_connection(("cg.cs.tsinghua.edu.cn", 443), timeout=5).close()
-        return "Jittor's download"
-    except OSError:
-        warn("oneDNN is missing, matrix products run about five times slower; "
-             f"pip install {' '.join(name + '==2021.2.0' for name in toolkit.ONEDNN_WHEELS)}")
-        return "none"
+    warn(f"oneDNN is missing, so matrix products run about five times slower: {toolkit.ONEDNN_REMEDY}")
+    return "none"

@@ -10,6 +10,7 @@ Letters: N rows, K classes.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
@@ -56,11 +57,11 @@ def _divergences(target: jt.Var, logits: jt.Var) -> list[jt.Var]:
 
 
 @cache  # a class of Jittor's: not before Jittor runs
-def _with_gradient():
+def _with_gradient() -> Any:
     """apply(logits, losses, errors): the losses (N,), whose gradients by the logits are the errors (N, K)."""
 
     class WithGradient(jt.Function):
-        def execute(self, logits, losses, errors):
+        def execute(self, logits, losses, errors):  # noqa: ARG002  whose gradient it is
             self.errors = errors
             return losses.clone()
 

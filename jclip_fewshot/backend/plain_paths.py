@@ -19,10 +19,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+-]*")
 
 
 def plain(path: Path) -> Path:
-    """`path`, or a link to it, without letters that Jittor cannot take.
+    """Return `path`, or a link to it, without letters that Jittor cannot take.
 
-    Raises:
-        UserError: there is no place for such a link.
+    Raise UserError if there is no place for such a link.
     """
     path = Path(os.path.abspath(str(path)))
     if _PLAIN.fullmatch(str(path)):

@@ -2,10 +2,9 @@
 
     mpirun -np 4 python test.py
 
-Encoding is nearly the whole cost of a run and needs no exchange between processes, so nothing of MPI but its
-launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a folder
-that all ranks see), and a barrier is a file a rank in that folder. The launcher stops every rank when one dies.
-The shards that it had finished stay in the cache.
+Encoding is nearly the whole cost of a run and needs no exchange between processes, so only MPI's launcher is used: rank
+and size come from the environment that it sets, rows meet in the feature cache (a folder that all ranks see), and a
+barrier is a file of each rank in that folder.
 """
 
 from __future__ import annotations
@@ -71,28 +70,25 @@ def _started_by_launcher() -> bool:
 
 
 def rank() -> int:
-    """This process's number, 0 without a launcher."""
+    """Return this process's number, 0 without a launcher."""
     return _numbers()[0]
 
 
 def size() -> int:
-    """How many processes share the work, 1 without a launcher."""
+    """Return how many processes share the work, 1 without a launcher."""
     return _numbers()[1]
 
 
-def local_rank() -> int:
-    """This process's number on its own machine: which GPU is its own."""
-    return _numbers()[2]
-
-
 def first() -> bool:
-    """True for the process that fits, prints and writes."""
+    """Return whether this is the process that fits, prints and writes."""
     return rank() == 0
 
 
 def use_own_gpu() -> None:
-    """Shows each rank of a machine one of its GPUs. CUDA reads what it is shown once, at its start (cuInit), so the
-    GPUs are counted in a process of their own, and nothing in this one may have asked for them before."""
+    """Show each rank of a machine one of its GPUs.
+
+    CUDA reads what it is shown once, at its start, so the GPUs are counted in a process of their own.
+    """
     if size() == 1:
         return
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -106,20 +102,19 @@ def use_own_gpu() -> None:
                                  stderr=subprocess.DEVNULL)
         gpus = [str(number) for number in range(int(counted.stdout or 0))]
     if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank() % len(gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[_numbers()[2] % len(gpus)]
 
 
 def require_cache(cache: str) -> None:
-    """Raises UserError where several ranks have no cache to meet in."""
+    """Raise UserError if several ranks have no cache to meet in."""
     if size() > 1 and not cache:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
 def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Returns when `done()` is true; says now and then whom it waits for.
+    """Return when `done()` is true; say now and then whom it waits for.
 
-    Raises:
-        UserError: it is not in `patience` seconds; names whom it waited for.
+    Raise UserError if it is not in `patience` seconds.
     """
     begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
     while not done():
@@ -159,7 +154,4 @@ class Barrier:
         wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
 
     def _missing(self) -> int | None:
-        for other in range(size()):
-            if not (self._folder / f"{self._stage}.{other}").exists():
-                return other
-        return None
+        return next((other for other in range(size()) if not (self._folder / f"{self._stage}.{other}").exists()), None)

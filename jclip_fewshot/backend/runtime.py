@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jclip_fewshot import console
 from jclip_fewshot.backend.build import build, jittors_environment
@@ -35,7 +35,7 @@ _forked = False
 
 
 def cores() -> int:
-    """Of this machine, as many as this process may use."""
+    """Return how many of the machine's cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -44,8 +44,7 @@ def _after_fork() -> None:
     _forked = _started is not None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _refuse_fork() -> None:
@@ -87,16 +86,10 @@ def start(device: str | None = None) -> Plan:
     tell(str(started))
     try:
         _jittor = _import(started)
-    except SystemExit:
-        # The stamp was older than the build: Jittor rebuilt a part and wants a new process.
+    except SystemExit:  # the stamp was older than the build: Jittor has rebuilt a part of itself
         started.stamp.unlink()
-        build(started)
-        if os.environ.get("JCLIP_RESTARTED") == "1":
-            raise UserError("Jittor asks to be started again and again; delete "
-                            f"{started.home / '.cache/jittor'} and try again") from None
-        os.environ["JCLIP_RESTARTED"] = "1"
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable] + _own_arguments())
+        raise UserError("Jittor has rebuilt a part of itself and wants a new process: run the same command again"
+                        ) from None
     # Jittor's kernels are built with -Ofast, which flushes subnormal numbers to zero; numpy remarks on it.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     _require_exact_arrays(_jittor)
@@ -137,11 +130,6 @@ def _require_exact_arrays(module: Any) -> None:
                                 "NumPy (python -m pip install 'numpy<2'), and import jclip_fewshot before jittor")
 
 
-def _own_arguments() -> list:
-    """This process's command line after the interpreter, `-m package` included."""
-    return getattr(sys, "orig_argv", [None] + sys.argv)[1:]
-
-
 class _Jittor:
     """Stands for the module: starts Jittor when an attribute is first asked for."""
 
@@ -154,9 +142,12 @@ class _Jittor:
         return getattr(_jittor, name)
 
 
-jt: Any = _Jittor()
+if TYPE_CHECKING:
+    import jittor as jt  # of no type (pyproject.toml), so that jt.Var may stand in annotations
+else:
+    jt = _Jittor()
 
 
 def on_cuda() -> bool:
-    """True where Jittor runs on a GPU."""
+    """Return whether Jittor runs on a GPU."""
     return start().device == "cuda"

@@ -20,6 +20,7 @@ from pathlib import Path
 from jclip_fewshot.storage.files import write_text
 
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+ONEDNN_REMEDY = f"python -m pip install {' '.join(name + '==2021.2.0' for name in ONEDNN_WHEELS)}"
 # Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
 
@@ -46,7 +47,7 @@ class Toolkit:
 
 
 def find_gpu() -> Gpu | str:
-    """Asks the CUDA driver itself; a string says why there is no usable device."""
+    """Return the first device as the CUDA driver has it; a string says why there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -131,17 +132,13 @@ def _find(folders: list[Path], name: str, cuda: int) -> Path | None:
 
 
 def find_toolkit(jittor_home: Path) -> Toolkit | str:
-    """The first nvcc for which every header and library can be found; a string says what is missing.
+    """Return the first nvcc for which every header and library can be found; a string says what is missing.
 
-    Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a
-    toolkit is made under `jittor_home`/.cache/jittor/jclip_toolkit.
+    Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a toolkit is made under
+    `jittor_home`/.cache/jittor/jclip_toolkit.
     """
     problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
-    seen = set()
-    for nvcc in _nvcc_candidates(jittor_home):
-        if nvcc in seen or not nvcc.is_file():
-            continue
-        seen.add(nvcc)
+    for nvcc in filter(Path.is_file, dict.fromkeys(_nvcc_candidates(jittor_home))):
         version = _nvcc_version(nvcc)
         if version is None:
             problem = f"{nvcc} does not run as a CUDA compiler"
@@ -158,10 +155,9 @@ def find_toolkit(jittor_home: Path) -> Toolkit | str:
             problem = f"{nvcc} has no {', '.join(missing)} beside it; pip install nvidia-cublas nvidia-curand, " \
                       "or with a network: python -m jittor_utils.install_cuda"
             continue
-        complete = all(headers[part].parent == own_includes[0] and shared[part].parent == own_libraries[0]
-                       and shared[part].name == _NEEDED[part][1] for part in _NEEDED)
-        complete = complete and (own_includes[0] / "npp.h").exists()
-        if complete:
+        if (own_includes[0] / "npp.h").exists() and all(
+                headers[part] == own_includes[0] / header and shared[part] == own_libraries[0] / library
+                for part, (header, library) in _NEEDED.items()):
             return Toolkit(nvcc, version)
         folder = jittor_home / ".cache/jittor/jclip_toolkit" / f"cuda{version[0]}.{version[1]}"
         return Toolkit(link_toolkit(folder, nvcc, headers, shared), version)
@@ -169,7 +165,7 @@ def find_toolkit(jittor_home: Path) -> Toolkit | str:
 
 
 def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
-    """Makes `folder` look like a CUDA toolkit: bin/nvcc, include/, lib64/ of links. Returns its nvcc."""
+    """Make `folder` look like a CUDA toolkit: bin/nvcc, include/, lib64/ of links. Return its nvcc."""
     include, lib64 = folder / "include", folder / "lib64"
     for header_folder in dict.fromkeys(header.parent for header in headers.values()):
         for entry in sorted(header_folder.iterdir()):
@@ -187,7 +183,7 @@ def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Points `link` at `target`, replacing an older or dangling link in one step."""
+    """Point `link` at `target`, replacing an older or dangling link in one step."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and os.readlink(str(link)) == str(target):
         return
@@ -198,41 +194,34 @@ def _link(link: Path, target: Path) -> None:
 
 def _onednn_wheel_files() -> tuple[Path | None, Path | None]:
     """(folder of libmkldnn.so, folder of mkldnn.h) of the PyPI wheels, each None where absent."""
-    found = []
-    for wheel, name in zip(ONEDNN_WHEELS, ("libmkldnn.so", "mkldnn.h")):
-        folder = None
+    def folder(wheel: str, name: str) -> Path | None:
         try:
             files = metadata.distribution(wheel).files or []
         except metadata.PackageNotFoundError:
-            files = []
-        for file in files:
-            if file.name == name:
-                path = Path(os.path.abspath(str(file.locate())))
-                folder = path.parent if path.is_file() else None
-        found.append(folder)
-    return found[0], found[1]
+            return None
+        paths = [Path(os.path.abspath(str(file.locate()))) for file in files if file.name == name]
+        return next((path.parent for path in paths if path.is_file()), None)
+    return folder(ONEDNN_WHEELS[0], "libmkldnn.so"), folder(ONEDNN_WHEELS[1], "mkldnn.h")
 
 
 def link_onednn(jittor_home: Path) -> bool:
-    """Gives Jittor the oneDNN that it would download; True where it is in place.
+    """Give Jittor the oneDNN that it would download. Return whether it is in place.
 
-    A library that Jittor itself has put there is left alone; links of ours are renewed, so that
-    they survive a deleted virtual environment.
+    A library that Jittor itself has put there is left alone; links of ours are renewed, so that they survive a deleted
+    virtual environment.
     """
     folder = jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER
     library, header = _onednn_wheel_files()
     there = (folder / "lib" / "libmkldnn.so").is_file()
-    ours = (folder / "lib").is_symlink()
-    if there and not ours:
+    if there and (not (folder / "lib").is_symlink() or (folder / "include" / "mkldnn.h").is_file()):
         return True
     if library is None or header is None:
-        return there and (folder / "include" / "mkldnn.h").is_file()
-    if not (there and (folder / "include" / "mkldnn.h").is_file()):
-        _link(folder / "lib", library)
-        _link(folder / "include", header)
+        return False
+    _link(folder / "lib", library)
+    _link(folder / "include", header)
     return True
 
 
 def onednn_is_linked(jittor_home: Path) -> bool:
-    """True where oneDNN is our link to the PyPI wheels, not Jittor's own download."""
+    """Return whether oneDNN is our link to the PyPI wheels, not Jittor's own download."""
     return (jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER / "lib").is_symlink()

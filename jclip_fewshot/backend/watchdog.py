@@ -13,7 +13,7 @@ import os
 import subprocess
 from pathlib import Path
 
-_LIBRARY = None  # stays loaded
+_LIBRARY: ctypes.CDLL | None = None  # stays loaded
 
 # All that the handlers call may be called in a signal handler.
 _CODE = r"""
@@ -73,10 +73,10 @@ extern "C" void arm(int out_, int null_, double grace_, const char *line_) {
 
 
 def arm(compiler: str | None, folder: Path, out: int, line: str, grace: float) -> bool:
-    """Ends this process `grace` seconds after SIGINT or SIGTERM, at once after a second one; Python hears the first.
+    """End this process `grace` seconds after SIGINT or SIGTERM, at once after a second one; Python hears the first.
 
-    Keeps its library in `folder`; writes `line` to the file descriptor `out`. False where it cannot be compiled:
-    Python's own handlers are then all there is.
+    The library is kept in `folder`; `line` is written to the file descriptor `out`. Return False where it cannot be
+    compiled: Python's own handlers are then all there is.
     """
     global _LIBRARY
     library = folder / (hashlib.sha256(f"{_CODE}{tuple(os.uname())}".encode()).hexdigest()[:16] + ".so")

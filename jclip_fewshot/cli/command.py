@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from jclip_fewshot import console
+from jclip_fewshot import console, errors
 from jclip_fewshot.backend import ranks, runtime, watchdog
 from jclip_fewshot.cli import start
 from jclip_fewshot.config import DeviceConfig
@@ -20,7 +21,7 @@ from jclip_fewshot.errors import UserError, one_line
 _cache = ""  # where the features of this command are kept, if they are
 
 # What to do about the errors that a machine's limits raise.
-_REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024", errno.ENFILE: "close other programs",
+_REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024",
              errno.ENOSPC: "free some space, or choose another folder", errno.EDQUOT: "free some of your quota",
              errno.ENOMEM: "free memory, or raise the limit: ulimit -v unlimited",
              errno.EAGAIN: "raise the limit of processes: ulimit -u",
@@ -44,7 +45,7 @@ def speak_as(settings: DeviceConfig) -> None:
 
 
 def set_up(settings: DeviceConfig) -> runtime.Plan:
-    """Do both in one, for commands that have nothing to find out before Jittor starts."""
+    """Do both, for commands that have nothing to find out before Jittor starts."""
     speak_as(settings)
     return start_jittor(settings)
 
@@ -61,7 +62,7 @@ def start_jittor(settings: DeviceConfig) -> runtime.Plan:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Calls `main` and leaves.
+    """Call `main` and leave.
 
     Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
     SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
@@ -77,6 +78,7 @@ def _run(main: Callable[[], int | None]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
+    errors.flags = True
     try:
         start.working(True)
         status = _traced(main) or 0
@@ -88,9 +90,7 @@ def _run(main: Callable[[], int | None]) -> None:
         said = _NO_MEMORY
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-        said += f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
-        if error.errno not in _REMEDIES and not console.verbose:
-            said += " (--verbose shows where)"
+        said += f"; {_REMEDIES.get(error.errno or 0, '--verbose shows where')}"
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
             start.leave(_last_line(""))
@@ -98,6 +98,7 @@ def _run(main: Callable[[], int | None]) -> None:
         if not said:
             raise
     finally:
+        errors.flags = False
         start.working(False)
     if said:
         said = one_line(said)
@@ -112,7 +113,7 @@ def _run(main: Callable[[], int | None]) -> None:
 
 
 def _traced(main: Callable[[], int | None]) -> int | None:
-    """Calls `main`; with --verbose, a mistake's trace is shown before it is said in one line."""
+    """Call `main`; with --verbose, show a mistake's trace before it is said in one line."""
     try:
         return main()
     except Exception:
@@ -129,14 +130,11 @@ def _last_line(what: str) -> str:
 
 def _machine_error(text: str) -> str:
     """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
-    for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
-                 "can't start new thread", "Resource temporarily unavailable"):
-        if sign in text:
-            return _NO_MEMORY
-    for number in (errno.ENOSPC, errno.EMFILE):
-        if os.strerror(number) in text:
-            return f"Jittor: {os.strerror(number)}; {_REMEDIES[number]}"
-    return ""
+    if any(sign in text for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
+                                     "can't start new thread", "Resource temporarily unavailable")):
+        return _NO_MEMORY
+    return next((f"Jittor: {os.strerror(number)}; {_REMEDIES[number]}" for number in (errno.ENOSPC, errno.EMFILE)
+                 if os.strerror(number) in text), "")
 
 
 class _Lasting:
@@ -145,8 +143,8 @@ class _Lasting:
     def __init__(self, stream: TextIO | None, number: int) -> None:
         self.lost = "" if stream else "closed"
         self._number = number
-        self._stream = stream or open(os.devnull, "w")
-        if hasattr(stream, "reconfigure"):
+        self._stream: Any = stream or open(os.devnull, "w")  # noqa: SIM115  as long as the process
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # LANG=C knows no ✓
 
     def write(self, text: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from jclip_fewshot.cli import command
 from jclip_fewshot.cli.flags import parse_given
 from jclip_fewshot.config import (
+    BenchmarkConfig,
     CacheConfig,
     CheckConfig,
     ConvertConfig,
@@ -30,7 +31,7 @@ from jclip_fewshot.config import (
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
-from jclip_fewshot.storage.files import require_writable, require_writable_folder, shipped_folder
+from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
 
 
 def call(name: str, arguments: list[str]) -> int:
@@ -46,7 +47,7 @@ def call(name: str, arguments: list[str]) -> int:
 
 
 def predict(settings: PredictConfig) -> int:
-    """Answers any pictures with a run, a line each as they come: files, folders, patterns, names from a pipe."""
+    """Answer any pictures with a run, one line each: files, folders, patterns, or names from a pipe."""
     if settings.json and settings.csv:
         raise UserError("--json and --csv: give one of them")
     if settings.reject > 1:
@@ -59,17 +60,18 @@ def predict(settings: PredictConfig) -> int:
 
 
 def runs(settings: RunsConfig) -> int:
-    """Lists the runs with settings, held-out and known scores; --compare A B tells two apart."""
+    """List the runs with their settings and scores; --compare A B tells whether two differ by more than chance."""
     from jclip_fewshot.cli import history
     if settings.compare:
-        print(history.comparison(*settings.compare, runs=settings.runs, split=settings.split))
+        ours, theirs = settings.compare
+        print(history.comparison(ours, theirs, settings.runs, settings.split))
     else:
         print(history.runs_table(Path(settings.runs)))
     return 0
 
 
 def report(settings: ReportConfig) -> int:
-    """Writes one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
+    """Write one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
     from jclip_fewshot.report.page import FOLDER, write_report
     from jclip_fewshot.report.reading import find_run
     run = find_run(settings.run, settings.runs)
@@ -79,7 +81,7 @@ def report(settings: ReportConfig) -> int:
 
 
 def export(settings: ExportConfig) -> int:
-    """Writes a run as one file: a linear classifier for NumPy, or with CLIP's tower as ONNX (docs/export.md)."""
+    """Write a run as one file: a linear classifier for NumPy, or with CLIP's tower as ONNX (docs/export.md)."""
     from jclip_fewshot import export as exporting
     from jclip_fewshot.run import Run
     exporting.require_export_name(settings.target)
@@ -89,7 +91,7 @@ def export(settings: ExportConfig) -> int:
     require_writable(settings.target)
     run = Run.open(settings.run, "RUN")
     command.set_up(settings)
-    found = exporting.linear_export(run.pipeline, lambda name, seconds: tell(f"  {name}"))
+    found = exporting.linear_export(run.pipeline, lambda name, _: tell(f"  {name}"))
     if onnx:
         source = run.source(settings, **{**settings.encoding, "precision": "float32"})
         gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
@@ -107,13 +109,14 @@ def export(settings: ExportConfig) -> int:
 
 
 def check(settings: CheckConfig) -> int:
-    """Says whether a submission file is valid for a test set, and what is wrong with it."""
+    """Say whether a submission file is valid for a test set, and what is wrong with it."""
     from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.formats.contest import CLASS_LISTS
     from jclip_fewshot.data.submission import check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
-    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", labelled=False)
+    given = {"labelled": False, "format": settings.format, "labels": settings.labels}
+    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", **given)
     tests = data.split(settings.split)
     require_names(tests.folder, tests.names)
     found = check_result(settings.result, tests.names, len(data.class_names))
@@ -124,7 +127,7 @@ def check(settings: CheckConfig) -> int:
         return 0
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", labelled=False)
+            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", **given)
             if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
                 print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
                       f"for that it is valid; check it with --split {other}", file=sys.stderr)
@@ -135,7 +138,7 @@ def check(settings: CheckConfig) -> int:
 
 
 def validate(settings: ValidateConfig, given: dict[str, Any]) -> int:
-    """Scores the whole pipeline on labelled training images that are no shots: the local leaderboard."""
+    """Score the whole pipeline on held-out labelled training images: the local leaderboard."""
     from jclip_fewshot.evaluation import validate as validation
     if settings.run:
         from jclip_fewshot.repeat import validated
@@ -162,7 +165,7 @@ def validate(settings: ValidateConfig, given: dict[str, Any]) -> int:
 
 
 def evaluate(settings: EvaluateConfig) -> int:
-    """Scores every method on a labelled feature suite: with the pipeline and the defaults of train.py and test.py."""
+    """Score every method on a labelled feature suite, with the pipeline and the defaults of train.py and test.py."""
     if 0 < settings.bootstrap < 100:
         raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more; --seeds "
                         "repeats with other shots")
@@ -202,8 +205,29 @@ def evaluate(settings: EvaluateConfig) -> int:
     return 0
 
 
+def benchmark(settings: BenchmarkConfig) -> int:
+    """Scores every method on several data sets, numbers of shots and random seeds: the papers' table and picture."""
+    from jclip_fewshot.evaluation import benchmark as field
+    from jclip_fewshot.report import drawing, figures
+    field.require_sound(settings)
+    command.set_up(settings)
+    results = field.benchmark(settings)
+    if results is None:  # under mpirun the first process does the rest
+        return 0
+    print(field.tables(results))
+    print(f"\nsaved: {Path(settings.out) / field.RESULTS}")
+    if drawing.available():
+        picture = Path(settings.out) / "benchmark.png"
+        with atomic_write(picture) as file:
+            file.write(figures.shot_curves(field.curves(results)).png)
+        print(f"picture: {picture}")
+    else:
+        print("no picture: it needs matplotlib 3.7 or newer")
+    return 0
+
+
 def convert(settings: ConvertConfig) -> int:
-    """Turns a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
+    """Turn a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
     if not Path(settings.target).suffix:
         require_writable_folder(settings.target, "OUT")
         command.set_up(DeviceConfig())
@@ -222,7 +246,7 @@ def convert(settings: ConvertConfig) -> int:
 
 
 def cache(settings: CacheConfig) -> int:
-    """Says how large the feature cache is, or empties it."""
+    """Print the size of the feature cache, or empty it."""
     if settings.size == settings.clear:
         raise UserError("give --size, which prints how large the cache is, or --clear, which empties it")
     if not settings.cache or (Path(settings.cache).exists() and not Path(settings.cache).is_dir()):
@@ -238,21 +262,18 @@ def cache(settings: CacheConfig) -> int:
 
 
 def doctor(settings: DoctorConfig) -> int:
-    """Looks whether the main job can run here; says what to do where it cannot."""
+    """Check whether train.py and test.py can run here, and say what to do where they cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
-    return doctors_report(settings.data, settings.model, settings.weights, settings.device, settings.deep,
-                          settings.activation, settings.head_width)
+    return doctors_report(settings)
 
 
 def build(settings: DeviceConfig) -> int:
-    """Builds Jittor now instead of at the first start: for container images."""
+    """Build Jittor now instead of at the first start, as for a container image."""
     print(f"{command.set_up(settings)}: built")
     return 0
 
 
-SCRIPTS = {"train": "Learns from a few images a class: train.py.",
-           "test": "Answers a test set with a trained run: test.py."}
-COMMANDS: dict[str, Callable[..., int]] = {
-    "predict": predict, "runs": runs, "report": report, "export": export, "check": check, "validate": validate,
-    "evaluate": evaluate, "convert": convert, "cache": cache, "doctor": doctor,
-    "build": build}
+SCRIPTS = {"train": "Learn from a few images of each class: train.py.",
+           "test": "Answer a test set with a trained run: test.py."}
+COMMANDS: dict[str, Callable[..., int]] = {function.__name__: function for function in (
+    predict, runs, report, export, check, validate, evaluate, benchmark, convert, cache, doctor, build)}

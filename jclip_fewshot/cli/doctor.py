@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
-from jclip_fewshot.backend.device import PYTHONS
+from jclip_fewshot.backend.toolkit import ONEDNN_REMEDY
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.provenance import next_command
+from jclip_fewshot.provenance import next_command, versions
 
 
 class Finding(NamedTuple):
@@ -31,65 +26,45 @@ class Finding(NamedTuple):
     needed: bool = True  # for the main job
 
 
-def report(data: str, models: Sequence[str], weights: str, device: str, deep: bool = False,
-           activation: str = "", head_width: int = 0) -> int:
-    """Prints the table; 0 if the main job can run, else 2. deep: read every number of the checkpoint."""
-    findings = [_python(), _compiler(), _jittor()]
-    findings += _device(device)
-    findings += [_checkpoint(model, weights, deep, (activation, head_width)) for model in models] + [_data(data)]
+def report(settings: DoctorConfig) -> int:
+    """Print the table. Return 0 if the main job can run, else 2."""
+    found, said = versions(), (settings.activation, settings.head_width)
+    findings = [Finding("versions", True, f"Python {found['python']}, Jittor {found['jittor']}, {found['system']}"),
+                *_device(settings.device),
+                *(_checkpoint(model, settings.weights, settings.deep, said) for model in settings.model),
+                _data(settings.data, settings.format, settings.labels)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
         print(filled(f"{mark} {finding.what:{width}}  {finding.said}", width + 4))
     missing = [finding.what for finding in findings if finding.needed and not finding.ok]
-    given = "" if data == DoctorConfig().data else f" --data {shlex.quote(data)}"
+    given = "".join(f" --{name} {shlex.quote(value)}" for name in ("data", "format", "labels")
+                    if (value := getattr(settings, name)) != getattr(DoctorConfig(), name))
     print(filled(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
                  else f"ready: {next_command('train')}{given}, then {next_command('test')}"))
     return 2 if missing else 0
 
 
-def _python() -> Finding:
-    least, last = PYTHONS
-    ok = least <= sys.version_info[:2] <= last
-    return Finding("Python", ok, platform.python_version() + ("" if ok else f": 3.{least[1]} to 3.{last[1]} is served"))
-
-
-def _compiler() -> Finding:
-    compiler = shutil.which("g++")
-    if not compiler:
-        return Finding("compiler", False, "no g++: apt-get install g++")
-    first = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE).stdout.decode(errors="replace")
-    return Finding("compiler", True, first.splitlines()[0] if first else compiler)
-
-
-def _jittor() -> Finding:
-    try:
-        return Finding("Jittor", True, metadata.version("jittor"))
-    except metadata.PackageNotFoundError:
-        return Finding("Jittor", False, "not installed: python -m pip install --no-deps jittor==1.3.11.0")
-
-
 def _device(device: str) -> list[Finding]:
-    """Where Jittor would run; where it is built it is started, which finds out whether it reads NumPy's arrays."""
+    """Where Jittor would run, and what it lacks; where it is built, whether it reads NumPy's arrays."""
     try:
         plan = runtime.plan(device)
     except UserError as error:
         return [Finding("device", False, str(error))]
-    onednn = "missing: products about five times slower; pip install onednn-cpu-gomp==2021.2.0 " \
-             "onednn-devel-cpu-gomp==2021.2.0" if plan.onednn == "none" else plan.onednn
-    findings = [Finding("device", True, f"{plan.device}: {plan.reason}"),
-                Finding("oneDNN", plan.onednn != "none", onednn, needed=False)]
+    fast = plan.onednn != "none"
+    slow = f"missing, so that products are about five times slower: {ONEDNN_REMEDY}"
+    found = [Finding("device", True, f"{plan.device}: {plan.reason}"),
+             Finding("oneDNN", fast, plan.onednn if fast else slow, needed=False)]
     where = f"{plan.home / '.cache/jittor'}"
     if not plan.built:
-        return [*findings, Finding("kernel cache", True, f"{where}: the first start builds Jittor, about a minute and "
-                                                         "a half")]
+        return [*found, Finding("kernel cache", True, f"{where}: the first start builds Jittor, in about 95 s")]
     console.quiet = True  # the table says what start() would
     said, ok = f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged", True
     try:
         runtime.start(device)
     except UserError as error:
         said, ok = str(error), False
-    return [*findings, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
+    return [*found, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:
@@ -136,9 +111,9 @@ def _digest(found: Path, expected: str | None, known: str) -> Finding:
     return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
 
 
-def _data(data: str) -> Finding:
+def _data(data: str, format: str, labels: str) -> Finding:
     try:
-        found = read_data_set(data)
+        found = read_data_set(data, format=format, labels=labels)
     except UserError as error:
         return Finding("data set", False, str(error))
     return Finding("data set", True, f"{data}: {found.summary()}; {len(found.train)} training images")

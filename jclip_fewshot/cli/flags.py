@@ -48,19 +48,9 @@ def _add_flag(group: Any, f: dataclasses.Field) -> None:
     elif isinstance(default, bool):
         group.add_argument(flag_of(f.name), **named, action="store_true", default=None, help=text)
     else:
-        kind = {int: whole, float: float}.get(type(default), str)
+        kind = {int: int, float: float}.get(type(default), str)
         group.add_argument(flag_of(f.name), **named, **many, type=kind, choices=about["choices"], metavar=_metavar(f),
                            help=text + shown)
-
-
-def whole(text: str) -> int:
-    """A whole number, as an argparse type."""
-    if len(text) > 20:  # int() takes time squared in the digits, and refuses thousands
-        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits")
-    return int(text)
-
-
-whole.__name__ = "int"  # argparse names the type in its message
 
 
 def _metavar(f: dataclasses.Field) -> str | None:
@@ -155,7 +145,7 @@ class Compact(argparse.RawDescriptionHelpFormatter):
         width = max(40, min(110, console.columns()))
         super().__init__(prog, max_help_position=28 if width >= 80 else 20, width=width)
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
+    def _fill_text(self, text: str, width: int, _: str) -> str:
         """Paragraphs are filled; indented lines, examples of commands, stay lines."""
         filled = []
         for paragraph in text.strip().split("\n\n"):
@@ -168,10 +158,9 @@ class Compact(argparse.RawDescriptionHelpFormatter):
 
 
 def read_toml(path: str, config: type) -> dict[str, Any]:
-    """The settings of a flat TOML file.
+    """Return the settings of a flat TOML file.
 
-    Raises:
-        UserError: no such file, not TOML, an unknown key.
+    Raise UserError if there is no such file, it is no TOML, or has an unknown key.
     """
     try:
         import tomllib
@@ -181,9 +170,9 @@ def read_toml(path: str, config: type) -> dict[str, Any]:
         with open(path, "rb") as file:
             values = tomllib.load(file)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}")
+        raise UserError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nesting
-        raise UserError(f"--config {path}: not TOML ({str(error)[:200]})")
+        raise UserError(f"--config {path}: not TOML ({str(error)[:200]})") from None
     known = {f.name for f in fields(config)} | (set(OLD) if _takes_methods(config) else set())
     for name in values:
         if name not in known:
@@ -192,24 +181,10 @@ def read_toml(path: str, config: type) -> dict[str, Any]:
 
 
 def to_toml(settings: Any) -> str:
-    """The settings as TOML, each with what it is for; read_toml gives them back."""
+    """Return the settings as TOML, each with what it is for; read_toml gives them back."""
     lines = []
     for f in fields(settings):
-        value = getattr(settings, f.name)
-        if isinstance(value, bool):
-            text = "true" if value else "false"
-        elif isinstance(value, tuple):
-            text = json.dumps(value, ensure_ascii=False)
-        elif isinstance(value, str):
-            # TOML's basic strings; JSON's escapes are a subset of theirs
-            text = json.dumps(value, ensure_ascii=False)
-        else:
-            text = repr(value)
-        lines.append(f"# {_comment(f)}\n{f.name} = {text}\n")
+        choices = ", ".join(filter(None, f.metadata["choices"] or ()))
+        value = json.dumps(getattr(settings, f.name), ensure_ascii=False)  # its scalars and lists are TOML's too
+        lines.append(f"# {f.metadata['help']}{choices and f' ({choices})'}\n{f.name} = {value}\n")
     return "".join(lines)
-
-
-def _comment(f: dataclasses.Field) -> str:
-    """What a setting is for, and what it may be."""
-    choices = f.metadata["choices"]
-    return f.metadata["help"] + (f" ({', '.join(choice for choice in choices if choice)})" if choices else "")

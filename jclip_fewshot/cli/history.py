@@ -13,6 +13,7 @@ import numpy as np
 
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig
 from jclip_fewshot.console import filled, warn
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
@@ -28,7 +29,7 @@ VALIDATION = "validate.json"
 SAID_ELSEWHERE = {"runs", "name", "shots", "seed", "seeds", "data", "board", "demo", "demo_seed", "from_run", "weights",
                   *(f.name for f in fields(MachineConfig))} - {"precision"}
 _ANSWERED = {"names": Field("text", "N"), "best": Field("whole", "N T", low=0),
-             "truth": Field("whole", "N", low=0, needed=False)}
+             "truth": Field("whole", "N", low=UNKNOWN, needed=False)}
 
 
 def runs_table(folder: Path) -> str:
@@ -150,7 +151,8 @@ def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", 
     said = f"{len(order)} images of test set {split}; {percent(a.first != b.first[order]):.1f} % are answered otherwise"
     if not len(a.truth):
         return filled(f"{said}; no answers are known, so nothing says which is better")
-    right, other = a.first == a.truth, b.first[order] == a.truth
+    known = a.truth != UNKNOWN
+    right, other = (a.first == a.truth)[known], (b.first[order] == a.truth)[known]
     wins, losses, p = mcnemar(*("".join(map(str, hits.astype(int))) for hits in (right, other)))
     gain = right.astype(float) - other
     half = Z95 * 100 * gain.std() / math.sqrt(len(gain))

@@ -8,15 +8,14 @@ KeyboardInterrupt, so that finished rows are written, and a second one, or `GRAC
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import importlib.util
 import os
-import resource
 import signal
 import sys
 
 GRACE = 1.5  # seconds for the orderly way out
-LEAST_MEMORY = 3 << 29  # bytes of address space; with less, libraries hang or crash (1.2 GB do)
 SCRIPTS = ("train.py", "test.py", "__main__.py", "jclip-fewshot")
 NEEDED = ("numpy", "PIL", "tqdm", "msgspec", "jittor")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -28,7 +27,7 @@ _stderr = 2  # where the last line goes; file descriptor 2 itself is silenced wh
 
 
 def begin() -> None:
-    """Takes the signals and opens closed streams; for a script's first line."""
+    """Take the signals and open closed streams; for a script's first line."""
     global _stderr
     for number in range(3):  # a closed one would be given to the next file that is opened
         try:
@@ -37,38 +36,28 @@ def begin() -> None:
             os.open(os.devnull, os.O_RDWR)
     _stderr = os.dup(2)
     faulthandler.enable(2, all_threads=False)  # a crash in a library says where, instead of nothing
-    _require_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
             signal.signal(number, _hear)
 
 
-def _require_memory() -> None:
-    """Ends the process where its address space is limited too far: OpenBLAS would ask again for ever."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
-        os.write(_stderr, f"error: this process may have {limit >> 20:,} MB of address space and needs "
-                          f"{LEAST_MEMORY >> 20:,}: ulimit -v unlimited\n".encode())
-        os._exit(2)
-
-
 def working(on: bool) -> None:
-    """Whether the first signal raises KeyboardInterrupt (inside `command.run`) or ends the process."""
+    """Say whether the first signal raises KeyboardInterrupt (inside `command.run`) or ends the process."""
     global _working
     _working = on
 
 
 def signals_are_ours() -> bool:
-    """True in a script, false in a program or notebook that uses the package."""
+    """Return whether this is a script, not a program or notebook that uses the package."""
     return signal.getsignal(signal.SIGTERM) is _hear or signal.getsignal(signal.SIGINT) is _hear
 
 
 def last_line_to() -> int:
-    """The file descriptor for the last line."""
+    """Return the file descriptor for the last line."""
     return _stderr
 
 
-def _hear(number: int, frame: object) -> None:
+def _hear(number: int, _: object) -> None:
     global heard
     if heard or not _working:
         heard = heard or number
@@ -82,54 +71,43 @@ def _hear(number: int, frame: object) -> None:
 
 
 def leave(line: str) -> None:
-    """Ends the process at once with the status of the signal that was heard; no exit handler may wait for a child."""
-    try:
+    """End the process at once with the status of the signal that was heard; no exit handler may wait for a child."""
+    with contextlib.suppress(OSError):
         clear = "\r\033[K" if os.isatty(_stderr) else ""
         os.write(_stderr, f"{clear}{line}\n".encode("utf-8", "replace"))
-    except OSError:
-        pass
     os._exit(128 + (heard or signal.SIGINT))
 
 
 def finish(status: int) -> None:
-    """Ends the process as sys.exit does but for the interpreter's own end, a second in which nobody hears Ctrl-C."""
+    """End the process as sys.exit does but for the interpreter's own end, a second in which nobody hears Ctrl-C."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def own_arguments() -> list:
-    """This process's command line after the interpreter, `-m package` included."""
-    return sys.orig_argv[1:]
-
-
 def read_utf8() -> None:
-    """Starts again in Python's UTF-8 mode where the locale has another encoding: names and lists are UTF-8."""
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names and lists are UTF-8."""
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8"):
         return
     os.environ["PYTHONUTF8"] = "1"
     os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")  # the terminal's stays
-    os.execv(sys.executable, [sys.executable] + own_arguments())
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def find_packages() -> None:
-    """Goes on in the checkout's .venv where this Python lacks the packages; else says what to type."""
-    missing = _missing_package()
+    """Go on in the checkout's .venv where this Python lacks the packages; else say what to type."""
+    missing = next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
     if missing is None:
         return
     python = os.path.join(_ROOT, ".venv", "bin", "python")
     ready = os.path.exists(os.path.join(_ROOT, ".venv", "ready"))  # make writes it when everything is installed
     if ready and os.access(python, os.X_OK) and os.environ.get("JCLIP_VENV") != python:
         os.environ["JCLIP_VENV"] = python  # once, should something be missing there too
-        os.execv(python, [python] + own_arguments())
+        os.execv(python, [python, *sys.orig_argv[1:]])
     os.write(_stderr, f"error: {sys.executable} has no package {missing}; in {_ROOT} type make demo, which sets up "
                       ".venv, or install by yourself: pip install -e .\n".encode())
     os._exit(2)
-
-
-def _missing_package() -> str | None:
-    return next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
 
 
 if os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "") in SCRIPTS:

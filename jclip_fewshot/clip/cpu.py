@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
@@ -49,7 +50,7 @@ _KNOWN_SOURCE = """
 _KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
 _NUMBER = {"float32": "float32", "bfloat16": "int16"}  # Jittor has no bfloat16 on the CPU
 _PANEL, _LINE = 48, 32  # product.cpp's PANEL, and its LINE in numbers of 2 bytes
-_FEATURES, _UNPROJECTED = -1, -2  # tower.cpp's; a block's number asks for its input
+FEATURES, UNPROJECTED = -1, -2  # tower.cpp's: where to stop; a block's number asks for its input
 # Rows (tokens of all sequences) that go through a tower together; see benchmarks/encode.py.
 _ROWS = 1600
 # Numbers in the largest activation (112 x 112 x 64 an image in RN50) of the images that go through a
@@ -124,15 +125,14 @@ class Matrices:
         return known[2]
 
 
-def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer, readout: list[jt.Var],
-        matrices: Matrices, length: int, resolution: int = 0, patch: int = 0, projected: bool = True,
-        block: int | None = None) -> jt.Var:
-    """Features (B, D) of images (B, 3, R, R) or of token ids (B, L).
+def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, readout: list[jt.Var],
+        matrices: Matrices, patch: int = 0, stop: int = FEATURES) -> jt.Var:
+    """Features (B, D) of images (B, 3, R, R), in patches of `patch` pixels, or of token ids (B, L).
 
     at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and, where it has
     one, the norm in front of the blocks; or token embedding and positions. readout: the last norm and the projection.
-    projected: False gives (B, W), what the projection would take. block: gives its input, (B, L, W); behind the last
-    block as well.
+    stop: UNPROJECTED gives (B, W), what the projection would take; a block's number its input, (B, L, W); the number of
+    blocks what is behind the last one.
     """
     weights = [matrices(embedding[0])] + embedding[1:] if patch else list(embedding)
     for layer in transformer.resblocks:
@@ -142,25 +142,22 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer, readou
                     matrices(mlp.c_fc.weight), mlp.c_fc.bias, matrices(mlp.c_proj.weight), mlp.c_proj.bias]
     weights += readout[:2] + [matrices(readout[2])]
     batch, width, features = source.shape[0], transformer.width, readout[2].shape[1]
-    stop, shape = _FEATURES, (batch, features)
-    if block is not None:
-        stop, shape = block, (batch, length, width)
-    elif not projected:
-        stop, shape = _UNPROJECTED, (batch, width)
+    length = embedding[1].shape[0] if patch else source.shape[1]
+    shape = {FEATURES: (batch, features), UNPROJECTED: (batch, width)}.get(stop, (batch, length, width))
     data = {"length": length, "width": width, "heads": transformer.heads, "features": features, "stop": stop,
             "hidden": transformer.resblocks[0].mlp.c_fc.bias.shape[0], "norm_before": int(len(embedding) > 3),
             "activation": ACTIVATIONS.index(transformer.how.activation), "eps": transformer.how.eps,
-            "layers": len(transformer.resblocks), "causal": int(transformer.causal), "resolution": resolution,
-            "patch": patch, "at_once": max(1, round(_ROWS / length))}
+            "layers": len(transformer.resblocks), "causal": int(transformer.causal),
+            "resolution": source.shape[2] if patch else 0, "patch": patch, "at_once": max(1, round(_ROWS / length))}
     return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
                    cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
 
 
-def run_resnet(images: jt.Var, net, matrices: Matrices) -> jt.Var:
+def run_resnet(images: jt.Var, net: Any, matrices: Matrices) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (modified_resnet.py)."""
-    weights = []
+    weights: list[jt.Var] = []
 
-    def add(conv, norm) -> None:
+    def add(conv: Any, norm: Any) -> None:
         weights.extend((matrices(conv.weight), *norm.scale_and_shift()))
 
     for number in (1, 2, 3):

@@ -193,13 +193,13 @@ class VisionTransformer(nn.Module):
 
     def activations(self, images, block: int | None = None):
         """(B, 3, R, R) -> (B, *shape_at(block)), float32."""
-        shape = self.shape_at(block)
-        if self.transformer.fused():
-            if block is None and self.pool == "patches":
-                return self.ln_post(self._behind(images)[:, 1:].mean(1))
-            return self._run(images, projected=False, block=block).reshape((images.shape[0],) + shape)
-        x = self.embed(images.cast(str(self.proj.dtype)))
-        return (self.unprojected(x) if block is None else self.transformer.part(x, 0, block)).float32()
+        if not self.transformer.fused():
+            x = self.embed(images.cast(str(self.proj.dtype)))
+            return (self.unprojected(x) if block is None else self.transformer.part(x, 0, block)).float32()
+        if block is None and self.pool == "patches":
+            return self.ln_post(self._run(images, len(self.transformer.resblocks))[:, 1:].mean(1))
+        self.shape_at(block)  # refuses a block that there is not
+        return self._run(images, cpu.UNPROJECTED if block is None else block)
 
     def execute(self, images):
         """(B, 3, R, R) -> (B, D)"""
@@ -207,17 +207,12 @@ class VisionTransformer(nn.Module):
             return jt.matmul(self.unprojected(self.embed(images)), self.proj)
         return self._run(images) if self.pool == "class" else jt.matmul(self.activations(images), self.proj)
 
-    def _behind(self, images):
-        """(B, 3, R, R) -> (B, L, W), what the last block puts out."""
-        return self._run(images, block=len(self.transformer.resblocks))
-
-    def _run(self, images, projected: bool = True, block: int | None = None):
+    def _run(self, images, stop: int = cpu.FEATURES):
         embedding = [self.conv1.weight, self.positional_embedding, self.class_embedding]
         if self.ln_pre is not None:
             embedding += [self.ln_pre.weight, self.ln_pre.bias]
         return cpu.run(images, jt.zeros((images.shape[0],), "int32"), embedding, self.transformer,
-                       [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices,
-                       self.positional_embedding.shape[0], self.input_resolution, self.patch_size, projected, block)
+                       [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices, self.patch_size, stop)
 
 
 class Embedding(nn.Module):
@@ -268,12 +263,7 @@ class CLIP(nn.Module):
         self.matrices = self.visual.matrices = cpu.Matrices(precision)
 
     def encode_image(self, images):
-        """Image features, not normalised.
-
-        images: (B, 3, R, R), as `preprocess` makes them; R is visual.input_resolution.
-        Returns:
-            (B, D) float32.
-        """
+        """(B, 3, R, R), as `preprocess` makes them, R visual.input_resolution -> (B, D) float32, not normalised."""
         images = jt.array(images) if isinstance(images, np.ndarray) else images
         side = self.visual.input_resolution
         if tuple(images.shape[1:]) != (3, side, side):
@@ -298,11 +288,9 @@ class CLIP(nn.Module):
         return np.ascontiguousarray(ids[:, :length], np.int32), ends
 
     def encode_text(self, tokens):
-        """Text features at the end-of-text token, or where else the model reads them (`ends`), not normalised.
+        """(B, L) integers, L at most the context length -> (B, D) float32, not normalised.
 
-        tokens: (B, L) integers, L at most the context length; a NumPy array saves a copy.
-        Returns:
-            (B, D) float32.
+        Read at the end-of-text token, or where else the model reads them (`ends`). A NumPy array saves a copy.
         """
         ids = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
         if ids.ndim != 2 or ids.shape[1] > self.context_length:
@@ -311,19 +299,17 @@ class CLIP(nn.Module):
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
         ids, ends = self.cut(ids)
-        length, ids, ends = ids.shape[1], jt.array(ids), jt.array(ends)
+        ids, ends = jt.array(ids), jt.array(ends)
         if not self.transformer.fused():
             return self.encode_embeddings(self.token_embedding(ids), ends)
         embedding = [self.token_embedding.weight, self.positional_embedding]
         readout = [self.ln_final.weight, self.ln_final.bias, self.text_projection]
-        return self._biased(cpu.run(ids, ends, embedding, self.transformer, readout, self.matrices, length))
+        return self._biased(cpu.run(ids, ends, embedding, self.transformer, readout, self.matrices))
 
     def encode_embeddings(self, embeddings, ends):
-        """Text features of sentences given as token embeddings: what prompt learning trains.
+        """Token embeddings (B, L, W), positions not yet added -> (B, D) float32, not normalised: for prompt learning.
 
-        embeddings: (B, L, W), positions not yet added. ends: (B,) int32, the token that is read out.
-        Returns:
-            (B, D) float32, not normalised.
+        ends: (B,) int32, the token that is read out.
         """
         x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
         return self._biased(jt.matmul(self.ln_final(x), self.text_projection)).float32()
@@ -340,16 +326,17 @@ class CLIP(nn.Module):
         return found
 
     def load_parameters(self, params: dict[str, np.ndarray], dtype: str = "float32") -> None:
-        """Takes over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
+        """Take over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
 
-        Raises:
-            UserError: missing, unexpected or misshapen tensors, or the sizes of another model.
+        Raise UserError if tensors are missing, unexpected, misshapen, or those of another model.
         """
         if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
         for name, parameter in super().state_dict().items():
             axes = _axes(name, params[name].shape, self.architecture)
-            parameter.assign(jt.array(_from_openai(params[name], axes, tuple(parameter.shape))).cast(dtype))
+            array = params[name] if axes is None else params[name].transpose(axes)
+            array = np.ascontiguousarray(array, dtype=np.float32).reshape(tuple(parameter.shape))
+            parameter.assign(jt.array(array).cast(dtype))
 
     def execute(self, image, text):
         """(B, 3, R, R) and (T, L) -> logits_per_image (B, T) and logits_per_text (T, B)."""
@@ -370,39 +357,35 @@ def _axes(name: str, shape: tuple[int, ...], sizes: Architecture) -> tuple[int, 
     return None
 
 
-def _from_openai(array: np.ndarray, axes: tuple[int, ...] | None, shape: tuple[int, ...]) -> np.ndarray:
-    array = array if axes is None else array.transpose(axes)
-    return np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
-
-
-def _to_openai(array: np.ndarray, axes: tuple[int, ...] | None, shape: tuple[int, ...]) -> np.ndarray:
-    if axes is not None:
-        array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-    return np.ascontiguousarray(array).reshape(shape)
-
-
 def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
-    shapes = layout(model.architecture)
-    return {name: _to_openai(value.numpy(), _axes(name, shapes[name], model.architecture), shapes[name])
-            for name, value in model.state_dict().items() if name in shapes}
+    found, kept = {}, model.state_dict()
+    for name, shape in layout(model.architecture).items():
+        array, axes = kept[name].numpy(), _axes(name, shape, model.architecture)
+        if axes is not None:
+            array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+        found[name] = np.ascontiguousarray(array).reshape(shape)
+    return found
 
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
-    """A frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
+    """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
     conventions: how it is computed, which its tensors do not tell; OpenAI's unless it is said.
-    dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on
-        CPUs with AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
-    Raises:
-        UserError: missing, unexpected or misshapen tensors; an unknown dtype.
+    dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on CPUs with
+    AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
+    Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
     if dtype not in PRECISIONS:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(PRECISIONS)}")
-    lacking = _lacks(dtype)
+    lacking = ""
+    if dtype == "float16" and cpu.available():
+        lacking = "no gain on the CPU"
+    elif dtype == "bfloat16":
+        lacking = cpu.lacks_bfloat16() if cpu.available() else "for the CPU alone (on CUDA float16 is the fast one)"
     if lacking:
         warn(f"{dtype}: {lacking}; computing in float32")
         dtype = "float32"
@@ -412,13 +395,3 @@ def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conve
     if dtype == "bfloat16":
         model.set_precision(dtype)
     return model
-
-
-def _lacks(precision: str) -> str:
-    """Why this machine does not compute in a precision; empty where it does."""
-    cuda = bool(jt.flags.use_cuda)
-    if precision == "float16" and not cuda:
-        return "no gain on the CPU"
-    if precision == "bfloat16":
-        return "for the CPU alone (on CUDA float16 is the fast one)" if cuda else cpu.lacks_bfloat16()
-    return ""

@@ -258,7 +258,7 @@ def _support_sums(support_probs, support_labels, num_classes, eps) -> _SupportSu
     support_probs, labels = np.asarray(support_probs), np.asarray(support_labels)
     if support_probs.shape != (len(labels), num_classes):
         raise ValueError(f"support_probs must be {(len(labels), num_classes)}, not {support_probs.shape}")
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"support_labels must lie in 0..{num_classes - 1}")
     log_sums = class_sums(np.log(support_probs.astype(np.float64) + eps), labels, num_classes)
     return _SupportSums(np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums)

@@ -49,9 +49,9 @@ class Pool:
     bias: np.ndarray
     converged: bool = True
 
-    def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """(M, N, K) → log p (N, K)."""
-        total = np.repeat(self.bias[None].astype(np.float32), logits.shape[1], axis=0)
+    def __call__(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """M logits (N, K) → log p (N, K)."""
+        total = np.repeat(self.bias[None].astype(np.float32), len(logits[0]), axis=0)
         for scale, weight, one in zip(self.scale, self.weights, logits):
             if weight > 0:
                 total += np.float32(weight) * log_softmax(np.float32(scale) * one)
@@ -113,14 +113,16 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     return b, False
 
 
-def fit_pool(logits: np.ndarray, labels: np.ndarray, kappa: float, rho: float, scale: np.ndarray | None = None
-             ) -> Pool:
-    """The pool of held-out logits (M, S, K), all classes seen; a where given is `scale`."""
-    counts = np.bincount(labels, minlength=logits.shape[2])
+def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, kappa: float, rho: float,
+             scale: np.ndarray | None = None) -> Pool:
+    """The pool of M held-out logits (S, K), all classes seen; a where given is `scale`."""
+    counts = np.bincount(labels, minlength=logits[0].shape[1])
     row_weights = counts[counts > 0].mean() / counts[labels]
     if scale is None:
         scale = np.array([temperature(one, labels, row_weights) for one in logits])
-    log_probs = np.stack([log_softmax(np.float32(a) * one) for a, one in zip(scale, logits)])
+    log_probs = np.empty((len(logits), *logits[0].shape), np.float32)
+    for one, a, out in zip(logits, scale, log_probs):
+        out[:] = log_softmax(np.float32(a) * one)
 
     equal = np.full(len(logits), 1 / len(logits))
     strong = strong_heads(log_probs, labels, row_weights)
@@ -203,8 +205,8 @@ class Ensemble:
             raise ValueError("ensemble: needs at least one head")
         self.names_: list[str] = list(held_out)
         logits = self._gather(held_out)
-        if logits.shape[1:] != (len(task), task.num_classes):
-            raise ValueError(f"ensemble: held-out logits {logits.shape[1:]} of {len(task)} shots "
+        if logits[0].shape != (len(task), task.num_classes):
+            raise ValueError(f"ensemble: held-out logits {logits[0].shape} of {len(task)} shots "
                              f"and {task.num_classes} classes")
         self.seen_, self.offset_ = task.seen, 0.0
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
@@ -217,9 +219,10 @@ class Ensemble:
             return self
 
         columns = np.flatnonzero(task.seen)
-        inner = logits[:, :, columns]
+        inner = logits if task.seen.all() else [one[:, columns] for one in logits]
         labels = np.searchsorted(columns, task.labels)
-        self.pool_ = fit_pool(inner[:, usable], labels[usable], self.kappa, self.rho)
+        self.pool_ = fit_pool(inner if usable.all() else [one[usable] for one in inner], labels[usable], self.kappa,
+                              self.rho)
         crossed = self._cross_fitted(inner, labels, task.folds())
         converged = all(pool.converged for pool in (self.pool_, *self.fold_pools_))
         if not converged:
@@ -271,14 +274,14 @@ class Ensemble:
         ensemble.seen_, ensemble.offset_ = np.asarray(state["seen"], bool), float(state["offset"])
         return ensemble
 
-    def _gather(self, logits: dict[str, np.ndarray]) -> np.ndarray:
+    def _gather(self, logits: dict[str, np.ndarray]) -> list[np.ndarray]:
         arrays = [np.asarray(value, np.float32) for value in logits.values()]
         for name, array in zip(logits, arrays):
             if array.ndim != 2 or array.shape != arrays[0].shape:
                 raise ValueError(f"ensemble: {name}'s logits have shape {array.shape}, not {arrays[0].shape}")
             if not np.isfinite(array).all():
                 raise ValueError(f"ensemble: the logits of {name} hold a value that is not finite")
-        return np.stack(arrays)
+        return arrays
 
     def _named(self, weights: np.ndarray) -> dict[str, float]:
         return {name: round(float(weight), 4) for name, weight in zip(self.names_, weights)}
@@ -296,7 +299,7 @@ class Ensemble:
         bias[self.seen_ if self.seen_.any() else slice(None)] = self.pool_.bias
         return bias
 
-    def _cross_fitted(self, inner: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
+    def _cross_fitted(self, inner: Sequence[np.ndarray], labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
         usable = np.zeros(len(labels), bool)
@@ -305,18 +308,18 @@ class Ensemble:
         for fold in folds:
             rest = usable.copy()
             rest[fold.left_out] = False
-            self.fold_pools_.append(fit_pool(inner[:, rest], labels[rest], self.kappa, self.rho, self.pool_.scale)
-                                    if rest.any() else self.pool_)
-            crossed[fold.left_out] = self.fold_pools_[-1](inner[:, fold.left_out])
+            self.fold_pools_.append(fit_pool([one[rest] for one in inner], labels[rest], self.kappa, self.rho,
+                                             self.pool_.scale) if rest.any() else self.pool_)
+            crossed[fold.left_out] = self.fold_pools_[-1]([one[fold.left_out] for one in inner])
         return crossed
 
-    def _probs(self, logits: np.ndarray) -> np.ndarray:
+    def _probs(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         if not self.seen_.any():
             return _normalised(self.pool_(logits))
-        return self._with_unseen(self.pool_(logits[:, :, self.seen_]), logits)
+        return self._with_unseen(self.pool_([one[:, self.seen_] for one in logits]), logits)
 
-    def _with_unseen(self, log_seen: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """log p among the seen (N, K seen) and the heads' logits (M, N, K) → probabilities (N, K)."""
+    def _with_unseen(self, log_seen: np.ndarray, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """log p among the seen (N, K seen) and the heads' M logits (N, K) → probabilities (N, K)."""
         if self.seen_.all():
             return _normalised(log_seen)
         log_unseen = share_of(logits, ~self.seen_)
@@ -329,8 +332,8 @@ def _normalised(log_probs: np.ndarray) -> np.ndarray:
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def share_of(logits: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Log-probability of some columns (N, n), mean over the heads' logits (M, N, K) on CLIP's scale."""
+def share_of(logits: Sequence[np.ndarray], columns: np.ndarray) -> np.ndarray:
+    """Log-probability of some columns (N, n), mean over the heads' M logits (N, K) on CLIP's scale."""
     return np.mean([log_softmax(one)[:, columns] for one in logits], axis=0)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text
 from jclip_fewshot.data.prompts import known_domains
@@ -14,9 +14,25 @@ from jclip_fewshot.errors import UserError, nearest, shown
 
 Label = TypeVar("Label", int, str)  # a class by its id or its name
 HELD_OUT = "held-out"  # the split of the labelled images that are no shots
+UNKNOWN = -1  # the class of a labelled test set's image that has none of the data set's
 SHOWN_CLASSES = 8  # in a line about a data set
 CODE = re.compile(r"[0-9]+(?:\.0)?|n[0-9]{8}|[a-z]?[0-9]{3,}")  # 7, n02084071, c0042: a class name that says nothing
 NUMBERED = re.compile("[0-9]{3}\\.(?=[A-Za-z])")  # 001.Black_footed_Albatross, see prompts.plain_name
+
+
+class Sure(NamedTuple):
+    """How well a folder fits a format: 3 by files that no other has, 2 by what they hold, 1 by its folders; and why."""
+
+    much: int
+    why: str
+
+
+class Wanted(NamedTuple):
+    """What a format is asked for: the contest's board, whether training images are needed, the file of the labels."""
+
+    board: str = "A"
+    labelled: bool = True
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class TestSet:
         folder: where they lie.
         names: what the answers call them.
         files: their paths below the data folder, in the order of names.
-        labels: name to class id, where the answers are known.
+        labels: name to class id, or UNKNOWN; None where no answer is known.
         notes: what a person should hear about, a sentence each.
         ignored: how many files in the folder are no images.
     """
@@ -49,25 +65,26 @@ class TestSet:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Classes and training images, sorted by class and natural order of the path, and the test sets beside them.
+    """Classes, training images and the test sets beside them.
 
     Attributes:
         root: the data folder; all paths are below it.
+        format: of the files: a name in formats.FORMATS.
         class_names: raw names ("Animal_Bear"), by id.
         domains: each class's domain ("Animal"; "" where it has none), by id.
-        train: (path below root, class id) of every training image. Classes without any are normal.
+        train: (path below root, class id) of every training image, sorted by class and natural order of the path; of
+            a CoOp split in its order. Classes without any are normal.
         splits: names of the test sets, the one that is meant where none is named first.
-        format: of the files: a name in formats.FORMATS.
         notes: what a person should hear about, a sentence each.
         read_split: reads one of the test sets, or another folder of images, by its name.
     """
 
     root: Path
+    format: str
     class_names: list[str]
     domains: list[str]
     train: list[LabelledPath]
     splits: tuple[str, ...]
-    format: str
     notes: list[str]
     read_split: Callable[[str], TestSet] = field(compare=False, repr=False)
 
@@ -82,15 +99,14 @@ class DataSet:
         return self.splits[0] if self.splits else HELD_OUT
 
     def split(self, name: str = "", used: Collection[str] = ()) -> TestSet:
-        """A test set by its name, or the default one.
+        """Return a test set by its name, or the default one.
 
         used: paths of images that a model has learned from; the held-out split goes without them, others say so.
-        Raises:
-            UserError: no such test set, or no image in it.
+        Raise UserError if there is no such test set, or no image in it.
         """
-        used = set(used)
-        if (name or self.default_split) != HELD_OUT:
-            tests = self.read_split(name or self.default_split)
+        used, name = set(used), name or self.default_split
+        if name != HELD_OUT:
+            tests = self.read_split(name)
             seen = used.intersection(tests.files)
             if seen:
                 tests.notes.append(f"{len(seen)} of the {count_of(len(tests.files), 'test image')} are shots of this "
@@ -118,6 +134,13 @@ class DataSet:
         return f"{self.format} of {count_of(len(counts), 'class', 'classes')}: {', '.join(named)}; {tests}"
 
 
+def named_by_files(root: Path, format: str, class_names: list[str], train: Iterable[LabelledPath],
+                   splits: Iterable[str], notes: list[str], read_split: Callable[[str], TestSet]) -> DataSet:
+    """Return the data set of a format without the contest's lists: its notes speak of class names that say nothing."""
+    return DataSet(root, format, class_names, domains_of(class_names), by_class(train), tuple(splits),
+                   [*notes, *name_notes(class_names)], read_split)
+
+
 def domain_of(class_name: str) -> str:
     """The part before the first underscore, "" where there is none: Animal_Polar_bear is of Animal."""
     domain, underscore, _ = class_name.partition("_")
@@ -125,9 +148,9 @@ def domain_of(class_name: str) -> str:
 
 
 def domains_of(class_names: Sequence[str]) -> list[str]:
-    """The domain of each class where nothing but the names is known (a feature suite, a list of names).
+    """Return the domain of each class where nothing but the names is known (a feature suite, a list of names).
 
-    The part before the first underscore, where for *every* class that is a domain which prompts/ has templates for:
+    It is the part before the first underscore, where prompts/ has templates for that domain of *every* class:
     Animal_Bear and Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
     """
     domains = [domain_of(name) for name in class_names]
@@ -140,10 +163,9 @@ def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
 
 
 def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tuple[list[tuple[str, Label]], list[str]]:
-    """Listed images (line number, path, class id), each once, and a note where some were listed twice.
+    """Return listed images (line number, path, class), each once, and a note where some were listed twice.
 
-    Raises:
-        UserError: an image with two classes.
+    Raise UserError if an image has two classes.
     """
     first: dict[str, tuple[int, Label]] = {}
     again = 0
@@ -160,37 +182,33 @@ def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tupl
 
 def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: str
                   ) -> tuple[dict[str, int] | None, list[str]]:
-    """Class ids of a test set whose images have class names, and what to say about them.
+    """Return class ids of a test set whose images have class names ("" for none), and what to say about them.
 
-    named: image to class name, "" where it has none. what: to call the test set. Names that differ in capitals alone
-    are the same class. One image without a known class leaves no score to give; a note then says so.
+    what: to call the test set. Names that differ in capitals alone are the same class. An image of no known class has
+    the class UNKNOWN, and a note says so; None if all have.
     """
     ids = {name: label for label, name in enumerate(class_names)}
-    alike: dict[str, list[int]] = {}
-    for name, label in ids.items():
-        alike.setdefault(name.casefold(), []).append(label)
-    labels: dict[str, int] = {}
-    respelled: dict[str, str] = {}
-    unknown: dict[str, str] = {}
-    for image, name in named.items():
-        name = same_text(name)
-        near = alike.get(name.casefold(), [])
-        if name in ids:
-            labels[image] = ids[name]
-        elif len(near) == 1:
-            labels[image] = near[0]
-            respelled[name] = class_names[near[0]]
-        else:
-            unknown[image] = name
-    notes = [f"{what}: {shown(name)} is taken for the class {shown(known)}" for name, known in respelled.items()]
-    if not unknown:
-        return labels, notes
-    if not any(unknown.values()) and not labels:
-        return None, []
-    image, name = next(iter(unknown.items()))
-    reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(image)} has no class"
-    return None, [f"no scores for {what}: the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
-                  f"({reason}); rename or move them to be scored"]
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(name.casefold(), []).append(name)
+    meant: dict[str, str] = {}
+    for name in map(same_text, named.values()):
+        near = [name] if name in ids else alike.get(name.casefold(), [])
+        if len(near) == 1:
+            meant[name] = near[0]
+    notes = [f"{what}: {shown(name)} is taken for the class {shown(known)}" for name, known in meant.items()
+             if name != known]
+    labels = {image: ids[meant[name]] if (name := same_text(text)) in meant else UNKNOWN
+              for image, text in named.items()}
+    unknown = [image for image, label in labels.items() if label == UNKNOWN]
+    if not unknown or not meant and not any(named.values()):
+        return (labels, notes) if not unknown else (None, [])
+    name = same_text(named[unknown[0]])
+    reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(unknown[0])} has no class"
+    scored = f"{len(labels) - len(unknown)} alone are scored" if meant else "no scores"
+    notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
+                 f"({reason}); rename or move them to be scored")
+    return labels if meant else None, notes
 
 
 def name_notes(class_names: Sequence[str]) -> list[str]:

@@ -1,13 +1,10 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own that has imported Pillow, NumPy and recipe.py: never a
-fork of the parent, whose Jittor or CUDA would not survive it, and never a second run of the user's script, as
-multiprocessing's "spawn" would need. Processes, not threads: Jittor keeps Python's lock while it computes.
+A worker is this module in a Python of its own: a fork of the parent would not survive its Jittor or CUDA, and
+multiprocessing's "spawn" runs the user's script again. Threads do not do: Jittor keeps Python's lock while it computes.
 
     tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
-    pixels   one block of anonymous shared memory, a ring of batches; a worker writes each image where the
-             encoder will read it, so that no array is ever pickled or copied on the way; bytes, not yet
-             normalised: that costs the encoder's side little, and a quarter of the memory has to be moved
+    pixels   anonymous shared memory, a ring of batches of bytes: a worker writes where the encoder will read
     results  one packet socket back: which images are done, their digests, what was wrong with them
 
 Workers leave when the task socket closes, so none outlives its parent, however that dies.
@@ -29,7 +26,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -64,7 +60,7 @@ class Recipe(NamedTuple):
     pixels: PixelRecipe
     views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views
-    view: int = 0           # which of the test-time views, with views = 0: see `test_view`
+    view: int = 0           # which of the test-time views, with views = 0: see `view_of_test`
     as_seen: bool = False   # turned as EXIF says, on white where transparent; CLIP's own preprocessing does neither
 
     def about(self) -> dict:
@@ -82,10 +78,7 @@ class Done(NamedTuple):
 
 
 def open_image(data: bytes) -> tuple[Image.Image, str]:
-    """Decodes one image; returns it, and what a person should hear about it (or ""). Raises whatever Pillow raises.
-
-    Of a file that was cut off, what is there is decoded.
-    """
+    """Return a decoded image, and what a person should hear about it (or ""); of a cut-off file, what is there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own name no file
         image = _opened(data)
@@ -146,11 +139,11 @@ def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> 
         w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
         left, top = (width - w) // 2, (height - h) // 2
     view = image.crop((left, top, left + w, top + h)).resize(recipe.size[::-1], recipe.interpolation)
-    return view.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
-def test_view(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Random) -> np.ndarray:
-    """View 1 and more of an RGB test image: (H, W, 3). View 0 is the encoder's own preprocessing.
+def view_of_test(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Random) -> np.ndarray:
+    """Return view 1 or more of an RGB test image: (H, W, 3). View 0 is the encoder's own preprocessing.
 
     1: the whole image squeezed to the size. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
     """
@@ -158,9 +151,6 @@ def test_view(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Ra
         return np.asarray(random_view(image, recipe, rng))
     pixels = recipe.pixels(image) if view == 2 else recipe.squashed(image)
     return pixels if view == 1 else pixels[:, ::-1]
-
-
-test_view.__test__ = False  # pytest: no test function
 
 
 def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
@@ -175,25 +165,25 @@ def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[n
     # random.Random(int).random() is the one generator whose numbers Python promises to keep.
     rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
     if recipe.views == 0:
-        yield test_view(image, recipe.pixels, recipe.view, rng)
+        yield view_of_test(image, recipe.pixels, recipe.view, rng)
         return
     for _ in range(recipe.views):
         yield np.asarray(random_view(image, recipe.pixels, rng))
 
 
 def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
-    """Fills out (V, H, W, 3) from a file, or only reads its digest. No bad file makes it raise."""
-    digest, note = bytes(DIGEST_BYTES), ""
+    """Fill out (V, H, W, 3) from a file, or only read its digest. No bad file makes it raise."""
+    digest, note, data = bytes(DIGEST_BYTES), "", b""
     try:
         kind = os.stat(path)
         if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
-            return _failed(digest, "unreadable: a device or pipe, no file", out)
+            raise _Refused("unreadable: a device or pipe, no file")
         if kind.st_size > MOST_BYTES:
-            return _failed(digest, f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit", out)
+            raise _Refused(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
         with open(path, "rb") as file:
             data = file.read()
         if not data:
-            return _failed(digest, "the file is empty", out)
+            raise _Refused("the file is empty")
         digest = content_digest(data)
         if out is not None:
             image, note = open_image(data)
@@ -203,18 +193,21 @@ def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
                     out[v] = view
         return Done(digest, "", note)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
-        return _failed(digest, _reason(error), out)
+        if out is not None:
+            out[:] = 0
+        return Done(digest, _reason(error, data))
 
 
-def _failed(digest: bytes, reason: str, out: np.ndarray | None) -> Done:
-    if out is not None:
-        out[:] = 0
-    return Done(digest, reason)
+class _Refused(Exception):
+    """Why a file is not even opened."""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
+        avif = data[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in FORMATS
+        return "AVIF, which this Pillow cannot read: install a newer one" if avif else "not an image"
     if isinstance(error, Image.DecompressionBombError):
         return (f"too many pixels (a decompression bomb?): {JPEG_PIXELS // 10**6} million are the limit of a JPEG, 179 "
                 "million that of other formats and of progressive JPEGs")
@@ -227,21 +220,15 @@ class _Shared:
     """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
 
     def __init__(self, fd: int, batch_shape: tuple[int, ...], dtype: type, workers: int):
-        shape = (BUFFERS,) + tuple(batch_shape)
-        size = 8 * workers + math.prod(shape) * np.dtype(dtype).itemsize
-        if os.fstat(fd).st_size == 0:
-            os.ftruncate(fd, size)
-        memory = mmap.mmap(fd, size)
+        memory = mmap.mmap(fd, 0)
         self.in_hand = np.frombuffer(memory, np.int64, workers)
-        self.batches = np.frombuffer(memory, dtype, offset=8 * workers).reshape(shape)
+        self.batches: np.ndarray = np.frombuffer(memory, dtype, offset=8 * workers).reshape(BUFFERS, *batch_shape)
 
 
 def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
     """The life of a worker: tasks in, pixels and results out, until the parent closes the task socket."""
-    pixels, *rest = recipe
-    recipe = Recipe(PixelRecipe(*pixels), *rest)
-    # Whoever encodes goes first: a worker that pushed one of its threads aside would make the others wait as well.
-    os.nice(19)
+    recipe = Recipe(PixelRecipe(*recipe[0]), *recipe[1:])
+    os.nice(19)  # whoever encodes goes first: one of its threads pushed aside would make the others wait as well
     tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
     shared = _Shared(memory_fd, batch_shape, recipe.pixels.dtype, workers)
     while True:
@@ -280,8 +267,8 @@ class Decoder:
         self.batch_images = batch_images
         self.batch_shape = (batch_images, max(1, recipe.views), *recipe.pixels.size, 3)
         self.workers: list[subprocess.Popen] = []
-        self._waiting: deque = deque()  # packets that the task socket has not taken yet
-        self._done = {}  # index -> Done
+        self._waiting: deque[bytes] = deque()  # packets that the task socket has not taken yet
+        self._done: dict[int, Done] = {}
         if workers > 0:
             self._start(workers)
 
@@ -297,16 +284,16 @@ class Decoder:
         self._tasks.setblocking(False)
         self._results.setblocking(False)
         # Not /dev/shm: containers give that 64 MB, and a killed run would leave its files there.
-        anonymous = hasattr(os, "memfd_create")
-        memory = os.fdopen(os.memfd_create("decode"), "rb") if anonymous else tempfile.TemporaryFile()
-        with tasks, results, memory:
-            self._shared = _Shared(memory.fileno(), self.batch_shape, self.recipe.pixels.dtype, workers)
-            self._shared.in_hand[:] = -1
+        with tasks, results, os.fdopen(os.memfd_create("decode"), "rb") as memory:
             fds = (tasks.fileno(), results.fileno(), memory.fileno())
+            bytes_each = np.dtype(self.recipe.pixels.dtype).itemsize
+            os.ftruncate(fds[2], 8 * workers + BUFFERS * math.prod(self.batch_shape) * bytes_each)
+            self._shared = _Shared(fds[2], self.batch_shape, self.recipe.pixels.dtype, workers)
+            self._shared.in_hand[:] = -1
             root = str(Path(__file__).resolve().parents[2])
             environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+            recipe = (astuple(self.recipe.pixels), *self.recipe[1:])
             for me in range(workers):
-                recipe = (astuple(self.recipe.pixels), *self.recipe[1:])
                 arguments = fds + (self.batch_shape, workers, me, recipe)
                 code = (f"import sys; sys.path[:] = {[root] + sys.path!r}\n"
                         f"from {__name__} import serve; serve(*{arguments!r})")
@@ -345,7 +332,7 @@ class Decoder:
         size = self.batch_images
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:
-            pixels = np.zeros(self.batch_shape, self.recipe.pixels.dtype)
+            pixels: np.ndarray = np.zeros(self.batch_shape, self.recipe.pixels.dtype)
             for group in groups:
                 done = [decode(os.fspath(self.paths[i]), self.recipe, pixels[n]) for n, i in enumerate(group)]
                 yield group, pixels[:len(group)], done
@@ -373,7 +360,7 @@ class Decoder:
             except BlockingIOError:  # the socket is full: more than the workers can do for a while
                 return
             except (BrokenPipeError, ConnectionResetError):
-                return self._check_workers(gone=True)
+                self._check_workers(gone=True)
             self._waiting.popleft()
 
     def _exchange(self) -> None:
@@ -401,14 +388,7 @@ class Decoder:
                 continue
             index = int(self._shared.in_hand[me])
             where = f" at {self.paths[index]}" if index >= 0 else ""
-            how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             why = " (out of memory?)" if status == -signal.SIGKILL else ""
             raise UserError(f"a decode worker {how}{where}{why}; finished features are kept in the cache: "
                             "look at that image, then run again")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -3,21 +3,22 @@
 Mistakes in them are the user's: each raises UserError and says where it is.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import posixpath
 import re
-import stat
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from jclip_fewshot.errors import UserError, shown
 
-PathLike = Union[str, Path]
+PathLike = str | Path
 LabelledPath = tuple[str, int]  # path below the data folder, with "/", and class id
 
 # the images of every command and format, in any case
@@ -48,12 +49,16 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def some(texts: Sequence[str]) -> str:
+    """The first five of texts, for a message."""
+    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
+
+
 def kinds_of(names: Iterable[str]) -> str:
     """".txt (3), .db" of file names: their endings with counts, for a message."""
     counts = Counter(posixpath.splitext(name)[1].lower() or name for name in names)
     found = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
-    said = [kind if count == 1 else f"{kind} ({count})" for kind, count in found]
-    return ", ".join(said[:5]) + (", …" if len(said) > 5 else "")
+    return some([kind if count == 1 else f"{kind} ({count})" for kind, count in found])
 
 
 def same_text(text: str) -> str:
@@ -62,34 +67,26 @@ def same_text(text: str) -> str:
 
 
 def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Names in a folder: files, folders, and what is neither (pipes, sockets, devices, which would hang a reader).
+    """Return names in a folder: files, folders, and what is neither (pipes, devices, which would hang a reader).
 
     Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
-    Raises:
-        UserError: the folder, or an entry of it, cannot be looked at; a link that leads to itself; a name that this
-            Python reads in another encoding than UTF-8.
+    Raise UserError if the folder or an entry cannot be looked at, a link leads to itself, or this Python reads a name
+    in another encoding than UTF-8.
     """
     files: list[str] = []
     folders: list[str] = []
     others: list[str] = []
-    entry = None
+    what = folder
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                what = Path(folder, entry.name)
                 if not entry.name.isascii() and sys.getfilesystemencoding() != "utf-8":
                     raise UserError(f"{folder} holds the name {entry.name!r}, and this Python takes file names for "
                                     f"{sys.getfilesystemencoding()}, not UTF-8: set PYTHONUTF8=1 before it starts")
-                if entry.is_symlink():
-                    try:
-                        mode = entry.stat().st_mode
-                    except FileNotFoundError:
-                        mode = stat.S_IFREG
-                    regular, inner = stat.S_ISREG(mode), stat.S_ISDIR(mode)
-                else:
-                    regular, inner = entry.is_file(), entry.is_dir()
-                (files if regular else folders if inner else others).append(entry.name)
+                regular = entry.is_file() or not os.path.exists(entry.path)
+                (folders if entry.is_dir() else files if regular else others).append(entry.name)
     except (OSError, ValueError) as error:
-        what = folder if entry is None else Path(folder, entry.name)
         raise UserError(f"cannot look at {shown(str(what))} ({getattr(error, 'strerror', None) or error}); "
                         "repair it or take it away") from error
     return files, folders, others
@@ -106,20 +103,18 @@ def _is_junk(name: str) -> bool:
 
 def images_of(folder: Path) -> tuple[list[str], list[str]]:
     """(image names in natural order, names of what else is there but folders) of one folder."""
-    files, _, others = entries_of(folder)
-    return _parted(files, others)
+    return _parted(*entries_of(folder)[::2])
 
 
 def _parted(files: list[str], others: list[str]) -> tuple[list[str], list[str]]:
-    images = {name for name in files if is_image(name)}
-    return sorted(images, key=natural_key), [name for name in files if name not in images] + others
+    return (sorted(filter(is_image, files), key=natural_key),
+            [name for name in files if not is_image(name)] + others)
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(folder, image names, names of other files) of every folder from top down, but hidden and left-over ones.
+    """Yield (folder, image names, names of other files) of every folder from top down, but hidden and left-over ones.
 
-    Raises:
-        UserError: what cannot be looked at; a link to a folder above itself, which would go round forever.
+    Raise UserError for what cannot be looked at, and a link to a folder above itself, which would go round forever.
     """
     waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
     while waiting:
@@ -140,7 +135,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def require_plain_name(path: str) -> None:
-    """Raises UserError where a path cannot stand in a list file or a record: a line break, or no UTF-8."""
+    """Raise UserError if a path cannot stand in a list file or a record: a line break, or no UTF-8."""
     if "\n" in path or "\r" in path:
         raise UserError(f"the name {shown(path)} holds a line break, and no list can hold that; rename it")
     if not is_utf8(path):
@@ -157,10 +152,9 @@ def is_utf8(name: str) -> bool:
 
 
 def read_text(path: Path, what: str = "") -> str:
-    """The text of a UTF-8 file. what: it needs, for the message where it is absent.
+    """Return the text of a UTF-8 file. what: it needs, for the message where it is absent.
 
-    Raises:
-        UserError: no such file, or no UTF-8 text.
+    Raise UserError if there is no such file, or it is no UTF-8 text.
     """
     try:
         if not path.is_file():  # a pipe would hang
@@ -175,10 +169,9 @@ def read_text(path: Path, what: str = "") -> str:
 
 
 def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """What a JSON text holds; `pairs` makes an object of its keys and values.
+    """Return what a JSON text holds; `pairs` makes an object of its keys and values.
 
-    Raises:
-        UserError: no JSON; nested or numbered beyond what Python takes.
+    Raise UserError if it is no JSON, or nested or numbered beyond what Python takes.
     """
     try:
         return json.loads(text, object_pairs_hook=pairs)
@@ -191,10 +184,9 @@ def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], An
 
 
 def read_pairs(path: Path, form: str) -> list[tuple[int, str, int]]:
-    """(line number, text, id) of each line `text id`; the text may hold spaces; empty lines are skipped.
+    """Return (line number, text, id) of each line `text id`; the text may hold spaces; empty lines are skipped.
 
-    Raises:
-        UserError: no such file, no UTF-8 text, a line that is not of this form.
+    Raise UserError if there is no such file, it is no UTF-8 text, or a line is not of this form.
     """
     rows = []
     for number, line in enumerate(read_text(path, f"lines of the form {form}").split("\n"), 1):
@@ -222,83 +214,75 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._names: dict[tuple[str, bool], dict[str, str] | None] = {}
+        self._known: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
 
     def find(self, listed: str, any_ending: bool = False) -> str | None:
-        """The path of a file as it is on the disk, with "/"; None where there is none.
+        """Return the path of a file as it is on the disk, with "/"; None where there is none.
 
         Backslashes may stand for "/", composed letters for others. any_ending: the list may leave ".jpg" out.
         """
-        for path in dict.fromkeys((listed, listed.replace("\\", "/"))):
-            *parents, name = [part for part in path.split("/") if part not in ("", ".")] or [""]
-            folder = self._folder("/".join(parents))
-            if folder is None:
-                folder = self._folder("/".join(self._as_they_are(parents)))
-            names = None if folder is None else self._there(folder, files=True)
-            if names is None:
-                continue
-            found = names.get(name) or names.get(same_text(name))
-            if found is None and any_ending:
-                endings = [name + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
-                matches = [names[one] for one in endings if one in names]
-                found = matches[0] if len(matches) == 1 else None
-            if found is not None:
-                return f"{folder}/{found}" if folder else found
-        return None
+        return next(filter(None, (self._find(path, any_ending)
+                                  for path in dict.fromkeys((listed, listed.replace("\\", "/"))))), None)
 
-    def _folder(self, path: str) -> str | None:
-        return path if self._there(path, files=True) is not None else None
+    def _find(self, listed: str, any_ending: bool) -> str | None:
+        *parents, name = [part for part in listed.split("/") if part not in ("", ".")] or [""]
+        folder = ""
+        for parent in parents:
+            there = self._names(folder)[1]
+            inner = there.get(parent) or there.get(same_text(parent))
+            if inner is None:
+                return None
+            folder = f"{folder}{inner}/"
+        names = self._names(folder)[0]
+        found = names.get(name) or names.get(same_text(name))
+        if found is None and any_ending:
+            endings = [name + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
+            matches = [names[one] for one in endings if one in names]
+            found = matches[0] if len(matches) == 1 else None
+        return None if found is None else folder + found
 
-    def _as_they_are(self, parents: list[str]) -> list[str]:
-        """The folders' names as they are on the disk, each found by its composed form."""
-        found: list[str] = []
-        for name in parents:
-            there = self._there("/".join(found), files=False) or {}
-            found.append(there.get(name) or there.get(same_text(name)) or name)
-        return found
-
-    def _there(self, folder: str, files: bool) -> dict[str, str] | None:
-        """Names of the files or folders in one, by themselves and by their composed form; None: no such folder."""
-        if (folder, files) not in self._names:
-            there = None
-            if _is_folder(self.root / folder):
-                names = entries_of(self.root / folder)[0 if files else 1]
-                there = {**{same_text(name): name for name in names}, **{name: name for name in names}}
-            self._names[folder, files] = there
-        return self._names[folder, files]
+    def _names(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Names of the files and of the folders in one, by themselves and by their composed form."""
+        if folder not in self._known:
+            files, folders, _ = ({**{same_text(name): name for name in names}, **{name: name for name in names}}
+                                 for names in entries_of(self.root / folder))
+            self._known[folder] = files, folders
+        return self._known[folder]
 
 
-def locate(files: Files, source: Path, listed: Iterable[tuple[int, str]], base: str = "",
+def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: str = "",
            any_ending: bool = False) -> list[str]:
-    """The path below the data folder of every image that a list names, as it is on the disk.
+    """Return the path below the data folder of every image that a list names, as it is on the disk.
 
     listed: (line number, path below `base`). any_ending: as for `Files.find`.
-    Raises:
-        UserError: one that lies elsewhere, or is absent.
+    Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
     """
-    listed = list(listed)
-    for _, path in listed:
+    found: list[str] = []
+    absent: list[tuple[int, str, Path]] = []
+    for number, path in listed:
         require_plain_name(path)
-    rows = [(number, path, inside(files.root, f"{base}/{path}" if base and not path.startswith("/") else path,
-                                  f"{source}, line {number}")) for number, path in listed]
-    found = [files.find(path, any_ending) for _, _, path in rows]
-    absent = [row for row, path in zip(rows, found) if path is None]
+        below = inside(files.root, f"{base}/{path}" if base and not path.startswith("/") else path,
+                       f"{source}, line {number}")
+        there = files.find(below, any_ending)
+        if there is None:
+            absent.append((number, path, files.root / below))
+        else:
+            require_plain_name(there)
+            found.append(there)
     if absent:
-        number, path, _ = absent[0]
-        parent = files.root / path.rpartition("/")[0]
-        reason = f"no file {files.root / path}" if _is_folder(parent) else f"no folder {parent}"
-        reason = shown(reason if len(reason) < MAX_LINE else brief(reason))
+        number, path, where = absent[0]
+        reason = f"no file {where}" if _is_folder(where.parent) else f"no folder {where.parent}"
         more = f" ({len(absent) - 1} more are listed but absent)" if len(absent) > 1 else ""
-        raise UserError(f"{source}, line {number}: {shown(brief(path))} is listed but absent: {reason}{more}; "
-                        "complete the data set or take the line out")
-    return [path for path in found if path is not None]
+        raise UserError(f"{source}, line {number}: {shown(brief(path))} is listed but absent: "
+                        f"{shown(reason if len(reason) < MAX_LINE else brief(reason))}{more}; complete the data set or "
+                        "take the line out")
+    return found
 
 
 def inside(root: Path, path: str, where: str) -> str:
-    """A listed path as one below the data folder: absolute ones shortened, `a/../b` resolved.
+    """Return a listed path as one below the data folder: absolute ones shortened, `a/../b` resolved.
 
-    Raises:
-        UserError: it leads out of the folder; a run's record could not name it.
+    Raise UserError if it leads out of the folder; a run's record could not name it.
     """
     plain = path.replace("\\", "/")
     if plain.startswith("/"):

@@ -5,18 +5,14 @@
     descriptions/<domain>.json  {raw class name: [sentence, ...]}: what the class looks like
     openai80.txt                short templates for a class of any kind, in the manner of OpenAI's 80
 
-Prompt sets (`--prompt-set`), by what stands for a class:
-    seeds         the domain's first template, as the solutions that this project grew from have it
-    templates     all of the domain's templates
-    openai80      the general templates, averaged: Radford et al. 2021, section 3.1.4
-    descriptions  sentences on what it looks like, averaged: CuPL, Pratt et al. 2022
-    both          templates and descriptions, averaged
+Prompt sets: seeds, the domain's first template; templates, all of them; openai80, the general ones (Radford et al.
+2021, section 3.1.4); descriptions (CuPL, Pratt et al. 2022); both, templates and descriptions. Rows are averaged.
 
-In a template `a {}` stands for the name with its article: "an accordion", but "scissors" and "sushi". A user's own:
-`--names FILE.tsv`, in the form of class_names.tsv, and `--templates FILE`, a template a line for all classes or `raw
-class name <tab> template` for one. Empty lines and those that begin with # are skipped. Names outside the table are
-made by a rule: the domain goes, underscores become spaces, camel case is split.
+In a template `a {}` stands for the name with its article: "an accordion", but "scissors". A template of a user's own
+file may be for one class: `raw class name <tab> template`. Empty lines and those that begin with # are skipped.
 """
+
+from __future__ import annotations
 
 import functools
 import re
@@ -61,17 +57,12 @@ class Prompts:
 
 def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None,
               ensemble: bool = True, descriptions: bool = True) -> list[str]:
-    """The sentences that stand for a class: its domain's templates filled in, then its descriptions.
+    """Return the sentences that stand for a class: its domain's templates filled in, then its descriptions.
 
-    Args:
-        class_name: raw ("Animal_Polar_bear").
-        domain: the class's domain; by default the part before the first underscore.
-        prompts: from `load`; by default the ones that come with the package.
-        ensemble: all the domain's templates, or the first alone.
-        descriptions: with the class's descriptions, where there are any.
-
-    Raises:
-        UserError: the prompts have no templates for the domain and no default.txt.
+    class_name: raw ("Animal_Polar_bear"). domain: by default the part before the first underscore. prompts: from
+    `load`; by default the package's. ensemble: all the domain's templates, or the first alone. descriptions: with the
+    class's descriptions, where there are any.
+    Raise UserError if the prompts have no templates for the domain and no default.txt.
     """
     prompts = load() if prompts is None else prompts
     domain = _domain(class_name, domain)
@@ -80,50 +71,49 @@ def sentences(class_name: str, domain: str | None = None, prompts: Prompts | Non
     if not templates:
         raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
                         "add one of the two")
-    name, article = name_and_article(class_name, domain, prompts)
-    filled = [fill(template, name, article) for template in (templates if ensemble else templates[:1])]
-    if descriptions:
-        filled += prompts.descriptions.get(class_name, [])
-    return list(dict.fromkeys(filled))
+    filled = _filled(templates if ensemble else templates[:1], class_name, domain, prompts)
+    return list(dict.fromkeys(filled + (prompts.descriptions.get(class_name, []) if descriptions else [])))
 
 
 def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                     names: str | Path = "", templates: str | Path = "",
                     prompt_set: str = BOTH, descriptions: str | Path = "") -> list[list[str]]:
-    """The sentences of each class in a prompt set; the templates where a set of descriptions has none for a class.
+    """Return the sentences of each class in a prompt set; the templates where a set of descriptions has none for one.
 
-    folder: with templates, names and descriptions; those that come with the package by default. descriptions: a file
-    of descriptions that take the place of the folder's. names, templates: files of a user's own words, see the module.
-    Raises:
-        UserError: see `load` and `sentences`; a class in a user's files that there is not; a set of descriptions of
-            which no class has any.
+    folder: with templates, names and descriptions; the package's by default. names, templates, descriptions: a user's
+    own files; those of descriptions take the place of the folder's.
+    Raise UserError for what is wrong with the files, a class in a user's that there is not, and a set of descriptions
+    of which no class has any.
     """
-    prompts = with_own_words(load(folder or None), class_names, names, templates)
+    prompts = _with_own_words(load(folder or None), class_names, names, templates)
     if descriptions:
         prompts = replace(prompts, descriptions=_own_descriptions(Path(descriptions), class_names))
-    if prompt_set == DESCRIPTIONS:
-        if not any(name in prompts.descriptions for name in class_names):
-            raise UserError(f"--prompt-set {prompt_set}: no class has a description; give yours with --descriptions "
-                            "FILE.json, or choose another set")
-        return [described(name, domain, prompts) or sentences(name, domain, prompts, descriptions=False)
-                for name, domain in zip(class_names, domains)]
-    if prompt_set == OPENAI80:
-        if not prompts.general:
-            raise UserError(f"--prompt-set {prompt_set}: no openai80.txt in the prompts folder {folder}")
-        filled = []
-        for name, domain in zip(class_names, domains):
-            words, article = name_and_article(name, domain, prompts)
-            filled.append(list(dict.fromkeys(fill(template, words, article) for template in prompts.general)))
-        return filled
-    return [sentences(name, domain, prompts, ensemble=prompt_set != SEEDS, descriptions=prompt_set == BOTH)
-            for name, domain in zip(class_names, domains)]
+    if prompt_set == DESCRIPTIONS and not any(name in prompts.descriptions for name in class_names):
+        raise UserError(f"--prompt-set {prompt_set}: no class has a description; give yours with --descriptions "
+                        "FILE.json, or choose another set")
+    if prompt_set == OPENAI80 and not prompts.general:
+        raise UserError(f"--prompt-set {prompt_set}: no openai80.txt in the prompts folder {folder}")
+
+    def of(name: str, domain: str) -> list[str]:
+        if prompt_set == OPENAI80:
+            return list(dict.fromkeys(_filled(prompts.general, name, domain, prompts)))
+        if prompt_set == DESCRIPTIONS and prompts.descriptions.get(name):
+            return _described(name, domain, prompts)
+        return sentences(name, domain, prompts, ensemble=prompt_set != SEEDS, descriptions=prompt_set == BOTH)
+
+    return [of(name, domain) for name, domain in zip(class_names, domains)]
 
 
-def described(class_name: str, domain: str | None, prompts: Prompts) -> list[str]:
+def _filled(templates: Sequence[str], class_name: str, domain: str, prompts: Prompts) -> list[str]:
+    name, article = _name_and_article(class_name, domain, prompts)
+    return [fill(template, name, article) for template in templates]
+
+
+def _described(class_name: str, domain: str, prompts: Prompts) -> list[str]:
     """A class's descriptions; one that does not name the class is led by its name, or it could be of anything."""
-    name = name_and_article(class_name, domain, prompts)[0]
+    name = display_name(class_name, domain, prompts)
     return [sentence if name.lower() in sentence.lower() else f"{name}: {sentence}"
-            for sentence in prompts.descriptions.get(class_name, [])]
+            for sentence in prompts.descriptions[class_name]]
 
 
 def _own_descriptions(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
@@ -138,19 +128,9 @@ def _own_descriptions(path: Path, class_names: Sequence[str]) -> dict[str, list[
     return found
 
 
-def require_different(class_names: Sequence[str]) -> None:
-    """Raises UserError where two classes have one name."""
-    places: dict[str, int] = {}
-    for place, name in enumerate(class_names):
-        if name in places:
-            raise UserError(f"the class name {name!r} stands at {places[name]} and at {place}; "
-                            "each class needs a name of its own")
-        places[name] = place
-
-
 def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                     names: str | Path = "") -> list[str]:
-    """One sentence a class, always "a photo of a NAME.", as those methods have it that train a text tower.
+    """Return a sentence a class, always "a photo of a NAME.", as methods have it that train a text tower.
 
     folder, names: as for `class_sentences`.
     """
@@ -159,18 +139,14 @@ def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
 
 def display_names(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                   names: str | Path = "") -> list[str]:
-    """What to call each class. folder, names: as for `class_sentences`."""
-    prompts = with_own_words(load(folder or None), class_names, names)
+    """Return what to call each class. folder, names: as for `class_sentences`."""
+    prompts = _with_own_words(load(folder or None), class_names, names)
     return [display_name(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
-def with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
-                   templates: str | Path = "") -> Prompts:
-    """The prompts with a user's names and templates in place of theirs.
-
-    Raises:
-        UserError: no such file, a line that does not parse, a class that there is not or twice.
-    """
+def _with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
+                    templates: str | Path = "") -> Prompts:
+    """The prompts with a user's names and templates in place of theirs."""
     if names:
         own = _read_names(Path(names))
         _require_known(names, own, class_names)
@@ -195,11 +171,11 @@ def _require_known(file: str | Path, found: Iterable[str], class_names: Sequence
 
 
 def display_name(class_name: str, domain: str | None = None, prompts: Prompts | None = None) -> str:
-    """What to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
-    return name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
+    """Return what to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
+    return _name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
 
 
-def name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> tuple[str, str]:
+def _name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> tuple[str, str]:
     """(name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
     name, article = prompts.names.get(class_name, (None, None))
     if name is None:
@@ -208,9 +184,10 @@ def name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> t
 
 
 def plain_name(class_name: str, domain: str = "") -> str:
-    """The rule for a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix".
+    """Return what to call a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix".
 
-    A number in front, as CUB-200 and Caltech-256 have it ("001.Black_footed_Albatross"), goes too.
+    The domain goes, underscores become spaces, camel case is split. A number in front, as CUB-200 and Caltech-256 have
+    it ("001.Black_footed_Albatross"), goes too.
     """
     prefix = f"{domain}_"
     name = class_name[len(prefix):] if domain and class_name.startswith(prefix) else class_name
@@ -220,7 +197,7 @@ def plain_name(class_name: str, domain: str = "") -> str:
 
 
 def indefinite_article(name: str) -> str:
-    """"a" or "an", by the sound that the name begins with: a unicorn, an hour, an SUV, an 18-wheeler."""
+    """Return "a" or "an", by the sound that the name begins with: a unicorn, an hour, an SUV, an 18-wheeler."""
     word = re.split(r"[\s-]", name.strip(), maxsplit=1)[0]
     if re.fullmatch(r"[A-Z]{1,3}s?", word):
         return "an" if word[0] in SPELLED_WITH_VOWEL else "a"
@@ -228,16 +205,13 @@ def indefinite_article(name: str) -> str:
 
 
 def fill(template: str, name: str, article: str | None = None) -> str:
-    """Puts a name into a template; `a {}` and `an {}` take the name with its own article.
+    """Put a class's display name into a template; `a {}` and `an {}` take the name with its own article.
 
-    Args:
-        template: text with at least one {}.
-        name: the class's display name.
-        article: "a", "an" or "" for none; by default by the sound of the name.
+    article: "a", "an" or "" for none; by default by the sound of the name.
     """
     article = indefinite_article(name) if article is None else article
 
-    def phrase(slot: "re.Match[str]") -> str:
+    def phrase(slot: re.Match[str]) -> str:
         if slot.group() == "{}" or not article:
             return name
         return f"{article.capitalize() if slot.group()[0] == 'A' else article} {name}"
@@ -245,24 +219,18 @@ def fill(template: str, name: str, article: str | None = None) -> str:
     return SLOT.sub(phrase, template)
 
 
-def builtin_folder() -> Path:
-    """The prompts that come with the package: inside it when installed, beside it in a checkout."""
-    return shipped_folder("prompt_data", "prompts")
-
-
 def load(folder: str | Path | None = None) -> Prompts:
-    """Reads a prompts folder, by default the built-in one (once).
+    """Return a prompts folder's content, by default the package's (read once).
 
-    Raises:
-        UserError: no such folder; no templates; a template without {}; a table line or a JSON file that
-            does not parse; a class twice.
+    Raise UserError if there is no such folder, no templates, one without {}, a file that does not parse, or a class
+    twice.
     """
     return _load_builtin() if folder is None else _load(Path(folder))
 
 
 @functools.cache
 def _load_builtin() -> Prompts:
-    return _load(builtin_folder())
+    return _load(shipped_folder("prompt_data", "prompts"))
 
 
 def _load(folder: Path) -> Prompts:
@@ -284,9 +252,7 @@ def _load(folder: Path) -> Prompts:
 
 
 def _read_templates(path: Path) -> list[str]:
-    templates = []
-    for number, line in _lines(path):
-        templates.append(_template(line, path, number))
+    templates = [_template(line, path, number) for number, line in _lines(path)]
     if not templates:
         raise UserError(f"{path} holds no template; write lines like `a photo of a {{}}`")
     return templates
@@ -321,13 +287,10 @@ def _read_descriptions(path: Path) -> dict[str, list[str]]:
         return dict(pairs)
 
     data = read_json(read_text(path), str(path), once)
-    if not isinstance(data, dict) or not all(_is_sentences(value) for value in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(lines, list) and all(
+            isinstance(line, str) and line.strip() and is_utf8(line) for line in lines) for lines in data.values()):
         raise UserError(f"{path}: it must be {{raw class name: [sentence, ...]}}")
     return data
-
-
-def _is_sentences(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(line, str) and line.strip() and is_utf8(line) for line in value)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -4,11 +4,7 @@ The contest lets each class have any k of its images, and it has hundreds. A ran
 or a mislabelled photo, or the same scene twice. Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM)
 in CLIP's feature space: the k images for which the sum of each image's distance 1 - x·x' to the nearest of them is
 least, so that they cover what the class looks like. The rows that lie farthest from the rest, or are read as another
-class, may not be chosen and need not be covered.
-
-Of the rules tried on re-split suites (benchmarks/selection.py), choosing the rows nearest to the class's mean was
-worse than a random draw: shots that look alike say little of the class, and leave-one-shot-out takes it for easier
-than it is.
+class, may not be chosen and need not be covered. docs/selection.md has what else was tried.
 
 Letters: m images of one class's pool, k shots, K classes, D feature width.
 """
@@ -17,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -40,34 +37,32 @@ class Source(Protocol):
 
 
 def medoids(distance: np.ndarray, k: int) -> list[int]:
-    """Indices of k medoids under an (m, m) distance matrix: greedy start, then swaps while they help."""
+    """Return indices of k medoids under an (m, m) distance matrix: greedy start, then swaps while they help."""
     m = len(distance)
     if m <= k:
         return list(range(m))
     chosen: list[int] = []
-    nearest = np.full(m, np.inf)
+
+    def best_beside(others: list[int]) -> tuple[int, np.ndarray]:
+        reach = distance[:, others].min(axis=1) if others else np.full(m, np.inf)
+        cost = np.minimum(distance, reach[:, None]).sum(axis=0)
+        cost[others] = np.inf
+        return int(cost.argmin()), cost
+
     for _ in range(k):
-        cost = np.minimum(distance, nearest[:, None]).sum(axis=0)
-        cost[chosen] = np.inf
-        chosen.append(int(cost.argmin()))
-        nearest = np.minimum(nearest, distance[:, chosen[-1]])
+        chosen.append(best_beside(chosen)[0])
     improved = True
     while improved:
         improved = False
         for place in range(k):
-            others = chosen[:place] + chosen[place + 1:]
-            reach = distance[:, others].min(axis=1) if others else np.full(m, np.inf)
-            cost = np.minimum(distance, reach[:, None]).sum(axis=0)
-            cost[others] = np.inf
-            best = int(cost.argmin())
+            best, cost = best_beside(chosen[:place] + chosen[place + 1:])
             if cost[best] < cost[chosen[place]] - 1e-9:
-                chosen[place] = best
-                improved = True
+                chosen[place], improved = best, True
     return sorted(chosen)
 
 
 def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> list[int]:
-    """k of a class's (m, D) unit rows that stand for it, as sorted indices.
+    """Return k of a class's (m, D) unit rows that stand for it, as sorted indices.
 
     text (K, D): every class's text row, to tell rows that are read as another class than `label`.
     """
@@ -88,11 +83,11 @@ def standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
-def choose_representative(labelled: Sequence[tuple[str, int]], rows: np.ndarray, text: np.ndarray,
-                          k: int) -> list[tuple[str, int]]:
-    """k images of each class from a pool: `labelled` (path, class id) with their (n, D) unit rows."""
+def choose_representative(labelled: Sequence[LabelledPath], rows: np.ndarray, text: np.ndarray,
+                          k: int) -> list[LabelledPath]:
+    """Return k images of each class from a pool: `labelled` (path, class id) with their (n, D) unit rows."""
     labels = np.array([label for _, label in labelled], np.int64)
-    chosen: list[tuple[str, int]] = []
+    chosen: list[LabelledPath] = []
     for label in np.unique(labels):
         inside = sorted(np.flatnonzero(labels == label), key=lambda index: natural_key(labelled[index][0]))
         chosen += [labelled[inside[i]] for i in representative(rows[inside], k, text, int(label))]
@@ -120,11 +115,10 @@ def caution(select: str, shot_list: str = "") -> str:
 
 def choose(data: DataSet, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
            pool: int = 64, shot_list: str = "") -> list[LabelledPath]:
-    """The shots of a run: a list, a seeded draw, or representative of a larger pool.
+    """Return the shots of a run: a list, a seeded draw, or representative of a larger pool.
 
     source: encodes the pool, a seeded draw too. text (K, D): the classes' text rows.
-    Raises:
-        UserError: fewer images than shots, or a shot list that does not fit the data set.
+    Raise UserError if there are fewer images than shots, or the shot list does not fit the data set.
     """
     drawn = choose_shots(data, shots, seed, shot_list or None)  # complains of classes that are too small
     if shot_list or select == "random" or shots == 0:
@@ -137,8 +131,7 @@ def choose(data: DataSet, source: Source, text: np.ndarray, shots: int, seed: in
 
 def shortage(data: DataSet, shots: int) -> str:
     """What to say where classes of a plain tree have fewer images than shots; "" where all have enough."""
-    counts = [len(paths) for paths in _paths_by_class(data) if paths]
-    few = [count for count in counts if count < shots]
+    few = [len(paths) for paths in _paths_by_class(data).values() if len(paths) < shots]
     if not data.plain or not few:
         return ""
     return (f"{count_of(len(few), 'class has', 'classes have')} fewer than {shots} images (the fewest: {min(few)}); "
@@ -147,58 +140,50 @@ def shortage(data: DataSet, shots: int) -> str:
 
 def choose_shots(data: DataSet, shots: int = 4, seed: int = 0,
                  shot_list: PathLike | None = None) -> list[LabelledPath]:
-    """The training images to learn from: `shots` of every class that has any, sorted by class.
+    """Return the training images to learn from: `shots` of every class that has any, sorted by class.
 
     The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
 
     A class's images are ordered by the SHA-256 of seed and path, and the first ones taken: the same on every
     machine and Python, whatever the other classes are; fewer shots are always a part of more.
 
-    Args:
-        data: the data set.
-        shots: images a class; 0 for none at all.
-        seed: another seed, another choice.
-        shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
-
-    Raises:
-        UserError: a class of the contest has fewer images than shots (but some); what is wrong with the shot list.
+    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
+    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
     """
     if shot_list is not None:
         return read_shot_list(shot_list, data)
     if shots < 0:
         raise UserError(f"--shots is {shots}; it must be 0 or more")
-    by_class = _paths_by_class(data)
-    for label, paths in enumerate(by_class):
-        if 0 < len(paths) < shots and not data.plain:
-            fewest = min(len(others) for others in by_class if others)
-            raise UserError(f"class {data.class_names[label]} has {count_of(len(paths), 'training image')}, "
-                            f"fewer than the {shots} shots asked for; use --shots {fewest} or a --shot-list")
+    counts = {label: len(paths) for label, paths in sorted(_paths_by_class(data).items())}
+    few = next((label for label, count in counts.items() if count < shots), None)
+    if few is not None and not data.plain:
+        raise UserError(f"class {data.class_names[few]} has {count_of(counts[few], 'training image')}, fewer than the "
+                        f"{shots} shots asked for; use --shots {min(counts.values())} or a --shot-list")
     return draw_pool(data, shots, seed)
 
 
 def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
-    """Up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
+    """Return up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
     drawn = []
-    for label, paths in enumerate(_paths_by_class(data)):
+    for label, paths in _paths_by_class(data).items():
         paths = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())[:most]
-        drawn += [(path, label) for path in sorted(paths, key=natural_key)]
-    return drawn
+        drawn += [(path, label) for path in paths]
+    return by_class(drawn)
 
 
-def _paths_by_class(data: DataSet) -> list[list[str]]:
-    by_class: list[list[str]] = [[] for _ in data.class_names]
+def _paths_by_class(data: DataSet) -> dict[int, list[str]]:
+    paths: dict[int, list[str]] = {}
     for path, label in data.train:
-        by_class[label].append(path)
-    return by_class
+        paths.setdefault(label, []).append(path)
+    return paths
 
 
 def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
-    """Reads chosen training images, `path label` a line, the path below the data folder.
+    """Return chosen training images, `path label` a line, the path below the data folder.
 
-    Warns of classes that have training images, but none in the list.
-    Raises:
-        UserError: no such file; a line that does not parse; an id out of range or other than the data set's; an
-            image twice, absent, elsewhere or of a test set; no line at all.
+    Warn of classes that have training images, but none in the list.
+    Raise UserError if there is no such file or no line, a line does not parse, an id is out of range or other than
+    the data set's, or an image is there twice, absent, elsewhere or of a test set.
     """
     path = Path(path)
     listed = read_labelled(path, len(data.class_names))
@@ -209,14 +194,15 @@ def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     found = locate(Files(data.root), path, [(number, image) for number, image, _ in listed])
     tests = _test_files(data) if any(image not in known for image in found) else {}
     for (number, _, label), image in zip(listed, found):
+        wrong = ""
         if image in seen:
-            raise UserError(f"{path}, line {number}: {image} is on line {seen[image]} too; remove one")
-        if image not in known and image in tests:
-            raise UserError(f"{path}, line {number}: {image} is an image of the test set {tests[image]}, which no "
-                            "model may learn from; take the line out")
-        if known.get(image, label) != label:
-            raise UserError(f"{path}, line {number}: {image} has class {label} here, "
-                            f"but {known[image]} in the data set; was the list made for another board?")
+            wrong = f"is on line {seen[image]} too; remove one"
+        elif image not in known and image in tests:
+            wrong = f"is an image of the test set {tests[image]}, which no model may learn from; take the line out"
+        elif known.get(image, label) != label:
+            wrong = f"has class {label} here, but {known[image]} in the data set; was the list made for another board?"
+        if wrong:
+            raise UserError(f"{path}, line {number}: {image} {wrong}")
         seen[image] = number
     without = sorted(set(known.values()) - {label for _, _, label in listed})
     if without:
@@ -229,13 +215,11 @@ def _test_files(data: DataSet) -> dict[str, str]:
     """The images of all test sets that can be read, and which one each is of."""
     found: dict[str, str] = {}
     for name in data.splits:
-        try:
+        with suppress(UserError):  # a test set that is not there
             found.update(dict.fromkeys(data.split(name).files, name))
-        except UserError:  # a test set that is not there
-            continue
     return found
 
 
 def write_shot_list(path: PathLike, shots: Iterable[LabelledPath]) -> None:
-    """Writes chosen training images in the format that read_shot_list reads."""
+    """Write chosen training images in the format that read_shot_list reads."""
     write_text(path, "".join(f"{image} {label}\n" for image, label in shots))

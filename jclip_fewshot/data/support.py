@@ -18,10 +18,9 @@ from jclip_fewshot.errors import UserError, nearest
 
 
 def read_support(folder: PathLike, class_names: Sequence[str]) -> list[LabelledPath]:
-    """(path, class id) of every image in a folder a class, sorted by class.
+    """Return (path, class id) of every image in a folder a class, sorted by class.
 
-    Raises:
-        UserError: no such folder, no image in it, an image outside the class folders, a folder that is no class.
+    Raise UserError if there is no such folder, no image in it, one outside the class folders, or a folder is no class.
     """
     folder = _existing(folder, "--support")
     ids = {name: label for label, name in enumerate(class_names)}
@@ -41,16 +40,12 @@ def read_support(folder: PathLike, class_names: Sequence[str]) -> list[LabelledP
 
 
 def named_below(folder: PathLike, images: Sequence[LabelledPath]) -> list[LabelledPath]:
-    """The images as a run's record calls them, support/<class>/<file>: a record names no path outside its data."""
+    """Return the images as a run's record calls them: support/<class>/<file>, no path outside its data."""
     return [(f"support/{Path(os.path.relpath(path, folder)).as_posix()}", label) for path, label in images]
 
 
 def read_unlabelled(folder: PathLike) -> list[str]:
-    """Paths of every image in a folder and below, in natural order.
-
-    Raises:
-        UserError: no such folder, no image in it.
-    """
+    """Return the path of every image in a folder or below, naturally sorted. Raise UserError if there is none."""
     folder = _existing(folder, "--unlabelled")
     found = [str(parent / name) for parent, images, _ in walk(folder) for name in images]
     if not found:

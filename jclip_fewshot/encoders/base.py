@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.data.recipe import PREPROCESSING, PixelRecipe, clip_recipe
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import content_digest
 
 ROWS, UNPROJECTED = "rows", "unprojected"
-Depth = Union[str, int]  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
+Depth = str | int  # ROWS (D,), UNPROJECTED (W,) before the last projection, or b: the input of block b, (L, W)
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Encoder:
     has_text = True
     context_length = 77
 
-    def __init__(self, name: str, weights_digest: str, precision: str, image_size: int, width: int, scale: float,
-                 batch_size: int, device: str = "cpu", parameters: int = 0, recipe: PixelRecipe | None = None) -> None:
+    def __init__(self, name: str, weights_digest: str, precision: str, image_size: int,  # noqa: PLR0913 all are facts
+                 width: int, scale: float, batch_size: int, device: str = "cpu", parameters: int = 0,
+                 recipe: PixelRecipe | None = None) -> None:
         self.name, self.weights_digest, self.precision = name, weights_digest, precision
         self.image_size, self.width, self.scale = image_size, width, scale
         self.batch_size, self.device, self.parameters = batch_size, device, parameters
@@ -74,17 +76,13 @@ class Encoder:
         """(B, H, W, 3) RGB of recipe.dtype -> (B, *shape_at(depth)) float32."""
         raise NotImplementedError
 
-    def texts(self, tokens: np.ndarray) -> np.ndarray:
+    def texts(self, tokens: np.ndarray) -> np.ndarray:  # noqa: ARG002 for those that have text
         """(B, L) int32 -> (B, D) float32."""
-        raise NotImplementedError
+        raise UserError(f"{self.name} has no text tower")
 
-    def tokens(self, sentences: Sequence[str]) -> np.ndarray:
-        """B sentences -> (B, L) int32, L at most context_length.
-
-        Raises:
-            UserError: names a sentence that is too long.
-        """
-        raise NotImplementedError
+    def tokens(self, sentences: Sequence[str]) -> np.ndarray:  # noqa: ARG002
+        """B sentences -> (B, L) int32, L at most context_length; raise UserError, which names one that is too long."""
+        raise UserError(f"{self.name} has no text tower")
 
     def lengths(self, tokens: np.ndarray) -> np.ndarray:
         """(B, L) -> (B,): how many columns of each text cost something. Texts of like lengths share a batch."""

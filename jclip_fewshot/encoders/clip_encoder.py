@@ -16,7 +16,7 @@ from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, rea
 from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
 from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
-from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth, Encoder, Options
+from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.precision import bfloat16_holds
 from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
 from jclip_fewshot.errors import UserError
@@ -54,15 +54,13 @@ class ClipEncoder(Encoder):
         self._calls = 0
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
-        if depth == ROWS:
-            return (self.width,)
-        return self.model.visual.shape_at(None if depth == UNPROJECTED else depth)
+        return (self.width,) if depth == ROWS else self.model.visual.shape_at(_block(depth))
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         images = self.prepared(pixels)
         if depth == ROWS:
             return self._numpy(self.model.encode_image(images))
-        return self._numpy(self.model.visual.activations(images, None if depth == UNPROJECTED else depth))
+        return self._numpy(self.model.visual.activations(images, _block(depth)))
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
@@ -81,13 +79,18 @@ class ClipEncoder(Encoder):
     def lengths(self, tokens: np.ndarray) -> np.ndarray:
         return self.model.ends(tokens) + 1
 
-    def _numpy(self, features) -> np.ndarray:
+    def _numpy(self, features: jt.Var) -> np.ndarray:
         result = features.numpy()
         self._calls += 1
         if self._calls % COLLECT_EVERY == 0:
             jt.sync_all()
             jt.gc()
         return result
+
+
+def _block(depth: Depth) -> int | None:
+    """The block in whose front a depth is; None behind the last norm."""
+    return None if isinstance(depth, str) else depth
 
 
 def recognises(path: Path) -> bool:
@@ -99,18 +102,15 @@ def recognises(path: Path) -> bool:
 
 
 def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
-    """Open a CLIP.
+    """Open a CLIP; raise UserError as `read_clip` does.
 
     options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
     bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
     elsewhere. Each precision's rows are kept apart in the cache.
-    Raises:
-        UserError: see `read_clip`.
     """
-    said = (options.activation, options.head_width)
-    if is_released(name):  # asked for by OpenAI's name
-        said = OPENAI.image.activation, OPENAI.image.head_width
-    weights, sizes, preprocessing = read_clip(path, *said)
+    own = (OPENAI.image.activation, OPENAI.image.head_width)
+    released = is_released(name)  # asked for by OpenAI's name
+    weights, sizes, preprocessing = read_clip(path, *own if released else (options.activation, options.head_width))
     recipe = recipe_of(preprocessing, sizes.image_resolution, path)
     start(options.device)
     from jclip_fewshot.clip.model import build_model
@@ -127,10 +127,9 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
 
 
 def recipe_of(preprocessing: dict[str, Any], side: int, path: Path) -> PixelRecipe:
-    """What a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
+    """Return what a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
 
-    Raises:
-        UserError: something that is not computed here, or pixels of another size than the tower takes.
+    Raise UserError if something is not computed here, or pixels are of another size than the tower takes.
     """
     if not preprocessing:
         return clip_recipe(side)
@@ -153,7 +152,7 @@ def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | N
 
 def normalize_on_device(pixels: np.ndarray, recipe: PixelRecipe) -> jt.Var:
     """`recipe.normalized`, computed by Jittor: a quarter of the bytes go over the bus."""
-    mean, std = jt.array(np.float32(recipe.mean)), jt.array(np.float32(recipe.std))
+    mean, std = (jt.array(np.array(three, np.float32)) for three in (recipe.mean, recipe.std))
     return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 

@@ -1,17 +1,52 @@
-"""An encoder whose rows are any function of images: what a method computes inside a CLIP when it answers."""
+"""Encoders made of another one: a CLIP with some tensors exchanged, or rows that are any function of its images.
+
+All share the model of the CLIP that they are made of, and have a fingerprint of their own.
+
+B images · K classes · L tokens · W width of the image tower
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_var
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.storage.files import content_digest
 
+if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
+    from jclip_fewshot.clip.model import CLIP
+
 ONE = 100.0  # the last coordinate of `homogeneous`, about as large as the others
+TOKENS = b"tokens-1"  # in the fingerprint: to be raised when a row of `token_encoder` changes
+
+
+class TunedEncoder(ClipEncoder):
+    """`base` with `tensors` in the place of its own, {OpenAI's name: array in the model's layout}.
+
+    The tensors are in place while this encoder answers, and at no other time.
+    """
+
+    def __init__(self, base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> None:
+        arrays = {key: np.ascontiguousarray(tensors[key], np.float32) for key in sorted(tensors)}
+        parts = [base.weights_digest.encode(), *(part for key, array in arrays.items()
+                                                 for part in (key.encode(), array.tobytes()))]
+        super().__init__(base.model, name, content_digest(b"\0".join(parts)).hex(), base.batch_size, base.tokens,
+                         base.recipe)
+        self._tensors = {key: jt.array(array).cast(base.model.dtype).stop_grad() for key, array in arrays.items()}
+
+    def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+        with replaced(self.model, self._tensors):
+            return super().images(pixels, depth)
+
+    def texts(self, tokens: np.ndarray) -> np.ndarray:
+        with replaced(self.model, self._tensors):
+            return super().texts(tokens)
 
 
 class FunctionEncoder(ClipEncoder):
@@ -20,13 +55,11 @@ class FunctionEncoder(ClipEncoder):
     said: all that the function depends on beside the weights of `base`, for the fingerprint.
     """
 
-    has_text = False
-
     def __init__(self, base: ClipEncoder, name: str, said: bytes, width: int,
                  function: Callable[[jt.Var], jt.Var]) -> None:
         digest = content_digest(base.weights_digest.encode() + b"\0" + said).hex()
         super().__init__(base.model, f"{base.name} {name}", digest, base.batch_size, base.tokens, base.recipe)
-        self.width, self._function = width, function
+        self.has_text, self.width, self._function = False, width, function
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         if depth != ROWS:
@@ -43,3 +76,27 @@ def homogeneous(logits: jt.Var) -> jt.Var:
 def logits_of(rows: np.ndarray) -> np.ndarray:
     """Return the logits (N, K) that `homogeneous` rows (N, K + 1) of any length stand for."""
     return (ONE * rows[:, :-1] / rows[:, -1:]).astype(np.float32)
+
+
+def last_block(model: CLIP) -> int:
+    """Number of the image tower's last block, whose input `token_rows` takes."""
+    return len(model.visual.transformer.resblocks) - 1
+
+
+def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
+    """x (B, L, W), the input of the last block -> (B, 3W): all of the last tokens as one row.
+
+    CLIP's projection keeps D of W directions of one token. This row is what it leaves out as well: the class token
+    after the last norm, and maximum and minimum over the patches' tokens after it, each of unit length. Mean,
+    deviation and earlier blocks were tried: docs/tuning.md.
+    """
+    tokens = model.visual.ln_post(model.visual.transformer.resblocks[last_block(model)](x))
+    patches = tokens[:, 1:]
+    return jt.concat([unit_var(tokens[:, 0]), unit_var(patches.max(1)), unit_var(patches.min(1))], dim=1)
+
+
+def token_encoder(base: ClipEncoder) -> FunctionEncoder:
+    """`base` with rows of its tokens, (3W,), in the place of its features."""
+    model = base.model
+    return FunctionEncoder(base, "tokens", TOKENS, 3 * model.visual.shape_at(None)[0], lambda images: token_rows(
+        model, model.visual.activations(images, last_block(model)).cast(model.dtype)))

@@ -1,6 +1,6 @@
 """Encoders as ONNX files, run by ONNX Runtime: what the hub has of CLIP, SigLIP, DINOv2 and v3, ConvNeXt, timm, …
 
-    encoder = open_onnx(Path("siglip-base-patch16-224"))  # a folder as Xenova and timm have it, or a file
+    encoder = open_encoder("siglip-base-patch16-224")  # a folder as Xenova and timm have it, or a file
 
 An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime brings
 its own threads and operators and gets on with Jittor in either order of import (a test holds it to that); a child
@@ -16,6 +16,7 @@ import math
 import os
 import string
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.preprocessing import recipe_of, said_in
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 
@@ -66,52 +67,50 @@ def recognises(path: Path) -> bool:
 
 
 def find_files(path: Path) -> Files:
-    """Which ONNX files of a folder, or beside a file, are the towers.
+    """Return which ONNX files of a folder, or beside a file, are the towers.
 
-    Raises:
-        UserError: none, or several of which none has a usual name.
+    Raise UserError if there is none, or several of which none has a usual name.
     """
     if path.is_dir():
         place = next(place for place in (path / "onnx", path) if any(place.glob("*.onnx")))
         found = sorted(file.name for file in place.glob("*.onnx"))
         usual = [name for name in ("vision_model.onnx", "model.onnx") if name in found]
         if not usual and len(found) > 1:
-            raise UserError(f"{path} holds {', '.join(found)}; name the one to use, --model {place / found[0]}")
+            raise UserError(f"{path} holds {', '.join(found)}; name the one to use, {place / found[0]}")
         image = place / (usual or found)[0]
     else:
         image, place = path, path.parent
     if image.name.startswith("text_model"):
         raise UserError(f"{image} is a text tower alone; give the folder that holds its image tower too")
-    folder = place.parent if place.name == "onnx" else place
     texts = [place / image.name.replace("vision_model", "text_model"), place / "text_model.onnx"]
     text = next((file for file in texts if file.is_file()), None) if image.name.startswith("vision_model") else None
     whole = place / "model.onnx"
-    return Files(folder, image, text, whole if whole.is_file() else None)
+    return Files(place.parent if place.name == "onnx" else place, image, text, whole if whole.is_file() else None)
 
 
 class Tower:
     """One ONNX file in a session; `pixels` and `ids` are the names of those inputs, or empty."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, runtime = path, _library("onnxruntime")
         self.external, self.parameters = _external_files(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or cores()
         options.log_severity_level = 4  # errors come back as exceptions
-        wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
         try:
-            self._session = runtime.InferenceSession(str(path), options, [*wanted, "CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(str(path), options, _providers(on_cuda()))
         except Exception as error:  # its exceptions have no common class
             raise UserError(f"{path}: ONNX Runtime cannot read it ({_line(error)}); download it again") from None
         self.inputs = {one.name: one for one in self._session.get_inputs()}
-        self.outputs = [one.name for one in self._session.get_outputs()]
+        self.outputs = {one.name: one.shape for one in self._session.get_outputs()}
+        self.said = self._session.get_modelmeta().custom_metadata_map
         self.pixels = next((name for name, one in self.inputs.items() if len(one.shape) == 4), "")
         self.ids = next((name for name, one in self.inputs.items()
                          if "int" in one.type and len(one.shape) == 2 and "mask" not in name), "")
-        known = {self.pixels, self.ids, "attention_mask"}
-        if set(self.inputs) - known:
-            raise UserError(f"{path} wants {', '.join(sorted(set(self.inputs) - known))}, which is not given here; "
-                            "export image tower and text tower by themselves")
+        others = sorted(set(self.inputs) - {self.pixels, self.ids, "attention_mask"})
+        if others:
+            raise UserError(f"{path} wants {', '.join(others)}, which is not given here; export image tower and text "
+                            "tower by themselves")
 
     def type_of(self, name: str) -> type:
         """NumPy's type of an input."""
@@ -141,60 +140,53 @@ class OnnxEncoder(Encoder):
     """
 
     def __init__(self, name: str, digest: str, recipe: PixelRecipe, image: tuple[Tower, str],
-                 text: tuple[Tower | None, str], words: Words | None, batch_size: int) -> None:
-        (self._image, self._row), (self._text, self._text_row), self._words = image, text, words
-        self.has_text = self._text is not None
-        image, text = self._image, self._text
-        fixed = image.fixed(image.pixels, 0)
-        device = "cuda" if on_cuda() else "cpu"
-        batch = fixed or batch_size or (CUDA_BATCH if device == "cuda" else CPU_BATCH)
-        towers = {tower.path: tower for tower in (image, text) if tower is not None}
-        precision = "float16" if image.type_of(image.pixels) == np.float16 else "float32"
-        self.bias = 0.0
+                 text: tuple[Tower, str] | None, words: Words | None, batch_size: int) -> None:
+        (self._image, self._row), self._text, self._words = image, text, words
+        self.has_text, self.bias = text is not None, 0.0
+        tower = self._image
+        fixed, cuda = tower.fixed(tower.pixels, 0), on_cuda()
+        parameters = {one.path: one.parameters for one, _ in [image, *([text] if text else [])]}
         self.context_length = words.length if words is not None else 0
-        super().__init__(name, digest, precision, recipe.size[0], 0, SCALE, batch, device,
-                         sum(tower.parameters for tower in towers.values()), recipe)
-        blank = np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)
+        super().__init__(name, digest, "float16" if tower.type_of(tower.pixels) == np.float16 else "float32",
+                         recipe.size[0], 0, SCALE, fixed or batch_size or (CUDA_BATCH if cuda else CPU_BATCH),
+                         "cuda" if cuda else "cpu", sum(parameters.values()), recipe)
+        blank: np.ndarray = np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)
         self.width = self.images(blank).shape[1]
         if text is not None:
             width = self.texts(self.tokens([_SENTENCES[0]])).shape[1]
             if width != self.width:
-                raise UserError(f"{image.path.name} gives {self._row} of {self.width} numbers and {text.path.name} "
-                                f"{self._text_row} of {width}: these are not one model's towers, or --output names "
-                                "another one")
+                raise UserError(f"{tower.path.name} gives {self._row} of {self.width} numbers and {text[0].path.name} "
+                                f"{text[1]} of {width}: these are not one model's towers, or {parameter('output')} "
+                                "names another one")
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        if depth != ROWS:
-            self.shape_at(depth)
+        self.shape_at(depth)
         return self.features(self.recipe.normalized(pixels))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> (B, D)."""
         tower = self._image
-        dummy = self._words.blank() if tower.ids and self._words is not None else np.zeros((1, 8), np.int64)
-        found = tower.run({tower.pixels: images, **(self._ids(tower, dummy) if tower.ids else {})}, self._row)
+        blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
+        found = tower.run({tower.pixels: images, **(self._ids(tower, blank) if tower.ids else {})}, self._row)
         if found.ndim == 2:
             return found
         return found[:, 0] if found.ndim == 3 else found.mean(axis=tuple(range(2, found.ndim)))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
-        tower = self._text
-        if tower is None:
-            raise UserError(f"{self.name} has no text tower")
+        if self._text is None:
+            return super().texts(tokens)
+        tower, row = self._text
         blank = np.zeros((1, 3, *self.recipe.size), np.float32)
-        return tower.run({**self._ids(tower, tokens), tower.pixels: blank}, self._text_row)
+        return tower.run({**self._ids(tower, tokens), tower.pixels: blank}, row)
 
     def _ids(self, tower: Tower, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        feeds = {tower.ids: tokens}
-        if "attention_mask" in tower.inputs:
-            feeds["attention_mask"] = (self._words.mask(tokens) if self._words is not None
-                                       else np.ones_like(tokens))
-        return feeds
+        if "attention_mask" not in tower.inputs:
+            return {tower.ids: tokens}
+        mask = self._words.mask(tokens) if self._words is not None else np.ones_like(tokens)
+        return {tower.ids: tokens, "attention_mask": mask}
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
-        if self._words is None:
-            raise UserError(f"{self.name} has no text tower")
-        return self._words.ids(sentences)
+        return super().tokens(sentences) if self._words is None else self._words.ids(sentences)
 
 
 class Words:
@@ -209,7 +201,8 @@ class Words:
         text = text if isinstance(text, dict) else {}
         lengths = (fixed, said.get("model_max_length"), text.get("max_position_embeddings"))
         self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
-        self._tokenizer, self.padding = None, 0
+        self._tokenizer: Any = None
+        self.padding = 0
         if not path.is_file() and family == "clip" and text.get("vocab_size") == CLIP_WORDS:
             return
         if not path.is_file():
@@ -223,11 +216,11 @@ class Words:
         self._tokenizer.enable_truncation(self.length)
         pad = said.get("pad_token") or said_in(folder / "special_tokens_map.json").get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
-        self.padding = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
-        if self.padding is None:
-            self.padding = own.get("pad_id", text.get("pad_token_id"))
-        if not isinstance(self.padding, int):
+        padding = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
+        padding = own.get("pad_id", text.get("pad_token_id")) if padding is None else padding
+        if not isinstance(padding, int):
             raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a padding token")
+        self.padding = padding
         # SigLIP was trained on such texts; its tokenizer.json does this itself or leaves it to whoever calls it
         self._lower = family.startswith("siglip")
         self._plain = said.get("tokenizer_class") == "SiglipTokenizer"
@@ -260,76 +253,57 @@ class Words:
         ends = self._tokenizer is not None and self._tokenizer.encode("").ids[-1:] == [self.padding]  # it pads as well
         return (np.arange(ids.shape[1]) < (length + ends)[:, None]).astype(np.int64)
 
-    def blank(self) -> np.ndarray:
-        """(1, L): an empty sentence."""
-        return self.ids([""])
 
-
-def open_onnx(path: Path, name: str = "", options: Options = Options()) -> OnnxEncoder:
+def open_onnx(path: Path, name: str, options: Options) -> OnnxEncoder:
     """Open a folder or an ONNX file.
 
     options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
     options.output: which of the image tower's outputs is the row; empty for the usual one.
-    Raises:
-        UserError: no ONNX Runtime; a file that is missing, damaged, or says what is not computed here.
+    Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
     """
     start(options.device)
     files = find_files(path)
     config = said_in(files.folder / "config.json")
     recipe = recipe_of(files.folder, config)
-    device = _device()
-    image = Tower(files.image, device)
+    image = Tower(files.image)
     if not image.pixels:
         raise UserError(f"{files.image} takes no pictures (no input has four axes); give an image tower")
-    text = Tower(files.text, device) if files.text is not None else image if image.ids else None
+    tower = Tower(files.text) if files.text is not None else image if image.ids else None
     for axis, side in ((2, recipe.size[0]), (3, recipe.size[1])):
         if image.fixed(image.pixels, axis) not in (0, side):
             raise UserError(f"{files.image} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON beside "
                             f"it makes {side}; they belong to different models")
-    words = Words(files.folder, config, text.fixed(text.ids, 1)) if text is not None else None
-    digest = _digest(files, [image, *([text] if text is not None else [])], options.output, options.cache)
+    words = Words(files.folder, config, tower.fixed(tower.ids, 1)) if tower is not None else None
+    text = (tower, _row_output(tower, TEXT_ROWS)) if tower is not None else None
     row = _row_output(image, IMAGE_ROWS, options.output, str(config.get("model_type", "")))
-    text_row = _row_output(text, TEXT_ROWS, "", "") if text is not None else ""
-    encoder = OnnxEncoder(name or str(path), digest, recipe, (image, row), (text, text_row), words, options.batch_size)
+    digest = _digest(files, {image, *([tower] if tower else [])}, options.output, options.cache)
+    encoder = OnnxEncoder(name or str(path), digest, recipe, (image, row), text, words, options.batch_size)
     if options.dtype not in ("auto", "float32", encoder.precision):
         warn(f"{encoder.name} computes in {encoder.precision}, as its file has it, not in {options.dtype}")
     if text is not None:
-        encoder.scale, encoder.bias = _scale_and_bias(encoder, files, image, device)
+        found = _stored_scale(files.folder)
+        if found is None and files.whole is not None:
+            found = _fitted_scale(encoder, image if files.whole == files.image else Tower(files.whole))
+        found = found or _metadata_scale(image)
+        if not found:
+            warn(f"{encoder.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
+                 f"model.safetensors would); {SCALE:g} is taken")
+        encoder.scale, encoder.bias = found or (SCALE, 0.0)
     return encoder
 
 
-def _row_output(tower: Tower, names: Sequence[str], wanted: str, model_type: str) -> str:
+def _row_output(tower: Tower, names: Sequence[str], wanted: str = "", model_type: str = "") -> str:
     """Which output is the row: the one that is wanted, one of the usual names, or the only one that can be meant."""
-    said = f"{tower.path} gives {', '.join(tower.outputs)}"
-    shapes = {one.name: one.shape for one in tower._session.get_outputs()}
-    if wanted:
-        if wanted not in shapes:
-            raise UserError(f"{said}, and no {wanted}; name one of them with --output")
-        return wanted
-    for name in names:
-        if name in shapes:
-            return name
+    shapes, said = tower.outputs, f"{tower.path} gives {', '.join(tower.outputs)}"
+    if wanted and wanted not in shapes:
+        raise UserError(f"{said}, and no {wanted}; name one of them with {parameter('output')}")
+    usual = [wanted] if wanted else [name for name in names if name in shapes]
     if LAST in shapes and names is IMAGE_ROWS and (model_type in CLASS_TOKEN or len(shapes[LAST]) == 4):
-        return LAST
+        usual.append(LAST)
     flat = [name for name, shape in shapes.items() if len(shape) == 2 and not name.startswith("logits")]
-    if len(flat) == 1:
-        return flat[0]
-    raise UserError(f"{said}; none of them is known to be the row of features: name it with --output")
-
-
-def _scale_and_bias(encoder: OnnxEncoder, files: Files, image: Tower, device: str) -> tuple[float, float]:
-    """Of the cosines: stored in the checkpoint or in the ONNX file beside the towers, or read off what it computes."""
-    stored = _stored_scale(files.folder)
-    if stored is None and files.whole is not None:
-        whole = image if files.whole == files.image else Tower(files.whole, device)
-        stored = _fitted_scale(encoder, whole)
-    if stored is None:
-        stored = _metadata_scale(image)
-    if stored is None:
-        warn(f"{encoder.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
-             f"model.safetensors would); {SCALE:g} is taken")
-        stored = SCALE, 0.0
-    return stored
+    if not usual and len(flat) != 1:
+        raise UserError(f"{said}; none of them is known to be the row of features: name it with {parameter('output')}")
+    return (usual or flat)[0]
 
 
 def _stored_scale(folder: Path) -> tuple[float, float] | None:
@@ -350,22 +324,20 @@ def _stored_scale(folder: Path) -> tuple[float, float] | None:
 
 def _metadata_scale(tower: Tower) -> tuple[float, float] | None:
     """What our own export writes into its files."""
-    said = tower._session.get_modelmeta().custom_metadata_map
     try:
-        return (float(said["logit_scale"]), float(said.get("logit_bias", 0))) if "logit_scale" in said else None
-    except ValueError:
+        return float(tower.said["logit_scale"]), float(tower.said.get("logit_bias", 0))
+    except (KeyError, ValueError):
         return None
 
 
 def _fitted_scale(encoder: OnnxEncoder, whole: Tower) -> tuple[float, float] | None:
     """The straight line through the logits of both towers against the cosines: exact but for rounding."""
-    needed = {"logits_per_image", "image_embeds", "text_embeds"}
-    if not (needed <= set(whole.outputs) and whole.ids and whole.pixels):
+    wanted = "image_embeds", "text_embeds", "logits_per_image"
+    if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
         return None
     drawn = np.random.default_rng(0).integers(0, 256, (2, *encoder.recipe.size, 3)).astype(encoder.recipe.dtype)
     feeds = {whole.pixels: encoder.recipe.normalized(drawn), **encoder._ids(whole, encoder.tokens(_SENTENCES))}
-    image, text, logits = (whole.run(feeds, name).astype(np.float64)
-                           for name in ("image_embeds", "text_embeds", "logits_per_image"))
+    image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
     cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
     scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)
     if np.abs(scale * cosines + bias - logits.reshape(-1)).max() > 1e-2 or scale <= 0:
@@ -373,19 +345,18 @@ def _fitted_scale(encoder: OnnxEncoder, whole: Tower) -> tuple[float, float] | N
     return float(scale), float(bias)
 
 
-def _digest(files: Files, towers: Sequence[Tower], output: str, cache: FeatureCache | None) -> str:
+def _digest(files: Files, towers: set[Tower], output: str, store: FeatureCache | None) -> str:
     """Of all that the rows depend on: the graphs, their weights beside them, the JSON files, the output."""
     paths = {path for tower in towers for path in (tower.path, *tower.external)}
     paths |= {files.folder / name for name in _JSON if (files.folder / name).is_file()}
-    said = [f"{path.name} {file_digest(path, cache)}" for path in sorted(paths)]
+    said = [f"{path.name} {file_digest(path, store)}" for path in sorted(paths)]
     return content_digest(json.dumps([*said, output]).encode()).hex()
 
 
 def _external_files(path: Path) -> tuple[list[Path], int]:
-    """The files beside a graph that hold its weights, and how many numbers these and the graph hold.
+    """Return the files beside a graph that hold its weights, and how many numbers these and the graph hold.
 
-    Raises:
-        UserError: no ONNX file; a weight file that is missing, or that would lie outside the graph's folder.
+    Raise UserError if it is no ONNX file, or a weight file is missing or would lie outside the graph's folder.
     """
     onnx = _library("onnx")
     try:
@@ -421,13 +392,13 @@ def _tensors(graph: Any) -> list[Any]:
     return found
 
 
-def _device() -> str:
-    if not on_cuda():
-        return "cpu"
-    if "CUDAExecutionProvider" in _library("onnxruntime").get_available_providers():
-        return "cuda"
-    warn("this ONNX Runtime has no CUDA (pip install onnxruntime-gpu); the encoder runs on the CPU")
-    return "cpu"
+@cache
+def _providers(cuda: bool) -> list[str]:
+    if cuda and "CUDAExecutionProvider" in _library("onnxruntime").get_available_providers():
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if cuda:
+        warn("this ONNX Runtime has no CUDA (pip install onnxruntime-gpu); the encoder runs on the CPU")
+    return ["CPUExecutionProvider"]
 
 
 def _library(name: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,30 +12,30 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import write_text
+from jclip_fewshot.storage.json_files import read_json, write_json
 
 COSINE = 0.9995  # the least of any image or sentence to its float32 features; docs/speed.md
 VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
 _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
 
-def bfloat16_holds(encoder, folder: Path | None = None) -> bool:
-    """Whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
+def bfloat16_holds(encoder: Any, folder: Path | None = None) -> bool:
+    """Return whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE.
 
     False too where the processor is no faster by it. A few drawn images and sentences are encoded both ways, once for a
     checkpoint where there is a folder to remember it in. The encoder is left as it was.
     """
     if not cpu.bfloat16_is_faster():
         return False
-    file = Path(folder, VERDICTS) if folder is not None else None
-    verdicts = _read(file)
+    file, verdicts = Path(folder, VERDICTS) if folder is not None else None, {}
+    if file is not None:
+        with contextlib.suppress(UserError):  # none yet, or a damaged one
+            verdicts = read_json(file, dict[str, float])
     if encoder.weights_digest not in verdicts:
         verdicts[encoder.weights_digest] = least_cosine(encoder)
         if file is not None:
-            try:
-                write_text(file, json.dumps(verdicts, indent=1) + "\n")
-            except (OSError, UserError):
-                pass  # a cache that cannot be written to is reported when rows are
+            with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to is reported with the rows
+                write_json(file, verdicts)
     cosine = verdicts[encoder.weights_digest]
     if not cosine >= COSINE:
         warn(f"{encoder.name}: bfloat16 would change its features (cosine {cosine:.5f}); computing in float32")
@@ -42,7 +43,7 @@ def bfloat16_holds(encoder, folder: Path | None = None) -> bool:
     return True
 
 
-def least_cosine(encoder) -> float:
+def least_cosine(encoder: Any) -> float:
     """The least cosine between bfloat16 and float32 rows of a few images and sentences."""
     model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
     before, rows = model.matrices.precision, []
@@ -62,11 +63,3 @@ def drawn_images(size: int) -> np.ndarray:
         places = np.arange(size) * cells // size
         images.append(field[places][:, places])
     return np.stack(images).astype(np.uint8)
-
-
-def _read(file: Path | None) -> dict:
-    try:
-        verdicts = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-        return {name: float(cosine) for name, cosine in verdicts.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}

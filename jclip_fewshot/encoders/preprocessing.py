@@ -46,10 +46,9 @@ def said_in(path: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
-    """What a model's folder says of its pixels. config: what its config.json holds.
+    """Return what a model's folder says of its pixels. config: what its config.json holds.
 
-    Raises:
-        UserError: nothing is said, or something that is not computed here.
+    Raise UserError if nothing is said, or something that is not computed here.
     """
     if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
         return checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
@@ -77,10 +76,9 @@ def checked(read: Any, said: Any, path: Path) -> PixelRecipe:
 
 
 def from_transformers(said: dict[str, Any]) -> PixelRecipe:
-    """Of a preprocessor_config.json, in the form of any year.
+    """Return the recipe of a preprocessor_config.json, in the form of any year.
 
-    Raises:
-        UserError: a key whose effect is not computed here, or one that is missing.
+    Raise UserError if a key's effect is not computed here, or a key is missing.
     """
     kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
     family = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
@@ -94,7 +92,7 @@ def from_transformers(said: dict[str, Any]) -> PixelRecipe:
     if not said.get("do_resize", True):
         raise UserError("do_resize is off: the encoder takes pictures of any size, which is not computed here")
     scale, resize = _transformers_size(said["size"], family in _SQUARE)
-    size, crop = scale, said.get("crop_size")
+    size, crop = scale, said.get("crop_size", {})
     if family == "ConvNext":
         if scale[0] < 384:
             scale, resize = (int(scale[0] / said["crop_pct"]),) * 2, SHORT
@@ -125,19 +123,17 @@ def _transformers_normal(said: dict[str, Any]) -> tuple[tuple[float, ...], tuple
     if said.get("do_normalize", True):
         mean, std = (list(map(float, said[key])) for key in ("image_mean", "image_std"))
     factor = 255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
-    if abs(factor - 1) < 1e-6:
-        factor = 1.0
-    offset = 1.0 if said.get("rescale_offset") else 0.0
-    once = [s / factor for s in std]
-    if said.get("include_top") and said.get("do_normalize", True):  # EfficientNet divides a second time
-        once = [s * s / factor for s in std]
-    return tuple((m + offset) / factor for m in mean), tuple(once)
+    factor = 1.0 if abs(factor - 1) < 1e-6 else factor
+    if said.get("include_top"):  # EfficientNet divides a second time
+        std = [s * s for s in std]
+    return tuple((m + bool(said.get("rescale_offset"))) / factor for m in mean), tuple(s / factor for s in std)
 
 
 def from_timm(said: dict[str, Any]) -> PixelRecipe:
     """Of the pretrained_cfg in timm's config.json."""
-    size = tuple(int(side) for side in said["input_size"][1:])
-    scale = tuple(math.floor(side / float(said.get("crop_pct") or 0.875)) for side in size)
+    height, width = (int(side) for side in said["input_size"][1:])
+    size, share = (height, width), float(said.get("crop_pct") or 0.875)
+    scale = math.floor(height / share), math.floor(width / share)
     mode = said.get("crop_mode") or "center"
     resize = {"squash": SQUASH, "border": FIT, "center": SHORT if scale[0] == scale[1] else COVER}.get(mode)
     if resize is None:

@@ -34,10 +34,9 @@ FAMILIES = {
 
 
 def family_of(path: Path) -> str:
-    """The name of the family that a file or a folder belongs to.
+    """Return the name of the family that a file or a folder belongs to.
 
-    Raises:
-        UserError: it belongs to none, or cannot be read.
+    Raise UserError if it belongs to none, or cannot be read.
     """
     trouble = None  # of a file that one family cannot read, and another might
     for name, family in FAMILIES.items():
@@ -60,8 +59,7 @@ def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None =
     """Open a model of any family, by the name of a released CLIP, a file or a folder.
 
     download_root: where a model given by name is looked for, and downloaded to. options: see `Options`.
-    Raises:
-        UserError: no such model, one of no known family, or a damaged one.
+    Raise UserError if there is no such model, or it is of no known family or damaged.
     """
     path = find_checkpoint(name_or_path, download_root)
     return FAMILIES[family_of(path)].open(path, str(name_or_path), Options(**options))

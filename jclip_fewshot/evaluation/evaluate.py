@@ -118,7 +118,7 @@ def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
 def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name: None) -> dict:
     """Scores of every method on the suite, and which test rows each got right.
 
-    Returns {"suite", "n", "k", "methods": {name: {"top1", "top5", "macro", "domains", "seconds",
+    Returns {"suite", "n", "k", "methods": {name: {"top1", "top5", "class_mean", "domains", "seconds",
     "megabytes"}}, "settings": {name: {...}}, "correct": {name: a 0 or 1 a row}}.
     """
     found, costs = predict(suite, pipeline, on_method)

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jclip_fewshot.console import columns, filled
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 
 TOP = 5
+# what record.json says of a method's fit beyond its settings
+ONLY_RECORDED = {"chosen_by", "converged", "in_ensemble", "bias_spread", "unseen_offset", "iterations", "epochs"}
 
 
 def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
@@ -55,7 +58,7 @@ def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
     """Scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
 
-    Returns {"top1", "top5", "macro", "domains": {domain: {"n", "top1", "top5"}}}; "macro" is the
+    Returns {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
     mean over the classes that occur of their top-1. Domains are left out where classes have none.
     """
     first = best[:, 0] == labels
@@ -63,7 +66,7 @@ def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
     counts = np.bincount(labels)
     hits = np.bincount(labels, weights=first)
     result = {"top1": percent(first), "top5": percent(any_of_five),
-              "macro": percent(hits[counts > 0] / counts[counts > 0]), "domains": {}}
+              "class_mean": percent(hits[counts > 0] / counts[counts > 0]), "domains": {}}
     of_image = np.asarray(domains)[labels]
     for domain in dict.fromkeys(domains):
         inside = of_image == domain
@@ -81,8 +84,10 @@ def percent(hits: np.ndarray) -> float:
 def score_methods(answers: dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
                   domains: Sequence[str]) -> dict[str, dict]:
     """{method: score} of {method: (R, K) logits or probabilities of the readable images} against (N,) labels."""
-    return {name: score(with_unreadable(best_classes(answer), answer, readable, len(truth)), truth, domains)
+    known = truth != UNKNOWN
+    best = {name: with_unreadable(best_classes(answer), answer, readable, len(truth))
             for name, answer in answers.items()}
+    return {name: score(lines[known], truth[known], domains) for name, lines in best.items()}
 
 
 def refining_gain(scores: dict[str, dict]) -> tuple[float, float] | None:
@@ -153,7 +158,7 @@ def score_table(methods: dict[str, dict]) -> str:
     header = ["method", "top-1", "top-5", "class mean"] + domains + extra
     rows = []
     for name, scores in methods.items():
-        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['macro']:.2f}"]
+        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['class_mean']:.2f}"]
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
         row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
         rows.append(row)
@@ -161,16 +166,16 @@ def score_table(methods: dict[str, dict]) -> str:
 
 
 def settings_table(settings: dict[str, dict]) -> str:
-    """A row a method: its cross-validated top-1 and what it chose on the shots."""
+    """Return a row for each method: its top-1 on held-out shots and the numbers that it chose on the shots."""
     rows = []
     for name, chosen in settings.items():
         score = chosen.get("held_out_top1")
-        said = ", ".join(f"{key} {_short(value)}" for key, value in chosen.items()
-                         if not key.startswith("held_out_"))
+        said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in chosen.items()
+                         if not key.startswith("held_out_") and key not in ONLY_RECORDED)
         rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths(rows, 2)
+    widths = _widths([["method", "top-1"], *rows], 2)
     begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'cv':>{widths[1]}}  chosen on the shots"
+    header = f"{'method':{widths[0]}}  {'top-1':>{widths[1]}}  chosen on the shots"
     return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
                                  for row in rows])
 

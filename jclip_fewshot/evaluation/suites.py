@@ -42,10 +42,18 @@ def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
         raise UserError(f"{suite.name}: class {shown(suite.classes[short[0]])} has {suite.task.counts[short[0]]} "
                         f"shots, fewer than --shots {shots}; the most that all have is "
                         f"{min(count for count in suite.task.counts if count)}")
+    return replace(suite, task=suite.task.take(drawn(labels, shots, seed)))
+
+
+def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
+    """Return which shots with `labels` (S,) are among `shots` of their class, (S,) bool; a small class gives all.
+
+    seed: 0 takes a class's first ones, any other seed draws them.
+    """
     order = np.arange(len(labels)) if seed == 0 else np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels), np.int64)
     place[order] = fold_of_shots(labels[order])
-    return replace(suite, task=suite.task.take(place < shots))
+    return place < shots
 
 
 def load_suite(path: str | Path) -> Suite:

@@ -16,18 +16,19 @@ Letters: N images, V views an image, K classes, D feature width, H, W pixels, B 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import progress, tell, warn
-from jclip_fewshot.data.decode import Decoder, Recipe
+from jclip_fewshot.data.decode import Decoder, Done, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.row_store import as_keys
+from jclip_fewshot.storage.row_store import RowStore, as_keys
 
 TEXT_BATCH = 64
 TEXT_STEP = 8  # the last texts are filled up to a multiple of this
@@ -35,117 +36,109 @@ IMAGES_A_WORKER = 64  # fewer are decoded sooner than a worker starts
 FILES_A_WORKER = 512  # the same for reading alone
 
 Bad = dict[int, str]
-OnStart = Callable[[int], None]
 
 
-def encode_images(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
-                  seed: int = 0, workers: int | None = None, as_seen: bool = False,
-                  shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
-                  on_start: OnStart = lambda images: None) -> tuple[np.ndarray, Bad]:
-    """Feature rows of image files.
-
-    paths: N files. cache: where rows are looked for and kept; None computes them all.
-    views: 0 is the encoder's own preprocessing; more is the mean of that many random views, seeded by `seed`
-        and the image's content (Tip-Adapter's: crops of half the area and more, flips), normalised again.
-    workers: decoding processes; None fits them to the machine, 0 decodes in this process.
-    as_seen: turns pictures as their EXIF data says and lays transparent ones on white, which CLIP's own
-        preprocessing does not.
-    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache
-        does not have them. Afterwards every rank calls again without it and finds all rows in the common
-        cache.
-    view: with views = 0, another of the test-time views than the first (decode.test_view).
-    on_start: told before the first batch how many images this process will encode.
-
-    Returns:
-        rows (N, D) float32, unit length, and bad {index: reason}: images that could not be decoded; rows of
-        zeros.
-    Raises:
-        UserError: a worker died; the encoder gave rows that are no numbers.
-        KeyboardInterrupt: Ctrl-C; says how many are encoded and whether they are in the cache. Workers are stopped.
-    """
-    rows, bad = encode_views(encoder, paths, cache=cache, views=views, seed=seed, workers=workers,
-                             as_seen=as_seen, shard=shard, stage=stage, on_start=on_start, view=view)
+def encode_images(encoder: Encoder, paths: Sequence, **how: Any) -> tuple[np.ndarray, Bad]:
+    """Return unit feature rows (N, D) of N image files, of several random views the mean; else as `encode_views`."""
+    rows, bad = encode_views(encoder, paths, **how)
     return (rows[:, 0] if rows.shape[1] == 1 else unit_rows(rows.mean(axis=1))), bad
 
 
-def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, views: int = 0,
-                 seed: int = 0, workers: int | None = None, as_seen: bool = False,
-                 shard: tuple[int, int] = (0, 1), stage: str = "images", view: int = 0,
-                 on_start: OnStart = lambda images: None, depth: Depth = ROWS) -> tuple[np.ndarray, Bad]:
-    """As `encode_images`, but the rows of the single views: (N, V, D), each of unit length.
+def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, workers: int | None = None,
+                 shard: tuple[int, int] = (0, 1), stage: str = "images", on_start: Callable[[int], Any] | None = None,
+                 depth: Depth = ROWS, **how: Any) -> tuple[np.ndarray, Bad]:
+    """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded,
+    whose rows are zeros.
 
+    cache: where rows are looked for and kept; None computes them all. workers: decoding processes; None fits them to
+    the machine, 0 decodes in this process. on_start: told before the first batch how many images will be encoded.
+    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache does not have
+    them. Afterwards every rank calls again without it and finds all rows in the common cache.
     depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
+    how: `views`, `seed`, `view`, `as_seen` of decode.Recipe; 0 views is the encoder's own preprocessing, more is that
+    many random ones, seeded by `seed` and the image's content (Tip-Adapter's: crops of half the area and more, flips).
+
+    Raise UserError if a worker died, or the encoder gives rows that are no numbers; KeyboardInterrupt, on Ctrl-C, says
+    how many are encoded and whether they are in the cache.
     """
-    recipe = Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
-    views = max(1, views)
-    n, kind = len(paths), np.float32 if depth == ROWS else np.float16
-    rows = np.zeros((n, views) + encoder.shape_at(depth), kind)
-    found = np.zeros(n, bool)
-    marks, store = np.zeros((n, 2), np.uint64), None
+    recipe = recipe_of(encoder, **how)
+    views, n, store = max(1, recipe.views), len(paths), None
+    found, marks = np.zeros(n, bool), np.zeros((n, 2), np.uint64)
+    rows = np.zeros((n, views, *encoder.shape_at(depth)), np.float32 if depth == ROWS else np.float16)
     if cache is not None and n:
-        about = depth_of_rows(encoder, recipe, depth)
-        store = cache.rows(about, rows.shape[1:], kind)
-        store.refresh()
+        store = stored_rows(cache, encoder, recipe, depth)
         digests, known, marks = cache.known_files(paths)
         if len(store):
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
             rows, found = store.get(digests)
             found &= known
 
-    batch_images = _images_a_batch(encoder, views)
-    rank, ranks = shard
-    wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch_images % ranks == rank]
+    batch = _images_a_batch(encoder, views)
+    wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
     if workers is None:
         workers = min(cores(), len(wanted) * views // IMAGES_A_WORKER)
-    workers = min(workers, len(wanted))
-    if wanted:
-        on_start(len(wanted))
-    bad: Bad = {}
-    cached = int(found.sum())
+    cached, bad = int(found.sum()), {}
     finished, total = cached, cached + len(wanted)
-    if cached and wanted:
+    if wanted and on_start is not None:
+        on_start(len(wanted))
+    if wanted and cached:
         tell(f"{stage}: {cached:,} of {total:,} cached")
     named = stage if views == 1 else f"{stage} x {views} views"  # the rate is of images, not of views
-    decoder = Decoder(paths, recipe, batch_images, workers)
-    with decoder, progress(stage=named, unit="images", total=total, initial=cached) as bar:
+    with Decoder(paths, recipe, batch, min(workers, len(wanted))) as decoder, \
+            progress(stage=named, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
-                bad.update((i, result.reason) for i, result in zip(indices, done) if result.reason)
                 features = _encode_batch(encoder, pixels, depth)
-                good = [place for place, result in enumerate(done) if not result.reason]
-                noted = [place for place in good if done[place].note]
-                for place in noted:
-                    warn(f"{paths[indices[place]]}: {done[place].note}")
-                if not _sound(features[good]):
-                    raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, near "
-                                    f"{paths[indices[0]]}: is the checkpoint damaged? (float16 may overflow)")
-                placed = [indices[place] for place in good]
+                good = _usable([paths[i] for i in indices], features, done, encoder.name)
+                bad.update((i, one.reason) for i, one in zip(indices, done) if one.reason)
+                placed = np.asarray(indices)[good]
                 rows[placed] = features[good]
-                kept = [place for place in good if place not in noted]  # so that it is said again the next time
-                if store is not None and kept:
-                    placed = [indices[place] for place in kept]
-                    keys = as_keys([done[place].digest for place in kept])
-                    store.put(keys, rows[placed])
-                    cache.remember_files(marks[placed], keys)
+                keep = np.array([not one.note for one in done])[good]  # a note is to be said again the next time
+                if store is not None and cache is not None and keep.any():
+                    keys = as_keys([done[place].digest for place in np.flatnonzero(good)[keep]])
+                    store.put(keys, rows[placed[keep]])
+                    cache.remember_files(marks[placed[keep]], keys)
                 finished += len(indices)
                 bar.update(len(indices))
         except KeyboardInterrupt:
             kept = " and kept; the same command goes on from there" if store is not None and finished else ""
-            raise KeyboardInterrupt(f"{stage}: {finished:,} of {total:,} are encoded{kept}")
+            raise KeyboardInterrupt(f"{stage}: {finished:,} of {total:,} are encoded{kept}") from None
         finally:
             if cache is not None:
                 cache.flush()
     return rows, bad
 
 
-def depth_of_rows(encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> dict:
-    """What the cache calls the rows of an encoder at a depth."""
-    about = dict(recipe.about(), what="images", encoder=encoder.fingerprint)
-    return about if depth == ROWS else dict(about, depth=depth)
+def _usable(paths: Sequence, features: np.ndarray, done: Sequence[Done], name: str) -> np.ndarray:
+    """Which images of a batch have rows, (n,) bool; what was missing from them is said."""
+    good = np.array([not one.reason for one in done], bool)
+    for path, one in zip(paths, done):
+        if one.note and not one.reason:
+            warn(f"{path}: {one.note}")
+    if not _sound(features[good]):
+        raise UserError(f"the encoder {name} gives rows that are zero or no numbers, near {paths[0]}: is the "
+                        "checkpoint damaged? (float16 may overflow)")
+    return good
 
 
-def _read_unknown(paths, digests, known, marks, recipe, workers, cache) -> None:
-    """Reads the files that the cache has not seen at this place; fills in their `digests` and `known`."""
+def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as_seen: bool = False) -> Recipe:
+    """What becomes of the images of an encoder; without random views the seed says nothing."""
+    return Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
+
+
+def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
+    """The cache's rows of an encoder at a depth."""
+    about = dict(recipe.about(), what="images", encoder=encoder.fingerprint, **({} if depth == ROWS else
+                                                                                {"depth": depth}))
+    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)),
+                       np.float32 if depth == ROWS else np.float16)
+    store.refresh()
+    return store
+
+
+def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, recipe: Recipe,
+                  workers: int | None, cache: FeatureCache) -> None:
+    """Read the files that the cache has not seen at this place; fill in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
     if workers is None:
         workers = min(cores(), len(unknown) // FILES_A_WORKER)
@@ -183,39 +176,32 @@ def _sound(features: np.ndarray) -> bool:
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
                  cache: FeatureCache | None = None) -> np.ndarray:
-    """Text rows of classes: the normalised mean of the normalised rows of each class's sentences.
+    """Return text rows (K, D) of classes: the normalised mean of the normalised rows of each class's sentences.
 
     sentences_by_class: K lists of at least one sentence.
-
-    Returns:
-        (K, D) float32 rows.
-    Raises:
-        UserError: a class without sentences; a sentence that is too long.
+    Raise UserError if a class has no sentence, or a sentence is too long.
     """
     for k, sentences in enumerate(sentences_by_class):
         if not len(sentences):
             raise UserError(f"class {k} has no sentence: give it at least one prompt")
-    different = dict.fromkeys(s for sentences in sentences_by_class for s in sentences)
-    number = {sentence: i for i, sentence in enumerate(different)}
+    number: dict[str, int] = {}
+    places = [[number.setdefault(sentence, len(number)) for sentence in sentences] for sentences in sentences_by_class]
+    if not places:
+        return np.zeros((0, encoder.width), np.float32)
     rows = _encode_sentences(encoder, list(number), cache)
-    means = [rows[[number[s] for s in sentences]].mean(axis=0) for sentences in sentences_by_class]
-    return unit_rows(np.stack(means)) if means else np.zeros((0, encoder.width), np.float32)
+    return unit_rows(np.stack([rows[one].mean(axis=0) for one in places]))
 
 
-def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
+def _encode_sentences(encoder: Encoder, sentences: Sequence[str], cache: FeatureCache | None) -> np.ndarray:
     """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
-    tokens = encoder.tokens(sentences) if sentences else np.zeros((0, 1), np.int32)
-    tokens, back = np.unique(tokens, axis=0, return_inverse=True)
+    tokens, back = np.unique(encoder.tokens(sentences), axis=0, return_inverse=True)
     tokens = np.ascontiguousarray(tokens, np.int32)
-    rows = np.zeros((len(tokens), encoder.width), np.float32)
-    found = np.zeros(len(tokens), bool)
-    keys, store = None, None
-    if cache is not None and len(tokens):
+    keys, store = as_keys([content_digest(row.tobytes()) for row in tokens]), None
+    rows, found = np.zeros((len(tokens), 1, encoder.width), np.float32), np.zeros(len(tokens), bool)
+    if cache is not None:
         store = cache.rows({"what": "texts", "encoder": encoder.fingerprint}, (1, encoder.width))
         store.refresh()
-        keys = as_keys([content_digest(row.tobytes()) for row in tokens])
         rows, found = store.get(keys)
-        rows = rows[:, 0]
     wanted = np.flatnonzero(~found)
     wanted = wanted[np.argsort(encoder.lengths(tokens[wanted]), kind="stable")]
     try:
@@ -223,15 +209,15 @@ def _encode_sentences(encoder, sentences, cache) -> np.ndarray:
             for begin in range(0, len(wanted), TEXT_BATCH):
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
-                features = unit_rows(encoder.texts(tokens[filled])[:len(part)])
-                if not _sound(features[:, None]):
+                features = unit_rows(encoder.texts(tokens[filled])[:len(part)])[:, None]
+                if not _sound(features):
                     raise UserError(f"the encoder {encoder.name} gives text rows that are zero or no numbers: "
                                     "is the checkpoint damaged?")
                 rows[part] = features
                 if store is not None:
-                    store.put(keys[part], features[:, None])
+                    store.put(keys[part], features)
                 bar.update(len(part))
     finally:
         if cache is not None:
             cache.flush()
-    return rows[np.asarray(back).reshape(-1)]
+    return rows[np.asarray(back).reshape(-1), 0]

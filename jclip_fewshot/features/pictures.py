@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,9 @@ from PIL import Image
 from jclip_fewshot.clip.preprocess import eight_bits
 from jclip_fewshot.errors import UserError, shown
 
-Picture = Union[str, Path, Image.Image, np.ndarray]
+Picture = str | Path | Image.Image | np.ndarray
 # one or many: paths, Pillow's images, uint8 pixels (H, W), (H, W, 3) or (N, H, W, 3); or (N, D) rows of numbers
-Images = Union[Picture, Sequence[Picture], np.ndarray]
+Images = Picture | Sequence[Picture] | np.ndarray
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -28,6 +28,11 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
     Raises:
         TypeError: neither pictures nor dense rows. ValueError: complex numbers.
     """
+    for item in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(item, (bytes, bytearray)) or hasattr(item, "read") and not isinstance(item, os.PathLike):
+            raise TypeError("an image's bytes or an open file are not taken: give Image.open(...) of them, or a path")
+        if isinstance(item, str) and item.startswith(("http://", "https://")):
+            raise TypeError(f"{item}: nothing is fetched from the network; download the image and give its path")
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
     if hasattr(images, "tocsr"):

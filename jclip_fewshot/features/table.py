@@ -4,105 +4,94 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.encoders.clip_encoder import file_digest
+from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.arrays import Field, load_arrays
+from jclip_fewshot.task import CLIP_SCALE, Part
 
 _SCHEMA = {"path": Field("text", "N"), "feature": Field("float", "N D", rows=True),
            "classes": Field("text", "K", needed=False), "text": Field("float", "K D", rows=True, needed=False)}
 
 
-@dataclass(frozen=True)
-class FeatureTable:
-    """Features that somebody has computed already: a .npz of `path`, `feature`, and `classes`, `text`.
+class TableSource:
+    """Looks rows up in a .npz of `path`, `feature`, and `classes`, `text`; sentences went into it when it was made.
 
-    path (N,) image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
-    (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32.
+    path (N,) image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes (K,) or,
+    without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
     """
 
-    file: Path
-    index: dict[str, int]
-    feature: np.ndarray             # (N, D) float32 unit rows
-    text: np.ndarray | None      # (K, D) float32 unit rows
-    classes: list[str] | None
-    with_text: bool = True
+    scale = CLIP_SCALE  # a feature file does not say
+    parts = ()  # one encoder
+    model = None  # nothing that could be tuned
 
-    @classmethod
-    def read(cls, file: str | Path, with_text: bool = True) -> FeatureTable:
-        """Reads and checks a file. with_text: False for --features-extra, whose encoder has no text.
+    def __init__(self, file: str | Path, with_text: bool = True) -> None:
+        """Read and check a file. with_text: False for --features-extra, whose encoder has no text.
 
-        Raises:
-            UserError: absent, not an .npz, arrays missing, of other types or of shapes that do not fit; text where
-                none should be.
+        Raise UserError if it is absent, no .npz, or lacks an array, if arrays are of other types or of shapes that do
+        not fit, or if there is text where none should be.
         """
-        file, flag = Path(file), _flag(with_text)
-        content = load_arrays(file, _SCHEMA, others=None, said=f"{flag} {file}")
+        self._given, self._with_text = str(file), with_text
+        self._said = f"{parameter('features' if with_text else 'features_extra')} {file}"
+        content = load_arrays(Path(file), _SCHEMA, others=None, said=self._said)
         if "text" in content and not with_text:
-            raise UserError(f"{flag} {file}: holds text rows, so its encoder has a text tower; give it with "
-                            "--features")
-        paths = [path.replace("\\", "/") for path in content["path"].tolist()]
-        feature, text, classes = unit_rows(content["feature"]), content.get("text"), content.get("classes")
-        if classes is not None:
-            classes = classes.tolist()
-        if text is not None:
-            text = unit_rows(text)
-        index = {path[2:] if path.startswith("./") else path: i for i, path in enumerate(paths)}
-        if len(index) < len(paths):
-            raise UserError(f"{flag} {file}: {len(paths) - len(index)} paths are listed twice")
-        return cls(file, index, feature, text, classes, with_text)
+            raise UserError(f"{self._said}: holds text rows, so its encoder has a text tower; give it with "
+                            f"{parameter('features')}")
+        paths = [path.replace("\\", "/").removeprefix("./") for path in content["path"].tolist()]
+        self.index = {path: number for number, path in enumerate(paths)}
+        if len(self.index) < len(paths):
+            raise UserError(f"{self._said}: {len(paths) - len(self.index)} paths are listed twice")
+        self.feature = unit_rows(content["feature"])
+        self.text = unit_rows(content["text"]) if "text" in content else None
+        self.classes = content["classes"].tolist() if "classes" in content else None
+        self._digest = file_digest(Path(file))
 
-    @property
-    def width(self) -> int:
-        return self.feature.shape[1]
-
-    def lookup(self, paths: Sequence) -> np.ndarray:
-        """(N, D) rows of image paths relative to the data folder.
-
-        Raises:
-            UserError: names the images that the file does not hold.
-        """
+    def images(self, _root: Path | None, paths: Sequence, *_: Any, **__: Any) -> tuple[np.ndarray, dict[int, str]]:
+        """Return (N, D) unit rows of paths below the data folder; raise UserError, which names those it lacks."""
         names = [Path(path).as_posix() for path in paths]
         missing = [name for name in names if name not in self.index]
         if missing:
-            raise UserError(f"{_flag(self.with_text)} {self.file}: no feature for {_some(missing)} "
+            raise UserError(f"{self._said}: no feature for {_some(missing)} "
                             f"({len(missing)} of {len(names)} images; it holds {len(self.index)})")
-        return self.feature[[self.index[name] for name in names]]
+        return self.feature[[self.index[name] for name in names]], {}
 
-    def text_rows(self, class_names: Sequence[str]) -> np.ndarray:
-        """(K, D) text rows of classes: by name, or in order where the file has no names.
+    def texts(self, class_names: Sequence[str], *_: Any) -> np.ndarray:
+        """Return (K, D) unit rows of classes: by name, or in order where the file has no names.
 
-        Raises:
-            UserError: names the classes without a row, or with several of them.
+        Raise UserError, which names the classes without a row, or with several of them.
         """
         if self.text is None:
-            raise UserError(f"--features {self.file}: has no array 'text' (K, D): the classes' text rows")
-        if self.classes is None:
-            if len(self.text) != len(class_names):
-                raise UserError(f"--features {self.file}: {len(self.text)} text rows without names for "
-                                f"{len(class_names)} classes; add an array 'classes' (K,)")
+            raise UserError(f"{self._said}: has no array 'text' (K, D): the classes' text rows")
+        if self.classes is None and len(self.text) != len(class_names):
+            raise UserError(f"{self._said}: {len(self.text)} text rows without names for {len(class_names)} classes; "
+                            "add an array 'classes' (K,)")
+        if self.classes is None or list(class_names) == self.classes:  # ImageNet has two cranes
             return self.text.copy()
-        if list(class_names) == self.classes:  # names may be there twice then, as ImageNet has two cranes
-            return self.text.copy()
-        number = {name: k for k, name in enumerate(self.classes)}
         counts = Counter(self.classes)
         twice = [name for name in dict.fromkeys(class_names) if counts[name] > 1]
         if twice:
-            raise UserError(f"--features {self.file}: several text rows for {_some(twice)}; list each class once in "
-                            "'classes', or all of them in the data set's order")
-        missing = [name for name in class_names if name not in number]
+            raise UserError(f"{self._said}: several text rows for {_some(twice)}; list each class once in 'classes', "
+                            "or all of them in the data set's order")
+        missing = [name for name in class_names if not counts[name]]
         if missing:
-            raise UserError(f"--features {self.file}: no text row for {_some(missing)} "
+            raise UserError(f"{self._said}: no text row for {_some(missing)} "
                             f"({len(missing)} of {len(class_names)} classes)")
-        return self.text[[number[name] for name in class_names]]
+        return self.text[[self.classes.index(name) for name in class_names]]
 
+    @property
+    def part(self) -> Part:
+        """The encoder among several."""
+        return Part(Path(self._given).stem, self.feature.shape[1], self._with_text)
 
-def _flag(with_text: bool) -> str:
-    return "--features" if with_text else "--features-extra"
+    def record(self) -> dict:
+        """What test.py needs to open the same source again."""
+        return {"features": self._given, "features_digest": self._digest,
+                **({} if self._with_text else {"has_text": False})}
 
 
 def _some(names: Sequence[str]) -> str:

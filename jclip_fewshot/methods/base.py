@@ -55,6 +55,11 @@ class Given:
     tower: Any = None  # features/activations.py
     unlabelled: Unlabelled | None = None
 
+    @property
+    def images(self) -> int:
+        """How many images there are without labels."""
+        return len(self.unlabelled.rows) if self.unlabelled is not None else 0
+
     def for_method(self, method: type[Method]) -> dict[str, Any]:
         """The keyword arguments of a method's `fit`."""
         return {need: getattr(self, need) for need in (TOWER, UNLABELLED) if need in method.needs}
@@ -68,15 +73,16 @@ class Queries:
     """
 
     rows: np.ndarray
-    under: Callable[[Callable[[Any], Any]], np.ndarray] | None = None
+    under: Any = None
 
 
 class Method:
     """Features in, logits out. A subclass names itself and fills in `_fit` and `_logits`.
 
-    After `fit`, `settings_` (JSON-able) says what was chosen and its held-out score, `history_` holds one dict an
-    epoch where something trains, and the attributes named in `state_names`, arrays, and `state_dicts`, {name: array},
-    are all that `_logits` reads in addition to `text_`, `domains_`, `seen_` and `scale_`, which every method has.
+    Settings are attributes of the class, and arguments of the constructor. After `fit`, `settings_` (JSON-able) says
+    what was chosen and its held-out score, `history_` holds one dict an epoch where something trains, and the
+    attributes named in `state_names`, arrays, and `state_dicts`, {name: array}, are all that `_logits` reads in
+    addition to `text_`, `domains_`, `seen_` and `scale_`, which every method has.
 
     What holds for all: without any shot a method answers zero-shot; classes without shots keep the share of
     probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot
@@ -92,17 +98,23 @@ class Method:
     checks: ClassVar[bool] = False  # whether the refinement is checked with it, refitted on each fold (`refit`)
     asks_images: ClassVar[bool] = False  # its answers need the images once more, by an encoder of its own
     ignores_text: ClassVar[bool] = False  # answers by the shots alone
-    evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
+    least_classes: ClassVar[int] = 1  # with a shot, for a fit to have anything to learn
     state_names: ClassVar[tuple[str, ...]] = ()
     state_dicts: ClassVar[tuple[str, ...]] = ()
+    seed = 0
+    text_: np.ndarray
+    domains_: np.ndarray
+    seen_: np.ndarray
+    scale_: Any
+    evidence_from_ = 0  # columns before it are for zero-shot logits alone (Task.evidence_from)
+    fold_logits_: np.ndarray | None = None
+    _held_out: np.ndarray | None = None
 
-    @classmethod
-    def make(cls, seed: int) -> Method:
-        """Return the method with its default settings; one that draws at random has a `seed`, and takes this one."""
-        method = cls()
-        if hasattr(method, "seed"):
-            method.seed = seed
-        return method
+    def __init__(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            if name.startswith("_") or not hasattr(type(self), name) or callable(getattr(type(self), name)):
+                raise TypeError(f"{self.name} has no setting {name!r}")
+            setattr(self, name, value)
 
     def flops(self, task: Task, given: Given) -> float:
         """Return the floating-point operations of its fits, where they matter beside encoding."""
@@ -116,11 +128,11 @@ class Method:
         """Return what the report draws of this method; nothing of most."""
         return {}
 
-    def fit(self, task: Task) -> Method:
-        """Choose the settings on the shots, learn from all of them, return self."""
+    def fit(self, task: Task, **given: Any) -> Method:
+        """Choose the settings on the shots, learn from all of them, return self. given: what `needs` names."""
         self._begin(task)
-        if len(task):
-            self._fit(task)
+        if task.seen.sum() >= self.least_classes:
+            self._fit(task, **given)
         return self
 
     def _begin(self, task: Task) -> None:
@@ -130,8 +142,7 @@ class Method:
         self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
         self.settings_: dict[str, Any] = {}
         self.history_: list[dict[str, Any]] = []
-        self.fold_logits_: np.ndarray | None = None
-        self._held_out: np.ndarray | None = None
+        self.fold_logits_ = self._held_out = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(N, D) -> (N, K) float32 on CLIP's scale."""
@@ -151,7 +162,8 @@ class Method:
     def held_out_logits(self) -> np.ndarray:
         """Return (S, K): each shot's logits from a fit that did not see it; only a few chosen scalars saw all shots.
 
-        See Task.folds. A shot that has no other of its class gets its zero-shot logits.
+        See Task.folds. A shot that has no other of its class gets its zero-shot logits. The array is the method's own,
+        and cannot be written to: with a thousand classes a copy for each caller would fill the memory.
         """
         if not hasattr(self, "task_"):
             raise ValueError(f"{self.name}: held-out logits need the shots: call fit")
@@ -162,7 +174,9 @@ class Method:
             if usable.any():
                 held_out = keep_unseen(self._held_out_logits(task), self._held_out, self.seen_)
                 self._held_out[usable] = held_out[usable]
-        return self._held_out.copy()
+            self.fold_logits_ = None
+            self._held_out.flags.writeable = False
+        return self._held_out
 
     def refit(self, task: Task) -> Method:
         """Return the method with these settings and what it learns from other shots of the same classes: no search.
@@ -177,7 +191,7 @@ class Method:
 
     def fitted_again(self, task: Task, seed: int) -> Method:
         """Return a method read from a file as it was before: able to answer the shots of `task` held out."""
-        return self if hasattr(self, "task_") else self.make(seed).fit(task)
+        return self if hasattr(self, "task_") else type(self)(seed=seed).fit(task)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `logits` needs."""
@@ -191,7 +205,7 @@ class Method:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Method:
         """Return the method that `state` was taken of, able to answer. Raise ValueError if an array is absent."""
-        names = COMMON_STATE
+        names: tuple[str, ...] = COMMON_STATE
         if "seen_" in state and np.any(state["seen_"]):
             names += cls.state_names
         missing = [name for name in names if name not in state]
@@ -206,16 +220,16 @@ class Method:
         method.evidence_from_ = int(state.get("evidence_from_", 0))
         return method
 
-    def own(self, features: np.ndarray) -> np.ndarray:
+    def evidence_rows(self, features: np.ndarray) -> np.ndarray:
         """The columns that evidence is read from, as unit rows."""
         return unit_rows(features[:, self.evidence_from_:]) if self.evidence_from_ else features
 
-    def _fit(self, task: Task) -> None:
-        """Learns from at least one shot."""
+    def _fit(self, task: Task, *_: Any, **given: Any) -> None:
+        """Learn from shots of at least `least_classes` classes."""
         raise NotImplementedError
 
     def _record_converged(self, converged: bool) -> None:
-        """Keeps it among the settings, and says where a search stopped before its end."""
+        """Keep it among the settings, and say where a search stopped before its end."""
         self.settings_["converged"] = bool(converged)
         if not converged:
             warn(f"{self.name}: the search did not converge; its answers are near the best fit, not the best")

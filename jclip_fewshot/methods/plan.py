@@ -16,13 +16,9 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.errors import UserError, nearest
-from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Given, Method
-from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
-from jclip_fewshot.methods.towers.towers import blocks_of
 from jclip_fewshot.task import Part, Task
 
 OF = "@"  # between a method and its encoder, where there are several: gda@RN50
@@ -122,53 +118,32 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
         names = [name for name in names if SHOTS not in METHODS[name].needs]
     if not names:
         return []
-    activations: Activations = given.tower
     if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
     if choice.auto and not cuda:
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
-    methods = [METHODS[name].make(0) for name in names]
+    methods = [METHODS[name]() for name in names]
     methods = [method for method in methods
-               if activations.class_tokens is not None or not getattr(method, "reads_sentences", False)]
+               if given.tower.class_tokens is not None or not getattr(method, "reads_sentences", False)]
     costs = {method.name: method.flops(task, given) for method in methods}
     rate = matrix_rate()
 
-    def seconds(some: Sequence[Method]) -> float:
-        return sum(costs[method.name] for method in some) / (SHARE * rate)
-    kept: list[Method] = []
-    for method in methods:
-        affordable = sum(costs[one.name] for one in [*kept, method]) <= CORE_FLOPS * cores()
-        if cuda or not choice.auto or affordable or method.name in choice.named:
-            kept.append(method)
-    dropped = [method for method in methods if method not in kept]
+    def seconds(some: Sequence[str]) -> str:
+        return duration(sum(costs[name] for name in some) / (SHARE * rate))
+    kept: list[str] = []
+    for name in costs:
+        affordable = sum(costs[one] for one in [*kept, name]) <= CORE_FLOPS * cores()
+        if cuda or not choice.auto or affordable or name in choice.named:
+            kept.append(name)
+    dropped = [name for name in costs if name not in kept]
     if dropped:
-        listed = [one.name for one in dropped]
-        tell(f"tuning: {', '.join(listed)} left out: about {duration(seconds(dropped))} on this CPU; "
-             f"auto,{','.join(listed)} as methods tunes all the same")
-    tuned = [method for method in kept if isinstance(method, TowerMethod)]
-    others = [method for method in kept if method not in tuned]
-    where = f"on this {'GPU' if cuda else 'CPU'}"
-    if tuned:
-        encoding = encoding_flops(tuned, activations) / rate
-        before = f", and before it {duration(encoding)} to encode the shots once more" if encoding >= 1 else ""
-        tell(f"tuning {', '.join(one.name for one in tuned)}: about {duration(seconds(tuned))} {where}{before}; "
-             "finished trainings are not repeated; fast as methods leaves it out")
-    if others:
-        tell(f"{', '.join(one.name for one in others)}: about {duration(seconds(others))} {where}")
-    return [method.name for method in kept]
-
-
-def encoding_flops(methods: Sequence[TowerMethod], activations: Activations) -> float:
-    """Return the operations until the shots have all activations that the methods need, about."""
-    model = activations.encoder.model
-    length, width = model.visual.shape_at(0)
-    blocks = len(blocks_of(model, "visual."))
-
-    def of(depth: Depth) -> float:
-        passed = depth if isinstance(depth, int) else blocks
-        return activations.waiting(depth) * passed * block_flops(length, width)
-    return sum(of(depth) for depth in {method.depth(model) for method in methods})
+        tell(f"tuning: {', '.join(dropped)} left out: about {seconds(dropped)} on this CPU; "
+             f"auto,{','.join(dropped)} as methods tunes all the same")
+    if kept:
+        tell(f"tuning {', '.join(kept)}: about {seconds(kept)} on this {'GPU' if cuda else 'CPU'}; finished trainings "
+             "are not repeated; fast as methods leaves it out")
+    return kept
 
 
 def matrix_rate() -> float:

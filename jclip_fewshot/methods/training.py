@@ -92,21 +92,25 @@ class Adam:
         return [one for group in self._groups.values() for one in group.means + group.squares]
 
 
-def cosine(lr: float, steps: int, least: float = 0.0) -> np.ndarray:
+def cosine(lr: float, steps: int, least: float = 0.0) -> list[float]:
     """least + (lr − least) ½ (1 + cos(π t / steps)), t = 0 … steps − 1."""
-    return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1)))
+    return (least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1)))).tolist()
 
 
-def cosine_by_epoch(lr: float, epochs: int, steps: int) -> np.ndarray:
+def cosine_by_epoch(lr: float, epochs: int, steps: int) -> list[float]:
     """Dassl's: epoch 1 at 1e-5, then epoch e ≥ 2 at lr ½ (1 + cos(π (e − 2) / epochs)); `steps` an epoch."""
-    rates = np.r_[1e-5, cosine(lr, epochs)[:epochs - 1]]
-    return np.repeat(rates, steps)
+    return np.repeat([1e-5, *cosine(lr, epochs)[:epochs - 1]], steps).tolist()
 
 
 def batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
     """The rows of every step: order (epochs, n), an epoch a row, in batches; a smaller last one is dropped."""
     size = order.shape[1] - order.shape[1] % batch if order.shape[1] >= batch else order.shape[1]
     return [row[i:i + batch] for row in order for i in range(0, size, batch)]
+
+
+def uniform(rng: np.random.Generator, shape: Sequence[int], inputs: int) -> np.ndarray:
+    """A layer's first values, within 1/√inputs, as PyTorch and Jittor start a linear layer."""
+    return (rng.uniform(-1, 1, shape) / np.sqrt(inputs)).astype(np.float32)
 
 
 def as_vars(arrays: Arrays) -> Vars:

@@ -28,6 +28,7 @@ from jclip_fewshot.report.drawing import (
 )
 
 DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
+FAR_BELOW = 8  # points under zero-shot that a panel of the benchmark still shows
 TALLEST = 11  # dots of a stack before they begin to overlap
 
 TITLES = {**{name: method.title for name, method in METHODS.items()}, "ensemble": "Ensemble",
@@ -376,7 +377,6 @@ def shot_curve(curve: dict[int, dict[str, tuple[float, float]]]) -> Picture:
     told += best[:2]
 
     def draw(wide: bool):
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
         figure = new_figure(wide, 380 if wide else 400)
         ax = figure.subplots()
         colours = iter(DOMAIN_COLOURS)
@@ -390,12 +390,8 @@ def shot_curve(curve: dict[int, dict[str, tuple[float, float]]]) -> Picture:
                         label=method_title(name), zorder=3)
             else:
                 ax.plot(known, mean, color=HAIR, linewidth=1.4)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(counts))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _axes_of_shots(ax, counts)
         ax.set(xlabel="shots a class", ylabel="top-1, %")
-        ax.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=3 if wide else 2)
         return figure
 
@@ -403,3 +399,55 @@ def shot_curve(curve: dict[int, dict[str, tuple[float, float]]]) -> Picture:
     return picture("shot_curve", f"Top-1 by shots a class; with {counts[-1]}: {final} percent.",
                    "Mean top-1 over the seeds; bands are one standard deviation; grey lines are the other heads.",
                    draw)
+
+
+def shot_curves(curves: dict[str, dict[int, dict[str, dict]]]) -> Picture:
+    """A panel a data set, a curve a method, as evaluation/benchmark.py has them: {data: {shots: {method: {"top1": [a
+    seed each]}}}}.
+    """
+    everywhere = {name: None for curve in curves.values() for methods in curve.values() for name in methods}
+    looks = [(colour, mark, line) for mark, line in zip("osD^v", ("-", "--", "-.", ":", (0, (1, 3))))
+             for colour in DOMAIN_COLOURS]
+    look_of = dict(zip(everywhere, looks * (1 + len(everywhere) // len(looks))))
+
+    def draw(wide: bool):
+        columns = min(len(curves), 3 if wide else 1)
+        rows = -(-len(curves) // columns)
+        legend = 20 * -(-len(everywhere) // (4 if wide else 2))
+        figure = new_figure(wide, rows * (300 if wide else 280) + legend)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes[len(curves):]:
+            ax.set_axis_off()
+        for ax, (data, curve) in zip(axes, curves.items()):
+            for name in everywhere:
+                known = [count for count in sorted(curve) if name in curve[count]]
+                values = [curve[count][name]["top1"] for count in known]
+                mean, spread = np.array([np.mean(one) for one in values]), np.array([np.std(one) for one in values])
+                colour, mark, line = look_of[name]
+                ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+                ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
+                        label=method_title(name))
+            # a method that falls far below zero-shot would press all others into one line
+            least = min(np.mean(methods["zero_shot"]["top1"]) for methods in curve.values()) - FAR_BELOW
+            ax.set_ylim(bottom=max(least, ax.get_ylim()[0]))
+            _axes_of_shots(ax, sorted(curve))
+            ax.set_title(_shorten(data, 30))
+        axes[0].set_ylabel("top-1, %")
+        axes[len(curves) - 1].set_xlabel("shots a class")
+        handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4 if wide else 2)
+        return figure
+
+    return picture("benchmark", f"Top-1 by shots a class on {', '.join(curves)}.",
+                   f"Mean top-1 over the random seeds; bands are one standard deviation. What lies more than {FAR_BELOW} "
+                   "points below zero-shot is cut off.", draw)
+
+
+def _axes_of_shots(ax, counts: Sequence[int]) -> None:
+    """Numbers of shots on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(counts))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.grid(axis="y")

@@ -141,10 +141,10 @@ def _scores(page: Page, scores: dict[str, dict]) -> dict[str, Any] | None:
         return None
     domains = list(dict.fromkeys(domain for row in scores.values() for domain in row["domains"]))
     domains = domains if len(domains) > 1 else []  # one domain says what the total says
-    rows = {name: {**{key: row[key] for key in ("top1", "top5", "macro")},
+    rows = {name: {**{key: row[key] for key in ("top1", "top5", "class_mean")},
                    **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
             for name, row in scores.items()}
-    columns = ["top1", "top5", "macro", *domains]
+    columns = ["top1", "top5", "class_mean", *domains]
     panels = {"" if key == "top1" else key: {name: row[key] for name, row in rows.items() if key in row}
               for key in ["top1", *domains]}
     page.draw(figures.ladder, panels)

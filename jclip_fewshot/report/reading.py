@@ -16,6 +16,7 @@ from PIL import Image
 
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.console import warn
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
@@ -34,7 +35,7 @@ MODEL_SCHEMA = {
     "alpha_beta/top1": Field("float", "A B", needed=False)}
 ANSWERS_SCHEMA = {
     "names": Field("text", "N"), "readable": Field("whole", "R", low=0, below="N"), "probs": Field("float", "R K"),
-    "before": Field("float", "R K"), "truth": Field("whole", "N", low=0, below="K", needed=False),
+    "before": Field("float", "R K"), "truth": Field("whole", "N", low=UNKNOWN, below="K", needed=False),
     **{f"nearest_{kind}": Field("whole", "R", low=-1, needed=False) for kind in ("guess", "truth")},
     **{f"nearest_{kind}_cosine": Field("float", "R", needed=False) for kind in ("guess", "truth")}}
 VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a run's folder
@@ -145,9 +146,10 @@ def _read_answers(run: Run, split: str) -> Answers:
     paths, truth = _images_and_truth(tested.config.data or run.record.config.data, run.record, split, names)
     if "truth" in arrays:  # what the scores were taken with
         truth = arrays["truth"][readable]
-    nearest = {key[len("nearest_"):]: value for key, value in arrays.items() if key.startswith("nearest_")}
-    return Answers(split, tested, names, paths, arrays["probs"], arrays["before"], truth, nearest,
-                   bool(tested.refinement))
+    rows = np.arange(len(names)) if truth is None else np.flatnonzero(truth != UNKNOWN)  # others cannot be judged
+    nearest = {key[len("nearest_"):]: value[rows] for key, value in arrays.items() if key.startswith("nearest_")}
+    return Answers(split, tested, [names[row] for row in rows], [paths[row] for row in rows], arrays["probs"][rows],
+                   arrays["before"][rows], None if truth is None else truth[rows], nearest, bool(tested.refinement))
 
 
 def _images_and_truth(root: str, record: Record, split: str,

@@ -38,7 +38,7 @@ class Field:
     kind: str
     axes: str | None = None
     low: float | None = None
-    below: object | None = None
+    below: float | str | None = None
     rows: bool = False
     needed: bool = True
 
@@ -54,30 +54,26 @@ class _Wrong(Exception):
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as .npz, the same bytes for the same arrays.
 
-    Raises:
-        UserError: an array of Python objects; nothing is written then.
+    Raise UserError, and write nothing, if an array is of Python objects.
     """
     for name, value in arrays.items():
         if np.asanyarray(value).dtype.hasobject:
             raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
-    with atomic_write(path) as file:
-        # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
-        with zipfile.ZipFile(file, "w") as archive:
-            for name in sorted(arrays):
-                member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                with archive.open(member, "w", force_zip64=True) as handle:
-                    npy.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
+    # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(arrays):
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(member, "w", force_zip64=True) as handle:
+                npy.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
 
 
 def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("any"),
                 said: str = "") -> dict[str, np.ndarray]:
-    """Read an .npz of plain arrays, each checked; floats are finite, texts are str.
+    """Return the plain arrays of an .npz, each checked; floats are finite, texts are str.
 
     schema: what the arrays must be, by name. others: what arrays that it does not name must be; None leaves them
     unread. said: what messages call the file; its path by default.
-
-    Raises:
-        UserError: absent, cut short or not an .npz, an array missing or not as the schema has it.
+    Raise UserError if it is absent, cut short or no .npz, or an array is missing or not as the schema has it.
     """
     path, said = Path(path), said or str(path)
     try:
@@ -97,11 +93,10 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """A zip archive of stored or deflated members, whose table of contents has a sane size.
+    """Return a zip archive of stored or deflated members, whose table of contents has a sane size.
 
-    Raises:
-        ValueError: it has not, or is compressed in another way, which may grow without bound while it is read.
-        zipfile.BadZipFile: no zip archive.
+    Raise ValueError if it has not, or is compressed in another way, which may grow without bound while it is read;
+    zipfile.BadZipFile if it is no zip archive.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY:  # type: ignore[attr-defined]
@@ -129,11 +124,13 @@ def _read(file: BinaryIO, size: int, schema: Schema, others: Field | None) -> di
                          f"{', '.join(name for name, field in schema.items() if field.needed)}")
         if sum(entry.file_size for entry in wanted.values()) > EXPANSION * size + SPARE:
             raise _Wrong("holds arrays that are far larger than the file")
-        arrays, sizes = {}, {}
+        fields = {name: schema.get(name, others or Field("any")) for name in wanted}
+        arrays: dict[str, np.ndarray] = {}
+        sizes: dict[str, int] = {}
         for name, entry in wanted.items():
             arrays[name] = _array(archive, entry, shown(name[:80]))
-            _check_form(shown(name[:80]), arrays[name], schema.get(name, others), sizes)
-    return {name: _checked(shown(name[:80]), array, schema.get(name, others), sizes) for name, array in arrays.items()}
+            _check_form(shown(name[:80]), arrays[name], fields[name], sizes)
+    return {name: _checked(shown(name[:80]), array, fields[name], sizes) for name, array in arrays.items()}
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -194,5 +191,3 @@ def _texts(name: str, array: np.ndarray) -> np.ndarray:
     if "\0" in whole:
         raise _Wrong(f"{name} holds a text with NUL in it")
     return array
-
-

@@ -45,12 +45,12 @@ class FeatureCache:
         return FeatureCache, (self.folder,)  # a copy opens the shards itself
 
     def flush(self) -> None:
-        """Hands what is pending to the operating system."""
+        """Hand what is pending to the operating system."""
         for store in self._stores.values():
             store.flush()
 
     def close(self) -> None:
-        """Writes what is pending. The cache may be used again afterwards."""
+        """Write what is pending. The cache may be used again afterwards."""
         for store in self._stores.values():
             store.close()
 
@@ -61,12 +61,12 @@ class FeatureCache:
                 and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
 
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Return the bytes on the disk."""
         files = [file for folder in self._own() for file in folder.rglob("*")]
         return sum(file.lstat().st_size for file in files if file.is_file())
 
     def clear(self) -> int:
-        """Deletes the folders that the cache has made, and nothing else beside them; returns the bytes."""
+        """Delete the folders that the cache has made, and nothing else beside them. Return the bytes."""
         self.close()
         self._stores = {}
         freed = self.size()
@@ -75,7 +75,7 @@ class FeatureCache:
         return freed
 
     def rows(self, about: dict, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> RowStore:
-        """The store of rows of (V, ...) numbers; `about`: encoder fingerprint, preprocessing, views."""
+        """Return the store of rows of (V, ...) numbers; about: encoder fingerprint, preprocessing, views."""
         text = json.dumps(about, sort_keys=True)
         name = _digest(text.encode())
         if name not in self._stores:
@@ -93,9 +93,9 @@ class FeatureCache:
         return self.rows({"what": "files"}, (DIGEST_BYTES // 8,), "<u8")
 
     def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Recognises files that have not changed since their content was last read, by one `stat` each.
+        """Recognise files that have not changed since their content was last read, by one `stat` each.
 
-        Returns digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
+        Return digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
         """
         marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
         self._files.refresh()
@@ -103,7 +103,7 @@ class FeatureCache:
         return digests, known, marks
 
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
-        """Notes the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
+        """Note the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
         known = marks.any(axis=1)
         self._files.put(marks[known], digests[known])
 

@@ -16,7 +16,7 @@ ABOUT = "about.json"
 
 
 def content_digest(data: bytes) -> bytes:
-    """Names bytes by their content: 128 bits of BLAKE2b."""
+    """Return a name of bytes by their content: 128 bits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
@@ -24,8 +24,7 @@ def require_writable(path: str | Path, flag: str = "", said: str | Path = "") ->
     """Find out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leave nothing behind.
 
     flag: how the user named it (`--result`), for the message. said: what to call it there; the path by default.
-    Raises:
-        UserError: a folder, device or pipe stands there; its folder cannot be made or written to; no such name.
+    Raise UserError if a folder, device or pipe stands there, or its folder cannot be made or written to.
     """
     name = f"{flag} {said or path}".strip()
     _require_regular(path, name)
@@ -42,7 +41,7 @@ def require_writable(path: str | Path, flag: str = "", said: str | Path = "") ->
 
 
 def require_writable_folder(path: str | Path, flag: str = "") -> None:
-    """The same for files that will lie in the folder `path`, which may not exist yet."""
+    """Find out the same for files that will lie in the folder `path`, which may not exist yet."""
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
     require_writable(Path(path) / "record", flag, path)
@@ -72,8 +71,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; rename it to `path` when the block ends well.
 
     After an error, Ctrl-C or kill -9, `path` is as it was before.
-    Raises:
-        UserError: `path` is a folder, a device or a pipe. OSError, which names `path`: it cannot be written.
+    Raise UserError if `path` is a folder, a device or a pipe; OSError, which names `path`, if it cannot be written.
     """
     _require_regular(path, str(path))
     target = _target(path)
@@ -112,7 +110,7 @@ def mark_folder(folder: Path, about: str) -> None:
 
 
 def shipped_folder(inside: str, beside: str) -> Path:
-    """A folder that comes with the program: `inside` the package when installed, `beside` it in a checkout."""
+    """Return a folder that comes with the program: `inside` the package when installed, `beside` it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / inside
     return installed if installed.is_dir() else package.parent / beside

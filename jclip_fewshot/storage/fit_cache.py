@@ -23,7 +23,7 @@ class FitCache:
         self._writable = True
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a training; None where there are none, or the file is damaged or holds anything else."""
+        """Return the arrays of a training; None where there are none, or the file is damaged or holds anything else."""
         try:
             arrays = load_arrays(self._file(key))
         except UserError:
@@ -33,7 +33,7 @@ class FitCache:
         return arrays if whole else None
 
     def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps the arrays of a training; where that is not possible, warns once: the training itself goes on."""
+        """Keep the arrays of a training; where that is not possible, warn once: the training itself goes on."""
         if not self._writable:
             return
         try:

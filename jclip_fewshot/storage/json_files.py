@@ -15,7 +15,7 @@ MAX_BYTES = 64 << 20  # far more than any file of ours has
 Kind = TypeVar("Kind")
 
 
-def read_json(path: str | Path, kind: type[Kind] = dict[str, Any], remedy: str = "") -> Kind:
+def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Kind:  # type: ignore[assignment]
     """Return a JSON file's content as `kind`: a type that msgspec knows, a plain object by default.
 
     remedy: what to do about a file that is not of that type, for the message.

@@ -49,7 +49,7 @@ PLACE = np.dtype([("first", "<u8"), ("second", "<u8"), ("sum", "<u4"), ("shard",
 
 
 def as_keys(digests: Sequence[bytes]) -> np.ndarray:
-    """(n, 2) uint64 from n digests of 16 bytes."""
+    """Return (n, 2) uint64 from n digests of 16 bytes."""
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 
 
@@ -58,7 +58,7 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
     flat = rows.reshape(len(rows), -1).view(np.uint8)
     head = np.ascontiguousarray(keys, "<u8").tobytes() + np.array([zlib.crc32(row) for row in flat], "<u4").tobytes()
     checksum = zlib.crc32(struct.pack("<II", *flat.shape) + head)
-    return b"".join([HEADER.pack(MAGIC, *flat.shape, checksum), head, memoryview(flat)])
+    return b"".join([HEADER.pack(MAGIC, *flat.shape, checksum), head, flat.data])
 
 
 def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
@@ -120,10 +120,9 @@ class RowStore:
         return len(self._first)
 
     def refresh(self) -> None:
-        """Reads the index again: rows that any process has written since become visible.
+        """Read the index again: rows that any process has written since become visible.
 
-        Raises:
-            UserError: its files cannot be read, or vanish as fast as they are listed.
+        Raise UserError if its files cannot be read, or vanish as fast as they are listed.
         """
         for _ in range(TRIES):
             try:
@@ -171,7 +170,7 @@ class RowStore:
         return data, places
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """keys (n, 2) uint64 -> rows (n, *shape), zeros where there is none, and found (n,) bool."""
+        """Return rows (n, *shape) of keys (n, 2), zeros where there is none, and which were found, (n,) bool."""
         rows, found = np.zeros((len(keys), *self.shape), self.dtype), np.zeros(len(keys), bool)
         for i, row in self._stored(keys):
             rows[i], found[i] = row, True
@@ -180,7 +179,7 @@ class RowStore:
         return rows, found
 
     def mapped(self, keys: np.ndarray) -> list[np.ndarray | None]:
-        """As `get`, without a copy: each row where it lies on the disk, mapped; None where there is none.
+        """Return the rows without a copy: each where it lies on the disk, mapped; None where there is none.
 
         For rows too large to hold at once. They stay readable whatever becomes of their shard.
         """
@@ -188,7 +187,7 @@ class RowStore:
         return [rows[i] if i in rows and self._sound(rows[i][None])[0] else None for i in range(len(keys))]
 
     def holds(self, keys: np.ndarray) -> np.ndarray:
-        """Which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
+        """Return which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
         return self._places(keys)[1]
 
     def _places(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +215,7 @@ class RowStore:
         return np.isfinite(parts).all(axis=(1, 2)) & parts.any(axis=2).all(axis=1)
 
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Adds the sound ones of the rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
+        """Add the sound ones of the rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
         sound = self._sound(rows)
         if sound.any():
             self._pending.append((keys[sound], np.ascontiguousarray(rows[sound], self.dtype)))
@@ -224,7 +223,7 @@ class RowStore:
             self.flush()
 
     def flush(self) -> None:
-        """Hands everything to the operating system: from here on not even kill -9 loses it."""
+        """Hand everything to the operating system: from here on not even kill -9 loses it."""
         self._flushed = time.monotonic()
         pending, self._pending = self._pending, []
         if not pending or not self._writable:
@@ -252,7 +251,7 @@ class RowStore:
         return fd
 
     def close(self) -> None:
-        """Writes what is pending. The store may be used again afterwards."""
+        """Write what is pending. The store may be used again afterwards."""
         self.flush()
         if self._writer is not None:
             with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ chosen = [(str(root / path), int(label)) for path, label in lines if int(label) 
 paths, labels = [path for path, _ in chosen], [label for _, label in chosen]
 
 def fitted():
-    return FewShotClassifier(str(model), augment=2, heads=["tip_adapter", "gda"]).fit(paths, labels, ["a", "b", "c"])
+    return FewShotClassifier(str(model), augment=2, methods=["tip_adapter", "gda"]).fit(paths, labels, ["a", "b", "c"])
 """
 
 

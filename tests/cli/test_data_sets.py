@@ -5,12 +5,16 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jclip_fewshot.cli import commands, doctor
+from jclip_fewshot.config import CheckConfig
 from jclip_fewshot.data import demo
+from jclip_fewshot.errors import UserError
 from tests.cli.scripts import TRAIN, call, fails
 
 NAMES = ("brown_bear", "polar_bear", "black_bear")
@@ -184,3 +188,19 @@ def test_tables_and_help_in_a_narrow_terminal(contest, trained):
         done = call(contest, *line, COLUMNS="60")
         paths_aside = re.sub(r"\S*/\S*", "", done.stdout)  # they stay whole
         assert done.stdout and max(map(len, paths_aside.splitlines())) <= 60, done.stdout + done.stderr
+
+
+def test_check_and_doctor_take_the_format_where_two_fit(tmp_path, capsys):
+    for part, names in (("train", "ab"), ("test", "c")):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "1.jpg").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("path,label\ntrain/a/1.jpg,a\ntrain/b/1.jpg,b\n")
+    (tmp_path / "result.txt").write_text("c/1.jpg 0 1\n")
+    settings = CheckConfig(result=str(tmp_path / "result.txt"), data=str(tmp_path))
+    with pytest.raises(UserError, match="choose with --format"):
+        commands.check(settings)
+    assert commands.check(replace(settings, format="tree")) == 0
+    assert commands.check(replace(settings, labels=str(tmp_path / "train.csv"))) == 0
+    assert not doctor._data(str(tmp_path), "", "").ok
+    assert doctor._data(str(tmp_path), "tree", "").said.startswith(f"{tmp_path}: tree of 2 classes")

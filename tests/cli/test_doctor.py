@@ -11,6 +11,7 @@ from jclip_fewshot.backend import runtime
 from jclip_fewshot.cli import doctor
 from jclip_fewshot.cli.doctor import _checkpoint
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
+from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"
@@ -80,6 +81,6 @@ def test_a_numpy_that_jittor_misreads_is_not_ready(monkeypatch, tmp_path, capsys
         raise UserError("Jittor misreads the arrays of NumPy 9.0")
     monkeypatch.setattr(runtime, "start", misread)
     monkeypatch.setattr(console, "quiet", False)  # doctor sets it
-    assert doctor.report(str(tmp_path), [], "", "auto") == 2
+    assert doctor.report(DoctorConfig(data=str(tmp_path), model=())) == 2
     said = capsys.readouterr().out
     assert "✗ arrays" in said and "misreads the arrays of NumPy 9.0" in said and "not ready: arrays" in said

@@ -29,7 +29,7 @@ def test_from_photographs_to_a_valid_submission(contest, trained):
     with zipfile.ZipFile(contest / "result.zip") as archive:
         assert archive.read("result.txt") == (contest / "result.txt").read_bytes()
     assert "ensemble" in done.stdout and "top-1" in done.stdout  # the answers are known: a score table
-    assert "held-out top-1: " in done.stdout and "(24 shots" in done.stdout
+    assert "Expected top-1 on new images" in done.stdout and "24 held-out shots" in done.stdout
     record = json.loads((trained / "record.json").read_text())
     assert len(record["shots"]["files"]) == 24 and record["shots"]["rule"].startswith("random")
     assert record["versions"]["jittor"] and record["settings"]["tip_adapter"]
@@ -105,7 +105,7 @@ def test_names_alone_to_a_valid_submission(contest, tmp_path):
 
 def test_quiet_says_results_and_warnings_alone(contest, trained):
     done = call(contest, "test.py", "--run", trained, "--quiet")
-    assert done.returncode == 0 and done.stderr == "" and "result.txt: 30 images" in done.stdout
+    assert done.returncode == 0 and done.stderr == "" and "result.txt (30 images)" in done.stdout
 
 
 def test_check_finds_what_is_wrong(contest, trained):
@@ -179,6 +179,7 @@ def test_doctor_looks_at_every_encoder(contest):
 
 def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsys):
     from jclip_fewshot.cli import doctor
+    from jclip_fewshot.config import DoctorConfig
     monkeypatch.setattr(doctor, "_checkpoint", lambda *_: doctor.Finding("checkpoint", True, ""))
     monkeypatch.setattr(doctor, "_data", lambda *_: doctor.Finding("data set", True, ""))
     for program, said in (("/usr/bin/jclip-fewshot", "ready: jclip-fewshot train --data 'mine too', then "
@@ -186,7 +187,7 @@ def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsy
                           ("train.py", "ready: python train.py --data 'mine too', then python test.py")):
         monkeypatch.setattr(sys, "argv", [program])
         monkeypatch.setenv("COLUMNS", "200")
-        assert doctor.report("mine too", ["ViT-B/32"], "weights", "cpu") == 0
+        assert doctor.report(DoctorConfig(data="mine too", device="cpu")) == 0
         assert capsys.readouterr().out.splitlines()[-1] == said
 
 
@@ -267,7 +268,7 @@ def drawn(tmp_path_factory):
     for path in tests[24:]:
         path.unlink()
     (root / "labels_TestSetA.txt").unlink()
-    tests[3].write_bytes(tests[3].read_bytes()[:400])
+    tests[3].write_bytes(tests[3].read_bytes()[:200])
     tests[5].write_bytes(b"")
     tests[7].write_text("no image")
     return folder, sorted(path.name for path in (tests[3], tests[5], tests[7]))

@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from jclip_fewshot.data import demo
 from tests.cli.scripts import TRAIN
 from tests.conftest import ROOT
 
@@ -36,23 +34,6 @@ def test_odd_locales_and_terminals(contest):
                               ("narrow", dict(PYTHONIOENCODING="ascii", TERM="dumb", COLUMNS="60"))):
         ended, output, saved = shell(contest, f"locale-{name}", "2>&1", **environment)
         assert ended == 0 and saved and "Traceback" not in output, output
-
-
-def test_too_few_open_files_are_one_line_or_no_matter(contest):
-    ended, output, saved = shell(contest, "limit-files", "2>&1", "ulimit -n 20;")
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in output, output
-    assert (ended, saved, lines) == (0, True, []) or (ended == 2 and not saved and len(lines) == 1), output
-    assert "ulimit -n 1024" in output
-
-
-@pytest.mark.parametrize("limit", [200000, 700000, 1400000])  # kB
-@pytest.mark.parametrize("after", ["2>&1", "--model " + str(demo.CHECKPOINT) + " --features '' 2>&1"])
-def test_too_little_address_space_is_one_line_at_once(contest, limit, after):
-    begun = time.monotonic()
-    ended, output, saved = shell(contest, "memory", after, f"ulimit -v {limit};")
-    assert ended == 2 and not saved and output.count("\n") == 1 and "ulimit -v unlimited" in output, output
-    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("flags", ["-h", "--print-config"])

@@ -20,7 +20,7 @@ from jclip_fewshot.clip.checkpoint import (
     write_safetensors,
 )
 from jclip_fewshot.clip.checkpoint.conventions import from_hugging_face, from_metadata, from_open_clip, to_metadata
-from jclip_fewshot.clip.checkpoint.origin import conventions_of
+from jclip_fewshot.clip.checkpoint.origin import origin_of
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import hugging_face, random_weights
@@ -57,7 +57,7 @@ def test_what_nothing_says_is_asked_for(tmp_path):
     path = plain(tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="a.safetensors: nothing says whether its activation is QuickGELU or GELU"):
         read_clip(path)
-    with pytest.raises(UserError, match="a.safetensors: nothing says how wide .*48 and 64 wide.*--head-width"):
+    with pytest.raises(UserError, match="a.safetensors: nothing says how wide .*48 and 64 wide.*give head_width"):
         read_clip(path, "gelu")
     assert inspect(path, "gelu", 16).conventions == Conventions(Tower("gelu", 16), Tower("gelu", 16))
     with pytest.raises(UserError, match="heads 64 wide do not fit into a tower that is 48 wide"):
@@ -70,7 +70,7 @@ def test_what_nothing_says_is_asked_for(tmp_path):
 def test_released_towers_need_their_activation_alone(tmp_path, width, heads):
     sizes = Architecture(1024, 28, 1, width, 14, 8, 20, 1024, 16, 1)
     outline = {name: np.broadcast_to(np.float32(0), shape) for name, shape in layout(sizes).items()}
-    found = conventions_of(tmp_path / "absent", outline, outline, {}, "gelu")
+    found = origin_of(tmp_path / "absent", outline, outline, {}, "gelu").conventions
     assert found.image == Tower("gelu", width // heads) and found.text == Tower("gelu", 64)
 
 

@@ -495,17 +495,17 @@ def test_the_check_opens_archives_and_misses_no_file(tmp_path):
         check_result(tmp_path / "none.txt", NAMES, 374)
 
 
-@pytest.mark.parametrize("method, called", [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")])
-def test_an_archive_that_not_every_reader_opens_is_not_valid(tmp_path, method, called):
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_not_every_reader_opens_is_not_valid(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "result.zip", "w", method) as archive:
         archive.writestr("result.txt", TEXT)
     problem, = check_result(tmp_path / "result.zip", NAMES, 374).problems
-    assert called in problem and "Deflate" in problem
+    assert "compression is neither deflate nor none" in problem
 
 
 def test_a_damaged_lzma_archive_is_one_problem(shared):
     problem, = check_result(shared / "cases/lzma_result.zip", NAMES, 374).problems
-    assert "LZMA" in problem and "\n" not in problem
+    assert "compression" in problem and "\n" not in problem
 
 
 @pytest.mark.parametrize("name, why", [

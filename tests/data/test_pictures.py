@@ -9,6 +9,7 @@ from PIL import Image, JpegImagePlugin, features
 
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.data import decode
+from jclip_fewshot.data.listing import IMAGE_SUFFIXES
 from jclip_fewshot.data.recipe import as_seen, clip_recipe
 
 RECIPE = decode.Recipe(clip_recipe(32))
@@ -155,3 +156,12 @@ def test_pillows_own_warnings_are_not_shown(tmp_path):
         warnings.simplefilter("error")
         for seen in (False, True):
             assert decoded(tmp_path, data, RECIPE._replace(as_seen=seen))[1].reason == ""
+
+
+def test_avif_is_read_by_its_own_ending_or_said(tmp_path, monkeypatch):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    data = saved(picture(), "AVIF")
+    assert ".avif" in IMAGE_SUFFIXES and decoded(tmp_path, data, name="picture.avif")[1].reason == ""
+    monkeypatch.setattr(decode, "FORMATS", tuple(form for form in decode.FORMATS if form != "AVIF"))
+    assert "AVIF, which this Pillow cannot read" in decoded(tmp_path, data, name="picture.avif")[1].reason

@@ -188,7 +188,7 @@ def test_no_prompts_folder(tmp_path):
         prompts.load(tmp_path)
 
 
-def test_prompt_sets_differ_as_their_names_say(tmp_path):
+def test_prompt_sets_differ_as_their_names_say():
     def of(prompt_set, **more):
         return prompts.class_sentences(["Animal_Bear"], ["Animal"], prompt_set=prompt_set, **more)[0]
 
@@ -226,11 +226,6 @@ def test_what_is_wrong_with_own_descriptions_is_said(tmp_path, text, words):
 def test_a_set_of_descriptions_needs_some():
     with pytest.raises(UserError, match="no class has a description"):
         prompts.class_sentences(["Beast_x"], ["Beast"], prompt_set="descriptions")
-
-
-def test_names_that_repeat_are_refused():
-    with pytest.raises(UserError, match="'a' stands at 0 and at 2"):
-        prompts.require_different(["a", "b", "a"])
 
 
 def test_own_names_and_templates(tmp_path):

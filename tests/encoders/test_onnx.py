@@ -139,7 +139,7 @@ def test_a_folder_encodes_through_workers_and_cache(tmp_path, capsys):
         again = open_onnx(folder, batch_size=4, cache=cache)
         assert again.fingerprint == encoder.fingerprint
         encode_images(again, paths, workers=0, cache=cache,
-                      on_start=lambda images: pytest.fail("encoded a second time"))
+                      on_start=lambda _: pytest.fail("encoded a second time"))
         one = encode_texts(encoder, [["a cat"], ["dog", "red dog"]], cache=cache)
         assert one.shape == (2, WIDTH) and np.allclose(np.linalg.norm(one, axis=1), 1)
 
@@ -181,8 +181,8 @@ def test_an_image_tower_is_a_second_encoder_and_not_the_first(tmp_path, capsys):
     source = open_source([str(both), str(image)], "weights")
     assert [part.name for part in source.parts] == ["both", "image"] and source.model is None
     with pytest.raises(UserError, match="image has no text tower"):
-        open_source(str(image), "weights")
-    with pytest.raises(UserError, match="--output x names an output of an ONNX encoder"):
+        open_source(str(image), "weights").texts(["a"], [["a"]])
+    with pytest.raises(UserError, match="output x names an output of an ONNX encoder"):
         open_source("ViT-B/32", "weights", output="x")
     open_source(str(both), "weights", precision="float16")
     assert "computes in float32, as its file has it" in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_weights_beside_the_graph(tmp_path):
 
 def test_an_unknown_output_is_asked_for(tmp_path):
     folder = make_folder(tmp_path / "classifier", text=False, image_output="logits")
-    with pytest.raises(UserError, match="gives logits; none of them is known .* --output"):
+    with pytest.raises(UserError, match="gives logits; none of them is known .* output"):
         open_onnx(folder)
     with pytest.raises(UserError, match="gives logits, and no rows"):
         open_onnx(folder, output="rows")
@@ -259,9 +259,8 @@ def test_jittor_and_onnx_runtime_get_on_in_either_order(first, tmp_path):
     code = ("import numpy as np, sys\nfrom jclip_fewshot.backend import runtime\n"
             + ("runtime.start('cpu')\nimport onnxruntime\n" if first == "jittor" else
                "import onnxruntime\nruntime.start('cpu')\n")
-            + "from jclip_fewshot.backend import jt\nfrom jclip_fewshot.encoders.onnx_encoder import open_onnx\n"
-            "from pathlib import Path\n"
-            f"encoder = open_onnx(Path({str(tmp_path / 'tiny')!r}))\n"
+            + "from jclip_fewshot.backend import jt\nfrom jclip_fewshot.encoders import open_encoder\n"
+            f"encoder = open_encoder({str(tmp_path / 'tiny')!r})\n"
             "for _ in range(3):\n"
             "    a = jt.array(np.eye(5, dtype=np.float32)); assert ((a @ a).numpy() == np.eye(5)).all()\n"
             f"    assert encoder.images(np.full((2, {SIZE}, {SIZE}, 3), 90, np.uint8)).std() > 0\n")

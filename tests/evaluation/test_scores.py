@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, refining_gain, score, score_table, truth_of, with_unreadable
+from jclip_fewshot.evaluation.scores import (
+    best_classes,
+    refining_gain,
+    score,
+    score_methods,
+    score_table,
+    truth_of,
+    with_unreadable,
+)
 
 DOMAINS = ["Cat", "Cat", "Dog", "Dog", "Dog", "Dog"]
 
@@ -14,7 +23,7 @@ def test_score_by_hand():
     labels = np.array([0, 0, 2, 0])
     scores = score(best, labels, DOMAINS)
     assert scores["top1"] == 25 and scores["top5"] == 75
-    assert scores["macro"] == pytest.approx((100 / 3 + 0) / 2)  # class 0: one of three, class 2: none
+    assert scores["class_mean"] == pytest.approx((100 / 3 + 0) / 2)  # class 0: one of three, class 2: none
     assert scores["domains"]["Cat"] == {"n": 3, "top1": pytest.approx(100 / 3), "top5": pytest.approx(200 / 3)}
     assert scores["domains"]["Dog"] == {"n": 1, "top1": 0, "top5": 100}
 
@@ -48,7 +57,7 @@ def test_truth_needs_every_answer():
 
 
 def test_table_has_domains_only_where_they_differ():
-    one = {"top1": 50.0, "top5": 90.0, "macro": 49.0, "domains": {"Dog": {"n": 2, "top1": 50.0, "top5": 90.0}}}
+    one = {"top1": 50.0, "top5": 90.0, "class_mean": 49.0, "domains": {"Dog": {"n": 2, "top1": 50.0, "top5": 90.0}}}
     assert "Dog" not in score_table({"zero_shot": one})
     two = {**one, "domains": {**one["domains"], "Cat": {"n": 1, "top1": 0.0, "top5": 0.0}}, "seconds": 1.0}
     text = score_table({"zero_shot": one, "ensemble": two})
@@ -63,3 +72,9 @@ def test_the_gain_of_refining_counts_from_what_it_started_with():
     assert refining_gain(scores) == (70.0, 75.0)
     assert refining_gain({**scores, "ensemble_tuned": {"top1": 74.0}}) == (74.0, 75.0)
     assert refining_gain({"ensemble": {"top1": 70.0}}) is None
+
+
+def test_images_of_no_known_class_are_left_out_of_the_scores():
+    probs = np.eye(6)[[0, 2, 5, 1]]
+    scores = score_methods({"zero_shot": probs}, [0, 1, 2, 3], np.array([0, UNKNOWN, 5, 3]), DOMAINS)["zero_shot"]
+    assert scores["top1"] == pytest.approx(200 / 3) and scores["domains"]["Dog"]["n"] == 2

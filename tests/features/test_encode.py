@@ -22,7 +22,7 @@ from jclip_fewshot.encoders.clip_encoder import normalize_on_device
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
-from jclip_fewshot.features.table import FeatureTable
+from jclip_fewshot.features.table import TableSource
 from jclip_fewshot.storage import feature_cache
 from jclip_fewshot.storage.feature_cache import FeatureCache
 
@@ -524,38 +524,38 @@ def table(tmp_path):
 
 
 def test_table_gives_unit_rows_by_path_and_by_class(table):
-    read = FeatureTable.read(table())
-    rows = read.lookup([Path("TrainSet/x/b.jpg"), "TestSetA/a.jpg"])
+    read = TableSource(table())
+    rows = read.images(None, [Path("TrainSet/x/b.jpg"), "TestSetA/a.jpg"])[0]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     assert (rows[::-1] == read.feature).all() and rows.dtype == np.float32
-    assert (read.text_rows(["z", "x"]) == read.text[[2, 0]]).all()
-    unnamed = FeatureTable.read(table(classes=None))
-    assert (unnamed.text_rows(["any", "three", "classes"]) == unnamed.text).all()
+    assert (read.texts(["z", "x"]) == read.text[[2, 0]]).all()
+    unnamed = TableSource(table(classes=None))
+    assert (unnamed.texts(["any", "three", "classes"]) == unnamed.text).all()
 
 
 def test_table_names_what_is_missing(table):
-    read = FeatureTable.read(table())
+    read = TableSource(table())
     with pytest.raises(UserError, match=r"no feature for TestSetA/c.jpg \(1 of 2"):
-        read.lookup(["TestSetA/c.jpg", "TestSetA/a.jpg"])
+        read.images(None, ["TestSetA/c.jpg", "TestSetA/a.jpg"])[0]
     with pytest.raises(UserError, match=r"no text row for w \(1 of 2"):
-        read.text_rows(["w", "x"])
+        read.texts(["w", "x"])
     with pytest.raises(UserError, match="3 text rows without names for 2"):
-        FeatureTable.read(table(classes=None)).text_rows(["x", "y"])
+        TableSource(table(classes=None)).texts(["x", "y"])
     with pytest.raises(UserError, match="no array 'text'"):
-        FeatureTable.read(table(text=None)).text_rows(["x"])
+        TableSource(table(text=None)).texts(["x"])
 
 
 def test_table_with_a_class_twice_is_refused_unless_it_has_the_data_sets_order(table):
-    read = FeatureTable.read(table(classes=np.array(["x", "y", "x"])))
+    read = TableSource(table(classes=np.array(["x", "y", "x"])))
     for asked in (["x", "y"], ["x"], ["y", "x", "x"]):
         with pytest.raises(UserError, match="several text rows for x;"):
-            read.text_rows(asked)
-    assert (read.text_rows(["y"]) == read.text[[1]]).all() and (read.text_rows(["x", "y", "x"]) == read.text).all()
+            read.texts(asked)
+    assert (read.texts(["y"]) == read.text[[1]]).all() and (read.texts(["x", "y", "x"]) == read.text).all()
 
 
 def test_table_of_the_case_that_failed(shared):
     with pytest.raises(UserError, match="several text rows for D_a;"):
-        FeatureTable.read(shared / "cases/features_class_twice.npz").text_rows(["D_a", "D_b"])
+        TableSource(shared / "cases/features_class_twice.npz").texts(["D_a", "D_b"])
 
 
 @pytest.mark.parametrize("arrays, message", [
@@ -567,24 +567,24 @@ def test_table_of_the_case_that_failed(shared):
     (dict(path=np.array([{}, {}])), r"Python objects: .astype\(str\)")])
 def test_table_that_does_not_fit_is_refused(table, arrays, message):
     with pytest.raises(UserError, match=message):
-        FeatureTable.read(table(**arrays))
+        TableSource(table(**arrays))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
 def test_table_that_is_no_npz_is_refused(tmp_path, content):
     (tmp_path / "f.npz").write_bytes(content)
     with pytest.raises(UserError, match="f.npz: cannot be read"):
-        FeatureTable.read(tmp_path / "f.npz")
+        TableSource(tmp_path / "f.npz")
     with pytest.raises(UserError, match="no such file"):
-        FeatureTable.read(tmp_path / "g.npz")
+        TableSource(tmp_path / "g.npz")
 
 
 def test_table_of_the_genuine_features(shared):
-    read = FeatureTable.read(shared / "photos/features_vitb32.npz")
+    read = TableSource(shared / "photos/features_vitb32.npz")
     names = (shared / "photos/classes.txt").read_text().split("\n")
-    text = read.text_rows([line.rsplit(" ", 1)[0] for line in names if line])
+    text = read.texts([line.rsplit(" ", 1)[0] for line in names if line])
     words = (shared / "photos/labels_TestSetA.txt").read_text().split()
-    rows = read.lookup(["TestSetA/" + Path(name).name for name in words[::2]])
+    rows = read.images(None, ["TestSetA/" + Path(name).name for name in words[::2]])[0]
     right = (rows @ text.T).argmax(axis=1) == [int(k) for k in words[1::2]]
     assert right.mean() == pytest.approx(0.925, abs=0.01)
 

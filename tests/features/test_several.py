@@ -72,20 +72,20 @@ def test_of_one_encoder_the_record_and_the_source_are_as_before(files):
 
 
 def test_what_is_refused(files, tmp_path):
-    with pytest.raises(UserError, match="extra has no text tower: give a CLIP with it"):
-        sources.open_source((), "", (), files[2])
-    with pytest.raises(UserError, match="--features .*one.npz is given twice"):
+    with pytest.raises(UserError, match="holds.*no array .text.|has no array .text."):
+        sources.open_source((), "", (), files[2]).texts(["a"], [["a"]])
+    with pytest.raises(UserError, match="features .*one.npz is given twice"):
         sources.open_source((), "", [files[0], files[0]])
-    with pytest.raises(UserError, match="--features-extra .*two.npz: holds text rows"):
+    with pytest.raises(UserError, match="features_extra .*two.npz: holds text rows"):
         sources.open_source((), "", files[0], files[1])
     (tmp_path / "copy.npz").write_bytes((tmp_path / "one.npz").read_bytes())
     with pytest.raises(UserError, match="copy is the same encoder as one"):
         sources.open_source((), "", [files[0], str(tmp_path / "copy.npz")])
     np.savez(tmp_path / "pathless.npz", feature=rows_of(4, 1))
-    with pytest.raises(UserError, match="--features-extra .*pathless.npz.*path"):
+    with pytest.raises(UserError, match="features_extra .*pathless.npz.*path"):
         sources.open_source((), "", files[0], str(tmp_path / "pathless.npz"))
     source = sources.open_source((), "", files[0], files[2])
-    with pytest.raises(UserError, match="--features.* no feature for d/1.jpg"):
+    with pytest.raises(UserError, match="features.* no feature for d/1.jpg"):
         source.images(None, ["d/1.jpg"])
     with pytest.raises(UserError, match="no encoder is named"):
         sources.open_source((), "")
@@ -102,7 +102,7 @@ def test_a_resnet_beside_a_clip(tmp_path):
     rows, bad = source.images(tmp_path, ["1.png"])
     assert rows.shape == (1, 64 + source.parts[1].width) and not bad and (rows[0, 64:] != 0).any()
     with pytest.raises(UserError, match="moco has no text tower"):
-        sources.open_source(str(tower), "")
+        sources.open_source(str(tower), "").texts(["a"], [["a"]])
     broken = {name: value for name, value in random_tensors().items() if name != "bn1.bias"}
     write_safetensors(tower, broken)
     with pytest.raises(UserError, match="moco.safetensors: the ResNet lacks bn1.bias"):

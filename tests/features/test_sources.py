@@ -77,7 +77,7 @@ def test_another_checkpoint_is_refused_and_another_precision_said(rows, monkeypa
 
 def test_weights_on_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--weights .*no folder"):
+    with pytest.raises(UserError, match="weights .*no folder"):
         sources.open_source("ViT-B/32", str(tmp_path / "file"))
 
 
@@ -91,12 +91,12 @@ def test_a_long_encoding_is_forecast(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "shots: 1,496 images x 10 views to encode, about" in said and "views/s); 1 MB in" in said
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match="--cache"):
+    with pytest.raises(UserError, match="give another cache"):
         source._forecast("shots", 1496, 10)
 
 
 class Broken:
-    def images(self, root, paths, views=0, seed=0, stage="images"):
+    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):  # noqa: ARG002
         return np.zeros((len(paths), 4), np.float32), {i: "empty" for i, path in enumerate(paths) if "bad" in path}
 
 
@@ -105,7 +105,7 @@ def test_skip_bad_without_one_readable_image_is_refused(capsys):
     assert kept[1] == [("good", 1)] and "bad1" in capsys.readouterr().err
     with pytest.raises(UserError, match="none of the 2 training images can be read"):
         sources.labelled_rows(Broken(), ".", [("bad1", 0), ("bad2", 1)], skip_bad=True)
-    with pytest.raises(UserError, match="--skip-bad goes without"):
+    with pytest.raises(UserError, match="leave it out with skip_bad"):
         sources.labelled_rows(Broken(), ".", [("bad1", 0), ("good", 1)], skip_bad=False)
     assert sources.labelled_rows(Broken(), ".", [], skip_bad=True)[1] == []
 

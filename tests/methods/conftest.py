@@ -8,7 +8,6 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_images
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import Given, Queries, Unlabelled
-from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
 from jclip_fewshot.task import Task
 from tests.cases import small_clip
 
@@ -19,12 +18,10 @@ QUICK = {  # whatever trains, as short as it can be
     "cross_modal": {"epochs": 1}, "clap": {"epochs": 1}, "sus_x_f": {"epochs": 1},
     "last_block": {"epochs": 1}, "prolip": {"steps": 2}, "coop": {"steps": 2}, "clip_lora": {"steps_a_shot": 1},
     "two_stage": {"steps_a_shot": 1}, "vpt": {"epochs": 1, "prompts": 2}, "cocoop": {"batch": 3},
-    "upl": {"settings": upl.Settings(per_class=1, members=2, epochs=1)},
-    "lafter": {"settings": lafter.Settings(text_steps=3, epochs=1, batch=4, prompts=2)},
-    "lafter_text": {"settings": lafter.Settings(text_steps=3)},
-    "clip_pr": {"settings": clip_pr.Settings(epochs=(1, 1), batch=4)},
-    "clip_pr_tower": {"settings": clip_pr.Settings(epochs=(1, 1), tower_epochs=1, batch=4)},
-    "fixmatch": {"settings": fixmatch.Settings(epochs=1, batch_x=4, batch_u=4)}}
+    "upl": {"per_class": 1, "starts": 2, "epochs": 1}, "lafter_text": {"text_steps": 3},
+    "lafter": {"text_steps": 3, "epochs": 1, "batch": 4, "prompts": 2}, "clip_pr": {"epochs": (1, 1), "batch": 4},
+    "clip_pr_tower": {"epochs": (1, 1), "tower_epochs": 1, "batch": 4},
+    "fixmatch": {"epochs": 1, "batch_x": 4, "batch_u": 4}}
 
 
 @pytest.fixture(scope="session")

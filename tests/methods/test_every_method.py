@@ -15,7 +15,7 @@ from jclip_fewshot.task import Task
 UNSEEN = 3  # the class without a shot
 
 def fitted(name, everything, task=None, seed=1):
-    return METHODS[name].make(seed).fit(task or everything[0], **everything[1].for_method(METHODS[name]))
+    return METHODS[name](seed=seed).fit(task or everything[0], **everything[1].for_method(METHODS[name]))
 
 
 def without_shots(task):

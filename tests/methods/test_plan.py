@@ -55,7 +55,6 @@ def towers_chosen(listed, task, flops, monkeypatch, cuda=False, tokens=True):
     """The methods that ask for images which are fitted, each of which costs `flops`."""
     for name in TOWERS:
         monkeypatch.setattr(METHODS[name], "flops", lambda self, task, given: flops)
-    monkeypatch.setattr(plan, "encoding_flops", lambda methods, activations: 0.0)
     monkeypatch.setattr(plan, "cores", lambda: 2)
     activations = SimpleNamespace(encoder=None, class_tokens=tokens or None)
     names = plan.plan(plan.choose(listed), task, Given(activations, Unlabelled(FIRST[2])), cuda)
@@ -89,8 +88,8 @@ def test_at_contest_size_auto_tunes_the_last_block_on_two_cores():
     """ViT-B/32, 374 classes of four shots, five trainings."""
     width, length = 768, 50
     tower = SimpleNamespace(visual=SimpleNamespace(shape_at=lambda depth: (length, width)))
-    given = Given(SimpleNamespace(encoder=SimpleNamespace(model=tower)))
+    given = Given(SimpleNamespace(model=tower))
     rng = np.random.default_rng(0)
     task = Task(rng.standard_normal((4 * 374, 4)), np.repeat(np.arange(374), 4), rng.standard_normal((374, 4)))
-    asked = sum(METHODS[name].make(0).flops(task, given) for name in ("token_gda", "last_block"))
+    asked = sum(METHODS[name]().flops(task, given) for name in ("token_gda", "last_block"))
     assert plan.CORE_FLOPS < asked < 2 * plan.CORE_FLOPS

@@ -116,7 +116,7 @@ def test_accessible(page):
 def test_the_scores_are_the_records(run, page):
     scores = json.loads((run / "test_A.json").read_text())["scores"]
     for name, row in scores.items():
-        wanted = [row["top1"], row["top5"], row["macro"]] + [row["domains"][d]["top1"] for d in ("Cat", "Dog")]
+        wanted = [row["top1"], row["top5"], row["class_mean"]] + [row["domains"][d]["top1"] for d in ("Cat", "Dog")]
         found = cells(page, f'data-method="{name}"')
         assert [float(attributes["data-value"]) for attributes, _ in found] == wanted
         assert [text for _, text in found] == [f"{number:.2f}" for number in wanted]

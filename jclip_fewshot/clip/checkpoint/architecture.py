@@ -44,18 +44,21 @@ class Architecture:
     conventions: Conventions = OPENAI
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """How many blocks the image tower has: a ViT in one stage, a ModifiedResNet in four."""
+        return (self.vision_layers,) if isinstance(self.vision_layers, int) else self.vision_layers
+
+    @property
     def vision_heads(self) -> int:
         """H of the image tower; of a ModifiedResNet's last pool."""
-        width = self.vision_width if isinstance(self.vision_layers, int) else self.vision_width * 32
+        width = self.vision_width if self.vision_patch_size else self.vision_width * 32
         return width // self.conventions.image.head_width
 
 
 def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """A CLIP's sizes by its tensors' shapes.
+    """Return a CLIP's sizes by its tensors' shapes.
 
-    Raises:
-        NoClip: tensors that no CLIP lacks are missing.
-        UserError: heads of this width do not fit.
+    Raise NoClip if tensors that no CLIP lacks are missing, UserError if heads of this width do not fit.
     """
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
@@ -75,19 +78,17 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         return side
 
     context_length, width = shape("positional_embedding", 2)
+    patch: int | None = None
     if "visual.proj" in state_dict:
         vision_width, _, _, patch = shape("visual.conv1.weight", 4)
-        layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        stages = [count(r"visual\.transformer\.resblocks\.(\d+)\.")]
         name = "visual.positional_embedding"
-        resolution = patch * grid(shape(name, 2)[0], name)
     else:
-        patch = None
         vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
-        layers = tuple(count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        stages = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
         name = "visual.attnpool.positional_embedding"
-        resolution = 32 * grid(shape(name, 2)[0], name)
     depth = count(r"transformer\.resblocks\.(\d+)\.")
-    if not depth or not (all(layers) if isinstance(layers, tuple) else layers):
+    if not depth or not all(stages):
         raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
     for tower, what in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
         if tower % what.head_width:
@@ -99,7 +100,8 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         return 0 if bias.size == four_times else bias.size
 
     return Architecture(
-        embed_dim=shape("text_projection", 2)[1], image_resolution=resolution, vision_layers=layers,
+        embed_dim=shape("text_projection", 2)[1], image_resolution=(patch or 32) * grid(shape(name, 2)[0], name),
+        vision_layers=stages[0] if patch else tuple(stages),  # type: ignore[arg-type]  # four
         vision_width=vision_width, vision_patch_size=patch, context_length=context_length,
         vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width,
         transformer_heads=width // conventions.text.head_width, transformer_layers=depth,
@@ -143,14 +145,14 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
             batch_norm(block + "downsample.1", 4 * planes)
 
     width, vision = sizes.transformer_width, sizes.vision_width
-    if isinstance(sizes.vision_layers, int):
+    if sizes.vision_patch_size is not None:
         patch = sizes.vision_patch_size
         shapes["visual.conv1.weight"] = (vision, 3, patch, patch)
         shapes["visual.class_embedding"] = (vision,)
         shapes["visual.positional_embedding"] = ((sizes.image_resolution // patch) ** 2 + 1, vision)
         if sizes.norm_before:
             norm("visual.ln_pre", vision)
-        transformer("visual.", vision, sizes.vision_layers, sizes.vision_hidden)
+        transformer("visual.", vision, sizes.stages[0], sizes.vision_hidden)
         norm("visual.ln_post", vision)
         shapes["visual.proj"] = (vision, sizes.embed_dim)
     else:
@@ -159,7 +161,7 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
             shapes[f"visual.conv{number}.weight"] = (out, into, 3, 3)
             batch_norm(f"visual.bn{number}", out)
         inputs = vision
-        for stage, blocks in enumerate(sizes.vision_layers, start=1):
+        for stage, blocks in enumerate(sizes.stages, start=1):
             planes = vision * 2 ** (stage - 1)
             for number in range(blocks):
                 bottleneck(f"visual.layer{stage}.{number}.", inputs, planes, downsample=number == 0)
@@ -180,11 +182,7 @@ def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """The sizes of a complete CLIP that is computed by these conventions.
-
-    Raises:
-        UserError: lists the missing, unexpected and misshapen tensors.
-    """
+    """Return the sizes of a complete CLIP; raise UserError, which lists missing, unexpected and misshapen tensors."""
     sizes = architecture(state_dict, conventions)
     wanted = layout(sizes)
     problems = []

@@ -1,8 +1,7 @@
 """What a CLIP's tensors do not tell: width of the heads, activation, pooling; and where it is said.
 
 Files of GELU and of QuickGELU models have the same tensors, and so have those of 16 heads and of 20. A wrong guess
-crashes nothing and moves every feature, so nothing is guessed: `conventions_of` (read.py) goes from what the user says,
-through the file, the configuration beside it and the known digests, to a refusal that says what to add.
+crashes nothing and moves every feature, so nothing is guessed: see origin.py.
 
 Configurations: open_clip's open_clip_config.json (src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging
 Face's config.json (CLIPConfig). Defaults are those of the two libraries. What is not computed here is refused by name.
@@ -89,11 +88,7 @@ def to_metadata(conventions: Conventions) -> dict[str, str]:
 
 
 def from_metadata(text: str) -> Conventions:
-    """Conventions that `to_metadata` wrote.
-
-    Raises:
-        UserError: anything else.
-    """
+    """Return the conventions that `to_metadata` wrote; raise UserError if the text is anything else."""
     try:
         said = json.loads(text)
         towers = {name: Tower(**said.pop(name)) for name in ("image", "text")}
@@ -103,10 +98,9 @@ def from_metadata(text: str) -> Conventions:
 
 
 def from_open_clip(config: Mapping[str, Any]) -> Conventions:
-    """Conventions of an open_clip_config.json, or of one of open_clip's model_configs.
+    """Return the conventions of an open_clip_config.json, or of one of open_clip's model_configs.
 
-    Raises:
-        UserError: names what is not computed here.
+    Raise UserError, which names what is not computed here.
     """
     model = _section(config, "model_cfg") or config
     _refuse_others(model, _MODEL)
@@ -139,20 +133,42 @@ def _open_clip_tower(model: Mapping, tower: Mapping, head_width: Any) -> Tower:
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> Conventions:
-    """Conventions of the config.json of a CLIPModel.
+    """Return the conventions of the config.json of a CLIPModel.
 
-    Raises:
-        UserError: names what is not computed here.
+    Raise UserError, which names what is not computed here.
     """
     if config.get("model_type", "clip") != "clip":
         raise UserError(f"model_type {_brief(config['model_type'])} is not computed here, only clip is")
-    sections = [{**_section(config, f"{name}_config"), **_section(config, f"{name}_config_dict")}  # the older form
-                for name in ("vision", "text")]
-    image, text = (_hugging_face_tower(section, *defaults)
-                   for section, defaults in zip(sections, ((768, 12), (512, 8))))
-    end = sections[1].get("eos_token_id", 49407)
+    vision, text = _hugging_face_sections(config)
+    end = text.get("eos_token_id", 49407)
     # transformers' modeling_clip: 2 is what OpenAI's files say, and means the largest id
-    return Conventions(image, text, text_pool="highest" if end == 2 else "end", end=0 if end == 2 else end)
+    return Conventions(_hugging_face_tower(vision, 768, 12), _hugging_face_tower(text, 512, 8),
+                       text_pool="highest" if end == 2 else "end", end=0 if end == 2 else end)
+
+
+def _hugging_face_sections(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{**_section(config, f"{name}_config"), **_section(config, f"{name}_config_dict")}  # the older form
+            for name in ("vision", "text")]
+
+
+def sizes_said(config: Mapping[str, Any]) -> tuple | None:
+    """D, width and depth of both towers as either library's configuration has them, None where it is of no CLIP.
+
+    They tell one model's configuration from another's. Defaults are those of the libraries.
+    """
+    model = _section(config, "model_cfg") or config
+    if "vision_cfg" in model and "text_cfg" in model:
+        towers, embed_dim = [_section(model, "vision_cfg"), _section(model, "text_cfg")], model.get("embed_dim")
+        width, depth = "width", "layers"
+    else:
+        towers, embed_dim = _hugging_face_sections(config), config.get("projection_dim", 512)
+        width, depth = "hidden_size", "num_hidden_layers"
+        if not any(towers) and config.get("model_type") != "clip":
+            return None
+    vision, text = towers
+    layers = vision.get(depth, 12)
+    return (embed_dim, vision.get(width, 768), tuple(layers) if isinstance(layers, list) else layers,
+            text.get(width, 512), text.get(depth, 12))
 
 
 def _hugging_face_tower(section: Mapping, width: int, heads: int) -> Tower:

@@ -15,10 +15,9 @@ HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "mode
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files that hold the tensors of a checkpoint file, an index of shards or a downloaded folder.
+    """Return the files that hold the tensors of a checkpoint file, an index of shards or a downloaded folder.
 
-    Raises:
-        UserError: a folder without weights, or with several files that could be meant; a damaged index.
+    Raise UserError if a folder has no weights or several files that could be meant, or if an index is damaged.
     """
     path = Path(path)
     if path.name.endswith(INDEX):

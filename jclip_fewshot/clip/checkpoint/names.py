@@ -34,18 +34,13 @@ _HF_NAMES = {
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
 }
-
-
-def is_tensor_name(name: str) -> bool:
-    """Whether a text can stand in a message as a tensor's name."""
-    return 0 < len(name) <= 300 and name.isprintable()
+_HF_TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
 
 
 def openai_names(tensors: StateDict, path: str | Path = "the checkpoint") -> StateDict:
-    """The tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
+    """Return the tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
 
-    Raises:
-        UserError: several CLIPs in one file, or Hugging Face's tensors that cannot be joined.
+    Raise UserError if there are several CLIPs in one file, or Hugging Face's tensors that cannot be joined.
     """
     tensors = unwrapped(tensors, path)
     tensors = {name: array for name, array in tensors.items() if not _IGNORED.fullmatch(name)}
@@ -60,10 +55,9 @@ def openai_names(tensors: StateDict, path: str | Path = "the checkpoint") -> Sta
 
 
 def unwrapped(tensors: StateDict, path: str | Path = "the checkpoint") -> StateDict:
-    """What lies under the one prefix that a whole CLIP has: `model.`, `module.`, `_orig_mod.` and their like.
+    """Return what lies under the one prefix that a whole CLIP has: `model.`, `module.`, `_orig_mod.` and their like.
 
-    Raises:
-        UserError: several CLIPs in one file.
+    Raise UserError if there are several CLIPs in one file.
     """
     prefixes = {next(name[:-len(anchor)] for anchor in _ANCHORS if name.endswith(anchor))
                 for name in tensors if name.endswith(_ANCHORS)}
@@ -126,10 +120,8 @@ def _from_hugging_face(tensors: StateDict, path: Path) -> StateDict:
         block = _HF_BLOCK.fullmatch(name)
         if name in _HF_NAMES:
             result[_HF_NAMES[name]] = array.reshape(()) if name == "logit_scale" and array.size == 1 else array
-        elif name == "text_projection.weight":
-            result["text_projection"] = np.ascontiguousarray(array.T)
-        elif name == "visual_projection.weight":
-            result["visual.proj"] = np.ascontiguousarray(array.T)
+        elif name in _HF_TRANSPOSED:
+            result[_HF_TRANSPOSED[name]] = np.ascontiguousarray(array.T)
         elif block:
             tower, number, part, kind = block.groups()
             prefix = ("visual." if tower == "vision" else "") + f"transformer.resblocks.{number}."

@@ -8,25 +8,43 @@ need, calls that are ours, and keys of text or whole numbers.
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 import struct
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
-from jclip_fewshot.clip.checkpoint.objects import (
-    STORAGES,
-    Array,
-    Dtype,
-    Namespace,
-    Storage,
-    StorageType,
-    Tensor,
-    Unreadable,
-    whole_numbers,
-)
+import numpy as np
+
+from jclip_fewshot.clip.checkpoint.tensors import BF16, Storage, Tensor, Unreadable
 
 MAX_READS = 500_000  # an opcode takes one or two; RN50x64 as TorchScript needs fewer than 200,000
 SHORT = 256  # bytes; longer ones are handed out as a view of the file
+STORAGES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": BF16,
+            "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
+            "ByteStorage": "u1", "BoolStorage": "?"}
+
+
+class StorageType(str):
+    """The type of numbers that torch.FloatStorage and its like stand for."""
+
+
+class Namespace(dict):
+    """An object of a TorchScript archive: its attributes alone."""
+
+
+class Dtype:
+    """Stands for numpy.dtype, whose byte order comes later; plain numbers alone are let through."""
+
+    def __init__(self, code: Any) -> None:
+        self.code, self.order = code, "<"
+
+    def __str__(self) -> str:
+        if not isinstance(self.code, str) or not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", self.code):
+            raise Unreadable(f"an array of type {str(self.code)[:20]!r} is in it, only numbers are read")
+        return np.dtype(self.code).newbyteorder(self.order).str
 
 
 # What a pickle may call, by module and name. Each takes the arguments of the call and checks them.
@@ -41,35 +59,38 @@ def _ordered_dict(*items: Any) -> dict:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise Unreadable("a tensor without numbers is in it")
-    return Tensor(storage, *whole_numbers((offset,)), whole_numbers(size), whole_numbers(stride))
+    return Tensor().set(storage, _whole(size), _whole((offset,))[0], _whole(stride))
 
 
-def _parameter(tensor: Any, *_: Any) -> Tensor:
+def _same(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise Unreadable("a parameter without a tensor is in it")
+        raise Unreadable("a parameter or Var without numbers is in it")
     return tensor
 
 
-def _reconstructed(*_: Any) -> Array:
-    return Array()
+def _array(*_: Any) -> Tensor:
+    return Tensor()
 
 
 def _dtype(code: Any = "", *_: Any) -> Dtype:
     return Dtype(code)
 
 
-def _scalar(dtype: Any, data: Any) -> Array:
-    return Array().set((), dtype, False, data)
+def _scalar(dtype: Any, data: Any) -> Tensor:
+    return _frombuffer(data, dtype, ())
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
-    return Array().set(shape, dtype, order == "F", data)
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Tensor:
+    return _filled(Tensor(), data, dtype, shape, order == "F")
 
 
-def _var(array: Any, *_: Any) -> Array:
-    if not isinstance(array, Array):
-        raise Unreadable("a Var without an array is in it")
-    return array
+def _filled(array: Tensor, data: Any, dtype: Any, shape: Any, fortran: bool) -> Tensor:
+    if not isinstance(dtype, Dtype) or not isinstance(data, (bytes, memoryview)):
+        raise Unreadable("an array without plain bytes is in it")
+    storage = Storage(str(dtype), math.prod(_whole(shape)), data)
+    if storage.nbytes != len(data):
+        raise Unreadable(f"an array of shape {shape} has {len(data):,} bytes")
+    return array.set(storage, shape, fortran=fortran)
 
 
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
@@ -79,46 +100,41 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _namespace(*_: Any) -> Namespace:
+    return Namespace()
+
+
+def _whole(value: Any) -> tuple[int, ...]:
+    """Return a tuple of sizes; raise Unreadable if it is anything else."""
+    if not isinstance(value, tuple) or len(value) > 8 or not all(type(n) is int and -2**62 < n < 2**62 for n in value):
+        raise Unreadable("a shape in it is no short tuple of whole numbers")
+    return value
+
+
 _CALLS: dict[tuple[str, str], Callable] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("numpy", "ndarray"): _reconstructed,
+    ("torch._utils", "_rebuild_parameter"): _same,
+    ("numpy", "ndarray"): _array,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
-    ("jittor", "Var"): _var,
-    ("jittor", "jittor_core.Var"): _var,
+    ("jittor", "Var"): _same,
+    ("jittor", "jittor_core.Var"): _same,
 }
 for _module in ("numpy.core", "numpy._core"):
-    _CALLS[_module + ".multiarray", "_reconstruct"] = _reconstructed
+    _CALLS[_module + ".multiarray", "_reconstruct"] = _array
     _CALLS[_module + ".multiarray", "scalar"] = _scalar
     _CALLS[_module + ".numeric", "_frombuffer"] = _frombuffer
-
-
-class _Name:
-    """A name that a pickle refers to; it can be called, and nothing else."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable):
-        self.call = call
-
-
-_NAMESPACE = _Name(lambda *_: Namespace())
 
 
 class _Pieces:
     """The bytes of a file, handed out in pieces; `at` is where the next one begins."""
 
-    def __init__(self, data: memoryview):
+    def __init__(self, data: memoryview) -> None:
         self.data, self.at, self.reads = data, 0, 0
 
     def read(self, n: int) -> bytes | memoryview:
-        """The next n bytes.
-
-        Raises:
-            Unreadable: so many are not there, or a pickle has far too many steps.
-        """
+        """Return the next n bytes; raise Unreadable if so many are not there, or a pickle has far too many steps."""
         self.reads += 1
         if self.reads > MAX_READS:
             raise Unreadable(f"its pickle takes more than {MAX_READS:,} steps")
@@ -129,13 +145,11 @@ class _Pieces:
         return bytes(piece) if n < SHORT else piece
 
     def readline(self) -> bytes:
-        """Up to the next newline, which comes soon in a name."""
-        ahead = bytes(self.data[self.at:self.at + 300])
-        end = ahead.find(b"\n") + 1
+        """Return what comes up to the next newline, which is near in a name."""
+        end = bytes(self.data[self.at:self.at + 300]).find(b"\n") + 1
         if not end:
             raise Unreadable("a name in it is cut short")
-        self.at += end
-        return ahead[:end]
+        return bytes(self.read(end))
 
 
 _OPCODES = (b"\x80 ( 0 1 N \x88 \x89 J K M \x8a G X \x8c \x8d U B C \x8e ] } ) l t \x85 \x86 \x87 a e q r \x94 h j c "
@@ -150,15 +164,15 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
     dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}  # type: ignore[attr-defined]
 
-    def __init__(self, data: memoryview):
+    def __init__(self, data: memoryview) -> None:
         self.file = _Pieces(data)
         super().__init__(self.file, encoding="latin1")
         self.storages: dict[str, Storage] = {}
         self.modules: set[str] = set()
 
     def load(self) -> Any:
-        """The object of the next pickle: dicts with keys of text or whole numbers, lists, tuples, texts, bytes,
-        numbers, None, Storage, Tensor, Array, Namespace."""
+        """Return the object of the next pickle: dicts with keys of text or whole numbers, lists, tuples, texts, bytes,
+        numbers, None, Storage, Tensor, Namespace."""
         self.memo: dict[int, Any] = {}
         try:
             return super().load()
@@ -166,17 +180,17 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
             raise Unreadable("its pickle has a step that no checkpoint needs, or is damaged") from None
 
     def number(self, code: str) -> Any:
-        """The next number in struct's little-endian code."""
+        """Return the next number in struct's little-endian code."""
         return struct.unpack("<" + code, self.file.read(struct.calcsize("<" + code)))[0]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CALLS:
-            return _Name(_CALLS[module, name])
+            return _CALLS[module, name]
         if module in ("torch", "torch.storage") and name in STORAGES:
-            return StorageType(name)
+            return StorageType(STORAGES[name])
         if module == "__torch__" or module.startswith("__torch__."):
             self.modules.add(name)
-            return _NAMESPACE
+            return _namespace
         if len(module) + len(name) < 200 and (module + name).isprintable():
             raise Unreadable(f"it wants to use {module}.{name}: that is no tensor or plain container, so the file is "
                              "refused and nothing in it was run")
@@ -186,8 +200,8 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], StorageType) \
                 or type(pid[2]) not in (str, int) or type(pid[4]) is not int or not 0 <= pid[4] < 2**40:
             raise Unreadable("it refers to something that is no tensor storage")
-        known = self.storages.setdefault(str(pid[2]), Storage(pid[1], pid[4]))
-        if (known.kind.dtype, known.numel) != (pid[1].dtype, pid[4]):
+        known = self.storages.setdefault(str(pid[2]), Storage(str(pid[1]), pid[4]))
+        if (known.dtype, known.numel) != (pid[1], pid[4]):
             raise Unreadable(f"storage {str(pid[2])[:20]} has two sizes")
         return known
 
@@ -202,17 +216,17 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
     def _call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not _Name or type(arguments) is not tuple:
+        if type(function) is not FunctionType or type(arguments) is not tuple:  # the functions above alone get here
             raise Unreadable("its pickle calls what cannot be called")
-        self.append(function.call(*arguments))
+        self.append(function(*arguments))
 
     def _build(self) -> None:
         """The state of an object; attributes that somebody hung on a dictionary or tensor mean nothing here."""
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Namespace) and type(state) is dict:
-            target.attributes.update(state)
-        elif isinstance(target, Array) and type(state) is tuple and len(state) == 5:
-            target.set(state[1], state[2], bool(state[3]) if type(state[3]) in (bool, int) else False, state[4])
+        if type(target) is Namespace and type(state) is dict:
+            target.update(state)
+        elif type(target) is Tensor and target.storage is None and type(state) is tuple and len(state) == 5:
+            _filled(target, state[4], state[2], state[1], state[3] in (True, 1))
         elif isinstance(target, Dtype) and type(state) is tuple and len(state) > 1:
             target.order = ">" if state[1] == ">" else "<"
         elif not isinstance(target, (dict, Tensor)):

@@ -6,23 +6,21 @@ import hashlib
 import zipfile
 from typing import Any, BinaryIO
 
-from jclip_fewshot.clip.checkpoint.names import StateDict, is_tensor_name
-from jclip_fewshot.clip.checkpoint.objects import Array, Namespace, Tensor, Unreadable
 from jclip_fewshot.clip.checkpoint.pickles import Machine
+from jclip_fewshot.clip.checkpoint.tensors import Tensor, Unreadable
 from jclip_fewshot.storage.arrays import open_zip
 
 MAX_PICKLE = 64 << 20  # bytes; ViT-L as TorchScript has less than 1 MB
 MAX_PLACES = 200_000  # containers and values that are looked at
 MAX_DEPTH = 50
-MOST_SHOWN = 1  # numbers of all tensors together to a byte of the file
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> tuple[StateDict, dict[str, str]]:
+def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage, all stored.
 
-    outline: read the pickle alone; storages are compared by size, arrays have shape and type but no numbers.
-    Of a TorchScript archive it is said which activation's module it has.
+    outline: read the pickle alone; storages are compared by size. Of a TorchScript archive it is said which
+    activation's module it has.
     """
     with open_zip(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -43,9 +41,8 @@ def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> tuple[StateDict,
                 raise Unreadable(f"damaged: storage {key[:20]!a} is not {storage.nbytes} bytes long")
             if not outline:
                 storage.data = _stored(archive, entry, size)
-    classes = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
-    activations = [ours for theirs, ours in classes.items() if theirs in machine.modules]
-    return tensors_of(content, size, outline), {"activation": activations[0]} if len(activations) == 1 else {}
+    activations = [ours for theirs, ours in (("QuickGELU", "quick_gelu"), ("GELU", "gelu")) if theirs in machine.modules]
+    return tensors_of(content), {"activation": activations[0]} if len(activations) == 1 else {}
 
 
 def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
@@ -55,12 +52,8 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> byte
     return archive.read(entry)
 
 
-def read_pickle(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, str]]:
-    """Jittor's pickles (with or without their check sum) and torch.save files from before 1.6.
-
-    outline: the check sum and a storage's numbers are not looked at.
-    """
-    size = len(data)
+def read_pickle(data: memoryview, outline: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Jittor's pickles (with or without their check sum, which `outline` leaves aside) and torch.save before 1.6."""
     if bytes(data[-8:]) == b"HCAJSLHD":
         if not outline and hashlib.sha1(data[:-28]).digest() != bytes(data[-28:-8]):
             raise Unreadable("damaged: its SHA-1 is wrong; fetch it again")
@@ -68,7 +61,7 @@ def read_pickle(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, s
     machine = Machine(data)
     content = machine.load()
     if type(content) is not int or content != LEGACY_MAGIC:
-        return tensors_of(content, size, outline), {}
+        return tensors_of(content), {}
     for _ in range(2):  # protocol version; the writing machine's properties
         machine.load()
     content, keys = machine.load(), machine.load()
@@ -81,32 +74,23 @@ def read_pickle(data: memoryview, outline: bool) -> tuple[StateDict, dict[str, s
         storage.data = machine.file.read(storage.nbytes)
     if any(storage.data is None for storage in machine.storages.values()):
         raise Unreadable("damaged: a tensor's numbers are missing from it")
-    return tensors_of(content, size, outline), {}
+    return tensors_of(content), {}
 
 
-def tensors_of(content: Any, size: int, outline: bool) -> StateDict:
-    """Tensors and arrays of nested dictionaries and namespaces, dotted names joined."""
+def tensors_of(content: Any) -> dict[str, Tensor]:
+    """Tensors of nested dictionaries, dotted names joined."""
     if type(content) is dict and type(content.get("state_dict")) is dict:
         content = content["state_dict"]  # a training run's checkpoint
-    found: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
     waiting, places = [("", content, 0)], 0
     while waiting:
         name, value, depth = waiting.pop()
         places += 1
-        if places > MAX_PLACES or depth > MAX_DEPTH:
-            raise Unreadable("it contains itself, or more than any checkpoint")
-        if isinstance(value, (Tensor, Array)):
-            if not is_tensor_name(name):
-                raise Unreadable("the name of a tensor in it is no name")
+        if isinstance(value, Tensor):
             found[name] = value
-        elif isinstance(value, (dict, Namespace)) and len(name) < 300:
-            items = value if isinstance(value, dict) else value.attributes
-            if places + len(waiting) + len(items) > MAX_PLACES:
+        elif isinstance(value, dict) and len(name) < 300:
+            if depth > MAX_DEPTH or places + len(waiting) + len(value) > MAX_PLACES:
                 raise Unreadable("it contains itself, or more than any checkpoint")
             waiting += [(f"{name}.{str(key)[:300]}" if name else str(key)[:300], child, depth + 1)
-                        for key, child in reversed(list(items.items()))]
-    shapes = {name: value.outline() for name, value in found.items()}
-    # A file that shows the same numbers many times must not fill memory; a text tower may share a few.
-    if sum(array.size for array in shapes.values()) > MOST_SHOWN * size:
-        raise Unreadable("it shows the same numbers too many times")
-    return shapes if outline else {name: value.array() for name, value in found.items()}
+                        for key, child in reversed(value.items())]
+    return found

@@ -30,13 +30,10 @@ def convert(source: str | Path, target: str | Path, half: bool = False, activati
             head_width: int = 0) -> StateDict:
     """Rewrite any CLIP that can be read as .safetensors under OpenAI's names; how it is computed goes into the header.
 
-    half: store floating-point tensors as float16; otherwise each keeps its precision.
-    activation, head_width: as for `read_clip`.
+    half: store floating-point tensors as float16; otherwise each keeps its precision. activation, head_width: as for
+    `read_clip`. Return what was written.
 
-    Returns:
-        What was written.
-    Raises:
-        UserError: `target` is no .safetensors name; `source` is unreadable or no complete CLIP.
+    Raise UserError if `target` is no .safetensors name, or `source` is unreadable or no complete CLIP.
     """
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target} does not end in .safetensors, the one format that convert writes")

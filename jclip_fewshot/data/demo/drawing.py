@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -105,32 +106,63 @@ def patterned(pen: Pen, shapes, pattern: str, colour, accent, rng, size: float =
     pen.image.paste(accent, mask=both)
 
 
+class Build(NamedTuple):
+    """A species: half length, half height and centre height of its body, the head's place and radius, and the rest."""
+
+    length: float
+    height: float
+    middle: float
+    hx: float  # the end of the neck, where the head is
+    hy: float
+    leg: float
+    head: float
+    thick: float = 0.11  # legs
+    neck: float = 0.2
+    snout: float = 0.26
+
+
+_BUILDS = {
+    "hare": Build(0.48, 0.34, -0.3, 0.5, 0.15, 0.22, 0.24, 0.15, 0.26, 0.0),
+    "fox": Build(0.52, 0.22, -0.2, 0.62, 0.12, 0.36, 0.2),
+    "bear": Build(0.62, 0.42, -0.12, 0.66, 0.22, 0.38, 0.29, 0.2, 0.4, 0.16),
+    "hound": Build(0.55, 0.2, -0.02, 0.66, 0.36, 0.62, 0.2),
+    "camel": Build(0.55, 0.24, -0.1, 0.84, 0.42, 0.58, 0.15, snout=0.22),
+    "deer": Build(0.5, 0.2, -0.1, 0.64, 0.38, 0.62, 0.16),
+    "elephant": Build(0.6, 0.42, 0.0, 0.66, 0.2, 0.5, 0.32, 0.22, 0.4, 0.0),
+    "giraffe": Build(0.42, 0.2, -0.3, 0.6, 0.78, 0.5, 0.14, snout=0.2),
+}
+
+
 def draw_beast(pen: Pen, scene, paint, rng):
     """A beast in profile, looking right: legs, tail, body, neck, head, ears."""
-    species = scene["species"]
+    species, one = scene["species"], _BUILDS[scene["species"]]
     coat, accent = paint[scene["colour"]], paint[scene["accent"]]
     dark = tuple(int(0.72 * v) for v in coat)
-    # body: half length, half height, centre height; neck end (x, y) is the head; leg length; head radius
-    length, height, middle, hx, hy, leg, head = {
-        "hare": (0.48, 0.34, -0.3, 0.5, 0.15, 0.22, 0.24),
-        "fox": (0.52, 0.22, -0.2, 0.62, 0.12, 0.36, 0.2),
-        "bear": (0.62, 0.42, -0.12, 0.66, 0.22, 0.38, 0.29),
-        "hound": (0.55, 0.2, -0.02, 0.66, 0.36, 0.62, 0.2),
-        "camel": (0.55, 0.24, -0.1, 0.84, 0.42, 0.58, 0.15),
-        "deer": (0.5, 0.2, -0.1, 0.64, 0.38, 0.62, 0.16),
-        "elephant": (0.6, 0.42, 0.0, 0.66, 0.2, 0.5, 0.32),
-        "giraffe": (0.42, 0.2, -0.3, 0.6, 0.78, 0.5, 0.14),
-    }[species]
-    thick = {"bear": 0.2, "elephant": 0.22, "hare": 0.15}.get(species, 0.11)
     swing = (rng.random() - 0.5) * 0.2
     for x, side in ((-0.7, dark), (0.6, dark), (-0.85, coat), (0.78, coat)):
-        foot = x * length + (swing if side is dark else -swing)
-        top, bottom = middle - 0.3 * height, middle - height * 0.6 - leg
-        pen.bar(x * length, top, foot, bottom, thick, side)
+        foot = x * one.length + (swing if side is dark else -swing)
+        top, bottom = one.middle - 0.3 * one.height, one.middle - one.height * 0.6 - one.leg
+        pen.bar(x * one.length, top, foot, bottom, one.thick, side)
         if scene["socks"] == "yes":
-            knee = 0.35 * x * length + 0.65 * foot
-            pen.bar(knee, bottom + 0.35 * (top - bottom), foot, bottom, thick * 1.15, accent)
-    back = -length
+            knee = 0.35 * x * one.length + 0.65 * foot
+            pen.bar(knee, bottom + 0.35 * (top - bottom), foot, bottom, one.thick * 1.15, accent)
+    _draw_tail(pen, species, -one.length, one.middle, (coat, dark, accent))
+    body = [oval(0, one.middle, one.length, one.height)]
+    if species == "camel":
+        body += [oval(x, one.middle + 0.24, 0.17, 0.22) for x in (-0.2, 0.22)]
+    x, y = one.length * 0.65, one.middle + one.height * 0.2  # where the neck begins
+    pen.bar(x, y, one.hx - 0.02, one.hy, one.neck, coat)
+    patterned(pen, body, scene["pattern"], coat, accent, rng, size=0.8)
+    if scene["collar"] != "no":
+        dx, dy = one.hx - one.length * 0.65, one.hy - one.middle - one.height * 0.2  # along the neck
+        x, y = x + 0.45 * dx, y + 0.45 * dy
+        dx, dy = 0.08 * dx / math.hypot(dx, dy), 0.08 * dy / math.hypot(dx, dy)
+        pen.bar(x - dx, y - dy, x + dx, y + dy, one.neck * 1.3, paint[scene["collar"]])
+    _draw_head(pen, species, one, (coat, dark, accent), paint)
+
+
+def _draw_tail(pen: Pen, species: str, back: float, middle: float, colours) -> None:
+    coat, dark, accent = colours
     if species == "fox":
         pen.oval(back - 0.22, middle + 0.06, 0.3, 0.12, coat, lean=-0.5)
         pen.oval(back - 0.4, middle + 0.17, 0.11, 0.08, accent, lean=-0.5)
@@ -141,33 +173,25 @@ def draw_beast(pen: Pen, scene, paint, rng):
         pen.bar(back + 0.05, middle + 0.05, back - 0.22, middle + end, 0.07, dark)
     else:
         pen.oval(back, middle + 0.08, 0.1, 0.07, dark)
-    body = [oval(0, middle, length, height)]
-    if species == "camel":
-        body += [oval(-0.2, middle + 0.24, 0.17, 0.22), oval(0.22, middle + 0.24, 0.17, 0.22)]
-    neck = {"bear": 0.4, "elephant": 0.4, "hare": 0.26}.get(species, 0.2)
-    pen.bar(length * 0.65, middle + height * 0.2, hx - 0.02, hy, neck, coat)
-    patterned(pen, body, scene["pattern"], coat, accent, rng, size=0.8)
-    if scene["collar"] != "no":
-        dx, dy = hx - length * 0.65, hy - middle - height * 0.2  # along the neck
-        x, y = length * 0.65 + 0.45 * dx, middle + height * 0.2 + 0.45 * dy
-        dx, dy = 0.08 * dx / math.hypot(dx, dy), 0.08 * dy / math.hypot(dx, dy)
-        pen.bar(x - dx, y - dy, x + dx, y + dy, neck * 1.3, paint[scene["collar"]])
-    if species == "hare":
+
+
+def _draw_head(pen: Pen, species: str, one: Build, colours, paint) -> None:
+    (coat, dark, accent), hx, hy, head = colours, one.hx, one.hy, one.head
+    if species == "hare":  # ears and antlers behind the head
         pen.oval(hx - 0.12, hy + 0.42, 0.08, 0.32, dark, lean=0.25)
-    if species == "bear":
+    elif species == "bear":
         pen.oval(hx - 0.2, hy + 0.24, 0.12, 0.12, dark)
-    if species == "deer":
+    elif species == "deer":
         for lean in (-0.25, 0.18):
             pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
             pen.bar(hx + lean * 0.6, hy + 0.34, hx + lean * 0.6 + 0.2, hy + 0.5, 0.05, paint["brown"])
             pen.bar(hx + lean * 0.6, hy + 0.34, hx + lean * 0.6 - 0.16, hy + 0.52, 0.05, paint["brown"])
     pen.oval(hx, hy, head, head * 0.9, coat)
-    snout = {"hare": 0.0, "elephant": 0.0, "bear": 0.16, "camel": 0.22, "giraffe": 0.2}.get(species, 0.26)
-    if snout:
+    if one.snout:
         tip = 0.05 if species == "fox" else 0.1
-        pen.polygon([(hx, hy + head * 0.6), (hx + head + snout * 0.7, hy + tip - 0.08),
-                     (hx + head + snout * 0.7, hy - tip - 0.06), (hx, hy - head * 0.75)], coat)
-        pen.oval(hx + head + snout * 0.65, hy - 0.05, 0.06, 0.06, paint["black"])
+        pen.polygon([(hx, hy + head * 0.6), (hx + head + one.snout * 0.7, hy + tip - 0.08),
+                     (hx + head + one.snout * 0.7, hy - tip - 0.06), (hx, hy - head * 0.75)], coat)
+        pen.oval(hx + head + one.snout * 0.65, hy - 0.05, 0.06, 0.06, paint["black"])
     if species == "hare":
         pen.oval(hx + 0.02, hy + 0.46, 0.09, 0.34, coat, lean=-0.12)
         pen.oval(hx + 0.02, hy + 0.46, 0.04, 0.24, accent, lean=-0.12)
@@ -289,7 +313,7 @@ def draw_dish(pen: Pen, scene, paint, rng):
         pen.polygon(leaf, paint[scene["garnish"]])
 
 
-def draw_flag(pen: Pen, scene, paint, rng):
+def draw_flag(pen: Pen, scene, paint, _rng):
     """A flag on its pole; `first` is drawn on the ground `second`."""
     first, second, charge = (paint[scene[a]] for a in ("first", "second", "charge"))
     pen.bar(-1.0, -1.0, -1.0, 0.75, 0.07, paint["brown"])
@@ -335,7 +359,7 @@ _DRAW = {"Beast": draw_beast, "Thing": draw_thing, "Dish": draw_dish, "Flag": dr
 _TURN = {"Beast": 0.25, "Thing": 0.3, "Dish": 3.1, "Flag": 0.3}
 
 
-def _muted(rng) -> tuple[int, int, int]:
+def _muted(rng) -> tuple[int, ...]:
     """A background colour: any, but paler than the objects' own."""
     colour = np.array([rng.random() for _ in range(3)])
     grey = colour.mean()
@@ -361,7 +385,7 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
         canvas.rectangle((0, 0, width, y), fill=sky)
     elif style < 0.7:  # a gradient
         ramp = Image.fromarray(np.linspace(0, 255, 32).astype(np.uint8).reshape(32, 1))
-        image.paste(Image.new("RGB", image.size, sky), mask=ramp.resize(image.size, Image.BILINEAR))
+        image.paste(Image.new("RGB", image.size, sky), mask=ramp.resize(image.size, Image.Resampling.BILINEAR))
     for _ in range(int(rng.random() * 7)):  # clutter
         x, y, r = rng.random() * width, rng.random() * height, side * (0.04 + 0.1 * rng.random())
         colour = _muted(rng) if rng.random() < 0.6 else COLOURS[pick(rng, _C)]

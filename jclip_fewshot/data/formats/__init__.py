@@ -7,11 +7,11 @@ A format is a module with `recognise(root)`, how sure it is that a folder has th
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.data_set import DataSet, Wanted, domain_of
 from jclip_fewshot.data.formats import contest, coop, image_folder, table, tree
-from jclip_fewshot.data.formats.wanted import Sure, Wanted
 from jclip_fewshot.data.listing import PathLike
 from jclip_fewshot.errors import UserError
 
@@ -20,7 +20,7 @@ FORMATS = {"contest": contest, "coop": coop, "imagefolder": image_folder, "table
 
 def read_data_set(root: PathLike, board: str = "A", domains: bool = False, labelled: bool = True, format: str = "",
                   labels: PathLike = "") -> DataSet:
-    """A data set's classes, training images and test sets, whatever its format; opens no image.
+    """Return a data set's classes, training images and test sets, whatever its format; opens no image.
 
     Args:
         root: the data folder.
@@ -30,40 +30,28 @@ def read_data_set(root: PathLike, board: str = "A", domains: bool = False, label
         format: a name in FORMATS; "" for the one that the folder shows.
         labels: the table of the training images, where its name does not show it.
 
-    Raises:
-        UserError: no such folder; no format, or two that fit alike; what is wrong with the files, and where.
+    Raise UserError if there is no such folder, no format or two fit, or something is wrong with the files, and where.
     """
-    folder = data_folder(root)
-    wanted = Wanted(board, domains, labelled, Path(os.path.abspath(labels)) if labels else None)
+    try:
+        there = Path(root).is_dir()
+    except (OSError, ValueError):  # a name that is too long, a link that leads to itself
+        there = False
+    if not there:
+        raise UserError(f"no folder {root}: give the data set's folder with --data")
+    folder = Path(os.path.abspath(root))  # a later change of the working directory changes nothing
     if labels and format not in ("", "table"):
         raise UserError(f"--labels {labels} is for --format table, not {format}")
-    return FORMATS[format or ("table" if labels else recognised(folder))].read(folder, wanted)
+    wanted = Wanted(board, labelled, Path(os.path.abspath(labels)) if labels else None)
+    data = FORMATS[format or ("table" if labels else recognised(folder))].read(folder, wanted)
+    return replace(data, domains=[domain_of(name) for name in data.class_names]) if domains else data
 
 
 def recognised(root: Path) -> str:
-    """The name of the format that fits a folder best.
-
-    Raises:
-        UserError: two fit alike.
-    """
-    found: dict[str, Sure] = {}
-    for name, module in FORMATS.items():
-        sure = module.recognise(root)
-        if sure:
-            found[name] = sure
+    """Return the name of the format that fits a folder best, "tree" if none does. Raise UserError if two fit alike."""
+    found = {name: sure for name, module in FORMATS.items() if (sure := module.recognise(root))}
     most = max((sure.much for sure in found.values()), default=0)
     best = [name for name, sure in found.items() if sure.much == most]
     if len(best) > 1:
         fits = " or ".join(f"{name} ({found[name].why})" for name in best)
         raise UserError(f"{root} may be read in two ways, as {fits}: choose with --format {best[0]} or {best[1]}")
     return best[0] if best else "tree"  # which says what is missing
-
-
-def data_folder(root: PathLike) -> Path:
-    """The folder as an absolute path, so that a later change of the working directory changes nothing."""
-    try:
-        if Path(root).is_dir():
-            return Path(os.path.abspath(root))
-    except (OSError, ValueError):  # a name that is too long, a link that leads to itself
-        pass
-    raise UserError(f"no folder {root}: give the data set's folder with --data")

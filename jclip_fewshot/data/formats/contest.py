@@ -12,20 +12,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jclip_fewshot.data.data_set import DataSet, TestSet, by_class, domain_of, domains_of, one_label_each
+from jclip_fewshot.data import listing
+from jclip_fewshot.data.data_set import DataSet, Sure, TestSet, Wanted, by_class, domain_of, domains_of, one_label_each
 from jclip_fewshot.data.formats.folders import folder_split, read_folder, splits_in
-from jclip_fewshot.data.formats.wanted import Sure, Wanted
-from jclip_fewshot.data.listing import (
-    Files,
-    LabelledPath,
-    count_of,
-    folders_of,
-    locate,
-    read_labelled,
-    read_pairs,
-    require_plain_name,
-    same_text,
-)
 from jclip_fewshot.errors import UserError
 
 CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}
@@ -36,56 +25,47 @@ LOOKED_AT = 200  # folders in which the contest's lists are looked for where --d
 def recognise(root: Path) -> Sure | None:
     """Its lists: classes.txt, classes_b.txt or train.txt; a classes.txt alone, which others have too, by its form."""
     there = [name for name in (*CLASS_LISTS.values(), TRAIN_LIST) if (root / name).is_file()]
-    if there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA")):
-        with open(root / there[0], encoding="utf-8", errors="replace") as file:
-            if not re.search(r"\S\s+[0-9]+\s*$", file.readline(4096)):
-                return None
-    return Sure(3, " and ".join(there)) if there else None
+    alone = there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA"))
+    if not there or alone and not re.search(r"\S\s+[0-9]+\s*$", _first_line(root / there[0])):
+        return None
+    return Sure(3, " and ".join(there))
+
+
+def _first_line(path: Path) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline(listing.MAX_LINE)
 
 
 def elsewhere(root: Path) -> Path | None:
-    """The contest's folder that is meant where --data names one above it, or its TrainSet."""
+    """Return the contest's folder that is meant where --data names one above it, or its TrainSet."""
     for above in list(root.parents)[:2]:
-        if recognise(above) and (above / TRAIN_LIST).is_file():
-            with open(above / TRAIN_LIST, encoding="utf-8", errors="replace") as file:
-                listed = file.readline(4096)
-            if listed.replace("\\", "/").startswith(root.relative_to(above).as_posix() + "/"):
+        if (above / TRAIN_LIST).is_file() and recognise(above):
+            listed = _first_line(above / TRAIN_LIST).replace("\\", "/")
+            if listed.startswith(root.relative_to(above).as_posix() + "/"):
                 return above
-    waiting = [root]
-    for place, folder in enumerate(waiting):
-        if place == LOOKED_AT:
-            break
-        for name in folders_of(folder):
-            if recognise(folder / name):
-                return folder / name
-        if len(folder.relative_to(root).parts) < 2:
-            waiting += [folder / name for name in folders_of(folder)]
-    return None
+    one = [root / name for name in listing.folders_of(root)]
+    two = [folder / name for folder in one[:LOOKED_AT] for name in listing.folders_of(folder)]
+    return next((folder for folder in (*one, *two)[:LOOKED_AT] if recognise(folder)), None)
 
 
 def read(root: Path, wanted: Wanted) -> DataSet:
-    """The classes of a board, its training list and the test sets.
+    """Return the classes of a board, its training list and the test sets.
 
-    Raises:
-        UserError: no such list; a line that does not parse; ids that are not 0..K-1; a class twice; an image twice
-            with different classes; an image that is listed but absent, or lies elsewhere.
+    Raise UserError if a list is absent or a line of it wrong, an image has two classes, or is absent or elsewhere.
     """
     class_names = read_classes(root, wanted.board)
     source = root / TRAIN_LIST
-    asked = wanted.labelled or source.is_file()
-    listed = read_labelled(source, len(class_names)) if asked else []
-    rows = [(number, path, label) for number, path, label in listed]
+    rows = listing.read_labelled(source, len(class_names)) if wanted.labelled or source.is_file() else []
     if wanted.labelled:
-        found = locate(Files(root), source, [(number, path) for number, path, _ in listed])
-        rows = [(number, path, label) for (number, _, label), path in zip(listed, found)]
+        found = listing.locate(listing.Files(root), source, [(number, path) for number, path, _ in rows])
+        rows = [(number, path, label) for (number, _, label), path in zip(rows, found)]
     train, notes = one_label_each(rows, source)
     without = len(class_names) - len({label for _, label in train})
     if without and wanted.labelled:
         notes.append(f"{without} of {len(class_names)} classes have no training image; text alone knows them")
     train = by_class(train)
-    domains = [domain_of(name) for name in class_names] if wanted.domains else _domains(class_names, train)
-    tests = [board for board in CLASS_LISTS if (root / f"TestSet{board}").is_dir()]
-    tests = [wanted.board, *(board for board in tests if board != wanted.board)]
+    tests = [wanted.board, *(board for board in CLASS_LISTS if board != wanted.board
+                             and (root / f"TestSet{board}").is_dir())]
     tests += [name for name in splits_in(root)[1] if name not in ("TestSetA", "TestSetB")]
 
     def split(name: str) -> TestSet:
@@ -97,14 +77,13 @@ def read(root: Path, wanted: Wanted) -> DataSet:
                             "give another --split or --data")
         return read_folder(root, folder, class_names, flat=True)
 
-    return DataSet(root, class_names, domains, train, tuple(tests), "contest", notes, split)
+    return DataSet(root, "contest", class_names, _domains(class_names, train), train, tuple(tests), notes, split)
 
 
 def read_classes(root: Path, board: str = "A") -> list[str]:
-    """The raw class names of a board, by id.
+    """Return the raw class names of a board, by id.
 
-    Raises:
-        UserError: no such list; a line that does not parse; ids not 0..K-1; a class twice.
+    Raise UserError if there is no such list, a line does not parse, ids are not 0..K-1, or a class is there twice.
     """
     path = root / CLASS_LISTS[board]
     if not path.is_file():
@@ -112,9 +91,9 @@ def read_classes(root: Path, board: str = "A") -> list[str]:
                         "put it there or choose another board or --data")
     by_id: dict[int, str] = {}
     line_of: dict[str, int] = {}
-    for number, name, label in read_pairs(path, "<class name> <id>"):
-        name = same_text(name)
-        require_plain_name(name)
+    for number, name, label in listing.read_pairs(path, "<class name> <id>"):
+        name = listing.same_text(name)
+        listing.require_plain_name(name)
         if name in line_of:
             raise UserError(f"{path}, line {number}: class {name} is on line {line_of[name]} too; remove one")
         if label in by_id:
@@ -123,16 +102,15 @@ def read_classes(root: Path, board: str = "A") -> list[str]:
         by_id[label], line_of[name] = name, number
     if not by_id:
         raise UserError(f"{path} holds no class; it needs lines like `Animal_Bear 0`")
-    if max(by_id) != len(by_id) - 1:
-        missing = next(label for label in range(len(by_id)) if label not in by_id)
-        largest = max(by_id)
-        raise UserError(f"{path}: {count_of(len(by_id), 'class needs', 'classes need')} the ids "
-                        f"0..{len(by_id) - 1}, but {missing} is missing and {largest} is there "
-                        f"(line {line_of[by_id[largest]]})")
-    return [by_id[label] for label in range(len(by_id))]
+    count, largest = len(by_id), max(by_id)
+    if largest != count - 1:
+        missing = next(label for label in range(count) if label not in by_id)
+        raise UserError(f"{path}: {listing.count_of(count, 'class needs', 'classes need')} the ids 0..{count - 1}, but "
+                        f"{missing} is missing and {largest} is there (line {line_of[by_id[largest]]})")
+    return [by_id[label] for label in range(count)]
 
 
-def _domains(class_names: Sequence[str], train: Sequence[LabelledPath]) -> list[str]:
+def _domains(class_names: Sequence[str], train: Sequence[listing.LabelledPath]) -> list[str]:
     """Animal_Bear is of Animal where every name has a known domain, or where its images lie in Animal/Bear/.
 
     Classes without an image go by their names, if the layout shows domains for all others, or for one of that name.
@@ -150,7 +128,5 @@ def _domains(class_names: Sequence[str], train: Sequence[LabelledPath]) -> list[
 def _domain_in(path: str, class_name: str) -> str:
     """"Sea life" of "TrainSet/Sea life/Sea_lion/1.jpg" for the class "Sea life_Sea_lion"; "" for any other class."""
     folders = path.split("/")[:-1]
-    for above in range(2, len(folders) + 1):
-        if "_".join(folders[-above:]) == class_name:
-            return folders[-above]
-    return ""
+    return next((folders[-above] for above in range(2, len(folders) + 1)
+                 if "_".join(folders[-above:]) == class_name), "")

@@ -7,33 +7,13 @@ Zhou et al. 2022, "Learning to prompt for vision-language models"; paths begin i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jclip_fewshot.data.data_set import (
-    HELD_OUT,
-    DataSet,
-    TestSet,
-    by_class,
-    domain_of,
-    domains_of,
-    name_notes,
-    one_label_each,
-)
+from jclip_fewshot.data import listing
+from jclip_fewshot.data.data_set import HELD_OUT, DataSet, Sure, TestSet, Wanted, named_by_files, one_label_each
 from jclip_fewshot.data.formats.folders import below
-from jclip_fewshot.data.formats.wanted import Sure, Wanted
-from jclip_fewshot.data.listing import (
-    MAX_DIGITS,
-    Files,
-    entries_of,
-    folders_of,
-    locate,
-    natural_key,
-    read_json,
-    read_text,
-    require_plain_name,
-    same_text,
-)
 from jclip_fewshot.errors import UserError
 
 NAME = "split_zhou_"
@@ -50,46 +30,42 @@ def recognise(root: Path) -> Sure | None:
     return Sure(3, file.name) if file else None
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:
-    """Classes by the file's ids and names; test, then val.
+def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
+    """Return classes by the file's ids and names; test, then val.
 
-    Raises:
-        UserError: no such file, or two; entries of another form; ids that are not 0..K-1; an image that is absent.
+    Raise UserError if there is no such file or two, an entry or the ids are not as they should be, an image is absent.
     """
     file = _split_file(root)
     if file is None:
         raise UserError(f"{root} holds no {NAME}….json")
-    content = read_json(read_text(file), str(file))
+    content = listing.read_json(listing.read_text(file), str(file))
     if not isinstance(content, dict) or not content.get("train"):
         raise UserError(f'{file}: it must be {{"train": [[path, id, name], …], "val": […], "test": […]}}')
     lists = {part: _entries(file, part, content[part]) for part in ("train", *SPLITS) if content.get(part)}
     class_names = _class_names(file, [entry for entries in lists.values() for entry in entries])
-    files = Files(root)
+    files = listing.Files(root)
     base = _base(files, file, [path for _, path, _, _ in lists["train"][:LOOKED_AT]])
 
-    def located(part: str) -> list[tuple[str, int]]:
-        found = locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
-        for path in found:
-            require_plain_name(path)
+    def located(part: str) -> list[listing.LabelledPath]:
+        found = listing.locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
         return one_label_each([(number, path, label) for path, (number, _, label, _) in zip(found, lists[part])],
                               Path(f"{file} ({part})"))[0]
 
+    splits = [part for part in SPLITS if part in lists]
+
     def split(part: str) -> TestSet:
-        if part not in lists or part == "train":
-            raise UserError(f"--split {part}: {file} has {', '.join(one for one in SPLITS if one in lists) or 'none'}; "
-                            f"or {HELD_OUT}")
+        if part not in splits:
+            raise UserError(f"--split {part}: {file} has {', '.join(splits) or 'none'}; or {HELD_OUT}")
         labels = dict(located(part))
-        names = sorted(labels, key=natural_key)
+        names = sorted(labels, key=listing.natural_key)
         return TestSet(root, names, names, labels)
 
-    domains = [domain_of(name) for name in class_names] if wanted.domains else domains_of(class_names)
-    train, tests = by_class(located("train")), tuple(part for part in SPLITS if part in lists)
-    return DataSet(root, class_names, domains, train, tests, "coop",
-                   [f"classes and splits by {file}", *name_notes(class_names)], split)
+    found = named_by_files(root, "coop", class_names, located("train"), splits, [f"classes and splits by {file}"], split)
+    return replace(found, train=located("train"))  # in the file's order, in which CoOp's random seeds draw shots
 
 
 def _split_file(root: Path) -> Path | None:
-    names = [name for name in entries_of(root)[0] if name.startswith(NAME) and name.endswith(".json")]
+    names = [name for name in listing.entries_of(root)[0] if name.startswith(NAME) and name.endswith(".json")]
     if len(names) > 1:
         raise UserError(f"{root} holds {' and '.join(sorted(names))}; leave the one that is meant")
     return root / names[0] if names else None
@@ -98,10 +74,10 @@ def _split_file(root: Path) -> Path | None:
 def _entries(file: Path, part: str, entries: Any) -> list[Entry]:
     found = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and type(entry[1]) is int
-                and isinstance(entry[2], str) and 0 <= entry[1] < 10 ** MAX_DIGITS and "\0" not in entry[0]):
+        if not (isinstance(entry, list) and [type(one) for one in entry] == [str, int, str]
+                and 0 <= entry[1] < 10 ** listing.MAX_DIGITS and "\0" not in entry[0]):
             raise UserError(f"{file}: entry {number} of {part!r} is not [path, id, name]")
-        found.append((number, entry[0], entry[1], same_text(entry[2])))
+        found.append((number, entry[0], entry[1], listing.same_text(entry[2])))
     return found
 
 
@@ -120,10 +96,10 @@ def _class_names(file: Path, entries: list[Entry]) -> list[str]:
     return [names[label] for label in range(len(names))]
 
 
-def _base(files: Files, file: Path, paths: list[str]) -> str:
+def _base(files: listing.Files, file: Path, paths: list[str]) -> str:
     """The folder below the data folder in which the paths begin."""
     root = file.parent
-    places = [name for name in dict.fromkeys((*FOLDERS, *folders_of(root))) if not name or (root / name).is_dir()]
+    places = [name for name in dict.fromkeys((*FOLDERS, *listing.folders_of(root))) if (root / name).is_dir()]
     hits = {name: sum(files.find(below(root / name, root) + path) is not None for path in paths) for name in places}
     best = max(hits, key=lambda name: hits[name])
     if not hits[best]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.data_set import DataSet, Sure, Wanted
 from jclip_fewshot.data.formats import table
 from jclip_fewshot.data.formats.folders import splits_in, unwrapped
-from jclip_fewshot.data.formats.wanted import Sure, Wanted
 from jclip_fewshot.errors import UserError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -23,19 +22,16 @@ def recognise(root: Path) -> Sure | None:
     return Sure(3, f"{found[1].table.file} with file_name and {found[1].labels!r}") if found else None
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:
-    """Classes by the labels of the training folder's metadata; see table.read_rows."""
+def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
+    """Return classes by the labels of the training folder's metadata; see table.read_rows."""
     found = _found(root)
     if found is None:
         raise UserError(f"{root} holds no {' or '.join(NAMES)} with file_name and a label, in its training folder or "
                         "itself")
     top, training = found
-    others = {}
-    for name in splits_in(top)[1]:
-        one = _labelled(root, top, top / name)
-        if one and one.table.file != training.table.file:
-            others[name] = one
-    return table.read_rows(root, top, training, others, wanted, "imagefolder")
+    others = {name: one for name in splits_in(top)[1] if (one := _labelled(root, top, top / name))
+              and one.table.file != training.table.file}
+    return table.read_rows(root, top, training, others, "imagefolder")
 
 
 def _found(root: Path) -> tuple[Path, table.Labelled] | None:

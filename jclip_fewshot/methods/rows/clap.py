@@ -32,7 +32,6 @@ class CLAP(TrainedMethod):
     """strength: multiplies every λ_c."""
 
     name, title, paper = "clap", "CLAP", "Silva-Rodríguez et al. 2024"
-    trains = True
     epochs, batch, lr, augment, choose_epoch = 20, 256, 3e-4, 0.0, False
     strength = 100.0
 
@@ -42,6 +41,6 @@ class CLAP(TrainedMethod):
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         return self.scale_ * product(x, unit_var(p["weight"]))
 
-    def settle(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
+    def after_step(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
         pull = rate * self.strength * p["trust"]
         return ((value + pull * p["text"]) / (1 + pull)).detach()

@@ -16,7 +16,8 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
+from jclip_fewshot.methods.training import uniform
 from jclip_fewshot.task import Task
 
 
@@ -24,7 +25,6 @@ class ClipAdapter(TrainedMethod):
     """ratio: R in training. bottleneck: width of the middle layer, D/4 where None."""
 
     name, title, paper = "clip_adapter", "CLIP-Adapter", "Gao et al. 2021"
-    trains = True
     default = NEVER
     epochs, batch, lr, augment = 20, 256, 1e-3, 0.0
     ratio, bottleneck = 0.2, None
@@ -33,8 +33,8 @@ class ClipAdapter(TrainedMethod):
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         width = task.text.shape[1]
         middle = self.bottleneck or max(1, width // 4)
-        return ({"text": task.text, "ratio": np.float32([self.ratio])},
-                {"into": random_weights(rng, width, middle), "out": random_weights(rng, middle, width)})
+        return ({"text": task.text, "ratio": np.array([self.ratio], np.float32)},
+                {"into": uniform(rng, (width, middle), width), "out": uniform(rng, (middle, width), middle)})
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         adapted = jt.nn.relu(jt.matmul(jt.nn.relu(jt.matmul(x, p["into"])), p["out"]))

@@ -26,7 +26,6 @@ class CrossModal(TrainedMethod):
     """text_weight: of the text rows' loss against the images' (1: the paper)."""
 
     name, title, paper = "cross_modal", "Cross-modal", "Lin et al. 2023"
-    trains = True
     default = NEVER
     epochs, batch, lr, weight_decay, augment = 20, 256, 3e-4, 0.01, 0.0
     text_weight = 1.0

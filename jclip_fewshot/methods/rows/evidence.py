@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -113,30 +114,26 @@ class EvidenceMethod(Method):
     """A method without training. Subclasses read evidence from shots; the weights are found here.
 
     per_domain: let domains with at least 40 held-out shots have their own α.
-    alpha: fixed weight(s) of the evidence in the method's own scale: no search (None: leave-one-shot-out).
+    Fixed weights, in the method's own scale, are given under the names in `evidence_names`; None: leave-one-shot-out.
     """
 
-    evidence_names: tuple[str, ...] = ("alpha",)
-    fixed_alpha: tuple[float, ...] = (1.0,)  # where nothing can be left out, in the published scale
+    evidence_names: ClassVar[tuple[str, ...]] = ("alpha",)
+    fixed_alpha: ClassVar[tuple[float, ...]] = (1.0,)  # where nothing can be left out, in the published scale
+    fixed: ClassVar[dict[str, float]] = {}  # the settings that are no weight, where nothing can be left out
+    alpha: float | None = None
+    per_domain = True
 
-    def __init__(self, alpha=None, per_domain: bool = True):
-        self.alpha = alpha
-        self.per_domain = per_domain
-
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
         raise NotImplementedError
 
-    def _fixed_settings(self, task: Task) -> dict:
-        """The settings where nothing can be left out."""
-        raise NotImplementedError
+    def _fixed_settings(self, task: Task) -> dict[str, float]:
+        """The settings where nothing can be left out; of those, what the user gave."""
+        return {name: value if getattr(self, name) is None else float(getattr(self, name))
+                for name, value in self.fixed.items()}
 
-    def _learn(self, task: Task, settings: dict) -> None:
-        """Sets the learned arrays from all the shots."""
-        raise NotImplementedError
-
-    def _chosen(self) -> dict:
-        """The settings that `_learn` was last given, from the learned arrays."""
+    def _learn(self, task: Task) -> None:
+        """Set the learned arrays from all the shots; the settings are attributes, as `beta_`."""
         raise NotImplementedError
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
@@ -152,52 +149,61 @@ class EvidenceMethod(Method):
         return np.asarray(self.fixed_alpha, float) * self._alpha_scale(task)
 
     def _fit(self, task: Task) -> None:
-        zero_shot = task.zero_shot(task.features)
-        task = task.evidence
-        usable = task.can_be_left_out
+        zero_shot, task = task.zero_shot(task.features), task.evidence
         scale = np.broadcast_to(self._alpha_scale(task), len(self.evidence_names))
-        given = None if self.alpha is None else np.atleast_1d(np.asarray(self.alpha, float)) * scale
+        wanted = [getattr(self, name) for name in self.evidence_names]
+        if None in wanted and any(one is not None for one in wanted):
+            raise ValueError(f"{self.name}: fix {' and '.join(self.evidence_names)} together, or none of them")
+        given = None if None in wanted else np.asarray(wanted, float) * scale
         fixed = self._fixed_alpha(task) if given is None else given
-        num_domains = int(task.domains.max()) + 1
-        self._held_out_parts = None
-        if not usable.any():
-            settings, self.alpha_ = self._fixed_settings(task), np.tile(fixed[:, None], (1, num_domains))
-            self.settings_ = {**settings, "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
+        self._held_out_parts: Any = None
+        if task.can_be_left_out.any():
+            settings = self._search(task, zero_shot, given, fixed)
         else:
-            columns = np.flatnonzero(task.seen)
-            labels = np.searchsorted(columns, task.labels)
-            prior, best = np.r_[1.0, fixed], None
-            for settings, evidence in self._candidates(task):
-                C = np.concatenate([zero_shot[None], evidence])
-                C = C if usable.all() and task.seen.all() else C[:, usable][:, :, columns]
-                if given is None:
-                    # weak prior, about as much as one shot could say: temperature 1, the published weight,
-                    # or whatever weight spreads a row's logits by 3 nats
-                    nats = 3 / np.maximum(C[1:].std(axis=2).mean(axis=1), 1e-6)
-                    spread = np.r_[1.0, np.maximum(3 * fixed, nats)]
-                    mixture = fit_mixture(C, labels[usable], prior, spread, best[1].weights if best else None)
-                else:
-                    mixture = _fixed_mixture(C, labels[usable], given)
-                if best is None or mixture.loss < best[1].loss:
-                    best = settings, mixture, evidence, C
-            settings, mixture, evidence, C = best
-            self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, num_domains))
-            if given is None and self.per_domain:
-                self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
-            self._held_out_parts = zero_shot, evidence
-            held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
-            chosen_by = "leave-one-shot-out log-loss" if given is None else "given"
-            self.settings_ = {**settings, "chosen_by": chosen_by, "held_out_log_loss": mixture.loss,
-                              "held_out_top1": top1(held_out, labels[usable]),
-                              "temperature": float(1 / max(mixture.weights[0], 0.05))}
-            self._record_converged(mixture.converged)
+            settings = self._fixed_settings(task)
+            self.alpha_ = np.tile(fixed[:, None], (1, int(task.domains.max()) + 1))
+            self.settings_ = {**settings, "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
         for m, name in enumerate(self.evidence_names):
             values = (self.alpha_[m] / scale[m]).tolist()
             self.settings_[name] = values[0] if len(set(values)) == 1 else values
-        self._learn(task, settings)
+        for name, value in settings.items():
+            setattr(self, f"{name}_", value)
+        self._learn(task)
 
-    def _fit_domains(self, C: np.ndarray, labels: np.ndarray, row_domains: np.ndarray,
-                     common: Mixture) -> None:
+    def _search(self, task: Task, zero_shot: np.ndarray, given: np.ndarray | None, fixed: np.ndarray
+                ) -> dict[str, float]:
+        """Return the settings whose held-out log-loss is least, and set α and what the held-out shots say."""
+        usable, columns = task.can_be_left_out, np.flatnonzero(task.seen)
+        labels = np.searchsorted(columns, task.labels)
+        prior, best = np.r_[1.0, fixed], None
+        for settings, evidence in self._candidates(task):
+            C = np.concatenate([zero_shot[None], evidence])
+            C = C if usable.all() and task.seen.all() else C[:, usable][:, :, columns]
+            if given is None:
+                # weak prior, about as much as one shot could say: temperature 1, the published weight,
+                # or whatever weight spreads a row's logits by 3 nats
+                nats = 3 / np.maximum(C[1:].std(axis=2).mean(axis=1), 1e-6)
+                spread = np.r_[1.0, np.maximum(3 * fixed, nats)]
+                mixture = fit_mixture(C, labels[usable], prior, spread, best[1].weights if best else None)
+            else:  # only the temperature is fitted
+                logits = C[0] + np.tensordot(given.astype(np.float32), C[1:], 1)
+                mixture = fit_mixture(logits[None], labels[usable], np.ones(1), np.ones(1))
+            if best is None or mixture.loss < best[1].loss:
+                best = settings, mixture, evidence, C
+        assert best is not None  # there is at least one candidate
+        settings, mixture, evidence, C = best
+        self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, int(task.domains.max()) + 1))
+        if given is None and self.per_domain:
+            self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
+        self._held_out_parts = zero_shot, evidence
+        held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
+        self.settings_ = {**settings, "chosen_by": "leave-one-shot-out log-loss" if given is None else "given",
+                          "held_out_log_loss": mixture.loss, "held_out_top1": top1(held_out, labels[usable]),
+                          "temperature": float(1 / max(mixture.weights[0], 0.05))}
+        self._record_converged(mixture.converged)
+        return settings
+
+    def _fit_domains(self, C: np.ndarray, labels: np.ndarray, row_domains: np.ndarray, common: Mixture) -> None:
         held_out_shots = np.bincount(row_domains, minlength=self.alpha_.shape[1])
         if np.count_nonzero(held_out_shots) < 2:
             return
@@ -207,18 +213,13 @@ class EvidenceMethod(Method):
             self.alpha_[:, domain] = fit_mixture(C[:, rows], labels[rows], common.weights, spread).alpha
 
     def _relearn(self, task: Task) -> None:
-        self._learn(task.evidence, self._chosen())
+        self._learn(task.evidence)
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)
-        return weigh(zero_shot, self._evidence(self.own(features)), self.alpha_, self.domains_)
+        return weigh(zero_shot, self._evidence(self.evidence_rows(features)), self.alpha_, self.domains_)
 
     def _held_out_logits(self, task: Task) -> np.ndarray:
-        return weigh(*self._held_out_parts, self.alpha_, task.domains)
-
-
-def _fixed_mixture(C: np.ndarray, labels: np.ndarray, alpha: np.ndarray) -> Mixture:
-    """Only the temperature is fitted."""
-    logits = C[0] + np.tensordot(alpha.astype(np.float32), C[1:], 1)
-    fitted = fit_mixture(logits[None], labels, np.ones(1), np.ones(1))
-    return Mixture(fitted.weights[0] * np.r_[1.0, alpha], fitted.loss, fitted.trace, fitted.converged)
+        zero_shot, evidence = self._held_out_parts
+        self._held_out_parts = None  # (1 + M, S, K) numbers, asked for once
+        return weigh(zero_shot, evidence, self.alpha_, task.domains)

@@ -19,7 +19,8 @@ is proportional: the weight found with k-1 shots then holds for k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def precision_matrix(task: Task, means: np.ndarray, within: bool = True) -> np.n
 
 
 def degrees_of_freedom(task: Task, within: bool = True) -> int:
-    """Of the scatter around the class means, or around the common mean; at least 1."""
+    """Return those of the scatter around the class means, or around the common mean; at least 1."""
     return max(len(task) - (np.count_nonzero(task.seen) if within else 1), 1)
 
 
@@ -74,11 +75,9 @@ class GDA(EvidenceMethod):
     name, title, paper = "gda", "GDA", "Wang et al. 2024"
     needs = frozenset({SHOTS})
     checks = True
-    state_names = ("W_", "b_", "alpha_", "text_shots_")
-
-    def __init__(self, alpha=None, text_shots=None, per_domain: bool = True):
-        super().__init__(alpha, per_domain)
-        self.text_shots = text_shots
+    state_names: ClassVar[tuple[str, ...]] = ("W_", "b_", "alpha_", "text_shots_")
+    fixed = {"text_shots": 2.0}
+    text_shots: float | None = None
 
     def _alpha_scale(self, task: Task) -> np.ndarray:
         return np.array(task.text.shape[1] / degrees_of_freedom(task, self._has_spread(task)))
@@ -86,8 +85,12 @@ class GDA(EvidenceMethod):
     def _fixed_alpha(self, task: Task) -> np.ndarray:
         return np.array([FIXED_ALPHA])
 
-    def _classifiers(self, task: Task, within: bool,
-                     all_text_shots) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    @staticmethod
+    def _has_spread(task: Task) -> bool:
+        return int(task.counts.max()) > 2
+
+    def _classifiers(self, task: Task, within: bool, all_text_shots: Sequence[float]
+                     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         means = class_means(task)
         from_text = text_means(task, means)
         precision = precision_matrix(task, means, within)
@@ -100,30 +103,18 @@ class GDA(EvidenceMethod):
             # what all classes have in common moves no decision and would cost float32 three digits
             yield W - W.mean(axis=1, keepdims=True), b - b.mean()
 
-    @staticmethod
-    def _has_spread(task: Task) -> bool:
-        return int(task.counts.max()) > 2
-
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         searched = TEXT_SHOTS if self.text_shots is None else (float(self.text_shots),)
-        within = self._has_spread(task)
         evidence = np.zeros((len(searched), 1, len(task), task.num_classes), np.float32)
         for fold in task.folds():
-            for i, (W, b) in enumerate(self._classifiers(fold.task, within, searched)):
+            for i, (W, b) in enumerate(self._classifiers(fold.task, self._has_spread(task), searched)):
                 evidence[i, 0, fold.left_out] = matmul(task.features[fold.left_out], W) + b
         for kappa, held_out in zip(searched, evidence):
             yield {"text_shots": kappa}, held_out
 
-    def _fixed_settings(self, task: Task) -> dict:
-        return {"text_shots": 2.0 if self.text_shots is None else float(self.text_shots)}
-
-    def _learn(self, task: Task, settings: dict) -> None:
-        W, b = next(self._classifiers(task, self._has_spread(task), [settings["text_shots"]]))
+    def _learn(self, task: Task) -> None:
+        W, b = next(self._classifiers(task, self._has_spread(task), [float(self.text_shots_)]))
         self.W_, self.b_ = W.astype(np.float32), b.astype(np.float32)
-        self.text_shots_ = settings["text_shots"]
-
-    def _chosen(self) -> dict:
-        return {"text_shots": float(self.text_shots_)}
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return (matmul(features, self.W_) + self.b_)[None]

@@ -17,12 +17,15 @@ trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by defa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars, random_weights
+from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
+from jclip_fewshot.methods.training import uniform
 from jclip_fewshot.task import Task, class_means
 
 
@@ -45,6 +48,10 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
                                      ).astype(np.float32)
 
 
+PUBLISHED: dict[str, Any] = {"as_published": True, "epochs": 20, "batch": 64, "augment": 0.0, "alpha": 0.2, "beta": 0.2,
+                             "anchor": 0.0, "ratios": {}, "choose_epoch": False}
+
+
 class JclipAdapter(TrainedMethod):
     """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
 
@@ -52,34 +59,25 @@ class JclipAdapter(TrainedMethod):
     """
 
     name, title, paper = "jclip_adapter", "JCLIP-Adapter", "the contest solution that this project grew from"
-    trains = True
     epochs, batch, lr, augment = 20, 256, 1e-3, 1.25
     alpha, beta, tau, rank = 0.1, 0.2, 0.01, (256, 512)
-    anchor, shrinkage, setting = 0.2, (0.1, 0.1), "default"
+    anchor, shrinkage, as_published = 0.2, (0.1, 0.1), False
     ratios = {"alpha": (0.0, 0.05, 0.1, 0.15), "beta": (0.1, 0.15, 0.2)}
 
     @classmethod
-    def published(cls, **settings) -> JclipAdapter:
-        """The published setting."""
-        return cls(**{**dict(setting="paper"), **settings})
-
-    def __init__(self, **settings):
-        if settings.get("setting") == "paper":
-            settings = {**dict(epochs=20, batch=64, augment=0.0, alpha=0.2, beta=0.2, rank=None, anchor=0.0, ratios={},
-                               choose_epoch=False), **settings}
-        elif settings.get("setting", "default") != "default":
-            raise ValueError(f"jclip_adapter: setting is 'default' or 'paper', not {settings['setting']!r}")
-        super().__init__(**settings)
+    def published(cls, **settings: Any) -> JclipAdapter:
+        """Return the method in its published setting."""
+        return cls(**{**PUBLISHED, **settings})
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         text, width = task.text, task.text.shape[1]
-        constants = {"text": text, "alpha": np.float32([self.alpha]), "beta": np.float32([self.beta]),
-                     "tau": np.float32([self.tau])}
-        if self.setting == "paper":
-            rank = self.rank or max(1, width // 4)
+        constants = {"text": text, **{name: np.array([getattr(self, name)], np.float32)
+                                      for name in ("alpha", "beta", "tau")}}
+        if self.as_published:
+            rank = max(1, width // 4)
             return {**constants, "paper": np.ones(1, np.float32)}, {
-                "image_in": random_weights(rng, width, rank), "image_out": random_weights(rng, rank, width),
-                "text_in": random_weights(rng, width, rank), "text_out": random_weights(rng, rank, width)}
+                "image_in": uniform(rng, (width, rank), width), "image_out": uniform(rng, (rank, width), rank),
+                "text_in": uniform(rng, (width, rank), width), "text_out": uniform(rng, (rank, width), rank)}
         means = class_means(task)
         described = np.concatenate([text, means - means[task.seen].mean(axis=0)], axis=1)
         described[~task.seen, width:] = 0

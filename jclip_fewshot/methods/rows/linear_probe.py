@@ -107,9 +107,7 @@ class LinearProbe(Method):
     needs = frozenset({SHOTS})
     trains = ignores_text = True
     state_names = ("weight_", "bias_")
-
-    def __init__(self, C: float = 8.96):
-        self.C = C
+    C = 8.96
 
     def _fit(self, task: Task) -> None:
         fits = fits_of(task.evidence)
@@ -129,4 +127,4 @@ class LinearProbe(Method):
             self.settings_["held_out_top1"] = top1(held_out[tested], task.labels[tested])
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(self.own(features), self.weight_.T) + self.bias_
+        return matmul(self.evidence_rows(features), self.weight_.T) + self.bias_

@@ -39,9 +39,9 @@ def start(task: Task) -> tuple[np.ndarray, np.ndarray, float, float]:
 
 
 def loss_of(W: jt.Var, a: jt.Var, x: jt.Var, text_cosines: jt.Var, labels: jt.Var,
-            closed: jt.Var) -> tuple[jt.Var, jt.Var]:
-    """(loss, logits (S, K)) of W (K, D), a (1, K); closed (1, K) is −1e9 at classes without shots."""
-    logits = product(x, W) + a * text_cosines + closed
+            class_mask: jt.Var) -> tuple[jt.Var, jt.Var]:
+    """(loss, logits (S, K)) of W (K, D), a (1, K); class_mask (1, K) is −1e9 at classes without shots."""
+    logits = product(x, W) + a * text_cosines + class_mask
     return cross_entropy(logits, labels), logits
 
 
@@ -53,17 +53,15 @@ class LPPlusPlus(Method):
     trains = True
     default = NEVER
     state_names = ("weight_", "blend_")
-
-    def __init__(self, epochs: int = 300, momentum: float = 0.9, patience: int = 40, every: int = 5):
-        self.epochs, self.momentum, self.patience, self.every = epochs, momentum, patience, every
+    epochs, momentum, patience, every = 300, 0.9, 40, 5
 
     def _fit(self, task: Task) -> None:
-        fits, text, closed = fits_of(task), var(task.text), var(-1e9 * ~task.seen[None])
+        fits, text, class_mask = fits_of(task), var(task.text), var(-1e9 * ~task.seen[None])
         data, first, rates = [], {}, {}
         for m, fit in enumerate(fits):
             first[f"{m}/W"], first[f"{m}/a"], rates[f"{m}/W"], rates[f"{m}/a"] = start(fit.task)
             x = var(fit.task.features)
-            data.append((x, product(x, text), jt.array(fit.task.labels.astype(np.int32)), closed))
+            data.append((x, product(x, text), jt.array(fit.task.labels.astype(np.int32)), class_mask))
         held = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
         held = [(x, product(x, text), zero_shot) for x, zero_shot in held]
         truth = np.concatenate([task.labels[fit.left_out] for fit in fits])

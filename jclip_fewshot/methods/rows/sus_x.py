@@ -9,7 +9,7 @@ zero-shot ranks its class among the first few (`keep_support`). What is kept ser
 
 Deviations: affinities are means over a class's images, not sums, so that a class with many is not favoured. The
 authors search α, β, γ on labelled validation images and scale ψ by their affinities; here they are fixed, and the
-range is that of pairs of support images (see `tip_x`). `authors_logits` is their code's arithmetic, for the reference.
+range is that of pairs of support images (see `tip_x`).
 
 N queries · S support images · K classes · D feature width
 """
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.methods.base import NEVER
-from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
-from jclip_fewshot.methods.rows.tip_x import TipX, text_divergence
+from jclip_fewshot.methods.rows.tip_x import TipX
 from jclip_fewshot.task import zero_shot_logits
 
 TEMPERATURE = 0.5  # of s and S: the authors' code
@@ -35,9 +33,7 @@ class SusX(TipX):
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
-
-    def __init__(self, alpha: float = ALPHA, gamma: float = GAMMA, beta: float = BETA):
-        super().__init__(alpha, gamma, beta, per_domain=False, temperature=TEMPERATURE)
+    alpha, gamma, beta, per_domain, temperature = ALPHA, GAMMA, BETA, False, TEMPERATURE
 
 
 class SusXF(TipAdapterF):
@@ -57,14 +53,3 @@ def keep_support(rows: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.n
     logits = zero_shot_logits(rows, text)
     own = logits[np.arange(len(labels)), labels]
     return (logits > own[:, None]).sum(axis=1) < first
-
-
-def authors_logits(features: np.ndarray, support: np.ndarray, labels: np.ndarray, text: np.ndarray, alpha: float,
-                   beta: float, gamma: float, range_of: np.ndarray) -> np.ndarray:
-    """(N, K) as the authors' code has it: sums, and −M scaled to the range of x·F over the rows `range_of`."""
-    values = np.eye(len(text), dtype=np.float32)[labels]
-    M = text_divergence(features, support, text, TEMPERATURE)
-    cosine = matmul(range_of, support.T)
-    scaled = (M - M.min()) / (M.max() - M.min()) * (cosine.max() - cosine.min()) + cosine.min()
-    return (zero_shot_logits(features, text) + alpha * cache_logits(features, support, values, beta)
-            - gamma * matmul(scaled, values))

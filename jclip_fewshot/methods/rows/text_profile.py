@@ -44,13 +44,9 @@ class TextProfile(GDA):
     name, title, paper = "text_profile", "Text profile", "ours"
     needs = frozenset({TEXT, SHOTS})
     checks = True
-    state_names = ("W_", "b_", "alpha_", "text_shots_", "log_profiles_")
+    state_names = (*GDA.state_names, "log_profiles_")
     evidence_names = ("alpha", "gamma")
-
-    def __init__(self, alpha=None, gamma=None, text_shots=None, per_domain: bool = True):
-        if (alpha is None) != (gamma is None):
-            raise ValueError("text_profile: fix both alpha and gamma, or neither")
-        super().__init__(None if alpha is None else (alpha, gamma), text_shots, per_domain)
+    gamma: float | None = None
 
     def _alpha_scale(self, task: Task) -> np.ndarray:
         return np.append(super()._alpha_scale(task), 1.0)
@@ -58,7 +54,7 @@ class TextProfile(GDA):
     def _fixed_alpha(self, task: Task) -> np.ndarray:
         return np.append(super()._fixed_alpha(task), 0.5)
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         likelihood = np.zeros((1, len(task), task.num_classes), np.float32)
         for fold in task.folds():
             rows = profiles(task.features[fold.left_out], task.text)
@@ -66,8 +62,8 @@ class TextProfile(GDA):
         for settings, evidence in super()._candidates(task):
             yield settings, np.concatenate([evidence, likelihood])
 
-    def _learn(self, task: Task, settings: dict) -> None:
-        super()._learn(task, settings)
+    def _learn(self, task: Task) -> None:
+        super()._learn(task)
         self.log_profiles_ = class_profiles(task)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:

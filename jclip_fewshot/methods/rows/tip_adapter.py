@@ -14,6 +14,7 @@ means the same for k-1 and k shots, which leave-one-shot-out needs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -68,61 +69,52 @@ class TipAdapter(EvidenceMethod):
 
     name, title, paper = "tip_adapter", "Tip-Adapter", "Zhang et al. 2022"
     needs = frozenset({SHOTS})
-    state_names = ("keys_", "values_", "alpha_", "beta_")
+    state_names: ClassVar[tuple[str, ...]] = ("keys_", "values_", "alpha_", "beta_")
+    fixed = {"beta": 5.5}
+    beta: float | None = None
+    cap = 16
+    betas: ClassVar[tuple[float, ...]] = BETAS  # searched
 
-    def __init__(self, alpha=None, beta=None, per_domain: bool = True, cap: int = 16):
-        super().__init__(alpha, per_domain)
-        self.beta, self.cap = beta, cap
-
-    def _alpha_scale(self, task: Task) -> float:
-        return keys_a_class(task, self.cap)
-
-    def _fixed_settings(self, task: Task) -> dict:
-        return {"beta": 5.5 if self.beta is None else float(self.beta)}
+    def _alpha_scale(self, task: Task) -> np.ndarray:
+        return np.array(keys_a_class(task, self.cap))
 
     def _cache(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         keys, labels = capped_cache(task.features, task.labels, self.cap)
         return keys, class_mean_values(labels, task.num_classes)
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
-        for beta in BETAS if self.beta is None else (float(self.beta),):
-            evidence = np.zeros((1, len(task), task.num_classes), np.float32)
+        for beta in self.betas if self.beta is None else (float(self.beta),):
+            evidence = np.zeros((len(self.evidence_names), len(task), task.num_classes), np.float32)
             for left_out, keys, values in caches:
-                evidence[0, left_out] = cache_logits(task.features[left_out], keys, values, beta)
+                evidence[:, left_out] = self._read(task.features[left_out], keys, values, task.text, beta)
             yield {"beta": beta}, evidence
 
-    def _learn(self, task: Task, settings: dict) -> None:
-        self.keys_, self.values_ = self._cache(task)
-        self.beta_ = settings["beta"]
+    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, text: np.ndarray, beta: float
+              ) -> np.ndarray:
+        """Evidence (M, N, K) of a cache."""
+        return cache_logits(features, keys, values, beta)[None]
 
-    def _chosen(self) -> dict:
-        return {"beta": float(self.beta_)}
+    def _learn(self, task: Task) -> None:
+        self.keys_, self.values_ = self._cache(task)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return cache_logits(features, self.keys_, self.values_, self.beta_)[None]
+        return self._read(features, self.keys_, self.values_, self.text_, float(self.beta_))
 
     def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
-        """Return the held-out top-1 over α and β, (A, B); nothing where no shot can be left out."""
-        if not task.can_be_left_out.any() or type(self) is not TipAdapter:
-            return {}
-        found = {"alphas": MAP_ALPHAS, "betas": MAP_BETAS, "top1": self.held_out_map(task, MAP_ALPHAS, MAP_BETAS)}
-        return {f"alpha_beta/{key}": np.float32(value) for key, value in found.items()}
+        """Return the leave-one-shot-out top-1 over α, on the paper's scale, and β: (A, B) percent.
 
-    def held_out_map(self, task: Task, alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """Leave-one-shot-out top-1 in percent for every α, on the paper's scale, and β: (A, B), for a
-        picture.
-
-        Shots that are the only one of their class are not counted; nan where all are.
+        Shots that are the only one of their class are not counted; nothing where all are.
         """
-        found = np.full((len(alphas), len(betas)), np.nan)
         usable = task.can_be_left_out
-        if not usable.any():
-            return found
+        if not usable.any() or type(self) is not TipAdapter:
+            return {}
+        found = np.zeros((len(MAP_ALPHAS), len(MAP_BETAS)))
         zero_shot = task.zero_shot(task.features)[usable]
-        for b, beta in enumerate(betas):
+        for b, beta in enumerate(MAP_BETAS):
             (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(task)
             evidence = evidence[0, usable] * np.float32(self._alpha_scale(task))
-            for a, alpha in enumerate(alphas):
+            for a, alpha in enumerate(MAP_ALPHAS):
                 found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable])
-        return found
+        arrays = {"alphas": MAP_ALPHAS, "betas": MAP_BETAS, "top1": found}
+        return {f"alpha_beta/{key}": value.astype(np.float32) for key, value in arrays.items()}

@@ -29,7 +29,6 @@ class TipAdapterF(TrainedMethod):
     """alpha, beta: in training. cap: keys kept a class."""
 
     name, title, paper = "tip_adapter_f", "Tip-Adapter-F", "Zhang et al. 2022"
-    trains = True
     default = NEVER
     epochs, batch, lr, eps, weight_decay, augment = 20, 256, 1e-3, 1e-4, 0.01, 1.0
     alpha, beta, cap = 2.0, 3.5, 16
@@ -38,8 +37,8 @@ class TipAdapterF(TrainedMethod):
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         keys, labels = capped_cache(task.features, task.labels, self.cap)
         values = class_mean_values(labels, task.num_classes) * np.float32(keys_a_class(task, self.cap))
-        return ({"text": task.text, "values": values, "alpha": np.float32([self.alpha]),
-                 "beta": np.float32([self.beta])}, {"keys": keys})
+        return ({"text": task.text, "values": values, "alpha": np.array([self.alpha], np.float32),
+                 "beta": np.array([self.beta], np.float32)}, {"keys": keys})
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         cache = jt.matmul(affinity(x, p["keys"], p["beta"]), p["values"])  # (B, K)

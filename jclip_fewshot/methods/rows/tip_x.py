@@ -21,9 +21,8 @@ import numpy as np
 from jclip_fewshot.backend.numerics import log_softmax, matmul
 from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter, cache_logits
+from jclip_fewshot.methods.rows.trained import CHUNK
 from jclip_fewshot.task import Task
-
-BETAS = (1.0, 3.5, 8.0)
 
 
 def text_divergence(features: np.ndarray, keys: np.ndarray, text: np.ndarray,
@@ -40,47 +39,42 @@ class TipX(TipAdapter):
 
     name, title, paper = "tip_x", "TIP-X", "Udandarao et al. 2022"
     needs = frozenset({TEXT, SHOTS})
-    state_names = ("keys_", "values_", "alpha_", "beta_", "rescale_", "temperature_")
-    evidence_names = ("alpha", "gamma")
-    fixed_alpha = (1.0, 0.1)
-
-    def __init__(self, alpha=None, gamma=None, beta=None, per_domain: bool = True, cap: int = 16,
-                 temperature: float = 0.01):
-        if (alpha is None) != (gamma is None):
-            raise ValueError("tip_x: fix both alpha and gamma, or neither")
-        super().__init__(None if alpha is None else (alpha, gamma), beta, per_domain, cap)
-        self.temperature = temperature
+    state_names = (*TipAdapter.state_names, "rescale_", "temperature_")
+    evidence_names, fixed_alpha, betas = ("alpha", "gamma"), (1.0, 0.1), (1.0, 3.5, 8.0)
+    gamma: float | None = None
+    temperature = 0.01
 
     def _rescale(self, keys: np.ndarray, text: np.ndarray) -> np.ndarray:
         """(largest M, its range, smallest x·f, largest x·f) over pairs of different keys."""
         if len(keys) < 2:
             return np.array([0.0, 1.0, 0.0, 1.0])
-        pairs = ~np.eye(len(keys), dtype=bool)
-        M, cosine = text_divergence(keys, keys, text, self.temperature)[pairs], matmul(keys, keys.T)[pairs]
-        return np.array([M.max(), max(M.max() - M.min(), 1e-12), cosine.min(), cosine.max()], float)
+        bounds = []
+        for first in range(0, len(keys), CHUNK):  # (S, S) numbers at once would be gigabytes at ImageNet's size
+            some = keys[first:first + CHUNK]
+            own = np.arange(len(some)), np.arange(first, first + len(some))
+            pairs = text_divergence(some, keys, text, float(self.temperature_)), matmul(some, keys.T)
+            for one in pairs:
+                one[own] = np.nan
+            bounds.append([bound for one in pairs for bound in (np.nanmin(one), np.nanmax(one))])
+        least, most = np.min(bounds, axis=0), np.max(bounds, axis=0)
+        return np.array([most[1], max(most[1] - least[0], 1e-12), least[2], most[3]], float)
 
-    @staticmethod
-    def _both(features, keys, values, text, temperature, rescale, beta) -> np.ndarray:
-        largest, span, low, high = rescale
+    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, text: np.ndarray, beta: float
+              ) -> np.ndarray:
+        largest, span, low, high = self.rescale_
         A_low, A_high = np.exp(-beta * (1 - low)), np.exp(-beta * (1 - high))
-        psi = A_low + (A_high - A_low) * (largest - text_divergence(features, keys, text, temperature)) / span
+        M = text_divergence(features, keys, text, float(self.temperature_))
+        psi = A_low + (A_high - A_low) * (largest - M) / span
         return np.stack([cache_logits(features, keys, values, beta), matmul(psi, values)])
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict, np.ndarray]]:
-        rescale = self._rescale(self._cache(task)[0], task.text)
-        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
-        for beta in BETAS if self.beta is None else (float(self.beta),):
-            evidence = np.zeros((2, len(task), task.num_classes), np.float32)
-            for left_out, keys, values in caches:
-                evidence[:, left_out] = self._both(task.features[left_out], keys, values, task.text,
-                                                   self.temperature, rescale, beta)
-            yield {"beta": beta}, evidence
-
-    def _learn(self, task: Task, settings: dict) -> None:
-        super()._learn(task, settings)
-        self.rescale_ = self._rescale(self.keys_, task.text)
+    def _fit(self, task: Task) -> None:
         self.temperature_ = self.temperature
+        super()._fit(task)
 
-    def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return self._both(features, self.keys_, self.values_, self.text_, float(self.temperature_),
-                          self.rescale_, float(self.beta_))
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
+        self.rescale_ = self._rescale(self._cache(task)[0], task.text)
+        return super()._candidates(task)
+
+    def _learn(self, task: Task) -> None:
+        super()._learn(task)
+        self.rescale_ = self._rescale(self.keys_, task.text)

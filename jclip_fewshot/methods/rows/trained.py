@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,17 +42,11 @@ def residuals(task: Task) -> np.ndarray:
     return (rest * np.sqrt(count / np.maximum(count - 1, 1))).astype(np.float32)
 
 
-def borrowed(features: np.ndarray, activations: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """`features` (B, D), each moved by `strength` times a row drawn from `activations`, renormalised."""
-    if not strength or not len(activations) or not len(features):
+def borrowed(features: np.ndarray, residuals: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """`features` (B, D), each moved by `strength` times a row drawn from `residuals`, renormalised."""
+    if not strength or not len(residuals):
         return features
-    moved = features + np.float32(strength) * activations[rng.integers(len(activations), size=len(features))]
-    return unit_rows(moved)
-
-
-def random_weights(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """(rows, columns) uniform within 1/sqrt(rows), as torch and Jittor start a linear layer."""
-    return (rng.uniform(-1, 1, (rows, columns)) / np.sqrt(rows)).astype(np.float32)
+    return unit_rows(features + np.float32(strength) * residuals[rng.integers(len(residuals), size=len(features))])
 
 
 def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) -> float:
@@ -72,35 +66,19 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
             "held_out_soft_top1": soft_top1(logits, labels)}
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The fits at the chosen epoch."""
-
-    fits: list[Fold]
-    learned: list[Arrays]  # of each fit: constants and parameters, all that `forward` reads
-    epoch: int  # 0: the start
-    history: list[dict]
-
-
 class TrainedMethod(Method):
     """A method that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
 
     epochs, batch (rows a step), lr, weight_decay, eps: AdamW with a cosine schedule to zero. augment: strength of
     the borrowed residuals. choose_epoch: keep the epoch with the best held-out soft top-1, not the last one.
-    ratios: {name of a constant: values to try} after training, by held-out soft top-1. seed: same seed, same bytes.
+    ratios: {name of a constant: values to try} after training, by held-out soft top-1.
     """
 
     state_dicts = ("learned_",)
     trains = True
     epochs, batch, lr, weight_decay, eps = 20, 256, 1e-3, 0.0, 1e-8
-    augment, choose_epoch, seed = 0.0, True, 0
-    ratios: dict[str, Sequence[float]] = {}
-
-    def __init__(self, **settings):
-        for name, value in settings.items():
-            if name.startswith("_") or not hasattr(type(self), name) or callable(getattr(type(self), name)):
-                raise TypeError(f"{self.name} has no setting {name!r}")
-            setattr(self, name, value)
+    augment, choose_epoch = 0.0, True
+    ratios: ClassVar[dict[str, Sequence[float]]] = {}
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         """(constants, parameters) before the first step; a constant is never trained."""
@@ -114,36 +92,44 @@ class TrainedMethod(Method):
         """Added to the cross-entropy of the batch x; None adds nothing."""
         return None
 
-    def settle(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
+    def after_step(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
         """A parameter after each step of learning rate `rate`: for what is better solved than descended."""
         return value
 
     def _fit(self, task: Task) -> None:
-        trained = train(self, task)
-        self.history_ = trained.history
-        self.settings_ = {"epoch": trained.epoch, "epochs": self.epochs, "lr": self.lr, "augment": self.augment,
-                          "chosen_by": "held-out soft top-1" if len(trained.fits) > 1 else "fixed"}
-        self._choose(trained)
+        """Train all fits in step; epoch 0, the start, may be the one chosen.
 
-    def _choose(self, trained: Trained) -> None:
-        """Takes over what was trained, with the ratios that the held-out shots like best."""
-        task, folds = trained.fits[-1].task, trained.fits[:-1]
+        A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
+        (`base.keep_unseen` puts it back).
+        """
+        fits = _InStep(self, task)
+        epochs = self.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
+        descend(fits.first, fits.loss, fits, cosine(self.lr, epochs * fits.steps), fits.watch, self.name)
+        arrays = as_arrays(fits.kept)
+        learned = [{**fixed, **{name: arrays[f"{m}/{name}"] for name in fits.names}}
+                   for m, fixed in enumerate(fits.fixed)]
+        folds = fits.fits[:-1]
+        self.history_ = fits.history
+        self.settings_ = {"epoch": fits.epoch, "epochs": self.epochs, "lr": self.lr, "augment": self.augment,
+                          "chosen_by": "held-out soft top-1" if folds else "fixed"}
+        self._choose(task, folds, learned)
+
+    def _choose(self, task: Task, folds: list[Fold], learned: list[Arrays]) -> None:
+        """Take over what was trained, with the ratios that the held-out shots like best."""
         names = list(self.ratios) if folds else []
-        best = None
+        tested = task.can_be_left_out
+        best: Any = None
         for values in itertools.product(*(self.ratios[name] for name in names)):
-            chosen = {name: np.float32([value]) for name, value in zip(names, values)}
+            chosen = {name: np.array([value], np.float32) for name, value in zip(names, values)}
             held_out = task.zero_shot(task.features)
-            tested = np.zeros(len(task), bool)
-            for fit, learned in zip(folds, trained.learned):
-                held_out[fit.left_out] = keep_unseen(
-                    self._ask({**learned, **chosen}, task.features[fit.left_out]), held_out[fit.left_out],
-                    task.seen)
-                tested[fit.left_out] = True
+            for fit, own in zip(folds, learned):
+                answers = self._ask({**own, **chosen}, task.features[fit.left_out])
+                held_out[fit.left_out] = keep_unseen(answers, held_out[fit.left_out], task.seen)
             score = soft_top1(held_out[tested], task.labels[tested])
             if best is None or score > best[0]:
-                best = score, dict(zip(names, map(float, values))), chosen, held_out, tested
-        _, scalars, chosen, self.fold_logits_, tested = best
-        self.learned_ = {**trained.learned[-1], **chosen}
+                best = score, dict(zip(names, map(float, values))), chosen, held_out
+        _, scalars, chosen, self.fold_logits_ = best
+        self.learned_ = {**learned[-1], **chosen}
         self.settings_.update(scalars)
         if folds:
             self.settings_.update(scores(self.fold_logits_[tested], task.labels[tested]))
@@ -169,7 +155,7 @@ class _InStep(Adam):
         self.constants = [{name: var(value) for name, value in constants.items()} for constants in self.fixed]
         self.names = list(starts[0][1])
         self.first = {f"{m}/{name}": value for m, (_, start) in enumerate(starts) for name, value in start.items()}
-        self.closed = None if task.seen.all() else var(-1e9 * ~task.seen[None])
+        self.class_mask = None if task.seen.all() else var(-1e9 * ~task.seen[None])
         self.lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
         self.held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                          for fit in self.fits[:-1]]
@@ -187,7 +173,7 @@ class _InStep(Adam):
     def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
         moved = super().step(values, gradients, lr)
         parts = {key: key.partition("/") for key in moved}
-        return {key: self.method.settle(name, moved[key], self.of(moved, int(m)), lr)
+        return {key: self.method.after_step(name, moved[key], self.of(moved, int(m)), lr)
                 for key, (m, _, name) in parts.items()}
 
     def score(self, values: Vars) -> dict[str, float]:
@@ -213,7 +199,7 @@ class _InStep(Adam):
             x = var(borrowed(fit.task.features[rows], self.lent[m], self.method.augment, self.rng))
             y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
             logits = self.method.forward(p, x)
-            own = cross_entropy(logits if self.closed is None else logits + self.closed, y)
+            own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)
             if m == len(self.fits) - 1:
                 self.said.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
             extra = self.method.penalty(p, x, logits, self.rng)
@@ -233,17 +219,3 @@ class _InStep(Adam):
         chooses = bool(self.held_out) and self.method.choose_epoch
         if not chooses or self.history[-1]["held_out_soft_top1"] > best:
             self.kept, self.epoch = values, step // self.steps + 1
-
-
-def train(method: TrainedMethod, task: Task) -> Trained:
-    """Train all fits in step; epoch 0, the start, may be the one chosen.
-
-    A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
-    (`base.keep_unseen` puts it back).
-    """
-    fits = _InStep(method, task)
-    epochs = method.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
-    descend(fits.first, fits.loss, fits, cosine(method.lr, epochs * fits.steps), fits.watch, method.name)
-    arrays = as_arrays(fits.kept)
-    learned = [{**fixed, **{name: arrays[f"{m}/{name}"] for name in fits.names}} for m, fixed in enumerate(fits.fixed)]
-    return Trained(fits.fits, learned, fits.epoch, fits.history)

@@ -29,7 +29,6 @@ from jclip_fewshot.methods.rows.trained import fits_of, residuals
 from jclip_fewshot.methods.training import Adam, Vars, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task
 
-LAMBDAS = (10.0, 30.0, 100.0)
 FIXED_LAMBDA = 100.0  # where nothing can be left out
 NOISE_ROWS = 4  # of ε kept, a shot
 MAP_RATE = 0.1  # of the learning rate: each entry of M moves all classes
@@ -76,13 +75,8 @@ class Vicinal(Method):
     name, title, paper = "vicinal", "Vicinal", "ours, after Chapelle et al. 2000"
     trains = True
     state_names = ("W_",)
-
-    def __init__(self, lambdas: Sequence[float] = LAMBDAS, map_lambda: float = 0.1, residual: float = 1.0,
-                 sigma: float = 0.5, epochs: int = 40, lr: float = 3e-3, seed: int = 0) -> None:
-        if not lambdas or epochs < 0:
-            raise ValueError("vicinal: needs at least one lambda and epochs >= 0")
-        self.lambdas, self.map_lambda, self.residual = tuple(map(float, lambdas)), map_lambda, residual
-        self.sigma, self.epochs, self.lr, self.seed = sigma, epochs, lr, seed
+    lambdas: Sequence[float] = (10.0, 30.0, 100.0)
+    map_lambda, residual, sigma, epochs, lr = 0.1, 1.0, 0.5, 40, 3e-3
 
     def _fit(self, task: Task) -> None:
         columns = np.flatnonzero(task.seen)

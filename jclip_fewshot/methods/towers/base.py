@@ -14,8 +14,8 @@ Letters: N images, S shots, V views, K classes, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,18 +25,15 @@ from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, uni
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.tuned import TunedEncoder
+from jclip_fewshot.encoders.function import TunedEncoder
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Method, Queries, keep_unseen, log_loss, top1
+from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import blocks_of, rows_from
+from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, rows_from
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.task import Task
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.task import Fold, Task, zero_shot_logits
 
 CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
 ALPHAS = (0.5, 0.75, 1.0)
@@ -54,16 +51,14 @@ class TowerMethod(Method):
     trains = True
     default = ON_GPU
     asks_images = True
+    least_classes = 2
     reads_sentences = False  # whether it asks the text tower about a sentence a class (Activations.class_tokens)
     alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
     own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
     constants: ClassVar[tuple[str, ...]] = ()  # the attributes that a training depends on
     at: ClassVar[Depth] = ROWS
-    state_names = ("tuned_domains_", "classifier_")
+    state_names: ClassVar[tuple[str, ...]] = ("tuned_domains_", "classifier_")
     state_dicts = ("update_",)
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
 
     def depth(self, model: CLIP) -> Depth:
         """Where the stored activations stop: what lies below is computed once."""
@@ -72,6 +67,20 @@ class TowerMethod(Method):
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
         raise NotImplementedError
+
+    def schedule(self, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int, epochs: int
+                 ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
+        """Return each step's shots, as numbers among `kept`, and a function of a step: their activations at `depth`."""
+        views = activations.at(self.depth(activations.model))
+        chosen, numbers = steps_of(rng, len(kept), views.count, batch, epochs)
+        return chosen, lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
+
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        """Return the floating-point operations of one fit, where they matter beside encoding."""
+        return 0.0
+
+    def flops(self, task: Task, given: Given) -> float:
+        return (len(task.folds()) + 1) * self.flops_of_fit(task, given.tower)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         """Activations at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
@@ -96,63 +105,54 @@ class TowerMethod(Method):
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
-    def fit(self, task: Task, tower: Activations) -> TowerMethod:
-        """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
-        self._begin(task)
-        self.update_, self.classifier_ = {}, task.text
+    def _begin(self, task: Task) -> None:
+        super()._begin(task)
+        self.update_: Arrays = {}
+        self.classifier_ = task.text
         for name in set(self.state_names) - set(TowerMethod.state_names):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
-        self.tuned_domains_ = np.ones(int(task.domains.max()) + 1, bool)
+        self.tuned_domains_ = np.full(int(task.domains.max()) + 1, True)
         self._held_out = task.zero_shot(task.features)
-        if task.seen.sum() > 1:
-            self._fit(task, tower)
-        return self
 
-    def _fit(self, task: Task, activations: Activations) -> None:
-        model, parts, fits = activations.encoder.model, fits_of(task), activations.fits
-        learned = []
+    def _fit(self, task: Task, tower: Activations) -> None:
+        """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
+        parts, learned = fits_of(task), []
         for number, fold in enumerate(parts, 1):
-            key = "" if fits is None else self._key(fold.task, activations, fold.kept)
-            arrays = None if fits is None else fits.get(key)
+            key = "" if tower.fits is None else self._key(fold.task, tower, fold.kept)
+            arrays = None if tower.fits is None else tower.fits.get(key)
             if arrays is None:
-                arrays = self.train(fold.task, activations, fold.kept, f"{self.name} {number}/{len(parts)}")
-                if fits is not None:
-                    fits.put(key, arrays)
+                arrays = self.train(fold.task, tower, fold.kept, f"{self.name} {number}/{len(parts)}")
+                if tower.fits is not None:
+                    tower.fits.put(key, arrays)
             learned.append(arrays)
         alpha, held_out = 1.0, None
         if len(parts) > 1:  # else nothing can be left out to choose by
-            alpha, held_out = self._choose_alpha(model, activations, task, parts[:-1], learned)
-        final = self.interpolated(model, learned[-1], alpha)
-        self.classifier_ = unit_rows(task.text + final.pop(CLASSIFIER, np.float32(0)))
-        self.update_ = final
+            alpha, held_out = self._choose_alpha(tower, task, parts[:-1], learned)
+        self.update_ = self.interpolated(tower.model, learned[-1], alpha)
+        self.classifier_ = unit_rows(task.text + self.update_.pop(CLASSIFIER, np.float32(0)))
         self.settings_ = {"alpha": alpha, "chosen_by": "fixed" if held_out is None else "held-out log-loss"}
         if held_out is not None:
             self._choose_domains(task, held_out)
 
-    def _choose_alpha(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays]
+    def _choose_alpha(self, activations: Activations, task: Task, folds: list[Fold], learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
-        """α and its answers (S, K) to the shots, each by the fit that did not see it: least held-out log-loss."""
-        tested = task.can_be_left_out
-        found = {alpha: self._answers_of_folds(model, activations, task, folds, learned, alpha)
-                 for alpha in self.alphas}
-
-        def loss(alpha: float) -> float:
-            labels = task.labels[tested]
-            return log_loss(cooled(found[alpha][tested], labels), labels) if tested.any() else 0.0
-        best = min(self.alphas, key=loss)
-        return best, found[best]
-
-    def _answers_of_folds(self, model: CLIP, activations: Activations, task: Task, folds, learned: list[Arrays],
-                          alpha: float) -> np.ndarray:
-        """(S, K): each shot's logits from the fit that did not see it."""
-        held_out = task.zero_shot(task.features)
-        for fold, arrays in zip(folds, learned):
-            answers = self.logits_of_fit(activations, task, self.interpolated(model, arrays, alpha), fold.left_out)
-            held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
-        return held_out
+        """Return the α of least held-out log-loss and its answers (S, K), each by the fit that did not see the shot."""
+        tested, best = task.can_be_left_out, None
+        labels = task.labels[tested]
+        for alpha in self.alphas:
+            held_out = task.zero_shot(task.features)
+            for fold, arrays in zip(folds, learned):
+                answers = self.logits_of_fit(activations, task, self.interpolated(activations.model, arrays, alpha),
+                                             fold.left_out)
+                held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
+            loss = log_loss(cooled(held_out[tested], labels), labels)
+            if best is None or loss < best[0]:
+                best = loss, alpha, held_out
+        assert best is not None  # there is at least one α
+        return best[1:]
 
     def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-        """Return logits (n, K) of some of a activations's images by a fit's arrays."""
+        """Return logits (n, K) of some of the images by a fit's arrays."""
         classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
         return matmul(self.scale_ * self.mean_rows(activations, arrays, images), classifier.T)
 
@@ -180,7 +180,7 @@ class TowerMethod(Method):
 
     def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
         """Unit rows (n, D) of some of the images under the update, the mean of their views."""
-        model, views = activations.encoder.model, activations.at(self.depth(activations.encoder.model))
+        model, views = activations.model, activations.at(self.depth(activations.model))
         which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
         tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
         own = {name: tensors.pop(name) for name in self.own}
@@ -193,23 +193,19 @@ class TowerMethod(Method):
         jt.gc()
         return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
 
-    def held_out_logits(self) -> np.ndarray:
-        """(S, K): each shot's logits from a fit that did not see it; zero-shot's where none could be left out."""
-        return self._held_out.copy()
-
     def answer(self, queries: Queries) -> np.ndarray:
-        return self.logits(queries.under(self.encoder), queries.rows)
+        return self.logits_with(queries.rows, queries.under(self.encoder))
 
-    def logits(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return (N, K) on CLIP's scale. rows (N, D): of the tuned tower; features (N, D): of the frozen one."""
-        zero_shot = matmul(self.scale_ * unit_rows(features), self.text_.T)
-        if self.seen_.sum() < 2:
+    def logits_with(self, features: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+        """Return (N, K) on CLIP's scale. features (N, D): of the frozen tower; tuned (N, D): by `encoder`."""
+        zero_shot = zero_shot_logits(unit_rows(features), self.text_, self.scale_)
+        if self.seen_.sum() < self.least_classes:
             return zero_shot
-        return self._safeguarded(keep_unseen(self._logits(rows), zero_shot, self.seen_), zero_shot)
+        return self._safeguarded(keep_unseen(self._logits(tuned), zero_shot, self.seen_), zero_shot)
 
-    def _logits(self, rows: np.ndarray) -> np.ndarray:
+    def _logits(self, features: np.ndarray) -> np.ndarray:
         """Return (N, K), classes without shots anyhow, of rows by `encoder`."""
-        return matmul(self.scale_ * unit_rows(rows), self.classifier_.T)
+        return matmul(self.scale_ * unit_rows(features), self.classifier_.T)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
@@ -218,7 +214,7 @@ class TowerMethod(Method):
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
 
     def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
-        """Names a training by all that it depends on."""
+        """Return a name of a training, made of all that it depends on."""
         constants = {name: getattr(self, name) for name in self.constants}
         said = [__version__, self.name, str(self.seed), repr(constants), activations.encoder.fingerprint,
                 activations.digest(kept), repr(task.scale)]
@@ -249,12 +245,12 @@ def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
     return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
 
 
-def steps_of(rng: np.random.Generator, shots: np.ndarray, views: int, batch: int,
-             epochs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each step's shots and the view of each: every epoch all shots once, in a new order and in random views."""
-    batch = min(batch, len(shots))
+def steps_of(rng: np.random.Generator, shots: int, views: int, batch: int, epochs: int
+             ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return each step's shots and the view of each: every epoch all shots once, in a new order and in random views."""
+    batch = min(batch, shots)
     chosen: list[np.ndarray] = []
     for _ in range(epochs):
         order = rng.permutation(shots)
-        chosen += [order[i:i + batch] for i in range(0, len(order) - batch + 1, batch)]
+        chosen += [order[i:i + batch] for i in range(0, shots - batch + 1, batch)]
     return chosen, [rng.integers(views, size=len(rows)) for rows in chosen]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +27,11 @@ from jclip_fewshot.encoders.base import ROWS
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import NEVER, Given
+from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, sentence_flops, steps_of
-from jclip_fewshot.methods.towers.towers import in_parts, text_rows
-from jclip_fewshot.methods.training import SGD, Arrays, Vars, Watch, cosine_by_epoch, descend, mean_cross_entropy
+from jclip_fewshot.methods.towers.towers import CLIP, in_parts, text_rows
+from jclip_fewshot.methods.training import SGD, Arrays, Vars, cosine_by_epoch, descend, mean_cross_entropy, uniform
 from jclip_fewshot.task import Task
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
 
 POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
@@ -49,14 +46,12 @@ def sources(tokens: np.ndarray, context: int, name_lengths: np.ndarray | None, p
     tokens (K, L): start, `context` place holders, name, the rest. name_lengths (K,): tokens of each name; "end"
     needs none.
     """
-    if position not in POSITIONS:
-        raise ValueError(f"position {position!r} is none of {', '.join(POSITIONS)}")
     classes, length = tokens.shape
     table = np.tile(np.arange(length), (classes, 1))
     vectors = length + np.arange(context)
     before = {"end": context, "middle": context // 2, "front": 0}[position]
     for k in range(classes):
-        name = 0 if position == "end" else int(name_lengths[k])
+        name = 0 if name_lengths is None or position == "end" else int(name_lengths[k])
         table[k, 1:1 + context + name] = np.r_[vectors[:before], 1 + context + np.arange(name), vectors[before:]]
     return table
 
@@ -144,25 +139,35 @@ def first_words(model: CLIP, tokens: np.ndarray, context: int) -> np.ndarray:
 
 
 def random_net(rng: np.random.Generator, width: int, text_width: int) -> Arrays:
-    """h, each layer uniform within 1/√inputs, as PyTorch starts it."""
+    """h as PyTorch starts it."""
     middle = max(1, width // 16)
-
-    def uniform(shape: Sequence[int], inputs: int) -> np.ndarray:
-        return (rng.uniform(-1, 1, shape) / np.sqrt(inputs)).astype(np.float32)
-    shapes = {NET[0]: (middle, width), NET[1]: (middle,), NET[2]: (text_width, middle), NET[3]: (text_width,)}
-    return {name: uniform(shape, width if name in NET[:2] else middle) for name, shape in shapes.items()}
+    shapes = ((middle, width), width), ((middle,), width), ((text_width, middle), middle), ((text_width,), middle)
+    return {name: uniform(rng, shape, inputs) for name, (shape, inputs) in zip(NET, shapes)}
 
 
 def train(start: Arrays, prompts: Prompts, rows: np.ndarray, labels: np.ndarray, steps: Sequence[np.ndarray],
-          rates: Sequence[float], scale: float, watch: Watch | None = None, stage: str = "") -> Arrays:
-    """CoOp's or CoCoOp's training: cross-entropy, SGD. rows (S, D) unit image rows; steps: each step's rows."""
+          rates: Sequence[float], scale: float, **told: Any) -> Arrays:
+    """CoOp's or CoCoOp's training: cross-entropy, SGD. rows (S, D) unit image rows; steps: each step's rows.
+
+    told: `descend`'s watch and stage.
+    """
     images, targets = jt.array(rows), np.asarray(labels, np.int32)
 
     def loss(p: Vars, step: int) -> jt.Var:
         chosen = steps[step]
         return mean_cross_entropy(logits(p, prompts, images[jt.array(chosen.astype(np.int32))], scale),
                                   targets[chosen])
-    return descend(start, loss, SGD(MOMENTUM, WEIGHT_DECAY), rates, watch, stage)
+    return descend(start, loss, SGD(MOMENTUM, WEIGHT_DECAY), rates, **told)
+
+
+def train_on_views(start: Arrays, context: int, task: Task, activations: Activations, kept: np.ndarray,
+                   steps: Sequence[tuple[np.ndarray, np.ndarray]], epochs: int, stage: str) -> Arrays:
+    """`train` on the shots `kept`, whose `task` it is; steps: each step's shots, as numbers among them, and views."""
+    views, (seen, labels) = activations.at(ROWS), task.seen_labels()
+    rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
+    return train(start, Prompts(activations.model, activations.class_tokens[seen], context), rows,
+                 np.tile(labels, views.count), [shots + len(kept) * view for shots, view in steps],
+                 cosine_by_epoch(LR, epochs, len(steps) // epochs), task.scale, stage=stage)
 
 
 class CoOp(TowerMethod):
@@ -177,24 +182,19 @@ class CoOp(TowerMethod):
     context, steps = 4, 100
     constants = ("context", "steps")
 
-    def flops(self, task: Task, given: Given) -> float:
-        activations = given.tower
-        sentence = sentence_flops(activations.encoder.model, activations.class_tokens)
-        return (len(task.folds()) + 1) * self.steps * 3 * float(task.seen.sum()) * sentence
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        sentence = sentence_flops(activations.model, activations.class_tokens)
+        return self.steps * 3 * float(task.seen.sum()) * sentence
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
-        start = {"ctx": first_words(model, activations.class_tokens, self.context)}
-        seen = np.flatnonzero(task.seen)
-        rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
-        steps = [np.arange(len(kept)) + len(kept) * rng.integers(views.count, size=len(kept))
-                 for _ in range(self.steps)]
-        trained = train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
-                        np.tile(np.searchsorted(seen, task.labels), views.count), steps,
-                        cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
+        model, rng, tokens = activations.model, np.random.default_rng(self.seed), activations.class_tokens
+        views, count = activations.at(ROWS).count, len(kept)
+        steps = [(np.arange(count), rng.integers(views, size=count)) for _ in range(self.steps)]
+        trained = train_on_views({"ctx": first_words(model, tokens, self.context)}, self.context, task, activations,
+                                 kept, steps, self.steps, stage)
         context = jt.array(trained["ctx"])
-        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), activations.class_tokens)
-        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), activations.class_tokens)}
+        moved = in_parts(lambda tokens: Prompts(model, tokens, self.context).rows(context), tokens)
+        return {CLASSIFIER: moved - in_parts(partial(text_rows, model), tokens)}
 
 
 class CoCoOp(TowerMethod):
@@ -211,29 +211,23 @@ class CoCoOp(TowerMethod):
     context, epochs, batch = 4, 1, 1
     constants = ("context", "epochs", "batch")
 
-    def flops(self, task: Task, given: Given) -> float:
-        sentence = sentence_flops(given.tower.encoder.model, given.tower.class_tokens)
-        return (len(task.folds()) + 1) * self.epochs * len(task) * 3 * float(task.seen.sum()) * sentence
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        sentence = sentence_flops(activations.model, activations.class_tokens)
+        return self.epochs * len(task) * 3 * float(task.seen.sum()) * sentence
 
-    def fit(self, task: Task, tower: Activations) -> CoCoOp:
-        super().fit(task, tower)
+    def _fit(self, task: Task, tower: Activations) -> None:
         self.class_tokens_ = tower.class_tokens
-        return self
+        super()._fit(task, tower)
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = activations.encoder.model, activations.at(ROWS), np.random.default_rng(self.seed)
-        seen = np.flatnonzero(task.seen)
-        rows = np.concatenate([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
-        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+        model, rng = activations.model, np.random.default_rng(self.seed)
+        steps = list(zip(*steps_of(rng, len(kept), activations.at(ROWS).count, self.batch, self.epochs)))
         start = {"ctx": first_words(model, activations.class_tokens, self.context),
-                 **random_net(rng, rows.shape[1], model.transformer.width)}
-        return train(start, Prompts(model, activations.class_tokens[seen], self.context), rows,
-                     np.tile(np.searchsorted(seen, task.labels), views.count),
-                     [one + len(kept) * view for one, view in zip(chosen, numbers)],
-                     cosine_by_epoch(LR, self.epochs, len(chosen) // self.epochs), task.scale, stage=stage)
+                 **random_net(rng, activations.encoder.width, model.transformer.width)}
+        return train_on_views(start, self.context, task, activations, kept, steps, self.epochs, stage)
 
     def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-        prompts = Prompts(activations.encoder.model, activations.class_tokens, self.context)
+        prompts = Prompts(activations.model, activations.class_tokens, self.context)
         rows = jt.array(self.mean_rows(activations, arrays, images))
         return logits_one_by_one(arrays, prompts, rows, task.scale).numpy()
 
@@ -245,5 +239,5 @@ class CoCoOp(TowerMethod):
         return FunctionEncoder(base, self.name, said, len(self.text_) + 1, lambda images: homogeneous(
             logits_one_by_one(self.update_, prompts, unit_var(base.model.encode_image(images)), float(self.scale_))))
 
-    def _logits(self, rows: np.ndarray) -> np.ndarray:
-        return logits_of(rows)
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return logits_of(features)

@@ -1,33 +1,69 @@
 """CLIP-LoRA and 2SFS: both towers train, on stored views, from the input of block 0.
 
-lora.py and two_stage.py have the methods. The text tower trains on one template; what that moves its rows by is added
-to the rows of all sentences, and these answer (CLIP-LoRA) or start the second stage (2SFS). Deviation: the authors
-answer by the one template's rows. For a GPU: on two cores a training on the contest takes hours (docs/tuning.md).
+CLIP-LoRA: lora.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", 2025
+(arXiv:2503.11609):
+
+    stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
+    stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
+
+300 × shots steps, 60 % of them in stage 1; both AdamW, lr 2e-4, weight decay 1e-2, cosine by step to 1e-6; s the
+model's scale. The authors' code names ln_pre, ln_post and ln_final as well, and freezes them again: they stay.
+
+Of both, the text tower trains on one template; what that moves its rows by is added to the rows of all sentences, and
+these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows. For a GPU: on two
+cores a training on the contest takes hours (docs/tuning.md).
 
 S shots · B images a step · L tokens · W width · K classes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.replace import replaced
+from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
+from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import Given
-from jclip_fewshot.methods.towers import lora, two_stage
-from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops, sentence_flops, steps_of
-from jclip_fewshot.methods.towers.towers import blocks_of, in_parts, rows_from, text_rows
-from jclip_fewshot.methods.training import Arrays
+from jclip_fewshot.methods.towers import lora
+from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, image_flops, sentence_flops
+from jclip_fewshot.methods.towers.lora import LEAST_LR, LR, WEIGHT_DECAY
+from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, in_parts, norm_names, rows_from, text_rows
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
+FIRST_SHARE = 0.6  # of 2SFS's steps: the authors'
+
+
+def norms(model: CLIP) -> list[str]:
+    """What stage 1 trains: the norms of every block of both towers."""
+    return [name for tower in ("visual.", "") for name in norm_names(tower, blocks_of(model, tower))]
+
+
+def start_of(model: CLIP) -> Arrays:
+    """The norms before training."""
+    return {name: part(model, name).float32().numpy() for name in norms(model)}
+
+
+def train_norms(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[], jt.Var],
+                labels: Sequence[np.ndarray], scale: float, lr: float = LR, **told: Any) -> Arrays:
+    """Stage 1: a step an entry of `labels`; `rows(step)` and `text()` are asked with the norms in place."""
+    def loss(p: Vars, step: int) -> jt.Var:
+        with replaced(model, p):
+            return mean_cross_entropy(scale * product(rows(step), text()), labels[step])
+    return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)
+
+
+def train_classifier(start: np.ndarray, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], scale: float,
+                     lr: float = LR, **told: Any) -> np.ndarray:
+    """Stage 2: the classifier (K, D), started at the tuned text rows; `rows(step)` are fixed unit rows."""
+    def loss(p: Vars, step: int) -> jt.Var:
+        return mean_cross_entropy(scale * product(rows(step), unit_var(p["classifier"])), labels[step])
+    trained = descend({"classifier": start}, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)
+    return trained["classifier"]
 
 
 class _BothTowers(TowerMethod):
@@ -38,29 +74,21 @@ class _BothTowers(TowerMethod):
     steps_a_shot, batch = 500, 32
     constants = ("steps_a_shot", "batch")
 
-    def steps(self, task: Task) -> int:
+    def _count(self, task: Task) -> int:
         return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
 
-    def flops(self, task: Task, given: Given) -> float:
-        activations = given.tower
-        model = activations.encoder.model
-        length, width = model.visual.shape_at(0)
-        image = len(blocks_of(model, "visual.")) * block_flops(length, width)
-        sentence = sentence_flops(model, activations.class_tokens)
-        batch = min(self.batch, len(task))
-        return (len(task.folds()) + 1) * self.steps(task) * 2 * (batch * image + task.num_classes * sentence)
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        image = min(self.batch, len(task)) * image_flops(activations.model)
+        sentences = task.num_classes * sentence_flops(activations.model, activations.class_tokens)
+        return self._count(task) * 2 * (image + sentences)
 
     def _steps(self, task: Task, activations: Activations, kept: np.ndarray
                ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
-        """Each step's shots, and their image rows by the tower as it stands."""
-        rng, total = np.random.default_rng(self.seed), self.steps(task)
-        views = activations.at(0)
-        a_epoch = max(1, len(kept) // min(self.batch, len(kept)))
-        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, -(-total // a_epoch))
-
-        def rows(step: int) -> jt.Var:
-            return rows_from(activations.encoder.model, jt.array(views.take(kept[chosen[step]], numbers[step])), 0)
-        return chosen[:total], rows
+        """Each step's labels, and a function of a step: its image rows by the tower as it stands."""
+        total, a_epoch = self._count(task), max(1, len(kept) // min(self.batch, len(kept)))
+        chosen, x = self.schedule(activations, kept, np.random.default_rng(self.seed), self.batch, -(-total // a_epoch))
+        labels = task.seen_labels()[1]
+        return [labels[one] for one in chosen[:total]], lambda step: rows_from(activations.model, x(step), 0)
 
 
 class ClipLora(_BothTowers):
@@ -69,47 +97,41 @@ class ClipLora(_BothTowers):
     name, title, paper = "clip_lora", "CLIP-LoRA", "Zanella and Ben Ayed 2024"
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model = activations.encoder.model
-        seen = np.flatnonzero(task.seen)
-        labels, tokens = np.searchsorted(seen, task.labels), activations.class_tokens[seen]
+        model, tokens = activations.model, activations.class_tokens
         places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in blocks_of(model, tower)]
         start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
-        chosen, rows = self._steps(task, activations, kept)
-        trained = lora.train(start, model, rows, lambda: text_rows(model, tokens), [labels[one] for one in chosen],
-                             seed=self.seed, stage=stage)
-        moved = _text_moved(model, activations.class_tokens, task.text, lora.merged(model, trained))
-        return {**trained, CLASSIFIER: moved}
+        labels, rows = self._steps(task, activations, kept)
+        trained = lora.train(start, model, rows, lambda: text_rows(model, tokens[task.seen]), labels, seed=self.seed,
+                             stage=stage)
+        return {**trained, CLASSIFIER: _text_moved(model, tokens, lora.merged(model, trained))}
 
 
 class TwoStage(_BothTowers):
     """2SFS with the authors' settings: 300 steps a shot, 60 % of them on the norms."""
 
     name, title, paper = "two_stage", "2SFS", "Farina et al. 2025"
-    steps_a_shot = two_stage.STEPS_A_SHOT
+    steps_a_shot = 300
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model = activations.encoder.model
-        seen = np.flatnonzero(task.seen)
-        labels, tokens = np.searchsorted(seen, task.labels), activations.class_tokens[seen]
-        chosen, rows = self._steps(task, activations, kept)
-        count = max(1, round(two_stage.FIRST_SHARE * len(chosen)))
-        norms = two_stage.train_norms(two_stage.start_of(model), model, rows, lambda: text_rows(model, tokens),
-                                      [labels[one] for one in chosen[:count]], task.scale, stage=stage)
-        moved = _text_moved(model, activations.class_tokens, task.text, norms)
-        tensors = {name: jt.array(value) for name, value in norms.items()}
+        model, tokens, seen = activations.model, activations.class_tokens, task.seen
+        labels, rows = self._steps(task, activations, kept)
+        count = max(1, round(FIRST_SHARE * len(labels)))
+        trained = train_norms(start_of(model), model, rows, lambda: text_rows(model, tokens[seen]), labels[:count],
+                              task.scale, stage=stage)
+        moved = _text_moved(model, tokens, trained)
+        tensors = {name: jt.array(value) for name, value in trained.items()}
 
         def tuned_rows(step: int) -> jt.Var:
             with replaced(model, tensors), jt.no_grad():
                 return jt.array(rows(count + step).numpy())
-        start = task.text + moved
-        if len(chosen) > count:
-            trained = two_stage.train_classifier(start[seen], tuned_rows, [labels[one] for one in chosen[count:]],
-                                                 task.scale, stage=stage)
-            moved[seen] = unit_rows(trained) - task.text[seen]
-        return {**norms, CLASSIFIER: moved}
+        if len(labels) > count:
+            classifier = train_classifier((task.text + moved)[seen], tuned_rows, labels[count:], task.scale,
+                                          stage=stage)
+            moved[seen] = unit_rows(classifier) - task.text[seen]
+        return {**trained, CLASSIFIER: moved}
 
 
-def _text_moved(model: CLIP, tokens: np.ndarray, text: np.ndarray, tensors: Arrays) -> np.ndarray:
+def _text_moved(model: CLIP, tokens: np.ndarray, tensors: Arrays) -> np.ndarray:
     """By how much tuning moves the text rows (K, D): of one template, added to the rows of all sentences."""
     before = in_parts(partial(text_rows, model), tokens)
     with replaced(model, {name: jt.array(value) for name, value in tensors.items()}):

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
 from jclip_fewshot.clip.replace import part
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
+from jclip_fewshot.methods.towers.towers import CLIP
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 
 RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'
 SCALE = 100.0  # the authors', not the model's
@@ -127,15 +125,15 @@ def merged(model: CLIP, updates: Arrays) -> Arrays:
 
 
 def train(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[], jt.Var],
-          labels: Sequence[np.ndarray], lr: float = LR, scale: float = SCALE, rate: float = DROPOUT, seed: int = 0,
-          watch: Watch | None = None, stage: str = "") -> Arrays:
+          labels: Sequence[np.ndarray], lr: float = LR, rate: float = DROPOUT, seed: int = 0, **told: Any) -> Arrays:
     """CLIP-LoRA's training: one step an entry of `labels`, which holds the labels of that step's images.
 
     rows: step -> unit image rows (B, D); text: -> unit text rows (K, D). Both are asked with the updates attached.
+    rate: of the dropout. told: `descend`'s watch and stage.
     """
     drop = dropout(np.random.default_rng([seed, 1]), rate)
 
     def loss(p: Vars, step: int) -> jt.Var:
         with attached(model, p, drop):
-            return mean_cross_entropy(scale * product(rows(step), text()), labels[step])
-    return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), watch, stage)
+            return mean_cross_entropy(SCALE * product(rows(step), text()), labels[step])
+    return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)

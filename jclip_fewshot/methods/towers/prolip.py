@@ -13,7 +13,7 @@ S shots · V views · W width of the image tower · D feature width · K classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +21,12 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import UNPROJECTED
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.towers.base import TowerMethod
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    pass
-
 NAME = "visual.proj"  # in OpenAI's checkpoints
-EPS, STEPS = 1e-4, 300  # the authors'
-
-
-def distance(proj: jt.Var, start: jt.Var) -> jt.Var:
-    """‖W − W⁰‖²_F"""
-    return ((proj - start) * (proj - start)).sum()
+EPS = 1e-4  # the authors'
 
 
 def logits(proj: jt.Var, unprojected: jt.Var, text: jt.Var, scale: float) -> jt.Var:
@@ -44,22 +35,18 @@ def logits(proj: jt.Var, unprojected: jt.Var, text: jt.Var, scale: float) -> jt.
 
 
 def train(start: np.ndarray, views: np.ndarray, labels: np.ndarray, text: np.ndarray, penalty: float, lr: float,
-          scale: float, steps: int = STEPS, order: Sequence[int] | None = None,
-          watch: Watch | None = None, stage: str = "") -> np.ndarray:
+          scale: float, order: Sequence[int], **told: Any) -> np.ndarray:
     """The projection (W, D) after training.
 
-    views (V, S, W): x₀ of each view. penalty: λ. order: the view of each step; by default the next one, from the
-    second.
+    views (V, S, W): x₀ of each view. penalty: λ. order: each step's view. told: `descend`'s watch and stage.
     """
-    order = [(1 + step) % len(views) for step in range(steps)] if order is None else order
     first, rows = jt.array(np.ascontiguousarray(start)), jt.array(np.ascontiguousarray(text))
     inputs = [jt.array(np.ascontiguousarray(view)) for view in views]
 
     def loss(p: Vars, step: int) -> jt.Var:
-        answered = logits(p["proj"], inputs[order[step]], rows, scale)
-        return mean_cross_entropy(answered, labels) + penalty * distance(p["proj"], first)
-    trained: Arrays = descend({"proj": start}, loss, Adam(eps=EPS), cosine(lr, len(order)), watch, stage)
-    return trained["proj"]
+        distance = ((p["proj"] - first) * (p["proj"] - first)).sum()
+        return mean_cross_entropy(logits(p["proj"], inputs[order[step]], rows, scale), labels) + penalty * distance
+    return descend({"proj": start}, loss, Adam(eps=EPS), cosine(lr, len(order)), **told)["proj"]
 
 
 class ProLIP(TowerMethod):
@@ -71,20 +58,17 @@ class ProLIP(TowerMethod):
 
     name, title, paper = "prolip", "ProLIP", "Fahes et al. 2025"
     at = UNPROJECTED
-    lr, steps, power = 1e-3, STEPS, 2.0  # λ = 1 / shots ** power
+    lr, steps, power = 1e-3, 300, 2.0  # λ = 1 / shots ** power
     constants = ("lr", "steps", "power")
 
-    def flops(self, task: Task, given: Given) -> float:
-        activations = given.tower
-        width, features = activations.encoder.model.visual.proj.shape
-        one = self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
-        return (len(task.folds()) + 1) * one
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        width, features = activations.model.visual.proj.shape
+        return self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        views, model = activations.at(UNPROJECTED), activations.encoder.model
+        views, (seen, labels) = activations.at(UNPROJECTED), task.seen_labels()
         inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
-        seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
         penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power
-        start = model.visual.proj.float32().numpy()
-        return {NAME: train(start, inputs, np.searchsorted(seen, task.labels), task.text[seen], penalty, self.lr,
-                            task.scale, self.steps, stage=stage)}
+        start = activations.model.visual.proj.float32().numpy()
+        order = [(1 + step) % len(inputs) for step in range(self.steps)]
+        return {NAME: train(start, inputs, labels, task.text[seen], penalty, self.lr, task.scale, order, stage=stage)}

@@ -1,6 +1,6 @@
 """A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
 
-GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/tokens.py: the class token before the
+GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/function.py: the class token before the
 projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
 there; the logits are brought to a calibrated scale on held-out shots.
 
@@ -9,24 +9,20 @@ S shots · V views · W width of the image tower · K classes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.tokens import TokenEncoder, last_block, token_rows
+from jclip_fewshot.encoders.function import last_block, token_encoder, token_rows
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import ALWAYS, Given, keep_unseen
+from jclip_fewshot.methods.base import ALWAYS, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
 from jclip_fewshot.methods.towers.base import TowerMethod
+from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Vars
 from jclip_fewshot.task import Task, class_means
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
 
 
 class TokenGDA(TowerMethod):
@@ -40,43 +36,38 @@ class TokenGDA(TowerMethod):
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)
 
-    def flops(self, task: Task, given: Given) -> float:
-        activations = given.tower
-        width = 3.0 * activations.encoder.model.visual.shape_at(None)[0]
-        return (len(task.folds()) + 1) * (len(task) * width ** 2 * 2 + width ** 3)
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        width = 3.0 * activations.model.visual.shape_at(None)[0]
+        return len(task) * width ** 2 * 2 + width ** 3
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         return token_rows(model, x)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        return TokenEncoder(base)
+        return token_encoder(base)
 
-    def _fit(self, task: Task, activations: Activations) -> None:
-        rows = self.mean_rows(activations, {}, np.arange(len(task)))
+    def _fit(self, task: Task, tower: Activations) -> None:
+        rows = self.mean_rows(tower, {}, np.arange(len(task)))
         deep = Task(rows, task.labels, np.zeros((task.num_classes, rows.shape[1]), np.float32), task.domains)
-        zero_shot = task.zero_shot(task.features)
-        held_out, tested = zero_shot.copy(), task.can_be_left_out
-        folds = task.folds()
-        raw = np.zeros_like(zero_shot)
-        for fold in folds:
-            weight, bias = classifier_of(deep.take(fold.kept))
-            raw[fold.left_out] = matmul(deep.features[fold.left_out], weight) + bias
-        seen = task.seen
-        cool = 1.0
-        if tested.any():
-            labels = np.searchsorted(np.flatnonzero(seen), task.labels[tested])
+        held_out, folds, cool = task.zero_shot(task.features), task.folds(), 1.0
+        if folds:
+            raw, tested = np.zeros_like(held_out), task.can_be_left_out
+            for fold in folds:
+                weight, bias = classifier_of(deep.take(fold.kept))
+                raw[fold.left_out] = matmul(deep.features[fold.left_out], weight) + bias
+            seen, labels = task.seen_labels()
             inner = raw[tested][:, seen]
             spread = float(inner.std()) or 1.0  # a temperature is searched around 1
-            cool = temperature(inner / spread, labels, np.ones(len(labels))) / spread
-            held_out[tested] = keep_unseen(np.float32(cool) * raw[tested], zero_shot[tested], seen)
+            cool = temperature(inner / spread, labels[tested], np.ones(len(inner))) / spread
+            held_out[tested] = keep_unseen(np.float32(cool) * raw[tested], held_out[tested], task.seen)
         weight, bias = classifier_of(deep)
-        self.weight_, self.bias_ = np.float32(cool * weight), np.float32(cool * bias)
+        self.weight_, self.bias_ = (cool * weight).astype(np.float32), (cool * bias).astype(np.float32)
         self.settings_ = {"scale": cool, "chosen_by": "held-out log-loss" if folds else "fixed"}
         if folds:
             self._choose_domains(task, held_out)
 
-    def _logits(self, rows: np.ndarray) -> np.ndarray:
-        return matmul(unit_rows(rows), self.weight_) + self.bias_
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        return matmul(unit_rows(features), self.weight_) + self.bias_
 
 
 def classifier_of(task: Task) -> tuple[np.ndarray, np.ndarray]:

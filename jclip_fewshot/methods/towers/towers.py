@@ -5,8 +5,8 @@ B images or sentences · R pixels a side · L tokens · W width · D feature wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from jclip_fewshot.clip.replace import part
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
+else:
+    CLIP = Any
 
 TEXTS_AT_ONCE = 64
 
 
-def norm_names(model: CLIP, tower: str, blocks: list[int]) -> list[str]:
+def norm_names(tower: str, blocks: Sequence[int]) -> list[str]:
     """Names of the norms in some blocks of a tower, "visual." or "" (text)."""
     return [f"{tower}transformer.resblocks.{block}.{norm}.{kind}" for block in blocks for norm in ("ln_1", "ln_2")
             for kind in ("weight", "bias")]

@@ -13,8 +13,6 @@ B images · P prompts · L tokens · W width · D feature width · K classes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from jclip_fewshot.backend import jt
@@ -22,14 +20,11 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.base import NEVER, Given
-from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, steps_of
+from jclip_fewshot.methods.base import NEVER
+from jclip_fewshot.methods.towers.base import TowerMethod, image_flops
+from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
-
 
 WEIGHT_DECAY = 0.01  # LaFTer's
 PROMPTS = "prompts"
@@ -80,21 +75,19 @@ class VPT(TowerMethod):
     prompts, deep, epochs, batch, lr = 8, True, 10, 32, 5e-4
     constants = ("prompts", "deep", "epochs", "batch", "lr")
 
-    def flops(self, task: Task, given: Given) -> float:
-        images = (len(task.folds()) + 1) * self.epochs * len(task)
-        return 3 * images * image_flops(given.tower.encoder.model, self.prompts)
+    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+        return 3 * self.epochs * len(task) * image_flops(activations.model, self.prompts)
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, views, rng = activations.encoder.model, activations.at(0), np.random.default_rng(self.seed)
+        model, rng, (seen, labels) = activations.model, np.random.default_rng(self.seed), task.seen_labels()
         blocks = len(model.visual.transformer.resblocks) if self.deep else 0
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
-        seen = np.flatnonzero(task.seen)  # classes without shots take no part: training would push them under
-        labels, text = np.searchsorted(seen, task.labels), jt.array(task.text[seen])
-        chosen, numbers = steps_of(rng, np.arange(len(kept)), views.count, self.batch, self.epochs)
+        text = jt.array(task.text[seen])
+        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
 
         def loss(p: Vars, step: int) -> jt.Var:
-            x = jt.array(views.take(kept[chosen[step]], numbers[step]))
-            return mean_cross_entropy(task.scale * product(self.rows(model, x, p), text), labels[chosen[step]])
+            logits = task.scale * product(self.rows(model, x(step), p), text)
+            return mean_cross_entropy(logits, labels[chosen[step]])
         return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen)), stage=stage)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:

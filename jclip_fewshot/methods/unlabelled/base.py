@@ -8,7 +8,7 @@ Letters: N images, B of them at a time, M unlabelled images, K classes, D featur
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
+from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.task import Task
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
 
 
 class LabelFree(Method):
@@ -31,33 +28,27 @@ class LabelFree(Method):
 
     needs = frozenset({TEXT, UNLABELLED})
     default = NEVER
+    least_classes = 0
     state_dicts = ("learned_",)
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         """Return what `_logits` reads; no label of the task is looked at."""
         raise NotImplementedError
 
-    def fit(self, task: Task, unlabelled: Unlabelled | None = None, tower: Activations | None = None) -> LabelFree:
-        """Learn from the unlabelled images; the task's shots are only answered."""
-        self._begin(task)
+    def _fit(self, task: Task, unlabelled: Any = None, tower: Any = None) -> None:
         self.settings_ = {"chosen_by": "fixed: learned without labels"}
         self.learned_ = self.learn(task, unlabelled)
-        return self
+        self._held_out = np.zeros((0, task.num_classes), np.float32)
+        if len(task):  # no label of a shot has been seen
+            self._held_out = self.answer(Queries(task.features, getattr(tower, "under", None)))
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return (N, K) on CLIP's scale of rows (N, D), classes with and without shots alike."""
         return self._logits(unit_rows(features))
 
-    def held_out_logits(self) -> np.ndarray:
-        """Return (S, K): no label of a shot has been seen."""
-        return self.logits(self.task_.features)
-
     def fitted_again(self, task: Task, seed: int) -> LabelFree:
         """Return itself with the task: what it learned knows no label, and is kept."""
-        self.task_ = task
+        self.task_, self._held_out = task, self.logits(task.features)
         return self
 
 
@@ -71,18 +62,8 @@ class LabelFreeByImages(LabelFree):
         """Return logits (B, K) of images (B, 3, R, R) by the model; p: what was learned."""
         raise NotImplementedError
 
-    def fit(self, task: Task, tower: Activations, unlabelled: Unlabelled | None = None) -> LabelFreeByImages:
-        super().fit(task, unlabelled)
-        self._held_out = np.zeros((0, task.num_classes), np.float32)
-        if len(task):
-            self._held_out = self.answer(Queries(task.features, tower.under))
-        return self
-
     def answer(self, queries: Queries) -> np.ndarray:
         return logits_of(queries.under(self.encoder))
-
-    def held_out_logits(self) -> np.ndarray:
-        return self._held_out.copy()
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The encoder whose rows stand for this method's logits."""
@@ -101,4 +82,9 @@ def pixels_of(unlabelled: Unlabelled, name: str) -> np.ndarray:
 
 def scale_to(logits: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
     """Return the factor (1,) that brings logits (N, K) of no scale of their own to the spread of zero-shot's (N, K)."""
-    return np.float32([zero_shot.std(axis=1).mean() / max(logits.std(axis=1).mean(), 1e-12)])
+    return np.array([zero_shot.std(axis=1).mean() / max(logits.std(axis=1).mean(), 1e-12)], np.float32)
+
+
+def tensors_of(p: dict[str, Any]) -> dict[str, Any]:
+    """Those of the parameters that are the image tower's, by OpenAI's names."""
+    return {name: value for name, value in p.items() if name.startswith("visual.")}

@@ -13,20 +13,15 @@ Letters: N images, M patches, K classes, D feature width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.methods.base import TEXT, TOWER, Unlabelled
-from jclip_fewshot.methods.towers.towers import patch_rows
+from jclip_fewshot.methods.towers.towers import CLIP, patch_rows
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.methods.unlabelled.base import LabelFreeByImages
 from jclip_fewshot.task import CLIP_SCALE, Task
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
 
 TEMPERATURE = 0.5
 BETA2, BETA3 = 0.1, 0.02  # small compared with 1: no label says that attention deserves more

@@ -25,8 +25,8 @@ LAMBDA = 0.25
 def clip_dn_logits(features: np.ndarray, text: np.ndarray, image_mean: np.ndarray, strength: float = LAMBDA,
                    scale: float = CLIP_SCALE) -> np.ndarray:
     """(N, D), (K, D), image_mean (D,) of the unlabelled images -> (N, K); strength 0 is zero-shot."""
-    strength = np.float32(strength)
-    return matmul(np.float32(scale) * (features - strength * image_mean), (text - strength * text.mean(axis=0)).T)
+    part = np.float32(strength)
+    return matmul(np.float32(scale) * (features - part * image_mean), (text - part * text.mean(axis=0)).T)
 
 
 class ClipDn(LabelFree):

@@ -9,7 +9,8 @@ NeurIPS 2023 (arXiv:2305.18287). Settings as in their code.
 P: visual prompts between class token and patches. The teacher is φ₀, as stage 1 left it, on normalised rows of the
 same tower without prompts: its norms move with the student's. The student's rows u are not normalised. AdamW,
 constant rate, weight decay 0.01 but for names with "bias". The last epoch counts; the authors report the best epoch
-on the test set. A dozen images a class: 10 epochs instead of 50, 16 prompts instead of 50 (`Settings`).
+on the test set. For a dozen images a class: 10 epochs instead of 50, 16 prompts instead of 50, 400 steps of stage 1,
+where they take 400 to 600 by data set.
 
 K classes · D feature width · E sentences · B images a step · W width of the image tower
 """
@@ -17,8 +18,7 @@ K classes · D feature width · E sentences · B images a step · W width of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -28,37 +28,18 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
 from jclip_fewshot.methods.towers.base import image_flops
-from jclip_fewshot.methods.towers.towers import blocks_of, image_rows, norm_names
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, Watch, batches, descend, mean_cross_entropy
+from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, image_rows, norm_names
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, batches, descend, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled import views
-from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to
+from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to, tensors_of
 from jclip_fewshot.task import Task, class_sums
-
-if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
-    from jclip_fewshot.clip.model import CLIP
 
 SMOOTHING, NOISE, WEIGHT_DECAY = 0.1, 0.1, 0.01  # the authors'
 ADAPTER, PROMPTS = "adapter", "prompt_embeddings"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """text_steps: of stage 1. epochs, batch: of stage 2. prompts: P. lr: of both."""
-
-    text_steps: int = 400
-    epochs: int = 10
-    batch: int = 50
-    prompts: int = 16
-    lr: float = 5e-4
-
-
-def paper() -> Settings:
-    """The authors' settings: stage 1 takes 400 to 600 steps by data set."""
-    return Settings(epochs=50, prompts=50)
-
-
 def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: Callable[[int], np.ndarray],
-               rates: Sequence[float], watch: Watch | None = None, stage: str = "") -> np.ndarray:
+               rates: Sequence[float], **told: Any) -> np.ndarray:
     """Stage 1: φ (K, D) from `start`, all sentences in each step.
 
     rows (E, D): the sentences' unit rows; labels (E,): whose they are; noise(step) (E, D), added to them.
@@ -66,35 +47,27 @@ def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: C
     def loss(p: Vars, step: int) -> jt.Var:
         moved = jt.array((rows + noise(step)).astype(np.float32))
         return mean_cross_entropy(product(moved, p[ADAPTER]), labels, SMOOTHING)
-    return descend({ADAPTER: start}, loss, Adam(WEIGHT_DECAY), rates, watch, stage)[ADAPTER]
+    return descend({ADAPTER: start}, loss, Adam(WEIGHT_DECAY), rates, **told)[ADAPTER]
 
 
-def gaussian_noise(shape: tuple[int, int], seed: int = 0) -> Callable[[int], np.ndarray]:
-    """N(0, 0.1²), another draw for each step."""
-    return lambda step: NOISE * np.random.default_rng([seed, step]).standard_normal(shape, np.float32)
-
-
-def text_classifier(rows: np.ndarray, labels: np.ndarray, classes: int, settings: Settings = Settings(),
-                    seed: int = 0) -> np.ndarray:
-    """Stage 1 from the class means of the sentence rows: φ (K, D).
+def text_classifier(task: Task, unlabelled: Unlabelled, steps: int, lr: float, seed: int) -> np.ndarray:
+    """Stage 1 on what is said of the classes, from the class means of the sentence rows: φ (K, D).
 
     The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
     """
-    start = unit_rows(class_sums(rows, labels, classes))
-    return train_text(start, rows, labels, gaussian_noise(rows.shape, seed), [settings.lr] * settings.text_steps,
-                      stage="lafter, sentences")
-
-
-def adapter_of(task: Task, unlabelled: Unlabelled, settings: Settings, seed: int) -> np.ndarray:
-    """Stage 1 on what is said of the classes."""
+    rows = np.concatenate(unlabelled.sentences)
     labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
-    return text_classifier(np.concatenate(unlabelled.sentences), labels, task.num_classes, settings, seed)
+
+    def noise(step: int) -> np.ndarray:
+        return NOISE * np.random.default_rng([seed, step]).standard_normal(rows.shape, np.float32)
+    return train_text(unit_rows(class_sums(rows, labels, task.num_classes)), rows, labels, noise, [lr] * steps,
+                      stage="lafter, sentences")
 
 
 def norms(model: CLIP) -> list[str]:
     """Every norm of the image tower."""
     ends = [f"visual.{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")]
-    return ends[:2] + norm_names(model, "visual.", blocks_of(model, "visual.")) + ends[2:]
+    return ends[:2] + norm_names("visual.", blocks_of(model, "visual.")) + ends[2:]
 
 
 def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> Arrays:
@@ -105,16 +78,6 @@ def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> A
             **{name: part(model, name).float32().numpy() for name in norms(model)}}
 
 
-def tensors_of(p: Vars) -> Vars:
-    """Those of the parameters that are the model's."""
-    return {name: value for name, value in p.items() if name.startswith("visual.")}
-
-
-def teach(model: CLIP, adapter: np.ndarray, weak: jt.Var) -> np.ndarray:
-    """c(x) (B,) of weak views (B, 3, R, R), by the tower as it stands."""
-    return product(image_rows(model, weak), jt.array(adapter)).numpy().argmax(axis=1)
-
-
 def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
     """φ u(x; P) (B, K), with the norms of `p` in place."""
     with replaced(model, tensors_of(p)):
@@ -122,33 +85,18 @@ def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
 
 
 def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Var]], rates: Sequence[float],
-          watch: Watch | None = None, on_labels: Callable[[np.ndarray], None] | None = None,
-          stage: str = "") -> Arrays:
+          on_labels: Callable[[np.ndarray], None] | None = None, **told: Any) -> Arrays:
     """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images. on_labels: told each step's c(x)."""
-    teacher = start[ADAPTER]
+    teacher = jt.array(start[ADAPTER])
 
     def loss(p: Vars, step: int) -> jt.Var:
         weak, strong = views(step)
         with replaced(model, tensors_of(p)):
-            labels = teach(model, teacher, weak)
+            labels = product(image_rows(model, weak), teacher).numpy().argmax(axis=1)
         if on_labels is not None:
             on_labels(labels)
         return mean_cross_entropy(student_logits(p, model, strong), labels, SMOOTHING)
-    return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, watch, stage)
-
-
-def adapted(model: CLIP, adapter: np.ndarray, weak: Callable[[np.ndarray], jt.Var], pixels: np.ndarray,
-            settings: Settings = Settings(), seed: int = 0) -> Arrays:
-    """Stage 2 on images (M, R, R, 3) uint8; weak: some of them as the model takes images."""
-    rng = np.random.default_rng(seed)
-    order = np.stack([rng.permutation(len(pixels)) for _ in range(settings.epochs)])
-    steps = batches(order, settings.batch)
-
-    def both(step: int) -> tuple[jt.Var, jt.Var]:
-        chosen = pixels[steps[step]]
-        return weak(chosen), weak(views.strong_views(chosen, np.random.default_rng([seed, step])))
-    return adapt(start_of(model, adapter, settings.prompts, seed), model, both, [settings.lr] * len(steps),
-                 stage="lafter, images")
+    return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, **told)
 
 
 class LafterText(LabelFree):
@@ -156,32 +104,39 @@ class LafterText(LabelFree):
 
     name, title, paper = "lafter_text", "LaFTer, sentences", "Mirza et al. 2023"
     trains = True
-    settings = Settings()
+    text_steps, lr = 400, 5e-4
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
-        adapter, rows = adapter_of(task, unlabelled, self.settings, self.seed), unlabelled.rows
-        return {"adapter": adapter, "spread": scale_to(matmul(rows, adapter.T), task.zero_shot(rows))}
+        adapter = text_classifier(task, unlabelled, self.text_steps, self.lr, self.seed)
+        spread = scale_to(matmul(unlabelled.rows, adapter.T), task.zero_shot(unlabelled.rows))
+        return {"adapter": adapter, "spread": spread}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.learned_["spread"] * features, self.learned_["adapter"].T)
 
 
-class Lafter(LabelFreeByImages):
-    """Both stages."""
+class Lafter(LabelFreeByImages, LafterText):
+    """Both stages. epochs, batch: of stage 2. prompts: P."""
 
-    name, title, paper = "lafter", "LaFTer", "Mirza et al. 2023"
-    trains = True
-    settings = Settings()
+    name, title = "lafter", "LaFTer"
+    epochs, batch, prompts = 10, 50, 16
 
     def flops(self, task: Task, given: Given) -> float:
-        images = self.settings.epochs * len(given.unlabelled.rows)  # weak ones forward, strong ones there and back
-        return 4 * images * image_flops(given.tower.encoder.model, self.settings.prompts)
+        # weak images forward, strong ones there and back
+        return 4 * self.epochs * given.images * image_flops(given.tower.model, self.prompts)
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
-        encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
-        learned = adapted(encoder.model, adapter_of(task, unlabelled, self.settings, self.seed), encoder.prepared,
-                          pixels, self.settings, self.seed)
-        p = {name: jt.array(value) for name, value in learned.items()}
+        encoder, pixels, rng = unlabelled.encoder, pixels_of(unlabelled, self.name), np.random.default_rng(self.seed)
+        adapter = text_classifier(task, unlabelled, self.text_steps, self.lr, self.seed)
+        steps = batches(np.stack([rng.permutation(len(pixels)) for _ in range(self.epochs)]), self.batch)
+
+        def both(step: int) -> tuple[jt.Var, jt.Var]:
+            chosen = pixels[steps[step]]
+            strong = views.strong_views(chosen, np.random.default_rng([self.seed, step]))
+            return encoder.prepared(chosen), encoder.prepared(strong)
+        learned = adapt(start_of(encoder.model, adapter, self.prompts, self.seed), encoder.model, both,
+                        [self.lr] * len(steps), stage="lafter, images")
+        p = as_vars(learned)
         found = views.in_batches(lambda some: student_logits(p, encoder.model, encoder.prepared(some)).numpy(),
                                  pixels)
         return {**learned, "spread": scale_to(found, task.zero_shot(unlabelled.rows))}

@@ -11,6 +11,7 @@ from jclip_fewshot.backend.numerics import log_softmax, var
 from jclip_fewshot.methods.rows.clap import CLAP, trust_in_text
 from jclip_fewshot.methods.rows.clip_adapter import ClipAdapter
 from jclip_fewshot.methods.rows.cross_modal import CrossModal
+from jclip_fewshot.methods.rows.gda import GDA
 from jclip_fewshot.methods.rows.jclip_adapter import JclipAdapter, whitening
 from jclip_fewshot.methods.rows.linear_probe import LinearProbe, lbfgs, logistic_regression
 from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, loss_of, start
@@ -283,14 +284,8 @@ def test_shots_unchanged_and_history(task):
 def test_wrong_settings_are_named():
     with pytest.raises(TypeError, match="jclip_adapter has no setting 'bottleneck'"):
         JclipAdapter(bottleneck=3)
-    with pytest.raises(ValueError, match="setting"):
-        JclipAdapter(setting="best")
-
-
-def test_paper_setting_by_both_names(task, queries):
-    one = JclipAdapter.published(epochs=2).fit(task).logits(queries)
-    two = JclipAdapter(setting="paper", epochs=2).fit(task).logits(queries)
-    assert one.tobytes() == two.tobytes()
+    with pytest.raises(TypeError, match="gda has no setting 'shots'"):
+        GDA(shots=3)
 
 
 def test_measured_on_genuine_features(shared):

@@ -13,7 +13,7 @@ from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.methods.towers import coop, lora, prolip, towers, two_stage
+from jclip_fewshot.methods.towers import coop, full_towers, lora, prolip, towers
 from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
@@ -42,7 +42,7 @@ def replay_coop(reference: Reference) -> Deviation:
         steps = reference.steps(run)
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
-        final = coop.train(start, prompts, rows, reference["labels"], steps, rates, reference.scale, recorder)
+        final = coop.train(start, prompts, rows, reference["labels"], steps, rates, reference.scale, watch=recorder)
         found = reference.compare(run, recorder, final, rates)
         found.wrong += wrong
         for p, key in ((start, "logits_before"), (final, "logits_after")):
@@ -90,7 +90,7 @@ def replay_prolip(reference: Reference) -> Deviation:
         recorder = Recorder()
         order = reference["views_in_order"]
         final = prolip.train(start, views, reference["labels"], text.numpy(), penalty, reference.lr(run), lora.SCALE,
-                             order=order, watch=recorder)
+                             order, watch=recorder)
         found = reference.compare(run, recorder, {"proj": final}, prolip.cosine(reference.lr(run), len(order)))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
             found.with_logits(prolip.logits(jt.array(p), jt.array(held), text, lora.SCALE).numpy(),
@@ -111,21 +111,23 @@ def replay_two_stage(reference: Reference) -> Deviation:
         first, second, lr = run + "first/", run + "second/", reference.lr(run + "first/")
         count, total = len(reference[first + "lr"]), len(reference[first + "lr"]) + len(reference[second + "lr"])
         steps = batches(reference["order"], 4)[:total]
-        trained = [name for name in two_stage.norms(model) if name in reference.start(first)]
+        trained = [name for name in full_towers.norms(model) if name in reference.start(first)]
         start = {name: reference.start(first)[name] for name in trained}
         recorder = Recorder()
-        norms = two_stage.train_norms(
+        norms = full_towers.train_norms(
             start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]),
-            lambda: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr, recorder)
+            lambda: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr,
+            watch=recorder)
         found = reference.compare(first, recorder, norms, lora.cosine(lr, count, lora.LEAST_LR))
         with replaced(model, {name: jt.array(value) for name, value in norms.items()}):
             rows, held = jt.array(reference.image_rows(reference["images"])), reference.image_rows(reference["held"])
             text = towers.text_rows(model, tokens).numpy()
         found.logits = largest(found.logits, np.abs(text - reference.start(second)["classifier"]).max())
         recorder = Recorder()
-        classifier = two_stage.train_classifier(reference.start(second)["classifier"],
+        classifier = full_towers.train_classifier(reference.start(second)["classifier"],
                                                 lambda step: rows[jt.array(steps[count + step])],
-                                                [labels[rows] for rows in steps[count:]], scale, lr, recorder)
+                                                [labels[rows] for rows in steps[count:]], scale, lr,
+                                                  watch=recorder)
         found = found.worst(reference.compare(second, recorder, {"classifier": classifier},
                                               lora.cosine(lr, total - count, lora.LEAST_LR)))
         ours = scale * held @ (classifier / np.linalg.norm(classifier, axis=1, keepdims=True)).T

@@ -10,8 +10,7 @@ from jclip_fewshot.clip.model import build_model, numpy_state_dict
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder
-from jclip_fewshot.encoders.tokens import token_rows
+from jclip_fewshot.encoders.function import FunctionEncoder, token_rows
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
@@ -89,7 +88,7 @@ def case(encoder):
 
 @pytest.fixture(scope="module", params=QUICK, ids=lambda one: one.name)
 def fitted(request, case):
-    return request.param(seed=1).fit(case[0], case[1])
+    return request.param(seed=1).fit(case[0], tower=case[1])
 
 
 def frozen_and_tuned(method, encoder, images):
@@ -115,14 +114,14 @@ def test_the_model_is_as_it_was(fitted, encoder):
 def test_saved_and_read_again_it_answers_the_same(fitted, encoder, case):
     frozen, tuned = frozen_and_tuned(fitted, encoder, case[2])
     again = type(fitted).from_state(fitted.state())
-    assert np.array_equal(again.logits(tuned, frozen), fitted.logits(tuned, frozen))
+    assert np.array_equal(again.logits_with(frozen, tuned), fitted.logits_with(frozen, tuned))
     assert again.encoder(encoder).fingerprint == fitted.encoder(encoder).fingerprint
     assert (fitted.encoder(encoder) is encoder) == isinstance(fitted, CoOp)
 
 
 def test_the_class_without_shots_keeps_its_share(fitted, encoder, case):
     frozen, tuned = frozen_and_tuned(fitted, encoder, case[2])
-    share = np.exp(log_softmax(fitted.logits(tuned, frozen)))[:, UNSEEN]
+    share = np.exp(log_softmax(fitted.logits_with(frozen, tuned)))[:, UNSEEN]
     np.testing.assert_allclose(share, np.exp(log_softmax(case[0].zero_shot(frozen)))[:, UNSEEN], atol=2e-3)
     held_out = np.exp(log_softmax(fitted.held_out_logits()))[:, UNSEEN]
     np.testing.assert_allclose(held_out, np.exp(log_softmax(case[0].zero_shot(case[0].features)))[:, UNSEEN], atol=2e-3)
@@ -160,15 +159,15 @@ def test_a_training_does_not_see_the_shots_that_its_fold_leaves_out(kind, case):
 def test_a_second_run_trains_nothing(case, tmp_path, monkeypatch):
     task, activations, _ = case
     monkeypatch.setattr(activations, "fits", FitCache(tmp_path))
-    first = QuickBlocks(seed=1).fit(task, activations)
+    first = QuickBlocks(seed=1).fit(task, tower=activations)
 
     def refuse(*arguments):
         raise AssertionError("trained again")
     monkeypatch.setattr(QuickBlocks, "train", refuse)
-    second = QuickBlocks(seed=1).fit(task, activations)
+    second = QuickBlocks(seed=1).fit(task, tower=activations)
     assert np.array_equal(first.held_out_logits(), second.held_out_logits())
     with pytest.raises(AssertionError):
-        QuickBlocks(seed=2).fit(task, activations)
+        QuickBlocks(seed=2).fit(task, tower=activations)
 
 
 def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
@@ -183,8 +182,8 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
         return train(self, *arguments)
     monkeypatch.setattr(QuickBlocks, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        QuickBlocks(seed=1).fit(task, activations)
-    QuickBlocks(seed=1).fit(task, activations)
+        QuickBlocks(seed=1).fit(task, tower=activations)
+    QuickBlocks(seed=1).fit(task, tower=activations)
     assert len(calls) == 3 + len(task.folds()) + 1 - 2
 
 

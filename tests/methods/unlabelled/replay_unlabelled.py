@@ -1,19 +1,18 @@
 """Replays of the methods that learn without labels: LaFTer, UPL, FixMatch, CLIP-PR, SuS-X. See `replay`."""
 
+from unittest import mock
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.clip.replace import replaced
-from jclip_fewshot.methods.rows import sus_x
+from jclip_fewshot.methods.rows import sus_x, tip_adapter, tip_x
 from jclip_fewshot.methods.towers import coop, towers
-from jclip_fewshot.methods.training import cosine_by_epoch
+from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch
 from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
+from jclip_fewshot.task import zero_shot_logits
 from tests.methods.towers.reference import Deviation, Recorder, Reference, largest
-
-
-def as_vars(arrays):
-    return {name: jt.array(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
 
 
 def replay_lafter(reference: Reference) -> Deviation:
@@ -26,7 +25,7 @@ def replay_lafter(reference: Reference) -> Deviation:
         rows = towers.text_rows(model, reference["text_tokens"]).numpy()
         recorder = Recorder()
         adapter = lafter.train_text(reference.start(text)["adapter"], rows, labels, lambda step: noise[step],
-                                    reference[text + "lr"], recorder)
+                                    reference[text + "lr"], watch=recorder)
         found = reference.compare(text, recorder, {"adapter": adapter}, reference[text + "lr"])
         found.with_logits(rows, reference[run + "text_features"])
         found.with_logits(towers.image_rows(model, held).numpy() @ adapter.T, reference[run + "held_logits_text"])
@@ -37,7 +36,7 @@ def replay_lafter(reference: Reference) -> Deviation:
         told: list[np.ndarray] = []
         recorder = Recorder()
         final = lafter.adapt(start, model, lambda step: tuple(views[jt.array(steps[step])] for views in (weak, strong)),
-                             reference[second + "lr"], recorder, told.append)
+                             reference[second + "lr"], told.append, watch=recorder)
         found = found.worst(reference.compare(second, recorder, final, reference[second + "lr"]))
         if set(start) != set(lafter.start_of(model, start["adapter"], 6)):
             found.wrong.append(run + "parameters")
@@ -67,34 +66,39 @@ def replay_upl(reference: Reference) -> Deviation:
         steps = reference.steps(run)
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
-        final = coop.train(reference.start(run), prompts, rows[chosen], labels, steps, rates, reference.scale, recorder)
+        final = coop.train(reference.start(run), prompts, rows[chosen], labels, steps, rates, reference.scale,
+                           watch=recorder)
         found = reference.compare(run, recorder, final, rates)
         text.append(prompts.rows(jt.array(final["ctx"])).numpy())
         worst = worst.worst(found.with_logits(reference.scale * held @ text[-1].T, reference[run + "logits_after"]))
-    return worst.with_logits(reference.scale * held @ upl.mean_text(text).T, reference["logits_ensemble"])
+    return worst.with_logits(reference.scale * held @ np.mean(text, axis=0).T, reference["logits_ensemble"])
 
 
 def replay_fixmatch(reference: Reference) -> Deviation:
     model = reference.model
     x = (*(reference.image_rows(reference[f"x_{view}"]) for view in ("weak", "strong")), reference["x_labels"])
     u = tuple(reference.image_rows(reference[f"u_{view}"]) for view in ("weak", "strong"))
-    held, parts = reference.image_rows(reference["held"]), []
+    held = reference.image_rows(reference["held"])
+    others: list[tuple[float, float]] = []  # of each step: the other views' loss, and the share of them that is kept
     steps_x, steps_u = (reference.steps("", reference[name]) for name in ("order_x", "order_u"))
     epochs = len(reference["order_x"])
-    rates = fixmatch.schedule(epochs, len(steps_x) // epochs, reference.lr(""))
+    rates = np.repeat(cosine(reference.lr(""), epochs), len(steps_x) // epochs)
     threshold, weight = map(float, reference["threshold_weight"])
     prompts = coop.Prompts(model, reference["tokens"], reference["init/ctx"].shape[0])
     recorder = Recorder()
 
-    def note(labelled, other, mask):
-        parts.append((labelled.item(), other.item(), mask.mean()))
+    def noted(strong, labels, mask):
+        others.append((consistency(strong, labels, mask).item(), mask[-len(steps_u[len(others)]):].mean()))
+        return consistency(strong, labels, mask)
 
-    final = fixmatch.train(reference.start(""), prompts, x, u, steps_x, steps_u, rates, reference.scale, threshold,
-                           weight, recorder, note)
+    consistency = fixmatch.consistency
+    with mock.patch.object(fixmatch, "consistency", noted):
+        final = fixmatch.train(reference.start(""), prompts, x, u, (steps_x, steps_u), reference.scale, threshold,
+                               weight, rates=rates, watch=recorder)
     found = reference.compare("", recorder, final, rates)
-    for place, key in enumerate(("part_x", "part_u", "kept_share_u")):
-        ours, expected = np.array(parts)[:, place], reference[key]
-        if np.abs(ours - expected).max() > 2e-5 * np.abs(expected).max():
+    other, kept = np.array(others).T
+    for key, ours in (("part_x", recorder.losses - weight * other), ("part_u", other), ("kept_share_u", kept)):
+        if np.abs(ours - reference[key]).max() > 2e-5 * np.abs(reference[key]).max():
             found.wrong.append(key)
     for p, key in ((reference.start(""), "logits_before"), (final, "logits_after")):
         ours = coop.logits(as_vars(p), prompts, jt.array(held), reference.scale).numpy()
@@ -113,35 +117,31 @@ def replay_clip_pr(reference: Reference) -> Deviation:
         labels = (cosines + reference["offset"]).argmax(axis=1)
         if not np.array_equal(labels, reference[run + "pseudo_labels"]):
             found.wrong.append(run + "pseudo_labels")
-        rates, parts = reference[run + "lr"], []
+        rates = reference[run + "lr"]
         per_epoch = len(rates) // len(order)
         batch = order.shape[1] // 3
         memory = 3 if per_epoch == 3 else 1
         groups = [[0], [1], [2]] if per_epoch == 3 else [[0], [1, 2]]
         steps = [np.concatenate([row[b * batch:(b + 1) * batch] for b in group]) for row in order for group in groups]
         start = reference.start(run)
-        h = {name: value for name, value in start.items() if not name.startswith(clip_pr.TOWER)}
-        tower = clip_pr.tower_of(model)
+        h = {name: value for name, value in start.items() if not name.startswith("tower.")}
+        tower = {}
         shares, recorders, carried = clip_pr.Shares(len(prior), memory), [], None
 
         def rows_at(first):
             return lambda step: towers.image_rows(model, images[jt.array(steps[first + step])])
-
-        def note(a, b):
-            parts.append((a.item(), b.item()))
 
         for epoch in range(3):
             first = epoch * per_epoch
             of = slice(first, first + per_epoch)
             recorder, these = Recorder(), [labels[step] for step in steps[of]]
             if epoch == 1:
-                tower, carried = clip_pr.train_tower(tower, h, model, rows_at(first), these, prior, shares, weight,
-                                                     rates[of], recorder, note)
+                tower, carried = clip_pr.train_tower(h, model, rows_at(first), these, prior, shares, weight, rates[of],
+                                                     watch=recorder)
             else:
-                with replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
-                                                     for name, value in tower.items()})):
-                    h = clip_pr.train(h, rows_at(first), these, prior, shares, weight, rates[of], recorder, carried,
-                                      note)
+                with replaced(model, as_vars(tower)):
+                    h = clip_pr.train(h, rows_at(first), these, prior, shares, weight, rates[of], carried,
+                                      watch=recorder)
             recorders.append(recorder)
         everything = Recorder()
         everything.losses = [loss for recorder in recorders for loss in recorder.losses]
@@ -155,12 +155,21 @@ def replay_clip_pr(reference: Reference) -> Deviation:
             moved = np.linalg.norm((reference[f"{run}final/{name}"] - began).astype(np.float64))
             gone = np.linalg.norm((value - reference[f"{run}final/{name}"]).astype(np.float64))
             found.update = largest(found.update, gone / moved)
-        with replaced(model, as_vars({"visual." + name[len(clip_pr.TOWER):]: value
-                                             for name, value in tower.items()})):
+        with replaced(model, as_vars(tower)):
             held = reference.image_rows(reference["held"])
         found.with_logits(clip_pr.answer(h, held), reference[run + "logits_after"])
         worst = worst.worst(found)
     return worst
+
+
+def authors_logits(features, support, labels, text, alpha, beta, gamma, range_of):
+    """(N, K) as the authors' code has it: sums, and −M scaled to the range of x·F over the rows `range_of`."""
+    values = np.eye(len(text), dtype=np.float32)[labels]
+    M = tip_x.text_divergence(features, support, text, sus_x.TEMPERATURE)
+    cosine = matmul(range_of, support.T)
+    scaled = (M - M.min()) / (M.max() - M.min()) * (cosine.max() - cosine.min()) + cosine.min()
+    return (zero_shot_logits(features, text) + alpha * tip_adapter.cache_logits(features, support, values, beta)
+            - gamma * matmul(scaled, values))
 
 
 def replay_sus_x(reference: Reference) -> Deviation:
@@ -169,12 +178,12 @@ def replay_sus_x(reference: Reference) -> Deviation:
     support, labels, text = reference["support"], reference["support_labels"], reference["text"]
     alpha, beta, gamma = map(float, reference["alpha_beta_gamma"])
     for queries, key in (("test", "M"), ("val", "M_val")):
-        M = sus_x.text_divergence(reference[queries], support, text, sus_x.TEMPERATURE)
+        M = tip_x.text_divergence(reference[queries], support, text, sus_x.TEMPERATURE)
         found.gradient = largest(found.gradient, np.abs(M - reference[key]).max())
     test, val = reference["test"], reference["val"]
     for rows, key in ((test, "logits_code"), (val, "logits_code_range_of_val")):
-        ours = sus_x.authors_logits(test, support, labels, text, alpha, beta, gamma, range_of=rows)
+        ours = authors_logits(test, support, labels, text, alpha, beta, gamma, range_of=rows)
         found.with_logits(ours, reference[key])
-    found.with_logits(sus_x.authors_logits(test, support, labels, text, alpha, beta, 0.0, range_of=test),
+    found.with_logits(authors_logits(test, support, labels, text, alpha, beta, 0.0, range_of=test),
                       reference["logits_tip"])
     return found

@@ -7,7 +7,7 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import SHOTS, UNLABELLED, Given, Unlabelled
-from jclip_fewshot.methods.unlabelled import fixmatch, lafter, upl, views
+from jclip_fewshot.methods.unlabelled import fixmatch, upl, views
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.task import Task
 from tests.cases import small_clip
@@ -92,12 +92,6 @@ def test_quantiles_keep_images_of_hard_classes():
     np.testing.assert_allclose(thresholds, [0.99, 0.6])
     labels, mask = fixmatch.masked(np.log(probs), thresholds - 1e-6)
     assert labels.tolist() == [0, 0, 1, 1] and mask.tolist() == [1, 0, 1, 0]
-
-
-def test_published_settings_are_there():
-    assert (upl.paper().per_class, upl.paper().members, upl.paper().context) == (16, 16, 16)
-    assert (lafter.paper().epochs, lafter.paper().prompts, lafter.paper().lr) == (50, 50, 5e-4)
-    assert fixmatch.paper().threshold == 0.95
 
 
 def test_strong_views_repeat_and_differ():

@@ -1,0 +1,273 @@
+"""The field's protocol: data sets × shots × random seeds, every method in each, a table like the papers'.
+
+    python -m jclip_fewshot benchmark DATA [DATA ...]
+
+DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
+so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call continues.
+
+Letters: N test rows, S shots, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from jclip_fewshot import __version__
+from jclip_fewshot.backend import ranks
+from jclip_fewshot.config import BenchmarkConfig, SourceConfig
+from jclip_fewshot.console import duration, tell
+from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.formats import coop
+from jclip_fewshot.data.listing import LabelledPath
+from jclip_fewshot.data.shots import draw_pool
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.evaluation.evaluate import evaluate
+from jclip_fewshot.evaluation.suites import Suite, drawn, load_suite
+from jclip_fewshot.evaluation.validate import parse_shots, shot_curve
+from jclip_fewshot.features.sources import labelled_rows, test_rows
+from jclip_fewshot.methods.base import SHOTS, TEXT, UNLABELLED
+from jclip_fewshot.methods.plan import Choice, choose, require_possible
+from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.problem import read_problem
+from jclip_fewshot.provenance import made_by
+from jclip_fewshot.storage.files import content_digest, require_writable_folder
+from jclip_fewshot.storage.json_files import read_json, write_json
+
+RESULTS = "benchmark.json"
+Curve = dict[int, dict[str, dict]]  # {shots: {method: {"top1": [a seed each]}}}
+
+
+class Cell(msgspec.Struct, kw_only=True):
+    """One data set with so many shots a class, drawn by one seed; fingerprint: of all that went into its numbers."""
+
+    data: str
+    shots: int
+    seed: int
+    n: int
+    k: int
+    fingerprint: str
+    methods: dict[str, dict[str, Any]]  # as `evaluate` has them
+    settings: dict[str, Any]
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """What stands in benchmark.json. quoted: {data: [a row of published.json each]}, where the protocol is the same."""
+
+    command: str
+    date: str
+    folder: str
+    versions: dict[str, str]
+    coop_seeds: bool
+    cells: list[Cell]
+    quoted: dict[str, list[dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set of the benchmark, ready to be evaluated: counts of shots, and (shots, seed) -> the suite.
+
+    split, encoder: the name of CoOp's split, and the CLIP, where they are known.
+    """
+
+    name: str
+    counts: list[int]
+    suite: Callable[[int, int], Suite]
+    split: str = ""
+    encoder: tuple[str, ...] = ()
+
+
+def coop_draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+    """Return the indices, in order, of the shots that CoOp's code draws of training images with `labels`.
+
+    It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
+    fewer images is sampled with repetition there; here each image that comes up counts once.
+    """
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        of_class.setdefault(int(label), []).append(index)
+    generator, chosen = random.Random(seed), set()
+    for images in of_class.values():
+        enough = len(images) >= shots
+        chosen.update(generator.sample(images, shots) if enough else generator.choices(images, k=shots))
+    return sorted(chosen)
+
+
+def possible(counts: Sequence[int], most: int, name: str) -> list[int]:
+    """Return the numbers of shots that a data set with `most` a class can give, in order; say what it cannot.
+
+    Raise UserError if it has none.
+    """
+    if not most:
+        raise UserError(f"{name} has no labelled image to learn from")
+    found = sorted({min(count, most) for count in counts})
+    if max(counts) > most:
+        tell(f"{name} has {most} shots a class, fewer than {max(counts)}: it is run with {', '.join(map(str, found))}")
+    return found
+
+
+def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
+    whole = load_suite(path)
+
+    def suite(shots: int, seed: int) -> Suite:
+        labels = whole.task.labels
+        rows = np.array(coop_draw(labels, shots, seed)) if settings.coop_seeds else drawn(labels, shots, seed)
+        return replace(whole, task=whole.task.take(rows))
+    return Entry(whole.name, possible(parse_shots(settings.shots), whole.task.counts.max(), whole.name), suite)
+
+
+def _shots_of(data: DataSet, shots: int, seed: int, coop_seeds: bool) -> list[LabelledPath]:
+    if not coop_seeds:
+        return draw_pool(data, shots, seed)
+    return [data.train[index] for index in coop_draw([label for _, label in data.train], shots, seed)]
+
+
+def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
+    """A folder's test images, encoded once, and its shots, once a seed; what is in the cache is not encoded again."""
+    wanted, seeds = parse_shots(settings.shots), seeds_of(settings)
+    problem = read_problem(SourceConfig(
+        data=folder, model=settings.model, weights=settings.weights, augment=settings.augment,
+        prompt_set=settings.prompt_set, **settings.encoding), max(wanted))
+    data, name = problem.data, problem.data.root.name
+    if settings.coop_seeds and data.format != "coop":
+        raise UserError(f"--coop-seeds: {folder} is read as {data.format}; CoOp draws in the order of its split file, "
+                        f"{coop.NAME}….json, which is not there")
+    counts = possible(wanted, int(np.bincount([label for _, label in data.train] or [0]).max()), name)
+    chosen = {(count, seed): _shots_of(data, count, seed, settings.coop_seeds) for count in counts for seed in seeds}
+    tests = data.split(used={path for shots in chosen.values() for path, _ in shots})
+    if tests.labels is None:
+        raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
+    encoded = problem.encode()
+    rows, bad = test_rows(encoded.source, data.root, tests)
+    kept = [index for index in range(len(tests.names)) if index not in bad]
+    features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
+    row_of: dict[tuple[int, str], np.ndarray] = {}
+    for seed in seeds:
+        every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
+        found = labelled_rows(encoded.source, data.root, every, False, settings.augment, seed, f"shots, seed {seed}")[0]
+        row_of.update({(seed, path): row for row, (path, _) in zip(found, every)})
+
+    def suite(shots: int, seed: int) -> Suite:
+        some = chosen[shots, seed]
+        task = encoded.task(np.stack([row_of[seed, path] for path, _ in some]), [label for _, label in some])
+        return Suite(name, task, features, labels, data.class_names, data.domains)
+    split = next((path.stem[len(coop.NAME):] for path in data.root.glob(f"{coop.NAME}*.json")), "")
+    return Entry(name, counts, suite, split, settings.model)
+
+
+def seeds_of(settings: BenchmarkConfig) -> range:
+    """Return the random seeds: CoOp's begin with 1."""
+    return range(int(settings.coop_seeds), settings.seeds + int(settings.coop_seeds))
+
+
+def require_sound(settings: BenchmarkConfig) -> Choice:
+    """Return the methods, and find out before the work what cannot be done. Raise UserError if something is amiss."""
+    choice = choose(settings.methods)
+    require_possible(choice, {TEXT, SHOTS, UNLABELLED})
+    parse_shots(settings.shots)
+    require_writable_folder(settings.out, "--out")
+    names = [Path(data).stem if Path(data).is_file() else Path(data).resolve().name for data in settings.data]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two of the data sets are called {name}; rename one, so that the table tells them apart")
+    return choice
+
+
+def benchmark(settings: BenchmarkConfig) -> Results | None:
+    """Run all cells that are not in the output folder yet, and return those that were asked for.
+
+    None on all ranks under mpirun but the first, which fits. Raise UserError if a data set cannot be read.
+    """
+    choice, file = require_sound(settings), Path(settings.out) / RESULTS
+    known = {} if not file.exists() else {(cell.data, cell.shots, cell.seed): cell for cell in read_json(
+        file, Results, "take another folder with --out, or delete it").cells}
+    entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings)
+               for data in settings.data]
+    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
+        return None
+    asked = [(entry, count, seed) for entry in entries for count in entry.counts for seed in seeds_of(settings)]
+    results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
+                      quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
+    cost = {(entry.name, count): _cost(entry.suite(count, seeds_of(settings)[0])) for entry, count, _ in asked}
+    left, spent, paid = sum(cost[entry.name, count] for entry, count, _ in asked), 0.0, 0.0
+    for number, (entry, count, seed) in enumerate(asked, 1):
+        suite, begun = entry.suite(count, seed), time.perf_counter()
+        key, mark = (entry.name, count, seed), _fingerprint(suite, choice, seed)
+        said = f"{number} of {len(asked)}: {entry.name}, {count} shots, seed {seed}"
+        left -= cost[entry.name, count]
+        if key in known and known[key].fingerprint == mark:
+            tell(f"{said}: done before")
+            continue
+        found = evaluate(suite, Pipeline(choice, seed))
+        known[key] = Cell(data=entry.name, shots=count, seed=seed, n=found["n"], k=found["k"], fingerprint=mark,
+                          methods=found["methods"], settings=found["settings"])
+        results.cells = list(known.values())
+        write_json(file, results)
+        seconds = time.perf_counter() - begun
+        spent, paid = spent + seconds, paid + cost[entry.name, count]
+        tell(f"{said}: {duration(seconds)}" + (f", about {duration(spent / paid * left)} left" if left else ""))
+    write_json(file, results)
+    wanted = {(entry.name, count, seed) for entry, count, seed in asked}
+    results.cells = [cell for key, cell in known.items() if key in wanted]
+    return results
+
+
+def _cost(suite: Suite) -> float:
+    """What the time of a cell grows with, roughly."""
+    return (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
+
+
+def _fingerprint(suite: Suite, choice: Choice, seed: int) -> str:
+    task = suite.task
+    parts = [np.ascontiguousarray(array).tobytes() for array in (
+        task.features, task.labels, task.text, task.domains, suite.features, suite.labels)]
+    said = f"{__version__} {choice.names} {choice.auto} {seed} {task.scale} {task.parts}"
+    return content_digest(b"".join([said.encode(), *parts])).hex()
+
+
+def quoted(entry: Entry, coop_seeds: bool) -> list[dict[str, Any]]:
+    """Return the published numbers on the same split, by the same CLIP and, but for zero-shot, of CoOp's shots."""
+    file = Path(__file__).with_name("published.json")
+    return [row for row in read_json(file, list[dict[str, Any]])
+            if entry.split == row["data"] and entry.encoder == (row["encoder"],)
+            and (row["shots"] == 0 or coop_seeds and row["shots"] in entry.counts)]
+
+
+def curves(results: Results) -> dict[str, Curve]:
+    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean."""
+    found: dict[str, Curve] = {}
+    for cell in sorted(results.cells, key=lambda cell: (cell.shots, cell.seed)):
+        here = found.setdefault(cell.data, {}).setdefault(cell.shots, {})
+        for name, row in cell.methods.items():
+            here.setdefault(name, {"top1": []})["top1"].append(row["top1"])
+    shared = [count for count in next(iter(found.values()), {}) if all(count in curve for curve in found.values())]
+    if len(found) > 1 and shared:
+        found[f"mean of {len(found)} data sets"] = {count: _mean([curve[count] for curve in found.values()])
+                                                    for count in shared}
+    return found
+
+
+def _mean(of_data: list[dict[str, dict]]) -> dict[str, dict]:
+    """The mean over data sets, seed by seed, of the methods that took part in all."""
+    names = [name for name in of_data[0] if all(name in methods for methods in of_data)]
+    return {name: {"top1": np.mean([methods[name]["top1"] for methods in of_data], axis=0).tolist()} for name in names}
+
+
+def tables(results: Results) -> str:
+    """Return a table a data set: a row a method, a column a number of shots, mean ± standard deviation over seeds."""
+    said = []
+    for name, curve in curves(results).items():
+        sizes = next((f": {cell.k} classes, {cell.n} test images" for cell in results.cells if cell.data == name), "")
+        rows = results.quoted.get(name, [])
+        with_quoted = {count: {**methods, **{f"{row['method']} (quoted)": {"top1": [row["top1"]]} for row in rows
+                                             if row["shots"] in (0, count)}} for count, methods in curve.items()}
+        sources = "; ".join(dict.fromkeys(row["source"] for row in rows))
+        said.append(f"{name}{sizes}\n{shot_curve(with_quoted)}" + (f"\nquoted from {sources}" if rows else ""))
+    return "\n\n".join(said)
