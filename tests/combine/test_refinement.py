@@ -371,4 +371,4 @@ def test_names_alone_do_nothing_where_images_contradict_the_names():
     sure[np.arange(len(labels)), np.random.default_rng(0).integers(0, CLASSES, len(labels))] = 0.99
     assert len(labels) > MIN_IMAGES
     refined = refine(sure, features, task)
-    assert "further than the names are unsure" in refined.report() and len(refined.changed) == 0
+    assert "too far for how unsure the names are" in refined.report() and len(refined.changed) == 0
