@@ -43,7 +43,7 @@ KAPPA = 1.0  # images that the text's guess at a class's mean is worth
 TAKEN_BACK = 0.5  # of the shots' own evidence: p holds it already
 LOG_DET = 0.5  # of the log-determinant: without it, classes without images win; whole, it is too careful
 RIDGE = 1.0  # times the mean variance, added to the pooled covariance
-STEPS = 5
+STEPS = 3, 5  # with shots that check them; without: the names alone start further away
 BLOCK = 4096  # rows at a time
 LEAST_TEXT = 0.5  # of `text_explains`, where shots cannot check the refinement
 TINY = 1e-12
@@ -114,7 +114,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         strength, found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
     if strength.weight:
-        settled = fixed_point(probs, features, task, settled, strength, weights)
+        settled = fixed_point(probs, features, task, settled, strength, weights, STEPS[0] if folds else STEPS[1])
     elif not weights.shown:
         return result_of(given, given, task, round(weights.present), decisions)
     refined = keep_ranking(probs, settled, 0.5 if folds else 0.0)
@@ -122,9 +122,9 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
 
 
 def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: Strength,
-                weights: ClassWeights) -> np.ndarray:
-    """Return u (N, K) after `STEPS` steps from `assignments` (N, K); p (N, K) stays in the sum."""
-    for _ in range(STEPS):
+                weights: ClassWeights, steps: int) -> np.ndarray:
+    """Return u (N, K) after so many steps from `assignments` (N, K); p (N, K) stays in the sum."""
+    for _ in range(steps):
         mixture, updated = Mixture(features, assignments, task), np.empty_like(probs)
         for rows in blocks(len(probs)):
             evidence = mixture.evidence(features[rows], assignments[rows])
