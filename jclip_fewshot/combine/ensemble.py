@@ -209,11 +209,11 @@ class Ensemble:
             raise ValueError(f"ensemble: held-out logits {logits[0].shape} of {len(task)} shots "
                              f"and {task.num_classes} classes")
         self.seen_, self.offset_ = task.seen, 0.0
+        self.fold_pools_: list[Pool] = []
         usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
         if not usable.any():
             prior, found = untested_weights(self.names_, task, ignore_text, ignore_shots)
-            columns = int(task.seen.sum()) or task.num_classes
-            self.pool_, self.fold_pools_ = Pool(np.ones(len(prior)), prior, np.zeros(columns)), []
+            self.pool_ = Pool(np.ones(len(prior)), prior, np.zeros(int(task.seen.sum()) or task.num_classes))
             self.held_out_probs_ = self._probs(logits)
             self.settings_ = {"weights": self._named(prior), "chosen_by": "fixed: nothing can be left out", **found}
             return self

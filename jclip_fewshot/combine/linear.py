@@ -80,7 +80,11 @@ def linear_forms(heads: dict[str, Logits], task: Task) -> dict[str, Form]:
     """The heads, by name, whose logits are linear in the row among the classes with shots: {name: (W, b)}."""
     columns = _answered(task)
     rows = np.concatenate([task.features, task.text])
-    found = {name: linear_form(lambda x, logits=logits: logits(x)[:, columns], rows) for name, logits in heads.items()}
+
+    def of_seen(logits: Logits) -> Logits:
+        return lambda x: logits(x)[:, columns]
+
+    found = {name: linear_form(of_seen(logits), rows) for name, logits in heads.items()}
     return {name: form for name, form in found.items() if form is not None}
 
 

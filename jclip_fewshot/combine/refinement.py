@@ -42,8 +42,8 @@ MIN_IMAGES = 10  # fewer have nothing to tell each other
 KAPPA = 1.0  # images that the text's guess at a class's mean is worth
 TAKEN_BACK = 0.5  # of the shots' own evidence: p holds it already
 LOG_DET = 0.5  # of the log-determinant: without it, classes without images win; whole, it is too careful
-RIDGE = 3.0  # times the mean variance, added to the pooled covariance
-STEPS = 5
+RIDGE = 1.0  # times the mean variance, added to the pooled covariance
+STEPS = 3, 5  # with shots that check them; without: the names alone start further away
 BLOCK = 4096  # rows at a time
 LEAST_TEXT = 0.5  # of `text_explains`, where shots cannot check the refinement
 TINY = 1e-12
@@ -94,7 +94,10 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     if copy_of is not None:
         probs, features = probs[first], features[first]
     if len(probs) < MIN_IMAGES:
-        return _too_few(given, len(probs), task)
+        copies = f", {len(probs)} without copies," if copy_of is not None else ""
+        images = "1 image is" if len(given) == 1 else f"{len(given)} images{copies} are"
+        why = f"{images} too few to learn from each other; the answers stay as they are"
+        return result_of(given, given, task, num_classes, {"size": {"why": why}})
     folds = list(folds)
     if not folds and not force and len(task) and text_explains(task) < LEAST_TEXT:
         why = "each image keeps its own answer: the text says too little about the shots"
@@ -102,14 +105,16 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     weights, decisions = class_weights(probs, folds, task.seen) if folds else (ClassWeights(classes_present(probs)), {})
     settled = weights.settle(probs)
     if folds:
-        strength, found = by_shots(probs, features, folds, weights, force, evidence_of_held_out)
+        # the held-out shots do not see each other: they may outnumber the images
+        strength, found = by_shots(probs, features, folds, weights, force, lambda rows, assignments, fold: (
+            Mixture(rows, assignments, fold.task).evidence(fold.features, np.float32(0))))
     else:
         some = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
         e = Mixture(features, settled, task).evidence(features[some], settled[some])
         strength, found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
     if strength.weight:
-        settled = fixed_point(probs, features, task, settled, strength, weights)
+        settled = fixed_point(probs, features, task, settled, strength, weights, STEPS[0] if folds else STEPS[1])
     elif not weights.shown:
         return result_of(given, given, task, round(weights.present), decisions)
     refined = keep_ranking(probs, settled, 0.5 if folds else 0.0)
@@ -117,9 +122,9 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
 
 
 def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: Strength,
-                weights: ClassWeights) -> np.ndarray:
-    """Return u (N, K) after `STEPS` steps from `assignments` (N, K); p (N, K) stays in the sum."""
-    for _ in range(STEPS):
+                weights: ClassWeights, steps: int) -> np.ndarray:
+    """Return u (N, K) after so many steps from `assignments` (N, K); p (N, K) stays in the sum."""
+    for _ in range(steps):
         mixture, updated = Mixture(features, assignments, task), np.empty_like(probs)
         for rows in blocks(len(probs)):
             evidence = mixture.evidence(features[rows], assignments[rows])
@@ -129,14 +134,6 @@ def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments
         assignments = assignments ** np.float32(1 / strength.temperature)
         assignments /= assignments.sum(axis=1, keepdims=True)
     return assignments
-
-
-def evidence_of_held_out(features: np.ndarray, assignments: np.ndarray, fold: HeldOutFold) -> np.ndarray:
-    """Return e (G, K) of a fold's held-out shots, by the images and the other shots.
-
-    The held-out shots do not see each other: they may outnumber the images.
-    """
-    return Mixture(features, assignments, fold.task).evidence(fold.features, np.float32(0))
 
 
 class Mixture:
@@ -230,11 +227,3 @@ def result_of(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, 
     balance = refined.mean(axis=0, dtype=np.float64)
     changed = np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1))
     return Refinement(refined, changed, balance, np.bincount(task.domains, weights=balance), present, decisions)
-
-
-def _too_few(probs: np.ndarray, distinct_images: int, task: Task) -> Refinement:
-    images = "1 image is too few" if len(probs) == 1 else f"{len(probs)} images are too few"
-    if distinct_images < len(probs):
-        images = f"{len(probs)} images, {distinct_images} without copies, are too few"
-    why = f"{images} to learn from each other; the answers stay as they are"
-    return result_of(probs, probs, task, task.num_classes, {"size": {"why": why}})

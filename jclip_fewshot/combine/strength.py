@@ -3,14 +3,14 @@
 With shots, held-out shots decide. For each fold, every image and every held-out shot is answered by fits that did not
 see the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
 
-    gain_s(C) = score(start_s + C e_s) - score(start_s),    score = ln((1 - ε) p(y_s) + ε / K)
+    gain_s(C) = p(y_s | start + C e) - p(y_s | start)       each at the temperature that suits the held-out shots best
 
 weighed by how many images seem to be of class y_s. Of the strengths that gain and are not significantly behind the
 best one (two standard errors), the nearest to `STANDARD` is taken; none where no gain exceeds its standard error.
 
 Without shots, the answers of the names are the labels: C is the temperature at which the Gaussians, to which no image
 contributes its own vote, explain them best, at most `MOST`. Nothing is done where classes have too few images, or where
-KL(names || Gaussians) exceeds the entropy of the names' answers.
+KL(names || Gaussians) exceeds `MOST_APART` times the entropy of the names' answers.
 
 With shots, class weights w come from a Dirichlet prior on the class proportions where most classes are absent, and
 from a draw to equal shares where the set seems balanced:
@@ -32,18 +32,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, softmax
+from jclip_fewshot.backend.numerics import log_softmax, softmax, temperature
 from jclip_fewshot.combine.em_dirichlet import gamma_family
-from jclip_fewshot.combine.ensemble import temperature
 from jclip_fewshot.task import Task
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0)  # C in nats: what an average distance to a class weighs
 STANDARD = 16.0  # of these, where the shots leave a choice
 MOST = 15.0  # C at most, where no shot can check it
-WRONG = 0.05  # ε: one wrong label in twenty must not rule the score
 CAUTION = 1.0  # standard errors that a gain must exceed
 NEAR = 2.0  # standard errors behind the best strength that are no evidence against another
-LEAST_GAIN = 1e-4  # nats: less is none
+LEAST_GAIN = 1e-4  # less is none
+MOST_APART = 1.25  # of the names' entropy: KL(names || Gaussians) beyond which the images are left alone
 LEAST_IMAGES = 3.0  # a class that is present: with one or two nothing can be learned from names alone
 CONCENTRATIONS = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03)  # alpha
 SURE = 2.0  # standard errors that alpha's gain must exceed
@@ -101,20 +100,21 @@ class ClassWeights:
             return _normal(base * np.exp(balancing_weights(base, self.shares)))
         settled = base
         for _ in range(WEIGHT_STEPS if self.sparse else 0):
-            others = np.maximum(settled.sum(axis=0, dtype=np.float64).astype(np.float32) - settled, 0)
-            others += np.float32(self.concentration)
-            settled = _normal(base * (others / (others + np.float32(self.full))))
+            settled = _normal(base * self._sparse(settled, settled))
         return settled
 
     def of_held_out(self, answers: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
         """Return w (K,) of a row that is not in the set with `answers` (N, K), and these with weights."""
-        if self.shares is not None:
-            return balancing_weights(answers, self.shares), self.settle(answers)
         settled = self.settle(answers)
-        if not self.sparse:
-            return 0.0, settled
-        others = settled.sum(axis=0, dtype=np.float64).astype(np.float32) + np.float32(self.concentration)
-        return np.log(others / (others + np.float32(self.full))), settled
+        if self.shares is not None:
+            return balancing_weights(answers, self.shares), settled
+        return np.log(self._sparse(settled, np.float32(0))) if self.sparse else 0.0, settled
+
+    def _sparse(self, settled: np.ndarray, own: np.ndarray | np.float32) -> np.ndarray:
+        """o / (o + full) of rows that are in the set with assignments `own`."""
+        mass = settled.sum(axis=0, dtype=np.float64).astype(np.float32)
+        others = np.maximum(mass - own, 0) + np.float32(self.concentration)
+        return others / (others + np.float32(self.full))
 
 
 def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFold], weights: ClassWeights,
@@ -137,8 +137,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
         importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
     importance /= max(importance.mean(), TINY)
-    before = score(start, labels)
-    gains = np.stack([score(start + np.float32(c) * e, labels) - before for c in STRENGTHS])
+    before, inverse = calibrated(start, labels, importance)
+    after = [calibrated(start + np.float32(c) * e, labels, importance) for c in STRENGTHS]
+    gains = np.stack([probs for probs, _ in after]) - before
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
     if not len(good):
@@ -146,18 +147,16 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
             "weight": 0.0, "held_out": len(labels),
             "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
                    "answered better by looking at the other images"}
-    best = good[means[good].argmax()]
-    behind, noise = mean_and_error(gains[best] - gains, importance)
+    behind, noise = mean_and_error(gains[good[means[good].argmax()]] - gains, importance)
     near = np.intersect1d(np.flatnonzero(behind <= NEAR * noise), good)
     chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
     c, mean, error = STRENGTHS[chosen], float(means[chosen]), float(errors[chosen])
     # two digits: what float32 sums in another order agree on
-    refined = start + np.float32(c) * e
-    warmer = round(temperature(start, labels, importance) / temperature(refined, labels, importance), 2)
+    warmer = round(inverse / after[chosen][1], 2)
     return Strength(c, warmer), {
         "weight": c, "temperature": warmer, "gain": mean, "error": error, "held_out": len(labels),
-        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class "
-               f"{100 * mean:.1f} ± {100 * error:.1f} % more probable"}
+        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class with a "
+               f"probability that is {100 * mean:.1f} ± {100 * error:.1f} points higher"}
 
 
 def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> tuple[Strength, dict]:
@@ -168,16 +167,16 @@ def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, for
     about = f"about {present:.0f} of {probs.shape[1]} classes seem to have an image here"
     c, apart = explaining(e, probs)
     entropy = -float((probs * np.log(probs + TINY)).sum(axis=1).mean())
-    why = ""
+    why, safe = f"strength {c:.1f}, by the images alone; {about}", force
     if images < LEAST_IMAGES * present:
         why = f"{about}: {images} images are too few of a class to learn from each other; the answers stay as they are"
-    elif apart > entropy:
-        why = (f"the images by themselves lie {apart:.2f} nats from what the names say, further than the names are "
-               f"unsure ({entropy:.2f} nats); the answers stay as they are")
-    found = {"weight": 0.0 if why and not force else c, "apart": apart, "entropy": entropy}
-    if not found["weight"]:
-        return Strength(0.0), {**found, "why": why}
-    return Strength(c), {**found, "why": f"strength {c:.1f}, by the images alone; {about}"}
+    elif apart > MOST_APART * entropy:
+        why = (f"the images by themselves lie {apart:.2f} nats from what the names say, too far for how unsure the "
+               f"names are ({entropy:.2f} nats); the answers stay as they are")
+    else:
+        safe = True
+    c = c if safe else 0.0
+    return Strength(c), {"weight": c, "apart": apart, "entropy": entropy, "why": why}
 
 
 def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
@@ -208,10 +207,10 @@ def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
     return means, np.sqrt((importance ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return ln((1 - ε) p(label) + ε / K) of each row, (G,)."""
-    own = softmax(logits)[np.arange(len(labels)), labels]
-    return np.log((1 - WRONG) * own + WRONG / logits.shape[1])
+def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that."""
+    inverse = temperature(logits, labels, importance)
+    return softmax(np.float32(inverse) * logits)[np.arange(len(labels)), labels], inverse
 
 
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
@@ -221,9 +220,9 @@ def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndar
     and fewer than half of the classes then receive an image that would if all were there: an unsure classifier favours
     some classes, and how much shows on the held-out shots, all of whose classes are present.
     """
-    concentration, gains, present = _presence(probs)
+    concentration, present = _presence(probs)
     known = np.concatenate([fold.own_answers for fold in folds])
-    sparse = concentration < 1 and present < min(probs.shape) / 2 * _presence(known)[2] / min(known.shape)
+    sparse = concentration < 1 and present < min(probs.shape) / 2 * _presence(known)[1] / min(known.shape)
     shares, found = (None, {"beta": 0.0}) if sparse else balanced_shares(probs, folds, seen)
     why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
     if sparse:
@@ -231,8 +230,8 @@ def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndar
     elif shares is not None:
         why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
                f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
-    found = {"concentration": concentration if np.isfinite(concentration) else None, "gains": gains,
-             "present": present, "sparse": sparse, **found, "why": why}
+    found = {"concentration": concentration if np.isfinite(concentration) else None, "present": present,
+             "sparse": sparse, **found, "why": why}
     return ClassWeights(present, sparse, concentration, len(probs) / max(present, 1), shares), {"classes": found}
 
 
@@ -242,34 +241,33 @@ def classes_present(probs: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares + TINY)).sum()))
 
 
-def _presence(probs: np.ndarray) -> tuple[float, dict[str, float], int]:
-    """alpha, its gains (`choose_concentration`) and how many classes then receive half an image or more."""
-    concentration, gains = choose_concentration(probs)
+def _presence(probs: np.ndarray) -> tuple[float, int]:
+    """alpha (`choose_concentration`) and how many classes then receive half an image or more."""
+    concentration = choose_concentration(probs)
     # without a level o / (o + f) tends to o / f: what a class of its own weight would receive
     sparse = ClassWeights(0, np.isfinite(concentration), concentration, 1e6)
-    return concentration, gains, int((sparse.settle(probs).sum(axis=0, dtype=np.float64) >= 0.5).sum())
+    return concentration, int((sparse.settle(probs).sum(axis=0, dtype=np.float64) >= 0.5).sum())
 
 
-def choose_concentration(probs: np.ndarray) -> tuple[float, dict[str, float]]:
-    """Return alpha by the likelihood of held-out images, and each alpha's gain over equal weights in nats an image.
+def choose_concentration(probs: np.ndarray) -> float:
+    """Return alpha by the likelihood of held-out images; infinite: equal weights.
 
     The images are halved; class proportions estimated on one half under Dirichlet(alpha), by variational Bayes,
-    score the other:  mean ln sum_k p_nk pi_k. Infinite: equal weights.
+    score the other:  mean ln sum_k p_nk pi_k.
     """
     order = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
     halves = [probs[order[0::2]], probs[order[1::2]]]
-    scores: dict[float, list] = {a: [] for a in CONCENTRATIONS}
-    for mine, other in (halves, halves[::-1]):
+    scores = np.zeros((len(CONCENTRATIONS), len(order)))
+    for one, columns in ((0, slice(len(halves[1]))), (1, slice(len(halves[1]), None))):
         weights = np.full(probs.shape[1], 1 / probs.shape[1])
-        for a in CONCENTRATIONS:  # from equal to sparse, each starting from the one before
-            weights, shares = _variational_weights(mine, weights, a)
-            scores[a].append(np.log(other @ shares + TINY))
-    better = {a: np.concatenate(one) - np.concatenate(scores[np.inf]) for a, one in scores.items()}
-    gains = {a: float(gain.mean()) for a, gain in better.items()}
-    best = max(gains, key=gains.get)
-    if gains[best] < SURE * better[best].std() / np.sqrt(len(order)):
-        best = np.inf  # a handful of images may look alike by chance
-    return best, {str(a if np.isfinite(a) else None): gain for a, gain in gains.items()}
+        for row, a in enumerate(CONCENTRATIONS):  # from equal to sparse, each starting from the one before
+            weights, shares = _variational_weights(halves[one], weights, a)
+            scores[row, columns] = np.log(halves[1 - one] @ shares + TINY)
+    better = scores - scores[0]
+    best = int(better.mean(axis=1).argmax())
+    # a handful of images may look alike by chance
+    sure = better[best].mean() >= SURE * better[best].std() / np.sqrt(len(order))
+    return CONCENTRATIONS[best] if sure else np.inf
 
 
 def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from jclip_fewshot import __version__
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import BenchmarkConfig, SourceConfig
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.data_set import UNKNOWN, DataSet
 from jclip_fewshot.data.formats import coop
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
@@ -147,13 +147,13 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    kept = [index for index in range(len(tests.names)) if index not in bad]
+    kept = [index for index, name in enumerate(tests.names) if index not in bad and tests.labels[name] != UNKNOWN]
     features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
-        found = labelled_rows(encoded.source, data.root, every, False, views=settings.augment, seed=seed,
-                              stage=f"shots, seed {seed}")[0]
+        found, _, _ = labelled_rows(encoded.source, data.root, every, False, views=settings.augment, seed=seed,
+                                    stage=f"shots, seed {seed}")
         row_of.update({(seed, path): row for row, (path, _) in zip(found, every)})
 
     def suite(shots: int, seed: int) -> Suite:

@@ -195,7 +195,7 @@ def test_an_image_does_not_vote_for_itself(world):
 def test_without_strength_and_weights_the_start_stays(world):
     task, features, _, probs, _ = world
     np.testing.assert_allclose(
-        fixed_point(probs, features, task, probs, Strength(0.0), ClassWeights(CLASSES)), probs, atol=1e-6)
+        fixed_point(probs, features, task, probs, Strength(0.0), ClassWeights(CLASSES), 3), probs, atol=1e-6)
 
 
 def test_the_start_stays_in_the_sum(world):
@@ -204,7 +204,7 @@ def test_the_start_stays_in_the_sum(world):
     start = probs.copy()
     start[:, 0] = 0
     start /= start.sum(1, keepdims=True)
-    refined = fixed_point(start, features, task, start, Strength(8.0), ClassWeights(CLASSES))
+    refined = fixed_point(start, features, task, start, Strength(8.0), ClassWeights(CLASSES), 3)
     assert refined[:, 0].max() < 1e-6
 
 
@@ -371,4 +371,4 @@ def test_names_alone_do_nothing_where_images_contradict_the_names():
     sure[np.arange(len(labels)), np.random.default_rng(0).integers(0, CLASSES, len(labels))] = 0.99
     assert len(labels) > MIN_IMAGES
     refined = refine(sure, features, task)
-    assert "further than the names are unsure" in refined.report() and len(refined.changed) == 0
+    assert "too far for how unsure the names are" in refined.report() and len(refined.changed) == 0

@@ -13,8 +13,6 @@ there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for 
 It cannot do very many shots: S x S in float64, factorised and inverted in place (16,000 shots: 2 GB and minutes).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,7 +65,7 @@ class ProKeR(EvidenceMethod):
     name, title, paper = "proker", "ProKeR", "Bendou et al. 2025"
     needs = frozenset({SHOTS})
     checks = True
-    state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
+    state_names = ("keys_", "A_", "alpha_")
     beta: float | None = None
     lam: float | None = None
 
@@ -82,9 +80,9 @@ class ProKeR(EvidenceMethod):
 
     def _learn(self, task: Task) -> None:
         from scipy.linalg import cho_solve
-        factor, R = ridge_system(task, float(self.beta_), float(self.lambda_))
+        factor, R = ridge_system(task, float(self.chosen_["beta"]), float(self.chosen_["lambda"]))
         A = cho_solve((factor, True), R, check_finite=False)
         self.keys_, self.A_ = task.features, (task.scale * A).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return cache_logits(features, self.keys_, self.A_, self.beta_)[None]
+        return cache_logits(features, self.keys_, self.A_, self.chosen_["beta"])[None]
