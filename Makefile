@@ -24,6 +24,7 @@ about:
 # two files at a time; Ctrl-C is timed, so it goes alone
 TIMED = tests/cli/test_interrupt.py
 test: $(VENV)/ready
+	$(PIP) --editable '.[test,onnx]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
 
