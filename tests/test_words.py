@@ -45,11 +45,9 @@ STILL_THERE = {
     *((f"jclip_fewshot/combine/{name}.py", "settle[sd]?") for name in ("ensemble", "refinement", "strength")),
     *((f"jclip_fewshot/{name}.py", "Parts?") for name in (
         "task", "pipeline", "classifier", "features/sources", "features/several", "features/table", "methods/plan")),
-    *((name, "members?") for name in (
-        "jclip_fewshot/classifier.py", "benchmarks/ensemble.py", "docs/classifier.md", "docs/ensemble.md")),
+    *((name, "members?") for name in ("benchmarks/ensemble.py", "docs/ensemble.md")),
     *((name, HEADS) for name in (
-        "docs/ensemble.md", "docs/classifier.md", "docs/methods.md",
-        "jclip_fewshot/report/run.html.j2")),
+        "docs/ensemble.md", "docs/methods.md", "jclip_fewshot/report/run.html.j2")),
 }
 
 
