@@ -7,7 +7,6 @@ with its folds and its answers; megabytes are the peak of its fit above what was
 """
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import unit_rows  # noqa: E402
 from jclip_fewshot.evaluation.evaluate import evaluate  # noqa: E402
+from jclip_fewshot.evaluation.memory import PeakMemory  # noqa: E402
 from jclip_fewshot.evaluation.suites import Suite  # noqa: E402
 from jclip_fewshot.pipeline import Pipeline  # noqa: E402
 from jclip_fewshot.task import Task  # noqa: E402
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{name:20} {row['top1']:6.1f} {row['seconds']:8.1f} {row['megabytes']:6.0f}")
     seconds = time.perf_counter() - begun
     print(f"{given.classes} classes x {given.shots} shots, {given.images} images: {seconds:.0f} s, peak "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.1f} GB")
+          f"{PeakMemory.highest / 1024:.1f} GB")
 
 
 if __name__ == "__main__":

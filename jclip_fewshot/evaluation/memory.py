@@ -5,14 +5,21 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0."""
+    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0.
+
+    highest: of all laps of the process so far, in MB, which Linux forgets with each reset.
+    """
+
+    highest = 0.0
 
     def __init__(self) -> None:
         self._begin()
 
     def lap(self) -> float:
         """Return the peak since the last lap, in MB above the resident size at its beginning."""
-        used = (_status("VmHWM") - self._base) / 1024
+        peak = _status("VmHWM")
+        PeakMemory.highest = max(PeakMemory.highest, peak / 1024)
+        used = (peak - self._base) / 1024
         self._begin()
         return max(used, 0.0)
 
