@@ -137,8 +137,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
         importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
     importance /= max(importance.mean(), TINY)
-    before, inverse = calibrated(start, labels, importance)
-    after = [calibrated(start + np.float32(c) * e, labels, importance) for c in STRENGTHS]
+    spread = spread_of(start)
+    before, inverse = calibrated(start, labels, importance, spread)
+    after = [calibrated(start + np.float32(c) * e, labels, importance, spread) for c in STRENGTHS]
     gains = np.stack([probs for probs, _ in after]) - before
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
@@ -207,10 +208,20 @@ def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
     return means, np.sqrt((importance ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]
 
 
-def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that."""
-    inverse = temperature(logits, labels, importance)
+def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray, spread: float
+               ) -> tuple[np.ndarray, float]:
+    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that.
+
+    spread: of all logits that are compared. `temperature` keeps near 1, and would leave the larger ones too sure.
+    """
+    scale = spread / max(spread_of(logits), TINY)
+    inverse = scale * temperature(np.float32(scale) * logits, labels, importance)
     return softmax(np.float32(inverse) * logits)[np.arange(len(labels)), labels], inverse
+
+
+def spread_of(logits: np.ndarray) -> float:
+    """Return the standard deviation of logits (G, K) within rows."""
+    return float((logits - logits.mean(axis=1, keepdims=True)).std())
 
 
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
