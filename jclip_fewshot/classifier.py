@@ -1,10 +1,4 @@
-"""Everything as one object, in scikit-learn's manner, for notebooks and other programs.
-
-    from jclip_fewshot.classifier import FewShotClassifier
-    clf = FewShotClassifier("ViT-B/32").fit(image_paths, labels, class_names=["cat", "dog"])
-    clf.predict(paths, top=5)
-
-It is an estimator of scikit-learn's without needing scikit-learn: docs/classifier.md.
+"""Everything as one object, in scikit-learn's manner, for notebooks and other programs: docs/classifier.md.
 
 Letters: N images, S shots, K classes, D feature width.
 """
@@ -52,7 +46,7 @@ class FewShotClassifier:
     """Few-shot image classification on CLIP.
 
     model: a released CLIP's name or a checkpoint file; not needed where all images are given as features. A list:
-        several encoders, each with heads of its own (docs/encoders.md).
+        several encoders, each with methods of its own (docs/encoders.md).
     class_names (K,): what the prompts say; labels are then whole numbers, the classes' places in it, or names of it.
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
@@ -60,13 +54,11 @@ class FewShotClassifier:
     methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
         Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
-        (docs/views.md).
-    seed: of the views and of training.
+        (docs/views.md). seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
         underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
         True: that part of every name. A list (K,): the domain of each class, "" for none.
-
     quiet: show no progress and no notes, for notebooks.
 
     After `fit`: `classes_` (K,) labels as they were given, sorted, `class_names_` (K,) in the same order, `pipeline_`,
@@ -83,7 +75,9 @@ class FewShotClassifier:
     _source: Source | None = None
     _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
 
-    def __init__(self, model: str | Sequence[str] = "ViT-B/32", *, class_names: Sequence[str] | None = None,
+    # scikit-learn wants every parameter by its name
+    def __init__(self, model: str | Sequence[str] = "ViT-B/32", *,  # noqa: PLR0913
+                 class_names: Sequence[str] | None = None,
                  text: None | str | np.ndarray = None, methods: str | Sequence[str] = "auto",
                  augment: int = 10, views: int = 1, seed: int = 0, weights: str | None = None,
                  cache: str | None = ".cache", domains: None | bool | Sequence[str] = None,
@@ -110,7 +104,7 @@ class FewShotClassifier:
         # a loaded checkpoint and open files are no state
         return {name: value for name, value in vars(self).items() if name != "_source"}
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn's signature
         """The constructor's arguments by name."""
         return {name: getattr(self, name) for name in _parameters()}
 
@@ -151,39 +145,45 @@ class FewShotClassifier:
         certain = class_names is not None
         class_names = class_names if certain else self.class_names
         text = self.text if text is None else text
+        order = None
+        self.parts_: tuple[Part, ...] = ()
         with self._told():
             if images is None and y is None:
-                return self._fit_names(class_names, text)
-            self.parts_, text = self._parts_of(images, text)
-            images = pictures_or_rows(side_by_side(images))
-            classes, names, numbers, order = named(plain_labels(y), class_names, certain)
-            if names is None and text is None:
-                raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing "
-                                 "to CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+                if class_names is None or isinstance(text, str):
+                    raise ValueError("fit needs images with labels, or class_names that say what the classes are")
+                names: list[str] | None = checked_names(class_names)
+                classes, numbers = np.arange(len(class_names)), np.zeros(0, np.int64)
+            else:
+                self.parts_, text = self._parts_of(images, text)
+                images = pictures_or_rows(side_by_side(images))
+                classes, names, numbers, order = named(plain_labels(y), class_names, certain)
+                if names is None and text is None:
+                    raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say "
+                                     "nothing to CLIP: give class_names, one a class; or labels that are names; or "
+                                     "text=\"none\"")
             self._locate()
             names = [str(label) for label in classes.tolist()] if names is None else names
             domains = self._domains_of(names, order)
             if isinstance(text, np.ndarray) and order is not None and len(text) == len(order):
                 text = text[order]
-            rows = self._shots(images)
-            if len(rows) != len(numbers):
+            rows = self._shots(images) if images is not None else None
+            if rows is not None and len(rows) != len(numbers):
                 raise ValueError(f"{len(rows)} images and {len(numbers)} labels: as many are needed")
-            paths = self._paths(images)
-            self._learn(rows, numbers, self._text_rows(text, names, domains, rows.shape[1]), names, domains, paths)
+            text = self._text_rows(text, names, domains, 0 if rows is None else rows.shape[1])
+            if rows is None:
+                rows = np.zeros((0, text.shape[1]), np.float32)
+            self._learn(rows, numbers, text, names, domains, _paths(images))
             self.classes_ = classes
             return self
 
     def _learn(self, rows: np.ndarray, numbers: np.ndarray, text: np.ndarray, names: list[str], domains: list[str],
                paths: list[str]) -> None:
-        """The pipeline on shots (S, D) of the classes `numbers` (S,); paths: of the shots, where they are files."""
-        source = self._source
-        if self.parts_:
-            task = Task(rows, numbers, text, domain_indices(domains), joined_scale(self.parts_), self.parts_)
-        elif source is not None:
-            task = make_task(rows, numbers, text, domains, source)
-        else:
-            task = Task(rows, numbers, text, domain_indices(domains), CLIP_SCALE)
-        tower = tower_of(self._opened(), Path(), paths, self.augment, self.seed,
+        """Fit the pipeline on shots (S, D) of the classes `numbers` (S,); paths: of the shots, where they are files."""
+        scale = joined_scale(self.parts_) if self.parts_ else CLIP_SCALE
+        task = Task(rows, numbers, text, domain_indices(domains), scale, self.parts_)
+        if self._source is not None and not self.parts_:
+            task = make_task(rows, numbers, text, domains, self._source)
+        tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
                          prompts.plain_sentences(names, domains)) if paths else None
         self.class_names_ = names
         self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
@@ -196,17 +196,17 @@ class FewShotClassifier:
             return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
-        """(N,) most likely labels, or (N, min(top, K)) with top > 1, best first.
+        """Return the most likely labels (N,), or (N, min(top, K)) with top > 1, best first.
 
-        Raises:
-            ValueError: top below 1.
+        Raise ValueError if top is below 1.
         """
         if top < 1:
             raise ValueError(f"top must be 1 or more, not {top}")
-        if isinstance(images, (list, tuple)) and not len(images):
-            self._require_fit()
-            return self._labels(np.zeros((0, len(self.classes_)), np.float32), top)
-        return self._labels(self.predict_proba(images), top)
+        self._require_fit()
+        none = isinstance(images, (list, tuple)) and not images
+        probs = np.zeros((0, len(self.classes_)), np.float32) if none else self.predict_proba(images)
+        best = self.classes_[best_classes(probs, top)]
+        return best[:, 0] if top == 1 else best
 
     @exclusive()
     def refine(self, images: Images) -> np.ndarray:
@@ -219,7 +219,7 @@ class FewShotClassifier:
         return float((self.predict(images) == np.asarray(y)).mean())
 
     def save(self, path: str | Path) -> None:
-        """Writes everything that `load` needs, as one .npz of plain arrays."""
+        """Write everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
         settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
                     "weights": self.weights_}
@@ -232,16 +232,16 @@ class FewShotClassifier:
     @classmethod
     def load(cls, path: str | Path, cache: str | None = ".cache", model: str | Sequence[str] = "",
              weights: str | None = None) -> FewShotClassifier:
-        """The classifier that `save` wrote.
+        """Return the classifier that `save` wrote.
 
-        model, weights: where the checkpoint lies now, if it is no longer where it was.
-        Raises:
-            UserError: absent, damaged, or of another version.
+        model, weights: where the checkpoint lies now, if it is no longer where it was. Raise UserError if the file is
+        absent, damaged, or of another version.
         """
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
         saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), methods=pipeline.methods, cache=cache,
+        classifier = cls(model or arrays["classifier/model"].tolist(), cache=cache,
+                         methods=pipeline.methods,  # type: ignore[arg-type]  # names, of what was read
                          augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
                          views=int(arrays.get("classifier/views", 1)),
                          weights=weights or (saved if os.path.isdir(saved) else None))
@@ -255,12 +255,10 @@ class FewShotClassifier:
 
     @exclusive()
     def export(self, path: str | Path, uint8: bool = False) -> dict[str, float | None]:
-        """Writes one linear classifier, .npz or .safetensors for NumPy, .onnx with CLIP's tower: docs/export.md.
+        """Write one linear classifier, .npz or .safetensors for NumPy, .onnx with CLIP's tower: docs/export.md.
 
-        uint8: the .onnx takes pixels as Pillow has them.
-
-        Returns {"held_out_top1", "ensemble_held_out_top1"}: its own and that of `predict`, on the shots left out; None
-        where none can be.
+        uint8: the .onnx takes pixels as Pillow has them. Return {"held_out_top1", "ensemble_held_out_top1"}: its own
+        and that of `predict`, on the shots left out; None where none can be.
         """
         self._require_fit()
         require_export_name(path)
@@ -274,7 +272,7 @@ class FewShotClassifier:
         return {"held_out_top1": found.held_out_top1, "ensemble_held_out_top1": found.ensemble_top1}
 
     def _check_parameters(self) -> None:
-        """Complains before the work of what the constructor, which scikit-learn wants to take anything, was given."""
+        """Complain before the work of what the constructor, which scikit-learn wants to take anything, was given."""
         for name, least in (("augment", 0), ("views", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
@@ -286,26 +284,11 @@ class FewShotClassifier:
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """With `quiet`, progress and notes are left out while the block runs."""
-        before = console.quiet
-        console.quiet = before or self.quiet
+        before, console.quiet = console.quiet, console.quiet or self.quiet
         try:
             yield
         finally:
             console.quiet = before
-
-    def _fit_names(self, class_names: Sequence[str] | None, text: None | str | np.ndarray
-                   ) -> FewShotClassifier:
-        """`fit` without any image."""
-        if class_names is None or isinstance(text, str):
-            raise ValueError("fit needs images with labels, or class_names that say what the classes are")
-        names = checked_names(class_names)
-        self._locate()
-        self.parts_: tuple[Part, ...] = ()
-        domains = self._domains_of(names)
-        text = self._text_rows(text, names, domains, 0)
-        self._learn(np.zeros((0, text.shape[1]), np.float32), np.zeros(0, np.int64), text, names, domains, [])
-        self.classes_ = np.arange(len(names))
-        return self
 
     def _locate(self) -> None:
         """Where the checkpoint lies, whatever the working directory will be."""
@@ -315,7 +298,9 @@ class FewShotClassifier:
         found = [os.path.abspath(name) if os.path.exists(name) else str(name) for name in listed(self.model)]
         self.model_ = found[0] if isinstance(self.model, (str, Path)) else found
 
-    def _opened(self) -> Source:
+    @property
+    def source(self) -> Source:
+        """What encodes pictures, opened; raise UserError if it is not the checkpoint that was learned with."""
         if self._source is None:
             source = open_source(self.model_, self.weights_, cache=self.cache or "")
             if self._digests and _digests_of(source) != self._digests:
@@ -324,7 +309,7 @@ class FewShotClassifier:
             self._source, self._digests = source, _digests_of(source)
         return self._source
 
-    def _parts_of(self, images: Images, text: Any) -> tuple[tuple[Part, ...], Any]:
+    def _parts_of(self, images: Any, text: Any) -> tuple[tuple[Part, ...], Any]:
         """The encoders of features that come as a list of arrays, and their text rows side by side."""
         if not _of_several(images):
             return (), text
@@ -347,7 +332,7 @@ class FewShotClassifier:
                    width: int) -> np.ndarray:
         """(K, D). Without text all classes have the same row, which tells none from another."""
         if text is None:
-            return self._opened().texts(class_names, prompts.class_sentences(class_names, domains))
+            return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
             if text != NO_TEXT:
                 raise ValueError(f"text must be rows (K, D), None or {NO_TEXT!r}, not {text!r}")
@@ -365,15 +350,8 @@ class FewShotClassifier:
         given = [str(domain) for domain in self.domains]
         return given if order is None else [given[index] for index in order]
 
-    @staticmethod
-    def _paths(images: Images) -> list[str]:
-        """The images as paths; none where they are features or pictures."""
-        if isinstance(images, np.ndarray) or not all(isinstance(image, (str, Path)) for image in images):
-            return []
-        return [str(image) for image in images]
-
-    def _answers(self, images: Images, refine: str) -> Answers:
-        """See Pipeline.answer. Tuned members have a say where images are pictures, which their towers can look at."""
+    def _answers(self, images: Any, refine: str) -> Answers:
+        """See Pipeline.answer. Tuned methods have a say where images are pictures, which their towers can look at."""
         self._require_fit()
         images = pictures_or_rows(side_by_side(images))
         if isinstance(images, np.ndarray):
@@ -384,9 +362,9 @@ class FewShotClassifier:
             rows = self._encoded(paths, images, "image to classify")
             if not self.pipeline_.asks_images:
                 return self.pipeline_.answer(rows, refine)
-            return self.pipeline_.answer(queries_of(self._opened(), Path(), paths, rows, self.views), refine)
+            return self.pipeline_.answer(queries_of(self.source, Path(), paths, rows, self.views), refine)
 
-    def _shots(self, images: Images) -> np.ndarray:
+    def _shots(self, images: Any) -> np.ndarray:
         """Rows (S, D) of what is learned from."""
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting=True)
@@ -395,7 +373,7 @@ class FewShotClassifier:
 
     def _encoded(self, paths: list[str], images: Sequence, what: str, augment: int | None = None) -> np.ndarray:
         """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
-        rows, bad = self._opened().images(Path(), paths, views=augment or 0, seed=self.seed,
+        rows, bad = self.source.images(Path(), paths, views=augment or 0, seed=self.seed,
                                           test_views=self.views if augment is None else 1)
         if bad:
             index = min(bad)
@@ -404,11 +382,7 @@ class FewShotClassifier:
         return rows
 
     def _checked_rows(self, rows: np.ndarray, fitting: bool) -> np.ndarray:
-        """Features (N, D) in float32.
-
-        Raises:
-            ValueError: in scikit-learn's words, which programs look for.
-        """
+        """Return features (N, D) in float32. Raise ValueError in scikit-learn's words, which programs look for."""
         if rows.ndim != 2:
             raise ValueError(f"Expected 2D array of features (N, D), got shape {rows.shape}. Reshape your data: one "
                              "row is array.reshape(1, -1)")
@@ -423,10 +397,6 @@ class FewShotClassifier:
             raise ValueError("Input X contains NaN or infinity: features are finite numbers")
         return rows
 
-    def _labels(self, probs: np.ndarray, top: int) -> np.ndarray:
-        best = self.classes_[best_classes(probs, top)]
-        return best[:, 0] if top == 1 else best
-
     def _require_fit(self) -> None:
         if not hasattr(self, "pipeline_"):
             raise sklearns("NotFittedError", ValueError)(
@@ -440,11 +410,7 @@ def _of_several(images: Any) -> bool:
 
 
 def side_by_side(images: Any) -> Any:
-    """Features of several encoders as one array; anything else as it is.
-
-    Raises:
-        ValueError: not as many rows of each.
-    """
+    """Return features of several encoders as one array; anything else as it is. Raise ValueError if counts differ."""
     if not _of_several(images):
         return images
     if len({len(one) for one in images}) > 1:
@@ -454,6 +420,12 @@ def side_by_side(images: Any) -> Any:
 
 def _parameters() -> list[str]:
     return [name for name in inspect.signature(FewShotClassifier.__init__).parameters if name != "self"]
+
+
+def _paths(images: Any) -> list[str]:
+    """The images as paths; none where they are features or pictures."""
+    files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
+    return [str(image) for image in images] if files else []
 
 
 def _name(picture: Any, index: int) -> str:

@@ -7,17 +7,14 @@ flags = False  # whether the command line runs, whose users know a parameter by 
 
 
 class UserError(Exception):
-    """Says in one clean line what is wrong, where, and what to do.
-
-    The scripts print it and leave with status 2; library users may catch it.
-    """
+    """A line that says what is wrong, where, and what to do; the scripts print it and leave with status 2."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))
 
 
 def one_line(text: str) -> str:
-    """A text from anywhere as one line that a terminal shows as it is: white space is one space, the rest escaped."""
+    """Return a text as one line that a terminal shows as it is: white space is one space, the rest escaped."""
     if text.isprintable():
         return text
     text = "".join(letter if letter.isprintable() else " " if letter.isspace()
@@ -31,11 +28,11 @@ def parameter(name: str) -> str:
 
 
 def nearest(name: str, known: Any) -> str:
-    """`; did you mean 'shots'?`, or nothing where no known name is near."""
+    """Return `; did you mean 'shots'?`, or nothing where no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def shown(name: str) -> str:
-    """A name for a message: as it is where it prints, else with escapes."""
+    """Return a name for a message: as it is where it prints, else with escapes."""
     return name if name.isprintable() else repr(name)

@@ -62,8 +62,8 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
     usable, whole = task.can_be_left_out, None
     if usable.any():
         whole = float(100 * (pipeline.held_out_probs_.argmax(axis=1) == task.labels)[usable].mean())
-    return Export(pooled(forms, ensemble, task), ensemble.settings_["weights"],
-                  ensemble.settings_.get("held_out_top1"), whole)
+    found: dict[str, Any] = ensemble.settings_
+    return Export(pooled(forms, ensemble, task), found["weights"], found.get("held_out_top1"), whole)
 
 
 def require_export_name(path: str | Path) -> None:
@@ -79,9 +79,9 @@ def save_export(path: str | Path, export: Export, class_names: Sequence[str], en
     """
     require_export_name(path)
     linear, recipe = export.linear, _recipe(encoder)
-    arrays = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
+    arrays: dict[str, Any] = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
               "scale": np.float32(linear.scale), "offset": np.float32(linear.offset),
-              "mean": np.float32(recipe.mean), "std": np.float32(recipe.std),
+              "mean": np.array(recipe.mean, np.float32), "std": np.array(recipe.std, np.float32),
               "image_size": np.int64(encoder.get("image_size", 0))}
     texts, said = {"classes": list(class_names), "heads": list(export.heads)}, _said(encoder, recipe)
     if Path(path).suffix == ".npz":
@@ -114,7 +114,8 @@ def _recipe(encoder: dict[str, Any]) -> PixelRecipe:
     said = encoder.get("pixels")
     if said is None:
         return clip_recipe(int(encoder.get("image_size", 0)) or 224)
-    return PixelRecipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return PixelRecipe(**fields)
 
 
 def _said(encoder: dict[str, Any], recipe: PixelRecipe) -> dict[str, str]:

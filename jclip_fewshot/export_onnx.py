@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
@@ -46,7 +47,7 @@ class Graph:
         self._nodes.append(self._onnx.helper.make_node(operator, list(inputs), [name], **attributes))
         return name
 
-    def store(self, array: np.ndarray, name: str = "") -> str:
+    def store(self, array: npt.ArrayLike, name: str = "") -> str:
         """A tensor that the graph holds."""
         name = name or f"constant_{len(self._stored)}"
         if name not in self._stored:
@@ -226,7 +227,7 @@ def answers(g: Graph, rows: str, linear: Linear) -> str:
 
 def normalised(g: Graph, pixels: str, recipe: PixelRecipe) -> str:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) with mean and deviation taken out."""
-    mean, std = (np.float32(value).reshape(1, 3, 1, 1) for value in (recipe.mean, recipe.std))
+    mean, std = (np.array(value, np.float32).reshape(1, 3, 1, 1) for value in (recipe.mean, recipe.std))
     x = g.add("Transpose", g.add("Cast", pixels, to=1), perm=[0, 3, 1, 2])
     return g.add("Div", g.add("Sub", g.add("Div", x, g.number(255)), g.store(mean, "mean")), g.store(std, "std"))
 
@@ -271,7 +272,8 @@ def save_towers(folder: str | Path, encoder: Any) -> float:
     text.add("Identity", text_rows(text, "input_ids", sizes), name="text_embeds")
     row = (np.float32, "N", sizes.embed_dim)
     models = {
-        "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row}, scale),
+        "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row},
+                                         scale),
         "text_model.onnx": text.model({"input_ids": (np.int64, "N", "L")}, {"text_embeds": row}, scale)}
     contents = {name: _bytes_of(model, folder / name) for name, model in models.items()}
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)

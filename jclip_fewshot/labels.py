@@ -3,8 +3,6 @@
 Letters: S labels, K classes.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Sequence

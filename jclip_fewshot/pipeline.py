@@ -41,9 +41,9 @@ OnFit = Callable[[str, float], None]  # told of each method as it is done: its n
 CHECKED_BY = [name for name, method in METHODS.items() if method.checks]  # the refinement's held-out folds
 
 
-def _bare(name: str) -> str:
-    """The method's own name: "gda" of "gda@RN50"."""
-    return name.partition(OF)[0]
+def _method_of(name: str) -> type[Method]:
+    """The method's class: GDA of "gda@RN50"."""
+    return METHODS[name.partition(OF)[0]]
 
 
 def _encoder_of(name: str) -> str:
@@ -88,12 +88,11 @@ class Answers:
 class Pipeline:
     """Methods fitted on the same shots, the ensemble that combines them, and the refinement of its answers.
 
-    methods: names, or what `choose` takes. seed: of all that draws at random.
-
-    After `fit`: `task_`, `methods_` {name: Method}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to
-    the shots held out, `seconds_` {name: seconds of the fit and its folds}; `check_methods_` and `check_ensemble_`,
-    the faster ones that the refinement is checked with; `rows_ensemble_` of the methods on rows alone; `unlabelled_`
-    (U, D), images that the refinement sees together with those that it refines, or None.
+    methods: names, or what `choose` takes. seed: of all that draws at random. After `fit`: `task_`,
+    `methods_` {name: Method}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to the shots held out,
+    `seconds_` of each fit and its folds; `check_methods_` and `check_ensemble_`, the faster ones that the refinement is
+    checked with; `rows_ensemble_` of the methods on rows alone; `unlabelled_` (U, D), images that the refinement sees
+    together with those that it refines, or None.
 
     Several encoders: rows and the task are joined (see Task), each has methods on rows of its own, the first one's
     tower may be tuned, the ensemble weighs all, and the refinement looks at the joined rows.
@@ -133,8 +132,8 @@ class Pipeline:
         return self
 
     def _ensemble(self, held_out: dict[str, np.ndarray]) -> Ensemble:
-        ignore_text = [name for name in held_out if METHODS[_bare(name)].ignores_text]
-        ignore_shots = [name for name in held_out if METHODS[_bare(name)].needs == {TEXT}]
+        ignore_text = [name for name in held_out if _method_of(name).ignores_text]
+        ignore_shots = [name for name in held_out if _method_of(name).needs == {TEXT}]
         return Ensemble().fit(held_out, self.task_, ignore_text, ignore_shots)
 
     def _with_tuned(self, held_out: dict[str, np.ndarray]) -> Ensemble:
@@ -190,7 +189,7 @@ class Pipeline:
 
     def _fitted(self, name: str, seed: int, given: Given = NOTHING) -> Method:
         """A method, fitted on the shots as its encoder sees them."""
-        method = METHODS[_bare(name)]
+        method = _method_of(name)
         encoder = _encoder_of(name) or (self._first if method.asks_images else "")
         return method(seed=seed).fit(self.task_.of(encoder), **given.for_method(method))
 
@@ -262,7 +261,7 @@ class Pipeline:
             states[f"methods/{name}"] = method.state()
         states["shots"] = {key: getattr(self.task_, key) for key in (*TASK_ARRAYS, "scale")}
         if self.task_.parts:
-            states["parts"] = dict(zip(Part._fields, zip(*self.task_.parts)))
+            states["parts"] = dict(zip(Part._fields, map(np.array, zip(*self.task_.parts))))
         arrays = {f"{where}/{key}": np.asarray(value) for where in states for key, value in states[where].items()}
         arrays.update(methods=np.array(list(self.methods_)), seed=np.array(self.seed),
                       held_out_probs=self.held_out_probs_)
@@ -286,18 +285,19 @@ class Pipeline:
                 and not np.abs(array).max() < LARGEST]
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
+
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
         try:
             names = arrays["methods"].tolist()
-            pipeline = cls(sorted({_bare(name) for name in names}), int(arrays["seed"]))
+            pipeline = cls(sorted({_method_of(name).name for name in names}), int(arrays["seed"]))
             pipeline.unlabelled_ = arrays.get("unlabelled")
             parts = under("parts/")
-            pipeline.task_ = Task(*(arrays[f"shots/{key}"] for key in TASK_ARRAYS), scale=float(arrays["shots/scale"]),
-                                  parts=tuple(Part(*values) for values in
-                                              zip(*(parts[key].tolist() for key in Part._fields if parts))))
+            features, labels, text, domains = (arrays[f"shots/{key}"] for key in TASK_ARRAYS)
+            pipeline.task_ = Task(features, labels, text, domains, float(arrays["shots/scale"]), tuple(
+                Part(*values) for values in zip(*(parts[key].tolist() for key in Part._fields if parts))))
             check = names_on(CHECKED_BY, pipeline.task_.parts)
-            methods = {name: METHODS[_bare(name)].from_state(under(f"methods/{name}/"))
+            methods = {name: _method_of(name).from_state(under(f"methods/{name}/"))
                        for name in dict.fromkeys([*names, *check])}
             pipeline.methods_ = {name: methods[name] for name in names}
             pipeline.check_methods_ = {name: methods[name] for name in check}
@@ -326,9 +326,8 @@ class Pipeline:
 
     def settings(self) -> dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""
-        chosen = {name: method.settings_ for name, method in self.methods_.items()}
-        chosen["ensemble"] = self.ensemble_.settings_
-        return chosen
+        return {**{name: method.settings_ for name, method in self.methods_.items()},
+                "ensemble": self.ensemble_.settings_}
 
     def histories(self) -> dict[str, list]:
         """Return the training curves of what was trained."""

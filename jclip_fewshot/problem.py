@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,9 +75,10 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
     support, unlabelled = getattr(settings, "support", ""), getattr(settings, "unlabelled", "")
     without_labels = unlabelled or getattr(settings, "transductive", False)
     labelled = shots > 0 or bool(shot_list)
-    if getattr(settings, "support_for", "all") != "all" and not support:
-        raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "
-                        "none: give --support DIR")
+    support_for = getattr(settings, "support_for", "all")
+    if support_for != "all" and not support:
+        raise UserError(f"--support-for {support_for} says which classes support images serve, and there are none: "
+                        "give --support DIR")
     require_possible(choice, {TEXT, TOWER, *([SHOTS] if labelled or support else []),
                               *([UNLABELLED] if without_labels else [])})
     data = read_data_set(settings.data, settings.board, settings.domains, labelled, settings.format, settings.labels)
@@ -97,7 +99,7 @@ class Encoded:
     """
 
     problem: Problem
-    source: Source
+    source: Any  # Source; only that of a CLIP has activations
     text: np.ndarray
 
     @property
@@ -124,7 +126,7 @@ class Encoded:
             return np.zeros((0, self.text.shape[1]), np.float32), []
         images = [(os.path.abspath(path), label) for path, label in self.problem.support]
         rows, images, _ = labelled_rows(self.source, Path(), images, True, "support image", stage="support",
-                                        views=settings.augment, seed=settings.seed)
+                                        views=settings.augment, seed=getattr(settings, "seed", 0))
         return rows, images
 
     def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
@@ -133,9 +135,11 @@ class Encoded:
         Raise UserError if none of them can be read.
         """
         settings, data = self.problem.settings, self.data
-        rows, paths, beside = [], [], 0
+        rows, beside = [], 0
+        paths: list[str] = []
         if self.problem.unlabelled:
-            found, paths = self._readable(Path(), self.problem.unlabelled, f"--unlabelled {settings.unlabelled}")
+            found, paths = self._readable(Path(), self.problem.unlabelled,
+                                          f"--unlabelled {getattr(settings, 'unlabelled', '')}")
             rows, beside = [found], len(found)
         if getattr(settings, "transductive", False):
             tests = data.split(used=[path for path, _ in shots])
@@ -171,7 +175,7 @@ class Encoded:
         return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), unlabelled)
 
 
-def make_task(rows: np.ndarray, labels: Sequence[int], text: np.ndarray, domains: Sequence[str],
+def make_task(rows: np.ndarray, labels: Sequence[int] | np.ndarray, text: np.ndarray, domains: Sequence[str],
               source: Source) -> Task:
     """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
     return Task(rows, np.asarray(labels), text, domain_indices(domains), source.scale, source.parts)
@@ -196,7 +200,7 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
             [image for image, stays in zip(images, kept) if stays])
 
 
-def tower_of(source: Source, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]
+def tower_of(source: Any, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]
              ) -> Activations | None:
     """Return the activations of shots below `root` in the source's CLIP; None if it has no transformer to tune.
 
@@ -207,7 +211,7 @@ def tower_of(source: Source, root: Path, shots: Sequence[str], views: int, seed:
     return source.activations(root, shots, views, seed, sentences)
 
 
-def queries_of(source: Source, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
+def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
     """Return images below `root`, with rows (N, D), as queries: encoded anew for a method that asks for them.
 
     They are encoded once a method, and found again in the cache.

@@ -35,6 +35,19 @@ def _sound(config: Config) -> Config:
         raise ValueError(f"config: {error}") from None
 
 
+class Made(Struct, kw_only=True):
+    """How a result came about: provenance.made_by() and the settings."""
+
+    command: str
+    date: str
+    folder: str = ""
+    versions: dict[str, str] = {}
+    config: Any
+
+    def __post_init__(self) -> None:
+        self.config = _sound(self.config)
+
+
 class Shots(Struct, kw_only=True):
     """The S training images of a run. support: how many of them, the last ones, are found or generated images."""
 
@@ -45,17 +58,13 @@ class Shots(Struct, kw_only=True):
     support: Count = 0
 
 
-class Record(Struct, kw_only=True):
+class Record(Made, kw_only=True):
     """How a run was trained, from what, and what its methods chose.
 
     encoder: what the source's `record` said. settings: {method: what it chose on the shots}. histories: {method: an
     object an epoch}. seconds: of each stage, and of each method under "method NAME".
     """
 
-    command: str
-    date: str
-    folder: str = ""
-    versions: dict[str, str]
     device: str
     config: TrainConfig
     encoder: dict[str, Any]
@@ -68,7 +77,7 @@ class Record(Struct, kw_only=True):
     seconds: dict[str, Seconds]
 
     def __post_init__(self) -> None:
-        self.config = _sound(self.config)
+        super().__post_init__()
         classes, files, labels = len(self.classes), len(self.shots.files), self.shots.labels
         if len(self.domains) != classes or len(labels) != files or any(label >= classes for label in labels):
             raise ValueError("classes, domains and shots do not fit each other")
@@ -89,15 +98,16 @@ class Record(Struct, kw_only=True):
         """Return a sentence that says what the ensemble should score."""
         found = self.held_out()
         return filled("No shot could be held out, so nothing says what to expect on new images." if found is None else
-                      f"Expected top-1 on new images like these: {found} % (measured on {found.count} held-out shots; "
-                      "± one standard error).")
+                      f"Top-1 on {found.count} held-out shots: {found} % (± one standard error). Expect about this on "
+                      "new images if they are like the shots.")
 
     def summary(self) -> str:
         """Return two sentences: what was learned, and what it should score."""
-        methods, images = len(self.settings) - 1, len(self.shots.labels)
+        methods, images = len(set(self.settings) - {"ensemble"}), len(self.shots.labels)
         learned = f"Fitted {methods} methods and their ensemble" if methods > 1 else "Fitted one method"
-        source = f"{images} images of {len(set(self.shots.labels))} of {len(self.classes)} classes" if images \
-            else f"the names of {len(self.classes)} classes"
+        seen, known = len(set(self.shots.labels)), len(self.classes)
+        source = f"{images} images of {'' if seen == known else f'{seen} of '}{known} classes" if images \
+            else f"the names of {known} classes"
         return filled(f"{learned} on {source}.") + "\n" + self.estimate()
 
 
@@ -121,15 +131,11 @@ class Score(TypedDict):
     domains: dict[str, dict[str, float]]
 
 
-class TestRecord(Struct, kw_only=True):
+class TestRecord(Made, kw_only=True):
     """How a run answered a test set; scores {method: Score}, the last one what was submitted, where truth is known."""
 
     __test__ = False  # pytest: no test class
 
-    command: str
-    date: str
-    folder: str = ""
-    versions: dict[str, str] = {}
     device: str
     config: TestConfig
     images: Positive
@@ -137,9 +143,6 @@ class TestRecord(Struct, kw_only=True):
     refinement: dict[str, Any] | None
     scores: dict[str, Score]
     seconds: dict[str, Seconds]
-
-    def __post_init__(self) -> None:
-        self.config = _sound(self.config)
 
 
 class Row(TypedDict):
@@ -151,20 +154,16 @@ class Row(TypedDict):
     domains: dict[str, Annotated[list[Percent], Meta(min_length=1)]]
 
 
-class Validation(Struct, kw_only=True):
+class Validation(Made, kw_only=True):
     """What `validate` found on n held-out images of k classes: {shots a class: {method: Row}}."""
 
-    command: str
-    date: str
-    folder: str = ""
-    versions: dict[str, str]
     config: ValidateConfig
     n: Positive
     k: Positive
     curve: Annotated[dict[Positive, Annotated[dict[str, Row], Meta(min_length=1)]], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        self.config = _sound(self.config)
+        super().__post_init__()
         if not set.intersection(*map(set, self.curve.values())):
             raise ValueError("the numbers of shots of the curve have no method in common")
         if any(len(row["top1"]) != len(row["top5"]) for methods in self.curve.values() for row in methods.values()):

@@ -164,11 +164,6 @@ class Fold:
     kept: np.ndarray  # their rows among all shots
     left_out: np.ndarray  # the other rows
 
-    @classmethod
-    def whole(cls, task: Task) -> Fold:
-        """The fit on every shot, judged on none."""
-        return cls(task, np.arange(len(task)), np.zeros(0, np.int64))
-
 
 def joined(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several encoders side by side, each of them as long as the others, together of unit length."""
@@ -191,8 +186,8 @@ def zero_shot_logits(features: np.ndarray, text: np.ndarray, scale: float = CLIP
 
 def domain_indices(domains: Sequence[str]) -> np.ndarray:
     """Each class's domain as a number, in order of first appearance: (K,) int64."""
-    order = {domain: index for index, domain in enumerate(dict.fromkeys(domains))}
-    return np.array([order[domain] for domain in domains], np.int64)
+    order = list(dict.fromkeys(domains))
+    return np.array([order.index(domain) for domain in domains], np.int64)
 
 
 def fold_of_shots(labels: np.ndarray, max_folds: int | None = None) -> np.ndarray:

@@ -108,10 +108,17 @@ def onnx_checks(folder: Path, pictures: list[Image.Image], limits: dict) -> Iter
     encoder = open_encoder(folder, output="logits") if folder.name.endswith("_classifier") else open_encoder(folder)
     yield from pixel_checks(encoder, expected, pictures, limits)
     pixels = np.stack([encoder.recipe.pixels(picture) for picture in pictures])
-    yield Check("photo", distance(encoder.images(pixels), expected["photo_features"]), limits["features"])
-    if encoder.has_text and "texts" in expected:
+    rows = encoder.images(pixels)
+    yield Check("photo", distance(rows, expected["photo_features"]), limits["features"])
+    yield Check("image", distance(encoder.features(expected["images"]), expected["image_features"]), limits["features"])
+    if encoder.has_text != ("texts" in expected):
+        yield Check("has a text tower", 1, 0)
+    elif encoder.has_text:
         ids = encoder.tokens(expected["texts"].tolist())
-        yield Check("text", distance(encoder.texts(ids), expected["text_features"]), limits["features"])
+        texts = encoder.texts(ids)
+        yield Check("text", distance(texts, expected["text_features"]), limits["features"])
+        logits = encoder.scale * unit_rows(rows) @ unit_rows(texts).T + encoder.bias
+        yield Check("logits", distance(logits, expected["logits_per_image"]), limits["logits"])
         if "input_ids" in expected and expected["input_ids"].shape == ids.shape:
             yield Check("ids", distance(ids, expected["input_ids"]), 0)
 

@@ -128,7 +128,7 @@ def test_the_readmes_example_runs_on_image_files(tmp_path, monkeypatch):
 def test_the_package_has_a_version_and_no_other_surprises():
     assert re.fullmatch(r"\d+\.\d+\.\d+", jclip_fewshot.__version__)
     with pytest.raises(AttributeError):
-        jclip_fewshot.absent
+        assert jclip_fewshot.absent
 
 
 def test_names_alone(task, tmp_path):

@@ -135,7 +135,7 @@ def test_the_checkpoints_folder_is_the_same_everywhere(task, tmp_path, monkeypat
     monkeypatch.chdir("/")
     again = FewShotClassifier.load(tmp_path / "c.npz")
     for one in (default, own, again, pickle.loads(pickle.dumps(own))):
-        one._opened()
+        assert one.source
     wanted = str(tmp_path / "clip/own.safetensors"), str(tmp_path / "clip")
     assert asked == [("ViT-B/32", os.path.abspath(weights_folder())), wanted, wanted, wanted]
 

@@ -37,7 +37,7 @@ def swallow(path):
     try:
         hang(path)
     except Exception:
-        return None
+        return
 
 
 def endless(path):

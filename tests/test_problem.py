@@ -17,7 +17,7 @@ def test_transductive_images_are_never_the_shots(tmp_path):
             (tmp_path / name / f"{number}.jpg").write_bytes(b"")
     problem = read_problem(TrainConfig(data=str(tmp_path), transductive=True, methods="zero_shot"), 1)
     asked = []
-    source = SimpleNamespace(images=lambda root, paths, stage: asked.extend(paths) or (np.zeros((len(paths), 3)), {}))
+    source = SimpleNamespace(images=lambda _, paths, **__: asked.extend(paths) or (np.zeros((len(paths), 3)), {}))
     shots = choose_shots(problem.data, 1)
     found = Encoded(problem, source, np.eye(2, 3)).unlabelled(shots)
     assert len(found.rows) == 6 and not set(asked) & {path for path, _ in shots}

@@ -109,3 +109,15 @@ def test_the_held_out_estimate_counts_shots_that_can_be_left_out(tmp_path):
     record["shots"] = {**record["shots"], "files": list("abcde"), "labels": [0, 0, 0, 0, 1]}
     found = as_record(Record, record, tmp_path).held_out()
     assert (found.top1, found.count, str(found)) == (80.0, 4, "80.0 ± 18.7")
+
+
+def test_the_end_of_a_training_says_what_was_learned_and_what_to_expect(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    learned = {**RECORD, "settings": {**RECORD["settings"], "ensemble": {"held_out_top1": 75.0}},
+               "shots": {**RECORD["shots"], "files": ["a/1.jpg"] * 8, "labels": [0, 1] * 4}}
+    said = as_record(Record, learned, tmp_path).summary()
+    assert "Fitted 2 methods and their ensemble on 8 images of 2 classes." in said
+    assert "Top-1 on 8 held-out shots: 75.0 ± 14.5 %" in said and max(map(len, said.split("\n"))) <= 80
+    names = {**RECORD, "shots": {**RECORD["shots"], "files": [], "labels": []}}
+    said = as_record(Record, names, tmp_path).summary()
+    assert "on the names of 2 classes." in said and "nothing says what to expect" in said

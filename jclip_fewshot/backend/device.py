@@ -1,4 +1,4 @@
-"""Decides how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
+"""Decide how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
 
 - CUDA only where driver, device and toolkit all work: an nvcc on the PATH alone makes Jittor build for CUDA and die
   without a driver.

@@ -1,8 +1,7 @@
 """The losses that training descends: cross-entropy and the divergence of two softmaxes.
 
-On the CPU each is one operator (losses.cpp): in Jittor's own, every step of a softmax and of its gradient goes
-through memory once more and by one thread, which took as long as the matrix products of a head. On CUDA they are
-written in Jittor's operators; tests hold the two to each other.
+On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
+products of a method. On CUDA they are written in Jittor's operators; tests hold the two to each other.
 
 Letters: N rows, K classes.
 """
@@ -18,12 +17,12 @@ from jclip_fewshot.backend.numerics import log_softmax_var
 
 
 def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
-    """Mean −log softmax(logits)[label] of (N, K) logits, in nats; labels (N,) int32."""
+    """Return the mean −log softmax(logits)[label] of (N, K) logits, in nats; labels (N,) int32."""
     return label_losses(logits, labels).sum() / float(logits.shape[0])
 
 
 def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
-    """−log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
+    """Return −log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
     if _fused(logits):
         return _with_gradient().apply(logits, *_label_losses(logits, labels, scale))
     at_label = (jt.index(logits.shape, 1) == labels.unsqueeze(1)).float32()
@@ -31,7 +30,7 @@ def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
 
 
 def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
-    """Mean KL(softmax(target) ‖ softmax(logits)) over the rows of two (N, K), in nats; target is not trained."""
+    """Return the mean KL(softmax(target) ‖ softmax(logits)) of two (N, K), in nats; target is not trained."""
     target = target.stop_grad()
     if _fused(logits):
         return _with_gradient().apply(logits, *_divergences(target, logits)).sum() / float(logits.shape[0])

@@ -11,7 +11,7 @@ from jclip_fewshot.backend import jt
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """`rows` (..., D) of any float type as unit rows in float32; a zero row stays zero.
+    """Return rows (..., D) of any float type as unit rows in float32; a zero row stays zero.
 
     Rows that are unit to rounding stay as they are, so that a saved and loaded task has the same bits.
     """
@@ -23,10 +23,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a (n, m) @ b (m, k), on the GPU where there is one; float64 where both are, else float32.
-
-    a b.T needs no function of its own: a transposed view costs BLAS nothing.
-    """
+    """Return a (n, m) @ b (m, k), on the GPU where there is one; float64 where both are, else float32."""
     kind = np.float64 if a.dtype == b.dtype == np.float64 else np.float32
     a, b = np.asarray(a, kind), np.asarray(b, kind)
     if not jt.flags.use_cuda or 0 in a.shape or 0 in b.shape:  # Jittor has no empty arrays
@@ -36,47 +33,47 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    """(N, K) -> (N, 1), stable."""
+    """Return log Σ exp of each row, stable: (N, K) -> (N, 1)."""
     top = logits.max(axis=-1, keepdims=True)
     return top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise, stable; keeps the float type."""
+    """Return the log of each row's softmax, stable, in the same float type."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise, stable; keeps the float type."""
+    """Return each row's softmax, stable, in the same float type."""
     exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
     exp /= exp.sum(axis=-1, keepdims=True)
     return exp
 
 
 def var(array: np.ndarray) -> jt.Var:
-    """A float32 Jittor variable."""
+    """Return a float32 Jittor variable."""
     return jt.array(np.ascontiguousarray(array, np.float32))
 
 
 def unit_var(rows: jt.Var) -> jt.Var:
-    """Rows (..., D) over their length."""
+    """Return rows (..., D) over their length."""
     return rows / jt.sqrt((rows * rows).sum(-1, keepdims=True) + 1e-12)
 
 
 def product(a: jt.Var, b: jt.Var) -> jt.Var:
-    """a (n, D) @ b (m, D)ᵀ."""
+    """Return a (n, D) @ b (m, D)ᵀ."""
     return jt.nn.matmul_transpose(a, b)
 
 
 def log_softmax_var(logits: jt.Var) -> jt.Var:
-    """Over the last axis. On CUDA Jittor's own wants the CUB of before CUDA 13 and does not compile."""
+    """Return log softmax over the last axis; on CUDA Jittor's own wants an older CUB and does not compile."""
     centred = logits - logits.max(-1, keepdims=True).stop_grad()
     return centred - jt.log(jt.exp(centred).sum(-1, keepdims=True))
 
 
 def softmax_var(logits: jt.Var) -> jt.Var:
-    """Over the last axis, computed in float32, in the type of `logits`."""
+    """Return softmax over the last axis, computed in float32, in the type of `logits`."""
     exp = jt.exp(logits.float32() - logits.float32().max(-1, keepdims=True))
     return (exp / exp.sum(-1, keepdims=True)).cast(logits.dtype)
 

@@ -1,4 +1,4 @@
-"""Starts Jittor. The only module that imports it: everything else says
+"""Start Jittor. The only module that imports it: everything else says
 
     from jclip_fewshot.backend import jt
 

@@ -110,13 +110,17 @@ def export(settings: ExportConfig) -> int:
 
 def check(settings: CheckConfig) -> int:
     """Say whether a submission file is valid for a test set, and what is wrong with it."""
+    from jclip_fewshot.data.data_set import DataSet
     from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.formats.contest import CLASS_LISTS
     from jclip_fewshot.data.submission import check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
-    given = {"labelled": False, "format": settings.format, "labels": settings.labels}
-    data = read_data_set(settings.data, settings.split if settings.split in CLASS_LISTS else "A", **given)
+
+    def read(split: str) -> DataSet:
+        return read_data_set(settings.data, split if split in CLASS_LISTS else "A", labelled=False,
+                             format=settings.format, labels=settings.labels)
+    data = read(settings.split)
     tests = data.split(settings.split)
     require_names(tests.folder, tests.names)
     found = check_result(settings.result, tests.names, len(data.class_names))
@@ -127,7 +131,7 @@ def check(settings: CheckConfig) -> int:
         return 0
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read_data_set(settings.data, other if other in CLASS_LISTS else "A", **given)
+            there = read(other)
             if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
                 print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
                       f"for that it is valid; check it with --split {other}", file=sys.stderr)

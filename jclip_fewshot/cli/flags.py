@@ -114,7 +114,7 @@ def _takes_methods(config: type) -> bool:
 
 
 def _rename_old(given: dict[str, Any]) -> None:
-    """Turns flags of before into `methods`, with a line that says what to type."""
+    """Turn the older flags into `methods`, with a line that says what to type."""
     old = {name: given.pop(name) for name in OLD if name in given}
     if not old:
         return

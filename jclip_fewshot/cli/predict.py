@@ -38,7 +38,7 @@ Listed = Iterator[Named | None]
 
 
 def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
-    """The pictures that the arguments name, one after the other; of folders all that is in them.
+    """Return the pictures that the arguments name, one after the other; of folders all that is in them.
 
     names: standard input, for "-".
     """
@@ -77,7 +77,7 @@ def _lines(file: IO[bytes]) -> Listed:
 
 
 def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
-    """The pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
+    """Return the pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
     chunk: list[Named] = []
     size = FIRST
     for picture in pictures:
@@ -97,9 +97,9 @@ def _unicode(encoding: str | None) -> bool:
 
 
 class Printer:
-    """Writes answers to standard output, a line a picture.
+    """Write answers to standard output, a line for each picture.
 
-    top: classes a picture. reject: the least probability of the first class that counts as an answer.
+    top: classes of each. reject: the least probability of the first class that counts as an answer.
     """
 
     def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
@@ -110,7 +110,7 @@ class Printer:
             self._csv.writerow(["image", "answer", *pairs])
 
     def write(self, path: str, probs: np.ndarray) -> None:
-        """probs (K,)."""
+        """Write the answer to a picture with probs (K,)."""
         best = np.argsort(-probs, kind="stable")[:self.top]
         answers = [(self.class_names[k], float(probs[k])) for k in best]
         rejected = answers[0][1] < self.reject
@@ -149,7 +149,7 @@ def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
         start()
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
-        return Asked(classifier.pipeline_, classifier._opened(), classifier.class_names_)
+        return Asked(classifier.pipeline_, classifier.source, classifier.class_names_)
     run = Run.open(settings.run, "RUN")
     start()
     return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,

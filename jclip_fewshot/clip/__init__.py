@@ -15,7 +15,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jclip_fewshot.backend import jt
+    from jclip_fewshot.clip.model import CLIP
 
 __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "image_array", "load",
            "read_state_dict", "token_array", "tokenize"]
@@ -33,21 +37,17 @@ def __getattr__(name: str) -> Any:
 
 def load(name_or_path: str | Path, device: str | None = None,
          download_root: str | Path | None = None,
-         dtype: str = "float32", activation: str = "", head_width: int = 0) -> tuple[CLIP, Callable]:  # noqa: F821
-    """A frozen CLIP and its preprocessing (that of its resolution; OpenAI's otherwise).
+         dtype: str = "float32", activation: str = "", head_width: int = 0) -> tuple[CLIP, Callable]:
+    """Return a frozen CLIP, and its preprocessing of a PIL image to a Var (3, size, size), OpenAI's at its resolution.
 
     name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
     device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
     dtype: "float32", "float16" on CUDA, "bfloat16" on a CPU with AVX512_BF16 (see model.build_model).
-
     activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
-        does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
+    does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
 
-    Returns:
-        (model, preprocess): preprocess takes a PIL image and returns a Var (3, size, size).
-    Raises:
-        UserError: no such model, a damaged or unsupported checkpoint, no network to download from.
+    Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
     from jclip_fewshot.clip.download import find_checkpoint, is_released
@@ -64,20 +64,20 @@ def load(name_or_path: str | Path, device: str | None = None,
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
 
-    def preprocess(image):
+    def preprocess(image: Any) -> jt.Var:
         return runtime.jt.array(image_array(image, size))
 
     return model, preprocess
 
 
-def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:  # noqa: F821
+def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
     """See `model.build_model`."""
     from jclip_fewshot.clip.model import build_model as build
     return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77,
-             truncate: bool = False) -> jt.Var:  # noqa: F821
+             truncate: bool = False) -> jt.Var:
     """`token_array` as a Var: (B, context_length) int32."""
     from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.tokenizer import token_array

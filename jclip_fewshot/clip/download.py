@@ -9,36 +9,41 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jclip_fewshot.console import progress
 from jclip_fewshot.errors import UserError
 
 _BASE = "https://openaipublic.azureedge.net/clip/models"
-# name: (file, SHA-256, size in MiB); OpenAI's clip/clip.py, where the hash is a part of the address
-_RELEASED = {
-    "RN50": ("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 244),
-    "RN101": ("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 278),
-    "RN50x4": ("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd", 402),
-    "RN50x16": ("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa", 630),
-    "RN50x64": ("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c", 1290),
-    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", 338),
-    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", 335),
-    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", 890),
-    "ViT-L/14@336px": ("ViT-L-14-336px.pt",
-                       "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", 891),
-}
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """One of OpenAI's files: where it is, what it hashes to, about how large it is."""
 
     file: str
     url: str
     sha256: str
-    mebibytes: int | None = None
+    mebibytes: int
+
+
+def _file_stem(name: str) -> str:
+    return name.replace("/", "-").replace("@", "-")
+
+
+# OpenAI's clip/clip.py, where the hash is a part of the address
+_RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_stem(name)}.pt", sha256, mebibytes)
+             for name, mebibytes, sha256 in (
+    ("RN50", 244, "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    ("RN101", 278, "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    ("RN50x4", 402, "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    ("RN50x16", 630, "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    ("RN50x64", 1290, "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    ("ViT-B/32", 338, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    ("ViT-B/16", 335, "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    ("ViT-L/14", 890, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    ("ViT-L/14@336px", 891, "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+)}
 
 
 def available_models() -> list[str]:
@@ -48,13 +53,12 @@ def available_models() -> list[str]:
 
 def release(name: str) -> Release:
     """The released file of a model name."""
-    file, sha256, mebibytes = _RELEASED[name]
-    return Release(file, f"{_BASE}/{sha256}/{file}", sha256, mebibytes)
+    return _RELEASED[name]
 
 
 def released_digest(path: str | Path) -> str | None:
     """The SHA-256 that a file of this name has if it is OpenAI's; None where they released none of that name."""
-    return {file: sha for file, sha, _ in _RELEASED.values()}.get(Path(path).name)
+    return next((one.sha256 for one in _RELEASED.values() if one.file == Path(path).name), None)
 
 
 def weights_folder() -> Path:
@@ -64,12 +68,11 @@ def weights_folder() -> Path:
 
 
 def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
-    """The file of a model name, or a file or folder itself; a name that is not in `folder` yet is downloaded to it.
+    """Return the file of a model name, or a file or folder itself; a name that is not in `folder` yet is downloaded.
 
-    folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt,
-        ViT-B-32.pkl (JCLIP's) and ViT-B-32.safetensors will do, in this order.
-    Raises:
-        UserError: neither a name nor a file; no network, or a download that went wrong.
+    folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt, ViT-B-32.pkl (JCLIP's) and
+    ViT-B-32.safetensors will do, in this order.
+    Raise UserError if it is neither a name nor a file, or a download went wrong.
     """
     found = local_checkpoint(name_or_path, folder)
     if found is not None:
@@ -100,32 +103,24 @@ def _released_name(name: str) -> str | None:
     return name if name in _RELEASED else {_file_stem(known): known for known in _RELEASED}.get(name)
 
 
-def _file_stem(name: str) -> str:
-    return Path(_RELEASED[name][0]).stem
-
-
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetches a file to `folder`; goes on where an earlier try stopped.
+    """Fetch a file to `folder`; go on where an earlier try stopped.
 
     What has come so far stands in FILE.part; it becomes FILE once its SHA-256 is right.
-
-    Raises:
-        UserError: no connection (with address, size, hash and where to put the file), a broken one
-            (run again to resume), or a wrong hash.
+    Raise UserError if there is no connection (with address, size, hash and where to put the file) or a broken one (run
+    again to resume), or if the hash is wrong.
     """
     folder = Path(folder)
     target, part = folder / source.file, folder / (source.file + ".part")
-    size = f", about {source.mebibytes} MiB" if source.mebibytes else ""
     folder.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as file, _alone(file, part):
         try:
             _fetch(source.url, file, source.file, timeout)
         except (OSError, http.client.HTTPException) as error:
-            have = f" ({file.tell()} bytes of it are kept in {part.name}; run again to go on)"
-            have = have if file.tell() else ""
-            reason = getattr(error, "reason", None) or error
-            raise UserError(f"cannot download {source.file}: {reason}{have}; fetch {source.url}{size}, "
-                            f"SHA-256 {source.sha256}, and put it into {folder} as {source.file}") from None
+            have = f"{file.tell()} bytes of it are kept in {part.name}; run again to go on"
+            reason = f"{getattr(error, 'reason', None) or error}{f' ({have})' if file.tell() else ''}"
+            raise UserError(f"cannot download {source.file}: {reason}; fetch {source.url}, about {source.mebibytes} "
+                            f"MiB, SHA-256 {source.sha256}, and put it into {folder} as {source.file}") from None
         finally:
             if not file.tell():
                 part.unlink()
@@ -139,20 +134,19 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
 
 
 @contextlib.contextmanager
-def _alone(file, part: Path) -> Iterator[None]:
+def _alone(file: Any, part: Path) -> Iterator[None]:
     """Two processes must not append to one file."""
     try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
+        with contextlib.suppress(ImportError):
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UserError(f"another process is downloading to {part}; wait for it") from None
     yield
 
 
-def _fetch(url: str, file, label: str, timeout: float) -> None:
-    """Appends to `file` what of `url` is not in it yet."""
+def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
+    """Append to `file` what of `url` is not in it yet."""
     done = file.tell()
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
@@ -170,10 +164,7 @@ def _fetch(url: str, file, label: str, timeout: float) -> None:
         with progress(stage=label, unit="B", total=total) as bar:
             bar.unit_scale = True
             bar.update(done)
-            while True:
-                block = response.read(1 << 20)
-                if not block:
-                    break
+            while block := response.read(1 << 20):
                 file.write(block)
                 bar.update(len(block))
         file.flush()

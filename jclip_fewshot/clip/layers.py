@@ -13,8 +13,6 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import ACTIVATIONS
 
-nn = jt.nn
-
 
 def normal(shape: tuple[int, ...], std: float) -> jt.Var:
     return jt.randn(shape) * std
@@ -50,7 +48,7 @@ def layer_norm_plainly(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-
     return (y * weight.float32() + bias.float32()).cast(x.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(jt.nn.Module):
     def __init__(self, width: int, eps: float = 1e-5):
         self.eps = eps
         self.weight = jt.ones((width,))
@@ -60,7 +58,7 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
-class Linear(nn.Module):
+class Linear(jt.nn.Module):
     """y = x W + b with W (inputs, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, std: float):

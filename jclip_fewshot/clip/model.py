@@ -34,10 +34,8 @@ from jclip_fewshot.clip.modified_resnet import ModifiedResNet
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 
-nn = jt.nn
 
-
-class Attention(nn.Module):
+class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
 
     lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains
@@ -87,7 +85,7 @@ def _take(x, at):
     return x[jt.arange(x.shape[0]), at].unsqueeze(1)
 
 
-class MLP(nn.Module):
+class MLP(jt.nn.Module):
     def __init__(self, width: int, hidden: int, activation: str, fc_std: float, proj_std: float):
         self.activation = activation
         self.c_fc = Linear(width, hidden, fc_std)
@@ -97,7 +95,7 @@ class MLP(nn.Module):
         return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
-class ResidualAttentionBlock(nn.Module):
+class ResidualAttentionBlock(jt.nn.Module):
     def __init__(self, width: int, hidden: int, layers: int, how: Tower):
         # OpenAI's initialize_parameters: the deeper the tower, the less each block adds
         proj_std = width ** -0.5 * (2 * layers) ** -0.5
@@ -112,7 +110,7 @@ class ResidualAttentionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class Transformer(nn.Module):
+class Transformer(jt.nn.Module):
     """Residual attention blocks, read out at one token of each sequence.
 
     hidden: width inside the MLPs; 0 for four times as wide.
@@ -120,7 +118,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, hidden: int, layers: int, how: Tower, causal: bool):
         self.width, self.heads, self.how, self.causal = width, width // how.head_width, how, causal
-        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, hidden or 4 * width, layers, how)
+        self.resblocks = jt.nn.Sequential(*[ResidualAttentionBlock(width, hidden or 4 * width, layers, how)
                                          for _ in range(layers)])
 
     def fused(self) -> bool:
@@ -142,18 +140,18 @@ class Transformer(nn.Module):
         return x
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(jt.nn.Module):
     """The patch embedding's weight (3·patch², W), under the name that it has in OpenAI's checkpoints."""
 
     def __init__(self, width: int, patch: int):
         self.weight = normal((3 * patch * patch, width), (3 * patch * patch) ** -0.5)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(jt.nn.Module):
     """The image tower. Its row is read from the class token, or from the mean of the patches (`pool`)."""
 
     def __init__(self, sizes: Architecture):
-        width, patch, how = sizes.vision_width, sizes.vision_patch_size, sizes.conventions.image
+        width, patch, how = sizes.vision_width, sizes.vision_patch_size or 0, sizes.conventions.image
         self.input_resolution, self.patch_size, self.output_dim = sizes.image_resolution, patch, sizes.embed_dim
         self.pool = sizes.conventions.pool
         scale = width ** -0.5
@@ -161,7 +159,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = normal((width,), scale)
         self.positional_embedding = normal(((sizes.image_resolution // patch) ** 2 + 1, width), scale)
         self.ln_pre = LayerNorm(width, how.eps) if sizes.norm_before else None
-        self.transformer = Transformer(width, sizes.vision_hidden, sizes.vision_layers, how, causal=False)
+        self.transformer = Transformer(width, sizes.vision_hidden, sizes.stages[0], how, causal=False)
         self.ln_post = LayerNorm(width, how.eps)
         self.proj = normal((width, sizes.embed_dim), scale)
         self.matrices = cpu.Matrices()
@@ -215,7 +213,7 @@ class VisionTransformer(nn.Module):
                        [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices, self.patch_size, stop)
 
 
-class Embedding(nn.Module):
+class Embedding(jt.nn.Module):
     def __init__(self, rows: int, width: int):
         self.weight = normal((rows, width), 0.02)
 
@@ -223,7 +221,7 @@ class Embedding(nn.Module):
         return self.weight[ids]
 
 
-class CLIP(nn.Module):
+class CLIP(jt.nn.Module):
     """Both towers and the scale of their cosine.
 
     Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
@@ -232,10 +230,10 @@ class CLIP(nn.Module):
     def __init__(self, sizes: Architecture):
         self.architecture, width = sizes, sizes.transformer_width
         self.embed_dim, self.context_length, self.vocab_size = sizes.embed_dim, sizes.context_length, sizes.vocab_size
-        if isinstance(sizes.vision_layers, int):
+        if sizes.vision_patch_size is not None:
             self.visual = VisionTransformer(sizes)
         else:
-            self.visual = ModifiedResNet(sizes.vision_layers, sizes.embed_dim, sizes.vision_heads,
+            self.visual = ModifiedResNet(sizes.stages, sizes.embed_dim, sizes.vision_heads,
                                          sizes.image_resolution, sizes.vision_width)
         how = sizes.conventions
         self.transformer = Transformer(width, sizes.transformer_hidden, sizes.transformer_layers, how.text, how.causal)
@@ -343,7 +341,7 @@ class CLIP(nn.Module):
         image_features = unit_var(self.encode_image(image))
         text_features = unit_var(self.encode_text(text))
         scale = self.logit_scale.float32().exp()
-        logits_per_image = scale * nn.matmul_transpose(image_features, text_features)
+        logits_per_image = scale * jt.nn.matmul_transpose(image_features, text_features)
         return logits_per_image, logits_per_image.transpose(1, 0)
 
 

@@ -17,10 +17,8 @@ from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.attention import split_heads
 from jclip_fewshot.clip.layers import Linear, normal
 
-nn = jt.nn
 
-
-class BatchNorm(nn.Module):
+class BatchNorm(jt.nn.Module):
     """Always with the stored statistics: the ModifiedResNet is for inference (trained nowhere here)."""
 
     def __init__(self, width: int):
@@ -36,7 +34,7 @@ class BatchNorm(nn.Module):
         return x * scale + shift
 
 
-class Conv(nn.Module):
+class Conv(jt.nn.Module):
     """A convolution without bias; its weight is a matrix (kernel², inputs; outputs)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
@@ -45,15 +43,15 @@ class Conv(nn.Module):
 
     def execute(self, x):
         weight = self.weight.reshape((self.kernel, self.kernel, self.inputs, -1)).transpose(3, 2, 0, 1)
-        return nn.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2)
+        return jt.nn.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2)
 
 
 def _halve(x, stride: int):
     """Average over stride x stride pixels."""
-    return x if stride == 1 else nn.avg_pool2d(x, stride, stride)
+    return x if stride == 1 else jt.nn.avg_pool2d(x, stride, stride)
 
 
-class Downsample(nn.Module):
+class Downsample(jt.nn.Module):
     """The shortcut of a block that changes the shape; a module whose children are called 0 and 1."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
@@ -69,7 +67,7 @@ class Downsample(nn.Module):
         return norm(conv(_halve(x, self.stride)))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(jt.nn.Module):
     """Convolutions of stride 1; where the block halves the image, an average pool does it."""
 
     def __init__(self, inputs: int, planes: int, stride: int, downsample: bool):
@@ -80,13 +78,13 @@ class Bottleneck(nn.Module):
         self.downsample = Downsample(inputs, 4 * planes, stride) if downsample else None
 
     def execute(self, x):
-        y = nn.relu(self.bn1(self.conv1(x)))
-        y = nn.relu(self.bn2(self.conv2(y)))
+        y = jt.nn.relu(self.bn1(self.conv1(x)))
+        y = jt.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(_halve(y, self.stride)))
-        return nn.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return jt.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class AttentionPool2d(nn.Module):
+class AttentionPool2d(jt.nn.Module):
     """Attention whose one query is the mean over all positions."""
 
     def __init__(self, side: int, width: int, heads: int, output_dim: int):
@@ -109,10 +107,10 @@ class AttentionPool2d(nn.Module):
         return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
 
 
-class ModifiedResNet(nn.Module):
+class ModifiedResNet(jt.nn.Module):
     """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
 
-    def __init__(self, layers: tuple[int, int, int, int], output_dim: int, heads: int, input_resolution: int,
+    def __init__(self, layers: tuple[int, ...], output_dim: int, heads: int, input_resolution: int,
                  width: int):
         self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
         self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
@@ -125,7 +123,7 @@ class ModifiedResNet(nn.Module):
                 stride = 2 if number == 0 and stage > 0 else 1
                 made.append(Bottleneck(inputs, planes, stride, downsample=number == 0))
                 inputs = 4 * planes
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
+            setattr(self, f"layer{stage + 1}", jt.nn.Sequential(*made))
         self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
         self.matrices = cpu.Matrices()
 
@@ -133,9 +131,9 @@ class ModifiedResNet(nn.Module):
         """(B, 3, R, R) -> (B, D)"""
         if not self.is_training() and cpu.available():
             return cpu.run_resnet(images, self, self.matrices)
-        x = nn.relu(self.bn1(self.conv1(images)))
-        x = nn.relu(self.bn2(self.conv2(x)))
-        x = _halve(nn.relu(self.bn3(self.conv3(x))), 2)
+        x = jt.nn.relu(self.bn1(self.conv1(images)))
+        x = jt.nn.relu(self.bn2(self.conv2(x)))
+        x = _halve(jt.nn.relu(self.bn3(self.conv3(x))), 2)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
         return self.attnpool(x)

@@ -23,10 +23,7 @@ _LONG = 1 << 24  # pixels of a resized image; of a longer one only what is kept 
 def eight_bits(image: Image.Image) -> Image.Image:
     """An image of 16 bits a pixel or of floats (PNG, TIFF) as grey of 8; Pillow would turn nearly all white or black.
 
-    Floats are taken to lie between 0 and 1, 255 or 65,535, whichever holds them.
-
-    Raises:
-        ValueError: floats beyond that.
+    Floats are taken to lie between 0 and 1, 255 or 65,535, whichever holds them; raise ValueError for any beyond.
     """
     if image.mode == "F":
         values = np.asarray(image)
@@ -73,12 +70,12 @@ def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int]
     cut, source = [], []
     for axis in (0, 1):
         scale = box[2 + axis] / resized[axis]
-        first = int(round((resized[axis] - size) / 2.0)) * scale
+        first = round((resized[axis] - size) / 2) * scale
         last = first + size * scale
         reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter
-        begin, end = max(0, int(first - reach)), min(image.size[axis], math.ceil(last + reach))
-        cut.append((begin, end))
-        source.append((first - begin, min(last, end) - begin))
+        low, high = max(0, int(first - reach)), min(image.size[axis], math.ceil(last + reach))
+        cut.append((low, high))
+        source.append((first - low, min(last, high) - low))
     (left, right), (top, bottom) = cut
     image = image.crop((left, top, right, bottom))
     if image.mode in ("LA", "RGBA"):  # colours are weighed by their opacity, as Pillow does

@@ -22,14 +22,12 @@ from jclip_fewshot.errors import UserError
 START, END = 49406, 49407
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 _SPECIAL_PATTERN = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
-
-
 _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 _RUN = re.compile("L+|N|P+")  # of letters, one number, of anything else but blanks
 
 
 @lru_cache(maxsize=1)
-def _merges() -> dict[tuple[str, str], int]:
+def _merges() -> dict[tuple[str, ...], int]:
     """Each pair's place in OpenAI's list."""
     with gzip.open(Path(__file__).with_name("merges.txt.gz"), "rt", encoding="utf-8", newline="\n") as file:
         return {tuple(line.rstrip("\n").split(" ")): place for place, line in enumerate(file)}
@@ -99,15 +97,10 @@ def encode(text: str) -> list[int]:
 
 def token_array(texts: str | Sequence[str], context_length: int = 77,
                 truncate: bool = False) -> np.ndarray:
-    """Token ids of texts, start and end marks added, zeros behind.
+    """Return token ids (B, context_length) int32 of one text or B, start and end marks added, zeros behind.
 
-    texts: one text or a sequence of B texts; context_length: columns of the result.
     truncate: cut what is too long (the end mark stays) instead of refusing it.
-
-    Returns:
-        (B, context_length) int32.
-    Raises:
-        UserError: a text with more tokens than fit; the message names it.
+    Raise UserError, which names a text with more tokens than fit.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -116,12 +109,9 @@ def token_array(texts: str | Sequence[str], context_length: int = 77,
         ids = [START] + encode(text) + [END]
         if len(ids) > context_length:
             if not truncate:
-                raise UserError(f"text of {len(ids)} tokens, {context_length} fit: {_shorten(text)!r}; "
-                                "shorten it or pass truncate=True")
+                shown = text if len(text) <= 80 else text[:79] + "…"
+                raise UserError(f"text of {len(ids)} tokens, {context_length} fit: {shown!r}; shorten it or pass "
+                                "truncate=True")
             ids = ids[:context_length - 1] + [END]
         row[:len(ids)] = ids
     return result
-
-
-def _shorten(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else text[:length - 1] + "…"

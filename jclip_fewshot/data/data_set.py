@@ -45,7 +45,6 @@ class TestSet:
         files: their paths below the data folder, in the order of names.
         labels: name to class id, or UNKNOWN; None where no answer is known.
         notes: what a person should hear about, a sentence each.
-        ignored: how many files in the folder are no images.
     """
 
     __test__ = False  # pytest: no test class
@@ -55,7 +54,6 @@ class TestSet:
     files: list[str]
     labels: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
-    ignored: int = 0
 
     @property
     def paths(self) -> list[Path]:
@@ -134,10 +132,10 @@ class DataSet:
         return f"{self.format} of {count_of(len(counts), 'class', 'classes')}: {', '.join(named)}; {tests}"
 
 
-def named_by_files(root: Path, format: str, class_names: list[str], train: Iterable[LabelledPath],
+def named_by_files(root: Path, format: str, class_names: list[str], train: list[LabelledPath],
                    splits: Iterable[str], notes: list[str], read_split: Callable[[str], TestSet]) -> DataSet:
     """Return the data set of a format without the contest's lists: its notes speak of class names that say nothing."""
-    return DataSet(root, format, class_names, domains_of(class_names), by_class(train), tuple(splits),
+    return DataSet(root, format, class_names, domains_of(class_names), train, tuple(splits),
                    [*notes, *name_notes(class_names)], read_split)
 
 

@@ -76,18 +76,18 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     files: list[str] = []
     folders: list[str] = []
     others: list[str] = []
-    what = folder
+    name = ""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                what = Path(folder, entry.name)
-                if not entry.name.isascii() and sys.getfilesystemencoding() != "utf-8":
-                    raise UserError(f"{folder} holds the name {entry.name!r}, and this Python takes file names for "
+                name = entry.name
+                if not name.isascii() and sys.getfilesystemencoding() != "utf-8":
+                    raise UserError(f"{folder} holds the name {name!r}, and this Python takes file names for "
                                     f"{sys.getfilesystemencoding()}, not UTF-8: set PYTHONUTF8=1 before it starts")
                 regular = entry.is_file() or not os.path.exists(entry.path)
-                (folders if entry.is_dir() else files if regular else others).append(entry.name)
+                (folders if entry.is_dir() else files if regular else others).append(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot look at {shown(str(what))} ({getattr(error, 'strerror', None) or error}); "
+        raise UserError(f"cannot look at {shown(str(folder / name))} ({getattr(error, 'strerror', None) or error}); "
                         "repair it or take it away") from error
     return files, folders, others
 

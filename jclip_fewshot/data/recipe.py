@@ -73,7 +73,7 @@ class PixelRecipe:
     def _values(self) -> np.ndarray:
         """(3, 256): a table of the values of each channel, the same bits as computing pixel by pixel, and faster."""
         values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-        return ((values - np.float32(self.mean)) / np.float32(self.std)).T.copy()
+        return ((values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).T.copy()
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """(..., H, W, 3) pixels -> (..., 3, H, W) float32 with mean and deviation taken out."""
@@ -132,7 +132,7 @@ class PixelRecipe:
 
     def _cropped(self, array: np.ndarray, corner: Pixels) -> np.ndarray:
         (top, left), (height, width) = corner, self.size
-        result = np.empty((height, width, 3), self.dtype)
+        result: np.ndarray = np.empty((height, width, 3), self.dtype)
         result[:] = self.fill
         bottom, right = min(array.shape[0], top + height), min(array.shape[1], left + width)
         result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]

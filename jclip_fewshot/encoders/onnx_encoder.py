@@ -335,8 +335,9 @@ def _fitted_scale(encoder: OnnxEncoder, whole: Tower) -> tuple[float, float] | N
     wanted = "image_embeds", "text_embeds", "logits_per_image"
     if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
         return None
-    drawn = np.random.default_rng(0).integers(0, 256, (2, *encoder.recipe.size, 3)).astype(encoder.recipe.dtype)
-    feeds = {whole.pixels: encoder.recipe.normalized(drawn), **encoder._ids(whole, encoder.tokens(_SENTENCES))}
+    recipe = encoder.recipe
+    drawn: np.ndarray = np.random.default_rng(0).integers(0, 256, (2, *recipe.size, 3)).astype(recipe.dtype)
+    feeds = {whole.pixels: recipe.normalized(drawn), **encoder._ids(whole, encoder.tokens(_SENTENCES))}
     image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
     cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
     scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)

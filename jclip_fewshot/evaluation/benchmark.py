@@ -2,8 +2,9 @@
 
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
-DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
-so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call continues.
+DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set
+with so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call
+continues.
 
 Letters: N test rows, S shots, K classes, D feature width.
 """
@@ -24,7 +25,7 @@ from jclip_fewshot import __version__
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import BenchmarkConfig, SourceConfig
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.data.data_set import DataSet
+from jclip_fewshot.data.data_set import UNKNOWN, DataSet
 from jclip_fewshot.data.formats import coop
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
@@ -84,7 +85,7 @@ class Entry:
     encoder: tuple[str, ...] = ()
 
 
-def coop_draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list[int]:
     """Return the indices, in order, of the shots that CoOp's code draws of training images with `labels`.
 
     It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
@@ -93,7 +94,7 @@ def coop_draw(labels: Sequence[int], shots: int, seed: int) -> list[int]:
     of_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(int(label), []).append(index)
-    generator, chosen = random.Random(seed), set()
+    generator, chosen = random.Random(seed), set[int]()
     for images in of_class.values():
         enough = len(images) >= shots
         chosen.update(generator.sample(images, shots) if enough else generator.choices(images, k=shots))
@@ -118,8 +119,8 @@ def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
 
     def suite(shots: int, seed: int) -> Suite:
         labels = whole.task.labels
-        rows = np.array(coop_draw(labels, shots, seed)) if settings.coop_seeds else drawn(labels, shots, seed)
-        return replace(whole, task=whole.task.take(rows))
+        rows = coop_draw(labels, shots, seed) if settings.coop_seeds else np.flatnonzero(drawn(labels, shots, seed))
+        return replace(whole, task=whole.task.take(np.asarray(rows, np.int64)))
     return Entry(whole.name, possible(parse_shots(settings.shots), whole.task.counts.max(), whole.name), suite)
 
 
@@ -146,12 +147,13 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    kept = [index for index in range(len(tests.names)) if index not in bad]
+    kept = [index for index, name in enumerate(tests.names) if index not in bad and tests.labels[name] != UNKNOWN]
     features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
-        found = labelled_rows(encoded.source, data.root, every, False, settings.augment, seed, f"shots, seed {seed}")[0]
+        found, _, _ = labelled_rows(encoded.source, data.root, every, False, views=settings.augment, seed=seed,
+                                    stage=f"shots, seed {seed}")
         row_of.update({(seed, path): row for row, (path, _) in zip(found, every)})
 
     def suite(shots: int, seed: int) -> Suite:
@@ -256,8 +258,9 @@ def curves(results: Results) -> dict[str, Curve]:
 
 def _mean(of_data: list[dict[str, dict]]) -> dict[str, dict]:
     """The mean over data sets, seed by seed, of the methods that took part in all."""
-    names = [name for name in of_data[0] if all(name in methods for methods in of_data)]
-    return {name: {"top1": np.mean([methods[name]["top1"] for methods in of_data], axis=0).tolist()} for name in names}
+    common = [name for name in of_data[0] if all(name in methods for methods in of_data)]
+    return {name: {"top1": [float(np.mean(one)) for one in zip(*(methods[name]["top1"] for methods in of_data))]}
+            for name in common}
 
 
 def tables(results: Results) -> str:

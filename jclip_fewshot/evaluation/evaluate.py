@@ -31,12 +31,13 @@ from jclip_fewshot.storage.json_files import read_json
 from jclip_fewshot.task import Task, zero_shot_logits
 
 OnMethod = Callable[[str], None]  # told of each method as it is done
+Transductive = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (N, D), ensemble's probabilities (N, K) → (N, K)
 EM_LARGEST = 10_000_000  # images times classes, at most
 EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
 Z95 = 1.96  # half of a normal 95 % interval, in standard errors
 
 
-def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name: None
+def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None
             ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Fit the pipeline on the suite's shots and apply every method to its test rows, some at a time.
 
@@ -69,9 +70,9 @@ def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name:
     if len(best) > 1:
         best["ensemble"] = best_classes(probs)
     meter.lap()
-    for name, method in transductive(suite.task, pipeline, len(probs)).items():
+    for name, answer in transductive(suite.task, pipeline, len(probs)).items():
         begun = time.perf_counter()
-        best[name] = best_classes(method(suite.features, probs))
+        best[name] = best_classes(answer(suite.features, probs))
         costs[name] = {"seconds": time.perf_counter() - begun, "megabytes": meter.lap()}
         on_method(name)
     return best, costs
@@ -79,11 +80,11 @@ def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name:
 
 def unlabelled_of(suite: Suite) -> Given:
     """Return the suite's test rows and text rows, for methods that learn without labels."""
-    return Given(unlabelled=Unlabelled(suite.features, suite.task.text[:, None], suite.classes))
+    return Given(unlabelled=Unlabelled(suite.features, list(suite.task.text[:, None]), suite.classes))
 
 
-def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Callable]:
-    """Return the methods that look at the test rows as a whole: name → (rows (N, D), ensemble probs (N, K)) → (N, K).
+def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Transductive]:
+    """Return the methods that look at the test rows as a whole, by name.
 
     em_dirichlet and em_dirichlet_hard, which need shots, run as published, on zero-shot probabilities, with the
     authors' settings for tasks of few classes; on very many images and classes they are left out, and it is said. The
@@ -101,24 +102,22 @@ def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Calla
         return {name: refined}
     support = _simplex(task.features, task.text)
 
-    def published(hard: bool):
-        def run(features: np.ndarray, probs: np.ndarray) -> np.ndarray:
-            fit = em_dirichlet(_simplex(features, task.text), support, task.labels, hard=hard)
-            return fit.scores
+    def published(hard: bool) -> Transductive:
+        def run(features: np.ndarray, _probs: np.ndarray) -> np.ndarray:
+            return em_dirichlet(_simplex(features, task.text), support, task.labels, hard=hard).scores
         return run
     return {"em_dirichlet": published(False), "em_dirichlet_hard": published(True), name: refined}
 
 
 def _simplex(features: np.ndarray, text: np.ndarray) -> np.ndarray:
     """z = softmax(T x tᵀ), (N, K)."""
-    logits = zero_shot_logits(features, text).astype(np.float64) * (EM_TEMPERATURE / 100)
-    return softmax(logits)
+    return softmax(zero_shot_logits(features, text).astype(np.float64) * (EM_TEMPERATURE / 100))
 
 
-def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name: None) -> dict:
-    """Scores of every method on the suite, and which test rows each got right.
+def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None) -> dict:
+    """Return scores of every method on the suite, and which test rows each got right.
 
-    Returns {"suite", "n", "k", "methods": {name: {"top1", "top5", "class_mean", "domains", "seconds",
+    As {"suite", "n", "k", "methods": {name: {"top1", "top5", "class_mean", "domains", "seconds",
     "megabytes"}}, "settings": {name: {...}}, "correct": {name: a 0 or 1 a row}}.
     """
     found, costs = predict(suite, pipeline, on_method)
@@ -131,21 +130,19 @@ def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda name
 
 
 def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, queries: int, seed: int,
-                   on_method: OnMethod = lambda name: None) -> dict:
+                   on_method: OnMethod = lambda _: None) -> dict:
     """The transductive papers' protocol: many small tasks whose queries come from few classes.
 
-    Each task draws `classes` classes and up to `queries` of their test rows; all K classes compete. Returns
+    Each task draws `classes` classes and up to `queries` of their test rows; all K classes compete. Return
     {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1", "half_width"}}, "accuracy":
     {name: top-1 of each task}}: the mean top-1 over tasks and half of its 95 % interval.
-
-    Raises:
-        UserError: more classes a task than have test rows.
+    Raise UserError if a task has more classes than have test rows.
     """
     try:
         drawn = draw_tasks(suite.labels, len(suite.classes), tasks, classes, queries, seed)
     except ValueError as error:
-        raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}")
-    pipeline.fit(suite.task, unlabelled_of(suite), lambda name, seconds: on_method(name))
+        raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: {error}") from error
+    pipeline.fit(suite.task, unlabelled_of(suite), lambda name, _: on_method(name))
     answers = pipeline.answer(suite.features, refine="off")
     hits = {name: answer.argmax(axis=1) == suite.labels for name, answer in answers.by_method().items()}
     accuracy: dict[str, list[float]] = {name: [percent(hit[rows]) for rows in drawn] for name, hit in hits.items()}
@@ -162,12 +159,12 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
 
 
 def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean of `values`; 0 for fewer than two."""
+    """Return half of the 95 % interval of the mean of `values`; 0 for fewer than two."""
     return float(Z95 * np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def bootstrap(correct: str, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the top-1 accuracy, in percent, by resampling the test rows."""
+    """Return the 95 % interval of the top-1 accuracy, in percent, by resampling the test rows."""
     hits = np.frombuffer(correct.encode(), np.uint8) - ord("0")
     # the number of hits among N rows drawn with replacement is binomial
     share = np.random.default_rng(seed).binomial(len(hits), hits.mean(), resamples) / len(hits)
@@ -176,7 +173,7 @@ def bootstrap(correct: str, resamples: int, seed: int = 0) -> tuple[float, float
 
 
 def bootstrap_mean(values: list[float], resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of `values` by resampling them: of the tasks' top-1."""
+    """Return the 95 % interval of the mean of `values` by resampling them: of the tasks' top-1."""
     rng, means = np.random.default_rng(seed), np.empty(resamples)
     for place in range(resamples):
         means[place] = np.mean(rng.choice(values, len(values)))
@@ -185,14 +182,14 @@ def bootstrap_mean(values: list[float], resamples: int, seed: int = 0) -> tuple[
 
 
 def intervals(results: dict, resamples: int) -> dict[str, tuple[float, float]]:
-    """Each method's 95 % interval of the top-1, from `evaluate` or `evaluate_tasks`."""
+    """Return each method's 95 % interval of the top-1, from `evaluate` or `evaluate_tasks`."""
     if "accuracy" in results:
         return {name: bootstrap_mean(values, resamples) for name, values in results["accuracy"].items()}
     return {name: bootstrap(correct, resamples) for name, correct in results["correct"].items()}
 
 
 def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
-    """(rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
+    """Return (rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
 
     McNemar 1947: without a difference, each row in which just one is right is a fair coin.
     """
@@ -204,16 +201,12 @@ def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
 
 
 def read_results(path: Path, tasks: bool = False) -> dict:
-    """A JSON that `evaluate --json` wrote; `tasks`: with --tasks.
-
-    Raises:
-        UserError: absent, or not such a file.
-    """
+    """Return a JSON that `evaluate --json` wrote, `tasks`: with --tasks. Raise UserError if it is no such file."""
     detail = "accuracy" if tasks else "correct"
     try:
-        results = read_json(path)
+        results: dict = read_json(path)
     except UserError as error:
-        raise UserError(f"--compare {error}")
+        raise UserError(f"--compare {error}") from error
     if not isinstance(results.get("suite"), str) or not all(
             isinstance(results.get(key), dict) and results[key] for key in ("methods", detail)):
         raise UserError(f"--compare {path}: not a file that evaluate --json wrote {'with' if tasks else 'without'} "
@@ -222,13 +215,13 @@ def read_results(path: Path, tasks: bool = False) -> dict:
         for name, values in results[detail].items():
             float(results["methods"][name]["top1"]), [float(value) for value in values]
         results["tasks" if tasks else "n"]
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"--compare {path}: damaged; evaluate again")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--compare {path}: damaged; evaluate again") from error
     return results
 
 
 def comparison_table(results: dict, other: dict) -> str:
-    """A row a method of both results: top-1, theirs, rows won and lost, McNemar's p."""
+    """Return a row a method of both results: top-1, theirs, rows won and lost, McNemar's p."""
     if (results["suite"], results["n"]) != (other["suite"], other["n"]):
         raise UserError(f"--compare: that file is of {other['suite']} with {other['n']} rows, "
                         f"this is {results['suite']} with {results['n']}")
@@ -242,7 +235,7 @@ def comparison_table(results: dict, other: dict) -> str:
 
 
 def tasks_comparison(results: dict, other: dict) -> str:
-    """A row a method of both results: mean top-1, theirs, the mean difference on the same tasks and its 95 %."""
+    """Return a row a method of both results: mean top-1, theirs, the mean difference on the same tasks and its 95 %."""
     same = ("suite", "tasks", "task_classes", "task_queries", "seed")
     for key in same:
         if results[key] != other.get(key):
@@ -293,5 +286,5 @@ def seeds_table(top1: dict[str, list[float]]) -> str:
 
 
 def save_results(path: Path, results: dict) -> None:
-    """Writes results as JSON, whole or not at all."""
+    """Write results as JSON, whole or not at all."""
     write_text(path, json.dumps(results, indent=1) + "\n")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,9 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Return lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
 
-    An image that cannot be read gets the classes that the readable ones' (R, K) probabilities make
-    most likely on average.
+    An image that cannot be read gets the classes that are likeliest by the mean of the (R, K) probabilities.
     """
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)
@@ -43,11 +43,7 @@ def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int]
 
 
 def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
-    """The known answers in the order of `names`, (N,).
-
-    Raises:
-        UserError: a test image without an answer.
-    """
+    """Return the known answers in the order of `names`, (N,). Raise UserError if a test image has none."""
     missing = [name for name in names if name not in labels]
     if missing:
         raise UserError(f"the label file has no answer for {len(missing)} test images ({missing[0]} is the first); "
@@ -56,42 +52,42 @@ def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
 
 
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
-    """Scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
+    """Return scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
 
-    Returns {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
+    As {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
     mean over the classes that occur of their top-1. Domains are left out where classes have none.
     """
     first = best[:, 0] == labels
     any_of_five = (best == labels[:, None]).any(axis=1)
     counts = np.bincount(labels)
     hits = np.bincount(labels, weights=first)
-    result = {"top1": percent(first), "top5": percent(any_of_five),
-              "class_mean": percent(hits[counts > 0] / counts[counts > 0]), "domains": {}}
+    inside_of: dict[str, dict] = {}
     of_image = np.asarray(domains)[labels]
     for domain in dict.fromkeys(domains):
         inside = of_image == domain
         if domain and inside.any():
-            result["domains"][domain] = {"n": int(inside.sum()), "top1": percent(first[inside]),
-                                         "top5": percent(any_of_five[inside])}
-    return result
+            inside_of[domain] = {"n": int(inside.sum()), "top1": percent(first[inside]),
+                                 "top5": percent(any_of_five[inside])}
+    return {"top1": percent(first), "top5": percent(any_of_five),
+            "class_mean": percent(hits[counts > 0] / counts[counts > 0]), "domains": inside_of}
 
 
 def percent(hits: np.ndarray) -> float:
-    """Mean of hits as a percentage; 0 for none."""
+    """Return the mean of hits as a percentage; 0 for none."""
     return float(100 * np.mean(hits)) if len(hits) else 0.0
 
 
 def score_methods(answers: dict[str, np.ndarray], readable: Sequence[int], truth: np.ndarray,
                   domains: Sequence[str]) -> dict[str, dict]:
-    """{method: score} of {method: (R, K) logits or probabilities of the readable images} against (N,) labels."""
+    """Return {method: score} of {method: (R, K) answers to the readable images}; truth (N,): class ids, or UNKNOWN."""
     known = truth != UNKNOWN
     best = {name: with_unreadable(best_classes(answer), answer, readable, len(truth))
             for name, answer in answers.items()}
     return {name: score(lines[known], truth[known], domains) for name, lines in best.items()}
 
 
-def refining_gain(scores: dict[str, dict]) -> tuple[float, float] | None:
-    """Top-1 before and after the refinement; None where the set was not refined, or a score is missing."""
+def refining_gain(scores: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return top-1 before and after the refinement; None where the set was not refined, or a score is missing."""
     before = "ensemble_tuned" if "ensemble_tuned" in scores else "ensemble"  # what the refinement started from
     if before not in scores or "ensemble_refined" not in scores:
         return None
@@ -99,7 +95,7 @@ def refining_gain(scores: dict[str, dict]) -> tuple[float, float] | None:
 
 
 def gain_text(scores: dict[str, dict]) -> str:
-    """A line that says what refining the set did, and how to go without; "" where it was not refined."""
+    """Return a line that says what refining the set did, and how to go without; "" where it was not refined."""
     found = refining_gain(scores)
     if found is None:
         return ""
@@ -112,7 +108,7 @@ def gain_text(scores: dict[str, dict]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None,
           width: int | None = None) -> str:
-    """Columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
+    """Return columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
 
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
     `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
@@ -150,7 +146,7 @@ def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: int | No
 
 
 def score_table(methods: dict[str, dict]) -> str:
-    """A row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
+    """Return a row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
     domains: list[str] = list(dict.fromkeys(domain for scores in methods.values() for domain in scores["domains"]))
     if len(domains) < 2:
         domains = []  # one domain says what the total says
@@ -170,22 +166,24 @@ def settings_table(settings: dict[str, dict]) -> str:
     rows = []
     for name, chosen in settings.items():
         score = chosen.get("held_out_top1")
-        said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in chosen.items()
+        said = ", ".join(f"{key.replace('_', ' ')} {short(value)}" for key, value in chosen.items()
                          if not key.startswith("held_out_") and key not in ONLY_RECORDED)
         rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths([["method", "top-1"], *rows], 2)
+    widths = _widths([["method", "held out"], *rows], 2)
     begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'top-1':>{widths[1]}}  chosen on the shots"
+    header = f"{'method':{widths[0]}}  {'held out':>{widths[1]}}  chosen on the shots"
     return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
                                  for row in rows])
 
 
-def _short(value: object) -> str:
-    """A setting as a person reads it: 0.333 rather than 0.3333333."""
+def short(value: object) -> str:
+    """Return a setting as a person reads it: 0.333 rather than 0.3333333."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_short, value)) + "]"
+        return "[" + ", ".join(map(short, value)) + "]"
     return str(value)

@@ -57,11 +57,10 @@ def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Reads a suite: train_x (S, D), train_y (S,), test_x (N, D), test_y (N,), text (K, D), classes (K,).
+    """Return a suite: train_x (S, D), train_y (S,), test_x (N, D), test_y (N,), text (K, D), classes (K,).
 
     Rows of any float type are normalised again.
-    Raises:
-        UserError: absent, not an .npz, a key missing, types or shapes that do not fit, labels out of range.
+    Raise UserError if the file is no such .npz, or its types, shapes or labels do not fit.
     """
     arrays = load_arrays(Path(path), SCHEMA, others=None)
     classes = arrays["classes"].tolist()

@@ -10,11 +10,11 @@ import numpy as np
 
 def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
                seed: int = 0) -> list[np.ndarray]:
-    """The protocol of Martin et al. 2024: a task's rows, for every task.
+    """Return every task's rows, after the protocol of Martin et al. 2024.
 
     A task draws `classes` classes at random among those of the `num_classes` that have a test row, then
     `queries` rows from them without replacement, or all where there are fewer.
-    Raises ValueError for impossible numbers.
+    Raise ValueError for impossible numbers.
     """
     labels = _checked(labels)
     present = np.unique(labels)
@@ -31,7 +31,7 @@ def draw_tasks(labels, num_classes: int, tasks: int, classes: int, queries: int,
 
 
 def long_tail(labels, seed: int = 0, ratio: float = 50.0, size: int | None = None) -> np.ndarray:
-    """Rows whose class counts fall off exponentially from the first class to 1/ratio of it at the last.
+    """Return rows whose class counts fall off exponentially from the first class to 1/ratio of it at the last.
 
     The order of the classes is drawn. Without `size` every class keeps its share of its own rows, at least
     one; with it `size` rows are drawn with replacement, so that rows repeat.
@@ -48,7 +48,7 @@ def long_tail(labels, seed: int = 0, ratio: float = 50.0, size: int | None = Non
 
 
 def some_classes(labels, seed: int = 0, share: float = 0.25) -> np.ndarray:
-    """All rows of a random `share` of the classes that have any, at least one class."""
+    """Return all rows of a random `share` of the classes that have any, at least one class."""
     labels = _checked(labels)
     present = np.unique(labels)
     count = max(1, round(share * len(present)))
@@ -57,12 +57,12 @@ def some_classes(labels, seed: int = 0, share: float = 0.25) -> np.ndarray:
 
 
 def quarter_classes(labels, seed: int = 0) -> np.ndarray:
-    """All rows of a quarter of the classes."""
+    """Return all rows of a quarter of the classes."""
     return some_classes(labels, seed, 0.25)
 
 
 def rows_per_class(labels, rows: int, seed: int = 0) -> np.ndarray:
-    """At most `rows` rows of every class, drawn at random."""
+    """Return at most `rows` rows of every class, drawn at random."""
     labels = _checked(labels)
     rng = np.random.default_rng(seed)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:rows]

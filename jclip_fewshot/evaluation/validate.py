@@ -66,7 +66,7 @@ def hold_out(data: DataSet, per_class: int, shots: int, seed: int = 0) -> tuple[
 
 
 def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, float]:
-    """The weights `mix` of those domains that are there, scaled to one."""
+    """Return the weights `mix` of those domains that are there, scaled to one."""
     weights = {domain: mix[domain] for domain in dict.fromkeys(domains) if domain in mix}
     if not weights:
         raise UserError(f"--board-mix knows {', '.join(mix)}; this data set has none of these domains")
@@ -74,14 +74,14 @@ def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, f
 
 
 def mixed(scores: dict, mix: dict[str, float]) -> dict:
-    """The totals as a mean over domains with the weights `mix`, those that are there scaled to one."""
+    """Return the totals as a mean over domains with the weights `mix`, those that are there scaled to one."""
     weights = domain_weights(list(scores["domains"]), mix)
     return {**scores, **{key: sum(weight * scores["domains"][domain][key] for domain, weight in weights.items())
                          for key in ("top1", "top5")}}
 
 
 def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: dict[str, float] | None = None) -> float:
-    """Standard error, in percent, that another draw of as many images would bring to the mean of `hits` (N,).
+    """Return the standard error, in percent, that another draw of as many images brings to the mean of `hits` (N,).
 
     √(p(1-p)/N); with `mix`, of the mean over domains with those weights, each domain an independent draw.
     """
@@ -89,17 +89,13 @@ def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: dict[str, fl
         return inside.mean() * (1 - inside.mean()) / len(inside)
     if not mix:
         return 100 * math.sqrt(variance(hits))
-    of_domain = np.asarray(of_domain)
-    return 100 * math.sqrt(sum(weight ** 2 * variance(hits[of_domain == domain])
-                               for domain, weight in domain_weights(of_domain.tolist(), mix).items()))
+    domains = np.asarray(of_domain)
+    return 100 * math.sqrt(sum(weight ** 2 * variance(hits[domains == domain])
+                               for domain, weight in domain_weights(of_domain, mix).items()))
 
 
 def parse_shots(text: str) -> list[int]:
-    """"1,2,4" → [1, 2, 4].
-
-    Raises:
-        UserError: not numbers from 1 up.
-    """
+    """"1,2,4" → [1, 2, 4]. Raise UserError if these are not numbers from 1 up."""
     parts = text.split(",")
     counts = [int(part) for part in parts if part.strip().isdecimal() and len(part) < 9]
     if len(counts) < len(parts) or min(counts) < 1:
@@ -190,7 +186,7 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def leaderboard(methods: dict[str, dict]) -> str:
-    """A row a method: top-1 and top-5 with their spread over seeds, the images' sampling error, top-1 by domain."""
+    """Return a row a method: top-1 and top-5 with their spread over seeds, the sampling error, top-1 by domain."""
     domains = list(dict.fromkeys(domain for row in methods.values() for domain in row["domains"]))
     domains = domains if len(domains) > 1 else []
     rows = [[name, mean_and_spread(row["top1"]), f"± {statistics.mean(row['error']):.2f}", mean_and_spread(row["top5"])]
@@ -200,7 +196,7 @@ def leaderboard(methods: dict[str, dict]) -> str:
 
 
 def spread_note(seeds: int) -> str:
-    """What the two ± of a leaderboard stand for, and how far the estimate carries."""
+    """Return what the two ± of a leaderboard stand for, and how far the estimate carries."""
     said = "± images: what another draw of as many held-out images would change (one standard error)."
     if seeds > 1:
         said = f"± after top-1: standard deviation over {seeds} draws of shots and held-out images. {said}"
@@ -211,7 +207,7 @@ def spread_note(seeds: int) -> str:
 
 
 def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
-    """A row a method, a column a number of shots: mean top-1 and its spread, empty where the method took no part."""
+    """Return a row a method, a column a number of shots: mean top-1 and spread, empty where it took no part."""
     names = dict.fromkeys(name for methods in sorted(curve.values(), key=len, reverse=True) for name in methods)
     rows = [[name] + [mean_and_spread(methods[name]["top1"]) if name in methods else "" for methods in curve.values()]
             for name in names]
@@ -219,13 +215,13 @@ def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
 
 
 def require_name(settings: ValidateConfig) -> None:
-    """Finds out before the work whether its numbers can be saved."""
+    """Raise UserError if the numbers of a validation cannot be saved."""
     parse_shots(settings.shots)
     require_new(settings.runs, settings.name)
 
 
 def save(settings: ValidateConfig, results: dict) -> Path:
-    """Leaves the numbers as a record in a run folder of its own; returns the folder."""
+    """Leave the numbers as a record in a run folder of its own; return the folder."""
     folder = new_folder(settings.runs, settings.name, settings.board, prefix="validate-")
     write_json(folder / "validate.json", Validation(**made_by(), config=settings, **results))
     return folder

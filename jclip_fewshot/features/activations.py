@@ -60,7 +60,8 @@ class Activations:
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None,
                  workers: int | None = None, class_tokens: np.ndarray | None = None, fits: FitCache | None = None,
                  **how: Any) -> None:
-        self.encoder, self.paths, self.class_tokens, self.fits = encoder, list(paths), class_tokens, fits
+        self.encoder, self.paths, self.fits = encoder, list(paths), fits
+        self.class_tokens: Any = class_tokens
         self._cache, self._workers, self._how = cache, workers, how
         self._recipe = recipe_of(encoder, **how)
         self._at: dict[Depth, Views] = {}
@@ -95,7 +96,7 @@ class Activations:
 
     def pixels(self) -> np.ndarray:
         """Return the plain images (S, R, R, 3) as the encoder asks for them; raise UserError if one cannot be read."""
-        recipe, bad = recipe_of(self.encoder, as_seen=self._recipe.as_seen), {}
+        recipe, bad = recipe_of(self.encoder, as_seen=self._recipe.as_seen), dict[int, str]()
         pixels: np.ndarray = np.zeros((len(self.paths), *recipe.pixels.size, 3), recipe.pixels.dtype)
         with Decoder(self.paths, recipe, PIXELS_AT_ONCE, 0) as decoder:
             for indices, found, done in decoder.batches(list(range(len(self.paths)))):
@@ -128,7 +129,7 @@ class Activations:
 
     def _encoded(self, depth: Depth) -> list[np.ndarray]:
         each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
-        step, held = max(1, CHUNK_BYTES // (4 * each)), []
+        step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()
         for begin in range(0, len(self.paths), step):
             rows = self._views(self.paths[begin:begin + step], depth, self._workers)
             if self._cache is None:

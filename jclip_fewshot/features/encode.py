@@ -75,17 +75,16 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
 
     batch = _images_a_batch(encoder, views)
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
-    if workers is None:
-        workers = min(cores(), len(wanted) * views // IMAGES_A_WORKER)
-    cached, bad = int(found.sum()), {}
+    workers = _workers(workers, len(wanted) * views // IMAGES_A_WORKER)
+    cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
     if wanted and on_start is not None:
         on_start(len(wanted))
     if wanted and cached:
         tell(f"{stage}: {cached:,} of {total:,} cached")
-    named = stage if views == 1 else f"{stage} x {views} views"  # the rate is of images, not of views
+    stage += "" if views == 1 else f" x {views} views"  # the rate is of images, not of views
     with Decoder(paths, recipe, batch, min(workers, len(wanted))) as decoder, \
-            progress(stage=named, unit="images", total=total, initial=cached) as bar:
+            progress(stage=stage, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
                 features = _encode_batch(encoder, pixels, depth)
@@ -136,13 +135,16 @@ def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: De
     return store
 
 
+def _workers(workers: int | None, worth: int) -> int:
+    return min(cores(), worth) if workers is None else workers
+
+
 def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, recipe: Recipe,
                   workers: int | None, cache: FeatureCache) -> None:
     """Read the files that the cache has not seen at this place; fill in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
-    if workers is None:
-        workers = min(cores(), len(unknown) // FILES_A_WORKER)
-    with Decoder(paths, recipe, 1, min(workers, len(unknown))) as decoder:
+    workers = min(_workers(workers, len(unknown) // FILES_A_WORKER), len(unknown))
+    with Decoder(paths, recipe, 1, workers) as decoder:
         read = decoder.digests(unknown)
         for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
             if not done.reason:

@@ -35,7 +35,7 @@ class SeveralSources:
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, dict[int, str]]:
         """(N, D) unit rows of files below `root`, and why some could not be read by any of the encoders."""
-        rows, bad = [], {}
+        rows, bad = [], dict[int, str]()
         for part, source in zip(self.parts, self._sources):
             found, unreadable = source.images(root, paths, views, seed, f"{stage} by {part.name}", test_views)
             rows.append(found)

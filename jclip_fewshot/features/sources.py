@@ -31,7 +31,6 @@ from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import TableSource
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.storage.fit_cache import FitCache
 from jclip_fewshot.task import Part, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
@@ -55,7 +54,7 @@ class EncoderSource:
         self._cache = cache
         self._workers = workers
         self._record = record
-        self.barrier = ranks.Barrier(cache.folder) if cache is not None else None
+        self.barrier: Any = ranks.Barrier(cache.folder) if cache is not None else None  # under mpirun there is a cache
         self._as_seen = as_seen
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
@@ -65,9 +64,10 @@ class EncoderSource:
         views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
         test-time views (decode.view_of_test) are averaged, the plain image first; each is kept in the cache by itself.
         """
-        how = dict(cache=self._cache, workers=self._workers, as_seen=self._seen(root))
+        how: dict[str, Any] = dict(cache=self._cache, workers=self._workers, as_seen=self._seen(root))
         files = [os.path.join(os.path.abspath(root), path) for path in paths]
-        total, bad, said = 0, {}, False
+        total: Any = 0
+        bad, said = dict[int, str](), False
 
         def forecast(images: int) -> None:
             nonlocal said
@@ -108,7 +108,7 @@ class EncoderSource:
                                 f"its disk has {size_text(free)} left; give another {parameter('cache')}, or none")
         if images * each < BATCHES_TO_SAY * encoder.batch_size or not ranks.first():
             return
-        pixels = np.zeros((encoder.batch_size, *encoder.recipe.size, 3), encoder.recipe.dtype)
+        pixels: np.ndarray = np.zeros((encoder.batch_size, *encoder.recipe.size, 3), encoder.recipe.dtype)
         encoder.images(pixels)  # compiles
         begun = time.perf_counter()
         encoder.images(pixels)
@@ -123,8 +123,8 @@ class EncoderSource:
         Raise UserError if there is no text tower, or a sentence is too long, whose class is named then.
         """
         if not self._encoder.has_text:
-            raise UserError(f"{self.part.name} has no text tower: give a CLIP with it, whose answers it corrects "
-                            f"({parameter('model')}, several)")
+            raise UserError(f"{self.part.name} has no text tower: give a CLIP with it, whose answers it corrects; "
+                            f"{parameter('model')} takes several")
         if not ranks.first():  # the first rank's rows are in the cache then
             self.barrier.wait()
         for name, said in zip(class_names, sentences):
@@ -161,10 +161,11 @@ class EncoderSource:
     def activations(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
                     sentences: Sequence[str] = ()) -> Activations:
         """The images at any depth of the tower, for what tunes it, and a sentence a class."""
-        seen, root = self._seen(root), os.path.abspath(root)
+        files = [os.path.join(os.path.abspath(root), path) for path in paths]
         tokens = self._encoder.tokens(sentences) if sentences else None
-        return Activations(self._encoder, [os.path.join(root, path) for path in paths], cache=self._cache, views=views,
-                           seed=seed, workers=self._workers, class_tokens=tokens, as_seen=seen, fits=self.fits)
+        fits = None if self._cache is None else self._cache.fits  # finished trainings are kept beside the rows
+        return Activations(self._encoder, files, cache=self._cache, views=views, seed=seed, workers=self._workers,
+                           class_tokens=tokens, as_seen=self._seen(root), fits=fits)
 
     def under(self, make: Callable[[Encoder], Encoder]) -> EncoderSource:
         """The same source with the encoder that `make` makes of its own: its rows are cached on their own."""
@@ -174,11 +175,6 @@ class EncoderSource:
     def model(self) -> object:
         """The CLIP that encodes; None where it is none that can be tuned."""
         return getattr(self._encoder, "model", None)
-
-    @property
-    def fits(self) -> FitCache | None:
-        """Where finished trainings are kept: next to the cached rows."""
-        return None if self._cache is None else self._cache.fits
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""
@@ -197,9 +193,9 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
     Raise UserError if a checkpoint or feature file is absent, damaged or given twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
-    for what, given in (("model", models), ("features", tables), ("features_extra", extra)):
-        for name in given:
-            if given.count(name) > 1:
+    for what, names in (("model", models), ("features", tables), ("features_extra", extra)):
+        for name in names:
+            if names.count(name) > 1:
                 raise UserError(f"{parameter(what)} {name} is given twice; each encoder counts once")
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
         raise UserError(f"{parameter('output')} {how['output']} names an output of an ONNX encoder, and there is none")
@@ -211,10 +207,12 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
 
 def listed(given: str | Path | Sequence[str]) -> list[str]:
     """What a flag that may be given several times says: a text, or several."""
-    return [str(given)] if isinstance(given, (str, Path)) and str(given) else [str(one) for one in given]
+    if isinstance(given, (str, Path)):
+        return [str(given)] if str(given) else []
+    return [str(one) for one in given]
 
 
-def together(found: Sequence[EncoderSource | TableSource]) -> Source:
+def together(found: Sequence[Any]) -> Source:
     """Return one source of several encoders, those with text first; one alone stays itself.
 
     Raise UserError if there is none, if of several none has text, or if one is there twice.
@@ -223,8 +221,8 @@ def together(found: Sequence[EncoderSource | TableSource]) -> Source:
     if not found:
         raise UserError(f"no encoder is named: give {parameter('model')} or {parameter('features')}")
     if len(found) > 1 and not found[0].part.has_text:
-        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects "
-                        f"({parameter('model')}, several)")
+        raise UserError(f"{found[0].part.name} has no text tower: give a CLIP with it, whose answers it corrects; "
+                        f"{parameter('model')} takes several")
     known: dict[str, str] = {}
     for source in found:
         digest = source.record().get("weights_digest") or source.record().get("features_digest", "")
@@ -251,10 +249,10 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
         return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
                          for part, one, there in zip(parts, encoders_of(saved), [where, *where["others"]])])
     if "features" in saved:
-        source = TableSource(where["features"], saved.get("has_text", True))
-        if source.record()["features_digest"] != saved.get("features_digest"):
-            _require_same_rows(source, where["features"], shots, class_names, task)
-        return source
+        table = TableSource(where["features"], saved.get("has_text", True))
+        if table.record()["features_digest"] != saved.get("features_digest"):
+            _require_same_rows(table, where["features"], shots, class_names, task)
+        return table
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with; train again")
     if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
@@ -343,7 +341,7 @@ def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> tup
     return rows, bad
 
 
-test_rows.__test__ = False  # pytest: no test function
+test_rows.__test__ = False  # type: ignore[attr-defined]  # pytest: no test function
 
 
 def size_text(size: float) -> str:

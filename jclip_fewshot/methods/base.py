@@ -7,8 +7,6 @@ saving, report and evaluation follow from it. `needs` decides what `fit` is hand
     tower         tower=: the shots' activations at any depth, and the encoder that computed them
     unlabelled    unlabelled=: images without labels, what the classes are called and their sentences
 
-A method in rows/ is handed finished rows and never sees an encoder, a path or a flag.
-
 Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
 """
 
@@ -84,9 +82,9 @@ class Method:
     attributes named in `state_names`, arrays, and `state_dicts`, {name: array}, are all that `_logits` reads in
     addition to `text_`, `domains_`, `seen_` and `scale_`, which every method has.
 
-    What holds for all: without any shot a method answers zero-shot; classes without shots keep the share of
-    probability that zero-shot gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot
-    is answered by `fold_logits_` (S, K), where `_fit` leaves it, else by the same method fitted on each fold.
+    Without any shot a method answers zero-shot; classes without shots keep the share of probability that zero-shot
+    gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot is answered by
+    `fold_logits_` (S, K), where `_fit` leaves it, else by the same method fitted on each fold.
     """
 
     name: ClassVar[str] = ""
@@ -181,7 +179,7 @@ class Method:
     def refit(self, task: Task) -> Method:
         """Return the method with these settings and what it learns from other shots of the same classes: no search.
 
-        For a method that can do without training; others raise NotImplementedError.
+        For a method that can do without training (`checks`).
         """
         other = copy.copy(self)
         other.text_, other.domains_, other.seen_ = task.text, task.domains, task.seen
@@ -255,11 +253,9 @@ class Method:
 def keep_unseen(logits: np.ndarray, zero_shot: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """`logits` (N, K) with the classes without shots (`seen` (K,) False) put back where zero-shot has them.
 
-    What a method learned raises the seen classes and drowns the unseen. Here the seen classes keep their
-    logits, the unseen their zero-shot logits plus, for each row, the amount by which the method raised the seen
-    ones together (difference of log-sum-exp): as a group they keep exactly the share of probability that
-    zero-shot gave them, and their own order. Both arrays must be on one scale. Nothing changes where all are
-    seen.
+    What a method learned raises the seen classes and drowns the unseen. Here the unseen get their zero-shot logits
+    plus, for each row, the amount by which the method raised the seen ones together (difference of log-sum-exp): as a
+    group they keep the share of probability that zero-shot gave them. Both arrays are on one scale.
     """
     logits = np.array(logits, np.float32)
     if seen.all():
@@ -279,3 +275,8 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows whose largest logit is the label, in percent."""
     return float(100 * (logits.argmax(axis=1) == labels).mean())
+
+
+def held_out_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What `settings_` says of the answers (S, K) to held-out shots."""
+    return {"held_out_loss": log_loss(logits, labels), "held_out_top1": top1(logits, labels)}

@@ -5,8 +5,6 @@ floating-point operations a core on a CPU. That budget is fixed, so that a run r
 the estimate that is printed: training reaches a share of the rate of Jittor's 1024³ product (docs/tuning.md).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 
@@ -24,18 +23,6 @@ Loss = Callable[[Vars, int], "jt.Var"]  # (parameters, step) -> the loss, a scal
 # (step, loss, gradients, parameters after the step), for what wants to see everything; True ends the training
 Watch = Callable[[int, "jt.Var", Vars, Vars], "bool | None"]
 COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
-
-
-class Optimiser(Protocol):
-    """What moves parameters down their gradients."""
-
-    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
-        """Return the new values."""
-        ...
-
-    def state(self) -> list[jt.Var]:
-        """Return what has to be computed before the next step."""
-        ...
 
 
 class SGD:
@@ -122,7 +109,7 @@ def as_arrays(values: Vars) -> Arrays:
     return {name: value.numpy() for name, value in values.items()}
 
 
-def descend(start: Arrays, loss: Loss, optimiser: Optimiser, rates: Sequence[float], watch: Watch | None = None,
+def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[float], watch: Watch | None = None,
             stage: str = "") -> Arrays:
     """Train, one step a rate, and return the parameters after the last; those given are not changed.
 

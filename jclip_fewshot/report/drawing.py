@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
@@ -26,6 +27,7 @@ RAMP = ["#eef3f7", "#d9e6f0", "#c2d8e8", "#a9c9e0", "#8fb9d7", "#74a8cd", "#5896
 DARK_RAMP = ["#1d242b", "#1e2d39", "#1f3748", "#204257", "#224e67", "#255a77", "#2a6788", "#33769a", "#4086ad",
              "#5399c1", "#70afd6", "#9acbee"]
 DARK.update(zip(RAMP, DARK_RAMP))
+DOMAIN_COLOURS = BLUE, VERMILLION, GREEN, PURPLE, AMBER
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 WIDE, NARROW = 920, 340  # CSS pixels
 
@@ -85,8 +87,8 @@ def style() -> Iterator[None]:
         yield
 
 
-def picture(name: str, alt: str, caption: str, draw: Callable[[bool], object]) -> Picture:
-    """Draws both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
+def picture(name: str, alt: str, caption: str, draw: Callable[[bool], Any]) -> Picture:
+    """Draw both widths. draw(wide) returns a matplotlib figure, whose inches are 72 CSS pixels."""
     import matplotlib.pyplot as plt
     variants: list[Variant] = []
     png = io.BytesIO()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.report.analysis import AlphaBetaMap, Calibration, Rejection
 from jclip_fewshot.report.drawing import (
-    AMBER,
     BLUE,
-    GREEN,
+    DOMAIN_COLOURS,
     HAIR,
     INK,
     MUTED,
     NARROW,
     PAPER,
-    PURPLE,
     RAMP,
     VERMILLION,
     WIDE,
@@ -27,7 +26,8 @@ from jclip_fewshot.report.drawing import (
     picture,
 )
 
-DOMAIN_COLOURS, DOMAIN_MARKS = (BLUE, VERMILLION, GREEN, PURPLE, AMBER), "osDPX"
+DOMAIN_MARKS = "osDPX"
+DASHED = (0, (4, 1.6))
 FAR_BELOW = 8  # points under zero-shot that a panel of the benchmark still shows
 TALLEST = 11  # dots of a stack before they begin to overlap
 
@@ -50,6 +50,22 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
 
 def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length - 1].rstrip() + "…"
+
+
+def _panels(wide: bool, count: int, columns: int, height: float, more: float) -> tuple[Any, Sequence[Any]]:
+    """A figure of `count` panels, each `height` CSS pixels tall, and `more` beside them for a legend."""
+    rows = -(-count // columns)
+    figure = new_figure(wide, rows * height + more)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def _legend(figure, columns: int) -> None:
+    """Above the panels, what their curves stand for, each once."""
+    handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
 
 
 def ladder(panels: dict[str, dict[str, float]], spread: dict[str, float] | None = None) -> Picture:
@@ -117,7 +133,7 @@ def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | No
     """Loss and top-1 by epoch of each trained head; `chosen` is the epoch that was kept."""
     names = list(histories)
 
-    def line(ax, history: list[dict], key: str, colour: str, style: str, label: str) -> None:
+    def line(ax, history: list[dict], key: str, colour: str, style: Any, label: str) -> None:
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             ax.plot(*zip(*points), color=colour, linestyle=style, label=label,
@@ -133,7 +149,7 @@ def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | No
             top, below = figure.add_subplot(grid[place]), figure.add_subplot(grid[place[0] + 1, place[1]])
             for ax, keys in ((top, ("train_top1", "held_out_top1")), (below, ("loss", "held_out_loss"))):
                 line(ax, histories[name], keys[0], BLUE, "-", "shots, as trained")
-                line(ax, histories[name], keys[1], VERMILLION, (0, (4, 1.6)), "shots, held out")
+                line(ax, histories[name], keys[1], VERMILLION, DASHED, "shots, held out")
                 if chosen.get(name) is not None:
                     ax.axvline(chosen[name], color=INK, linewidth=1, linestyle=":", label="epoch kept")
                 ax.grid(axis="y")
@@ -150,9 +166,7 @@ def training_curves(histories: dict[str, list[dict]], chosen: dict[str, int | No
                 below.set_ylabel("loss, nats")
             if place[0] == 2 * rows - 2 or i + columns >= len(names):
                 below.set_xlabel("epoch")
-        handles = {label: handle for ax in figure.axes
-                   for handle, label in zip(*ax.get_legend_handles_labels())}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3 if wide else 2)
+        _legend(figure, 3 if wide else 2)
         return figure
 
     ends = "; ".join(f"{method_title(name)} kept epoch {chosen[name]}" for name in names
@@ -179,7 +193,7 @@ def class_strip(accuracy: np.ndarray, domains: Sequence[str], names: Sequence[st
                                height_ratios=[height + 2 for height in heights])[:, 0]
         for i, (ax, (domain, inside)) in enumerate(zip(axes, groups.items())):
             colour = DOMAIN_COLOURS[i % len(DOMAIN_COLOURS)]
-            tall, place, spots = tallest[domain], Counter(), []
+            tall, place, spots = tallest[domain], Counter[int](), []
             for k in sorted(inside, key=lambda k: accuracy[k]):
                 place[cells[k]] += 1
                 spots.append((100 * cells[k] / (bins - 1), place[cells[k]] - 0.4))
@@ -278,9 +292,9 @@ def reliability(curves: dict[str, Calibration], answers: dict[str, np.ndarray], 
         left.set(xlim=(0, 104), ylim=(-3, 104), ylabel="right, %", xlabel="probability of the first guess, %")
         left.grid()
         _histogram(right, answers)
-        x = [cost.threshold for cost in costs]
-        below.plot(x, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
-        below.plot(x, [cost.rejected for cost in costs], color=VERMILLION, linestyle=(0, (4, 1.6)), label="rejected")
+        thresholds = [cost.threshold for cost in costs]
+        below.plot(thresholds, [cost.accuracy for cost in costs], color=BLUE, label="right of the rest")
+        below.plot(thresholds, [cost.rejected for cost in costs], color=VERMILLION, linestyle=DASHED, label="rejected")
         below.set(xlim=(0, 100), ylim=(-3, 104), xlabel="threshold of rejection, %", ylabel="%")
         below.grid()
         below.legend(loc="best")
@@ -315,10 +329,9 @@ def confidence(answers: dict[str, np.ndarray]) -> Picture:
     """How confident the first guesses are: {what answers: (N,) probabilities}, at most two."""
     def draw(wide: bool):
         figure = new_figure(wide, 260)
-        ax = figure.subplots()
-        _histogram(ax, answers)
+        _histogram(figure.subplots(), answers)
         if len(answers) > 1:
-            figure.legend(loc="outside upper left", ncols=2)
+            _legend(figure, 2)
         return figure
 
     means = ", ".join(f"{method_title(name)} {100 * values.mean():.1f}" for name, values in answers.items())
@@ -333,17 +346,13 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray
 
     def draw(wide: bool):
         columns = (3 if len(groups) in (3, 5, 6) else min(len(groups), 2)) if wide else 1
-        rows = -(-len(groups) // columns)
-        figure = new_figure(wide, rows * 190 + 40)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in axes[len(groups):]:
-            ax.set_axis_off()
+        figure, axes = _panels(wide, len(groups), columns, 190, 40)
         for ax, (domain, inside) in zip(axes, groups.items()):
             inside = sorted(inside, key=lambda k: -predicted[k])
             x = np.arange(len(inside))
             ax.bar(x, predicted[inside], 0.86, color=BLUE, alpha=0.8, linewidth=0, label="predicted")
             ax.stairs(expected[inside], np.arange(len(inside) + 1) - 0.5, baseline=None, color=VERMILLION,
-                      linewidth=1.6, linestyle=(0, (4, 1.6)), label="if balanced as the shots")
+                      linewidth=1.6, linestyle=DASHED, label="if balanced as the shots")
             if truth is not None:
                 ax.plot(x, truth[inside], "D", color=INK, markersize=3.4 if len(x) < 60 else 2.2, label="truth")
             ax.set_title(f"{domain or 'All classes'}: {int(predicted[inside].sum())} images")
@@ -354,7 +363,7 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray
                                       0 if truth is None else truth[inside].max()))
             ax.grid(axis="y")
             ax.locator_params(axis="y", nbins=4)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 2)
+        _legend(figure, 3 if wide else 2)
         return figure
 
     most = int(predicted.argmax())
@@ -364,90 +373,47 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray
                    "is named.", draw)
 
 
-def shot_curve(curve: dict[int, dict[str, tuple[float, float]]]) -> Picture:
-    """Mean top-1 and its standard deviation by shots a class: {shots: {method: (mean, deviation)}}.
+def shot_curves(curves: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str = "benchmark") -> Picture:
+    """A panel a data set, a curve a method: {data: {shots: {method: {"top1": [a random seed each]}}}}.
 
-    A method may be missing with few shots, and is drawn from where it is there.
+    A method may be missing with few shots, and is drawn from where it is there. name: of the picture.
     """
-    counts = sorted(curve)
-    methods = list(curve[counts[-1]])
-    told = [name for name in methods if name in ("zero_shot", "ensemble", "ensemble_refined")]
-    best = sorted((name for name in methods if name not in told),
-                  key=lambda name: -curve[counts[-1]][name][0])
-    told += best[:2]
-
-    def draw(wide: bool):
-        figure = new_figure(wide, 380 if wide else 400)
-        ax = figure.subplots()
-        colours = iter(DOMAIN_COLOURS)
-        for name in methods:
-            known = [count for count in counts if name in curve[count]]
-            mean, spread = np.array([curve[count][name] for count in known]).T
-            if name in told:
-                colour = next(colours)
-                ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-                ax.plot(known, mean, color=colour, marker=DOMAIN_MARKS[told.index(name) % 5], markersize=6,
-                        label=method_title(name), zorder=3)
-            else:
-                ax.plot(known, mean, color=HAIR, linewidth=1.4)
-        _axes_of_shots(ax, counts)
-        ax.set(xlabel="shots a class", ylabel="top-1, %")
-        figure.legend(loc="outside upper left", ncols=3 if wide else 2)
-        return figure
-
-    final = ", ".join(f"{method_title(name)} {curve[counts[-1]][name][0]:.1f}" for name in told)
-    return picture("shot_curve", f"Top-1 by shots a class; with {counts[-1]}: {final} percent.",
-                   "Mean top-1 over the seeds; bands are one standard deviation; grey lines are the other heads.",
-                   draw)
-
-
-def shot_curves(curves: dict[str, dict[int, dict[str, dict]]]) -> Picture:
-    """A panel a data set, a curve a method, as evaluation/benchmark.py has them: {data: {shots: {method: {"top1": [a
-    seed each]}}}}.
-    """
-    everywhere = {name: None for curve in curves.values() for methods in curve.values() for name in methods}
+    methods = list(dict.fromkeys(method for curve in curves.values() for row in curve.values() for method in row))
     looks = [(colour, mark, line) for mark, line in zip("osD^v", ("-", "--", "-.", ":", (0, (1, 3))))
              for colour in DOMAIN_COLOURS]
-    look_of = dict(zip(everywhere, looks * (1 + len(everywhere) // len(looks))))
+    look_of = dict(zip(methods, looks * (1 + len(methods) // len(looks))))
+
+    def panel(ax, curve: Mapping[int, Mapping[str, Any]]) -> None:
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+        for method in methods:
+            known = [count for count in sorted(curve) if method in curve[count]]
+            values = [curve[count][method]["top1"] for count in known]
+            mean, spread = np.array([np.mean(one) for one in values]), np.array([np.std(one) for one in values])
+            colour, mark, line = look_of[method]
+            ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+            ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
+                    label=method_title(method))
+        # a method that falls far below zero-shot would press all others into one line
+        base = [np.mean(row["zero_shot"]["top1"]) for row in curve.values() if "zero_shot" in row]
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], min(base, default=0) - FAR_BELOW))
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(sorted(curve)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.grid(axis="y")
 
     def draw(wide: bool):
         columns = min(len(curves), 3 if wide else 1)
-        rows = -(-len(curves) // columns)
-        legend = 20 * -(-len(everywhere) // (4 if wide else 2))
-        figure = new_figure(wide, rows * (300 if wide else 280) + legend)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in axes[len(curves):]:
-            ax.set_axis_off()
+        figure, axes = _panels(wide, len(curves), columns, (300 if wide else 280) + 80 * (len(curves) == 1),
+                               20 * -(-len(methods) // (4 if wide else 2)))
         for ax, (data, curve) in zip(axes, curves.items()):
-            for name in everywhere:
-                known = [count for count in sorted(curve) if name in curve[count]]
-                values = [curve[count][name]["top1"] for count in known]
-                mean, spread = np.array([np.mean(one) for one in values]), np.array([np.std(one) for one in values])
-                colour, mark, line = look_of[name]
-                ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
-                ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
-                        label=method_title(name))
-            # a method that falls far below zero-shot would press all others into one line
-            least = min(np.mean(methods["zero_shot"]["top1"]) for methods in curve.values()) - FAR_BELOW
-            ax.set_ylim(bottom=max(least, ax.get_ylim()[0]))
-            _axes_of_shots(ax, sorted(curve))
+            panel(ax, curve)
             ax.set_title(_shorten(data, 30))
         axes[0].set_ylabel("top-1, %")
         axes[len(curves) - 1].set_xlabel("shots a class")
-        handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4 if wide else 2)
+        _legend(figure, 4 if wide else 2)
         return figure
 
-    return picture("benchmark", f"Top-1 by shots a class on {', '.join(curves)}.",
-                   f"Mean top-1 over the random seeds; bands are one standard deviation. What lies more than {FAR_BELOW} "
-                   "points below zero-shot is cut off.", draw)
-
-
-def _axes_of_shots(ax, counts: Sequence[int]) -> None:
-    """Numbers of shots on a logarithmic axis."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(counts))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.grid(axis="y")
+    return picture(name, f"Top-1 by shots a class on {', '.join(curves)}.",
+                   "Mean top-1 over the random seeds; bands are one standard deviation. What lies more than "
+                   f"{FAR_BELOW} points below zero-shot is cut off.", draw)

@@ -7,20 +7,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jclip_fewshot.records import Validation
+from jclip_fewshot.records import Row, Validation
 from jclip_fewshot.report import figures
 
-Methods = dict[str, dict]  # {method: {"top1": [a seed each], "top5": [...], "domains": {domain: [...]}}}
+Methods = dict[str, Row]
 
 
 def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str, Any]:
-    """draw(figure, *arguments) keeps a figure for the page; record: what `validate` left."""
-    curve: dict[int, Methods] = record.curve
+    """Return what the page shows; draw(figure, *arguments) keeps a figure for it; record: what `validate` left."""
+    curve = record.curve
     counts = sorted(curve)
     spread = {count: {name: mean_and_deviation(row["top1"]) for name, row in methods.items()}
               for count, methods in curve.items()}
     if len(counts) > 1:
-        draw(figures.shot_curve, spread)
+        draw(figures.shot_curves, {"held-out images": curve}, "shot_curve")
     panels = mean_panels(curve[counts[-1]])
     draw(figures.ladder, panels, {name: deviation for name, (_, deviation) in spread[counts[-1]].items()})
     boards = {count: {name: {"top1": spread[count][name], "top5": mean_and_deviation(row["top5"]),
@@ -40,12 +40,12 @@ def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str,
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """The standard deviation is 0 for one value."""
+    """Return both; the standard deviation is 0 for one value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def mean_panels(methods: Methods) -> dict[str, dict[str, float]]:
-    """{"" for the total, or a domain: {method: mean top-1}}; the total alone unless there are two domains."""
+    """Return {"" for the total, or a domain: {method: mean top-1}}; the total alone unless there are two domains."""
     panels = {"": {name: statistics.mean(row["top1"]) for name, row in methods.items()}}
     for domain in dict.fromkeys(domain for row in methods.values() for domain in row["domains"]):
         panels[domain] = {name: statistics.mean(row["domains"][domain]) for name, row in methods.items()

@@ -10,7 +10,7 @@ carries it in full in `data-value`. Words: a class is *known* where a test image
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import numpy as np
 
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain
+from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import Record
+from jclip_fewshot.records import Record, Score
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
@@ -38,16 +38,11 @@ CURVES = ("loss", "train_top1", "held_out_loss", "held_out_top1")
 
 
 def write_report(run_folder: str | Path, split: str = "", out: str | Path | None = None) -> Path:
-    """Writes the page and its pictures; returns the page's path.
+    """Write the page and its pictures of a run or a validation; return the page's path.
 
-    Args:
-        run_folder: a folder that train.py, or `python -m jclip_fewshot validate`, has made.
-        split: the test set to report on, "A" or "B"; by default the one that test.py answered last. A run
-            that has answered none is reported without answers.
-        out: where to write; by default the folder `report` inside the run's.
-
-    Raises:
-        UserError: no such run, no such answers, a file of the run that is damaged, or no jinja2.
+    split: the test set to report on; by default the one that test.py answered last. A run that has answered none is
+    reported without answers. out: where to write; by default the folder `report` inside the run's.
+    Raise UserError if there is no such run, no such answers, a damaged file, or no jinja2.
     """
     folder = Path(run_folder)
     target = Path(out) if out else folder / FOLDER
@@ -64,7 +59,7 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
 
 
 def report_line(run_folder: str | Path, split: str = "") -> str:
-    """What a command says at its end: where the report lies, or what is missing to write it."""
+    """Return what a command says at its end: where the report lies, or what is missing to write it."""
     try:
         import jinja2  # noqa: F401
     except ImportError:
@@ -79,8 +74,8 @@ class Page:
         try:
             import jinja2
             from markupsafe import Markup
-        except ImportError:
-            raise UserError(f"the report needs jinja2: {INSTALL}")
+        except ImportError as error:
+            raise UserError(f"the report needs jinja2: {INSTALL}") from error
         here = Path(__file__).parent
         self.draws = drawing.available()
         self.pictures: dict[str, Picture] = {}
@@ -99,19 +94,19 @@ class Page:
             thumbnails=thumbnails, style=Markup((here / "style.css").read_text(encoding="utf-8")),
             script=Markup((here / "page.js").read_text(encoding="utf-8")))
 
-    def draw(self, figure, *arguments: object) -> None:
-        """Keeps the picture that `figure(*arguments)` makes; nothing without matplotlib."""
+    def draw(self, figure: Callable[..., Picture], *arguments: object) -> None:
+        """Keep the picture that `figure(*arguments)` makes; nothing without matplotlib."""
         if self.draws:
             found = figure(*arguments)
             self.pictures[found.name] = found
 
     def render(self, template: str, **context: object) -> str:
-        """The whole page."""
+        """Return the whole page."""
         return self._environment.get_template(template).render(context)
 
 
 def run_page(page: Page, run: ReportData) -> dict[str, Any]:
-    """What the page of a trained run shows, with its answers where it has any."""
+    """Return what the page of a trained run shows, with its answers where it has any."""
     names = [plain_name(name, domain) for name, domain in zip(run.record.classes, run.domains)]
     context: dict[str, Any] = {
         "run": run, "record": run.record, "names": names, "answers": run.answers,
@@ -121,8 +116,8 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
         answers = run.answers
         context.update(known=answers.truth is not None, top=min(TOP, len(names)), best_classes=best_classes,
                        confidence=100 * analysis.mean_confidence(answers.probs), changes=_changes(answers),
-                       scores=_scores(page, answers.record.scores), classes=_classes(page, run, names),
-                       certainty=_certainty(page, answers), balance=_balance(page, run, names),
+                       scores=_scores(page, answers.record.scores), classes=_classes(page, run, answers, names),
+                       certainty=_certainty(page, answers), balance=_balance(page, run, answers, names),
                        unsure=analysis.least_confident(answers.probs), gallery=GALLERY)
         if answers.truth is None:
             if "held_out_probs" in run.arrays:
@@ -130,20 +125,22 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
                     run.arrays["held_out_probs"], run.shot_labels, run.domains, answers.guess)
         else:
             mistakes = analysis.confident_mistakes(answers.probs, answers.truth)
-            context.update(mistakes=mistakes, listed=mistakes[:LISTED], confusions=_confusions(run),
+            context.update(mistakes=mistakes, listed=mistakes[:LISTED],
+                           confusions=_confusions(answers.truth, answers.guess, run.domains),
                            best=best_classes(answers.probs), places=[f"guess {n + 1}" for n in range(context["top"])])
     return context
 
 
-def _scores(page: Page, scores: dict[str, dict]) -> dict[str, Any] | None:
+def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
     """The table of scores: {method: {column: top-1 ...}}; the best of each column; images by domain."""
     if not scores:
         return None
     domains = list(dict.fromkeys(domain for row in scores.values() for domain in row["domains"]))
     domains = domains if len(domains) > 1 else []  # one domain says what the total says
-    rows = {name: {**{key: row[key] for key in ("top1", "top5", "class_mean")},
-                   **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
-            for name, row in scores.items()}
+    rows: dict[str, dict[str, float]] = {
+        name: {"top1": row["top1"], "top5": row["top5"], "class_mean": row["class_mean"],
+               **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
+        for name, row in scores.items()}
     columns = ["top1", "top5", "class_mean", *domains]
     panels = {"" if key == "top1" else key: {name: row[key] for name, row in rows.items() if key in row}
               for key in ["top1", *domains]}
@@ -167,16 +164,15 @@ def _changes(answers: Answers) -> dict[str, Any] | None:
     return {"rows": rows, "better": rows[~was & now], "worse": rows[was & ~now], "other": int((~was & ~now).sum())}
 
 
-def _confusions(run: ReportData) -> dict[str, Any]:
-    truth, guess = run.answers.truth, run.answers.guess
-    by_domain = analysis.domain_confusion(truth, guess, run.domains)
-    return {"pairs": analysis.confused_pairs(truth, guess), "counts": np.bincount(truth, minlength=len(run.domains)),
+def _confusions(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> dict[str, Any]:
+    by_domain = analysis.domain_confusion(truth, guess, domains)
+    return {"pairs": analysis.confused_pairs(truth, guess), "counts": np.bincount(truth, minlength=len(domains)),
             "domains": by_domain if len(by_domain) > 1 else {}}
 
 
-def _classes(page: Page, run: ReportData, names: Sequence[str]) -> dict[str, Any]:
+def _classes(page: Page, run: ReportData, answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     """A row a class, the lowest top-1 first, with the images that are shown at a click."""
-    answers, count = run.answers, len(names)
+    count = len(names)
     confidence = answers.probs.max(axis=1)
     shots, predicted = (np.bincount(ids, minlength=count) for ids in (run.shot_labels, answers.guess))
     known: list[int] = []
@@ -230,13 +226,13 @@ def _certainty(page: Page, answers: Answers) -> dict[str, Any] | None:
     curves = {name: analysis.calibration(probs, answers.truth) for name, probs in shown.items()}
     found["rows"] = {name: (found["means"][name], 100 * float((shown[name].argmax(axis=1) == answers.truth).mean()),
                             curve.ece) for name, curve in curves.items()}
-    costs = analysis.rejection(answers.probs, answers.truth, np.arange(0, 1, 0.02))
+    costs = analysis.rejection(answers.probs, answers.truth, np.arange(0, 1, 0.02).tolist())
     page.draw(figures.reliability, curves, confidence, costs)
     return found
 
 
-def _balance(page: Page, run: ReportData, names: Sequence[str]) -> dict[str, Any]:
-    answers, domains = run.answers, np.array(run.domains)
+def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]) -> dict[str, Any]:
+    domains = np.array(run.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
     share = shots / max(shots.sum(), 1)
@@ -268,7 +264,8 @@ def _learned(page: Page, run: ReportData) -> dict[str, Any]:
 
 def _sizes(run: ReportData) -> dict[str, Any]:
     counted = [encoder.get("parameters") for encoder in encoders_of(run.record.encoder)]
-    encoder = None if None in counted else sum(counted)  # one of unknown size: a sum would be too small
+    # one of unknown size: a sum would be too small
+    encoder = None if None in counted else sum(count for count in counted if count is not None)
     sizes, total = analysis.parameter_count(encoder, run.arrays)
     ensemble = sizes.pop("ensemble", 0)
     return {"encoder": encoder, "heads": sum(sizes.values()), "count": len(sizes), "ensemble": ensemble, "total": total,
@@ -287,19 +284,7 @@ def _versions(record: Record) -> dict[str, str]:
     told = dict(record.versions)
     for encoder in encoders_of(record.encoder):
         of = f" of {encoder['name']}" if "name" in encoder else ""
-        told.update({f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
-                     f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")})
+        found = {f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
+                 f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")}
+        told.update({key: str(value) for key, value in found.items() if value})
     return {key: value for key, value in told.items() if value}
-
-
-def short(value: object) -> str:
-    """A setting as a person reads it: 0.333 rather than 0.3333333."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(short, value)) + "]"
-    return str(value)

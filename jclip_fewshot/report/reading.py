@@ -182,26 +182,28 @@ class Thumbnails:
     MOST = 4000  # small ones in a page: 8 MB
 
     def __init__(self) -> None:
-        self._small: dict[Path, int | None] = {}
-        self._large: dict[Path, str | None] = {}
+        self._small: dict[Path | None, int | None] = {}
+        self._large: dict[Path | None, str | None] = {}
         self.shared: list[str] = []
 
     def large(self, path: Path | None) -> str | None:
-        """The URI; None where the image is gone or cannot be read."""
-        if path is not None and path not in self._large:
+        """Return the URI; None where the image is gone or cannot be read."""
+        if path not in self._large:
             self._large[path] = _data_uri(path, self.LARGE)
-        return self._large.get(path)
+        return self._large[path]
 
     def small(self, path: Path | None) -> int | None:
-        """The place in `shared`; None where the image is gone, cannot be read, or the page is full."""
-        if path is not None and path not in self._small:
+        """Return the place in `shared`; None where the image is gone, cannot be read, or the page is full."""
+        if path not in self._small:
             uri = _data_uri(path, self.SMALL) if len(self.shared) < self.MOST else None
             self._small[path] = None if uri is None else len(self.shared)
-            self.shared += [] if uri is None else [uri]
-        return self._small.get(path)
+            self.shared += [uri] if uri else []
+        return self._small[path]
 
 
-def _data_uri(path: Path, size: int) -> str | None:
+def _data_uri(path: Path | None, size: int) -> str | None:
+    if path is None:
+        return None
     try:
         with Image.open(path) as image:
             true_size = image.size

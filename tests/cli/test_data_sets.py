@@ -190,7 +190,7 @@ def test_tables_and_help_in_a_narrow_terminal(contest, trained):
         assert done.stdout and max(map(len, paths_aside.splitlines())) <= 60, done.stdout + done.stderr
 
 
-def test_check_and_doctor_take_the_format_where_two_fit(tmp_path, capsys):
+def test_check_and_doctor_take_the_format_where_two_fit(tmp_path):
     for part, names in (("train", "ab"), ("test", "c")):
         for name in names:
             (tmp_path / part / name).mkdir(parents=True)

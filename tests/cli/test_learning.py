@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.data import demo
-from tests.cli.scripts import call, fails
+from tests.cli.scripts import call, call_here, fails
 from tests.small_contest import CLASSES, SHOTS, TESTS, small_contest
 
 LEARN = ("train.py", "--data", "data", "--model", demo.CHECKPOINT, "--augment", "2", "--methods", "zero_shot,gda")
@@ -43,7 +43,7 @@ def test_tuned_methods_from_the_shots_to_the_report(home):
         assert wanted != (f"{name} gets no weight" in said)
     scores = scores_of(home, "tuned")
     assert {"token_gda", "last_block", "ensemble", "ensemble_tuned"} <= set(scores)
-    done = call(home, "jclip_fewshot", "report", "runs/tuned")
+    done = call_here(home, "jclip_fewshot", "report", "runs/tuned")
     assert done.returncode == 0, done.stderr
     page = (home / "runs/tuned/report/index.html").read_text(encoding="utf-8")
     assert "last_block" in page and "token_gda" in page
@@ -132,4 +132,4 @@ def test_the_test_images_of_a_plain_tree(home, tmp_path):
     (["--methods", "last_blocks"], ["did you mean 'last_block'"]),
 ])
 def test_mistakes(home, flags, said):
-    fails(call(home, *LEARN, *flags), *said)
+    fails(call_here(home, *LEARN, *flags), *said)

@@ -14,7 +14,7 @@ from jclip_fewshot.cli import predict
 from jclip_fewshot.cli.predict import NONE_OF_THESE, Asked, Named, Printer, answer, chunks, listed
 from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
-from tests.cli.scripts import call, fails
+from tests.cli.scripts import call, call_here, fails
 
 NAMES = ["cat", "dog", "elk"]
 
@@ -164,8 +164,8 @@ def test_the_command_on_a_run(contest, trained):
     for line in lines:
         assert [one["class"] for one in line["classes"]] == [
             classes[int(number)] for number in wanted[line["image"].split("/")[1]].split()]
-    fails(call(contest, "jclip_fewshot", "predict", trained, "absent.jpg", "--quiet"), "no picture could be read")
-    fails(call(contest, "jclip_fewshot", "predict", trained, "TestSetA", "--reject", "2"), "--reject takes")
+    fails(call_here(contest, "jclip_fewshot", "predict", trained, "absent.jpg", "--quiet"), "no picture could be read")
+    fails(call_here(contest, "jclip_fewshot", "predict", trained, "TestSetA", "--reject", "2"), "--reject takes")
 
 
 def test_a_classifier_that_python_saved_answers_too(tmp_path):
@@ -184,18 +184,19 @@ def test_a_classifier_that_python_saved_answers_too(tmp_path):
     for line, probs in zip(lines, wanted):
         assert [one["class"] for one in line["classes"]] == [classifier.class_names_[k] for k in np.argsort(-probs)]
         np.testing.assert_allclose([one["probability"] for one in line["classes"]], sorted(probs)[::-1], atol=2e-3)
-    fails(call(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png", "--features", "f.npz"), "is a classifier")
+    fails(call_here(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png", "--features", "f.npz"),
+          "is a classifier")
     (tmp_path / "clf.npz").write_text("no archive")
-    fails(call(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png"), "clf.npz: cannot be read")
+    fails(call_here(tmp_path, "jclip_fewshot", "predict", "clf.npz", "red2.png"), "clf.npz: cannot be read")
 
 
 def test_export_runs_and_cache_on_a_run(contest, trained):
     done = call(contest, "jclip_fewshot", "export", trained, "c.npz", "--quiet")
     assert done.returncode == 0 and "held-out top-1" in done.stdout, done.stderr
     assert np.load(contest / "c.npz")["weight"].shape == (6, 32)
-    fails(call(contest, "jclip_fewshot", "export", trained, "c.pt"), "neither in .npz")
+    fails(call_here(contest, "jclip_fewshot", "export", trained, "c.pt"), "neither in .npz")
     assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
-    done = call(contest, "jclip_fewshot", "runs")
+    done = call_here(contest, "jclip_fewshot", "runs")
     assert done.returncode == 0 and "base" in done.stdout and "held out" in done.stdout
-    done = call(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
+    done = call_here(contest, "jclip_fewshot", "runs", "--compare", trained, trained)
     assert done.returncode == 0 and "30 images" in done.stdout and "p = 1" in done.stdout

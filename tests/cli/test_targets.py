@@ -7,17 +7,18 @@ import sys
 import pytest
 
 from jclip_fewshot.data import demo
-from tests.cli.scripts import call, fails
+from tests.cli.scripts import call, call_here, fails
 from tests.conftest import ROOT
 from tests.evaluation.suites import small_suite
 
-BAD = ("/dev/full", "/proc/nothing/there.npz", "classes.txt/there.npz", "TrainSet")  # a device, no folders, a folder
+BAD = ("/dev/full", "/proc/nothing/there.npz", "classes.txt/there.npz", "a.npz")  # a device, no folders, a folder
 
 
 @pytest.fixture(scope="module")
 def commands(contest, trained):
     """Each command that writes a file, up to the file's name."""
     small_suite(contest / "suite.npz")
+    (contest / "a.npz").mkdir()
     assert call(contest, "test.py", "--run", trained, "--quiet").returncode == 0
     return {"convert": ("jclip_fewshot", "convert", demo.CHECKPOINT),
             "export": ("jclip_fewshot", "export", trained),
@@ -32,14 +33,14 @@ def test_a_target_that_cannot_be_written(contest, commands, name, target):
         (contest / "full.npz").symlink_to(target)
         target = "full.npz"
     before = sorted(contest.iterdir())
-    done = call(contest, *commands[name], target)
+    done = call_here(contest, *commands[name], target)
     fails(done, target)
     assert "Jittor" not in done.stderr and sorted(contest.iterdir()) == before
 
 
 @pytest.mark.parametrize("target", ["/dev/full", "/proc/nothing/there", "classes.txt", "classes.txt/there"])
 def test_a_folder_for_the_report_that_cannot_be_written(contest, commands, trained, target):
-    fails(call(contest, "jclip_fewshot", "report", trained, "--out", target), target)
+    fails(call_here(contest, "jclip_fewshot", "report", trained, "--out", target), target)
 
 
 def test_a_disk_that_fills_up_leaves_no_half(contest, commands):

@@ -35,6 +35,7 @@ def test_names_find_files(tmp_path):
 
 
 CONTENT = np.random.RandomState(0).bytes(300_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -70,7 +71,7 @@ def server():
         thread.join()
 
 
-def source(server, sha256=hashlib.sha256(CONTENT).hexdigest()):
+def source(server, sha256=DIGEST):
     return Release("model.pt", f"http://127.0.0.1:{server.server_address[1]}/model.pt", sha256, 12)
 
 

@@ -63,7 +63,7 @@ def test_a_storage_that_is_compressed_is_refused(tmp_path):
     n = 25_000_000
     path = torch_zip(tmp_path / "a.pt", rebuilt(n, 0, (n,), (1,)), bytes(4 * n), zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 200_000
-    kind = fuzz.Kind({}, lambda name, path: read_tensors(path), [])
+    kind = fuzz.Kind({}, lambda _, path: read_tensors(path), [])
     assert fuzz.try_case(kind, "a", path, 4 * path.stat().st_size + fuzz.MEMORY) == "refused"
 
 
@@ -96,7 +96,7 @@ def test_pickles_that_would_fill_memory_hang_or_crash(tmp_path, name, zipped, ca
         path = tmp_path / "a.pkl"
     else:
         path = torch_zip(tmp_path / "a.pkl", pickled)
-    kind = fuzz.Kind({}, lambda name, path: read_state_dict(path), [])
+    kind = fuzz.Kind({}, lambda _, path: read_state_dict(path), [])
     assert fuzz.try_case(kind, "a", path, 4 * path.stat().st_size + fuzz.MEMORY) == "refused"
     assert capfd.readouterr().err == ""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jclip_fewshot import errors
 from jclip_fewshot.clip.checkpoint import (
     OPENAI,
     Architecture,
@@ -64,6 +65,14 @@ def test_what_nothing_says_is_asked_for(tmp_path):
         read_clip(path, "gelu", 64)
     with pytest.raises(UserError, match="'relu' is none of quick_gelu, gelu, gelu_tanh"):
         read_clip(path, "relu", 16)
+
+
+def test_a_refusal_names_the_parameter_or_on_the_command_line_the_flag(tmp_path, monkeypatch):
+    path = plain(tmp_path / "a.safetensors")
+    for flags, said in ((False, "or give activation:"), (True, "or give --activation:")):
+        monkeypatch.setattr(errors, "flags", flags)
+        with pytest.raises(UserError, match=said):
+            read_clip(path)
 
 
 @pytest.mark.parametrize("width, heads", [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16), (1792, 16)])

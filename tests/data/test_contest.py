@@ -70,7 +70,7 @@ def test_test_images_come_in_natural_order_and_others_are_counted(dataset):
     found = test_images(dataset, "A")
     assert found.names == ["a.png", "image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
     assert found.paths == [dataset / "TestSetA" / name for name in found.names]
-    assert found.ignored == 2 and "2 files left out, no images: .db, .jpg" in found.notes[0]
+    assert "2 files left out, no images: .db, .jpg" in found.notes[0]
     touch(dataset / "TestSetA/more/image_11.jpg")
     with fails_with("more: 1 image in a folder inside TestSetA, and result.txt has no line for them"):
         test_images(dataset, "A")
@@ -190,7 +190,7 @@ BEARS = ["polar_bear", "brown_bear", "black_bear"]
 
 def listed(root, names, folder_of):
     """A data set in the contest's layout with one image a class."""
-    for label, name in enumerate(names):
+    for name in names:
         touch(root / folder_of(name) / "1.jpg")
     (root / "classes.txt").write_text("".join(f"{name} {label}\n" for label, name in enumerate(names)))
     (root / "train.txt").write_text("".join(f"{folder_of(name)}/1.jpg {i}\n" for i, name in enumerate(names)))
@@ -378,10 +378,10 @@ def test_labels(dataset):
     assert contest.split("A").labels == {"image_1.jpeg": 1, "image_2.JPEG": 0}
     path.write_text("image_1.jpeg 1\nimage_1.jpeg 0")
     with fails_with("labels_TestSetA.txt, line 2: image_1.jpeg stands there twice"):
-        contest.split("A").labels
+        contest.split("A")
     path.write_text("image_1.jpeg 2\n")
     with fails_with("line 1: class id 2 is outside 0..1"):
-        contest.split("A").labels
+        contest.split("A")
 
 
 NAMES = ["image_10.jpg", "image_2.jpeg", "image_1.jpg"]
@@ -423,7 +423,7 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
     write_result(path, NAMES, TOP5)
 
-    def full(*arguments):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -461,9 +461,9 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     (lambda text: text.replace(b"image_2.jpeg", b"image_3.jpeg"),
      ["line 2: image_3.jpeg is no test image", "no line for image_2.jpeg"]),
     (lambda text: text.split(b"\n", 1)[1], ["no line for image_1.jpg"]),
-    (lambda text: b"", ["the file is empty"]),
+    (lambda _: b"", ["the file is empty"]),
     (lambda text: text.replace(b"image_2", b"\xff"), ["line 2: not UTF-8 text"]),
-    (lambda text: b"PK\x03\x04 broken", ["the archive cannot be read: File is not a zip file"]),
+    (lambda _: b"PK\x03\x04 broken", ["the archive cannot be read: File is not a zip file"]),
 ])
 def test_the_check_names_what_is_wrong(tmp_path, change, problems):
     (tmp_path / "mine.txt").write_bytes(change(TEXT))

@@ -44,7 +44,7 @@ def test_layout_is_the_contests(contest_folder):
     labels = read_labels(contest_folder)
     assert len(contest.class_names) >= 60 and len(set(contest.domains)) == 4
     assert len(set(contest.class_names)) == len(contest.class_names)
-    assert len(tests.names) >= 600 and tests.ignored == 0 and set(tests.names) == set(labels)
+    assert len(tests.names) >= 600 and tests.notes == [] and set(tests.names) == set(labels)
     assert np.bincount([label for _, label in contest.train]).tolist() == [8] * len(contest.class_names)
     assert set(labels.values()) == set(range(len(contest.class_names)))
     beasts = np.mean([contest.domains[label] == "Beast" for label in labels.values()])

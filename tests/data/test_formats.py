@@ -90,7 +90,7 @@ def test_the_drawn_contest_in_every_format(demo, tmp_path, kind):
     assert domains == dict(zip(read_data_set(demo).class_names, read_data_set(demo).domains))
 
 
-def answers(root, data, features, now):
+def answers(data, features, now):
     """{image before: its class's name} by heads that need no training, from the photographs' rows; all six shots."""
     rows = dict(zip(features["path"].tolist(), features["feature"]))
     before = {path: old for old, path in now.items()}
@@ -106,12 +106,12 @@ def test_the_same_answers_whatever_the_format(shared, tmp_path):
     root = shared / "photos"
     features = np.load(root / "features_vitb32.npz")
     data = read_data_set(root)
-    expected = answers(root, data, features, {path: path for path in features["path"].tolist()})
+    expected = answers(data, features, {path: path for path in features["path"].tolist()})
     truth = dict(layouts.rows_of(root)[1])
     assert np.mean([expected[path] == name for path, name in truth.items()]) > 0.9
     for kind in ("tree", "kaggle csv", "coop"):
         now = layouts.make(kind, root, tmp_path / kind)
-        assert answers(tmp_path / kind, read_data_set(tmp_path / kind), features, now) == expected, kind
+        assert answers(read_data_set(tmp_path / kind), features, now) == expected, kind
 
 
 def test_a_tree_without_a_test_set_holds_the_rest_out(contest, tmp_path):

@@ -28,7 +28,7 @@ def test_a_new_family_is_a_line(tmp_path, monkeypatch):
     class Mean(Encoder):
         has_text = False
 
-        def images(self, pixels, depth="rows"):
+        def images(self, pixels, _depth="rows"):
             return pixels.reshape(len(pixels), -1, 3).mean(1, dtype=np.float32)
 
     def open_mean(path, name, options):

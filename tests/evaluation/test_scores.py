@@ -11,6 +11,7 @@ from jclip_fewshot.evaluation.scores import (
     score,
     score_methods,
     score_table,
+    settings_table,
     truth_of,
     with_unreadable,
 )
@@ -72,6 +73,17 @@ def test_the_gain_of_refining_counts_from_what_it_started_with():
     assert refining_gain(scores) == (70.0, 75.0)
     assert refining_gain({**scores, "ensemble_tuned": {"top1": 74.0}}) == (74.0, 75.0)
     assert refining_gain({"ensemble": {"top1": 70.0}}) is None
+
+
+def test_the_table_of_settings_has_no_word_of_the_record_and_fits(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = settings_table({"gda": {"text_shots": 1, "chosen_by": "log-loss", "converged": True, "alpha": [0.333] * 12,
+                                   "held_out_top1": 81.25, "held_out_loss": 0.7},
+                           "ensemble": {"bias_spread": 0.1, "unseen_offset": 1.25, "weights": {"gda": 1.0}}})
+    lines = said.split("\n")
+    assert lines[0].split() == ["method", "held", "out", "chosen", "on", "the", "shots"]
+    assert "81.2  text shots 1, alpha [0.333" in lines[1] and max(map(len, lines)) <= 80
+    assert not any(word in said for word in ("converged", "bias", "offset", "chosen_by", "held_out"))
 
 
 def test_images_of_no_known_class_are_left_out_of_the_scores():

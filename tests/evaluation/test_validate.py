@@ -25,7 +25,7 @@ class Source:
     def texts(self, class_names, sentences):
         return self.text
 
-    def images(self, root, paths, views=0, seed=0, stage="images"):
+    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):
         self.asked.append((len(paths), views, seed, stage))
         rng = np.random.default_rng([seed if views else 0, len(paths)])
         return np.stack([self.text[self.names.index(path.split("/")[-2])] for path in paths]

@@ -15,7 +15,7 @@ class Mean(Encoder):
     def __init__(self):
         super().__init__("mean", "0" * 32, "float32", 16, 12, 100.0, 4)
 
-    def images(self, pixels, depth=ROWS):
+    def images(self, pixels, _depth=ROWS):
         quarters = [pixels[:, y:y + 8, x:x + 8].mean(axis=(1, 2)) for y in (0, 8) for x in (0, 8)]
         return np.concatenate(quarters, axis=1).astype(np.float32) + 1
 

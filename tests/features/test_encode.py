@@ -58,7 +58,7 @@ class ToyEncoder(Encoder):
         super().__init__("toy", weights_digest, "float32", SIZE, WIDTH, 100.0, batch_size)
         self._functions = images, texts, tokens
 
-    def images(self, pixels, depth=ROWS):
+    def images(self, pixels, _depth=ROWS):
         return self._functions[0](pixels)
 
     def texts(self, tokens):
@@ -151,7 +151,7 @@ def test_no_images_leave_what_the_cache_keeps(paths, tmp_path, capsys):
         size = cache.size()
         encode_images(ENCODER, [], cache=cache)
         assert cache.size() == size and "damaged" not in capsys.readouterr().err
-    images = ToyEncoder(images=lambda pixels: pytest.fail("encoded again"))
+    images = ToyEncoder(images=lambda _: pytest.fail("encoded again"))
     encode_images(images, paths, cache=FeatureCache(tmp_path))
 
 
@@ -341,7 +341,7 @@ def test_ranks_share_the_work_and_get_the_same_bytes(paths, tmp_path, ranks, dec
     for rank in range(ranks):
         encode_images(ENCODER, paths, cache=FeatureCache(tmp_path), shard=(rank, ranks), workers=0)
     assert sorted(decoded.files) == list(range(45))
-    for rank in range(ranks):
+    for _ in range(ranks):
         together, _ = encode_images(ENCODER, paths, cache=FeatureCache(tmp_path))
         assert (together == alone).all()
     assert len(decoded.files) == 45
@@ -412,8 +412,8 @@ def test_a_bar_counts_images_from_the_cached_ones_on(paths, tmp_path, monkeypatc
         def __init__(self, **about):
             bars.append(about)
             self.update = lambda n: bars.append(n)
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *_: None  # noqa: E731
+        __enter__ = lambda bar: bar  # noqa: E731
+        __exit__ = lambda *_: None  # noqa: E731
     cache = FeatureCache(tmp_path)
     encode_images(ENCODER, paths[:10], cache=cache, views=3, workers=0)
     monkeypatch.setattr(features, "progress", lambda _=None, **about: Bar(**about) if _ is None else _)

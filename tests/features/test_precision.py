@@ -45,17 +45,17 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, mo
     verdicts = json.loads((tmp_path / precision.VERDICTS).read_text())
     assert 0.9995 <= verdicts[half.weights_digest] < 1
 
-    monkeypatch.setattr(precision, "least_cosine", lambda encoder: pytest.fail("measured twice"))
+    monkeypatch.setattr(precision, "least_cosine", lambda _: pytest.fail("measured twice"))
     assert opened(checkpoint, "auto", cache).precision == "bfloat16"
     assert opened(checkpoint, "float32", cache).fingerprint == single.fingerprint
     assert opened(checkpoint, "bfloat16", cache).fingerprint == half.fingerprint
 
 
-def test_auto_keeps_float32_where_features_would_change(checkpoint, tmp_path, monkeypatch, capsys):
+def test_auto_keeps_float32_where_features_would_change(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
     monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: True)
     for cosine in (0.9994, float("nan")):
-        monkeypatch.setattr(precision, "least_cosine", lambda encoder: cosine)
+        monkeypatch.setattr(precision, "least_cosine", lambda _: cosine)
         assert opened(checkpoint, "auto").precision == "float32"
         assert "bfloat16 would change its features" in capsys.readouterr().err
     assert opened(checkpoint, "bfloat16").precision == "bfloat16"  # asked for by name

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.clip.checkpoint import write_safetensors
 from jclip_fewshot.data import demo
 from jclip_fewshot.encoders.base import Encoder
@@ -14,7 +15,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import sources
 from jclip_fewshot.run import Run
 from jclip_fewshot.task import Task
-from tests.encoders.test_resnet import random_tensors
+from tests.encoders.random_resnet import random_tensors
 
 PATHS, NAMES = ["a/1.jpg", "b/1.jpg", "c/1.jpg"], ["a", "b", "c"]
 
@@ -122,7 +123,7 @@ class Counting(Encoder):
         super().__init__("counting", "counting", "float32", 8, 4, 100.0, 2)
         self.seen = 0
 
-    def images(self, pixels, depth="rows"):
+    def images(self, pixels, _depth="rows"):
         self.seen += len(pixels)
         return np.concatenate([pixels.mean(axis=(1, 2)), pixels[:, :1, 0, 0]], axis=1) + np.float32(1)
 
@@ -164,3 +165,16 @@ def test_views_are_in_the_forecast(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "BATCHES_TO_SAY", 1)
     sources.open_source("m.pt", "absent").images(tmp_path, ["1.png"], test_views=5)
     assert capsys.readouterr().err.count("1 images x 5 views to encode, about") == 1
+
+
+def test_an_image_tower_alone_serves_who_knows_nothing_of_the_classes_but_shots(tmp_path):
+    tower, rng, labels = tmp_path / "moco.safetensors", np.random.default_rng(0), ["dark", "light"] * 3
+    write_safetensors(tower, random_tensors())
+    paths = [str(tmp_path / f"{number}.png") for number in range(6)]
+    for path, label in zip(paths, labels):
+        shade = (250 if label == "light" else 5) * np.ones((40, 50, 3))
+        Image.fromarray((shade + rng.integers(0, 5, shade.shape)).astype(np.uint8)).save(path)
+    found = FewShotClassifier(str(tower), text="none", methods="fast", augment=0, cache=None).fit(paths, labels)
+    assert found.predict(paths).tolist() == labels
+    with pytest.raises(UserError, match="moco has no text tower: give a CLIP with it"):
+        FewShotClassifier(str(tower), augment=0, cache=None).fit(paths, labels)

@@ -53,7 +53,7 @@ class OtherClip(Encoder):
         super().__init__("clip", weights_digest, precision, 4, width, 100.0, 2)
         self.batches = 0
 
-    def images(self, pixels, depth="rows"):
+    def images(self, pixels, _depth="rows"):
         self.batches += 1
         return np.ones((len(pixels), self.width), np.float32)
 
@@ -96,7 +96,7 @@ def test_a_long_encoding_is_forecast(tmp_path, capsys, monkeypatch):
 
 
 class Broken:
-    def images(self, root, paths, views=0, seed=0, stage="images", test_views=1):  # noqa: ARG002
+    def images(self, _root, paths, **_how):
         return np.zeros((len(paths), 4), np.float32), {i: "empty" for i, path in enumerate(paths) if "bad" in path}
 
 

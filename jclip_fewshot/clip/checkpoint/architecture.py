@@ -110,75 +110,77 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         projection_bias="text_projection_bias" in state_dict, conventions=conventions)
 
 
-def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a CLIP of these sizes."""
-    shapes: dict[str, tuple[int, ...]] = {}
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Name and shape of tensors, layer by layer."""
 
-    def linear(name: str, inputs: int, outputs: int) -> None:
-        shapes[name + ".weight"], shapes[name + ".bias"] = (outputs, inputs), (outputs,)
+    def linear(self, name: str, inputs: int, outputs: int) -> None:
+        self[name + ".weight"], self[name + ".bias"] = (outputs, inputs), (outputs,)
 
-    def norm(name: str, width: int) -> None:
-        shapes[name + ".weight"] = shapes[name + ".bias"] = (width,)
+    def norm(self, name: str, width: int) -> None:
+        self[name + ".weight"] = self[name + ".bias"] = (width,)
 
-    def batch_norm(name: str, width: int) -> None:
-        norm(name, width)
-        shapes[name + ".running_mean"] = shapes[name + ".running_var"] = (width,)
+    def conv(self, conv: str, norm: str, outputs: int, inputs: int, side: int) -> None:
+        """A convolution without bias, and the batch norm behind it."""
+        self[conv + ".weight"] = (outputs, inputs, side, side)
+        self.norm(norm, outputs)
+        self[norm + ".running_mean"] = self[norm + ".running_var"] = (outputs,)
 
-    def transformer(prefix: str, width: int, layers: int, hidden: int) -> None:
+    def transformer(self, prefix: str, width: int, layers: int, hidden: int) -> None:
         for number in range(layers):
             block = f"{prefix}transformer.resblocks.{number}."
-            shapes[block + "attn.in_proj_weight"] = (3 * width, width)
-            shapes[block + "attn.in_proj_bias"] = (3 * width,)
-            linear(block + "attn.out_proj", width, width)
-            norm(block + "ln_1", width)
-            linear(block + "mlp.c_fc", width, hidden or 4 * width)
-            linear(block + "mlp.c_proj", hidden or 4 * width, width)
-            norm(block + "ln_2", width)
+            self[block + "attn.in_proj_weight"] = (3 * width, width)
+            self[block + "attn.in_proj_bias"] = (3 * width,)
+            self.linear(block + "attn.out_proj", width, width)
+            self.norm(block + "ln_1", width)
+            self.linear(block + "mlp.c_fc", width, hidden or 4 * width)
+            self.linear(block + "mlp.c_proj", hidden or 4 * width, width)
+            self.norm(block + "ln_2", width)
 
-    def bottleneck(block: str, inputs: int, planes: int, downsample: bool) -> None:
-        for number, (out, into, side) in enumerate(
-                [(planes, inputs, 1), (planes, planes, 3), (4 * planes, planes, 1)], start=1):
-            shapes[f"{block}conv{number}.weight"] = (out, into, side, side)
-            batch_norm(f"{block}bn{number}", out)
-        if downsample:
-            shapes[block + "downsample.0.weight"] = (4 * planes, inputs, 1, 1)
-            batch_norm(block + "downsample.1", 4 * planes)
+    def resnet(self, sizes: Architecture) -> None:
+        width = sizes.vision_width
+        stem = [(width // 2, 3), (width // 2, width // 2), (width, width // 2)]
+        for number, (out, into) in enumerate(stem, start=1):
+            self.conv(f"visual.conv{number}", f"visual.bn{number}", out, into, 3)
+        inputs = width
+        for stage, blocks in enumerate(sizes.stages, start=1):
+            planes = width * 2 ** (stage - 1)
+            for number in range(blocks):
+                block = f"visual.layer{stage}.{number}."
+                self.conv(block + "conv1", block + "bn1", planes, inputs, 1)
+                self.conv(block + "conv2", block + "bn2", planes, planes, 3)
+                self.conv(block + "conv3", block + "bn3", 4 * planes, planes, 1)
+                if number == 0:
+                    self.conv(block + "downsample.0", block + "downsample.1", 4 * planes, inputs, 1)
+                inputs = 4 * planes
+        self["visual.attnpool.positional_embedding"] = ((sizes.image_resolution // 32) ** 2 + 1, inputs)
+        for name in ("k_proj", "q_proj", "v_proj"):
+            self.linear(f"visual.attnpool.{name}", inputs, inputs)
+        self.linear("visual.attnpool.c_proj", inputs, sizes.embed_dim)
 
-    width, vision = sizes.transformer_width, sizes.vision_width
-    if sizes.vision_patch_size is not None:
-        patch = sizes.vision_patch_size
+
+def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a CLIP of these sizes."""
+    shapes, width, vision, patch = _Shapes(), sizes.transformer_width, sizes.vision_width, sizes.vision_patch_size
+    if patch is None:
+        shapes.resnet(sizes)
+    else:
         shapes["visual.conv1.weight"] = (vision, 3, patch, patch)
         shapes["visual.class_embedding"] = (vision,)
         shapes["visual.positional_embedding"] = ((sizes.image_resolution // patch) ** 2 + 1, vision)
         if sizes.norm_before:
-            norm("visual.ln_pre", vision)
-        transformer("visual.", vision, sizes.stages[0], sizes.vision_hidden)
-        norm("visual.ln_post", vision)
+            shapes.norm("visual.ln_pre", vision)
+        shapes.transformer("visual.", vision, sizes.stages[0], sizes.vision_hidden)
+        shapes.norm("visual.ln_post", vision)
         shapes["visual.proj"] = (vision, sizes.embed_dim)
-    else:
-        stem = [(vision // 2, 3), (vision // 2, vision // 2), (vision, vision // 2)]
-        for number, (out, into) in enumerate(stem, start=1):
-            shapes[f"visual.conv{number}.weight"] = (out, into, 3, 3)
-            batch_norm(f"visual.bn{number}", out)
-        inputs = vision
-        for stage, blocks in enumerate(sizes.stages, start=1):
-            planes = vision * 2 ** (stage - 1)
-            for number in range(blocks):
-                bottleneck(f"visual.layer{stage}.{number}.", inputs, planes, downsample=number == 0)
-                inputs = 4 * planes
-        shapes["visual.attnpool.positional_embedding"] = ((sizes.image_resolution // 32) ** 2 + 1, inputs)
-        for name in ("k_proj", "q_proj", "v_proj"):
-            linear(f"visual.attnpool.{name}", inputs, inputs)
-        linear("visual.attnpool.c_proj", inputs, sizes.embed_dim)
-    transformer("", width, sizes.transformer_layers, sizes.transformer_hidden)
+    shapes.transformer("", width, sizes.transformer_layers, sizes.transformer_hidden)
     shapes["token_embedding.weight"] = (sizes.vocab_size, width)
     shapes["positional_embedding"] = (sizes.context_length, width)
-    norm("ln_final", width)
+    shapes.norm("ln_final", width)
     shapes["text_projection"] = (width, sizes.embed_dim)
     if sizes.projection_bias:
         shapes["text_projection_bias"] = (sizes.embed_dim,)
     shapes["logit_scale"] = ()
-    return shapes
+    return dict(shapes)
 
 
 def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:

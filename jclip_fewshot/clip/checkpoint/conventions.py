@@ -91,8 +91,7 @@ def from_metadata(text: str) -> Conventions:
     """Return the conventions that `to_metadata` wrote; raise UserError if the text is anything else."""
     try:
         said = json.loads(text)
-        towers = {name: Tower(**said.pop(name)) for name in ("image", "text")}
-        return Conventions(**towers, **said)
+        return Conventions(Tower(**said.pop("image")), Tower(**said.pop("text")), **said)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError("its header's conventions are not those that this program writes") from None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.json_files import read_json
 
@@ -45,12 +47,16 @@ def holds_weights(path: Path) -> bool:
         return False
 
 
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
 def _shards(index: Path) -> list[Path]:
     """The files beside an index that its weight_map names."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{index}: has no weight_map, a file's name for each tensor")
+    places = read_json(index, _Index, "it needs weight_map, a file's name for each tensor").weight_map
     names = sorted(set(places.values()))
+    if not names:
+        raise UserError(f"{index}: its weight_map is empty")
     for name in names:
         if Path(name).name != name or Path(name).suffix not in SUFFIXES:
             raise UserError(f"{index}: names the shard {name[:60]!a}, which is no checkpoint's file name")

@@ -102,13 +102,13 @@ def _beside(path: Path, tensors: StateDict, weights: StateDict) -> Origin | None
     own = (sizes.embed_dim, sizes.vision_width, sizes.vision_layers, sizes.transformer_width, sizes.transformer_layers)
     names = ["open_clip_config.json", "config.json"]
     for name in reversed(names) if is_hugging_face(unwrapped(tensors, path)) else names:
-        config = read_json(folder / name) if (folder / name).is_file() else {}
+        config: dict[str, Any] = read_json(folder / name) if (folder / name).is_file() else {}
         try:
             if not config or sizes_said(config) != own:
                 continue
             if name != "config.json":
-                pixels = config.get("preprocess_cfg")
-                return Origin(from_open_clip(config), {"preprocess_cfg": pixels} if pixels else {})
+                said = config.get("preprocess_cfg")
+                return Origin(from_open_clip(config), {"preprocess_cfg": said} if said else {})
             pixels = folder / "preprocessor_config.json"
             return Origin(from_hugging_face(config), read_json(pixels) if pixels.is_file() else {})
         except UserError as error:

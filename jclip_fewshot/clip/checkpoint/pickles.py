@@ -39,12 +39,12 @@ class Dtype:
     """Stands for numpy.dtype, whose byte order comes later; plain numbers alone are let through."""
 
     def __init__(self, code: Any) -> None:
-        self.code, self.order = code, "<"
+        self.code, self.big = code, False
 
     def __str__(self) -> str:
         if not isinstance(self.code, str) or not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", self.code):
             raise Unreadable(f"an array of type {str(self.code)[:20]!r} is in it, only numbers are read")
-        return np.dtype(self.code).newbyteorder(self.order).str
+        return np.dtype(self.code).newbyteorder(">" if self.big else "<").str
 
 
 # What a pickle may call, by module and name. Each takes the arguments of the call and checks them.
@@ -156,13 +156,16 @@ _OPCODES = (b"\x80 ( 0 1 N \x88 \x89 J K M \x8a G X \x8c \x8d U B C \x8e ] } ) l
             b"\x93 Q .").split(b" ")
 
 
-class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class Machine(_Unpickler):
     """Runs the pickles that stand in `data` one after another.
 
     storages: those that tensors refer to, by key. modules: classes of a TorchScript archive, by their last names.
     """
 
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}  # type: ignore[attr-defined]
+    dispatch = {code[0]: _Unpickler.dispatch[code[0]] for code in _OPCODES}
 
     def __init__(self, data: memoryview) -> None:
         self.file = _Pieces(data)
@@ -228,7 +231,7 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
         elif type(target) is Tensor and target.storage is None and type(state) is tuple and len(state) == 5:
             _filled(target, state[4], state[2], state[1], state[3] in (True, 1))
         elif isinstance(target, Dtype) and type(state) is tuple and len(state) > 1:
-            target.order = ">" if state[1] == ">" else "<"
+            target.big = state[1] == ">"
         elif not isinstance(target, (dict, Tensor)):
             raise Unreadable("its pickle sets the state of what has none")
 

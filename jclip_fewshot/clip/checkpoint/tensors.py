@@ -63,7 +63,7 @@ class Tensor:
     @cached_property
     def array(self) -> np.ndarray:
         """Its numbers, aligned, in C order and the machine's byte order; a view of the file where that has them so."""
-        flat = self.storage.flat
+        flat = self._held().flat
         if not self.numel:
             return np.zeros(self.size, flat.dtype.newbyteorder("="))
         view = np.lib.stride_tricks.as_strided(flat[self.offset:], self.size,
@@ -72,7 +72,11 @@ class Tensor:
 
     def outline(self) -> np.ndarray:
         """An array of its shape and type that takes no memory."""
+        dtype = self._held().dtype
+        dtype = "<f4" if dtype == BF16 else dtype
+        return np.broadcast_to(np.zeros((), np.dtype(dtype).newbyteorder("=")), self.size)
+
+    def _held(self) -> Storage:
         if self.storage is None:
             raise Unreadable("an array without numbers is in it")
-        dtype = "<f4" if self.storage.dtype == BF16 else self.storage.dtype
-        return np.broadcast_to(np.zeros((), np.dtype(dtype).newbyteorder("=")), self.size)
+        return self.storage

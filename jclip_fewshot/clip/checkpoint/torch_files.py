@@ -41,7 +41,8 @@ def read_torch_zip(file: BinaryIO, size: int, outline: bool) -> tuple[dict[str, 
                 raise Unreadable(f"damaged: storage {key[:20]!a} is not {storage.nbytes} bytes long")
             if not outline:
                 storage.data = _stored(archive, entry, size)
-    activations = [ours for theirs, ours in (("QuickGELU", "quick_gelu"), ("GELU", "gelu")) if theirs in machine.modules]
+    classes = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
+    activations = [ours for theirs, ours in classes.items() if theirs in machine.modules]
     return tensors_of(content), {"activation": activations[0]} if len(activations) == 1 else {}
 
 

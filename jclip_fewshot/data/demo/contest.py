@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from jclip_fewshot.backend import ranks
-from jclip_fewshot.config import DEMO_SEED, Config
+from jclip_fewshot.config import DEMO_SEED, SourceConfig
 from jclip_fewshot.console import progress
 from jclip_fewshot.data.demo.drawing import draw, random_size
 from jclip_fewshot.data.demo.world import DOMAINS, DemoClass, contest_classes
@@ -24,20 +25,15 @@ SEED = DEMO_SEED
 COMPLETE = "complete.txt"
 EDITION = "demo contest, edition 1, seed {}"  # a contest of another edition or seed is drawn again
 TRAIN_IMAGES = 8  # a class; the default 4 shots are chosen from these
+Settings = TypeVar("Settings", bound=SourceConfig)
 
 
 def make_contest(folder: str | Path, seed: int = SEED) -> Path:
-    """Draws the demo contest into `folder`, in the contest's own layout.
+    """Draw the demo contest into `folder`, in the contest's own layout; return it.
 
-    classes.txt, train.txt, TrainSet/<Domain>/<name>/<n>.jpg, TestSetA/image_<n>.jpg, and the known answers
-    in labels_TestSetA.txt (`image_1.jpg 17`); one image in ten is a .jpeg. The same seed gives the same
-    files, byte for byte (with the same Pillow); another seed chooses other classes too.
-
-    Args:
-        folder: made if absent; it must not hold another contest's images.
-
-    Returns:
-        The folder. complete.txt is written last: without it, the drawing was interrupted.
+    The known answers are in labels_TestSetA.txt; one image in ten is a .jpeg. The same seed gives the same files, byte
+    for byte (with the same Pillow); another seed chooses other classes too. complete.txt is written last: without it,
+    the drawing was interrupted.
     """
     folder = Path(folder)
     classes = contest_classes(seed)
@@ -90,12 +86,10 @@ def folder_of(seed: int = SEED) -> Path:
 
 
 def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
-    """The demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
+    """Return the demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
 
     A contest that is complete is left alone, an interrupted or older one is drawn again.
-
-    Raises:
-        UserError: `folder` holds something else; the checkpoint is missing.
+    Raise UserError if `folder` holds something else, or the checkpoint is missing.
     """
     folder = Path(folder)
     if not CHECKPOINT.is_file():
@@ -118,9 +112,8 @@ def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
     return folder, CHECKPOINT
 
 
-def settings(given: Config) -> Config:
-    """What `--demo` stands for: the same settings, on the demo contest's data and, without --model, its CLIP."""
+def settings(given: Settings) -> Settings:
+    """Return what `--demo` stands for: the same settings, on the demo contest's data and, without --model, its CLIP."""
     data, checkpoint = prepare(folder_of(given.demo_seed), given.demo_seed)
-    default = next(field.default for field in fields(given) if field.name == "model")
-    model = (str(checkpoint),) if given.model == default else given.model
+    model = (str(checkpoint),) if given.model == SourceConfig().model else given.model
     return replace(given, data=str(data), board="A", model=model, features=())

@@ -367,12 +367,7 @@ def _muted(rng) -> tuple[int, ...]:
 
 
 def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """One image of a scene, mode RGB, or L for one in twelve.
-
-    Args:
-        rng: pose, light, background, clutter, occlusion, blur and noise come from it.
-        size: (width, height) in pixels.
-    """
+    """Return an image of a scene, size (width, height), mode RGB, or L for one in twelve; `rng` decides all else."""
     fine = 2  # drawn at twice the size: Pillow's polygons have hard edges
     width, height = size[0] * fine, size[1] * fine
     side = min(width, height)
@@ -381,8 +376,7 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
     canvas = ImageDraw.Draw(image)
     style = rng.random()
     if style < 0.4:  # a horizon
-        y = int(height * (0.3 + 0.4 * rng.random()))
-        canvas.rectangle((0, 0, width, y), fill=sky)
+        canvas.rectangle((0, 0, width, int(height * (0.3 + 0.4 * rng.random()))), fill=sky)
     elif style < 0.7:  # a gradient
         ramp = Image.fromarray(np.linspace(0, 255, 32).astype(np.uint8).reshape(32, 1))
         image.paste(Image.new("RGB", image.size, sky), mask=ramp.resize(image.size, Image.Resampling.BILINEAR))

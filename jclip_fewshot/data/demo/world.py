@@ -7,13 +7,10 @@ ones (the colour of the spots, a collar, the rim of the plate) are the same in e
 but only its images tell them: that is what shots are for. All else (pose, size, light, background, clutter,
 noise) differs from image to image.
 
-A quarter of all named combinations is set aside (`held_out`). The small CLIP, weights/demo_clip.safetensors,
-was trained by tools/train_demo_clip.py on drawings of the other three quarters; the contest takes its classes
-from the quarter that is set aside. Some class names use a rare word (crimson, pied, dromedary) that the CLIP
-saw seldom, others are vague ("Beast_orange_hare"): they mislead it, as some of the real contest's names do.
-Half of the test images are Beasts, the domain with the most classes, as dogs are in the contest.
-
-Everything is drawn from a seed with NumPy's generator and Pillow's polygons: no fonts, no downloads.
+The contest's classes are of the quarter of all named combinations that the small CLIP's training never saw
+(`held_out`). Some class names use a rare word (crimson, pied, dromedary) that the CLIP saw seldom, others are vague
+("Beast_orange_hare"): they mislead it, as some of the real contest's names do. Half of the test images are Beasts, the
+domain with the most classes, as dogs are in the contest.
 """
 
 from __future__ import annotations
@@ -126,9 +123,9 @@ class DemoClass:
 def contest_classes(seed: int) -> list[DemoClass]:
     """The contest's classes, domain by domain: held-out combinations, no two named alike."""
     rng = np.random.default_rng([seed, 1])
-    classes = []
+    classes: list[DemoClass] = []
     for domain, world in DOMAINS.items():
-        seen = set()
+        seen: set[tuple[str, ...]] = set()
         while len(seen) < world.classes:
             scene = random_scene(domain, rng)
             key = tuple(scene[attribute] for attribute in world.named)

@@ -7,7 +7,6 @@ Zhou et al. 2022, "Learning to prompt for vision-language models"; paths begin i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,8 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
         names = sorted(labels, key=listing.natural_key)
         return TestSet(root, names, names, labels)
 
-    found = named_by_files(root, "coop", class_names, located("train"), splits, [f"classes and splits by {file}"], split)
-    return replace(found, train=located("train"))  # in the file's order, in which CoOp's random seeds draw shots
+    train = located("train")  # in the file's order, in which CoOp's random seeds draw shots
+    return named_by_files(root, "coop", class_names, train, splits, [f"classes and splits by {file}"], split)
 
 
 def _split_file(root: Path) -> Path | None:

@@ -142,12 +142,12 @@ def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool
         raise UserError(f"no image in {folder} ({', '.join(listing.IMAGE_SUFFIXES)}), but "
                         f"{count_of(len(other), 'other file')}")
     names = sorted(named, key=natural_key)
-    labels, notes = _listed_answers(root / f"labels_{folder.name}.txt", names, len(class_names)), []
+    labels, notes = _listed_answers(root / f"labels_{folder.name}.txt", names, len(class_names)), list[str]()
     if labels is None and not flat:
         labels, notes = known_answers(named, class_names, f"the test set {folder.name}")
     if other:
         notes.append(f"{folder}: {count_of(len(other), 'file')} left out, no images: {kinds_of(other)}")
-    return TestSet(top, names, [below(top, root) + name for name in names], labels, notes, len(other))
+    return TestSet(top, names, [below(top, root) + name for name in names], labels, notes)
 
 
 def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int] | None:

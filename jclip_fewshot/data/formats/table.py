@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, Sure, TestSet, Wanted, known_answers, named_by_files, one_label_each
+from jclip_fewshot.data.data_set import (
+    DataSet,
+    Sure,
+    TestSet,
+    Wanted,
+    by_class,
+    known_answers,
+    named_by_files,
+    one_label_each,
+)
 from jclip_fewshot.data.formats.folders import below, folder_split, role_of, splits_in, unwrapped
 from jclip_fewshot.data.listing import brief, natural_key, same_text
 from jclip_fewshot.errors import UserError, shown
@@ -140,7 +149,7 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
         one, listed = tables[part]
         return one.test_set(files, listed, class_names, part)
 
-    return named_by_files(root, name, class_names, ((path, ids[label]) for path, label in rows),
+    return named_by_files(root, name, class_names, by_class((path, ids[label]) for path, label in rows),
                           order or splits_in(top)[1],
                           [f"classes by the column {found.labels!r} of {source}", *notes], split)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, Sure, Wanted, named_by_files
+from jclip_fewshot.data.data_set import DataSet, Sure, Wanted, by_class, named_by_files
 from jclip_fewshot.data.formats import contest
 from jclip_fewshot.data.formats.folders import (
     below,
@@ -70,8 +70,8 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
     names = sorted(classes, key=listing.natural_key)
     said = f"no classes.txt and no train.txt in {root}: {count_of(len(names), 'class', 'classes')} named and " \
            f"numbered by the folders of {base}"
-    data = named_by_files(root, "tree", names, ((path, label) for label, name in enumerate(names)
-                                                for path in found[classes[name]]), tests, [said, *notes],
+    train = by_class((path, label) for label, name in enumerate(names) for path in found[classes[name]])
+    data = named_by_files(root, "tree", names, train, tests, [said, *notes],
                           lambda split: folder_split(root, top, split, names))
     return replace(data, domains=[classes[name][0] for name in names]) if len(classes[names[0]]) > 1 else data
 

@@ -17,8 +17,6 @@ classes of a row share it. A domain's α is fitted on its own shots, drawn to th
 prior.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -113,15 +111,15 @@ def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domain
 class EvidenceMethod(Method):
     """A method without training. Subclasses read evidence from shots; the weights are found here.
 
-    per_domain: let domains with at least 40 held-out shots have their own α.
-    Fixed weights, in the method's own scale, are given under the names in `evidence_names`; None: leave-one-shot-out.
+    Domains with at least 40 held-out shots have their own α. Fixed weights, in the method's own scale, are given under
+    the names in `evidence_names`; None: leave-one-shot-out. The other settings, once chosen, are in `chosen_`.
     """
 
     evidence_names: ClassVar[tuple[str, ...]] = ("alpha",)
     fixed_alpha: ClassVar[tuple[float, ...]] = (1.0,)  # where nothing can be left out, in the published scale
     fixed: ClassVar[dict[str, float]] = {}  # the settings that are no weight, where nothing can be left out
     alpha: float | None = None
-    per_domain = True
+    state_dicts = ("chosen_",)
 
     def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
@@ -133,7 +131,7 @@ class EvidenceMethod(Method):
                 for name, value in self.fixed.items()}
 
     def _learn(self, task: Task) -> None:
-        """Set the learned arrays from all the shots; the settings are attributes, as `beta_`."""
+        """Set the learned arrays from all the shots, with the settings in `chosen_`."""
         raise NotImplementedError
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
@@ -156,7 +154,6 @@ class EvidenceMethod(Method):
             raise ValueError(f"{self.name}: fix {' and '.join(self.evidence_names)} together, or none of them")
         given = None if None in wanted else np.asarray(wanted, float) * scale
         fixed = self._fixed_alpha(task) if given is None else given
-        self._held_out_parts: Any = None
         if task.can_be_left_out.any():
             settings = self._search(task, zero_shot, given, fixed)
         else:
@@ -166,15 +163,13 @@ class EvidenceMethod(Method):
         for m, name in enumerate(self.evidence_names):
             values = (self.alpha_[m] / scale[m]).tolist()
             self.settings_[name] = values[0] if len(set(values)) == 1 else values
-        for name, value in settings.items():
-            setattr(self, f"{name}_", value)
+        self.chosen_ = settings
         self._learn(task)
 
     def _search(self, task: Task, zero_shot: np.ndarray, given: np.ndarray | None, fixed: np.ndarray
                 ) -> dict[str, float]:
         """Return the settings whose held-out log-loss is least, and set α and what the held-out shots say."""
-        usable, columns = task.can_be_left_out, np.flatnonzero(task.seen)
-        labels = np.searchsorted(columns, task.labels)
+        usable, (columns, labels) = task.can_be_left_out, task.seen_labels()
         prior, best = np.r_[1.0, fixed], None
         for settings, evidence in self._candidates(task):
             C = np.concatenate([zero_shot[None], evidence])
@@ -193,9 +188,9 @@ class EvidenceMethod(Method):
         assert best is not None  # there is at least one candidate
         settings, mixture, evidence, C = best
         self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, int(task.domains.max()) + 1))
-        if given is None and self.per_domain:
+        if given is None:
             self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
-        self._held_out_parts = zero_shot, evidence
+        self._held_out_parts: Any = zero_shot, evidence
         held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
         self.settings_ = {**settings, "chosen_by": "leave-one-shot-out log-loss" if given is None else "given",
                           "held_out_log_loss": mixture.loss, "held_out_top1": top1(held_out, labels[usable]),

@@ -17,8 +17,6 @@ Deviations, each of which `text_shots=0` and equal counts undo:
 is proportional: the weight found with k-1 shots then holds for k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -75,7 +73,7 @@ class GDA(EvidenceMethod):
     name, title, paper = "gda", "GDA", "Wang et al. 2024"
     needs = frozenset({SHOTS})
     checks = True
-    state_names: ClassVar[tuple[str, ...]] = ("W_", "b_", "alpha_", "text_shots_")
+    state_names: ClassVar[tuple[str, ...]] = ("W_", "b_", "alpha_")
     fixed = {"text_shots": 2.0}
     text_shots: float | None = None
 
@@ -113,7 +111,7 @@ class GDA(EvidenceMethod):
             yield {"text_shots": kappa}, held_out
 
     def _learn(self, task: Task) -> None:
-        W, b = next(self._classifiers(task, self._has_spread(task), [float(self.text_shots_)]))
+        W, b = next(self._classifiers(task, self._has_spread(task), [float(self.chosen_["text_shots"])]))
         self.W_, self.b_ = W.astype(np.float32), b.astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import matmul, product, var
 from jclip_fewshot.console import progress
-from jclip_fewshot.methods.base import SHOTS, Method, log_loss, top1
+from jclip_fewshot.methods.base import SHOTS, Method, held_out_scores
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.task import Task
 
@@ -81,9 +81,9 @@ def lbfgs(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np
 
 def logistic_regression(task: Task, C: float) -> tuple[np.ndarray, np.ndarray, Minimum]:
     """W (K, D), b (K,) and how the solver went; rows of classes without shots are zero."""
-    seen = np.flatnonzero(task.seen)
+    seen, labels = task.seen_labels()
     mean = task.features.mean(axis=0)
-    x, y = var(task.features - mean), jt.array(np.searchsorted(seen, task.labels).astype(np.int32))
+    x, y = var(task.features - mean), jt.array(labels.astype(np.int32))
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w, b = var(weights[:, :-1]), var(weights[:, -1])
@@ -123,8 +123,7 @@ class LinearProbe(Method):
         self._record_converged(all_converged)
         tested = np.concatenate([fit.left_out for fit in fits])
         if len(tested):
-            self.settings_["held_out_loss"] = log_loss(held_out[tested], task.labels[tested])
-            self.settings_["held_out_top1"] = top1(held_out[tested], task.labels[tested])
+            self.settings_.update(held_out_scores(held_out[tested], task.labels[tested]))
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.evidence_rows(features), self.weight_.T) + self.bias_

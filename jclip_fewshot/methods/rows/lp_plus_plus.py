@@ -62,8 +62,8 @@ class LPPlusPlus(Method):
             first[f"{m}/W"], first[f"{m}/a"], rates[f"{m}/W"], rates[f"{m}/a"] = start(fit.task)
             x = var(fit.task.features)
             data.append((x, product(x, text), jt.array(fit.task.labels.astype(np.int32)), class_mask))
-        held = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
-        held = [(x, product(x, text), zero_shot) for x, zero_shot in held]
+        asked = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out])) for fit in fits[:-1]]
+        held = [(x, product(x, text), zero_shot) for x, zero_shot in asked]
         truth = np.concatenate([task.labels[fit.left_out] for fit in fits])
         last = f"{len(fits) - 1}/"
         said: list[jt.Var] = []  # of the fit on all shots: a step's loss, and which rows it has right

@@ -13,8 +13,6 @@ there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for 
 It cannot do very many shots: S x S in float64, factorised and inverted in place (16,000 shots: 2 GB and minutes).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,13 +45,27 @@ def ridge_system(task: Task, beta: float, lam: float) -> tuple[np.ndarray, np.nd
     return factor, task.one_hot - features @ task.text.T.astype(float)
 
 
+def held_out_evidence(task: Task, beta: float, lam: float) -> np.ndarray:
+    """The kernel part of each shot's logits by the fit without its fold, (1, S, K) float32."""
+    from scipy.linalg import cho_solve, lapack, solve
+    factor, R = ridge_system(task, beta, lam)
+    A = cho_solve((factor, True), R, check_finite=False)
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
+    evidence = np.zeros((1, *R.shape), np.float32)
+    for fold in task.folds():
+        H = fold.left_out
+        left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
+        evidence[0, H] = task.scale * lam * left_out
+    return evidence
+
+
 class ProKeR(EvidenceMethod):
     """α by leave-one-shot-out, (β, λ) published. Give beta and lam to fix others."""
 
     name, title, paper = "proker", "ProKeR", "Bendou et al. 2025"
     needs = frozenset({SHOTS})
     checks = True
-    state_names = ("keys_", "A_", "alpha_", "beta_", "lambda_")
+    state_names = ("keys_", "A_", "alpha_")
     beta: float | None = None
     lam: float | None = None
 
@@ -64,22 +76,13 @@ class ProKeR(EvidenceMethod):
 
     def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
         settings = self._fixed_settings(task)
-        from scipy.linalg import cho_solve, lapack, solve
-        factor, R = ridge_system(task, settings["beta"], settings["lambda"])
-        A = cho_solve((factor, True), R, check_finite=False)
-        inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
-        evidence = np.zeros((1, *R.shape), np.float32)
-        for fold in task.folds():
-            H = fold.left_out
-            left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
-            evidence[0, H] = task.scale * settings["lambda"] * left_out
-        yield settings, evidence
+        yield settings, held_out_evidence(task, settings["beta"], settings["lambda"])
 
     def _learn(self, task: Task) -> None:
         from scipy.linalg import cho_solve
-        factor, R = ridge_system(task, float(self.beta_), float(self.lambda_))
+        factor, R = ridge_system(task, float(self.chosen_["beta"]), float(self.chosen_["lambda"]))
         A = cho_solve((factor, True), R, check_finite=False)
         self.keys_, self.A_ = task.features, (task.scale * A).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return cache_logits(features, self.keys_, self.A_, self.beta_)[None]
+        return cache_logits(features, self.keys_, self.A_, self.chosen_["beta"])[None]

@@ -14,8 +14,6 @@ range is that of pairs of support images (see `tip_x`).
 N queries · S support images · K classes · D feature width
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.methods.base import NEVER
@@ -33,7 +31,7 @@ class SusX(TipX):
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
-    alpha, gamma, beta, per_domain, temperature = ALPHA, GAMMA, BETA, False, TEMPERATURE
+    alpha, gamma, beta, temperature = ALPHA, GAMMA, BETA, TEMPERATURE
 
 
 class SusXF(TipAdapterF):

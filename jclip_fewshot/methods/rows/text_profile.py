@@ -11,8 +11,6 @@ all classes share: -KL(s(x) ‖ P_c). T = 0.01, CLIP's own; ε = 1e-4, about the
 shots can support. What it adds to GDA: docs/methods.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

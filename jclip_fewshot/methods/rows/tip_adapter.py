@@ -69,7 +69,7 @@ class TipAdapter(EvidenceMethod):
 
     name, title, paper = "tip_adapter", "Tip-Adapter", "Zhang et al. 2022"
     needs = frozenset({SHOTS})
-    state_names: ClassVar[tuple[str, ...]] = ("keys_", "values_", "alpha_", "beta_")
+    state_names: ClassVar[tuple[str, ...]] = ("keys_", "values_", "alpha_")
     fixed = {"beta": 5.5}
     beta: float | None = None
     cap = 16
@@ -99,7 +99,7 @@ class TipAdapter(EvidenceMethod):
         self.keys_, self.values_ = self._cache(task)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return self._read(features, self.keys_, self.values_, self.text_, float(self.beta_))
+        return self._read(features, self.keys_, self.values_, self.text_, float(self.chosen_["beta"]))
 
     def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
         """Return the leave-one-shot-out top-1 over α, on the paper's scale, and β: (A, B) percent.

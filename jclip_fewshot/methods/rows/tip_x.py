@@ -12,8 +12,6 @@ depend on the others asked with it, and is the same in all folds. Affinities are
 `tip_adapter`. α and γ come from one convex fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import softmax, unit_rows, var
-from jclip_fewshot.methods.base import Method, keep_unseen, log_loss, top1
+from jclip_fewshot.methods.base import Method, held_out_scores, keep_unseen
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_arrays, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task, class_means
 
@@ -31,8 +31,8 @@ CHUNK = 4096  # rows answered at a time
 
 
 def fits_of(task: Task) -> list[Fold]:
-    """The folds, then the fit on all shots; that one alone where nothing can be left out."""
-    return [*task.folds(), Fold.whole(task)]
+    """Return the folds, then the fit on all shots, judged on none; that one alone where nothing can be left out."""
+    return [*task.folds(), Fold(task, np.arange(len(task)), np.zeros(0, np.int64))]
 
 
 def residuals(task: Task) -> np.ndarray:
@@ -62,8 +62,7 @@ def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) ->
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """What an epoch's entry in `history_` says about the held-out shots."""
-    return {"held_out_loss": log_loss(logits, labels), "held_out_top1": top1(logits, labels),
-            "held_out_soft_top1": soft_top1(logits, labels)}
+    return {**held_out_scores(logits, labels), "held_out_soft_top1": soft_top1(logits, labels)}
 
 
 class TrainedMethod(Method):
@@ -156,7 +155,7 @@ class _InStep(Adam):
         self.names = list(starts[0][1])
         self.first = {f"{m}/{name}": value for m, (_, start) in enumerate(starts) for name, value in start.items()}
         self.class_mask = None if task.seen.all() else var(-1e9 * ~task.seen[None])
-        self.lent = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
+        self.residuals = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
         self.held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
                          for fit in self.fits[:-1]]
         self.tested = np.concatenate([task.labels[fit.left_out] for fit in self.fits])
@@ -196,7 +195,7 @@ class _InStep(Adam):
             share = len(rows)
             if share == 1:  # Jittor 1.3.11 cannot compile the gradient of a mean over one row
                 rows = np.repeat(rows, 2)
-            x = var(borrowed(fit.task.features[rows], self.lent[m], self.method.augment, self.rng))
+            x = var(borrowed(fit.task.features[rows], self.residuals[m], self.method.augment, self.rng))
             y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
             logits = self.method.forward(p, x)
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)

@@ -24,7 +24,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import label_losses
 from jclip_fewshot.backend.numerics import log_softmax, matmul, product, softmax, unit_rows, unit_var
-from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, log_loss, top1
+from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, held_out_scores
 from jclip_fewshot.methods.rows.trained import fits_of, residuals
 from jclip_fewshot.methods.training import Adam, Vars, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task
@@ -56,8 +56,8 @@ class Vicinity:
             for rows, lenders in self.groups:
                 if len(lenders):
                     sign = self.rng.choice(np.array([-1, 1], np.float32), len(rows))
-                    lent = self.residuals[self.rng.choice(lenders, len(rows))]
-                    x[rows] += self.residual * sign[:, None] * lent
+                    borrowed = self.residuals[self.rng.choice(lenders, len(rows))]
+                    x[rows] += self.residual * sign[:, None] * borrowed
         if self.sigma:
             sign = self.rng.choice(np.array([-1, 1], np.float32), len(x))
             x += sign[:, None] * self.noise[self.rng.permutation(len(self.noise))[:len(x)]]
@@ -79,9 +79,8 @@ class Vicinal(Method):
     map_lambda, residual, sigma, epochs, lr = 0.1, 1.0, 0.5, 40, 3e-3
 
     def _fit(self, task: Task) -> None:
-        columns = np.flatnonzero(task.seen)
-        inner = Task(task.features, np.searchsorted(columns, task.labels), task.text[columns],
-                     task.domains[columns], task.scale)
+        columns, labels = task.seen_labels()
+        inner = Task(task.features, labels, task.text[columns], task.domains[columns], task.scale)
         fits = fits_of(inner)
         lambdas = self.lambdas
         if len(fits) == 1:
@@ -106,10 +105,8 @@ class Vicinal(Method):
         self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
                           "residual": self.residual, "sigma": self.sigma}
         if len(rows):
-            inside = self.fold_logits_[np.ix_(rows, columns)]
             self.settings_.update(chosen_by="leave-one-shot-out log-loss",
-                                  held_out_loss=log_loss(inside, inner.labels[rows]),
-                                  held_out_top1=top1(inside, inner.labels[rows]))
+                                  **held_out_scores(self.fold_logits_[np.ix_(rows, columns)], inner.labels[rows]))
         else:
             self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
 

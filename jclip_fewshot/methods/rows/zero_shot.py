@@ -2,8 +2,6 @@
 2021 (https://arxiv.org/abs/2103.00020), section 3.1.4: logits = 100 x tᵀ, t the class's text row.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.methods.base import TEXT, Method

@@ -6,9 +6,9 @@ CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", 2022 (arXiv:
     p(y = i | x) = softmax_i(exp(s) cos(g(prompt_i), f)),   prompt_i = [V]_1 … [V]_M [CLASS_i] .
     CoCoOp:  v_m(x) = v_m + h(f),   h: D → D/16 → ReLU → W
 
-Only V (and h) train. The name stands behind the context ("end"), inside it ("middle") or in front of it ("front").
-f is frozen and comes in as rows; a step costs K sentences through the text tower, so full batches are the default
-in the contest. Deviation: sentences are cut after the longest (the same rows); float32 where the authors have half.
+Only V (and h) train, and the name stands behind the context. f is frozen and comes in as rows; a step costs K sentences
+through the text tower, so full batches are the default in the contest. Deviation: sentences are cut after the longest
+(the same rows); float32 where the authors have half.
 
 K classes · L tokens · M context vectors · W width of the text tower · D feature width · B images a step
 """
@@ -33,49 +33,35 @@ from jclip_fewshot.methods.towers.towers import CLIP, in_parts, text_rows
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, cosine_by_epoch, descend, mean_cross_entropy, uniform
 from jclip_fewshot.task import Task
 
-POSITIONS = ("end", "middle", "front")
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
 PLACE_HOLDER = "X"
 NET = tuple(f"meta_net.linear{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias"))  # h
 
 
-def sources(tokens: np.ndarray, context: int, name_lengths: np.ndarray | None, position: str) -> np.ndarray:
-    """Where each token's embedding comes from, (K, L): below L a token of the sentence, L + m context vector m.
-
-    tokens (K, L): start, `context` place holders, name, the rest. name_lengths (K,): tokens of each name; "end"
-    needs none.
-    """
-    classes, length = tokens.shape
-    table = np.tile(np.arange(length), (classes, 1))
-    vectors = length + np.arange(context)
-    before = {"end": context, "middle": context // 2, "front": 0}[position]
-    for k in range(classes):
-        name = 0 if name_lengths is None or position == "end" else int(name_lengths[k])
-        table[k, 1:1 + context + name] = np.r_[vectors[:before], 1 + context + np.arange(name), vectors[before:]]
-    return table
-
-
 class Prompts:
     """Sentences of K classes with room for a context.
 
-    tokens (K, L): "X … X name ." with M place holders after the start. `embeddings(context)` puts a context in.
+    tokens (K, L): "X … X name ." with M place holders after the start. table (K, L): where each token's embedding comes
+    from, below L a token of the sentence, L + m context vector m; None puts the context in the place holders' stead.
+    `embeddings(context)` puts a context in.
     """
 
-    def __init__(self, model: CLIP, tokens: np.ndarray, context: int, position: str = "end",
-                 name_lengths: np.ndarray | None = None) -> None:
+    def __init__(self, model: CLIP, tokens: np.ndarray, context: int, table: np.ndarray | None = None) -> None:
         ids, ends = model.cut(tokens)
         self.model, self.ends = model, jt.array(ends)
-        self._fixed = model.token_embedding(jt.array(ids)).float32().detach()  # (K, L, W)
-        table = sources(ids, context, name_lengths, position)
+        embedded = model.token_embedding(jt.array(ids)).float32().detach()  # (K, L, W)
         classes, length = ids.shape
+        if table is None:
+            table = np.tile(np.arange(length), (classes, 1))
+            table[:, 1:1 + context] = length + np.arange(context)
         # a one-hot matrix instead of an index: its gradient is a product, the same bits in every run
         chosen = np.zeros((classes * length, context), np.float32)
         row, column = np.nonzero(table >= length)
         chosen[row * length + column, table[row, column] - length] = 1
         self._chosen = jt.array(chosen)
         stay = np.where(table < length, table, 0)
-        self._stay = self._fixed[jt.array(np.arange(classes)[:, None].repeat(length, 1)), jt.array(stay)]
+        self._stay = embedded[jt.array(np.arange(classes)[:, None].repeat(length, 1)), jt.array(stay)]
         self._stay = (self._stay * jt.array((table < length)[:, :, None].astype(np.float32))).detach()
 
     def embeddings(self, context: jt.Var) -> jt.Var:

@@ -3,7 +3,7 @@
 After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once and a
 training costs seconds to minutes on a CPU.
 
-    min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y) + κ KL(zero-shot(x) ‖ tuned(x))
+    min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y)
 
 t: text rows, kept as the anchor by weight decay on ΔC and by the safeguards of base.py. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.losses import softmax_kl
 from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import Depth
@@ -31,12 +30,12 @@ from jclip_fewshot.task import Task
 
 
 class LastBlocks(TowerMethod):
-    """blocks: b. rank: of the updates. epochs, most_steps, batch, lr: of the training. forget: κ."""
+    """blocks: b. rank: of the updates. epochs, most_steps, batch, lr: of the training."""
 
     name, title, paper = "last_block", "Last block tuned", "after Zanella and Ben Ayed 2024"
     default = ALWAYS
-    blocks, rank, epochs, most_steps, batch, lr, forget = 1, 8, 33, 1000, 32, 2e-3, 0.0
-    constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr", "forget")
+    blocks, rank, epochs, most_steps, batch, lr = 1, 8, 33, 1000, 32, 2e-3
+    constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr")
 
     def depth(self, model: CLIP) -> Depth:
         return self._blocks(model)[0]
@@ -58,19 +57,14 @@ class LastBlocks(TowerMethod):
         start = random_start(model, [attention_path("visual.", block) for block in blocks], rng, self.rank)
         start.update({name: part(model, name).float32().numpy() for name in norms})
         start[CLASSIFIER] = np.zeros((len(seen), task.text.shape[1]), np.float32)
-        chosen, activated = self.schedule(activations, kept, rng, self.batch, self.epochs)
+        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
         chosen = chosen[:self.most_steps]
 
         def loss(p: Vars, step: int) -> jt.Var:
-            x = activated(step)
             with attached(model, p), replaced(model, {name: p[name] for name in norms}):
-                tuned = rows_from(model, x, blocks[0])
+                tuned = rows_from(model, x(step), blocks[0])
             logits = task.scale * product(tuned, unit_var(text + p[CLASSIFIER]))
-            total = mean_cross_entropy(logits, labels[chosen[step]])
-            if self.forget:
-                zero_shot = task.scale * product(rows_from(model, x, blocks[0]), text)
-                total = total + self.forget * softmax_kl(zero_shot, logits)
-            return total
+            return mean_cross_entropy(logits, labels[chosen[step]])
         trained = descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen), LEAST_LR), stage=stage)
         whole = np.zeros((task.num_classes, task.text.shape[1]), np.float32)
         whole[seen] = trained[CLASSIFIER]

@@ -37,13 +37,8 @@ def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: i
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def unprojected(model: CLIP, images: jt.Var, prompts: jt.Var) -> jt.Var:
-    """Images (B, 3, R, R) through the image tower with prompts (P, W) or, deep, (blocks, P, W): (B, W)."""
-    return unprojected_from(model, model.visual.embed(images), prompts)
-
-
-def unprojected_from(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
-    """As `unprojected`, from x (B, L, W), the input of block 0."""
+def unprojected(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
+    """x (B, L, W), the input of block 0, through the tower with prompts (P, W) or, deep, (blocks, P, W): (B, W)."""
     visual = model.visual
     if len(prompts.shape) == 2:
         return visual.unprojected(_with(x[:, :1], prompts, x[:, 1:]))
@@ -57,7 +52,7 @@ def unprojected_from(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
 
 def features(model: CLIP, images: jt.Var, prompts: jt.Var) -> jt.Var:
     """(B, 3, R, R) -> (B, D), not normalised."""
-    return jt.matmul(unprojected(model, images, prompts), model.visual.proj)
+    return jt.matmul(unprojected(model, model.visual.embed(images), prompts), model.visual.proj)
 
 
 def _with(first: jt.Var, prompts: jt.Var, rest: jt.Var) -> jt.Var:
@@ -91,7 +86,7 @@ class VPT(TowerMethod):
         return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen)), stage=stage)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return unit_var(jt.matmul(unprojected_from(model, x, own[PROMPTS]), model.visual.proj))
+        return unit_var(jt.matmul(unprojected(model, x, own[PROMPTS]), model.visual.proj))
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:

@@ -10,8 +10,6 @@ Vision-language Models", NeurIPS 2023 (https://arxiv.org/abs/2302.11084).
 Letters: N images, K classes, D feature width.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul

@@ -29,7 +29,7 @@ def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     area, ratio = size ** 2 * rng.uniform(*AREA), np.exp(rng.uniform(*np.log(RATIO)))
     w, h = (int(np.clip(round(side), 1, size)) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
     left, top = rng.integers(size - w + 1), rng.integers(size - h + 1)
-    image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.BILINEAR)
+    image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
     if rng.random() < JITTERED:

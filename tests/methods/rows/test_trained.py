@@ -181,15 +181,10 @@ def test_borrowed_residuals():
     assert borrowed(task.features, activations[:0], 1.0, rng) is task.features
 
 
-def test_folds_leave_each_shot_out_once():
+def test_the_last_fit_sees_every_shot():
     task = draw([4, 1, 0, 6, 2])
-    fits = fits_of(task)
-    left_out = np.sort(np.concatenate([fit.left_out for fit in fits]))
-    np.testing.assert_array_equal(left_out, np.flatnonzero(task.counts[task.labels] > 1))
-    assert len(fits[-1].left_out) == 0 and len(fits[-1].kept) == len(task)
-    for fit in fits:
-        assert not np.intersect1d(fit.kept, fit.left_out).size
-        np.testing.assert_array_equal(fit.task.seen, task.seen)
+    last = fits_of(task)[-1]
+    assert len(last.left_out) == 0 and len(last.kept) == len(task)
     assert len(fits_of(draw([1, 1, 1]))) == 1
 
 

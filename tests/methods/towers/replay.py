@@ -19,6 +19,22 @@ from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Refere
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
 
 
+def sources(tokens, context, name_lengths, position):
+    """Where each token's embedding comes from, (K, L): below L a token of the sentence, L + m context vector m.
+
+    tokens (K, L): start, `context` place holders, name, the rest. name_lengths (K,): tokens of each name.
+    position: where the name stands, behind the context, inside it or in front of it.
+    """
+    classes, length = tokens.shape
+    table = np.tile(np.arange(length), (classes, 1))
+    vectors = length + np.arange(context)
+    before = {"end": context, "middle": context // 2, "front": 0}[position]
+    for k in range(classes):
+        name = 0 if position == "end" else int(name_lengths[k])
+        table[k, 1:1 + context + name] = np.r_[vectors[:before], 1 + context + np.arange(name), vectors[before:]]
+    return table
+
+
 def replay_coop(reference: Reference) -> Deviation:
     """Runs of CoOp and CoCoOp. Where the name stands, and which sentences, is read off `prompts0`."""
     worst, model = Deviation(), reference.model
@@ -29,9 +45,11 @@ def replay_coop(reference: Reference) -> Deviation:
         wrong = []
         prompts = None
         kinds = [(tokens, position) for tokens in ("tokens", "words_tokens") if tokens in reference
-                 for position in coop.POSITIONS]
+                 for position in ("end", "middle", "front")]
         for tokens, position in kinds if run + "prompts0" in reference else kinds[:1]:
-            prompts = coop.Prompts(model, reference[tokens], context, position, reference["name_lengths"])
+            ids, _ = model.cut(reference[tokens])
+            prompts = coop.Prompts(model, reference[tokens], context,
+                                   sources(ids, context, reference["name_lengths"], position))
             if run + "prompts0" not in reference:
                 break
             ours = prompts.embeddings(jt.array(start["ctx"])).numpy()
@@ -175,7 +193,7 @@ def read(file: Path) -> tuple[Kind, dict[str, np.ndarray]]:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # NumPy raises a dozen kinds on damaged archives
-        raise UserError(f"{file}: cannot be read ({error})")
+        raise UserError(f"{file}: cannot be read ({error})") from None
     for method in KINDS:
         if method.is_it(list(arrays)):
             return method, arrays
@@ -193,6 +211,6 @@ def replay(file: Path, checkpoint: Path) -> tuple[Kind, Deviation]:
     try:
         return method, method.replay(Reference(arrays, model))
     except KeyError as error:
-        raise UserError(f"{file}: {method.name} needs {error}, which it lacks")
+        raise UserError(f"{file}: {method.name} needs {error}, which it lacks") from None
     except (ValueError, IndexError, RuntimeError) as error:
-        raise UserError(f"{file}: its arrays do not fit {method.name} ({error})")
+        raise UserError(f"{file}: its arrays do not fit {method.name} ({error})") from None

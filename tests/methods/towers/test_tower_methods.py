@@ -232,12 +232,12 @@ def test_deep_prompts_that_are_what_shallow_ones_become_answer_alike(encoder, ca
     behind = visual.transformer.part(jt.concat([x[:, :1], jt.array(shallow[None]), x[:, 1:]], dim=1), 0, 1)
     deep = np.stack([shallow, behind[0, 1:5].numpy()])
     plain = visual.unprojected(x).numpy()
-    first, second = (visual_prompts.unprojected(model, image, jt.array(one)).numpy() for one in (shallow, deep))
+    first, second = (visual_prompts.unprojected(model, x, jt.array(one)).numpy() for one in (shallow, deep))
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
     assert np.abs(first - plain).max() > 1e-3
     deep[1] = visual_prompts.random_prompts(rng, 4, 128)
     p = jt.array(deep)
-    found = visual_prompts.unprojected(model, image, p)
+    found = visual_prompts.unprojected(model, x, p)
     assert np.abs(found.numpy() - first).max() > 1e-3
     gradient = jt.grad((found ** 2)[:, 0].sum(), [p])[0].numpy()
     assert (np.abs(gradient).max(axis=(1, 2)) > 0).all()
@@ -246,7 +246,6 @@ def test_deep_prompts_that_are_what_shallow_ones_become_answer_alike(encoder, ca
 def test_norms_are_put_back_after_an_error(encoder):
     name = "visual.transformer.resblocks.1.ln_1.weight"
     before = part(encoder.model, name)
-    with pytest.raises(RuntimeError):
-        with replaced(encoder.model, {name: jt.zeros((128,))}):
-            raise RuntimeError
+    with pytest.raises(RuntimeError), replaced(encoder.model, {name: jt.zeros((128,))}):
+        raise RuntimeError
     assert part(encoder.model, name) is before

@@ -1,0 +1,31 @@
+"""The benchmark's data sets: a folder's shots and test rows."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+
+from jclip_fewshot.config import BenchmarkConfig
+from jclip_fewshot.evaluation import benchmark
+from jclip_fewshot.problem import Encoded, Problem
+
+
+def test_a_folder_gives_shots_by_the_seed_and_scores_what_has_a_known_class(tmp_path, monkeypatch):
+    for part, names in (("train", "ab"), ("test", "abc")):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / part / name / f"{number}.jpg").write_bytes(b"")
+    asked = []
+
+    def images(_, paths, **how):
+        asked.append((len(paths), how.get("views"), how.get("seed")))
+        return np.stack([np.eye(2, 4)["ab".find(path.split("/")[1]) % 2] for path in paths]), {}
+
+    source = SimpleNamespace(images=images, scale=100.0, parts=())
+    monkeypatch.setattr(Problem, "encode", lambda self: Encoded(self, source, np.eye(2, 4, dtype=np.float32)))
+    settings = replace(BenchmarkConfig(data=(str(tmp_path),)), shots="1,2", seeds=2, augment=7)
+    entry = benchmark._of_folder(str(tmp_path), settings)
+    assert entry.counts == [1, 2] and asked[1:] == [(4, 7, 0), (4, 7, 1)]  # each seed's shots once, with its views
+    suite = entry.suite(2, 1)
+    assert len(suite.task) == 4 and suite.labels.tolist() == [0] * 3 + [1] * 3
