@@ -32,7 +32,7 @@ from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline
 from jclip_fewshot.problem import make_task, queries_of, tower_of
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
-from jclip_fewshot.task import CLIP_SCALE, Part, Task, domain_indices, joined, joined_scale
+from jclip_fewshot.task import CLIP_SCALE, EncoderSlice, Task, domain_indices, joined, joined_scale
 
 _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text", ""),
            **{f"classifier/{key}": Field("whole", "", low=0) for key in ("augment", "seed")},
@@ -146,7 +146,7 @@ class FewShotClassifier:
         class_names = class_names if certain else self.class_names
         text = self.text if text is None else text
         order = None
-        self.parts_: tuple[Part, ...] = ()
+        self.parts_: tuple[EncoderSlice, ...] = ()
         with self._told():
             if images is None and y is None:
                 if class_names is None or isinstance(text, str):
@@ -309,7 +309,7 @@ class FewShotClassifier:
             self._source, self._digests = source, _digests_of(source)
         return self._source
 
-    def _parts_of(self, images: Any, text: Any) -> tuple[tuple[Part, ...], Any]:
+    def _parts_of(self, images: Any, text: Any) -> tuple[tuple[EncoderSlice, ...], Any]:
         """The encoders of features that come as a list of arrays, and their text rows side by side."""
         if not _of_several(images):
             return (), text
@@ -324,7 +324,7 @@ class FewShotClassifier:
             if one.shape != (classes, rows.shape[1]):
                 raise ValueError(f"encoder {number}: text rows {one.shape} do not fit {classes} classes and features "
                                  f"of width {rows.shape[1]}")
-        parts = tuple(Part(f"encoder{number}", rows.shape[1], bool(one.any()))
+        parts = tuple(EncoderSlice(f"encoder{number}", rows.shape[1], bool(one.any()))
                       for number, (one, rows) in enumerate(zip(given, images), 1))
         return parts, joined(given)
 

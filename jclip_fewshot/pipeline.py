@@ -22,7 +22,7 @@ from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import TEXT, Given, Method, Queries
 from jclip_fewshot.methods.plan import OF, Choice, choose, names_on, plan
 from jclip_fewshot.storage.arrays import Field
-from jclip_fewshot.task import Part, Task
+from jclip_fewshot.task import EncoderSlice, Task
 
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
 TASK_ARRAYS = ("features", "labels", "text", "domains")
@@ -261,7 +261,7 @@ class Pipeline:
             states[f"methods/{name}"] = method.state()
         states["shots"] = {key: getattr(self.task_, key) for key in (*TASK_ARRAYS, "scale")}
         if self.task_.parts:
-            states["parts"] = dict(zip(Part._fields, map(np.array, zip(*self.task_.parts))))
+            states["parts"] = dict(zip(EncoderSlice._fields, map(np.array, zip(*self.task_.parts))))
         arrays = {f"{where}/{key}": np.asarray(value) for where in states for key, value in states[where].items()}
         arrays.update(methods=np.array(list(self.methods_)), seed=np.array(self.seed),
                       held_out_probs=self.held_out_probs_)
@@ -295,7 +295,8 @@ class Pipeline:
             parts = under("parts/")
             features, labels, text, domains = (arrays[f"shots/{key}"] for key in TASK_ARRAYS)
             pipeline.task_ = Task(features, labels, text, domains, float(arrays["shots/scale"]), tuple(
-                Part(*values) for values in zip(*(parts[key].tolist() for key in Part._fields if parts))))
+                EncoderSlice(*values)
+                for values in zip(*(parts[key].tolist() for key in EncoderSlice._fields if parts))))
             check = names_on(CHECKED_BY, pipeline.task_.parts)
             methods = {name: _method_of(name).from_state(under(f"methods/{name}/"))
                        for name in dict.fromkeys([*names, *check])}

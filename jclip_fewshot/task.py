@@ -17,7 +17,7 @@ CLIP_SCALE = 100.0  # exp(logit_scale) of every model that OpenAI released; an E
 MAX_FOLDS = 4  # with more shots than that a class, fold j leaves out every fourth
 
 
-class Part(NamedTuple):
+class EncoderSlice(NamedTuple):
     """One of several encoders whose rows stand side by side: its name, its columns, the scale of its cosines."""
 
     name: str
@@ -42,7 +42,7 @@ class Task:
     text: np.ndarray  # (K, D) float32 unit rows
     domains: np.ndarray = None  # type: ignore[assignment]  # (K,) int64, each class's domain; given as None: one domain
     scale: float = CLIP_SCALE  # of the cosines in zero-shot logits: the encoder's
-    parts: tuple[Part, ...] = ()  # of several encoders; empty for one
+    parts: tuple[EncoderSlice, ...] = ()  # of several encoders; empty for one
     evidence_from: int = 0  # columns before it are for zero-shot logits alone: see `of`
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ def joined(rows: Sequence[np.ndarray]) -> np.ndarray:
     return unit_rows(np.concatenate([unit_rows(one) for one in rows], axis=1))
 
 
-def joined_scale(parts: Sequence[Part]) -> float:
+def joined_scale(parts: Sequence[EncoderSlice]) -> float:
     """Of the cosines of joined rows, so that zero-shot logits are the mean of those of the encoders with text.
 
     E encoders, T of them with text: a joined cosine is the sum of T cosines over the root of E T.

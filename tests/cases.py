@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.task import Part, Task, joined, joined_scale
+from jclip_fewshot.task import EncoderSlice, Task, joined, joined_scale
 
 DATA = Path(__file__).resolve().parent / "data"
 K, SHOTS, TESTS = 6, 4, 20
@@ -24,8 +24,8 @@ def encoder_rows(width, noise, seed):
 
 FIRST, SECOND = encoder_rows(8, 1.6, 1), encoder_rows(12, 1.6, 2)
 LABELS, TRUTH = np.repeat(np.arange(K), SHOTS), np.repeat(np.arange(K), TESTS)
-BOTH = (Part("a", 8), Part("b", 12))
-NO_TEXT = (Part("a", 8), Part("b", 12, False))
+BOTH = (EncoderSlice("a", 8), EncoderSlice("b", 12))
+NO_TEXT = (EncoderSlice("a", 8), EncoderSlice("b", 12, False))
 
 
 def one_encoder():

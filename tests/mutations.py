@@ -203,7 +203,7 @@ def opcodes(rng: random.Random, data: bytes) -> bytes:
     """A pickle's steps are exchanged, repeated, left out or put in."""
     places = []
     with contextlib.suppress(Exception):
-        for _op, _, at in pickletools.genops(data):
+        for _, _, at in pickletools.genops(data):
             places.append(at)
     if len(places) < 2:
         return flip(rng, data)

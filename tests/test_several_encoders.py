@@ -12,7 +12,7 @@ from jclip_fewshot.methods.rows.proker import ProKeR
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
-from jclip_fewshot.task import Part, Task, joined
+from jclip_fewshot.task import EncoderSlice, Task, joined
 from tests.cases import BOTH, FIRST, LABELS, NO_TEXT, QUICK, SECOND, TRUTH, K, one_encoder, two_encoders
 
 
@@ -89,7 +89,8 @@ def test_one_encoder_keeps_its_names_and_its_state():
 
 def test_parts_that_do_not_fit_the_rows():
     with pytest.raises(ValueError, match="widths .8, 13. do not fit rows of width 20"):
-        Task(joined([FIRST[1], SECOND[1]]), LABELS, joined([FIRST[0], SECOND[0]]), parts=(BOTH[0], Part("b", 13)))
+        Task(joined([FIRST[1], SECOND[1]]), LABELS, joined([FIRST[0], SECOND[0]]),
+             parts=(BOTH[0], EncoderSlice("b", 13)))
 
 
 def test_the_classifier_takes_features_of_several_encoders(tmp_path):

@@ -33,8 +33,6 @@ ALLOWED = [  # (file, pattern of the line, why)
     ("jclip_fewshot/(cli|data)/", "closed", "streams and pipes are closed"),
     ("jclip_fewshot/storage/arrays.py", "member", "what a zip archive holds is called so in its specification"),
     ("jclip_fewshot/clip/preprocess.py", "shrunk|shrank", "a picture that its decoder made smaller"),
-    ("jclip_fewshot/methods/unlabelled/upl.py", "members?", "the UPL paper ensembles several prompts"),
-    ("docs/adding_a_method.md", "`?bank`?", "the argument's name in TowerMethod.train, until that is renamed"),
     ("", "head.?width|heads? (and norms|\\d+ wide|wide|of any width)|<thead|</?head", "attention heads; HTML"),
     ("", "`heads`", "the name of a field in exported files"),
     ("jclip_fewshot/cli/(doctor|flags).py", "heads", "attention heads; the option before --methods"),
@@ -43,13 +41,8 @@ ALLOWED = [  # (file, pattern of the line, why)
 # Still there, in files that are being worked on: (file, word). Empty this list; add nothing to it.
 STILL_THERE = {
     *((f"jclip_fewshot/combine/{name}.py", "settle[sd]?") for name in ("ensemble", "refinement", "strength")),
-    *((f"jclip_fewshot/{name}.py", "Parts?") for name in (
-        "task", "pipeline", "classifier", "features/sources", "features/several", "features/table", "methods/plan")),
-    *((name, "members?") for name in (
-        "jclip_fewshot/classifier.py", "benchmarks/ensemble.py", "docs/classifier.md", "docs/ensemble.md")),
-    *((name, HEADS) for name in (
-        "docs/ensemble.md", "docs/classifier.md", "docs/methods.md",
-        "jclip_fewshot/report/run.html.j2")),
+    *((name, "members?") for name in ("benchmarks/ensemble.py", "docs/ensemble.md")),
+    *((name, HEADS) for name in ("docs/ensemble.md", "docs/methods.md", "jclip_fewshot/report/run.html.j2")),
 }
 
 

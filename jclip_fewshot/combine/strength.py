@@ -1,24 +1,18 @@
 """What decides how strongly a test set is refined, and how much each class counts.
 
-With shots, held-out shots decide. For each fold, every image and every held-out shot is answered by fits that did not
-see the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
+With shots, held-out ones decide: for each fold, all images and the held-out shots are answered by fits that did not see
+the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
 
     gain_s(C) = p(y_s | start + C e) - p(y_s | start)       each at the temperature that suits the held-out shots best
 
-weighed by how many images seem to be of class y_s. Of the strengths that gain and are not significantly behind the
-best one (two standard errors), the nearest to `STANDARD` is taken; none where no gain exceeds its standard error.
-
-Without shots, the answers of the names are the labels: C is the temperature at which the Gaussians, to which no image
-contributes its own vote, explain them best, at most `MOST`. Nothing is done where classes have too few images, or where
-KL(names || Gaussians) exceeds `MOST_APART` times the entropy of the names' answers.
+weighed by how many images seem to be of class y_s. Without shots, C is the temperature at which the Gaussians explain
+the names' answers best; nothing is done where these two disagree or classes have too few images.
 
 With shots, class weights w come from a Dirichlet prior on the class proportions where most classes are absent, and
-from a draw to equal shares where the set seems balanced:
+from a draw to equal shares where the set seems balanced (V the variance of its relative class masses, E its error):
 
-    V_0  = s + nu K / N      the variance of relative class masses in a balanced set: s between classes, nu between
-                             images, both measured on held-out shots, which are balanced
-    beta = clip(1 - (V + E - V_0) / (a² V_0), 0, 1)     V of this set, E its standard error; a the mean p of the label
-    share_k ~ (relative mass of k)^(1 - beta),  p'_nk ~ p_nk v_k  with  sum_n p'_nk = N share_k    (Sinkhorn and Knopp)
+    V_0  = s + nu K / N      V of a balanced set, s between classes and nu between images, by the held-out shots
+    beta = clip(1 - (V + E - V_0) / (a² V_0), 0, 1),  share_k ~ (relative mass)^(1 - beta)      a  mean p of the label
 
 Letters: N images, K classes, G held-out shots, D feature width. Measurements: docs/refinement.md.
 """
@@ -137,8 +131,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
         importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
     importance /= max(importance.mean(), TINY)
-    before, inverse = calibrated(start, labels, importance)
-    after = [calibrated(start + np.float32(c) * e, labels, importance) for c in STRENGTHS]
+    spread = spread_of(start)
+    before, inverse = calibrated(start, labels, importance, spread)
+    after = [calibrated(start + np.float32(c) * e, labels, importance, spread) for c in STRENGTHS]
     gains = np.stack([probs for probs, _ in after]) - before
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
@@ -207,10 +202,20 @@ def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
     return means, np.sqrt((importance ** 2 * (gains - means[:, None]) ** 2).sum(axis=1)) / gains.shape[1]
 
 
-def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that."""
-    inverse = temperature(logits, labels, importance)
+def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray, spread: float
+               ) -> tuple[np.ndarray, float]:
+    """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that.
+
+    spread: of all logits that are compared. `temperature` keeps near 1, and would leave the larger ones too sure.
+    """
+    scale = spread / max(spread_of(logits), TINY)
+    inverse = scale * temperature(np.float32(scale) * logits, labels, importance)
     return softmax(np.float32(inverse) * logits)[np.arange(len(labels)), labels], inverse
+
+
+def spread_of(logits: np.ndarray) -> float:
+    """Return the standard deviation of logits (G, K) within rows."""
+    return float((logits - logits.mean(axis=1, keepdims=True)).std())
 
 
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.task import Part, joined, joined_scale
+from jclip_fewshot.task import EncoderSlice, joined, joined_scale
 
 
 def encoders_of(record: dict) -> list[dict]:
@@ -75,7 +75,7 @@ class SeveralSources:
         return {**first, "others": others}
 
 
-def _named(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _named(parts: Sequence[EncoderSlice]) -> tuple[EncoderSlice, ...]:
     """Names that differ: a second "model" becomes model-2."""
     seen: Counter = Counter()
     named = []

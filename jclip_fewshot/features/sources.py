@@ -31,7 +31,7 @@ from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
 from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import TableSource
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.task import Part, Task
+from jclip_fewshot.task import EncoderSlice, Task
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
@@ -148,13 +148,13 @@ class EncoderSource:
         return self._encoder.scale
 
     @property
-    def part(self) -> Part:
+    def part(self) -> EncoderSlice:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
         name = given.as_posix().replace("/", "-") if is_released(given) else given.name or given.resolve().name
         if given.suffix in CHECKPOINT_SUFFIXES and not given.is_dir():
             name = given.stem
-        return Part(name, encoder.width, encoder.has_text, encoder.scale)
+        return EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale)
 
     parts = ()  # one encoder
 

@@ -13,7 +13,7 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.arrays import Field, load_arrays
-from jclip_fewshot.task import CLIP_SCALE, Part
+from jclip_fewshot.task import CLIP_SCALE, EncoderSlice
 
 _SCHEMA = {"path": Field("text", "N"), "feature": Field("float", "N D", rows=True),
            "classes": Field("text", "K", needed=False), "text": Field("float", "K D", rows=True, needed=False)}
@@ -84,9 +84,9 @@ class TableSource:
         return self.text[[self.classes.index(name) for name in class_names]]
 
     @property
-    def part(self) -> Part:
+    def part(self) -> EncoderSlice:
         """The encoder among several."""
-        return Part(Path(self._given).stem, self.feature.shape[1], self._with_text)
+        return EncoderSlice(Path(self._given).stem, self.feature.shape[1], self._with_text)
 
     def record(self) -> dict:
         """What test.py needs to open the same source again."""

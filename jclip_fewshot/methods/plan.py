@@ -17,7 +17,7 @@ from jclip_fewshot.console import duration, tell
 from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Given, Method
-from jclip_fewshot.task import Part, Task
+from jclip_fewshot.task import EncoderSlice, Task
 
 OF = "@"  # between a method and its encoder, where there are several: gda@RN50
 CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/tuning.md
@@ -92,7 +92,7 @@ def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[s
     return [*names_on(on_rows, task.parts), *towers]
 
 
-def names_on(names: Sequence[str], parts: Sequence[Part]) -> list[str]:
+def names_on(names: Sequence[str], parts: Sequence[EncoderSlice]) -> list[str]:
     """Return the methods on rows of each encoder, `gda@RN50`; the bare names for one encoder.
 
     Raise UserError if an encoder has no text and no method can do without.

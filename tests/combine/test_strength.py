@@ -10,6 +10,7 @@ from jclip_fewshot.combine.strength import (
     HeldOutFold,
     balanced_shares,
     balancing_weights,
+    by_shots,
     choose_concentration,
     class_weights,
     classes_present,
@@ -221,3 +222,30 @@ def test_the_strength_without_shots_is_the_temperature_of_the_answers(c):
     found, apart = explaining(e, softmax(np.float32(c) * e))
     assert found == pytest.approx(c, rel=0.05) and apart < 1e-3
     assert explaining(e, softmax(99 * e))[0] == pytest.approx(MOST, rel=0.05)
+
+
+def fold_with_evidence(seed, scale):
+    """A fold whose answers are right in most cases and too unsure, and the images (N, K) that they stand for."""
+    rng, few = np.random.default_rng(seed), 8
+    labels = np.tile(np.arange(few), 20)
+    logits = (scale * (2 * np.eye(few)[labels] + rng.standard_normal((len(labels), few)))).astype(np.float32)
+    probs = softmax(logits)
+    return HeldOutFold(None, np.empty((len(labels), 0)), labels, lambda rows: probs[:len(rows)]), probs, logits
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
+def test_evidence_that_only_makes_answers_surer_is_no_gain(scale):
+    """It repeats the start: only the temperature differs, however unsure or too sure the start was."""
+    fold, probs, logits = fold_with_evidence(0, scale)
+    strength, found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
+                               lambda rows, settled, fold: logits)
+    assert strength.weight == 0, found
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
+def test_evidence_with_news_gains_and_its_temperature_follows(scale):
+    fold, probs, _ = fold_with_evidence(0, scale)
+    news = 0.3 * np.random.default_rng(1).standard_normal((len(probs), 8)) + 0.3 * np.eye(8)[fold.labels]
+    strength, found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
+                               lambda rows, settled, fold: news.astype(np.float32))
+    assert strength.weight > 0 and found["gain"] > found["error"]
