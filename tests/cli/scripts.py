@@ -39,6 +39,7 @@ def call_here(folder, *line):
             mock.patch.object(start, "signals_are_ours", return_value=False):  # it would end this process
         try:
             os.chdir(folder)
+            console.quiet = console.verbose = False
             sys.argv = [str(ROOT / ("jclip_fewshot/__main__.py" if table else script)), *arguments]
             command.run(main)
         except SystemExit as end:
