@@ -1,4 +1,4 @@
-"""What a second encoder gives, with its text tower and without. docs/encoders.md has the table.
+"""What a second encoder gives, with its text tower and without. docs/notes/encoders.md has the table.
 
     OMP_NUM_THREADS=1 python benchmarks/encoders.py [--seed 1] [--seeds 5] [--shots 4] [--methods ...]
 

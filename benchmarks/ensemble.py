@@ -65,7 +65,7 @@ def ceilings(held_out, logits, task, labels):
     scale = Ensemble().fit(held_out, task).pool_.scale
     log_probs = [log_softmax(np.float32(a) * one) for a, one in zip(scale, everything)]
     for size in (2, 3, 4):
-        means = (sum(log_probs[m] for m in members) for members in combinations(range(len(log_probs)), size))
+        means = (sum(log_probs[m] for m in some) for some in combinations(range(len(log_probs)), size))
         answers[f"! best mean of {size} heads, picked by them"] = max(means, key=lambda mean: top1(mean, labels))
     return answers
 

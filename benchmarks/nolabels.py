@@ -1,4 +1,4 @@
-"""What each method without labels is worth on the built-in contest: the tables of docs/nolabels.md.
+"""What each method without labels is worth on the built-in contest: the tables of docs/notes/nolabels.md.
 
     python benchmarks/nolabels.py [--seed 1] [--part prompts|names|support|shots] [--work DIR]
 

@@ -5,7 +5,7 @@
 Of each class, part of the suite's labelled test rows becomes the pool that shots are chosen from, and the rest
 (three rows or more) the test. Both rules see the same pool, and each draw splits the rows again, so that the
 differences are paired. Beside each test score stands what the shots themselves said of it: cv, the top-1 of shots left
-out. ± is the standard deviation over draws. Numbers: docs/selection.md.
+out. ± is the standard deviation over draws. Numbers: docs/notes/selection.md.
 """
 
 import argparse

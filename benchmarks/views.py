@@ -1,4 +1,4 @@
-"""What more views of each test image give, and what they cost. docs/views.md has the table.
+"""What more views of each test image give, and what they cost. docs/notes/views.md has the table.
 
     OMP_NUM_THREADS=1 python benchmarks/views.py [--views 1 2 5 10] [--seeds 5] [--model FILE]
     OMP_NUM_THREADS=1 python benchmarks/views.py --logits 10

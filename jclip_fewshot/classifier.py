@@ -46,7 +46,7 @@ class FewShotClassifier:
     """Few-shot image classification on CLIP.
 
     model: a released CLIP's name or a checkpoint file; not needed where all images are given as features. A list:
-        several encoders, each with methods of its own (docs/encoders.md).
+        several encoders, each with methods of its own (docs/notes/encoders.md).
     class_names (K,): what the prompts say; labels are then whole numbers, the classes' places in it, or names of it.
         None: the labels themselves, which have to be names then. `fit` takes it, too.
     text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
@@ -54,7 +54,7 @@ class FewShotClassifier:
     methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
         Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
-        (docs/views.md). seed: of the views and of training.
+        (docs/notes/views.md). seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
         underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from jclip_fewshot import console
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -15,6 +17,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data beside the checkout ({folder.name}/)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    """Every test hears notes and progress, whatever the command of another one has set."""
+    monkeypatch.setattr(console, "quiet", False)
+    monkeypatch.setattr(console, "verbose", False)
 
 
 def hear_ctrl_c():

@@ -161,7 +161,8 @@ def test_arguments_are_not_changed_in_place(toys):
     assert names == [*QUICK, "tells"]
 
 
-@pytest.mark.parametrize("methods", ["gda,proker", ["gda", "proker"], choose("gda,proker")], ids=["text", "list", "choice"])
+@pytest.mark.parametrize("methods", ["gda,proker", ["gda", "proker"], choose("gda,proker")],
+                         ids=["text", "list", "choice"])
 def test_a_fit_without_shots_loses_no_method_and_no_argument(methods):
     pipeline = Pipeline(methods, seed=3)
     auto = Pipeline("auto").fit(no_shots())

@@ -111,7 +111,7 @@ def advice(runs: Sequence[Run]) -> str:
         config = run.record.config
         return config.demo_seed if config.demo else run.where(config.data), config.board
 
-    # shots that were chosen to lie apart are pessimistic (docs/selection.md): not to be compared with drawn ones
+    # shots that were chosen to lie apart are pessimistic (docs/notes/selection.md): not to be compared with drawn ones
     found = {run.folder.name: held for run in runs for held in [run.record.held_out()]
              if held is not None and of(run) == of(runs[0]) and run.record.config.select == "random"}
     if len(found) < 2:

@@ -159,7 +159,7 @@ def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
 def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = False, views: int = 1) -> int:
     """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
 
-    refine: answer all of them together, at the end. views: averaged a picture (docs/views.md).
+    refine: answer all of them together, at the end. views: averaged a picture (docs/notes/views.md).
     Raise UserError if none could be read.
     """
     pipeline, source, _, root = asked

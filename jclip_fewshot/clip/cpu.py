@@ -94,7 +94,7 @@ def bfloat16_is_faster() -> bool:
     """Whether a product takes less time in bfloat16 than in float32 here, by the kind of processor.
 
     About 1.8 times as fast with AVX512_BF16 on AMD's processors, 4 times or more with Intel's AMX, and 0.6 times on an
-    Intel that has the one without the other (docs/speed.md). Not timed: a run that is repeated, or goes on after
+    Intel that has the one without the other (docs/notes/speed.md). Not timed: a run that is repeated, or goes on after
     Ctrl-C, must choose alike, and what else a machine does moves timings by more than that.
     """
     return not lacks_bfloat16() and ("AuthenticAMD" in _processor() or _known()[1])

@@ -131,8 +131,8 @@ def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, kappa: float, rho
     found = [stack_weights(few, place, row_weights, prior, evidence)
              for prior, evidence in ((equal, kappa), (strong, kappa * EVIDENCE_FOR_STRONG / EVIDENCE_FOR_EQUAL))]
     weights = np.mean([w for w, _ in found], axis=0)
-    bias, settled = class_bias(np.tensordot(weights.astype(np.float32), log_probs, 1), labels, row_weights, rho)
-    return Pool(scale, weights, bias, settled and all(converged for _, converged in found))
+    bias, found_bias = class_bias(np.tensordot(weights.astype(np.float32), log_probs, 1), labels, row_weights, rho)
+    return Pool(scale, weights, bias, found_bias and all(converged for _, converged in found))
 
 
 def most_likely(log_probs: np.ndarray, labels: np.ndarray,

@@ -103,21 +103,21 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         why = "each image keeps its own answer: the text says too little about the shots"
         return result_of(given, given, task, num_classes, {"features": {"why": why}})
     weights, decisions = class_weights(probs, folds, task.seen) if folds else (ClassWeights(classes_present(probs)), {})
-    settled = weights.settle(probs)
+    u = weights.apply(probs)
     if folds:
         # the held-out shots do not see each other: they may outnumber the images
         strength, found = by_shots(probs, features, folds, weights, force, lambda rows, assignments, fold: (
             Mixture(rows, assignments, fold.task).evidence(fold.features, np.float32(0))))
     else:
         some = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
-        e = Mixture(features, settled, task).evidence(features[some], settled[some])
+        e = Mixture(features, u, task).evidence(features[some], u[some])
         strength, found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
     if strength.weight:
-        settled = fixed_point(probs, features, task, settled, strength, weights, STEPS[0] if folds else STEPS[1])
+        u = fixed_point(probs, features, task, u, strength, weights, STEPS[0] if folds else STEPS[1])
     elif not weights.shown:
         return result_of(given, given, task, round(weights.present), decisions)
-    refined = keep_ranking(probs, settled, 0.5 if folds else 0.0)
+    refined = keep_ranking(probs, u, 0.5 if folds else 0.0)
     return result_of(refined if copy_of is None else refined[copy_of], given, task, round(weights.present), decisions)
 
 
@@ -129,7 +129,7 @@ def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments
         for rows in blocks(len(probs)):
             evidence = mixture.evidence(features[rows], assignments[rows])
             updated[rows] = softmax(np.log(probs[rows] + np.float32(TINY)) + np.float32(strength.weight) * evidence)
-        assignments = weights.settle(updated)
+        assignments = weights.apply(updated)
     if strength.temperature != 1:
         assignments = assignments ** np.float32(1 / strength.temperature)
         assignments /= assignments.sum(axis=1, keepdims=True)

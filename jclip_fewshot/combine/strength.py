@@ -88,25 +88,25 @@ class ClassWeights:
         """Whether w is anything but zero."""
         return self.sparse or self.shares is not None
 
-    def settle(self, base: np.ndarray) -> np.ndarray:
+    def apply(self, base: np.ndarray) -> np.ndarray:
         """Return base (N, K) with weights, rows summing to 1."""
         if self.shares is not None:
             return _normal(base * np.exp(balancing_weights(base, self.shares)))
-        settled = base
+        u = base
         for _ in range(WEIGHT_STEPS if self.sparse else 0):
-            settled = _normal(base * self._sparse(settled, settled))
-        return settled
+            u = _normal(base * self._sparse(u, u))
+        return u
 
     def of_held_out(self, answers: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
         """Return w (K,) of a row that is not in the set with `answers` (N, K), and these with weights."""
-        settled = self.settle(answers)
+        u = self.apply(answers)
         if self.shares is not None:
-            return balancing_weights(answers, self.shares), settled
-        return np.log(self._sparse(settled, np.float32(0))) if self.sparse else 0.0, settled
+            return balancing_weights(answers, self.shares), u
+        return np.log(self._sparse(u, np.float32(0))) if self.sparse else 0.0, u
 
-    def _sparse(self, settled: np.ndarray, own: np.ndarray | np.float32) -> np.ndarray:
+    def _sparse(self, u: np.ndarray, own: np.ndarray | np.float32) -> np.ndarray:
         """o / (o + full) of rows that are in the set with assignments `own`."""
-        mass = settled.sum(axis=0, dtype=np.float64).astype(np.float32)
+        mass = u.sum(axis=0, dtype=np.float64).astype(np.float32)
         others = np.maximum(mass - own, 0) + np.float32(self.concentration)
         return others / (others + np.float32(self.full))
 
@@ -124,9 +124,9 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
                                                      f"{weights.present} classes, hardly two of one"}
     start, e, labels, importance = [], [], [], []
     for fold in folds:
-        own_weights, settled = weights.of_held_out(fold.answer(features))
+        own_weights, u = weights.of_held_out(fold.answer(features))
         start.append(np.log(fold.own_answers + np.float32(TINY)) + own_weights)
-        e.append(evidence(features, settled, fold))
+        e.append(evidence(features, u, fold))
         labels.append(fold.labels)
         importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
     start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
@@ -251,7 +251,7 @@ def _presence(probs: np.ndarray) -> tuple[float, int]:
     concentration = choose_concentration(probs)
     # without a level o / (o + f) tends to o / f: what a class of its own weight would receive
     sparse = ClassWeights(0, np.isfinite(concentration), concentration, 1e6)
-    return concentration, int((sparse.settle(probs).sum(axis=0, dtype=np.float64) >= 0.5).sum())
+    return concentration, int((sparse.apply(probs).sum(axis=0, dtype=np.float64) >= 0.5).sum())
 
 
 def choose_concentration(probs: np.ndarray) -> float:

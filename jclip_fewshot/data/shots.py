@@ -4,7 +4,7 @@ The contest lets each class have any k of its images, and it has hundreds. A ran
 or a mislabelled photo, or the same scene twice. Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM)
 in CLIP's feature space: the k images for which the sum of each image's distance 1 - x·x' to the nearest of them is
 least, so that they cover what the class looks like. The rows that lie farthest from the rest, or are read as another
-class, may not be chosen and need not be covered. docs/selection.md has what else was tried.
+class, may not be chosen and need not be covered. docs/notes/selection.md has what else was tried.
 
 Letters: m images of one class's pool, k shots, K classes, D feature width.
 """
@@ -106,7 +106,7 @@ def rule(shots: int, seed: int, select: str = "random", pool: int = 0, shot_list
 
 
 def caution(select: str, shot_list: str = "") -> str:
-    """What to know of held-out scores on shots so chosen; "" where they are as they seem. See docs/selection.md."""
+    """Return what to know of held-out scores on shots so chosen, or "" (docs/notes/selection.md)."""
     if select != "representative" or shot_list:
         return ""
     return ("cv is pessimistic with representative shots: they lie far apart, and each that is left out takes its part "

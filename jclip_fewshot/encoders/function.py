@@ -88,7 +88,7 @@ def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
 
     CLIP's projection keeps D of W directions of one token. This row is what it leaves out as well: the class token
     after the last norm, and maximum and minimum over the patches' tokens after it, each of unit length. Mean,
-    deviation and earlier blocks were tried: docs/tuning.md.
+    deviation and earlier blocks were tried: docs/notes/tuning.md.
     """
     tokens = model.visual.ln_post(model.visual.transformer.resblocks[last_block(model)](x))
     patches = tokens[:, 1:]

@@ -14,7 +14,7 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.json_files import read_json, write_json
 
-COSINE = 0.9995  # the least of any image or sentence to its float32 features; docs/speed.md
+COSINE = 0.9995  # the least of any image or sentence to its float32 features; docs/notes/speed.md
 VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
 _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 

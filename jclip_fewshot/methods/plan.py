@@ -2,7 +2,7 @@
 
 auto takes the default methods that the data can serve, and of those that tune a tower as many as stay within so many
 floating-point operations a core on a CPU. That budget is fixed, so that a run repeats; the measured speed only serves
-the estimate that is printed: training reaches a share of the rate of Jittor's 1024³ product (docs/tuning.md).
+the estimate that is printed: training reaches a share of the rate of Jittor's 1024³ product (docs/notes/tuning.md).
 """
 
 import time
@@ -20,8 +20,8 @@ from jclip_fewshot.methods.base import ALWAYS, NEVER, SHOTS, TEXT, TOWER, UNLABE
 from jclip_fewshot.task import EncoderSlice, Task
 
 OF = "@"  # between a method and its encoder, where there are several: gda@RN50
-CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/tuning.md
-SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 and more on AVX-512 (docs/tuning.md)
+CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/notes/tuning.md
+SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, from 0.45 on AVX-512 (docs/notes/tuning.md)
 GROUPS = ("auto", "fast", "all")
 WANTING = {  # what to say of a named method whose need is not met
     SHOTS: "learns from labelled images, and there is none",

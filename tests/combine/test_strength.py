@@ -164,11 +164,11 @@ def test_classes_without_shots_keep_their_share():
 
 def test_weights_silence_absent_classes_only():
     base = softmax(3 * np.random.default_rng(0).standard_normal((40, 6)))
-    np.testing.assert_array_equal(ClassWeights(6).settle(base.copy()), base)
+    np.testing.assert_array_equal(ClassWeights(6).apply(base.copy()), base)
     base[:, 5] *= 1e-3
     base /= base.sum(1, keepdims=True)
     kept = base.copy()
-    settled = ClassWeights(5, True, 0.1, 8.0).settle(base)
+    settled = ClassWeights(5, True, 0.1, 8.0).apply(base)
     assert (settled[:, 5] < 0.1 * base[:, 5]).all() and settled[:, :5].sum() > base[:, :5].sum()
     np.testing.assert_array_equal(base, kept)
 

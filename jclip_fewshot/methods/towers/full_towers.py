@@ -11,7 +11,7 @@ model's scale. The authors' code names ln_pre, ln_post and ln_final as well, and
 
 Of both, the text tower trains on one template; what that moves its rows by is added to the rows of all sentences, and
 these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows. For a GPU: on two
-cores a training on the contest takes hours (docs/tuning.md).
+cores a training on the contest takes hours (docs/notes/tuning.md).
 
 S shots · B images a step · L tokens · W width · K classes
 """

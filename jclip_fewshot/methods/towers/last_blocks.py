@@ -7,7 +7,7 @@ training costs seconds to minutes on a CPU.
 
 t: text rows, kept as the anchor by weight decay on ΔC and by the safeguards of base.py. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
-Settings: docs/tuning.md.
+Settings: docs/notes/tuning.md.
 
 S shots · B images a step · L tokens · W width · K classes · D feature width
 """
