@@ -21,7 +21,7 @@ from jclip_fewshot.task import EncoderSlice, Task
 
 OF = "@"  # between a method and its encoder, where there are several: gda@RN50
 CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/notes/tuning.md
-SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, from 0.45 on AVX-512 (docs/notes/tuning.md)
+SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 up on AVX-512 (docs/notes/tuning.md)
 GROUPS = ("auto", "fast", "all")
 WANTING = {  # what to say of a named method whose need is not met
     SHOTS: "learns from labelled images, and there is none",

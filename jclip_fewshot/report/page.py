@@ -268,7 +268,8 @@ def _sizes(run: ReportData) -> dict[str, Any]:
     encoder = None if None in counted else sum(count for count in counted if count is not None)
     sizes, total = analysis.parameter_count(encoder, run.arrays)
     ensemble = sizes.pop("ensemble", 0)
-    return {"encoder": encoder, "methods": sum(sizes.values()), "count": len(sizes), "ensemble": ensemble, "total": total,
+    return {"encoder": encoder, "methods": sum(sizes.values()), "count": len(sizes), "ensemble": ensemble,
+            "total": total,
             "share": 100 * total / analysis.LIMIT, "limit": analysis.LIMIT // 10 ** 6}
 
 

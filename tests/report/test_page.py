@@ -126,9 +126,9 @@ def test_the_scores_are_the_records(run, page):
 
 def test_the_parameters_are_counted(page):
     sizes = {part: int(cells(page, f'data-part="{part}"')[0][0]["data-value"])
-             for part in ("encoder", "heads", "ensemble", "total")}
+             for part in ("encoder", "methods", "ensemble", "total")}
     # keys_ and learned.w; not the copy of the text rows, not the mask
-    assert sizes == {"encoder": 151_277_313, "heads": 22 * WIDTH, "ensemble": 3, "total": 151_277_316 + 22 * WIDTH}
+    assert sizes == {"encoder": 151_277_313, "methods": 22 * WIDTH, "ensemble": 3, "total": 151_277_316 + 22 * WIDTH}
 
 
 def test_the_guesses_are_the_answers(run, page):
