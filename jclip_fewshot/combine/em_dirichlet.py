@@ -175,25 +175,15 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     tolerance: stop when alpha changes less (relative, Frobenius); 0 runs every round.
     Raises ValueError where shapes or labels do not fit.
     """
-    probs = np.asarray(probs)
-    if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
-        raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
-    if (support_probs is None) != (support_labels is None):
-        raise ValueError("support_probs and support_labels go together")
+    probs = _checked(probs, support_probs, support_labels)
     num_queries, num_classes = probs.shape
     supports = _support_sums(support_probs, support_labels, num_classes, eps)
     weight = num_classes // 5 * num_queries if weight is None else weight
     iterations = (10 if hard else 20) if iterations is None else iterations
     block = max(1, int(BLOCK_BYTES // (8 * num_classes)))
     blocks = [slice(i, min(i + block, num_queries)) for i in range(0, num_queries, block)]
-
     alpha = np.ones((num_classes, num_classes))
-    log_sums, mass = np.zeros((num_classes, num_classes)), np.zeros(num_classes)
-    for rows in blocks:  # the start: u = z
-        z = probs[rows].astype(np.float64)
-        log_z = np.log(z + eps)
-        log_sums += matmul(z.T, log_z)
-        mass += z.sum(0)
+    log_sums, mass, log_z = _start(probs, blocks, eps)
     assignments = np.zeros_like(probs, _float(probs))
     scores = np.zeros_like(assignments) if hard else assignments
     objective, criterion, newton_steps = [], [], []
@@ -215,26 +205,18 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         for rows in blocks:
             if len(blocks) > 1:
                 log_z = np.log(probs[rows].astype(np.float64) + eps)
-            u = matmul(log_z, (alpha - 1).T)  # the logits, in place from here on
-            u += offset
-            top = u.max(1, keepdims=True)
-            u -= top
-            np.exp(u, out=u)
-            norm = u.sum(1, keepdims=True)
-            u /= norm
-            fitness += float(top.sum() if hard else (top + np.log(norm)).sum())
+            u, fit_of_rows = _responsibilities(log_z, alpha, offset, hard)
+            fitness += fit_of_rows
             scores[rows] = u
             if hard:
                 u = (np.arange(num_classes) == u.argmax(1)[:, None]).astype(np.float64)
                 assignments[rows] = u
-            block_mass = u.sum(0)
-            some = block_mass > eps
+            some = u.sum(0) > eps
             log_sums[some] += matmul(u[:, some].T, log_z)
-            mass += block_mass
+            mass += u.sum(0)
         share = mass / num_queries
-        complexity = weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
-        support_fitness = supports.counts @ log_norm + ((alpha - 1) * supports.log_sums).sum()
-        objective.append(fitness + complexity + float(support_fitness))
+        fitness += weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
+        objective.append(fitness + float(supports.counts @ log_norm + ((alpha - 1) * supports.log_sums).sum()))
         criterion.append(float(np.linalg.norm(alpha - previous) / np.linalg.norm(previous)))
         newton_steps.append(fit.steps)
         if criterion[-1] < tolerance:
@@ -243,6 +225,40 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are near the optimum, not at it")
     return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
                         len(objective), fits_converged and criterion[-1] < max(tolerance, 1e-12))
+
+
+def _checked(probs, support_probs, support_labels) -> np.ndarray:
+    """The queries' rows as an array. Raise ValueError if shapes do not fit."""
+    probs = np.asarray(probs)
+    if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
+        raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
+    if (support_probs is None) != (support_labels is None):
+        raise ValueError("support_probs and support_labels go together")
+    return probs
+
+
+def _start(probs: np.ndarray, blocks: list[slice], eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sums of z ln z (K, K) and of z (K,), where u = z, and ln z of the last block."""
+    classes = probs.shape[1]
+    log_sums, mass, log_z = np.zeros((classes, classes)), np.zeros(classes), np.zeros(0)
+    for rows in blocks:
+        z = probs[rows].astype(np.float64)
+        log_z = np.log(z + eps)
+        log_sums += matmul(z.T, log_z)
+        mass += z.sum(0)
+    return log_sums, mass, log_z
+
+
+def _responsibilities(log_z: np.ndarray, alpha: np.ndarray, offset: np.ndarray, hard: bool) -> tuple[np.ndarray, float]:
+    """u (n, K) of rows with ln z (n, K), and the sum of their log-normalisers; of their largest logits if hard."""
+    u = matmul(log_z, (alpha - 1).T)  # the logits, in place from here on
+    u += offset
+    top = u.max(1, keepdims=True)
+    u -= top
+    np.exp(u, out=u)
+    norm = u.sum(1, keepdims=True)
+    u /= norm
+    return u, float(top.sum() if hard else (top + np.log(norm)).sum())
 
 
 @dataclass(frozen=True)

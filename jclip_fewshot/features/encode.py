@@ -47,8 +47,7 @@ def encode_images(encoder: Encoder, paths: Sequence, **how: Any) -> tuple[np.nda
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, workers: int | None = None,
                  shard: tuple[int, int] = (0, 1), stage: str = "images", on_start: Callable[[int], Any] | None = None,
                  depth: Depth = ROWS, **how: Any) -> tuple[np.ndarray, Bad]:
-    """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded,
-    whose rows are zeros.
+    """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded.
 
     cache: where rows are looked for and kept; None computes them all. workers: decoding processes; None fits them to
     the machine, 0 decodes in this process. on_start: told before the first batch how many images will be encoded.
@@ -72,7 +71,6 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
             rows, found = store.get(digests)
             found &= known
-
     batch = _images_a_batch(encoder, views)
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
     workers = _workers(workers, len(wanted) * views // IMAGES_A_WORKER)
