@@ -130,7 +130,14 @@ class Run:
     @cached_property
     def pipeline(self) -> Pipeline:
         """What was learned. Raise UserError if the file is damaged or of another version."""
-        return Pipeline.from_state(self.arrays(STATE_SCHEMA))
+        try:
+            arrays = self.arrays(STATE_SCHEMA)
+        except UserError:
+            if "methods" in self.arrays():
+                raise
+            raise UserError(f"{self.folder} was trained by an earlier version of this program and cannot be read: "
+                            f"{next_command('train')} --from-run {shlex.quote(str(self.folder))} trains it again") from None
+        return Pipeline.from_state(arrays)
 
     def arrays(self, schema: Schema = ANY) -> dict[str, np.ndarray]:
         """Return the arrays of what was learned, checked against a schema."""

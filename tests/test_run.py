@@ -123,6 +123,13 @@ def test_a_run_of_other_classes_is_refused(tmp_path):
         run.require_same_classes(["a", "b", "c"])
 
 
+def test_a_run_of_an_earlier_version_says_how_to_train_it_again(tmp_path):
+    run = finished(tmp_path, "old")
+    save_arrays(run.folder / "model.npz", {"names": np.array(["gda"]), "heads/gda/b_": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="earlier version .* --from-run .*old trains it again"):
+        Run.open(run.folder).pipeline  # noqa: B018  reads it
+
+
 def test_runs_that_end_in_the_same_second_get_a_folder_each(tmp_path):
     run = finished(tmp_path)
     with ThreadPoolExecutor(8) as pool:
