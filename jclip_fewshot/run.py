@@ -136,7 +136,8 @@ class Run:
             if "methods" in self.arrays():
                 raise
             raise UserError(f"{self.folder} was trained by an earlier version of this program and cannot be read: "
-                            f"{next_command('train')} --from-run {shlex.quote(str(self.folder))} trains it again") from None
+                            f"{next_command('train')} --from-run {shlex.quote(str(self.folder))} trains it "
+                            "again") from None
         return Pipeline.from_state(arrays)
 
     def arrays(self, schema: Schema = ANY) -> dict[str, np.ndarray]:
