@@ -229,12 +229,14 @@ def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndar
     known = np.concatenate([fold.own_answers for fold in folds])
     sparse = concentration < 1 and present < min(probs.shape) / 2 * _presence(known)[1] / min(known.shape)
     shares, found = (None, {"beta": 0.0}) if sparse else balanced_shares(probs, folds, seen)
-    why = f"about {present} of {probs.shape[1]} classes seem to have an image here; none counts less"
+    why = f"about {present} of {probs.shape[1]} classes seem to have an image here"
     if sparse:
-        why = f"only {why.replace('none counts', 'the others count')}"
+        why = f"only {why}; the other classes are given less weight"
     elif shares is not None:
         why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
                f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
+    else:
+        why = f"{why}; no class is given less weight"
     found = {"concentration": concentration if np.isfinite(concentration) else None, "present": present,
              "sparse": sparse, **found, "why": why}
     return ClassWeights(present, sparse, concentration, len(probs) / max(present, 1), shares), {"classes": found}
