@@ -179,10 +179,11 @@ class FewShotClassifier:
     def _learn(self, rows: np.ndarray, numbers: np.ndarray, text: np.ndarray, names: list[str], domains: list[str],
                paths: list[str]) -> None:
         """Fit the pipeline on shots (S, D) of the classes `numbers` (S,); paths: of the shots, where they are files."""
-        scale = joined_scale(self.parts_) if self.parts_ else CLIP_SCALE
-        task = Task(rows, numbers, text, domain_indices(domains), scale, self.parts_)
         if self._source is not None and not self.parts_:
             task = make_task(rows, numbers, text, domains, self._source)
+        else:
+            scale = joined_scale(self.parts_) if self.parts_ else CLIP_SCALE
+            task = Task(rows, numbers, text, domain_indices(domains), scale, self.parts_)
         tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
                          prompts.plain_sentences(names, domains)) if paths else None
         self.class_names_ = names

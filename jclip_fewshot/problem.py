@@ -194,7 +194,7 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
     kept = keep_support(rows, labels, task.text)
     if unseen_only:
         kept &= ~task.seen[labels]
-    features = np.concatenate([task.features, rows[kept]]) if len(task) else rows[kept]
+    features = np.concatenate([task.features, rows[kept]])
     tell(f"{int(kept.sum())} of {len(kept)} support images stay: zero-shot ranks their class among the first few")
     return (replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])),
             [image for image, stays in zip(images, kept) if stays])

@@ -27,7 +27,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import log_softmax, log_sum_exp, softmax, temperature
 from jclip_fewshot.console import warn
-from jclip_fewshot.task import Fold, Task
+from jclip_fewshot.task import Task
 
 EVIDENCE_FOR_EQUAL = 10.0  # κ of equal heads, in shots
 EVIDENCE_FOR_STRONG = 30.0  # κ of few strong heads, in shots
@@ -210,7 +210,7 @@ class Ensemble:
                              f"and {task.num_classes} classes")
         self.seen_, self.offset_ = task.seen, 0.0
         self.fold_pools_: list[Pool] = []
-        usable = task.counts[task.labels] > 1 if len(task) else np.zeros(0, bool)
+        usable = task.can_be_left_out
         if not usable.any():
             prior, found = untested_weights(self.names_, task, ignore_text, ignore_shots)
             self.pool_ = Pool(np.ones(len(prior)), prior, np.zeros(int(task.seen.sum()) or task.num_classes))
@@ -223,7 +223,7 @@ class Ensemble:
         labels = np.searchsorted(columns, task.labels)
         self.pool_ = fit_pool(inner if usable.all() else [one[usable] for one in inner], labels[usable], self.kappa,
                               self.rho)
-        crossed = self._cross_fitted(inner, labels, task.folds())
+        crossed = self._cross_fitted(inner, labels, task)
         converged = all(pool.converged for pool in (self.pool_, *self.fold_pools_))
         if not converged:
             warn("ensemble: the search for the heads' weights did not converge; they are near the best, not the best")
@@ -299,14 +299,12 @@ class Ensemble:
         bias[self.seen_ if self.seen_.any() else slice(None)] = self.pool_.bias
         return bias
 
-    def _cross_fitted(self, inner: Sequence[np.ndarray], labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
+    def _cross_fitted(self, inner: Sequence[np.ndarray], labels: np.ndarray, task: Task) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
-        usable = np.zeros(len(labels), bool)
-        usable[np.concatenate([fold.left_out for fold in folds])] = True
         self.fold_pools_ = []
-        for fold in folds:
-            rest = usable.copy()
+        for fold in task.folds():
+            rest = task.can_be_left_out.copy()
             rest[fold.left_out] = False
             self.fold_pools_.append(fit_pool([one[rest] for one in inner], labels[rest], self.kappa, self.rho,
                                              self.pool_.scale) if rest.any() else self.pool_)

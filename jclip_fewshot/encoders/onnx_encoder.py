@@ -166,8 +166,11 @@ class OnnxEncoder(Encoder):
     def features(self, images: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> (B, D)."""
         tower = self._image
-        blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
-        found = tower.run({tower.pixels: images, **(self._ids(tower, blank) if tower.ids else {})}, self._row)
+        feeds = {tower.pixels: images}
+        if tower.ids:
+            blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
+            feeds.update(self._ids(tower, blank))
+        found = tower.run(feeds, self._row)
         if found.ndim == 2:
             return found
         return found[:, 0] if found.ndim == 3 else found.mean(axis=tuple(range(2, found.ndim)))

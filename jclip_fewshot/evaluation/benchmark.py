@@ -197,7 +197,8 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
     asked = [(entry, count, seed) for entry in entries for count in entry.counts for seed in seeds_of(settings)]
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {(entry.name, count): _cost(entry.suite(count, seeds_of(settings)[0])) for entry, count, _ in asked}
+    cost = {(entry.name, count): _cost(entry.suite(count, seeds_of(settings)[0]))
+            for entry in entries for count in entry.counts}
     left, spent, paid = sum(cost[entry.name, count] for entry, count, _ in asked), 0.0, 0.0
     for number, (entry, count, seed) in enumerate(asked, 1):
         suite, begun = entry.suite(count, seed), time.perf_counter()

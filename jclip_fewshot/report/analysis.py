@@ -110,13 +110,13 @@ class Rejection(NamedTuple):
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
     """The cost of each threshold, in 0..1; at least one image."""
     confidence, rows = probs.max(axis=1), []
+    right = None if truth is None else probs.argmax(axis=1) == truth
     for threshold in thresholds:
         low = confidence < threshold
         rejected = 100 * float(low.mean())
-        if truth is None:
+        if right is None:
             rows.append(Rejection(100 * threshold, rejected, None, None))
             continue
-        right = probs.argmax(axis=1) == truth
         accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
         rows.append(Rejection(100 * threshold, rejected, accuracy, 100 * float((right & low).mean())))
     return rows

@@ -19,7 +19,7 @@ prior.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -190,8 +190,8 @@ class EvidenceMethod(Method):
         self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, int(task.domains.max()) + 1))
         if given is None:
             self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
-        self._held_out_parts: Any = zero_shot, evidence
-        held_out = weigh(zero_shot, evidence, self.alpha_, task.domains)[usable][:, columns]
+        self.fold_logits_ = weigh(zero_shot, evidence, self.alpha_, task.domains)
+        held_out = self.fold_logits_[usable][:, columns]
         self.settings_ = {**settings, "chosen_by": "leave-one-shot-out log-loss" if given is None else "given",
                           "held_out_log_loss": mixture.loss, "held_out_top1": top1(held_out, labels[usable]),
                           "temperature": float(1 / max(mixture.weights[0], 0.05))}
@@ -213,8 +213,3 @@ class EvidenceMethod(Method):
     def _logits(self, features: np.ndarray) -> np.ndarray:
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)
         return weigh(zero_shot, self._evidence(self.evidence_rows(features)), self.alpha_, self.domains_)
-
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        zero_shot, evidence = self._held_out_parts
-        self._held_out_parts = None  # (1 + M, S, K) numbers, asked for once
-        return weigh(zero_shot, evidence, self.alpha_, task.domains)
