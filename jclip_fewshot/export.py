@@ -18,6 +18,7 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.errors import UserError, parameter
+from jclip_fewshot.methods.base import top1
 from jclip_fewshot.pipeline import OnFit, Pipeline
 from jclip_fewshot.storage.arrays import save_arrays
 
@@ -61,7 +62,7 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
     ensemble = Ensemble().fit(held_out, task)
     usable, whole = task.can_be_left_out, None
     if usable.any():
-        whole = float(100 * (pipeline.held_out_probs_.argmax(axis=1) == task.labels)[usable].mean())
+        whole = top1(pipeline.held_out_probs_[usable], task.labels[usable])
     found: dict[str, Any] = ensemble.settings_
     return Export(pooled(forms, ensemble, task), found["weights"], found.get("held_out_top1"), whole)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
@@ -17,6 +18,9 @@ from jclip_fewshot.config import Config, TestConfig, TrainConfig, ValidateConfig
 from jclip_fewshot.console import filled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.storage.json_files import read_json
+
+VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a folder
 
 Percent = Annotated[float, Meta(ge=0, le=100.0001)]  # a weighted mean may be rounded up
 Seconds = Annotated[float, Meta(ge=0)]
@@ -168,3 +172,8 @@ class Validation(Made, kw_only=True):
             raise ValueError("the numbers of shots of the curve have no method in common")
         if any(len(row["top1"]) != len(row["top5"]) for methods in self.curve.values() for row in methods.values()):
             raise ValueError("the curve has other numbers of seeds for top-1 and top-5")
+
+
+def read_validation(folder: Path) -> Validation:
+    """Return what `validate` left in a folder. Raise UserError if it is absent or damaged."""
+    return read_json(folder / VALIDATE, Validation, "validate again")

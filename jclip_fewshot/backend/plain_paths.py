@@ -38,12 +38,19 @@ def plain(path: Path) -> Path:
                 continue
             path.mkdir(parents=True, exist_ok=True)
             link = place / hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
-            if not (link.is_symlink() and os.readlink(str(link)) == str(path)):
-                temporary = place / f".{link.name}.{os.getpid()}"
-                temporary.symlink_to(path)
-                os.replace(str(temporary), str(link))
+            link_to(link, path)
             return link
         except OSError:
             continue
     raise UserError(f"Jittor cannot build in {path}: letters other than A to z, 0 to 9 and _ . + - are in its name; "
                     "move it, or set TMPDIR to a folder of your own without them")
+
+
+def link_to(link: Path, target: Path) -> None:
+    """Point `link` at `target`, replacing an older or dangling link in one step."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and os.readlink(str(link)) == str(target):
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.symlink_to(target)
+    os.replace(str(temporary), str(link))

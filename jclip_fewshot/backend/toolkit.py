@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from jclip_fewshot.backend.plain_paths import link_to
 from jclip_fewshot.storage.files import write_text
 
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
@@ -169,27 +170,17 @@ def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
     include, lib64 = folder / "include", folder / "lib64"
     for header_folder in dict.fromkeys(header.parent for header in headers.values()):
         for entry in sorted(header_folder.iterdir()):
-            _link(include / entry.name, entry)
+            link_to(include / entry.name, entry)
     if not (include / "npp.h").exists():
         write_text(include / "npp.h", _NPP_LIMITS)
     for part, (_, library) in _NEEDED.items():
-        _link(lib64 / library, shared[part])
-        _link(lib64 / shared[part].name, shared[part])  # the name that the loader asks for
+        link_to(lib64 / library, shared[part])
+        link_to(lib64 / shared[part].name, shared[part])  # the name that the loader asks for
     script = folder / "bin" / "nvcc"
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
     script.chmod(0o755)
     return script
-
-
-def _link(link: Path, target: Path) -> None:
-    """Point `link` at `target`, replacing an older or dangling link in one step."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and os.readlink(str(link)) == str(target):
-        return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(target)
-    os.replace(str(temporary), str(link))
 
 
 def _onednn_wheel_files() -> tuple[Path | None, Path | None]:
@@ -217,8 +208,8 @@ def link_onednn(jittor_home: Path) -> bool:
         return True
     if library is None or header is None:
         return False
-    _link(folder / "lib", library)
-    _link(folder / "include", header)
+    link_to(folder / "lib", library)
+    link_to(folder / "include", header)
     return True
 
 

@@ -19,12 +19,10 @@ from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
 from jclip_fewshot.evaluation.validate import mean_and_spread
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import Validation
+from jclip_fewshot.records import VALIDATE, Validation, read_validation
 from jclip_fewshot.run import Run
 from jclip_fewshot.storage.arrays import Field
-from jclip_fewshot.storage.json_files import read_json
 
-VALIDATION = "validate.json"
 # said in a column, or of no weight
 SAID_ELSEWHERE = {"runs", "name", "shots", "seed", "seeds", "data", "board", "demo", "demo_seed", "from_run", "weights",
                   *(f.name for f in fields(MachineConfig))} - {"precision"}
@@ -39,9 +37,9 @@ def runs_table(folder: Path) -> str:
     """
     runs = Run.all(folder)
     rows = [(run.record.date, _trained(run), _changed(run.record.config)) for run in runs]
-    for path in folder.glob(f"*/{VALIDATION}"):
+    for path in folder.glob(f"*/{VALIDATE}"):
         try:
-            found = read_json(path, Validation, "validate again")
+            found = read_validation(path.parent)
             rows.append((found.date, _validated(path.parent.name, found), _changed(found.config)))
         except UserError as error:
             warn(f"{error}; it is left out")

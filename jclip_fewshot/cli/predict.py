@@ -17,6 +17,7 @@ from jclip_fewshot.config import PredictConfig
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import IMAGE_SUFFIXES, count_of, walk
 from jclip_fewshot.errors import UserError, shown
+from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.features.sources import Source, TableSource
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import queries_of
@@ -111,7 +112,7 @@ class Printer:
 
     def write(self, path: str, probs: np.ndarray) -> None:
         """Write the answer to a picture with probs (K,)."""
-        best = np.argsort(-probs, kind="stable")[:self.top]
+        best = best_classes(probs[None], self.top)[0]
         answers = [(self.class_names[k], float(probs[k])) for k in best]
         rejected = answers[0][1] < self.reject
         if self.form == "json":

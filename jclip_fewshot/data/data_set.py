@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text
+from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text, some
 from jclip_fewshot.data.prompts import known_domains
 from jclip_fewshot.errors import UserError, nearest, shown
 
@@ -218,7 +218,7 @@ def name_notes(class_names: Sequence[str]) -> list[str]:
         notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
                      "of the prompts")
     if codes:
-        some = ", ".join(codes[:3]) + (", …" if len(codes) > 3 else "")
-        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({some}), which "
-                     "CLIP's text tower knows nothing about: say with --names what they show")
+        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code "
+                     f"({some(codes, 3)}), which CLIP's text tower knows nothing about: say with --names what they "
+                     "show")
     return notes

@@ -49,9 +49,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def some(texts: Sequence[str]) -> str:
-    """The first five of texts, for a message."""
-    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
+def some(texts: Sequence[str], most: int = 5) -> str:
+    """The first few of texts, for a message."""
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
 
 
 def kinds_of(names: Iterable[str]) -> str:

@@ -25,9 +25,10 @@ from jclip_fewshot.clip.checkpoint.files import holds_weights
 from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
+from jclip_fewshot.encoders.preprocessing import IMAGENET
 from jclip_fewshot.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has them
+MEAN, STD = IMAGENET["image_mean"], IMAGENET["image_std"]  # as torchvision has them
 PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.",
             "model.", "_orig_mod.", "model_state_dict.")
 NORM = ("weight", "bias", "running_mean", "running_var")

@@ -34,7 +34,7 @@ from jclip_fewshot.methods.plan import Choice
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import Encoded, Problem, queries_of, read_problem
 from jclip_fewshot.provenance import made_by
-from jclip_fewshot.records import Validation
+from jclip_fewshot.records import VALIDATE, Validation
 from jclip_fewshot.run import new_folder, require_new
 from jclip_fewshot.storage.json_files import write_json
 
@@ -223,5 +223,5 @@ def require_name(settings: ValidateConfig) -> None:
 def save(settings: ValidateConfig, results: dict) -> Path:
     """Leave the numbers as a record in a run folder of its own; return the folder."""
     folder = new_folder(settings.runs, settings.name, settings.board, prefix="validate-")
-    write_json(folder / "validate.json", Validation(**made_by(), config=settings, **results))
+    write_json(folder / VALIDATE, Validation(**made_by(), config=settings, **results))
     return folder

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
+from jclip_fewshot.data.listing import some
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.arrays import Field, load_arrays
@@ -56,7 +57,7 @@ class TableSource:
         names = [Path(path).as_posix() for path in paths]
         missing = [name for name in names if name not in self.index]
         if missing:
-            raise UserError(f"{self._said}: no feature for {_some(missing)} "
+            raise UserError(f"{self._said}: no feature for {some(missing, 3)} "
                             f"({len(missing)} of {len(names)} images; it holds {len(self.index)})")
         return self.feature[[self.index[name] for name in names]], {}
 
@@ -75,11 +76,11 @@ class TableSource:
         counts = Counter(self.classes)
         twice = [name for name in dict.fromkeys(class_names) if counts[name] > 1]
         if twice:
-            raise UserError(f"{self._said}: several text rows for {_some(twice)}; list each class once in 'classes', "
+            raise UserError(f"{self._said}: several text rows for {some(twice, 3)}; list each class once in 'classes', "
                             "or all of them in the data set's order")
         missing = [name for name in class_names if not counts[name]]
         if missing:
-            raise UserError(f"{self._said}: no text row for {_some(missing)} "
+            raise UserError(f"{self._said}: no text row for {some(missing, 3)} "
                             f"({len(missing)} of {len(class_names)} classes)")
         return self.text[[self.classes.index(name) for name in class_names]]
 
@@ -92,7 +93,3 @@ class TableSource:
         """What test.py needs to open the same source again."""
         return {"features": self._given, "features_digest": self._digest,
                 **({} if self._with_text else {"has_text": False})}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -21,12 +21,12 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import Record, Score
+from jclip_fewshot.records import VALIDATE, Record, Score, read_validation
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.leaderboard import leaderboard_page
-from jclip_fewshot.report.reading import VALIDATE, Answers, ReportData, Thumbnails, read_run, read_validation
+from jclip_fewshot.report.reading import Answers, ReportData, Thumbnails, read_run
 from jclip_fewshot.storage.files import atomic_write
 
 FOLDER, PAGE = "report", "index.html"

@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,9 @@ from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import Record, TestRecord, Validation
+from jclip_fewshot.records import VALIDATE, Record, TestRecord, read_validation
 from jclip_fewshot.run import MODEL, RECORD, Run
 from jclip_fewshot.storage.arrays import Field
-from jclip_fewshot.storage.json_files import read_json
 
 # arrays that a report reads, for load_arrays: N images in all, R that could be read, S shots, K classes, D width
 MODEL_SCHEMA = {
@@ -38,7 +38,6 @@ ANSWERS_SCHEMA = {
     "before": Field("float", "R K"), "truth": Field("whole", "N", low=UNKNOWN, below="K", needed=False),
     **{f"nearest_{kind}": Field("whole", "R", low=-1, needed=False) for kind in ("guess", "truth")},
     **{f"nearest_{kind}_cosine": Field("float", "R", needed=False) for kind in ("guess", "truth")}}
-VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a run's folder
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Answers:
     nearest: dict[str, np.ndarray]
     refined: bool
 
-    @property
+    @cached_property
     def guess(self) -> np.ndarray:
         """(N,) the class that is answered first; ties go to the lower id, as in result.txt."""
         return self.probs.argmax(axis=1)
@@ -165,11 +164,6 @@ def _images_and_truth(root: str, record: Record, split: str,
     except UserError:
         return [None] * len(names), None
     return [where.get(name) for name in names], truth
-
-
-def read_validation(folder: Path) -> Validation:
-    """Return what `validate` left there. Raise UserError if it is absent or damaged."""
-    return read_json(folder / VALIDATE, Validation, "validate again")
 
 
 class Thumbnails:

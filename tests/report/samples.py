@@ -11,8 +11,8 @@ from jclip_fewshot.evaluation.scores import best_classes, score
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.provenance import versions
+from jclip_fewshot.records import VALIDATE
 from jclip_fewshot.report.analysis import nearest_shots
-from jclip_fewshot.report.reading import VALIDATE
 from jclip_fewshot.run import MODEL, Run
 from jclip_fewshot.storage.arrays import save_arrays
 from jclip_fewshot.storage.json_files import write_json

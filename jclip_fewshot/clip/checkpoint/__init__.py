@@ -1,6 +1,6 @@
 """Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
 
-`files` finds them, `read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `objects` what
+`files` finds them, `read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `tensors` what
 stands in it, `names` and `architecture` what a CLIP is, `conventions` and `origin` how it is computed. Nothing in a
 file is run, and no file makes it allocate much more than its size. Imports storage alone; neither torch nor Jittor.
 """
