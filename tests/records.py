@@ -23,7 +23,6 @@ TEST = {
     "config": {"run": "", "data": "", "split": "", "refine": "auto", "result": "result.txt"},
     "images": 2, "unreadable": {"image_9.jpg": "no image"},
     "refinement": {"changed": 1, "queries": 2, "classes_present": 2,
-                   "class_balance": [0.5, 0.5], "domain_balance": [1.0],
                    "decisions": {"evidence": {"weight": None, "why": "off"}}},
     "scores": {"zero_shot": {"top1": 50.0, "top5": 100.0, "class_mean": 50.0,
                              "domains": {"Cat": {"n": 1, "top1": 0.0, "top5": 100.0}}}},

@@ -94,8 +94,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
     return (1 - LEFT_TO_WEAK) * likely / likely.sum() + LEFT_TO_WEAK / len(likely)
 
 
-def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray,
-               rho: float = EVIDENCE_FOR_FLAT) -> tuple[np.ndarray, bool]:
+def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
     The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
@@ -106,15 +105,14 @@ def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarra
     b = np.zeros(num_classes)
     for _ in range(BIAS_STEPS):
         mass = row_weights @ softmax(log_probs + b[None].astype(np.float32))
-        step = (mass - wanted + rho * b) / (mass + rho)
+        step = (mass - wanted + EVIDENCE_FOR_FLAT * b) / (mass + EVIDENCE_FOR_FLAT)
         b -= step
         if np.abs(step).max() < 1e-3:
             return b, True
     return b, False
 
 
-def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, kappa: float, rho: float,
-             scale: np.ndarray | None = None) -> Pool:
+def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, scale: np.ndarray | None = None) -> Pool:
     """The pool of M held-out logits (S, K), all classes seen; a where given is `scale`."""
     counts = np.bincount(labels, minlength=logits[0].shape[1])
     row_weights = counts[counts > 0].mean() / counts[labels]
@@ -129,9 +127,9 @@ def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, kappa: float, rho
     columns, place = most_likely(log_probs.mean(axis=0), labels, MAX_COLUMNS)
     few = np.take_along_axis(log_probs, columns[None], axis=2) if columns is not None else log_probs
     found = [stack_weights(few, place, row_weights, prior, evidence)
-             for prior, evidence in ((equal, kappa), (strong, kappa * EVIDENCE_FOR_STRONG / EVIDENCE_FOR_EQUAL))]
+             for prior, evidence in ((equal, EVIDENCE_FOR_EQUAL), (strong, EVIDENCE_FOR_STRONG))]
     weights = np.mean([w for w, _ in found], axis=0)
-    bias, found_bias = class_bias(np.tensordot(weights.astype(np.float32), log_probs, 1), labels, row_weights, rho)
+    bias, found_bias = class_bias(np.tensordot(weights.astype(np.float32), log_probs, 1), labels, row_weights)
     return Pool(scale, weights, bias, found_bias and all(converged for _, converged in found))
 
 
@@ -183,17 +181,9 @@ def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str
 class Ensemble:
     """The heads' logits → calibrated probabilities.
 
-    kappa: evidence for equal weights, in shots (three times as much for few strong heads). rho: evidence against a
-    class bias, in shots.
-
     After `fit`: `settings_` (weights, offset, held-out scores), and `held_out_probs_` (S, K): the shots' own
     probabilities, each from a pool fitted without the shots of its fold.
     """
-
-    def __init__(self, kappa: float = EVIDENCE_FOR_EQUAL, rho: float = EVIDENCE_FOR_FLAT) -> None:
-        if kappa <= 0 or rho <= 0:
-            raise ValueError("ensemble: kappa and rho must be positive")
-        self.kappa, self.rho = kappa, rho
 
     def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = (),
             ignore_shots: Sequence[str] = ()) -> Ensemble:
@@ -221,8 +211,7 @@ class Ensemble:
         columns = np.flatnonzero(task.seen)
         inner = logits if task.seen.all() else [one[:, columns] for one in logits]
         labels = np.searchsorted(columns, task.labels)
-        self.pool_ = fit_pool(inner if usable.all() else [one[usable] for one in inner], labels[usable], self.kappa,
-                              self.rho)
+        self.pool_ = fit_pool(inner if usable.all() else [one[usable] for one in inner], labels[usable])
         crossed = self._cross_fitted(inner, labels, task)
         converged = all(pool.converged for pool in (self.pool_, *self.fold_pools_))
         if not converged:
@@ -306,8 +295,8 @@ class Ensemble:
         for fold in task.folds():
             rest = task.can_be_left_out.copy()
             rest[fold.left_out] = False
-            self.fold_pools_.append(fit_pool([one[rest] for one in inner], labels[rest], self.kappa, self.rho,
-                                             self.pool_.scale) if rest.any() else self.pool_)
+            self.fold_pools_.append(fit_pool([one[rest] for one in inner], labels[rest], self.pool_.scale)
+                                    if rest.any() else self.pool_)
             crossed[fold.left_out] = self.fold_pools_[-1]([one[fold.left_out] for one in inner])
         return crossed
 

@@ -20,7 +20,7 @@ and what each part gives: docs/refinement.md.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from jclip_fewshot.combine.strength import (
     SAMPLE,
     ClassWeights,
     HeldOutFold,
-    Strength,
     by_images,
     by_shots,
     class_weights,
@@ -53,22 +52,18 @@ TINY = 1e-12
 class Refinement:
     """probs (N, K) float32; changed: indices of the images whose first answer is another than before.
 
-    class_balance (K,): estimated share of each class. domain_balance: the same by domain. classes_present: how many
-    classes seem to have an image. decisions: what was decided, in numbers and, under "why", in words.
+    classes_present: how many classes seem to have an image. decisions: what was decided, in numbers and, under "why",
+    in words.
     """
 
     probs: np.ndarray
     changed: np.ndarray
-    class_balance: np.ndarray
-    domain_balance: np.ndarray
     classes_present: int
-    decisions: dict[str, dict] = field(default_factory=dict)
+    decisions: dict[str, dict]
 
     def record(self) -> dict:
         """Return what a run keeps, JSON-able."""
         return {"changed": len(self.changed), "queries": len(self.probs), "classes_present": self.classes_present,
-                "class_balance": [round(float(share), 6) for share in self.class_balance],
-                "domain_balance": [round(float(share), 4) for share in self.domain_balance],
                 "decisions": self.decisions}
 
     def report(self) -> str:
@@ -97,42 +92,40 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         copies = f", {len(probs)} without copies," if copy_of is not None else ""
         images = "1 image is" if len(given) == 1 else f"{len(given)} images{copies} are"
         why = f"{images} too few to learn from each other; the answers stay as they are"
-        return result_of(given, given, task, num_classes, {"size": {"why": why}})
+        return result_of(given, given, num_classes, {"size": {"why": why}})
     folds = list(folds)
     if not folds and not force and len(task) and text_explains(task) < LEAST_TEXT:
         why = "each image keeps its own answer: the text says too little about the shots"
-        return result_of(given, given, task, num_classes, {"features": {"why": why}})
+        return result_of(given, given, num_classes, {"features": {"why": why}})
     weights, decisions = class_weights(probs, folds, task.seen) if folds else (ClassWeights(classes_present(probs)), {})
     u = weights.apply(probs)
     if folds:
         # the held-out shots do not see each other: they may outnumber the images
-        strength, found = by_shots(probs, features, folds, weights, force, lambda rows, assignments, fold: (
+        found = by_shots(probs, features, folds, weights, force, lambda rows, assignments, fold: (
             Mixture(rows, assignments, fold.task).evidence(fold.features, np.float32(0))))
     else:
         some = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
         e = Mixture(features, u, task).evidence(features[some], u[some])
-        strength, found = by_images(probs[some], e, len(probs), weights.present, force)
+        found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
-    if strength.weight:
-        u = fixed_point(probs, features, task, u, strength, weights, STEPS[0] if folds else STEPS[1])
+    if found["weight"]:
+        u = fixed_point(probs, features, task, u, found["weight"], weights, STEPS[not folds]) ** np.float32(1 / found["temperature"])
+        u /= u.sum(axis=1, keepdims=True)
     elif not weights.shown:
-        return result_of(given, given, task, round(weights.present), decisions)
+        return result_of(given, given, round(weights.present), decisions)
     refined = keep_ranking(probs, u, 0.5 if folds else 0.0)
-    return result_of(refined if copy_of is None else refined[copy_of], given, task, round(weights.present), decisions)
+    return result_of(refined if copy_of is None else refined[copy_of], given, round(weights.present), decisions)
 
 
-def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: Strength,
+def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: float,
                 weights: ClassWeights, steps: int) -> np.ndarray:
     """Return u (N, K) after so many steps from `assignments` (N, K); p (N, K) stays in the sum."""
     for _ in range(steps):
         mixture, updated = Mixture(features, assignments, task), np.empty_like(probs)
         for rows in blocks(len(probs)):
             evidence = mixture.evidence(features[rows], assignments[rows])
-            updated[rows] = softmax(np.log(probs[rows] + np.float32(TINY)) + np.float32(strength.weight) * evidence)
+            updated[rows] = softmax(np.log(probs[rows] + np.float32(TINY)) + np.float32(strength) * evidence)
         assignments = weights.apply(updated)
-    if strength.temperature != 1:
-        assignments = assignments ** np.float32(1 / strength.temperature)
-        assignments /= assignments.sum(axis=1, keepdims=True)
     return assignments
 
 
@@ -222,8 +215,6 @@ def blocks(rows: int, size: int = BLOCK) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
-def result_of(refined: np.ndarray, probs: np.ndarray, task: Task, present: int, decisions: dict) -> Refinement:
+def result_of(refined: np.ndarray, probs: np.ndarray, present: int, decisions: dict) -> Refinement:
     """Return the refinement from probs (N, K) to refined (N, K)."""
-    balance = refined.mean(axis=0, dtype=np.float64)
-    changed = np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1))
-    return Refinement(refined, changed, balance, np.bincount(task.domains, weights=balance), present, decisions)
+    return Refinement(refined, np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1)), present, decisions)

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -65,13 +64,6 @@ class HeldOutFold:
         return self.answer(self.features)
 
 
-class Strength(NamedTuple):
-    """C, and the temperature of the refined answers."""
-
-    weight: float
-    temperature: float = 1.0
-
-
 @dataclass(frozen=True)
 class ClassWeights:
     """w: of a sparse set, ln(o / (o + full)) with o = (mass of the other images) + concentration; or that which gives
@@ -112,16 +104,17 @@ class ClassWeights:
 
 
 def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFold], weights: ClassWeights,
-             force: bool, evidence: Callable[[np.ndarray, np.ndarray, HeldOutFold], np.ndarray]
-             ) -> tuple[Strength, dict]:
-    """Return the strength that held-out shots choose among images (N, D) with answers (N, K), and the decision.
+             force: bool, evidence: Callable[[np.ndarray, np.ndarray, HeldOutFold], np.ndarray]) -> dict:
+    """Return the decision of held-out shots among images (N, D) with answers (N, K): C as "weight", and why.
+
+    temperature: that the refined answers need.
 
     evidence: (features, assignments, fold) -> e (G, K) of the held-out shots. force: the best one even if it loses.
     """
     features, mass = features[one_less(probs.argmax(axis=1))], probs.sum(axis=0, dtype=np.float64)
     if not len(features) or len(probs) < 2 * weights.present and not force:
-        return Strength(0.0), {"weight": 0.0, "why": f"no image is compared with others: {len(probs)} images of about "
-                                                     f"{weights.present} classes, hardly two of one"}
+        return {"weight": 0.0, "why": f"no image is compared with others: {len(probs)} images of about "
+                                      f"{weights.present} classes, hardly two of one"}
     start, e, labels, importance = [], [], [], []
     for fold in folds:
         own_weights, u = weights.of_held_out(fold.answer(features))
@@ -138,24 +131,22 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
     if not len(good):
-        return Strength(0.0), {
-            "weight": 0.0, "held_out": len(labels),
-            "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
-                   "answered better by looking at the other images"}
+        return {"weight": 0.0, "held_out": len(labels),
+                "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
+                       "answered better by looking at the other images"}
     behind, noise = mean_and_error(gains[good[means[good].argmax()]] - gains, importance)
     near = np.intersect1d(np.flatnonzero(behind <= NEAR * noise), good)
     chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
     c, mean, error = STRENGTHS[chosen], float(means[chosen]), float(errors[chosen])
     # two digits: what float32 sums in another order agree on
     warmer = round(inverse / after[chosen][1], 2)
-    return Strength(c, warmer), {
-        "weight": c, "temperature": warmer, "gain": mean, "error": error, "held_out": len(labels),
-        "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class with a "
-               f"probability that is {100 * mean:.1f} ± {100 * error:.1f} points higher"}
+    return {"weight": c, "temperature": warmer, "gain": mean, "error": error, "held_out": len(labels),
+            "why": f"strength {c:g}: put among the images, {len(labels)} held-out shots find their class with a "
+                   f"probability that is {100 * mean:.1f} ± {100 * error:.1f} points higher"}
 
 
-def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> tuple[Strength, dict]:
-    """Return the strength for a set without held-out shots, and the decision.
+def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> dict:
+    """Return the decision for a set without held-out shots: C as "weight", and why.
 
     probs (n, K), e (n, K): start and evidence of some of so many images. present: classes that seem to have an image.
     """
@@ -170,8 +161,7 @@ def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, for
                f"names are ({entropy:.2f} nats); the answers stay as they are")
     else:
         safe = True
-    c = c if safe else 0.0
-    return Strength(c), {"weight": c, "apart": apart, "entropy": entropy, "why": why}
+    return {"weight": c if safe else 0.0, "temperature": 1.0, "apart": apart, "entropy": entropy, "why": why}
 
 
 def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from jclip_fewshot.backend.numerics import log_softmax, unit_rows
+from jclip_fewshot.combine import ensemble as ensemble_module
 from jclip_fewshot.combine.ensemble import (
     Ensemble,
     class_bias,
@@ -108,10 +109,11 @@ def test_with_one_shot_a_class_the_text_is_judged_by_the_shots():
     assert shares[0] < 0.05 and shares[0] < shares[1] < shares[2] and shares[2] > 0.8
 
 
-def test_one_head_alone_keeps_its_order_up_to_the_bias():
+def test_one_head_alone_keeps_its_order_up_to_the_bias(monkeypatch):
+    monkeypatch.setattr(ensemble_module, "EVIDENCE_FOR_FLAT", 1e9)
     task = make_shots(num_classes=8)
     test = heads_of(task, np.arange(8), (2.0,))
-    probs = Ensemble(rho=1e9).fit(heads_of(task, task.labels, (2.0,)), task).probs(test)
+    probs = Ensemble().fit(heads_of(task, task.labels, (2.0,)), task).probs(test)
     np.testing.assert_array_equal(np.argsort(probs, axis=1), np.argsort(test["head0"], axis=1))
 
 
@@ -143,11 +145,13 @@ def test_permuting_the_heads_changes_nothing():
     np.testing.assert_allclose(turned, probs, atol=1e-4)
 
 
-def test_held_out_probs_do_not_know_their_own_shot():
-    """With heads that know nothing, the cross-fitted answers stay near chance."""
+def test_held_out_probs_do_not_know_their_own_shot(monkeypatch):
+    """With heads that know nothing, the cross-fitted answers stay near chance, however little equal weights count."""
+    for name, evidence in (("EQUAL", 1e-3), ("STRONG", 3e-3), ("FLAT", 1e-2)):
+        monkeypatch.setattr(ensemble_module, f"EVIDENCE_FOR_{name}", evidence)
     task = make_shots(num_classes=10, per_class=8)
     held_out = heads_of(task, task.labels, (0.0,) * 6)
-    probs = Ensemble(kappa=1e-3, rho=1e-2).fit(held_out, task).held_out_probs_
+    probs = Ensemble().fit(held_out, task).held_out_probs_
     assert -np.log(probs[np.arange(80), task.labels]).mean() > np.log(10) - 0.02
 
 
@@ -192,12 +196,12 @@ def test_temperature_and_bias_reach_their_optima():
 
     assert loss([np.log(a)]) < minimize(loss, [0.0]).fun + 1e-3
 
-    b, converged = class_bias(log_softmax(logits), labels, v, 2.0)
+    b, converged = class_bias(log_softmax(logits), labels, v)
     assert converged
 
     def penalised(b):
         p = log_softmax(logits + b)
-        return -p[np.arange(60), labels].sum() + (b ** 2).sum()
+        return -p[np.arange(60), labels].sum() + 2 * (b ** 2).sum()
 
     assert penalised(b) < minimize(penalised, np.zeros(6)).fun + 1e-3
 
@@ -249,7 +253,7 @@ def test_bias_takes_from_a_class_that_attracts_everything():
     labels = np.arange(80) % 8
     logits = noisy_head(labels, 8, 3, 0)
     logits[:, 5] += 2
-    b, _ = class_bias(log_softmax(logits), labels, np.ones(80), 2.0)
+    b, _ = class_bias(log_softmax(logits), labels, np.ones(80))
     assert b.argmin() == 5 and b[5] < -1
 
 
@@ -264,9 +268,9 @@ def test_most_likely_holds_the_label():
 def test_few_columns_give_nearly_the_same_pool(monkeypatch):
     task = make_shots(num_classes=200, per_class=4, width=32)
     held_out = np.stack(list(heads_of(task, task.labels, (5.0, 4.0)).values()))
-    pool = fit_pool(held_out, task.labels, 10.0, 4.0)
+    pool = fit_pool(held_out, task.labels)
     monkeypatch.setattr("jclip_fewshot.combine.ensemble.MAX_COLUMNS", 200)
-    np.testing.assert_allclose(pool.weights, fit_pool(held_out, task.labels, 10.0, 4.0).weights, atol=0.1)
+    np.testing.assert_allclose(pool.weights, fit_pool(held_out, task.labels).weights, atol=0.1)
 
 
 def test_unseen_classes_are_not_drowned():

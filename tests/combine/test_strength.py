@@ -237,15 +237,15 @@ def fold_with_evidence(seed, scale):
 def test_evidence_that_only_makes_answers_surer_is_no_gain(scale):
     """It repeats the start: only the temperature differs, however unsure or too sure the start was."""
     fold, probs, logits = fold_with_evidence(0, scale)
-    strength, found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
-                               lambda rows, settled, fold: logits)
-    assert strength.weight == 0, found
+    found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
+                     lambda rows, settled, fold: logits)
+    assert found["weight"] == 0, found
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
 def test_evidence_with_news_gains_and_its_temperature_follows(scale):
     fold, probs, _ = fold_with_evidence(0, scale)
     news = 0.3 * np.random.default_rng(1).standard_normal((len(probs), 8)) + 0.3 * np.eye(8)[fold.labels]
-    strength, found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
-                               lambda rows, settled, fold: news.astype(np.float32))
-    assert strength.weight > 0 and found["gain"] > found["error"]
+    found = by_shots(probs, np.empty((len(probs), 0)), [fold], ClassWeights(8), False,
+                     lambda rows, settled, fold: news.astype(np.float32))
+    assert found["weight"] > 0 and found["gain"] > found["error"]
