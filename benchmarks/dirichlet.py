@@ -72,7 +72,6 @@ def compare(path):
         support_y, query_y = suite["train_y"], suite["test_y"]
     num_queries, num_classes = query.shape
     print(f"{Path(path).stem}: N = {num_queries}, K = {num_classes}, S = {len(support)}, soft, 20 rounds")
-    em_dirichlet(query[:50], support, support_y, iterations=2)  # Jittor compiles its kernels here
     for weight in (float(num_queries), float(num_classes // 5 * num_queries)):
         ours = []
         for _ in range(5):

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import class_sums
@@ -64,59 +63,22 @@ class AlphaFit:
     """Maximum-likelihood Dirichlet parameters of K classes: alpha (K, J); trace: likelihood (K,) a step."""
 
     alpha: np.ndarray
-    trace: list
-    steps: int
+    trace: list[np.ndarray]
     converged: bool
 
 
-def gamma_family(x, log=np.log):
-    """lnG(x), psi(x), psi'(x) for x > 0, elementwise; `x` a float64 array or Jittor variable, `log` its log.
+def _newton_terms(alpha: np.ndarray, mean_log: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Likelihood F (K,), Newton step (K, J) and the gain that it promises (K,) at alpha (K, J)."""
+    from scipy.special import digamma, gammaln, polygamma  # a quarter of a second that only this should wait for
 
-    Shifted by eight with the recurrences G(x + 1) = x G(x), then Stirling's series: relative error under
-    1e-11, and under 1e-13 away from the zeros.  The series' coefficients are ratios of small integers,
-    because Jittor rounds a Python float to float32.
-    """
-    product, reciprocal = x, 1 / x
-    psi, trigamma = reciprocal, reciprocal * reciprocal
-    for i in range(1, 8):
-        factor = x + i
-        reciprocal = 1 / factor
-        product = product * factor
-        psi = psi + reciprocal
-        trigamma = trigamma + reciprocal * reciprocal
-    y = x + 8
-    r = 1 / y
-    w = r * r
-    log_y = log(y)
-    half_log_2pi = _HALF_LOG_2PI if isinstance(x, np.ndarray) else jt.array(np.array([[_HALF_LOG_2PI]]))
-    lgamma = ((y * 2 - 1) * log_y / 2 - y + half_log_2pi - log(product)
-              + r * (420 - w * (14 - w * (4 - w * (3 - w * 140 / 33)))) / 5040)
-    psi = log_y - r / 2 - w * (420 - w * (42 - w * (20 - w * (21 - w * 420 / 11)))) / 5040 - psi
-    trigamma = r + w / 2 + r * w * (1155 - w * (231 - w * (165 - w * (231 - w * 525)))) / 6930 + trigamma
-    return lgamma, psi, trigamma
-
-
-_HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
-
-
-def _newton_terms(alpha, mean_log):
-    """Likelihood F (K,), Newton step (K, J) and the gain that it promises (K,) at alpha (K, J), fused."""
-    if len(alpha) == 1:  # Jittor would compile all of it once more for a single row
-        return tuple(x[:1] for x in _newton_terms(np.repeat(alpha, 2, 0), np.repeat(mean_log, 2, 0)))
-    with jt.flag_scope(auto_convert_64_to_32=0):
-        alpha, mean_log = jt.array(alpha), jt.array(mean_log)
-        s = alpha.sum(1, keepdims=True)
-        lgamma, psi, trigamma = gamma_family(alpha, jt.log)
-        lgamma_s, psi_s, trigamma_s = gamma_family(s, jt.log)
-        likelihood = lgamma_s + ((alpha - 1) * mean_log - lgamma).sum(1, keepdims=True)
-        gradient = psi_s - psi + mean_log
-        # (-H)^-1 g with -H = diag(psi') - psi'(s) 11', by Sherman and Morrison
-        shared = trigamma_s * (gradient / trigamma).sum(1, keepdims=True)
-        shared = shared / (1 - trigamma_s * (1 / trigamma).sum(1, keepdims=True))
-        step = (gradient + shared) / trigamma
-        gain = (gradient * step).sum(1, keepdims=True) / 2
-        jt.sync([likelihood, step, gain])
-        return likelihood.numpy()[:, 0], step.numpy(), gain.numpy()[:, 0]
+    s = alpha.sum(1, keepdims=True)
+    likelihood = gammaln(s[:, 0]) + ((alpha - 1) * mean_log - gammaln(alpha)).sum(1)
+    gradient = digamma(s) - digamma(alpha) + mean_log
+    # (-H)^-1 g with -H = diag(psi') - psi'(s) 11', by Sherman and Morrison
+    inverse, trigamma_s = 1 / polygamma(1, alpha), polygamma(1, s)
+    shared = trigamma_s * (gradient * inverse).sum(1, keepdims=True)
+    step = (gradient + shared / (1 - trigamma_s * inverse.sum(1, keepdims=True))) * inverse
+    return likelihood, step, (gradient * step).sum(1) / 2
 
 
 def starting_alpha(mean_log) -> np.ndarray:
@@ -162,7 +124,7 @@ def fit_alpha(mean_log, alpha=None) -> AlphaFit:
         stride[moving] = np.where(rises, 1.0, stride[moving] / 2)
         trace.append(likelihood.copy())
         moving = moving[np.where(rises, (new_gain > NEWTON_GAIN) & (change > noise), stride[moving] > 1e-6)]
-    return AlphaFit(alpha, trace, len(trace) - 1, len(moving) == 0)
+    return AlphaFit(alpha, trace, len(moving) == 0)
 
 
 def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, weight=None, iterations=None,
@@ -177,21 +139,21 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     """
     probs = _checked(probs, support_probs, support_labels)
     num_queries, num_classes = probs.shape
-    supports = _support_sums(support_probs, support_labels, num_classes, eps)
+    support_counts, support_logs = _support_sums(support_probs, support_labels, num_classes, eps)
     weight = num_classes // 5 * num_queries if weight is None else weight
     iterations = (10 if hard else 20) if iterations is None else iterations
     block = max(1, int(BLOCK_BYTES // (8 * num_classes)))
     blocks = [slice(i, min(i + block, num_queries)) for i in range(0, num_queries, block)]
     alpha = np.ones((num_classes, num_classes))
     log_sums, mass, log_z = _start(probs, blocks, eps)
-    assignments = np.zeros_like(probs, _float(probs))
+    assignments = np.zeros_like(probs, np.float32 if probs.dtype == np.float32 else np.float64)
     scores = np.zeros_like(assignments) if hard else assignments
     objective, criterion, newton_steps = [], [], []
     last, log_norm, fits_converged = np.full_like(alpha, np.nan), None, True
     for round_ in range(iterations):
-        total = mass + supports.counts
+        total = mass + support_counts
         held = total > eps
-        mean_log = (log_sums + supports.log_sums) / np.maximum(total, eps)[:, None]
+        mean_log = (log_sums + support_logs) / np.maximum(total, eps)[:, None]
         # a class that no image is left to has the same rows as before, and its alpha
         moved = held & ~(np.abs(mean_log - last).max(axis=1) <= STILL)
         fit = fit_alpha(mean_log[moved], alpha[moved] if round_ else None)
@@ -216,9 +178,9 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
             mass += u.sum(0)
         share = mass / num_queries
         fitness += weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
-        objective.append(fitness + float(supports.counts @ log_norm + ((alpha - 1) * supports.log_sums).sum()))
+        objective.append(fitness + float(support_counts @ log_norm + ((alpha - 1) * support_logs).sum()))
         criterion.append(float(np.linalg.norm(alpha - previous) / np.linalg.norm(previous)))
-        newton_steps.append(fit.steps)
+        newton_steps.append(len(fit.trace) - 1)
         if criterion[-1] < tolerance:
             break
     if not fits_converged:
@@ -261,35 +223,23 @@ def _responsibilities(log_z: np.ndarray, alpha: np.ndarray, offset: np.ndarray, 
     return u, float(top.sum() if hard else (top + np.log(norm)).sum())
 
 
-@dataclass(frozen=True)
-class _SupportSums:
-    counts: np.ndarray  # (K,)
-    log_sums: np.ndarray  # (K, K)
-
-
-def _support_sums(support_probs, support_labels, num_classes, eps) -> _SupportSums:
-    """The supports' share of the sufficient statistics: one-hot' ln z and the classes' counts."""
+def _support_sums(support_probs, support_labels, num_classes, eps) -> tuple[np.ndarray, np.ndarray]:
+    """The supports' share of the sufficient statistics: the classes' counts (K,) and one-hot' ln z (K, K)."""
     if support_probs is None:
-        return _SupportSums(np.zeros(num_classes), np.zeros((num_classes, num_classes)))
+        return np.zeros(num_classes), np.zeros((num_classes, num_classes))
     support_probs, labels = np.asarray(support_probs), np.asarray(support_labels)
     if support_probs.shape != (len(labels), num_classes):
         raise ValueError(f"support_probs must be {(len(labels), num_classes)}, not {support_probs.shape}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"support_labels must lie in 0..{num_classes - 1}")
     log_sums = class_sums(np.log(support_probs.astype(np.float64) + eps), labels, num_classes)
-    return _SupportSums(np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums)
+    return np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums
 
 
 def _log_norm(alpha, mean_log, fit, moved, before) -> np.ndarray:
     """lnG(sum alpha_k) - sum lnG(alpha_k), (K,), from the likelihoods that the alpha step ended with."""
-    log_norm = np.empty(len(alpha)) if before is None else before.copy()
+    from scipy.special import gammaln
+
+    log_norm = gammaln(alpha.sum(1)) - gammaln(alpha).sum(1) if before is None else before.copy()
     log_norm[moved] = fit.trace[-1] - np.einsum("kj,kj->k", alpha[moved] - 1, mean_log[moved])
-    if before is None:
-        still = alpha[~moved]
-        log_norm[~moved] = gamma_family(still.sum(1))[0] - gamma_family(still)[0].sum(1)
     return log_norm
-
-
-def _float(array) -> np.dtype:
-    """The floating dtype that results computed with `array` get: float32 stays, all else is float64."""
-    return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)

@@ -186,9 +186,7 @@ def distinct(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if len(first) == len(features):
         return np.arange(len(features)), None
     order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return first[order], rank[inverse.reshape(-1)]
+    return first[order], np.argsort(order)[inverse.reshape(-1)]
 
 
 def keep_ranking(start: np.ndarray, refined: np.ndarray, trust: float) -> np.ndarray:

@@ -26,7 +26,6 @@ from functools import cached_property
 import numpy as np
 
 from jclip_fewshot.backend.numerics import log_softmax, softmax, temperature
-from jclip_fewshot.combine.em_dirichlet import gamma_family
 from jclip_fewshot.task import Task
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0)  # C in nats: what an average distance to a class weighs
@@ -269,12 +268,14 @@ def choose_concentration(probs: np.ndarray) -> float:
 
 def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tuple[np.ndarray, np.ndarray]:
     """exp(E[ln pi_k]) and E[pi_k], both (K,), under Dirichlet(a) and the images `probs`."""
+    from scipy.special import digamma
+
     if not np.isfinite(a):
         return weights, weights
     for _ in range(WEIGHT_STEPS):
         joint = probs * weights.astype(probs.dtype)
         mass = a + (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0, dtype=np.float64)
-        weights = np.exp(gamma_family(mass)[1] - gamma_family(mass.sum(keepdims=True))[1])
+        weights = np.exp(digamma(mass) - digamma(mass.sum()))
     return weights, mass / (probs.shape[1] * a + len(probs))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jclip_fewshot.combine.em_dirichlet import em_dirichlet, fit_alpha, gamma_family
+from jclip_fewshot.combine.em_dirichlet import em_dirichlet, fit_alpha
 from tests.methods.rows.references import FILE, SETTINGS, simplex_case
 
 
@@ -37,14 +37,6 @@ def likelihood(alpha, mean_log):
     return (special.gammaln(alpha.sum(1)) - special.gammaln(alpha).sum(1) + ((alpha - 1) * mean_log).sum(1))
 
 
-def test_gamma_family_matches_scipy():
-    x = 10 ** np.linspace(-10, 8, 2000)[None]
-    lgamma, psi, trigamma = gamma_family(x)
-    oracles = special.gammaln(x), special.digamma(x), special.polygamma(1, x)
-    for ours, oracle in zip((lgamma, psi, trigamma), oracles):
-        assert np.max(np.abs(ours - oracle) / (1e-2 + np.abs(oracle))) < 1e-10
-
-
 @pytest.mark.parametrize("name", ["soft_lamK5", "soft_lamQ", "hard_lamK5", "hard_lamQ"])
 def test_equals_the_authors_code(shared, name):
     reference = np.load(shared / "reference/heads/em_dirichlet.npz")
@@ -67,7 +59,7 @@ def test_equals_the_published_updates_run_to_their_end(case):
     mean_log = (sums + probs.T @ np.log(probs + 1e-15)) / (counts + probs.sum(0))[:, None]
     expected = mm_update(np.ones((6, 6)), mean_log, 20000)
     ours = fit_alpha(mean_log)
-    assert ours.converged and ours.steps < 20
+    assert ours.converged and len(ours.trace) < 21
     assert np.abs(ours.alpha / expected - 1).max() < 1e-5
     stopped_short = mm_update(np.ones((6, 6)), mean_log, 50)
     assert (likelihood(ours.alpha, mean_log) >= likelihood(stopped_short, mean_log) - 1e-12).all()
