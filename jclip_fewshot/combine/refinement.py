@@ -1,5 +1,4 @@
-"""Transductive refinement: better probabilities for a whole test set than for each image by itself, with and
-without shots.
+"""Transductive refinement: better probabilities for a whole test set than for each image by itself.
 
     ln u_nk = ln p_nk + w_nk + C e_nk + const                     (rows sum to 1; a few fixed-point steps)
 
@@ -12,9 +11,8 @@ without shots.
 
     N images · S shots · K classes · D feature width     p  start    u  refined (N, K)    x  images    t  text rows
 
-An anchored Gaussian mixture: ln p stays in the sum for good, no image votes for itself, and copies count once. Related
-to EM-Dirichlet (`em_dirichlet`), TransCLIP and StatA (Zanella et al. 2024, 2025), and ADAPT (2025). What else was tried
-and what each part gives: docs/refinement.md.
+ln p stays in the sum for good, no image votes for itself, and copies count once. Related to EM-Dirichlet, TransCLIP and
+StatA (Zanella et al. 2024, 2025), and ADAPT (2025). What each part gives: docs/refinement.md.
 """
 
 from __future__ import annotations
@@ -50,16 +48,12 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Refinement:
-    """probs (N, K) float32; changed: indices of the images whose first answer is another than before.
+    """What `refine` found."""
 
-    classes_present: how many classes seem to have an image. decisions: what was decided, in numbers and, under "why",
-    in words.
-    """
-
-    probs: np.ndarray
-    changed: np.ndarray
-    classes_present: int
-    decisions: dict[str, dict]
+    probs: np.ndarray  # (N, K) float32
+    changed: np.ndarray  # images whose first answer is another than before
+    classes_present: int  # that seem to have an image
+    decisions: dict[str, dict]  # in numbers and, under "why", in words
 
     def record(self) -> dict:
         """Return what a run keeps, JSON-able."""
@@ -109,7 +103,8 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         found = by_images(probs[some], e, len(probs), weights.present, force)
     decisions["features"] = found
     if found["weight"]:
-        u = fixed_point(probs, features, task, u, found["weight"], weights, STEPS[not folds]) ** np.float32(1 / found["temperature"])
+        u = fixed_point(probs, features, task, u, found["weight"], weights, STEPS[not folds])
+        u **= np.float32(1 / found["temperature"])
         u /= u.sum(axis=1, keepdims=True)
     elif not weights.shown:
         return result_of(given, given, round(weights.present), decisions)

@@ -1,7 +1,6 @@
 """What decides how strongly a test set is refined, and how much each class counts.
 
-With shots, held-out ones decide: for each fold, all images and the held-out shots are answered by fits that did not see
-the fold; the held-out shots are then refined as one more image each, and their labels tell what that is worth:
+With shots, each fold's held-out shots are refined as one more image each, all answered by fits that did not see them:
 
     gain_s(C) = p(y_s | start + C e) - p(y_s | start)       each at the temperature that suits the held-out shots best
 
@@ -66,9 +65,9 @@ class HeldOutFold:
 @dataclass(frozen=True)
 class ClassWeights:
     """w: of a sparse set, ln(o / (o + full)) with o = (mass of the other images) + concentration; or that which gives
-    the classes `shares` (K,); or none. present: classes that seem to have an image."""
+    the classes `shares` (K,); or none."""
 
-    present: float
+    present: float  # classes that seem to have an image
     sparse: bool = False
     concentration: float = np.inf
     full: float = 1.0
@@ -104,11 +103,9 @@ class ClassWeights:
 
 def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFold], weights: ClassWeights,
              force: bool, evidence: Callable[[np.ndarray, np.ndarray, HeldOutFold], np.ndarray]) -> dict:
-    """Return the decision of held-out shots among images (N, D) with answers (N, K): C as "weight", and why.
+    """Return C ("weight"), the temperature that refined answers need, and why, by shots among the images (N, D).
 
-    temperature: that the refined answers need.
-
-    evidence: (features, assignments, fold) -> e (G, K) of the held-out shots. force: the best one even if it loses.
+    probs (N, K). evidence: (features, assignments, fold) -> e (G, K) of the fold's shots. force: even if it loses.
     """
     features, mass = features[one_less(probs.argmax(axis=1))], probs.sum(axis=0, dtype=np.float64)
     if not len(features) or len(probs) < 2 * weights.present and not force:
@@ -145,10 +142,7 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
 
 
 def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> dict:
-    """Return the decision for a set without held-out shots: C as "weight", and why.
-
-    probs (n, K), e (n, K): start and evidence of some of so many images. present: classes that seem to have an image.
-    """
+    """Return C ("weight") and why, by start and evidence (n, K) of some of so many images of `present` classes."""
     about = f"about {present:.0f} of {probs.shape[1]} classes seem to have an image here"
     c, apart = explaining(e, probs)
     entropy = -float((probs * np.log(probs + TINY)).sum(axis=1).mean())
@@ -175,10 +169,9 @@ def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
 
 
 def one_less(labels: np.ndarray) -> np.ndarray:
-    """Return all rows but one, drawn at random, of every class, (N',): an image of n in its class sees n - 1 others.
+    """Return all rows but one, drawn at random, of every class, (N',).
 
-    A held-out shot among all n would see one more than the images that it stands for: enough to promise a gain where
-    every class has a single image.
+    An image of n in its class sees n - 1 others, a held-out shot would see n: a gain where each class has one image.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
@@ -210,9 +203,8 @@ def spread_of(logits: np.ndarray) -> float:
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
     """Return whether most classes are absent or all are equally frequent, by held-out shots, and the decision.
 
-    Classes count less where the best alpha is below 1, the Dirichlet's border between dense and sparse proportions,
-    and fewer than half of the classes then receive an image that would if all were there: an unsure classifier favours
-    some classes, and how much shows on the held-out shots, all of whose classes are present.
+    Absent: the best alpha is below 1, the border between dense and sparse proportions, and fewer than half of the
+    classes then receive an image that would if all were there, as with the held-out shots, all of whose classes are.
     """
     concentration, present = _presence(probs)
     known = np.concatenate([fold.own_answers for fold in folds])
@@ -246,11 +238,8 @@ def _presence(probs: np.ndarray) -> tuple[float, int]:
 
 
 def choose_concentration(probs: np.ndarray) -> float:
-    """Return alpha by the likelihood of held-out images; infinite: equal weights.
-
-    The images are halved; class proportions estimated on one half under Dirichlet(alpha), by variational Bayes,
-    score the other:  mean ln sum_k p_nk pi_k.
-    """
+    """Return alpha by held-out images (infinite: equal weights): class proportions of one half of them, by variational
+    Bayes under Dirichlet(alpha), score the other,  mean ln sum_k p_nk pi_k."""
     order = np.random.default_rng(0).permutation(len(probs))[:SAMPLE]
     halves = [probs[order[0::2]], probs[order[1::2]]]
     scores = np.zeros((len(CONCENTRATIONS), len(order)))
