@@ -89,9 +89,10 @@ class ClassWeights:
 
     def of_held_out(self, answers: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
         """Return w (K,) of a row that is not in the set with `answers` (N, K), and these with weights."""
-        u = self.apply(answers)
         if self.shares is not None:
-            return balancing_weights(answers, self.shares), u
+            w = balancing_weights(answers, self.shares)
+            return w, _normal(answers * np.exp(w))
+        u = self.apply(answers)
         return np.log(self._sparse(u, np.float32(0))) if self.sparse else 0.0, u
 
     def _sparse(self, u: np.ndarray, own: np.ndarray | np.float32) -> np.ndarray:
