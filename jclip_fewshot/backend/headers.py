@@ -1,8 +1,7 @@
-"""Jittor's headers, parsed once: they are most of what a build of Jittor and of its operators takes.
+"""Jittor's headers, parsed once: they are two thirds of what a build takes (`python benchmarks/start.py`).
 
-g++ spends two thirds of a build on the same headers (`python benchmarks/start.py`). GCC can keep them parsed: each
-compilation includes a file beside which lies a folder named `.gch`, from which g++ takes the version that fits its
-flags. Where none fits it reads the file itself.
+GCC can keep them parsed: each compilation includes a file (jittor.h) beside which lies a folder named `.gch`, from
+which g++ takes the version that fits its flags. Where none fits it reads the file itself.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.storage.files import write_text
 
 # Jittor's core is glue around its kernels: -O1 builds it in three quarters of -O2's time and runs as fast.
@@ -22,36 +22,8 @@ KERNEL_FLAGS = "-Ofast"  # what Jittor takes for operators where cc_flags says n
 _ALWAYS = "-Wall -Wno-unknown-pragmas -std=c++14 -fPIC -march=native"
 # -fopenmp and -g are how Jittor compiles operators, and g++ takes only a header that was made with them.
 _VERSIONS = {"core": CORE_FLAGS, "kernel": f"-fopenmp {KERNEL_FLAGS} -g"}
-
 # Jittor's operators declare themselves differently where JIT is defined; -Ofast tells them from the core.
-_TEXT = """\
-#ifdef __FAST_MATH__
-#define JIT 1
-#define JIT_cpu 1
-#else
-#include <Python.h>
-#endif
-#include "common.h"
-#include "var.h"
-#include "op.h"
-#include "executor.h"
-#include "fused_op.h"
-#include "misc/cpu_math.h"
-#include "ops/op_register.h"
-#include "ops/array_op.h"
-#include "ops/binary_op.h"
-#include "ops/broadcast_to_op.h"
-#include "ops/reduce_op.h"
-#include "ops/unary_op.h"
-#include <algorithm>
-#include <assert.h>
-#include <cmath>
-#include <iostream>
-#include <limits>
-#include <sstream>
-#include <unordered_map>
-#include <vector>
-"""
+_TEXT = source(__file__, "jittor.h")
 
 
 def path(jittor_home: Path, jittor: Path, machine: tuple) -> Path:

@@ -1,7 +1,6 @@
 """Paths that Jittor can build in: its command lines break at spaces and at some other letters.
 
-A path with such letters (of the checkout's .venv, of JITTOR_HOME) is given to Jittor as a link to it whose own path has
-none; the link's name is a digest of the path, so that the next run finds the same build.
+It is given a link to such a path, whose name is a digest of the path, so that the next run finds the same build.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+-]*")
 
 
 def plain(path: Path) -> Path:
-    """Return `path`, or a link to it, without letters that Jittor cannot take.
-
-    Raise UserError if there is no place for such a link.
-    """
+    """Return `path`, or a link to it. Raise UserError if there is no place for such a link."""
     path = Path(os.path.abspath(str(path)))
     if _PLAIN.fullmatch(str(path)):
         return path

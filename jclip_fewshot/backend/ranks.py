@@ -2,9 +2,8 @@
 
     mpirun -np 4 python test.py
 
-Encoding is nearly the whole cost of a run and needs no exchange between processes, so only MPI's launcher is used: rank
-and size come from the environment that it sets, rows meet in the feature cache (a folder that all ranks see), and a
-barrier is a file of each rank in that folder.
+Encoding is nearly the whole cost of a run, so only MPI's launcher is used: rank and size come from the environment
+that it sets, rows meet in the feature cache (a folder that all ranks see), a barrier is a file of each rank there.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from pathlib import Path
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 
-# launchers and how they tell a process its number, and how many there are, and its number on its own machine:
-# Open MPI, MPICH and Intel MPI, Slurm's srun
+# How launchers tell a process its number, how many there are, and its number on its own machine: Open MPI, MPICH and
+# Intel MPI, Slurm's srun.
 _LAUNCHERS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
               ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
               ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
@@ -44,10 +43,7 @@ def _numbers() -> tuple[int, int, int]:
 
 
 def require_launcher() -> None:
-    """Raise UserError if the environment says that this is one of several processes, and no launcher has started it.
-
-    Such variables are left over from another job, and nobody else would come.
-    """
+    """Raise UserError if variables left over from another job call this one of several processes: nobody would come."""
     if size() > 1 and not _started_by_launcher():
         found = " and ".join(name for name in VARIABLES if os.environ.get(name))
         raise UserError(f"{found} call this process {rank()} of {size()}, but no mpirun, mpiexec or srun has started "
@@ -59,11 +55,10 @@ def _started_by_launcher() -> bool:
     process = os.getpid()
     try:
         while process > 1:
-            status = Path(f"/proc/{process}/stat").read_text()
-            name, rest = status[status.index("(") + 1:status.rindex(")")], status[status.rindex(")") + 2:]
-            if name.startswith(_PROGRAMS) or any(name == program[:15] for program in _PROGRAMS):
+            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+            if status["Name"].startswith(_PROGRAMS):
                 return True
-            process = int(rest.split()[1])
+            process = int(status["PPid"])
     except (OSError, ValueError):
         return True  # nothing is to be seen
     return False
@@ -85,22 +80,17 @@ def first() -> bool:
 
 
 def use_own_gpu() -> None:
-    """Show each rank of a machine one of its GPUs.
-
-    CUDA reads what it is shown once, at its start, so the GPUs are counted in a process of their own.
-    """
+    """Show each rank of a machine one of its GPUs: before CUDA starts, so another process counts them."""
     if size() == 1:
         return
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         gpus = [name for name in shown.split(",") if name.strip()]
     else:
-        code = ("from jclip_fewshot.backend.toolkit import find_gpu; gpu = find_gpu(); "
-                "print(0 if isinstance(gpu, str) else gpu.count)")  # text: why there is none
+        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(find_gpu().count)"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-        counted = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL)
-        gpus = [str(number) for number in range(int(counted.stdout or 0))]
+        counted = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout
+        gpus = [str(number) for number in range(int(counted or 0))]  # it fails where there is none
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[_numbers()[2] % len(gpus)]
 
@@ -112,10 +102,7 @@ def require_cache(cache: str) -> None:
 
 
 def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Return when `done()` is true; say now and then whom it waits for.
-
-    Raise UserError if it is not in `patience` seconds.
-    """
+    """Return when `done()` is true; say now and then whom it waits for. Raise UserError after `patience` seconds."""
     begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
     while not done():
         waited, name = time.monotonic() - begun, whom if isinstance(whom, str) else whom()
@@ -137,15 +124,11 @@ class Barrier:
 
     def __init__(self, folder: str | Path) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")
-        digest = hashlib.sha256(job.encode()).hexdigest()[:16]
-        self._folder = Path(folder) / "ranks" / digest
+        self._folder = Path(folder) / "ranks" / hashlib.sha256(job.encode()).hexdigest()[:16]
         self._stage = 0
 
     def wait(self, patience: float = PATIENCE) -> None:
-        """Return when all ranks have called it as often as this one.
-
-        Raise UserError if another rank has not come in `patience` seconds.
-        """
+        """Return when all ranks have called it as often as this one; see `wait_until`."""
         if size() == 1:
             return
         self._stage += 1

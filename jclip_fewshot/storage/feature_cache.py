@@ -3,9 +3,8 @@
     cache = FeatureCache(".cache")
     store = cache.rows({"encoder": fingerprint, "views": 0}, (1, width))
 
-One more store remembers the content's digest of files that have not changed since, so that finding a row again costs
-one `stat`. A folder's name is the digest of the text in its about.json; by that `clear` knows what is the cache's own.
-Folders are made when something is written into them.
+One more store remembers the digests of files' contents, so that finding a row again costs one `stat`. A folder is made
+with its first row, and its name is the digest of its about.json: so `clear` knows what is the cache's own.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class FeatureCache:
             store.close()
 
     def _own(self) -> list[Path]:
-        """The folders that a cache has made, this one or another: about.json in them has the digest of their name."""
+        """The folders that a cache has made, this one or another."""
         return [about.parent for about in self.folder.glob("[0-9a-f]" * 16 + f"/{ABOUT}")
                 if about.is_file() and not about.parent.is_symlink()
                 and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
@@ -77,27 +76,29 @@ class FeatureCache:
     def rows(self, about: dict, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> RowStore:
         """Return the store of rows of (V, ...) numbers; about: encoder fingerprint, preprocessing, views."""
         text = json.dumps(about, sort_keys=True)
-        name = _digest(text.encode())
-        if name not in self._stores:
-            self._stores[name] = RowStore(self.folder / name, shape, dtype, text)
-        return self._stores[name]
+        if text not in self._stores:
+            self._stores[text] = RowStore(self._folder(text), shape, dtype, text)
+        return self._stores[text]
 
     @property
     def fits(self) -> FitCache:
         """Where finished trainings are kept."""
         text = json.dumps({"what": "fits"})
-        return FitCache(self.folder / _digest(text.encode()), text)
+        return FitCache(self._folder(text), text)
 
     @property
     def _files(self) -> RowStore:
         return self.rows({"what": "files"}, (DIGEST_BYTES // 8,), "<u8")
+
+    def _folder(self, about: str) -> Path:
+        return self.folder / _digest(about.encode())
 
     def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recognise files that have not changed since their content was last read, by one `stat` each.
 
         Return digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
         """
-        marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
+        marks = as_keys([_mark(path) for path in paths])
         self._files.refresh()
         digests, known = self._files.get(marks)
         return digests, known, marks
@@ -112,21 +113,16 @@ def _digest(about: bytes) -> str:
     return blake2b(about, digest_size=8).hexdigest()
 
 
-def _marks(paths: Sequence) -> list[bytes]:
-    """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
+def _mark(path: str | os.PathLike) -> bytes:
+    """A mark that changes when a file's path, size or times do; zeros where no mark can be trusted.
 
     The change time is part of it because tools that copy over a file like to restore its modification time.
     """
-    lately = time.time_ns() - int(RACY_SECONDS * 1e9)
-    marks = []
-    for path in paths:
-        try:
-            facts = os.stat(path)
-        except (OSError, ValueError):
-            facts = None
-        if facts is None or max(facts.st_ctime_ns, facts.st_mtime_ns) > lately:
-            marks.append(bytes(DIGEST_BYTES))
-        else:
-            text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
-            marks.append(content_digest(text.encode("utf-8", "surrogateescape")))
-    return marks
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return bytes(DIGEST_BYTES)
+    if max(facts.st_ctime_ns, facts.st_mtime_ns) > time.time_ns() - int(RACY_SECONDS * 1e9):
+        return bytes(DIGEST_BYTES)
+    text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
+    return content_digest(text.encode("utf-8", "surrogateescape"))

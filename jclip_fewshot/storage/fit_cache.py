@@ -11,8 +11,6 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import load_arrays, save_arrays
 from jclip_fewshot.storage.files import mark_folder
 
-MARK = "kept/"  # of the entries that say which training a file holds, and which arrays
-
 
 class FitCache:
     """A folder of small files, one a training. about: a text that says so, kept in the folder."""
@@ -23,14 +21,12 @@ class FitCache:
         self._writable = True
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays of a training; None where there are none, or the file is damaged or holds anything else."""
+        """Return the arrays of a training; None where there are none, or the file is damaged."""
         try:
-            arrays = load_arrays(self._file(key))
+            arrays = load_arrays(self.folder / f"{key}.npz")
         except UserError:
             return None
-        kept, names = arrays.pop(f"{MARK}key", None), arrays.pop(f"{MARK}names", None)
-        whole = kept is not None and names is not None and kept.tolist() == key and names.tolist() == sorted(arrays)
-        return arrays if whole else None
+        return {name: array for name, array in arrays.items() if not name.startswith("kept/")}  # as once was noted
 
     def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """Keep the arrays of a training; where that is not possible, warn once: the training itself goes on."""
@@ -38,12 +34,8 @@ class FitCache:
             return
         try:
             mark_folder(self.folder, self._about)
-            save_arrays(self._file(key), {**arrays, f"{MARK}key": np.array(key),
-                                          f"{MARK}names": np.array(sorted(arrays), str)})
+            save_arrays(self.folder / f"{key}.npz", arrays)
         except (OSError, UserError) as error:
             self._writable = False
             reason = error.strerror if isinstance(error, OSError) else error
             warnings.warn(f"trainings cannot be kept in {self.folder} ({reason}); going on without")
-
-    def _file(self, key: str) -> Path:
-        return self.folder / f"{key}.npz"

@@ -7,10 +7,10 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
     sums     n x uint32, the CRC-32 of each row
     rows     n x bytes a row
 
-Every process appends to a shard of its own, so that none waits for another, and holds its flock, which the kernel
-releases however the process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut
-off; a row that rotted on the disk, is zero or not finite counts as absent. Both are computed again, and of several
-rows of a key the newest one counts. Shards that nobody writes any more are merged when there are many of them.
+Every process appends to a shard of its own, and holds its flock, which the kernel releases however the process ends.
+A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on the disk
+counts as absent. Both are computed again, and of several rows of a key the newest one counts. Shards that nobody
+writes any more are merged when there are many of them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ LARGE_SHARD = 256 << 20  # bytes; merged no further
 AT_ONCE = 256  # shards a merge at most: each is an open file
 MAP_FROM = 4 << 20  # bytes; smaller shards are read, for a mapped one is an open file
 TRIES = 20  # of opening shards that other processes merge
-
-
 # where a row stands: the halves of its key, its CRC-32, its shard, where it begins there
 PLACE = np.dtype([("first", "<u8"), ("second", "<u8"), ("sum", "<u4"), ("shard", "<i4"), ("start", "<i8")])
 
@@ -98,9 +96,8 @@ def _lock(fd: int) -> bool:
 class RowStore:
     """Rows of one shape and type by 16-byte key, in a folder that several processes may share.
 
-    shape: (V, ...) of a row. dtype: where it is a floating-point type, each of the V parts must be finite and not
-    all zero; other rows are neither kept nor returned. about: a text that says what the rows are, kept in the folder,
-    which is made with the first row.
+    shape: (V, ...) of a row. about: a text that says what the rows are, kept in the folder, which is made with the
+    first row.
     """
 
     def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32, about: str = ""
@@ -120,10 +117,7 @@ class RowStore:
         return len(self._first)
 
     def refresh(self) -> None:
-        """Read the index again: rows that any process has written since become visible.
-
-        Raise UserError if its files cannot be read, or vanish as fast as they are listed.
-        """
+        """Read the index again, for what any process has written since. Raise UserError if it cannot be read."""
         for _ in range(TRIES):
             try:
                 return self._read_index()
@@ -142,8 +136,8 @@ class RowStore:
             self._data.append(data)
             found.append(places)
         index = np.concatenate(found)
-        # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation,
-        # and there is one such pair in a cache of six billion rows.
+        # Sorted by the first half of the key; two keys that share it alone, one pair in six billion rows, cost a
+        # recomputation.
         self._index = index[np.argsort(index["first"], kind="stable")]
         self._first = np.ascontiguousarray(self._index["first"])
 
@@ -174,17 +168,15 @@ class RowStore:
         rows, found = np.zeros((len(keys), *self.shape), self.dtype), np.zeros(len(keys), bool)
         for i, row in self._stored(keys):
             rows[i], found[i] = row, True
-        found &= self._sound(rows)
-        rows[~found] = 0
         return rows, found
 
     def mapped(self, keys: np.ndarray) -> list[np.ndarray | None]:
-        """Return the rows without a copy: each where it lies on the disk, mapped; None where there is none.
+        """Return each row where it lies on the disk, mapped, for rows too large to hold at once; None where none is.
 
-        For rows too large to hold at once. They stay readable whatever becomes of their shard.
+        They stay readable whatever becomes of their shard.
         """
         rows = dict(self._stored(keys))
-        return [rows[i] if i in rows and self._sound(rows[i][None])[0] else None for i in range(len(keys))]
+        return [rows.get(i) for i in range(len(keys))]
 
     def holds(self, keys: np.ndarray) -> np.ndarray:
         """Return which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
@@ -207,18 +199,10 @@ class RowStore:
             else:
                 warnings.warn(f"feature cache: a row in {self.folder} fails its checksum; it is computed again")
 
-    def _sound(self, rows: np.ndarray) -> np.ndarray:
-        """Which of the rows (n, *shape) may be kept and returned, (n,) bool."""
-        if self.dtype.kind != "f":
-            return np.ones(len(rows), bool)
-        parts = rows.reshape(len(rows), self.shape[0], -1)
-        return np.isfinite(parts).all(axis=(1, 2)) & parts.any(axis=2).all(axis=1)
-
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Add the sound ones of the rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
-        sound = self._sound(rows)
-        if sound.any():
-            self._pending.append((keys[sound], np.ascontiguousarray(rows[sound], self.dtype)))
+        """Add rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
+        if len(keys):
+            self._pending.append((np.array(keys), np.array(rows, self.dtype)))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
