@@ -15,11 +15,7 @@ from jclip_fewshot.backend.cpp import source
 
 
 class AdamW:
-    """Optimise a list of float32 parameters.
-
-    lr: learning rate. weight_decay: apart from the gradient. eps: added to the root of the second moment. betas: of
-    the two moments.
-    """
+    """Optimise a list of float32 parameters; eps is added to the root of the second moment, betas are the moments'."""
 
     def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8,
                  betas: tuple[float, float] = (0.9, 0.999)) -> None:

@@ -17,7 +17,7 @@ from jclip_fewshot.console import progress, tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
-# Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
+# Object files of a CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _FILES, _SECONDS = 305, 95
 _BYTES = 500 << 20  # with the operators of a first run
 _LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
@@ -57,10 +57,7 @@ def jittors_environment(plan: Plan, **more: str) -> Iterator[None]:
 
 
 def build(plan: Plan) -> None:
-    """Import Jittor in child processes until one gets through, then write the plan's stamp; show how far it is.
-
-    Raise UserError if there is no room, or if Jittor does not start.
-    """
+    """Import Jittor in child processes until one gets through, then write the stamp. Raise UserError if none does."""
     log = plan.stamp.with_name(f"{plan.stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(str(log.parent)).free

@@ -21,7 +21,6 @@ from pathlib import Path
 from jclip_fewshot.backend import headers, toolkit
 from jclip_fewshot.backend.package import mended
 from jclip_fewshot.backend.plain_paths import plain
-from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import require_writable_folder, write_text
 
@@ -60,10 +59,7 @@ class Plan:
 
 
 def jittor_home() -> Path:
-    """Return the folder whose .cache/jittor holds Jittor's builds, by Jittor's own rule.
-
-    Raise UserError if neither the environment nor the system's list of users names one.
-    """
+    """Return the folder whose .cache/jittor holds Jittor's builds, by its rule. Raise UserError if there is none."""
     home = os.environ.get("JITTOR_HOME")
     if home:
         return plain(Path(home))
@@ -79,16 +75,12 @@ def jittor_home() -> Path:
 
 
 def plan(device: str = "auto") -> Plan:
-    """Decide device and libraries.
-
-    Raise UserError if the device is unknown, if CUDA is asked for where it cannot work, or if Python, a compiler or
-    a folder that can be written is not there.
-    """
+    """Decide device and libraries. Raise UserError, which says what is missing, if Jittor cannot run so."""
     if device not in DEVICES:
         raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
+    (_, least), (_, last) = PYTHONS
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        raise UserError(f"Python {platform.python_version()} is not served: take Python "
-                        f"{'.'.join(map(str, PYTHONS[0]))} to {'.'.join(map(str, PYTHONS[1]))}")
+        raise UserError(f"Python {platform.python_version()} is not served: take Python 3.{least} to 3.{last}")
     wanted = os.environ.get("cc_path") or "g++"
     compiler = shutil.which(wanted)
     if not compiler and sys.platform == "linux":
@@ -100,7 +92,7 @@ def plan(device: str = "auto") -> Plan:
     except UserError as error:
         raise UserError(f"{error} by setting JITTOR_HOME") from None
     package = mended(home)
-    build: dict[str, str] = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
+    build = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
     header = None
     chosen, reason, tools = _choose_device(device, home)
     if tools:
@@ -116,7 +108,7 @@ def plan(device: str = "auto") -> Plan:
         header = _choose_header(home, package, compiler)
         if header:
             build.update(headers.flags(header))
-    onednn = _choose_onednn(home)
+    onednn = "none" if os.environ.get("use_mkl") == "0" else toolkit.link_onednn(home)
     if onednn == "none":
         build["use_mkl"] = "0"
     chosen_by_user = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
@@ -158,10 +150,7 @@ def plain_python() -> str:
 
 
 def _python_config(home: Path) -> Path:
-    """Return a script that answers Jittor's two questions about Python's headers.
-
-    Python's own python3.x-config is not in every installation, and never in a virtual environment.
-    """
+    """Return a script that answers as python3.x-config, which many installations and virtual environments lack."""
     includes = list(dict.fromkeys(sysconfig.get_paths()[name] for name in ("include", "platinclude")))
     if not Path(includes[0], "Python.h").is_file():
         raise UserError(f"Python's headers are not installed ({includes[0]}/Python.h): Debian, Ubuntu: apt-get install "
@@ -201,10 +190,3 @@ def _choose_header(home: Path, package: Path, compiler: str | None) -> Path | No
     # a child process finds its parent's flags, which are ours
     ours = all(os.environ.get(name, "").strip() in ("", value) for name, value in headers.flags(header).items())
     return header if ours else None
-
-
-def _choose_onednn(home: Path) -> str:
-    found = "none" if os.environ.get("use_mkl") == "0" else toolkit.link_onednn(home)
-    if not found:
-        warn(f"oneDNN is missing, so matrix products run about five times slower: {toolkit.ONEDNN_REMEDY}")
-    return found or "none"

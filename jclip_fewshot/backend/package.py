@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -57,8 +56,8 @@ def _files(installed: Path) -> list[tuple[str, Path]]:
 
 def _copy(files: dict[str, Path], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=str(folder.parent)))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
+        temporary = Path(part)
         for name, path in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(path.read_bytes())
@@ -68,10 +67,6 @@ def _copy(files: dict[str, Path], folder: Path) -> None:
                 raise UserError(f"the installed Jittor is not release 1.3.11.0 ({name} differs): "
                                 "python -m pip install --no-deps --force-reinstall jittor==1.3.11.0")
             (temporary / name).write_text(text.replace(old, new), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's are private
+        temporary.chmod(0o755)  # it is private before
         with contextlib.suppress(OSError):  # another process was quicker
-            os.rename(temporary, folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder} cannot be made; set JITTOR_HOME to a folder that can be written")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary.rename(folder)

@@ -25,19 +25,14 @@ def plain(path: Path) -> Path:
     places = [Path(tempfile.gettempdir(), f"jclip-links-{os.getuid()}")]
     with contextlib.suppress(RuntimeError):  # a user without a home
         places.insert(0, Path.home() / ".cache/jittor/jclip_links")
-    for place in places:
-        if not _PLAIN.fullmatch(str(place)):
-            continue
-        try:
+    for place in filter(lambda place: _PLAIN.fullmatch(str(place)), places):
+        with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if place.stat().st_uid != os.getuid():  # another user's folder of that name in /tmp
-                continue
-            path.mkdir(parents=True, exist_ok=True)
-            link = place / hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
-            link_to(link, path)
-            return link
-        except OSError:
-            continue
+            if place.stat().st_uid == os.getuid():  # no other user's folder of that name in /tmp
+                path.mkdir(parents=True, exist_ok=True)
+                link = place / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+                link_to(link, path)
+                return link
     raise UserError(f"Jittor cannot build in {path}: letters other than A to z, 0 to 9 and _ . + - are in its name; "
                     "move it, or set TMPDIR to a folder of your own without them")
 
@@ -45,8 +40,8 @@ def plain(path: Path) -> Path:
 def link_to(link: Path, target: Path) -> None:
     """Point `link` at `target`, replacing an older or dangling link in one step."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and os.readlink(str(link)) == str(target):
+    if link.is_symlink() and os.readlink(link) == str(target):
         return
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.symlink_to(target)
-    os.replace(str(temporary), str(link))
+    os.replace(temporary, link)

@@ -101,13 +101,13 @@ def require_cache(cache: str) -> None:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
-def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Return when `done()` is true; say now and then whom it waits for. Raise UserError after `patience` seconds."""
+def wait_until(done: Callable[[], bool], whom: str | Callable[[], str]) -> None:
+    """Return when `done()` is true; say now and then whom it waits for. Raise UserError after PATIENCE seconds."""
     begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
     while not done():
         waited, name = time.monotonic() - begun, whom if isinstance(whom, str) else whom()
-        if waited > patience:
-            raise UserError(f"waited {patience:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
+        if waited > PATIENCE:
+            raise UserError(f"waited {PATIENCE:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
                             "the same command again")
         if waited > say:
             tell(f"waiting for {name} ({waited:.0f} s)")
@@ -127,14 +127,14 @@ class Barrier:
         self._folder = Path(folder) / "ranks" / hashlib.sha256(job.encode()).hexdigest()[:16]
         self._stage = 0
 
-    def wait(self, patience: float = PATIENCE) -> None:
+    def wait(self) -> None:
         """Return when all ranks have called it as often as this one; see `wait_until`."""
         if size() == 1:
             return
         self._stage += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{self._stage}.{rank()}").touch()
-        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
+        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}")
 
     def _missing(self) -> int | None:
         return next((other for other in range(size()) if not (self._folder / f"{self._stage}.{other}").exists()), None)

@@ -46,10 +46,7 @@ def _refuse_fork() -> None:
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """For what several threads may call, also as a decorator: Jittor works in any of them, but in one at a time.
-
-    Raise UserError in a process that was forked after Jittor had started.
-    """
+    """For what several threads may call, also as a decorator. Raise UserError in a process forked after the start."""
     _refuse_fork()
     with _lock:
         yield
@@ -60,7 +57,7 @@ def start(device: str | None = None) -> Plan:
     """Start Jittor, once per process; later calls must ask for the same device.
 
     device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
-    Raise UserError if Jittor cannot be started so; the message says what is missing. Or see `exclusive`.
+    Raise UserError if Jittor cannot be started so; the message says what is missing.
     """
     global _started, _jittor, _process
     asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"

@@ -9,13 +9,13 @@ import shutil
 import site
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.backend.plain_paths import link_to
+from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
@@ -67,19 +67,13 @@ def find_gpu() -> Gpu:
                (cuda.value // 1000, cuda.value % 1000 // 10))
 
 
-def _nvcc_candidates(jittor_home: Path) -> Iterator[Path]:
-    if os.environ.get("nvcc_path"):
-        yield Path(os.environ["nvcc_path"])
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            yield Path(os.environ[variable], "bin", "nvcc")
+def _nvcc_candidates(jittor_home: Path) -> list[Path]:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     # where `python -m jittor_utils.install_cuda` puts CUDA 12.2 and cuDNN 8
-    yield from sorted(jittor_home.glob(".cache/jittor/jtcuda/*/bin/nvcc"), reverse=True)
-    on_path = shutil.which("nvcc")
-    if on_path:
-        yield Path(on_path).resolve()
-    for folder in ("/usr/local/cuda", "/opt/cuda"):
-        yield Path(folder, "bin", "nvcc")
+    homes += sorted(map(str, jittor_home.glob(".cache/jittor/jtcuda/*")), reverse=True)
+    on_path = os.path.realpath(shutil.which("nvcc") or "")
+    return [Path(os.environ.get("nvcc_path", "")), *(Path(home, "bin/nvcc") for home in homes if home), Path(on_path),
+            Path("/usr/local/cuda/bin/nvcc"), Path("/opt/cuda/bin/nvcc")]  # those that are no files are passed over
 
 
 def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
@@ -98,10 +92,9 @@ def _wheel_folders() -> list[Path]:
 
 
 def find_toolkit(jittor_home: Path) -> Toolkit:
-    """Return the first nvcc for which every header and library can be found.
+    """Return the first nvcc for which every header and library can be found. Raise UserError if something is missing.
 
-    Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a toolkit is made under
-    `jittor_home`/.cache/jittor/jclip_toolkit. Raise UserError, which says what is missing.
+    Where they lie elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit.
     """
     problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
     for nvcc in filter(Path.is_file, dict.fromkeys(_nvcc_candidates(jittor_home))):
@@ -167,7 +160,7 @@ def _onednn_wheel_files() -> tuple[Path | None, ...]:
 
 
 def link_onednn(jittor_home: Path) -> str:
-    """Give Jittor the oneDNN that it would download. Return where it is from, "" where there is none.
+    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning.
 
     What Jittor itself has downloaded is left alone; links of ours are renewed where a virtual environment was deleted.
     """
@@ -178,7 +171,8 @@ def link_onednn(jittor_home: Path) -> str:
     if not there or not (folder / "include/mkldnn.h").is_file():
         library, header = _onednn_wheel_files()
         if library is None or header is None:
-            return ""
+            warn(f"oneDNN is missing, so matrix products run about five times slower: {ONEDNN_REMEDY}")
+            return "none"
         link_to(folder / "lib", library)
         link_to(folder / "include", header)
     return "PyPI wheels"

@@ -1,7 +1,4 @@
-"""Arrays on disk: .npz of plain arrays, read against a schema.
-
-NumPy reads each array; what the archive says of their sizes is compared with the file's before.
-"""
+"""Arrays on disk: .npz, read by NumPy against a schema, once what it says of sizes is compared with the file's."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from jclip_fewshot.errors import UserError, shown
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
@@ -46,10 +43,7 @@ ANY: Schema = {}
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as .npz, the same bytes for the same arrays.
-
-    Raise UserError, and write nothing, if an array is of Python objects.
-    """
+    """Write arrays as .npz, the same bytes for the same arrays. Raise UserError if one is of Python objects."""
     for name, value in arrays.items():
         if np.asanyarray(value).dtype.hasobject:
             raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
@@ -65,8 +59,8 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
                 said: str = "") -> dict[str, np.ndarray]:
     """Return the plain arrays of an .npz, each checked; floats are finite, texts are str.
 
-    schema: what the arrays must be, by name. others: what arrays that it does not name must be; None leaves them
-    unread. said: what messages call the file; its path by default.
+    schema: what the arrays must be, by name. others: what those that it does not name must be; None leaves them unread.
+    said: what messages call the file.
     Raise UserError if it is absent, cut short or no .npz, or an array is missing or not as the schema has it.
     """
     path, said = Path(path), said or str(path)
@@ -86,10 +80,9 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """Return a zip archive of stored or deflated members, whose table of contents has a sane size.
+    """Return a zip archive of stored or deflated members: other kinds may grow without bound while they are read.
 
-    Raise ValueError if it has not, or is compressed in another way, which may grow without bound while it is read;
-    zipfile.BadZipFile if it is no zip archive.
+    Raise ValueError if it is compressed in another way or its table of contents is huge; BadZipFile if it is no zip.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY:  # type: ignore[attr-defined]
@@ -120,9 +113,9 @@ def _read(file: BinaryIO, size: int, schema: Schema, others: Field | None) -> di
         arrays: dict[str, np.ndarray] = {}
         sizes: dict[str, int] = {}
         for name, field in fields.items():
-            arrays[name] = _array(archive, there[name], shown(name[:80]))
-            _check_form(shown(name[:80]), arrays[name], field, sizes)
-    return {name: _checked(shown(name[:80]), array, fields[name], sizes) for name, array in arrays.items()}
+            arrays[name] = _array(archive, there[name], name[:80])
+            _check_form(name[:80], arrays[name], field, sizes)
+    return {name: _checked(name[:80], array, fields[name], sizes) for name, array in arrays.items()}
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -130,14 +123,12 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.nd
     with archive.open(entry) as handle:
         read_header = npy.read_array_header_1_0 if npy.read_magic(handle) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(handle)
-    if dtype.hasobject:
-        raise UserError(f"{name} is of Python objects: .astype(str) before saving")
-    if math.prod(shape) * max(1, dtype.itemsize) > entry.file_size:
-        raise UserError(f"{name} has fewer numbers than it declares")
+        if dtype.hasobject:
+            raise UserError(f"{name} is of Python objects: .astype(str) before saving")
+        if handle.tell() + math.prod(shape) * max(1, dtype.itemsize) != entry.file_size:
+            raise UserError(f"{name} has fewer or more numbers than it declares")
     with archive.open(entry) as handle:
         array = npy.read_array(handle, allow_pickle=False)
-        if handle.read(1):  # at its end the zip's CRC-32 is compared
-            raise UserError(f"{name} has more numbers than it declares")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 

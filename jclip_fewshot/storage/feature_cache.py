@@ -1,10 +1,8 @@
 """All features that were ever computed, by encoder and content: one row store an encoder, preprocessing and view.
 
-    cache = FeatureCache(".cache")
-    store = cache.rows({"encoder": fingerprint, "views": 0}, (1, width))
-
-One more store remembers the digests of files' contents, so that finding a row again costs one `stat`. A folder is made
-with its first row, and its name is the digest of its about.json: so `clear` knows what is the cache's own.
+One more store remembers the digests of files' contents, so that finding a row again costs one `stat`; one more folder
+keeps finished trainings. A folder is made when something is written into it, and its name is the digest of its
+about.json: so `clear` knows what is the cache's own.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -20,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jclip_fewshot.storage.files import ABOUT, DIGEST_BYTES, content_digest
-from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.storage.files import ABOUT, DIGEST_BYTES, content_digest, mark_folder
 from jclip_fewshot.storage.row_store import RowStore, as_keys
 
 RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
@@ -54,7 +54,6 @@ class FeatureCache:
             store.close()
 
     def _own(self) -> list[Path]:
-        """The folders that a cache has made, this one or another."""
         return [about.parent for about in self.folder.glob("[0-9a-f]" * 16 + f"/{ABOUT}")
                 if about.is_file() and not about.parent.is_symlink()
                 and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
@@ -94,9 +93,9 @@ class FeatureCache:
         return self.folder / _digest(about.encode())
 
     def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Recognise files that have not changed since their content was last read, by one `stat` each.
+        """Recognise files that have not changed since they were read: digests (n, 2) uint64 and known (n,) bool.
 
-        Return digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
+        Return also marks (n, 2) to hand to `remember_files`.
         """
         marks = as_keys([_mark(path) for path in paths])
         self._files.refresh()
@@ -107,6 +106,35 @@ class FeatureCache:
         """Note the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
         known = marks.any(axis=1)
         self._files.put(marks[known], digests[known])
+
+
+class FitCache:
+    """Finished trainings, one a file, by a name of everything that they depend on: nothing is trained twice."""
+
+    def __init__(self, folder: str | Path, about: str = "") -> None:
+        self.folder = Path(folder)
+        self._about = about
+        self._writable = True
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a training; None where there are none, or the file is damaged."""
+        try:
+            arrays = load_arrays(self.folder / f"{key}.npz")
+        except UserError:
+            return None
+        return {name: array for name, array in arrays.items() if not name.startswith("kept/")}  # as once was noted
+
+    def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keep the arrays of a training; where that is not possible, warn once: the training itself goes on."""
+        if not self._writable:
+            return
+        try:
+            mark_folder(self.folder, self._about)
+            save_arrays(self.folder / f"{key}.npz", arrays)
+        except (OSError, UserError) as error:
+            self._writable = False
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"trainings cannot be kept in {self.folder} ({reason}); going on without")
 
 
 def _digest(about: bytes) -> str:

@@ -16,9 +16,8 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Kind:  # type: ignore[assignment]
-    """Return a JSON file's content as `kind`: a type that msgspec knows, a plain object by default.
+    """Return a JSON file's content as `kind`, a type that msgspec knows; remedy: what to do about one of another type.
 
-    remedy: what to do about a file that is not of that type, for the message.
     Raise UserError if it is absent, unreadable, not JSON, or has a key that is missing or of another type.
     """
     path = Path(path)

@@ -96,8 +96,7 @@ def _lock(fd: int) -> bool:
 class RowStore:
     """Rows of one shape and type by 16-byte key, in a folder that several processes may share.
 
-    shape: (V, ...) of a row. about: a text that says what the rows are, kept in the folder, which is made with the
-    first row.
+    about: a text that says what the rows are, kept in the folder, which is made with the first row.
     """
 
     def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32, about: str = ""
@@ -142,9 +141,8 @@ class RowStore:
         self._first = np.ascontiguousarray(self._index["first"])
 
     def _shard_names(self) -> list[str]:
-        """Oldest first."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))
+            return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))  # oldest first
         return []
 
     def _read_shard(self, name: str) -> tuple[memoryview, np.ndarray]:
@@ -171,10 +169,7 @@ class RowStore:
         return rows, found
 
     def mapped(self, keys: np.ndarray) -> list[np.ndarray | None]:
-        """Return each row where it lies on the disk, mapped, for rows too large to hold at once; None where none is.
-
-        They stay readable whatever becomes of their shard.
-        """
+        """Return each row where it lies on the disk, for rows too large to hold at once; None where there is none."""
         rows = dict(self._stored(keys))
         return [rows.get(i) for i in range(len(keys))]
 

@@ -7,7 +7,7 @@ import pytest
 
 from jclip_fewshot.storage import files
 from jclip_fewshot.storage.arrays import save_arrays
-from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.storage.feature_cache import FitCache
 
 ARRAYS = {"visual.proj": np.ones((3, 2), np.float32), "classifier": np.zeros((4, 2), np.float16)}
 
