@@ -1,7 +1,6 @@
 """AdamW. Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
 
-On the CPU a step is one operator (adamw.cpp) instead of a dozen passes by one thread; on CUDA it is written in
-Jittor's operators, and tests hold the two to each other.
+On the CPU a step is one operator (adamw.cpp) instead of a dozen passes by one thread; on CUDA it is Jittor's operators.
 """
 
 from __future__ import annotations

@@ -26,18 +26,14 @@ _LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads
 _CODE = """\
 import os, sys, traceback
 sys.executable = sys.argv[1]
-status = 1
 try:
     import jittor as jt
     jt.array([1.0]).sync()
-    print('jclip: built')
-    status = 0
-except SystemExit as stop:
-    status = stop.code or 0
-except BaseException:
+    print('jclip: built', flush=True)
+    os._exit(0)
+except BaseException as error:
     traceback.print_exc()
-sys.stdout.flush()
-os._exit(status)
+    os._exit(getattr(error, 'code', 1) or 0)
 """
 
 

@@ -1,7 +1,7 @@
 """The losses that training descends: cross-entropy and the divergence of two softmaxes, of N rows and K classes.
 
 On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
-products of a method. On CUDA they are written in Jittor's operators; tests hold the two to each other.
+products of a method. On CUDA they are written in Jittor's operators.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Several processes under mpirun share the encoding: each computes a part of the rows, the cache gathers them.
+"""Several processes (`mpirun -np 4 python test.py`) share the encoding, which is nearly the whole cost of a run.
 
-    mpirun -np 4 python test.py
-
-Encoding is nearly the whole cost of a run, so only MPI's launcher is used: rank and size come from the environment
-that it sets, rows meet in the feature cache (a folder that all ranks see), a barrier is a file of each rank there.
+Only MPI's launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a
+folder that all ranks see), and a barrier is a file of each rank there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Start Jittor. The only module that imports it: everything else says
-
-    from jclip_fewshot.backend import jt
+"""Start Jittor. The only module that imports it: everything else says `from jclip_fewshot.backend import jt`.
 
 `jt` is Jittor, started when it is first used, on the device of `start(device)` or of the variable JCLIP_DEVICE (cpu,
 cuda or auto). device.py decides how, package.py mends Jittor's sources, build.py builds them the first time.

@@ -1,7 +1,7 @@
 """Ctrl-C while Jittor computes or compiles: Python hears a signal only between two of its own instructions.
 
-Jittor holds the interpreter for as long as one call takes: half a minute where it compiles on a busy machine. So
-the signal is caught in C (watchdog.cpp), which hands it on to Python and ends the process if Python is too slow.
+One call of Jittor's may take half a minute. So watchdog.cpp catches the signal, hands it on to Python, and ends the
+process if Python is too slow.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
     sums     n x uint32, the CRC-32 of each row
     rows     n x bytes a row
 
-Every process appends to a shard of its own, and holds its flock, which the kernel releases however the process ends.
-A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on the disk
-counts as absent. Both are computed again, and of several rows of a key the newest one counts. Shards that nobody
-writes any more are merged when there are many of them.
+Every process appends to a shard to which nobody else does, and holds its flock, which the kernel releases however the
+process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on
+the disk counts as absent. Both are computed again, and of several rows of a key the newest one counts.
 """
 
 from __future__ import annotations
@@ -26,22 +25,17 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import DIGEST_BYTES, atomic_write, mark_folder
+from jclip_fewshot.storage.files import DIGEST_BYTES, mark_folder
 
 MAGIC = b"JCFROWS1"
 HEADER = struct.Struct("<8sIII")  # magic, n, bytes a row, CRC-32
 FLUSH_SECONDS = 2.0
-MANY_SHARDS = 8  # merged when there are more
-LARGE_SHARD = 256 << 20  # bytes; merged no further
-AT_ONCE = 256  # shards a merge at most: each is an open file
 MAP_FROM = 4 << 20  # bytes; smaller shards are read, for a mapped one is an open file
-TRIES = 20  # of opening shards that other processes merge
 # where a row stands: the halves of its key, its CRC-32, its shard, where it begins there
 PLACE = np.dtype([("first", "<u8"), ("second", "<u8"), ("sum", "<u4"), ("shard", "<i4"), ("start", "<i8")])
 
@@ -78,10 +72,10 @@ def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
     return np.concatenate(places), at
 
 
-def _content(file: BinaryIO) -> memoryview:
+def _content(fd: int) -> memoryview:
     """A file's bytes, mapped where it is large; they stay readable after it is deleted."""
-    size = os.fstat(file.fileno()).st_size
-    return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size >= MAP_FROM else file.read())
+    size = os.fstat(fd).st_size
+    return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ) if size >= MAP_FROM else os.pread(fd, size, 0))
 
 
 def _lock(fd: int) -> bool:
@@ -109,7 +103,6 @@ class RowStore:
         self._writable = True
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._flushed = time.monotonic()
-        self._merge()
         self.refresh()
 
     def __len__(self) -> int:
@@ -117,23 +110,17 @@ class RowStore:
 
     def refresh(self) -> None:
         """Read the index again, for what any process has written since. Raise UserError if it cannot be read."""
-        for _ in range(TRIES):
-            try:
-                return self._read_index()
-            except FileNotFoundError:  # merged away by another process between listing and opening
-                time.sleep(0.01)
-            except OSError as error:
-                raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
-        raise UserError(f"feature cache: files in {self.folder} vanish while they are read; choose another --cache")
-
-    def _read_index(self) -> None:
         self._data: list[memoryview] = []
         found = [np.zeros(0, PLACE)]
-        for name in self._shard_names():
-            data, places = self._read_shard(name)
-            places["shard"] = len(self._data)
-            self._data.append(data)
-            found.append(places)
+        try:
+            for name in self._shard_names():
+                with contextlib.suppress(FileNotFoundError):  # somebody clears the cache
+                    data, places = self._read_shard(name)
+                    places["shard"] = len(self._data)
+                    self._data.append(data)
+                    found.append(places)
+        except OSError as error:
+            raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
         index = np.concatenate(found)
         # Sorted by the first half of the key; two keys that share it alone, one pair in six billion rows, cost a
         # recomputation.
@@ -149,16 +136,15 @@ class RowStore:
         """A shard's bytes and rows; what stands behind the sound blocks is cut off, unless its writer is at work."""
         with open(self.folder / name, "rb") as file:
             for look in (1, 2):
-                data = _content(file)
+                data = _content(file.fileno())
                 places, end = _read_blocks(data, self._bytes)
                 # locked: a block in the making, no damage. Not locked: it may have been finished since, so look again
                 if end == len(data) or (look == 1 and not _lock(file.fileno())):
                     return data, places
-                file.seek(0)
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                os.truncate(self.folder / name, end)
         warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part is dropped "
                       "and computed again")
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            os.truncate(self.folder / name, end)
         return data, places
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +199,7 @@ class RowStore:
                 os.close(self._writer)
                 self._writer = None
             if self._writer is None:
-                self._writer = self._new_shard()
+                self._writer = self._locked_shard()
             view = memoryview(_encode_block(keys, rows))
             while view:
                 view = view[os.write(self._writer, view):]
@@ -221,11 +207,19 @@ class RowStore:
             self._writable = False
             warnings.warn(f"feature cache: cannot write to {self.folder} ({error.strerror}); going on without")
 
-    def _new_shard(self) -> int:
+    def _locked_shard(self) -> int:
+        """A shard to append to: the newest that nobody writes, else a new one."""
         mark_folder(self.folder, self._about)
-        name = _new_name()
+        for name in reversed(self._shard_names()):
+            with contextlib.suppress(OSError):  # cleared since, or another user's
+                fd = os.open(self.folder / name, os.O_RDWR | os.O_APPEND)
+                if _lock(fd):
+                    os.truncate(fd, _read_blocks(_content(fd), self._bytes)[1])
+                    return fd
+                os.close(fd)
+        name = f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"
         fd = os.open(self.folder / f".{name}.tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
-        _lock(fd)  # before it has its name, or a merge could take it for abandoned
+        _lock(fd)  # before it has its name, or another process could take it
         os.rename(self.folder / f".{name}.tmp", self.folder / name)
         return fd
 
@@ -237,29 +231,3 @@ class RowStore:
                 os.fsync(self._writer)
             os.close(self._writer)
             self._writer = None
-
-    def _merge(self) -> None:
-        """Makes one shard of many small ones that nobody writes; a block stays as it is."""
-        # a folder that may only be read, a full disk, shards that another process has merged since: they stay
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            names = self._shard_names()
-            if len(names) <= MANY_SHARDS:
-                return
-            if not _lock(held.enter_context(open(self.folder / "merge.lock", "wb")).fileno()):
-                return
-            merged = {}
-            for name in names[:AT_ONCE]:
-                file = held.enter_context(open(self.folder / name, "rb"))
-                if os.fstat(file.fileno()).st_size < LARGE_SHARD and _lock(file.fileno()):
-                    merged[name] = _content(file)
-            if len(merged) < 2:
-                return
-            with atomic_write(self.folder / _new_name()) as out:
-                for data in merged.values():  # oldest first: of several rows of a key the newest one counts
-                    out.write(data[:_read_blocks(data, self._bytes)[1]])
-            for name in merged:
-                os.unlink(self.folder / name)
-
-
-def _new_name() -> str:
-    return f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"
