@@ -16,20 +16,19 @@ from jclip_fewshot.backend.cpp import source
 class AdamW:
     """Optimise a list of float32 parameters; eps is added to the root of the second moment, betas are the moments'."""
 
-    def __init__(self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8,
-                 betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.lr, self.weight_decay, self.eps, self.betas = lr, weight_decay, eps, betas
+    def __init__(self, weight_decay: float, eps: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.weight_decay, self.eps, self.betas = weight_decay, eps, betas
         self.steps = 0
         self.means: list[jt.Var] = []  # first moments
         self.squares: list[jt.Var] = []  # second moments
 
-    def step(self, values: Sequence[jt.Var], gradients: Sequence[jt.Var], lr_factor: float) -> list[jt.Var]:
-        """Return the new values; lr_factor in 0..1 is the schedule's factor on the learning rate."""
+    def step(self, values: Sequence[jt.Var], gradients: Sequence[jt.Var], lr: float) -> list[jt.Var]:
+        """Return the new values."""
         if not self.means:
             self.means = [jt.zeros_like(value) for value in values]
             self.squares = [jt.zeros_like(value) for value in values]
         self.steps += 1
-        (b1, b2), lr = self.betas, self.lr * lr_factor
+        b1, b2 = self.betas
         # rate: learning rate over the first moment's bias. debias: 1 / root of the second moment's bias.
         step = {"b1": b1, "b2": b2, "rate": lr / (1 - b1 ** self.steps),
                 "debias": float(1 / np.sqrt(1 - b2 ** self.steps)), "decay": 1 - lr * self.weight_decay,

@@ -33,7 +33,7 @@ try:
     os._exit(0)
 except BaseException as error:
     traceback.print_exc()
-    os._exit(getattr(error, 'code', 1) or 0)
+    os._exit(bool(error.code) if isinstance(error, SystemExit) else 1)
 """
 
 

@@ -85,7 +85,7 @@ def use_own_gpu() -> None:
     if shown is not None:
         gpus = [name for name in shown.split(",") if name.strip()]
     else:
-        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(find_gpu().count)"
+        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(find_gpu().devices)"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         counted = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout
         gpus = [str(number) for number in range(int(counted or 0))]  # it fails where there is none
@@ -99,11 +99,11 @@ def require_cache(cache: str) -> None:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
-def wait_until(done: Callable[[], bool], whom: str | Callable[[], str]) -> None:
-    """Return when `done()` is true; say now and then whom it waits for. Raise UserError after PATIENCE seconds."""
+def wait_for(whom: Callable[[], str]) -> None:
+    """Return when `whom()` names nobody; say now and then who is waited for. Raise UserError after PATIENCE seconds."""
     begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
-    while not done():
-        waited, name = time.monotonic() - begun, whom if isinstance(whom, str) else whom()
+    while name := whom():
+        waited = time.monotonic() - begun
         if waited > PATIENCE:
             raise UserError(f"waited {PATIENCE:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
                             "the same command again")
@@ -126,13 +126,14 @@ class Barrier:
         self._stage = 0
 
     def wait(self) -> None:
-        """Return when all ranks have called it as often as this one; see `wait_until`."""
+        """Return when all ranks have called it as often as this one; see `wait_for`."""
         if size() == 1:
             return
         self._stage += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{self._stage}.{rank()}").touch()
-        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}")
+        wait_for(self._missing)
 
-    def _missing(self) -> int | None:
-        return next((other for other in range(size()) if not (self._folder / f"{self._stage}.{other}").exists()), None)
+    def _missing(self) -> str:
+        return next((f"rank {other} of {size()}" for other in range(size())
+                     if not (self._folder / f"{self._stage}.{other}").exists()), "")

@@ -34,7 +34,7 @@ class Gpu(NamedTuple):
     """The first CUDA device, as the driver describes it."""
 
     name: str
-    count: int
+    devices: int
     capability: tuple[int, int]
     driver_cuda: tuple[int, int]  # the newest CUDA release that the driver runs
 
@@ -105,21 +105,20 @@ def find_toolkit(jittor_home: Path) -> Toolkit:
         home, x86 = nvcc.parent.parent, nvcc.parent.parent / "targets/x86_64-linux"
         includes = [folder / "include" for folder in (home, x86, *_wheel_folders())]
         libraries = [home / "lib64", *(folder / "lib" for folder in (home, x86, *_wheel_folders()))]
-        headers = {part: _find(includes, header) for part, (header, _) in _NEEDED.items()}
         # a versioned name has CUDA's own number, but for cuRAND, which has been version 10 since CUDA 10
-        shared = {part: _find(libraries, library, f"{library}.{10 if part == 'cuRAND' else version[0]}")
-                  for part, (_, library) in _NEEDED.items()}
-        missing = [part for part in _NEEDED if headers[part] is None or shared[part] is None]
+        found = {part: (_find(includes, header),
+                        _find(libraries, library, f"{library}.{10 if part == 'cuRAND' else version[0]}"))
+                 for part, (header, library) in _NEEDED.items()}
+        missing = [part for part, paths in found.items() if None in paths]
         if missing:
             problem = f"{nvcc} has no {', '.join(missing)} beside it; pip install nvidia-cublas nvidia-curand, " \
                       "or with a network: python -m jittor_utils.install_cuda"
             continue
-        if (includes[0] / "npp.h").exists() and all(
-                headers[part] == includes[0] / header and shared[part] == libraries[0] / library
-                for part, (header, library) in _NEEDED.items()):
+        own = {part: (includes[0] / header, libraries[0] / library) for part, (header, library) in _NEEDED.items()}
+        if found == own and (includes[0] / "npp.h").exists():
             return Toolkit(nvcc, version)
         folder = jittor_home / ".cache/jittor/jclip_toolkit" / f"cuda{version[0]}.{version[1]}"
-        return Toolkit(_linked_toolkit(folder, nvcc, headers, shared), version)
+        return Toolkit(_linked_toolkit(folder, nvcc, found), version)
     raise UserError(problem)
 
 
@@ -129,17 +128,17 @@ def _find(folders: list[Path], *names: str) -> Path | None:
     return next(filter(Path.exists, paths), None)
 
 
-def _linked_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
+def _linked_toolkit(folder: Path, nvcc: Path, found: dict) -> Path:
     """Make `folder` look like a CUDA toolkit: bin/nvcc, include/, lib64/ of links. Return its nvcc."""
     include, lib64 = folder / "include", folder / "lib64"
-    for header_folder in dict.fromkeys(header.parent for header in headers.values()):
+    for header_folder in dict.fromkeys(header.parent for header, _ in found.values()):
         for entry in sorted(header_folder.iterdir()):
             link_to(include / entry.name, entry)
     if not (include / "npp.h").exists():  # of which Jittor's reductions want the limits alone; few toolkits have it
         write_text(include / "npp.h", source(__file__, "npp.h"))
-    for part, (_, library) in _NEEDED.items():
-        link_to(lib64 / library, shared[part])
-        link_to(lib64 / shared[part].name, shared[part])  # the name that the loader asks for
+    for part, (_, library) in found.items():
+        for name in (_NEEDED[part][1], library.name):  # the second is the one that the loader asks for
+            link_to(lib64 / name, library)
     script = folder / "bin" / "nvcc"
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')

@@ -65,12 +65,10 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
     """
     path, said = Path(path), said or str(path)
     try:
-        if path.exists() and not path.is_file():
-            raise UserError("no regular file")
+        if not path.is_file():
+            raise UserError("no regular file" if path.exists() else "no such file; it is missing")
         with open(path, "rb") as file:
             return _read(file, path.stat().st_size, schema, others)
-    except FileNotFoundError:
-        raise UserError(f"{said}: no such file; it is missing") from None
     except UserError as error:
         raise UserError(f"{said}: {error}") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -66,22 +67,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raise UserError if `path` is a folder, a device or a pipe; OSError, which names `path`, if it cannot be written.
     """
     target = _target(path, str(path))
-    temporary = None
+    temporary = str(target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(temporary, target)
     except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise

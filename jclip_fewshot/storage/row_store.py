@@ -53,8 +53,10 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
     return b"".join([HEADER.pack(MAGIC, *flat.shape, checksum), head, flat.data])
 
 
-def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
-    """The rows in the undamaged blocks from a shard's beginning on, (n,) of PLACE, and where these blocks end."""
+def _read_blocks(fd: int, row_bytes: int) -> tuple[memoryview, np.ndarray, int]:
+    """A shard's bytes, the rows in its undamaged blocks, (n,) of PLACE, and where these blocks end."""
+    length = os.fstat(fd).st_size  # mapped or not, the bytes stay readable after the file is deleted
+    data = memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ) if length >= MAP_FROM else os.pread(fd, length, 0))
     places, at = [np.zeros(0, PLACE)], 0
     while at + HEADER.size <= len(data):
         magic, n, size, checksum = HEADER.unpack_from(data, at)
@@ -69,22 +71,15 @@ def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
         found["start"] = start + size * np.arange(n)
         places.append(found)
         at = start + n * size
-    return np.concatenate(places), at
-
-
-def _content(fd: int) -> memoryview:
-    """A file's bytes, mapped where it is large; they stay readable after it is deleted."""
-    size = os.fstat(fd).st_size
-    return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ) if size >= MAP_FROM else os.pread(fd, size, 0))
+    return data, np.concatenate(places), at
 
 
 def _lock(fd: int) -> bool:
     """Takes the file's lock if nobody has it (false also where the file system knows no locks)."""
-    try:
+    with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:
-        return False
+    return False
 
 
 class RowStore:
@@ -114,11 +109,12 @@ class RowStore:
         found = [np.zeros(0, PLACE)]
         try:
             for name in self._shard_names():
-                with contextlib.suppress(FileNotFoundError):  # somebody clears the cache
-                    data, places = self._read_shard(name)
-                    places["shard"] = len(self._data)
-                    self._data.append(data)
-                    found.append(places)
+                data, places = self._read_shard(name)
+                places["shard"] = len(self._data)
+                self._data.append(data)
+                found.append(places)
+        except FileNotFoundError:
+            pass  # there is no folder yet, or somebody clears the cache
         except OSError as error:
             raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
         index = np.concatenate(found)
@@ -128,23 +124,19 @@ class RowStore:
         self._first = np.ascontiguousarray(self._index["first"])
 
     def _shard_names(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))  # oldest first
-        return []
+        return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))  # oldest first
 
     def _read_shard(self, name: str) -> tuple[memoryview, np.ndarray]:
         """A shard's bytes and rows; what stands behind the sound blocks is cut off, unless its writer is at work."""
         with open(self.folder / name, "rb") as file:
-            for look in (1, 2):
-                data = _content(file.fileno())
-                places, end = _read_blocks(data, self._bytes)
-                # locked: a block in the making, no damage. Not locked: it may have been finished since, so look again
-                if end == len(data) or (look == 1 and not _lock(file.fileno())):
-                    return data, places
-            with contextlib.suppress(OSError):  # a folder that may only be read
-                os.truncate(self.folder / name, end)
-        warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part is dropped "
-                      "and computed again")
+            data, places, end = _read_blocks(file.fileno(), self._bytes)
+            if end < len(data) and _lock(file.fileno()):  # locked by its writer, it has a block in the making
+                data, places, end = _read_blocks(file.fileno(), self._bytes)  # which may have been finished since
+                if end < len(data):
+                    with contextlib.suppress(OSError):  # a folder that may only be read
+                        os.truncate(self.folder / name, end)
+                    warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part "
+                                  "is dropped and computed again")
         return data, places
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +206,7 @@ class RowStore:
             with contextlib.suppress(OSError):  # cleared since, or another user's
                 fd = os.open(self.folder / name, os.O_RDWR | os.O_APPEND)
                 if _lock(fd):
-                    os.truncate(fd, _read_blocks(_content(fd), self._bytes)[1])
+                    os.truncate(fd, _read_blocks(fd, self._bytes)[2])
                     return fd
                 os.close(fd)
         name = f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"
