@@ -20,7 +20,6 @@ from jclip_fewshot.storage.files import write_text
 # Object files of a CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _FILES, _SECONDS = 305, 95
 _BYTES = 500 << 20  # with the operators of a first run
-_LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
 
 # Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error forever.
 _CODE = """\
@@ -42,7 +41,8 @@ def jittors_environment(plan: Plan, **more: str) -> Iterator[None]:
     """Lend the environment that Jittor's import reads; under mpirun it would insist on an MPI of its own."""
     packages = [str(plan.package), os.environ.get("PYTHONPATH", "")]
     lent = {"JITTOR_HOME": str(plan.home), "PYTHONPATH": os.pathsep.join(filter(None, packages)), **more}
-    before = {name: os.environ.pop(name) for name in list(os.environ) if name in lent or name.startswith(_LAUNCHER)}
+    before = {name: os.environ.pop(name) for name in list(os.environ)
+              if name in lent or name.startswith("OMPI_COMM_WORLD_")}
     os.environ.update(lent)
     try:
         yield

@@ -1,8 +1,7 @@
 """Decide how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
 
-- CUDA only where driver, device and toolkit all work: an nvcc on the PATH alone makes Jittor build for CUDA and die.
-- oneDNN from the PyPI wheels, and CUDA without extras, so that Jittor downloads nothing.
-- Every build in a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
+CUDA is chosen only where driver, device and toolkit all work, and Jittor finds what it would download. Every build has
+a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
 """
 
 from __future__ import annotations
@@ -87,13 +86,9 @@ def plan(device: str = "auto") -> Plan:
         raise UserError(f"no C++ compiler {wanted}: Jittor needs g++ (Debian, Ubuntu: apt-get install g++), or the one "
                         "that the variable cc_path names")
     home = jittor_home()
-    try:
-        require_writable_folder(home / ".cache/jittor", "Jittor builds in")
-    except UserError as error:
-        raise UserError(f"{error} by setting JITTOR_HOME") from None
+    require_writable_folder(home / ".cache/jittor", "Jittor's build (JITTOR_HOME)")
     package = mended(home)
     build = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
-    header = None
     chosen, reason, tools = _choose_device(device, home)
     if tools:
         build.update(nvcc_path=str(tools.nvcc), conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
@@ -105,9 +100,9 @@ def plan(device: str = "auto") -> Plan:
             build["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} -std=c++17".strip()
     else:
         build["nvcc_path"] = ""
-        header = _choose_header(home, package, compiler)
-        if header:
-            build.update(headers.flags(header))
+    header = None if tools else _choose_header(home, package, compiler)
+    if header:
+        build.update(headers.flags(header))
     onednn = "none" if os.environ.get("use_mkl") == "0" else toolkit.link_onednn(home)
     if onednn == "none":
         build["use_mkl"] = "0"
@@ -137,8 +132,7 @@ def machine(compiler: str | None) -> tuple:
                           ("model name", "flags", "Features")])
     except OSError:
         processor = platform.processor()
-    compiled_by = (compiler, os.path.getmtime(compiler)) if compiler else ()
-    return (platform.machine(), processor, compiled_by)
+    return platform.machine(), processor, (compiler, os.path.getmtime(compiler)) if compiler else ()
 
 
 def plain_python() -> str:

@@ -28,7 +28,7 @@ _TEXT = source(__file__, "jittor.h")
 
 def path(jittor_home: Path, jittor: Path, machine: tuple) -> Path:
     """Return where the header for this Jittor (its package's folder) and this machine and compiler lies."""
-    facts = [_TEXT, _VERSIONS, str(jittor), _python_headers(), machine]
+    facts = [_TEXT, _VERSIONS, str(jittor), sysconfig.get_path("include"), machine]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return jittor_home / ".cache/jittor/jclip_headers" / digest / "jittor.h"
 
@@ -43,7 +43,7 @@ def prepare(header: Path, jittor: Path, compiler: str) -> None:
     write_text(header, _TEXT)
     folder = header.with_name(f"{header.name}.gch")
     folder.mkdir(exist_ok=True)
-    includes = [f"-I{place}" for place in (jittor / "src", jittor / "extern", _python_headers())]
+    includes = [f"-I{place}" for place in (jittor / "src", jittor / "extern", sysconfig.get_path("include"))]
     with tempfile.TemporaryDirectory(dir=header.parent) as unfinished:  # g++ would try it among the finished ones
         running = [subprocess.Popen([compiler, "-x", "c++-header", str(header), *_ALWAYS.split(), *version.split(),
                                      *includes, "-o", f"{unfinished}/{name}"],
@@ -59,7 +59,3 @@ def prepare(header: Path, jittor: Path, compiler: str) -> None:
 def drop_core(header: Path) -> None:
     """Delete the version that only a build of Jittor itself wants."""
     (header.with_name(f"{header.name}.gch") / "core").unlink(missing_ok=True)
-
-
-def _python_headers() -> str:
-    return sysconfig.get_paths()["include"]

@@ -117,7 +117,7 @@ def wait_for(whom: Callable[[], str]) -> None:
 class Barrier:
     """Waits, in a folder that all ranks see, until each has come to the same point.
 
-    A file left by an earlier job of the same number lets a rank pass too soon; it then encodes what it misses itself.
+    An earlier job's file of the same number lets a rank pass too soon; it then encodes itself what it misses.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 from importlib import metadata
@@ -87,8 +86,7 @@ def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
 
 def _wheel_folders() -> list[Path]:
     """Folders that hold NVIDIA's PyPI wheels, as PyTorch installs them."""
-    roots = [entry for entry in sys.path if entry.endswith("-packages")] + site.getsitepackages()
-    return [folder for root in dict.fromkeys(roots) for folder in sorted(Path(root).glob("nvidia/*"))]
+    return [folder for root in sys.path if root.endswith("-packages") for folder in sorted(Path(root).glob("nvidia/*"))]
 
 
 def find_toolkit(jittor_home: Path) -> Toolkit:

@@ -44,15 +44,14 @@ ANY: Schema = {}
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as .npz, the same bytes for the same arrays. Raise UserError if one is of Python objects."""
-    for name, value in arrays.items():
-        if np.asanyarray(value).dtype.hasobject:
-            raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
     # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name in sorted(arrays):
+        for name, array in sorted(arrays.items()):
+            if np.asanyarray(array).dtype.hasobject:
+                raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(member, "w", force_zip64=True) as handle:
-                npy.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
+                npy.write_array(handle, np.asanyarray(array), allow_pickle=False)
 
 
 def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("any"),
@@ -80,7 +79,7 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """Return a zip archive of stored or deflated members: other kinds may grow without bound while they are read.
 
-    Raise ValueError if it is compressed in another way or its table of contents is huge; BadZipFile if it is no zip.
+    Raise ValueError if it is of another kind or its table of contents is huge; zipfile.BadZipFile if it is no zip.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY:  # type: ignore[attr-defined]

@@ -1,8 +1,7 @@
 """All features that were ever computed, by encoder and content: one row store an encoder, preprocessing and view.
 
-One more store remembers the digests of files' contents, so that finding a row again costs one `stat`; one more folder
-keeps finished trainings. A folder is made when something is written into it, and its name is the digest of its
-about.json: so `clear` knows what is the cache's own.
+One more store remembers the digests of files' contents, so that finding a row again costs one `stat`. A folder is made
+when something is written into it; `clear` knows it by its name, which is the digest of its about.json.
 """
 
 from __future__ import annotations
@@ -93,10 +92,7 @@ class FeatureCache:
         return self.folder / _digest(about.encode())
 
     def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Recognise files that have not changed since they were read: digests (n, 2) uint64 and known (n,) bool.
-
-        Return also marks (n, 2) to hand to `remember_files`.
-        """
+        """Return digests (n, 2) uint64 of files, known (n,) bool where unchanged, marks (n, 2) for `remember_files`."""
         marks = as_keys([_mark(path) for path in paths])
         self._files.refresh()
         digests, known = self._files.get(marks)
@@ -142,15 +138,13 @@ def _digest(about: bytes) -> str:
 
 
 def _mark(path: str | os.PathLike) -> bytes:
-    """A mark that changes when a file's path, size or times do; zeros where no mark can be trusted.
-
-    The change time is part of it because tools that copy over a file like to restore its modification time.
-    """
+    """A mark that changes with a file's path, size or times; zeros where no mark can be trusted."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):
         return bytes(DIGEST_BYTES)
     if max(facts.st_ctime_ns, facts.st_mtime_ns) > time.time_ns() - int(RACY_SECONDS * 1e9):
         return bytes(DIGEST_BYTES)
+    # the change time, too: tools that copy over a file like to restore its modification time
     text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
     return content_digest(text.encode("utf-8", "surrogateescape"))

@@ -83,14 +83,10 @@ def _lock(fd: int) -> bool:
 
 
 class RowStore:
-    """Rows of one shape and type by 16-byte key, in a folder that several processes may share.
+    """Rows of one shape and type, which `about` describes, by 16-byte key, in a folder that processes may share."""
 
-    about: a text that says what the rows are, kept in the folder, which is made with the first row.
-    """
-
-    def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32, about: str = ""
-                 ) -> None:
-        self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
+    def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike, about: str = "") -> None:
+        self.folder = Path(folder)
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._bytes = self.dtype.itemsize * int(np.prod(shape))
         self._about = about
@@ -118,8 +114,7 @@ class RowStore:
         except OSError as error:
             raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
         index = np.concatenate(found)
-        # Sorted by the first half of the key; two keys that share it alone, one pair in six billion rows, cost a
-        # recomputation.
+        # by the first half of the key; two keys that share it alone, one pair in six billion rows, are recomputed
         self._index = index[np.argsort(index["first"], kind="stable")]
         self._first = np.ascontiguousarray(self._index["first"])
 
