@@ -95,8 +95,7 @@ class FeatureCache:
         """Return digests (n, 2) uint64 of files, known (n,) bool where unchanged, marks (n, 2) for `remember_files`."""
         marks = as_keys([_mark(path) for path in paths])
         self._files.refresh()
-        digests, known = self._files.get(marks)
-        return digests, known, marks
+        return *self._files.get(marks), marks
 
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
         """Note the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
