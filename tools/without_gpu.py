@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from jclip_fewshot.backend import runtime, toolkit
+from jclip_fewshot.errors import UserError
 
 # Each library under the name that nvcc's users link, and the one that the loader then asks for.
 LIBRARIES = {"libcuda.so": "libcuda.so.1", "libcudart.so": "libcudart.so.{cuda}", "libcublas.so": "libcublas.so.{cuda}",
@@ -28,9 +29,10 @@ LIBRARIES = {"libcuda.so": "libcuda.so.1", "libcudart.so": "libcudart.so.{cuda}"
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    real = toolkit.find_toolkit(runtime.jittor_home())
-    if isinstance(real, str):
-        sys.exit(f"nothing to compile with: {real}")
+    try:
+        real = toolkit.find_toolkit(runtime.jittor_home())
+    except UserError as error:
+        sys.exit(f"nothing to compile with: {error}")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "bin").mkdir()

@@ -1,8 +1,4 @@
-"""Jittor: started on a chosen device, and the numeric operations that everything shares.
-
-In: a device. Out: `jt`, started when first used. The only folder that imports Jittor; it may import storage,
-console and errors, nothing else of the package.
-"""
+"""Jittor, started when first used, and what everything computes with it; the only folder that imports it."""
 
 from jclip_fewshot.backend.runtime import exclusive, jt, on_cuda, start
 

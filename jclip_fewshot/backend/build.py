@@ -1,5 +1,4 @@
-"""The first build of Jittor, a minute and a half: in a child process, with progress, as often as Jittor asks for a
-rerun. It does so with exit status 0, which a caller takes for success."""
+"""The first build of Jittor, in a child process: as often as Jittor asks for a rerun, with exit status 0."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from jclip_fewshot.backend import headers
 from jclip_fewshot.backend.device import Plan, plain_python
@@ -19,61 +17,49 @@ from jclip_fewshot.console import progress, tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
-# Object files in a finished CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
+# Object files of a CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
 _FILES, _SECONDS = 305, 95
 _BYTES = 500 << 20  # with the operators of a first run
-_LAUNCHER = "OMPI_COMM_WORLD_"  # what mpirun tells each process; ranks.py reads it, Jittor must not
 
 # Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error forever.
 _CODE = """\
 import os, sys, traceback
 sys.executable = sys.argv[1]
-status = 1
 try:
     import jittor as jt
     jt.array([1.0]).sync()
-    print('jclip: built')
-    status = 0
-except SystemExit as stop:
-    status = stop.code or 0
-except BaseException:
+    print('jclip: built', flush=True)
+    os._exit(0)
+except BaseException as error:
     traceback.print_exc()
-sys.stdout.flush()
-os._exit(status)
+    os._exit(bool(error.code) if isinstance(error, SystemExit) else 1)
 """
 
 
 @contextlib.contextmanager
 def jittors_environment(plan: Plan, **more: str) -> Iterator[None]:
-    """Lend the environment that Jittor's import reads: its home and its package, and no launcher.
-
-    Under mpirun it would insist on an MPI of its own.
-    """
+    """Lend the environment that Jittor's import reads; under mpirun it would insist on an MPI of its own."""
     packages = [str(plan.package), os.environ.get("PYTHONPATH", "")]
     lent = {"JITTOR_HOME": str(plan.home), "PYTHONPATH": os.pathsep.join(filter(None, packages)), **more}
-    hidden = [name for name in os.environ if name.startswith(_LAUNCHER)]
-    before = {name: os.environ.get(name) for name in [*lent, *hidden]}
-    for name in hidden:
-        del os.environ[name]
+    before = {name: os.environ.pop(name) for name in list(os.environ)
+              if name in lent or name.startswith("OMPI_COMM_WORLD_")}
     os.environ.update(lent)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in lent:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def build(plan: Plan) -> None:
-    """Import Jittor in child processes until one gets through, then write the plan's stamp; show how far it is.
-
-    Raise UserError if there is no room, or if Jittor does not start.
-    """
+    """Import Jittor in child processes until one gets through, then write the stamp. Raise UserError if none does."""
     log = plan.stamp.with_name(f"{plan.stamp.name}.{os.getpid()}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    _require_room(log.parent)
+    free = shutil.disk_usage(str(log.parent)).free
+    if free < _BYTES:  # the build would not say that it has run into the end of the disk
+        raise UserError(f"Jittor's build needs {_BYTES >> 20} MB, and the disk of {log.parent} has {free >> 20}; "
+                        "free some, or put JITTOR_HOME on another disk")
     tell(f"Building Jittor for this machine, once: about {_SECONDS} s on 2 cores ({plan.stamp.parent})")
     begun = time.time()
     if plan.header and plan.compiler:
@@ -87,13 +73,16 @@ def build(plan: Plan) -> None:
             try:
                 _watch(child, plan, begun)
             except BaseException:
-                _end_group(child)
                 log.unlink()
                 raise
-            _end_group(child)
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # its pool of compilers; Jittor mends what is half-made
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
         text = log.read_text(errors="replace")
         if child.returncode != 0:
-            raise UserError(f"Jittor does not start ({_last_words(text)}); its log: {log}")
+            said = text.strip().rpartition("\n")[2][:200] or "it says nothing"
+            raise UserError(f"Jittor does not start ({said}); its log: {log}")
         if "jclip: built" in text:
             log.unlink()
             if plan.header:
@@ -102,21 +91,6 @@ def build(plan: Plan) -> None:
             tell(f"Jittor is built: {time.time() - begun:.0f} s")
             return
     raise UserError(f"Jittor asks to be started again and again; its log: {log}")
-
-
-def _require_room(folder: Path) -> None:
-    """Raise UserError where the build would run into the end of a disk, and not say so."""
-    free = shutil.disk_usage(str(folder)).free
-    if free < _BYTES:
-        raise UserError(f"Jittor's build needs {_BYTES >> 20} MB, and the disk of {folder} has {free >> 20}; "
-                        "free some, or put JITTOR_HOME on another disk")
-
-
-def _end_group(child: subprocess.Popen) -> None:
-    """End a child and its pool of compilers; what they leave half-written, Jittor makes again."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _watch(child: subprocess.Popen, plan: Plan, begun: float) -> None:
@@ -128,8 +102,3 @@ def _watch(child: subprocess.Popen, plan: Plan, begun: float) -> None:
                 made = sum(file.stat().st_mtime >= begun for file in plan.stamp.parent.glob(pattern))
                 bar.update(min(made, _FILES) - bar.n)
             time.sleep(0.5)
-
-
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it says nothing"

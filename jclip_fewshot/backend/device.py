@@ -1,9 +1,7 @@
 """Decide how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
 
-- CUDA only where driver, device and toolkit all work: an nvcc on the PATH alone makes Jittor build for CUDA and die
-  without a driver.
-- oneDNN from the PyPI wheels, which Jittor would otherwise download; CUDA without the extras that it would download.
-- Every build in a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
+CUDA is chosen only where driver, device and toolkit all work, and Jittor finds what it would download. Every build has
+a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
 """
 
 from __future__ import annotations
@@ -18,12 +16,10 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jclip_fewshot.backend import headers, toolkit
 from jclip_fewshot.backend.package import mended
 from jclip_fewshot.backend.plain_paths import plain
-from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import require_writable_folder, write_text
 
@@ -31,10 +27,6 @@ DEVICES = ("auto", "cpu", "cuda")
 DEVICE_VARIABLE = "JCLIP_DEVICE"
 LOG_VARIABLE = "JCLIP_JITTOR_LOG"  # 1 shows Jittor's own log
 PYTHONS = ((3, 10), (3, 13))  # the first and the last that are served; pyproject.toml and the Makefile say it too
-# CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
-_CUDA13_FLAGS = "-DclockRate=warpSize -DcomputeMode=integrated"
-# CUDA 13's CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
-_CUDA13_STANDARD = "-std=c++17"
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Plan:
 
     device: str  # "cpu" or "cuda"
     reason: str
-    onednn: str  # "PyPI wheels", "Jittor's download" or "none"
+    onednn: str  # where it is from, or "none"
     environment: dict[str, str]
     home: Path  # JITTOR_HOME
     package: Path  # the folder from which Jittor is imported (package.py)
@@ -66,72 +58,58 @@ class Plan:
 
 
 def jittor_home() -> Path:
-    """Return the folder whose .cache/jittor holds Jittor's builds, by Jittor's own rule.
-
-    Raise UserError if neither the environment nor the system's list of users names one.
-    """
+    """Return the folder whose .cache/jittor holds Jittor's builds, by its rule. Raise UserError if there is none."""
     home = os.environ.get("JITTOR_HOME")
     if home:
         return plain(Path(home))
     try:
         user = Path.home()
+        home = json.loads((user / ".cache/jittor/config.json").read_text()).get("JITTOR_HOME")
     except RuntimeError:
         raise UserError("this user has no home folder for Jittor's build: set JITTOR_HOME to a folder that can be "
                         "written") from None
-    try:
-        home = json.loads((user / ".cache/jittor/config.json").read_text()).get("JITTOR_HOME")
     except (OSError, ValueError):
-        home = None
+        pass
     return plain(Path(home or user))
 
 
 def plan(device: str = "auto") -> Plan:
-    """Decide device and libraries.
-
-    Raise UserError if the device is unknown, if CUDA is asked for where it cannot work, or if Python, a compiler or
-    a folder that can be written is not there.
-    """
+    """Decide device and libraries. Raise UserError, which says what is missing, if Jittor cannot run so."""
     if device not in DEVICES:
         raise UserError(f"device {device!r} is none of {', '.join(DEVICES)} (--device or {DEVICE_VARIABLE})")
-    _require_python()
-    compiler = shutil.which(os.environ.get("cc_path") or "g++")
+    (_, least), (_, last) = PYTHONS
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        raise UserError(f"Python {platform.python_version()} is not served: take Python 3.{least} to 3.{last}")
+    wanted = os.environ.get("cc_path") or "g++"
+    compiler = shutil.which(wanted)
     if not compiler and sys.platform == "linux":
-        if os.environ.get("cc_path"):
-            raise UserError(f"cc_path names no compiler: {os.environ['cc_path']}; unset it, or correct it")
-        raise UserError("no C++ compiler: Jittor needs g++ (Debian, Ubuntu: apt-get install g++)")
+        raise UserError(f"no C++ compiler {wanted}: Jittor needs g++ (Debian, Ubuntu: apt-get install g++), or the one "
+                        "that the variable cc_path names")
     home = jittor_home()
-    try:
-        require_writable_folder(home / ".cache/jittor", "Jittor builds in")
-    except UserError as error:
-        raise UserError(f"{error} by setting JITTOR_HOME") from None
+    require_writable_folder(home / ".cache/jittor", "Jittor's build (JITTOR_HOME)")
     package = mended(home)
-    build: dict[str, str] = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
-    header = None
+    build = {"use_mpi": "0", "python_config_path": str(_python_config(home))}  # ranks.py needs no MPI
     chosen, reason, tools = _choose_device(device, home)
-    if chosen == "cuda":
+    if tools:
         build.update(nvcc_path=str(tools.nvcc), conv_opt="1", use_cutt="0", use_cutlass="0", use_nccl="0")
         if tools.version >= (13, 0):
-            build["cc_flags"] = _CUDA13_FLAGS
+            # CUDA 13 removed two fields that Jittor's helper_cuda.h reads and merely prints or compares.
+            build["cc_flags"] = "-DclockRate=warpSize -DcomputeMode=integrated"
+            # Its CUB, in Jittor's softmax, wants C++17; Jittor asks for C++14 and turns a 17 in cc_flags into it.
             own = os.environ.get("NVCC_APPEND_FLAGS", "")
-            build["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} {_CUDA13_STANDARD}".strip()
+            build["NVCC_APPEND_FLAGS"] = own if "-std=" in own else f"{own} -std=c++17".strip()
     else:
         build["nvcc_path"] = ""
-        header = _choose_header(home, package, compiler)
-        if header:
-            build.update(headers.flags(header))
-    onednn = _choose_onednn(home)
+    header = None if tools else _choose_header(home, package, compiler)
+    if header:
+        build.update(headers.flags(header))
+    onednn = "none" if os.environ.get("use_mkl") == "0" else toolkit.link_onednn(home)
     if onednn == "none":
         build["use_mkl"] = "0"
     chosen_by_user = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
     facts = [package.name, sys.version, machine(compiler), tools and tools.version, {**chosen_by_user, **build}]
     build["cache_name"] = f"jclip_{chosen}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     return Plan(chosen, reason, onednn, {**build, **_manners()}, home, package, compiler, header)
-
-
-def _require_python() -> None:
-    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        raise UserError(f"Python {platform.python_version()} is not served: take Python "
-                        f"{'.'.join(map(str, PYTHONS[0]))} to {'.'.join(map(str, PYTHONS[1]))}")
 
 
 def _manners() -> dict[str, str]:
@@ -147,16 +125,14 @@ def _manners() -> dict[str, str]:
 
 
 def machine(compiler: str | None) -> tuple:
-    """Return what code compiled here depends on; two machines may call different processors by the same name."""
-    processor = platform.processor()
+    """Return what code compiled here depends on; different processors may have the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = repr([next((line for line in lines if line.startswith(name)), "") for name in
                           ("model name", "flags", "Features")])
     except OSError:
-        pass
-    compiled_by = (compiler, os.path.getmtime(compiler)) if compiler else ()
-    return (platform.machine(), processor, compiled_by)
+        processor = platform.processor()
+    return platform.machine(), processor, (compiler, os.path.getmtime(compiler)) if compiler else ()
 
 
 def plain_python() -> str:
@@ -168,10 +144,7 @@ def plain_python() -> str:
 
 
 def _python_config(home: Path) -> Path:
-    """Return a script that answers Jittor's two questions about Python's headers.
-
-    Python's own python3.x-config is not in every installation, and never in a virtual environment.
-    """
+    """Return a script that answers as python3.x-config, which many installations and virtual environments lack."""
     includes = list(dict.fromkeys(sysconfig.get_paths()[name] for name in ("include", "platinclude")))
     if not Path(includes[0], "Python.h").is_file():
         raise UserError(f"Python's headers are not installed ({includes[0]}/Python.h): Debian, Ubuntu: apt-get install "
@@ -186,21 +159,21 @@ def _python_config(home: Path) -> Path:
     return script
 
 
-def _choose_device(device: str, home: Path) -> tuple[str, str, Any]:
+def _choose_device(device: str, home: Path) -> tuple[str, str, toolkit.Toolkit | None]:
     """(cpu or cuda, why, toolkit or None)."""
     if device == "cpu":
         return "cpu", "asked for", None
-    gpu = toolkit.find_gpu()
-    tools = toolkit.find_toolkit(home) if not isinstance(gpu, str) else gpu
-    if isinstance(gpu, str) or isinstance(tools, str):
-        problem = str(tools)
-    elif tools.version[0] > gpu.driver_cuda[0]:
-        problem = f"the driver runs CUDA {gpu.driver_cuda[0]}, nvcc is CUDA {tools.version[0]}: update the driver"
-    else:
-        return "cuda", f"{gpu}, nvcc {tools.version[0]}.{tools.version[1]}", tools
-    if device == "cuda":
-        raise UserError(f"--device cuda: {problem}; --device cpu runs without")
-    return "cpu", problem, None
+    try:
+        gpu, tools = toolkit.find_gpu(), toolkit.find_toolkit(home)
+        driver, release = gpu.driver_cuda[0], tools.version[0]
+        if release > driver:
+            raise UserError(f"the driver runs CUDA {driver}, nvcc is CUDA {release}: update the driver")
+    except UserError as problem:
+        if device == "cuda":
+            raise UserError(f"--device cuda: {problem}; --device cpu runs without") from None
+        return "cpu", str(problem), None
+    compute, nvcc = (".".join(map(str, numbers)) for numbers in (gpu.capability, tools.version))
+    return "cuda", f"{gpu.name} (compute {compute}), nvcc {nvcc}", tools
 
 
 def _choose_header(home: Path, package: Path, compiler: str | None) -> Path | None:
@@ -209,15 +182,5 @@ def _choose_header(home: Path, package: Path, compiler: str | None) -> Path | No
         return None
     header = headers.path(home, package / "jittor", machine(compiler))
     # a child process finds its parent's flags, which are ours
-    chosen = {name: os.environ.get(name, "").strip() for name in headers.flags(header)}
-    ours = all(chosen[name] in ("", value) for name, value in headers.flags(header).items())
+    ours = all(os.environ.get(name, "").strip() in ("", value) for name, value in headers.flags(header).items())
     return header if ours else None
-
-
-def _choose_onednn(home: Path) -> str:
-    if os.environ.get("use_mkl") == "0":
-        return "none"
-    if toolkit.link_onednn(home):
-        return "PyPI wheels" if toolkit.onednn_is_linked(home) else "Jittor's download"
-    warn(f"oneDNN is missing, so matrix products run about five times slower: {toolkit.ONEDNN_REMEDY}")
-    return "none"

@@ -1,8 +1,7 @@
-"""Jittor's headers, parsed once: they are most of what a build of Jittor and of its operators takes.
+"""Jittor's headers, parsed once: they are two thirds of what a build takes (`python benchmarks/start.py`).
 
-g++ spends two thirds of a build on the same headers (`python benchmarks/start.py`). GCC can keep them parsed: each
-compilation includes a file beside which lies a folder named `.gch`, from which g++ takes the version that fits its
-flags. Where none fits it reads the file itself.
+GCC can keep them parsed: each compilation includes a file (jittor.h) beside which lies a folder named `.gch`, from
+which g++ takes the version that fits its flags. Where none fits it reads the file itself.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.storage.files import write_text
 
 # Jittor's core is glue around its kernels: -O1 builds it in three quarters of -O2's time and runs as fast.
@@ -22,41 +22,13 @@ KERNEL_FLAGS = "-Ofast"  # what Jittor takes for operators where cc_flags says n
 _ALWAYS = "-Wall -Wno-unknown-pragmas -std=c++14 -fPIC -march=native"
 # -fopenmp and -g are how Jittor compiles operators, and g++ takes only a header that was made with them.
 _VERSIONS = {"core": CORE_FLAGS, "kernel": f"-fopenmp {KERNEL_FLAGS} -g"}
-
 # Jittor's operators declare themselves differently where JIT is defined; -Ofast tells them from the core.
-_TEXT = """\
-#ifdef __FAST_MATH__
-#define JIT 1
-#define JIT_cpu 1
-#else
-#include <Python.h>
-#endif
-#include "common.h"
-#include "var.h"
-#include "op.h"
-#include "executor.h"
-#include "fused_op.h"
-#include "misc/cpu_math.h"
-#include "ops/op_register.h"
-#include "ops/array_op.h"
-#include "ops/binary_op.h"
-#include "ops/broadcast_to_op.h"
-#include "ops/reduce_op.h"
-#include "ops/unary_op.h"
-#include <algorithm>
-#include <assert.h>
-#include <cmath>
-#include <iostream>
-#include <limits>
-#include <sstream>
-#include <unordered_map>
-#include <vector>
-"""
+_TEXT = source(__file__, "jittor.h")
 
 
 def path(jittor_home: Path, jittor: Path, machine: tuple) -> Path:
     """Return where the header for this Jittor (its package's folder) and this machine and compiler lies."""
-    facts = [_TEXT, _VERSIONS, str(jittor), _python_headers(), machine]
+    facts = [_TEXT, _VERSIONS, str(jittor), sysconfig.get_path("include"), machine]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return jittor_home / ".cache/jittor/jclip_headers" / digest / "jittor.h"
 
@@ -71,7 +43,7 @@ def prepare(header: Path, jittor: Path, compiler: str) -> None:
     write_text(header, _TEXT)
     folder = header.with_name(f"{header.name}.gch")
     folder.mkdir(exist_ok=True)
-    includes = [f"-I{place}" for place in (jittor / "src", jittor / "extern", _python_headers())]
+    includes = [f"-I{place}" for place in (jittor / "src", jittor / "extern", sysconfig.get_path("include"))]
     with tempfile.TemporaryDirectory(dir=header.parent) as unfinished:  # g++ would try it among the finished ones
         running = [subprocess.Popen([compiler, "-x", "c++-header", str(header), *_ALWAYS.split(), *version.split(),
                                      *includes, "-o", f"{unfinished}/{name}"],
@@ -87,7 +59,3 @@ def prepare(header: Path, jittor: Path, compiler: str) -> None:
 def drop_core(header: Path) -> None:
     """Delete the version that only a build of Jittor itself wants."""
     (header.with_name(f"{header.name}.gch") / "core").unlink(missing_ok=True)
-
-
-def _python_headers() -> str:
-    return sysconfig.get_paths()["include"]

@@ -1,9 +1,7 @@
-"""The losses that training descends: cross-entropy and the divergence of two softmaxes.
+"""The losses that training descends: cross-entropy and the divergence of two softmaxes, of N rows and K classes.
 
 On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
-products of a method. On CUDA they are written in Jittor's operators; tests hold the two to each other.
-
-Letters: N rows, K classes.
+products of a method. On CUDA they are written in Jittor's operators.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
 def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
     """Return −log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
     if _fused(logits):
-        return _with_gradient().apply(logits, *_label_losses(logits, labels, scale))
+        call = 'jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);'
+        return _losses(logits, [logits, labels], call, scale=float(scale))
     at_label = (jt.index(logits.shape, 1) == labels.unsqueeze(1)).float32()
     return -(log_softmax_var(scale * logits) * at_label).sum(1)
 
@@ -33,7 +32,8 @@ def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
     """Return the mean KL(softmax(target) ‖ softmax(logits)) of two (N, K), in nats; target is not trained."""
     target = target.stop_grad()
     if _fused(logits):
-        return _with_gradient().apply(logits, *_divergences(target, logits)).sum() / float(logits.shape[0])
+        call = "jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);"
+        return _losses(logits, [target, logits], call).sum() / float(logits.shape[0])
     log_p = log_softmax_var(target)
     return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
 
@@ -42,17 +42,11 @@ def _fused(logits: jt.Var) -> bool:
     return not jt.flags.use_cuda and str(logits.dtype) == "float32"
 
 
-def _label_losses(logits: jt.Var, labels: jt.Var, scale: float) -> list[jt.Var]:
-    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [logits, labels],
-                   cpu_header=source(__file__, "losses.cpp"), data={"scale": float(scale)}, cpu_src="""
-        jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);
-    """)
-
-
-def _divergences(target: jt.Var, logits: jt.Var) -> list[jt.Var]:
-    return jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], [target, logits],
-                   cpu_header=source(__file__, "losses.cpp"),
-                   cpu_src="jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);")
+def _losses(logits: jt.Var, inputs: list[jt.Var], call: str, **data: float) -> jt.Var:
+    """Losses (N,) by an operator that also computes their gradients by the logits (N, K)."""
+    outputs = jt.code([logits.shape[:1], logits.shape], ["float32", "float32"], inputs,
+                      cpu_header=source(__file__, "losses.cpp"), data=data, cpu_src=call)
+    return _with_gradient().apply(logits, *outputs)
 
 
 @cache  # a class of Jittor's: not before Jittor runs

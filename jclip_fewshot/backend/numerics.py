@@ -1,4 +1,4 @@
-"""The few numeric operations that everything shares, each once: for NumPy arrays, and below for Jittor variables.
+"""Numeric operations that everything shares, on NumPy arrays and on Jittor variables.
 
 Letters: N rows, K classes, D feature width.
 """
@@ -11,10 +11,7 @@ from jclip_fewshot.backend import jt
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows (..., D) of any float type as unit rows in float32; a zero row stays zero.
-
-    Rows that are unit to rounding stay as they are, so that a saved and loaded task has the same bits.
-    """
+    """Return rows (..., D) as unit rows in float32; those that are zero, or unit to rounding, stay as they are."""
     rows = np.asarray(rows, np.float32)
     if rows.ndim < 2:
         raise ValueError(f"feature rows must have two axes, not shape {rows.shape}")

@@ -1,10 +1,7 @@
-"""Several processes under mpirun share the encoding: each computes a part of the rows, the cache gathers them.
+"""Several processes (`mpirun -np 4 python test.py`) share the encoding, which is nearly the whole cost of a run.
 
-    mpirun -np 4 python test.py
-
-Encoding is nearly the whole cost of a run and needs no exchange between processes, so only MPI's launcher is used: rank
-and size come from the environment that it sets, rows meet in the feature cache (a folder that all ranks see), and a
-barrier is a file of each rank in that folder.
+Only MPI's launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a
+folder that all ranks see), and a barrier is a file of each rank there.
 """
 
 from __future__ import annotations
@@ -20,8 +17,8 @@ from pathlib import Path
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 
-# launchers and how they tell a process its number, and how many there are, and its number on its own machine:
-# Open MPI, MPICH and Intel MPI, Slurm's srun
+# How launchers tell a process its number, how many there are, and its number on its own machine: Open MPI, MPICH and
+# Intel MPI, Slurm's srun.
 _LAUNCHERS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
               ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
               ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
@@ -44,10 +41,7 @@ def _numbers() -> tuple[int, int, int]:
 
 
 def require_launcher() -> None:
-    """Raise UserError if the environment says that this is one of several processes, and no launcher has started it.
-
-    Such variables are left over from another job, and nobody else would come.
-    """
+    """Raise UserError if variables left over from another job call this one of several processes: nobody would come."""
     if size() > 1 and not _started_by_launcher():
         found = " and ".join(name for name in VARIABLES if os.environ.get(name))
         raise UserError(f"{found} call this process {rank()} of {size()}, but no mpirun, mpiexec or srun has started "
@@ -59,11 +53,10 @@ def _started_by_launcher() -> bool:
     process = os.getpid()
     try:
         while process > 1:
-            status = Path(f"/proc/{process}/stat").read_text()
-            name, rest = status[status.index("(") + 1:status.rindex(")")], status[status.rindex(")") + 2:]
-            if name.startswith(_PROGRAMS) or any(name == program[:15] for program in _PROGRAMS):
+            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+            if status["Name"].startswith(_PROGRAMS):
                 return True
-            process = int(rest.split()[1])
+            process = int(status["PPid"])
     except (OSError, ValueError):
         return True  # nothing is to be seen
     return False
@@ -85,22 +78,17 @@ def first() -> bool:
 
 
 def use_own_gpu() -> None:
-    """Show each rank of a machine one of its GPUs.
-
-    CUDA reads what it is shown once, at its start, so the GPUs are counted in a process of their own.
-    """
+    """Show each rank of a machine one of its GPUs: before CUDA starts, so another process counts them."""
     if size() == 1:
         return
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         gpus = [name for name in shown.split(",") if name.strip()]
     else:
-        code = ("from jclip_fewshot.backend.toolkit import find_gpu; gpu = find_gpu(); "
-                "print(0 if isinstance(gpu, str) else gpu.count)")  # text: why there is none
+        code = "from jclip_fewshot.backend.toolkit import find_gpu; print(find_gpu().devices)"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-        counted = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL)
-        gpus = [str(number) for number in range(int(counted.stdout or 0))]
+        counted = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout
+        gpus = [str(number) for number in range(int(counted or 0))]  # it fails where there is none
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[_numbers()[2] % len(gpus)]
 
@@ -111,16 +99,13 @@ def require_cache(cache: str) -> None:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
 
-def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Return when `done()` is true; say now and then whom it waits for.
-
-    Raise UserError if it is not in `patience` seconds.
-    """
+def wait_for(whom: Callable[[], str]) -> None:
+    """Return when `whom()` names nobody; say now and then who is waited for. Raise UserError after PATIENCE seconds."""
     begun, pause, say = time.monotonic(), 0.01, SAY_AFTER
-    while not done():
-        waited, name = time.monotonic() - begun, whom if isinstance(whom, str) else whom()
-        if waited > patience:
-            raise UserError(f"waited {patience:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
+    while name := whom():
+        waited = time.monotonic() - begun
+        if waited > PATIENCE:
+            raise UserError(f"waited {PATIENCE:.0f} s in vain for {name}; what is encoded is kept in the cache: run "
                             "the same command again")
         if waited > say:
             tell(f"waiting for {name} ({waited:.0f} s)")
@@ -132,26 +117,23 @@ def wait_until(done: Callable[[], bool], whom: str | Callable[[], str], patience
 class Barrier:
     """Waits, in a folder that all ranks see, until each has come to the same point.
 
-    A file left by an earlier job of the same number lets a rank pass too soon; it then encodes what it misses itself.
+    An earlier job's file of the same number lets a rank pass too soon; it then encodes itself what it misses.
     """
 
     def __init__(self, folder: str | Path) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")
-        digest = hashlib.sha256(job.encode()).hexdigest()[:16]
-        self._folder = Path(folder) / "ranks" / digest
+        self._folder = Path(folder) / "ranks" / hashlib.sha256(job.encode()).hexdigest()[:16]
         self._stage = 0
 
-    def wait(self, patience: float = PATIENCE) -> None:
-        """Return when all ranks have called it as often as this one.
-
-        Raise UserError if another rank has not come in `patience` seconds.
-        """
+    def wait(self) -> None:
+        """Return when all ranks have called it as often as this one; see `wait_for`."""
         if size() == 1:
             return
         self._stage += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / f"{self._stage}.{rank()}").touch()
-        wait_until(lambda: self._missing() is None, lambda: f"rank {self._missing()} of {size()}", patience)
+        wait_for(self._missing)
 
-    def _missing(self) -> int | None:
-        return next((other for other in range(size()) if not (self._folder / f"{self._stage}.{other}").exists()), None)
+    def _missing(self) -> str:
+        return next((f"rank {other} of {size()}" for other in range(size())
+                     if not (self._folder / f"{self._stage}.{other}").exists()), "")

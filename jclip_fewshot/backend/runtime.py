@@ -1,10 +1,7 @@
-"""Start Jittor. The only module that imports it: everything else says
+"""Start Jittor. The only module that imports it: everything else says `from jclip_fewshot.backend import jt`.
 
-    from jclip_fewshot.backend import jt
-
-`jt` is Jittor, started when it is first used, so that asking for help or reading a class list does not wait for it.
-`start(device)` starts it on a chosen device; the environment variable JCLIP_DEVICE (cpu, cuda or auto) chooses where
-nobody calls it. device.py decides how, package.py mends Jittor's sources, build.py builds them the first time.
+`jt` is Jittor, started when it is first used, on the device of `start(device)` or of the variable JCLIP_DEVICE (cpu,
+cuda or auto). device.py decides how, package.py mends Jittor's sources, build.py builds them the first time.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ __all__ = ["DEVICE_VARIABLE", "LOG_VARIABLE", "Plan", "cores", "exclusive", "jit
 _started: Plan | None = None
 _jittor: Any = None
 _lock = threading.RLock()
-_forked = False
+_process = 0  # where it was started
 
 
 def cores() -> int:
@@ -39,26 +36,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _after_fork() -> None:
-    global _forked
-    _forked = _started is not None
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def _refuse_fork() -> None:
-    if _forked:
+    if _process not in (0, os.getpid()):
         raise UserError("this process was forked after Jittor had started, and Jittor's threads do not survive that: "
                         "fork before anything is computed, or take a new process (multiprocessing's spawn)")
 
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """For what may be called from several threads: Jittor works in any of them, but in one at a time.
-
-    Also a decorator. Raise UserError in a process that was forked after Jittor had started.
-    """
+    """For what several threads may call, also as a decorator. Raise UserError in a process forked after the start."""
     _refuse_fork()
     with _lock:
         yield
@@ -69,9 +55,9 @@ def start(device: str | None = None) -> Plan:
     """Start Jittor, once per process; later calls must ask for the same device.
 
     device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
-    Raise UserError if Jittor cannot be started so; the message says what is missing. Or see `exclusive`.
+    Raise UserError if Jittor cannot be started so; the message says what is missing.
     """
-    global _started, _jittor
+    global _started, _jittor, _process
     asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"
     if _started is not None:
         if asked not in ("auto", _started.device):
@@ -94,7 +80,7 @@ def start(device: str | None = None) -> Plan:
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     _require_exact_arrays(_jittor)
     _jittor.flags.use_cuda = 1 if started.device == "cuda" else 0
-    _started = started
+    _started, _process = started, os.getpid()
     return started
 
 
@@ -119,7 +105,7 @@ def _import(started: Plan) -> Any:
 
 
 def _require_exact_arrays(module: Any) -> None:
-    """Raise UserError if an array comes back from Jittor as another one, as with a NumPy whose arrays it misreads."""
+    """Raise UserError if an array comes back as another one, as with a NumPy whose arrays Jittor misreads."""
     import numpy as np
     for kind in ("float32", "float64", "float16", "int32", "int64", "uint8", "bool"):
         array = np.arange(12).reshape(3, 4).astype(kind)

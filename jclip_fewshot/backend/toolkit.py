@@ -1,7 +1,4 @@
-"""What this machine offers: a compiler, oneDNN, a CUDA driver and toolkit.
-
-Looks, and makes folders of links; imports neither Jittor nor anything else heavy.
-"""
+"""What this machine offers: oneDNN, a CUDA driver and toolkit. Looks, and makes folders of links."""
 
 from __future__ import annotations
 
@@ -9,85 +6,78 @@ import ctypes
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
+from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.backend.plain_paths import link_to
+from jclip_fewshot.console import warn
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 ONEDNN_REMEDY = f"python -m pip install {' '.join(name + '==2021.2.0' for name in ONEDNN_WHEELS)}"
 # Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
+# What Jittor's CUDA build opens by name: header, library.
+_NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
+           "cuBLAS": ("cublas_v2.h", "libcublas.so"),
+           "cuBLASLt": ("cublasLt.h", "libcublasLt.so"),
+           "cuRAND": ("curand.h", "libcurand.so")}
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """The first CUDA device, as the driver describes it."""
 
     name: str
-    count: int
+    devices: int
     capability: tuple[int, int]
     driver_cuda: tuple[int, int]  # the newest CUDA release that the driver runs
 
-    def __str__(self) -> str:
-        return f"{self.name} (compute {self.capability[0]}.{self.capability[1]})"
 
-
-@dataclass(frozen=True)
-class Toolkit:
+class Toolkit(NamedTuple):
     """An nvcc with the headers and libraries that Jittor asks for."""
 
     nvcc: Path
     version: tuple[int, int]
 
 
-def find_gpu() -> Gpu | str:
-    """Return the first device as the CUDA driver has it; a string says why there is none."""
+def find_gpu() -> Gpu:
+    """Return the first device as the CUDA driver has it. Raise UserError where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "no NVIDIA driver (libcuda.so.1 not found)"
+        raise UserError("no NVIDIA driver (libcuda.so.1 not found)") from None
     if driver.cuInit(0) != 0:
-        return "the NVIDIA driver does not start (cuInit failed)"
-    count, device, cuda = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        raise UserError("the NVIDIA driver does not start (cuInit failed)")
+    count, device, cuda, major, minor = (ctypes.c_int() for _ in range(5))
     if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver sees no device (is CUDA_VISIBLE_DEVICES empty?)"
+        raise UserError("the NVIDIA driver sees no device (is CUDA_VISIBLE_DEVICES empty?)")
     driver.cuDriverGetVersion(ctypes.byref(cuda))
     driver.cuDeviceGet(ctypes.byref(device), 0)
     name = ctypes.create_string_buffer(100)
     driver.cuDeviceGetName(name, 100, device)
-    major, minor = ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return Gpu(name.value.decode(errors="replace"), count.value, (major.value, minor.value),
                (cuda.value // 1000, cuda.value % 1000 // 10))
 
 
-def _nvcc_candidates(jittor_home: Path) -> Iterator[Path]:
-    if os.environ.get("nvcc_path"):
-        yield Path(os.environ["nvcc_path"])
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            yield Path(os.environ[variable], "bin", "nvcc")
+def _nvcc_candidates(jittor_home: Path) -> list[Path]:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     # where `python -m jittor_utils.install_cuda` puts CUDA 12.2 and cuDNN 8
-    yield from sorted(jittor_home.glob(".cache/jittor/jtcuda/*/bin/nvcc"), reverse=True)
-    on_path = shutil.which("nvcc")
-    if on_path:
-        yield Path(on_path).resolve()
-    for folder in ("/usr/local/cuda", "/opt/cuda"):
-        yield Path(folder, "bin", "nvcc")
+    homes += sorted(map(str, jittor_home.glob(".cache/jittor/jtcuda/*")), reverse=True)
+    on_path = os.path.realpath(shutil.which("nvcc") or "")
+    return [Path(os.environ.get("nvcc_path", "")), *(Path(home, "bin/nvcc") for home in homes if home), Path(on_path),
+            Path("/usr/local/cuda/bin/nvcc"), Path("/opt/cuda/bin/nvcc")]  # those that are no files are passed over
 
 
 def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
     try:
-        text = subprocess.run([str(nvcc), "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              timeout=30).stdout.decode(errors="replace")
+        text = subprocess.run([nvcc, "--version"], capture_output=True, timeout=30).stdout.decode(errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(r"release (\d+)\.(\d+)", text)
@@ -96,47 +86,13 @@ def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
 
 def _wheel_folders() -> list[Path]:
     """Folders that hold NVIDIA's PyPI wheels, as PyTorch installs them."""
-    roots = [Path(entry) for entry in sys.path if entry.endswith("-packages")]
-    roots += [Path(entry) for entry in site.getsitepackages()]
-    return [folder for root in dict.fromkeys(roots) for folder in sorted(root.glob("nvidia/*")) if folder.is_dir()]
+    return [folder for root in sys.path if root.endswith("-packages") for folder in sorted(Path(root).glob("nvidia/*"))]
 
 
-# Jittor's reductions on CUDA include npp.h for these limits alone; few toolkits have it, PyTorch's wheels never.
-_NPP_LIMITS = """\
-#pragma once
-#define NPP_MIN_32U 0
-#define NPP_MAX_32U 4294967295U
-#define NPP_MIN_32S (-2147483647 - 1)
-#define NPP_MAX_32S 2147483647
-#define NPP_MIN_64U 0
-#define NPP_MAX_64U 18446744073709551615ULL
-#define NPP_MIN_64S (-9223372036854775807LL - 1)
-#define NPP_MAX_64S 9223372036854775807LL
-"""
+def find_toolkit(jittor_home: Path) -> Toolkit:
+    """Return the first nvcc for which every header and library can be found. Raise UserError if something is missing.
 
-# What Jittor's CUDA build opens by name, with its file names: header, library.
-_NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
-           "cuBLAS": ("cublas_v2.h", "libcublas.so"),
-           "cuBLASLt": ("cublasLt.h", "libcublasLt.so"),
-           "cuRAND": ("curand.h", "libcurand.so")}
-
-
-def _find(folders: list[Path], name: str, cuda: int) -> Path | None:
-    """`name` or, for a library, its versioned file (`libcublas.so.13`) in the first folder that has it."""
-    # cuRAND has been version 10 since CUDA 10; the others carry CUDA's own number.
-    names = [name, f"{name}.10" if "curand" in name else f"{name}.{cuda}"]
-    for folder in folders:
-        for candidate in names:
-            if (folder / candidate).exists():
-                return folder / candidate
-    return None
-
-
-def find_toolkit(jittor_home: Path) -> Toolkit | str:
-    """Return the first nvcc for which every header and library can be found; a string says what is missing.
-
-    Where they lie elsewhere (PyTorch's nvidia-* wheels), a folder of links that looks like a toolkit is made under
-    `jittor_home`/.cache/jittor/jclip_toolkit.
+    Where they lie elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit.
     """
     problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
     for nvcc in filter(Path.is_file, dict.fromkeys(_nvcc_candidates(jittor_home))):
@@ -144,38 +100,43 @@ def find_toolkit(jittor_home: Path) -> Toolkit | str:
         if version is None:
             problem = f"{nvcc} does not run as a CUDA compiler"
             continue
-        home = nvcc.parent.parent
-        own_includes = [home / "include", home / "targets/x86_64-linux/include"]
-        own_libraries = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
-        includes = own_includes + [folder / "include" for folder in _wheel_folders()]
-        libraries = own_libraries + [folder / "lib" for folder in _wheel_folders()]
-        headers = {part: found for part, (name, _) in _NEEDED.items() if (found := _find(includes, name, version[0]))}
-        shared = {part: found for part, (_, name) in _NEEDED.items() if (found := _find(libraries, name, version[0]))}
-        missing = [part for part in _NEEDED if part not in headers or part not in shared]
+        home, x86 = nvcc.parent.parent, nvcc.parent.parent / "targets/x86_64-linux"
+        includes = [folder / "include" for folder in (home, x86, *_wheel_folders())]
+        libraries = [home / "lib64", *(folder / "lib" for folder in (home, x86, *_wheel_folders()))]
+        # a versioned name has CUDA's own number, but for cuRAND, which has been version 10 since CUDA 10
+        found = {part: (_find(includes, header),
+                        _find(libraries, library, f"{library}.{10 if part == 'cuRAND' else version[0]}"))
+                 for part, (header, library) in _NEEDED.items()}
+        missing = [part for part, paths in found.items() if None in paths]
         if missing:
             problem = f"{nvcc} has no {', '.join(missing)} beside it; pip install nvidia-cublas nvidia-curand, " \
                       "or with a network: python -m jittor_utils.install_cuda"
             continue
-        if (own_includes[0] / "npp.h").exists() and all(
-                headers[part] == own_includes[0] / header and shared[part] == own_libraries[0] / library
-                for part, (header, library) in _NEEDED.items()):
+        own = {part: (includes[0] / header, libraries[0] / library) for part, (header, library) in _NEEDED.items()}
+        if found == own and (includes[0] / "npp.h").exists():
             return Toolkit(nvcc, version)
         folder = jittor_home / ".cache/jittor/jclip_toolkit" / f"cuda{version[0]}.{version[1]}"
-        return Toolkit(link_toolkit(folder, nvcc, headers, shared), version)
-    return problem
+        return Toolkit(_linked_toolkit(folder, nvcc, found), version)
+    raise UserError(problem)
 
 
-def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
+def _find(folders: list[Path], *names: str) -> Path | None:
+    """The first folder's file that has one of the names."""
+    paths = (folder / name for folder in folders for name in names)
+    return next(filter(Path.exists, paths), None)
+
+
+def _linked_toolkit(folder: Path, nvcc: Path, found: dict) -> Path:
     """Make `folder` look like a CUDA toolkit: bin/nvcc, include/, lib64/ of links. Return its nvcc."""
     include, lib64 = folder / "include", folder / "lib64"
-    for header_folder in dict.fromkeys(header.parent for header in headers.values()):
+    for header_folder in dict.fromkeys(header.parent for header, _ in found.values()):
         for entry in sorted(header_folder.iterdir()):
             link_to(include / entry.name, entry)
-    if not (include / "npp.h").exists():
-        write_text(include / "npp.h", _NPP_LIMITS)
-    for part, (_, library) in _NEEDED.items():
-        link_to(lib64 / library, shared[part])
-        link_to(lib64 / shared[part].name, shared[part])  # the name that the loader asks for
+    if not (include / "npp.h").exists():  # of which Jittor's reductions want the limits alone; few toolkits have it
+        write_text(include / "npp.h", source(__file__, "npp.h"))
+    for part, (_, library) in found.items():
+        for name in (_NEEDED[part][1], library.name):  # the second is the one that the loader asks for
+            link_to(lib64 / name, library)
     script = folder / "bin" / "nvcc"
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
@@ -183,11 +144,11 @@ def link_toolkit(folder: Path, nvcc: Path, headers: dict, shared: dict) -> Path:
     return script
 
 
-def _onednn_wheel_files() -> tuple[Path | None, Path | None]:
-    """(folder of libmkldnn.so, folder of mkldnn.h) of the PyPI wheels, each None where absent."""
+def _onednn_wheel_files() -> tuple[Path | None, ...]:
+    """(folder of libmkldnn.so, folder of mkldnn.h) in the PyPI wheels, each None where absent."""
     def folder(wheel: str, name: str) -> Path | None:
         try:
-            files = metadata.distribution(wheel).files or []
+            files = metadata.files(wheel) or []
         except metadata.PackageNotFoundError:
             return None
         paths = [Path(os.path.abspath(str(file.locate()))) for file in files if file.name == name]
@@ -195,24 +156,20 @@ def _onednn_wheel_files() -> tuple[Path | None, Path | None]:
     return folder(ONEDNN_WHEELS[0], "libmkldnn.so"), folder(ONEDNN_WHEELS[1], "mkldnn.h")
 
 
-def link_onednn(jittor_home: Path) -> bool:
-    """Give Jittor the oneDNN that it would download. Return whether it is in place.
+def link_onednn(jittor_home: Path) -> str:
+    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning.
 
-    A library that Jittor itself has put there is left alone; links of ours are renewed, so that they survive a deleted
-    virtual environment.
+    What Jittor itself has downloaded is left alone; links of ours are renewed where a virtual environment was deleted.
     """
     folder = jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER
-    library, header = _onednn_wheel_files()
-    there = (folder / "lib" / "libmkldnn.so").is_file()
-    if there and (not (folder / "lib").is_symlink() or (folder / "include" / "mkldnn.h").is_file()):
-        return True
-    if library is None or header is None:
-        return False
-    link_to(folder / "lib", library)
-    link_to(folder / "include", header)
-    return True
-
-
-def onednn_is_linked(jittor_home: Path) -> bool:
-    """Return whether oneDNN is our link to the PyPI wheels, not Jittor's own download."""
-    return (jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER / "lib").is_symlink()
+    there = (folder / "lib/libmkldnn.so").is_file()
+    if there and not (folder / "lib").is_symlink():
+        return "Jittor's download"
+    if not there or not (folder / "include/mkldnn.h").is_file():
+        library, header = _onednn_wheel_files()
+        if library is None or header is None:
+            warn(f"oneDNN is missing, so matrix products run about five times slower: {ONEDNN_REMEDY}")
+            return "none"
+        link_to(folder / "lib", library)
+        link_to(folder / "include", header)
+    return "PyPI wheels"

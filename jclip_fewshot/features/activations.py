@@ -22,9 +22,8 @@ from jclip_fewshot.data.decode import Decoder
 from jclip_fewshot.encoders.base import Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.encode import encode_images, encode_views, recipe_of, stored_rows
-from jclip_fewshot.storage.feature_cache import FeatureCache
+from jclip_fewshot.storage.feature_cache import FeatureCache, FitCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.fit_cache import FitCache
 
 PIXELS_AT_ONCE = 64
 CHUNK_BYTES = 256 << 20  # encoded at a time

@@ -69,7 +69,7 @@ class Adam:
         moved: Vars = {}
         for (decayed, factor), names in groups.items():
             group = self._groups.setdefault((decayed, factor), AdamW(
-                1.0, self.weight_decay if decayed else 0.0, self.eps, self.betas))
+                self.weight_decay if decayed else 0.0, self.eps, self.betas))
             pull = self.l2 if decayed else 0.0
             slopes = [gradients[name] + pull * values[name] if pull else gradients[name] for name in names]
             moved.update(zip(names, group.step([values[name] for name in names], slopes, lr * factor)))

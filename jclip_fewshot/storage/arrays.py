@@ -1,7 +1,4 @@
-"""Arrays on disk: .npz of plain arrays, read against a schema.
-
-NumPy reads each array; what the archive says of their sizes is compared with the file's before.
-"""
+"""Arrays on disk: .npz, read by NumPy against a schema, once what it says of sizes is compared with the file's."""
 
 from __future__ import annotations
 
@@ -15,15 +12,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from jclip_fewshot.errors import UserError, shown
+from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
 EXPANSION, SPARE = 20, 16 << 20  # compressed arrays may take this many times the file, plus these bytes
-
-KINDS = {"float": "f", "whole": "iu", "text": "US", "flag": "b", "any": "fiuUSb"}
-_WORDS = {"float": "floating-point numbers", "whole": "whole numbers", "text": "texts", "flag": "booleans",
-          "any": "plain numbers or texts"}
+KINDS = {"float": ("f", "floating-point numbers"), "whole": ("iu", "whole numbers"), "text": ("US", "texts"),
+         "flag": ("b", "booleans"), "any": ("fiuUSb", "plain numbers or texts")}
 
 
 @dataclass(frozen=True)
@@ -47,56 +42,44 @@ Schema = Mapping[str, Field]
 ANY: Schema = {}
 
 
-class _Wrong(Exception):
-    """What is wrong with an array or a file; whoever reads it adds the file's name."""
-
-
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as .npz, the same bytes for the same arrays.
-
-    Raise UserError, and write nothing, if an array is of Python objects.
-    """
-    for name, value in arrays.items():
-        if np.asanyarray(value).dtype.hasobject:
-            raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
+    """Write arrays as .npz, the same bytes for the same arrays. Raise UserError if one is of Python objects."""
     # np.savez stamps each member with the time; a fixed date keeps runs comparable byte for byte
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name in sorted(arrays):
+        for name, array in sorted(arrays.items()):
+            if np.asanyarray(array).dtype.hasobject:
+                raise UserError(f"{path}: {name} holds Python objects; only numbers and texts can be saved")
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(member, "w", force_zip64=True) as handle:
-                npy.write_array(handle, np.asanyarray(arrays[name]), allow_pickle=False)
+                npy.write_array(handle, np.asanyarray(array), allow_pickle=False)
 
 
 def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("any"),
                 said: str = "") -> dict[str, np.ndarray]:
     """Return the plain arrays of an .npz, each checked; floats are finite, texts are str.
 
-    schema: what the arrays must be, by name. others: what arrays that it does not name must be; None leaves them
-    unread. said: what messages call the file; its path by default.
+    schema: what the arrays must be, by name. others: what those that it does not name must be; None leaves them unread.
+    said: what messages call the file.
     Raise UserError if it is absent, cut short or no .npz, or an array is missing or not as the schema has it.
     """
     path, said = Path(path), said or str(path)
     try:
-        if path.exists() and not path.is_file():
-            raise _Wrong("no regular file")
+        if not path.is_file():
+            raise UserError("no regular file" if path.exists() else "no such file; it is missing")
         with open(path, "rb") as file:
             return _read(file, path.stat().st_size, schema, others)
-    except FileNotFoundError:
-        raise UserError(f"{said}: no such file; it is missing") from None
-    except _Wrong as error:
+    except UserError as error:
         raise UserError(f"{said}: {error}") from None
     except OSError as error:
         raise UserError(f"{said}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # whatever zipfile and its decompressors raise on a damaged archive
-        reason = str(error).encode("ascii", "backslashreplace").decode()
-        raise UserError(f"{said}: cannot be read as .npz ({' '.join(reason.split())[:150]})") from None
+        raise UserError(f"{said}: cannot be read as .npz ({str(error)[:150]})") from None
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """Return a zip archive of stored or deflated members, whose table of contents has a sane size.
+    """Return a zip archive of stored or deflated members: other kinds may grow without bound while they are read.
 
-    Raise ValueError if it has not, or is compressed in another way, which may grow without bound while it is read;
-    zipfile.BadZipFile if it is no zip archive.
+    Raise ValueError if it is of another kind or its table of contents is huge; zipfile.BadZipFile if it is no zip.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY:  # type: ignore[attr-defined]
@@ -109,28 +92,27 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
 
 def _read(file: BinaryIO, size: int, schema: Schema, others: Field | None) -> dict[str, np.ndarray]:
     if file.read(6) == npy.MAGIC_PREFIX:
-        raise _Wrong("cannot be read as .npz: it is an .npy, one array without a name; np.savez writes an .npz")
+        raise UserError("cannot be read as .npz: it is an .npy, one array without a name; np.savez writes an .npz")
     with open_zip(file) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         there = {entry.filename[:-4]: entry for entry in entries}
         if len(there) < len(entries):
-            raise _Wrong("cannot be read as .npz: a name is in it twice")
-        wanted = {name: there[name] for name in schema if name in there}  # the schema's order names the sizes
-        if others is not None:
-            wanted.update(there)
-        missing = [name for name, field in schema.items() if field.needed and name not in wanted]
+            raise UserError("cannot be read as .npz: a name is in it twice")
+        needed = [name for name, field in schema.items() if field.needed]
+        missing = [name for name in needed if name not in there]
         if missing:
-            raise _Wrong(f"has no array {', '.join(map(repr, missing))}; it needs "
-                         f"{', '.join(name for name, field in schema.items() if field.needed)}")
-        if sum(entry.file_size for entry in wanted.values()) > EXPANSION * size + SPARE:
-            raise _Wrong("holds arrays that are far larger than the file")
-        fields = {name: schema.get(name, others or Field("any")) for name in wanted}
+            raise UserError(f"has no array {', '.join(map(repr, missing))}; it needs {', '.join(needed)}")
+        fields = {name: schema[name] for name in schema if name in there}  # the schema's order names the sizes
+        if others is not None:
+            fields.update({name: others for name in there if name not in schema})
+        if sum(there[name].file_size for name in fields) > EXPANSION * size + SPARE:
+            raise UserError("holds arrays that are far larger than the file")
         arrays: dict[str, np.ndarray] = {}
         sizes: dict[str, int] = {}
-        for name, entry in wanted.items():
-            arrays[name] = _array(archive, entry, shown(name[:80]))
-            _check_form(shown(name[:80]), arrays[name], fields[name], sizes)
-    return {name: _checked(shown(name[:80]), array, fields[name], sizes) for name, array in arrays.items()}
+        for name, field in fields.items():
+            arrays[name] = _array(archive, there[name], name[:80])
+            _check_form(name[:80], arrays[name], field, sizes)
+    return {name: _checked(name[:80], array, fields[name], sizes) for name, array in arrays.items()}
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -138,56 +120,48 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.nd
     with archive.open(entry) as handle:
         read_header = npy.read_array_header_1_0 if npy.read_magic(handle) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(handle)
-    if dtype.hasobject:
-        raise _Wrong(f"{name} is of Python objects: .astype(str) before saving")
-    if math.prod(shape) * max(1, dtype.itemsize) > entry.file_size:
-        raise _Wrong(f"{name} has fewer numbers than it declares")
+        if dtype.hasobject:
+            raise UserError(f"{name} is of Python objects: .astype(str) before saving")
+        if handle.tell() + math.prod(shape) * max(1, dtype.itemsize) != entry.file_size:
+            raise UserError(f"{name} has fewer or more numbers than it declares")
     with archive.open(entry) as handle:
         array = npy.read_array(handle, allow_pickle=False)
-        if handle.read(1):  # at its end the zip's CRC-32 is compared
-            raise _Wrong(f"{name} has more numbers than it declares")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
 def _check_form(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) -> None:
     """Type and axes as the schema has them; `sizes` gathers what the letters stand for."""
-    axes = None if field.axes is None else field.axes.split()
-    known = [str(sizes.get(axis, axis)) for axis in axes or ()]
-    fits = array.dtype.kind in KINDS[field.kind] and (axes is None or len(axes) == array.ndim)
-    for axis, n in zip(axes or (), array.shape):
+    (kinds, what), axes = KINDS[field.kind], (field.axes or "").split()
+    known = [str(sizes.get(axis, axis)) for axis in axes]
+    fits = array.dtype.kind in kinds and (field.axes is None or len(axes) == array.ndim)
+    for axis, n in zip(axes, array.shape):
         fits = fits and n == (int(axis) if axis.isdigit() else sizes.setdefault(axis, n))
     if not fits:
-        raise _Wrong(f"{name} is {str(array.dtype)[:40]} of shape {array.shape}; {_WORDS[field.kind]}"
-                     + (f" of shape ({', '.join(known)})" if axes is not None else "") + " are needed")
+        shape = "" if field.axes is None else f" of shape ({', '.join(known)})"
+        raise UserError(f"{name} is {str(array.dtype)[:40]} of shape {array.shape}; {what}{shape} are needed")
 
 
 def _checked(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) -> np.ndarray:
+    """An array whose numbers are in bounds, or whose texts, as str, are fit for printing and for paths."""
     if array.dtype.kind in "US":
-        return _texts(name, array)
+        try:
+            if array.dtype.kind == "S":
+                array = np.char.decode(array, "utf-8") if array.size else array.astype(str)
+            if b"\0" in "".join(array.reshape(-1).tolist()).encode("utf-8"):
+                raise UserError(f"{name} holds a text with NUL in it")
+        except (ValueError, SystemError):  # half a surrogate pair, or beyond Unicode
+            raise UserError(f"{name} holds a text that is no Unicode") from None
+        return array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _Wrong(f"{name} is not finite at {tuple(np.argwhere(~np.isfinite(array))[0].tolist())}")
+        raise UserError(f"{name} is not finite at {tuple(np.argwhere(~np.isfinite(array))[0].tolist())}")
     if field.rows and array.size:  # (N, D) that can be made unit rows in float32
         norms = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
         broken = np.flatnonzero(~((norms > 1e-15) & (norms < 1e15)))
         if len(broken):
-            raise _Wrong(f"row {broken[0]} of {name} is zero or not a feature ({len(broken)} such rows)")
+            raise UserError(f"row {broken[0]} of {name} is zero or not a feature ({len(broken)} such rows)")
     below = sizes.get(field.below, 0) if isinstance(field.below, str) else field.below
     if array.size and field.low is not None and array.min() < field.low:
-        raise _Wrong(f"{name} holds {array.min()}; numbers from {field.low} up are needed")
+        raise UserError(f"{name} holds {array.min()}; numbers from {field.low} up are needed")
     if array.size and below is not None and array.max() >= below:
-        raise _Wrong(f"{name} holds {array.max()}; numbers below {below} are needed")
-    return array
-
-
-def _texts(name: str, array: np.ndarray) -> np.ndarray:
-    """Texts as str, fit for printing and for paths."""
-    try:
-        if array.dtype.kind == "S":
-            array = np.char.decode(array, "utf-8") if array.size else array.astype(str)
-        whole = "".join(array.reshape(-1).tolist())
-        whole.encode("utf-8")
-    except (ValueError, SystemError):  # half a surrogate pair, or beyond Unicode
-        raise _Wrong(f"{name} holds a text that is no Unicode") from None
-    if "\0" in whole:
-        raise _Wrong(f"{name} holds a text with NUL in it")
+        raise UserError(f"{name} holds {array.max()}; numbers below {below} are needed")
     return array

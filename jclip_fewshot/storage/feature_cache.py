@@ -1,11 +1,7 @@
 """All features that were ever computed, by encoder and content: one row store an encoder, preprocessing and view.
 
-    cache = FeatureCache(".cache")
-    store = cache.rows({"encoder": fingerprint, "views": 0}, (1, width))
-
-One more store remembers the content's digest of files that have not changed since, so that finding a row again costs
-one `stat`. A folder's name is the digest of the text in its about.json; by that `clear` knows what is the cache's own.
-Folders are made when something is written into them.
+One more store remembers the digests of files' contents, so that finding a row again costs one `stat`. A folder is made
+when something is written into it; `clear` knows it by its name, which is the digest of its about.json.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -21,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jclip_fewshot.storage.files import ABOUT, DIGEST_BYTES, content_digest
-from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.arrays import load_arrays, save_arrays
+from jclip_fewshot.storage.files import ABOUT, DIGEST_BYTES, content_digest, mark_folder
 from jclip_fewshot.storage.row_store import RowStore, as_keys
 
 RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
@@ -55,7 +53,6 @@ class FeatureCache:
             store.close()
 
     def _own(self) -> list[Path]:
-        """The folders that a cache has made, this one or another: about.json in them has the digest of their name."""
         return [about.parent for about in self.folder.glob("[0-9a-f]" * 16 + f"/{ABOUT}")
                 if about.is_file() and not about.parent.is_symlink()
                 and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
@@ -77,30 +74,28 @@ class FeatureCache:
     def rows(self, about: dict, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> RowStore:
         """Return the store of rows of (V, ...) numbers; about: encoder fingerprint, preprocessing, views."""
         text = json.dumps(about, sort_keys=True)
-        name = _digest(text.encode())
-        if name not in self._stores:
-            self._stores[name] = RowStore(self.folder / name, shape, dtype, text)
-        return self._stores[name]
+        if text not in self._stores:
+            self._stores[text] = RowStore(self._folder(text), shape, dtype, text)
+        return self._stores[text]
 
     @property
     def fits(self) -> FitCache:
         """Where finished trainings are kept."""
         text = json.dumps({"what": "fits"})
-        return FitCache(self.folder / _digest(text.encode()), text)
+        return FitCache(self._folder(text), text)
 
     @property
     def _files(self) -> RowStore:
         return self.rows({"what": "files"}, (DIGEST_BYTES // 8,), "<u8")
 
-    def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Recognise files that have not changed since their content was last read, by one `stat` each.
+    def _folder(self, about: str) -> Path:
+        return self.folder / _digest(about.encode())
 
-        Return digests (n, 2) uint64, known (n,) bool, and marks (n, 2) to hand to `remember_files`.
-        """
-        marks = as_keys(_marks(paths)) if len(paths) else np.zeros((0, 2), "<u8")
+    def known_files(self, paths: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return digests (n, 2) uint64 of files, known (n,) bool where unchanged, marks (n, 2) for `remember_files`."""
+        marks = as_keys([_mark(path) for path in paths])
         self._files.refresh()
-        digests, known = self._files.get(marks)
-        return digests, known, marks
+        return *self._files.get(marks), marks
 
     def remember_files(self, marks: np.ndarray, digests: np.ndarray) -> None:
         """Note the digests (n, 2) of the files that `known_files` gave these marks (n, 2)."""
@@ -108,25 +103,47 @@ class FeatureCache:
         self._files.put(marks[known], digests[known])
 
 
+class FitCache:
+    """Finished trainings, one a file, by a name of everything that they depend on: nothing is trained twice."""
+
+    def __init__(self, folder: str | Path, about: str = "") -> None:
+        self.folder = Path(folder)
+        self._about = about
+        self._writable = True
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a training; None where there are none, or the file is damaged."""
+        try:
+            arrays = load_arrays(self.folder / f"{key}.npz")
+        except UserError:
+            return None
+        return {name: array for name, array in arrays.items() if not name.startswith("kept/")}  # as once was noted
+
+    def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keep the arrays of a training; where that is not possible, warn once: the training itself goes on."""
+        if not self._writable:
+            return
+        try:
+            mark_folder(self.folder, self._about)
+            save_arrays(self.folder / f"{key}.npz", arrays)
+        except (OSError, UserError) as error:
+            self._writable = False
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"trainings cannot be kept in {self.folder} ({reason}); going on without")
+
+
 def _digest(about: bytes) -> str:
     return blake2b(about, digest_size=8).hexdigest()
 
 
-def _marks(paths: Sequence) -> list[bytes]:
-    """Of each file a mark that changes when its path, size or times do; zeros where no mark can be trusted.
-
-    The change time is part of it because tools that copy over a file like to restore its modification time.
-    """
-    lately = time.time_ns() - int(RACY_SECONDS * 1e9)
-    marks = []
-    for path in paths:
-        try:
-            facts = os.stat(path)
-        except (OSError, ValueError):
-            facts = None
-        if facts is None or max(facts.st_ctime_ns, facts.st_mtime_ns) > lately:
-            marks.append(bytes(DIGEST_BYTES))
-        else:
-            text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
-            marks.append(content_digest(text.encode("utf-8", "surrogateescape")))
-    return marks
+def _mark(path: str | os.PathLike) -> bytes:
+    """A mark that changes with a file's path, size or times; zeros where no mark can be trusted."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return bytes(DIGEST_BYTES)
+    if max(facts.st_ctime_ns, facts.st_mtime_ns) > time.time_ns() - int(RACY_SECONDS * 1e9):
+        return bytes(DIGEST_BYTES)
+    # the change time, too: tools that copy over a file like to restore its modification time
+    text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
+    return content_digest(text.encode("utf-8", "surrogateescape"))

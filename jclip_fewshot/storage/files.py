@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -21,14 +22,12 @@ def content_digest(data: bytes) -> bytes:
 
 
 def require_writable(path: str | Path, flag: str = "", said: str | Path = "") -> None:
-    """Find out, before hours of work, whether `atomic_write(path)` can succeed afterwards; leave nothing behind.
+    """Raise UserError, before hours of work, if `atomic_write(path)` could not succeed; leave nothing behind.
 
     flag: how the user named it (`--result`), for the message. said: what to call it there; the path by default.
-    Raise UserError if a folder, device or pipe stands there, or its folder cannot be made or written to.
     """
     name = f"{flag} {said or path}".strip()
-    _require_regular(path, name)
-    folder = _target(path).parent
+    folder = _target(path, name).parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
@@ -41,18 +40,12 @@ def require_writable(path: str | Path, flag: str = "", said: str | Path = "") ->
 
 
 def require_writable_folder(path: str | Path, flag: str = "") -> None:
-    """Find out the same for files that will lie in the folder `path`, which may not exist yet."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise UserError(f"{flag} {path}: a file, not a folder; give another path".strip())
+    """Raise UserError if files could not lie in the folder `path`, which may not exist yet."""
     require_writable(Path(path) / "record", flag, path)
 
 
-def _target(path: str | Path) -> Path:
-    """Where a file is written: what a link points at, so that the link stays."""
-    return Path(os.path.realpath(path))
-
-
-def _require_regular(path: str | Path, name: str) -> None:
+def _target(path: str | Path, name: str) -> Path:
+    """Where a file is written: what a link points at, so that the link stays. Raise UserError if it is no file."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -64,33 +57,27 @@ def _require_regular(path: str | Path, name: str) -> None:
         raise UserError(f"{name}: a folder, not a file's name")
     if not stat.S_ISREG(mode) or os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):
         raise UserError(f"{name}: a device or pipe, which cannot be written whole or not at all; name a regular file")
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; rename it to `path` when the block ends well.
+    """Open a temporary file beside `path`, and rename it to `path` when the block ends well; else `path` stays.
 
-    After an error, Ctrl-C or kill -9, `path` is as it was before.
     Raise UserError if `path` is a folder, a device or a pipe; OSError, which names `path`, if it cannot be written.
     """
-    _require_regular(path, str(path))
-    target = _target(path)
-    temporary = None
+    target = _target(path, str(path))
+    temporary = str(target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(temporary, target)
     except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise

@@ -16,9 +16,8 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Kind:  # type: ignore[assignment]
-    """Return a JSON file's content as `kind`: a type that msgspec knows, a plain object by default.
+    """Return a JSON file's content as `kind`, a type that msgspec knows; remedy: what to do about one of another type.
 
-    remedy: what to do about a file that is not of that type, for the message.
     Raise UserError if it is absent, unreadable, not JSON, or has a key that is missing or of another type.
     """
     path = Path(path)
@@ -31,10 +30,8 @@ def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Ki
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except msgspec.ValidationError as error:
         raise UserError(f"{path} is damaged or of another version: {_said(error)}{remedy and '; '}{remedy}") from None
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    except RecursionError:
-        raise UserError(f"{path}: not JSON that can be read (lists inside lists)") from None
 
 
 def _said(error: msgspec.ValidationError) -> str:
@@ -52,9 +49,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)

@@ -7,10 +7,9 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
     sums     n x uint32, the CRC-32 of each row
     rows     n x bytes a row
 
-Every process appends to a shard of its own, so that none waits for another, and holds its flock, which the kernel
-releases however the process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut
-off; a row that rotted on the disk, is zero or not finite counts as absent. Both are computed again, and of several
-rows of a key the newest one counts. Shards that nobody writes any more are merged when there are many of them.
+Every process appends to a shard to which nobody else does, and holds its flock, which the kernel releases however the
+process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on
+the disk counts as absent. Both are computed again, and of several rows of a key the newest one counts.
 """
 
 from __future__ import annotations
@@ -26,24 +25,17 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import DIGEST_BYTES, atomic_write, mark_folder
+from jclip_fewshot.storage.files import DIGEST_BYTES, mark_folder
 
 MAGIC = b"JCFROWS1"
 HEADER = struct.Struct("<8sIII")  # magic, n, bytes a row, CRC-32
 FLUSH_SECONDS = 2.0
-MANY_SHARDS = 8  # merged when there are more
-LARGE_SHARD = 256 << 20  # bytes; merged no further
-AT_ONCE = 256  # shards a merge at most: each is an open file
 MAP_FROM = 4 << 20  # bytes; smaller shards are read, for a mapped one is an open file
-TRIES = 20  # of opening shards that other processes merge
-
-
 # where a row stands: the halves of its key, its CRC-32, its shard, where it begins there
 PLACE = np.dtype([("first", "<u8"), ("second", "<u8"), ("sum", "<u4"), ("shard", "<i4"), ("start", "<i8")])
 
@@ -61,8 +53,10 @@ def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
     return b"".join([HEADER.pack(MAGIC, *flat.shape, checksum), head, flat.data])
 
 
-def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
-    """The rows in the undamaged blocks from a shard's beginning on, (n,) of PLACE, and where these blocks end."""
+def _read_blocks(fd: int, row_bytes: int) -> tuple[memoryview, np.ndarray, int]:
+    """A shard's bytes, the rows in its undamaged blocks, (n,) of PLACE, and where these blocks end."""
+    length = os.fstat(fd).st_size  # mapped or not, the bytes stay readable after the file is deleted
+    data = memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ) if length >= MAP_FROM else os.pread(fd, length, 0))
     places, at = [np.zeros(0, PLACE)], 0
     while at + HEADER.size <= len(data):
         magic, n, size, checksum = HEADER.unpack_from(data, at)
@@ -77,35 +71,22 @@ def _read_blocks(data: memoryview, row_bytes: int) -> tuple[np.ndarray, int]:
         found["start"] = start + size * np.arange(n)
         places.append(found)
         at = start + n * size
-    return np.concatenate(places), at
-
-
-def _content(file: BinaryIO) -> memoryview:
-    """A file's bytes, mapped where it is large; they stay readable after it is deleted."""
-    size = os.fstat(file.fileno()).st_size
-    return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size >= MAP_FROM else file.read())
+    return data, np.concatenate(places), at
 
 
 def _lock(fd: int) -> bool:
     """Takes the file's lock if nobody has it (false also where the file system knows no locks)."""
-    try:
+    with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:
-        return False
+    return False
 
 
 class RowStore:
-    """Rows of one shape and type by 16-byte key, in a folder that several processes may share.
+    """Rows of one shape and type, which `about` describes, by 16-byte key, in a folder that processes may share."""
 
-    shape: (V, ...) of a row. dtype: where it is a floating-point type, each of the V parts must be finite and not
-    all zero; other rows are neither kept nor returned. about: a text that says what the rows are, kept in the folder,
-    which is made with the first row.
-    """
-
-    def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32, about: str = ""
-                 ) -> None:
-        self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
+    def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike, about: str = "") -> None:
+        self.folder = Path(folder)
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._bytes = self.dtype.itemsize * int(np.prod(shape))
         self._about = about
@@ -113,60 +94,44 @@ class RowStore:
         self._writable = True
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._flushed = time.monotonic()
-        self._merge()
         self.refresh()
 
     def __len__(self) -> int:
         return len(self._first)
 
     def refresh(self) -> None:
-        """Read the index again: rows that any process has written since become visible.
-
-        Raise UserError if its files cannot be read, or vanish as fast as they are listed.
-        """
-        for _ in range(TRIES):
-            try:
-                return self._read_index()
-            except FileNotFoundError:  # merged away by another process between listing and opening
-                time.sleep(0.01)
-            except OSError as error:
-                raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
-        raise UserError(f"feature cache: files in {self.folder} vanish while they are read; choose another --cache")
-
-    def _read_index(self) -> None:
+        """Read the index again, for what any process has written since. Raise UserError if it cannot be read."""
         self._data: list[memoryview] = []
         found = [np.zeros(0, PLACE)]
-        for name in self._shard_names():
-            data, places = self._read_shard(name)
-            places["shard"] = len(self._data)
-            self._data.append(data)
-            found.append(places)
+        try:
+            for name in self._shard_names():
+                data, places = self._read_shard(name)
+                places["shard"] = len(self._data)
+                self._data.append(data)
+                found.append(places)
+        except FileNotFoundError:
+            pass  # there is no folder yet, or somebody clears the cache
+        except OSError as error:
+            raise UserError(f"feature cache: {error.filename}: {error.strerror}; choose another --cache") from None
         index = np.concatenate(found)
-        # Sorted by the first half of the key; two keys that share it and nothing else cost a recomputation,
-        # and there is one such pair in a cache of six billion rows.
+        # by the first half of the key; two keys that share it alone, one pair in six billion rows, are recomputed
         self._index = index[np.argsort(index["first"], kind="stable")]
         self._first = np.ascontiguousarray(self._index["first"])
 
     def _shard_names(self) -> list[str]:
-        """Oldest first."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))
-        return []
+        return sorted(name for name in os.listdir(self.folder) if name.endswith(".rows"))  # oldest first
 
     def _read_shard(self, name: str) -> tuple[memoryview, np.ndarray]:
         """A shard's bytes and rows; what stands behind the sound blocks is cut off, unless its writer is at work."""
         with open(self.folder / name, "rb") as file:
-            for look in (1, 2):
-                data = _content(file)
-                places, end = _read_blocks(data, self._bytes)
-                # locked: a block in the making, no damage. Not locked: it may have been finished since, so look again
-                if end == len(data) or (look == 1 and not _lock(file.fileno())):
-                    return data, places
-                file.seek(0)
-        warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part is dropped "
-                      "and computed again")
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            os.truncate(self.folder / name, end)
+            data, places, end = _read_blocks(file.fileno(), self._bytes)
+            if end < len(data) and _lock(file.fileno()):  # locked by its writer, it has a block in the making
+                data, places, end = _read_blocks(file.fileno(), self._bytes)  # which may have been finished since
+                if end < len(data):
+                    with contextlib.suppress(OSError):  # a folder that may only be read
+                        os.truncate(self.folder / name, end)
+                    warnings.warn(f"feature cache: {self.folder / name}: its end is damaged or half-written; that part "
+                                  "is dropped and computed again")
         return data, places
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,17 +139,12 @@ class RowStore:
         rows, found = np.zeros((len(keys), *self.shape), self.dtype), np.zeros(len(keys), bool)
         for i, row in self._stored(keys):
             rows[i], found[i] = row, True
-        found &= self._sound(rows)
-        rows[~found] = 0
         return rows, found
 
     def mapped(self, keys: np.ndarray) -> list[np.ndarray | None]:
-        """Return the rows without a copy: each where it lies on the disk, mapped; None where there is none.
-
-        For rows too large to hold at once. They stay readable whatever becomes of their shard.
-        """
+        """Return each row where it lies on the disk, for rows too large to hold at once; None where there is none."""
         rows = dict(self._stored(keys))
-        return [rows[i] if i in rows and self._sound(rows[i][None])[0] else None for i in range(len(keys))]
+        return [rows.get(i) for i in range(len(keys))]
 
     def holds(self, keys: np.ndarray) -> np.ndarray:
         """Return which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
@@ -207,18 +167,10 @@ class RowStore:
             else:
                 warnings.warn(f"feature cache: a row in {self.folder} fails its checksum; it is computed again")
 
-    def _sound(self, rows: np.ndarray) -> np.ndarray:
-        """Which of the rows (n, *shape) may be kept and returned, (n,) bool."""
-        if self.dtype.kind != "f":
-            return np.ones(len(rows), bool)
-        parts = rows.reshape(len(rows), self.shape[0], -1)
-        return np.isfinite(parts).all(axis=(1, 2)) & parts.any(axis=2).all(axis=1)
-
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Add the sound ones of the rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
-        sound = self._sound(rows)
-        if sound.any():
-            self._pending.append((keys[sound], np.ascontiguousarray(rows[sound], self.dtype)))
+        """Add rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
+        if len(keys):
+            self._pending.append((np.array(keys), np.array(rows, self.dtype)))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -234,7 +186,7 @@ class RowStore:
                 os.close(self._writer)
                 self._writer = None
             if self._writer is None:
-                self._writer = self._new_shard()
+                self._writer = self._locked_shard()
             view = memoryview(_encode_block(keys, rows))
             while view:
                 view = view[os.write(self._writer, view):]
@@ -242,11 +194,19 @@ class RowStore:
             self._writable = False
             warnings.warn(f"feature cache: cannot write to {self.folder} ({error.strerror}); going on without")
 
-    def _new_shard(self) -> int:
+    def _locked_shard(self) -> int:
+        """A shard to append to: the newest that nobody writes, else a new one."""
         mark_folder(self.folder, self._about)
-        name = _new_name()
+        for name in reversed(self._shard_names()):
+            with contextlib.suppress(OSError):  # cleared since, or another user's
+                fd = os.open(self.folder / name, os.O_RDWR | os.O_APPEND)
+                if _lock(fd):
+                    os.truncate(fd, _read_blocks(fd, self._bytes)[2])
+                    return fd
+                os.close(fd)
+        name = f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"
         fd = os.open(self.folder / f".{name}.tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
-        _lock(fd)  # before it has its name, or a merge could take it for abandoned
+        _lock(fd)  # before it has its name, or another process could take it
         os.rename(self.folder / f".{name}.tmp", self.folder / name)
         return fd
 
@@ -258,29 +218,3 @@ class RowStore:
                 os.fsync(self._writer)
             os.close(self._writer)
             self._writer = None
-
-    def _merge(self) -> None:
-        """Makes one shard of many small ones that nobody writes; a block stays as it is."""
-        # a folder that may only be read, a full disk, shards that another process has merged since: they stay
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            names = self._shard_names()
-            if len(names) <= MANY_SHARDS:
-                return
-            if not _lock(held.enter_context(open(self.folder / "merge.lock", "wb")).fileno()):
-                return
-            merged = {}
-            for name in names[:AT_ONCE]:
-                file = held.enter_context(open(self.folder / name, "rb"))
-                if os.fstat(file.fileno()).st_size < LARGE_SHARD and _lock(file.fileno()):
-                    merged[name] = _content(file)
-            if len(merged) < 2:
-                return
-            with atomic_write(self.folder / _new_name()) as out:
-                for data in merged.values():  # oldest first: of several rows of a key the newest one counts
-                    out.write(data[:_read_blocks(data, self._bytes)[1]])
-            for name in merged:
-                os.unlink(self.folder / name)
-
-
-def _new_name() -> str:
-    return f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"

@@ -14,11 +14,11 @@ def test_adamw_against_numpy(move, shape, monkeypatch):
     monkeypatch.setattr(adamw, "fused_move", move)
     rng = np.random.default_rng(0)
     value = rng.standard_normal(shape).astype(np.float32)
-    ours, x = AdamW(0.01, weight_decay=0.1), [var(value)]
+    ours, x = AdamW(weight_decay=0.1), [var(value)]
     theirs, m, v = value.astype(np.float64), 0, 0
     for step in range(1, 6):
         gradient = rng.standard_normal(shape).astype(np.float32)
-        x = ours.step(x, [var(gradient)], lr_factor=0.5)
+        x = ours.step(x, [var(gradient)], 0.005)
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
         theirs = theirs * (1 - 0.005 * 0.1) - 0.005 * (m / (1 - 0.9 ** step)) / (
             np.sqrt(v / (1 - 0.999 ** step)) + 1e-8)
@@ -31,5 +31,5 @@ def test_a_gradient_whose_square_is_subnormal_moves_nothing(move, monkeypatch):
     monkeypatch.setattr(adamw, "fused_move", move)
     gradient = np.geomspace(1e-24, 1e-14, 50_000).astype(np.float32)
     value = np.ones_like(gradient)
-    moved = AdamW(0.003).step([var(value)], [var(gradient)], lr_factor=1.0)[0].numpy()
+    moved = AdamW(weight_decay=0.0).step([var(value)], [var(gradient)], 0.003)[0].numpy()
     np.testing.assert_allclose(moved, value, atol=1e-7)

@@ -14,7 +14,7 @@ PACKAGE = Path(jclip_fewshot.__file__).parent
 COMPILER = shutil.which("g++")
 TOWER = ["clip/product.cpp", "clip/tower.cpp"]
 TOGETHER = [[*TOWER, "clip/resnet.cpp"], [*TOWER, "clip/attention.cpp"], [*TOWER, "clip/layers.cpp"],
-            ["backend/losses.cpp"], ["backend/adamw.cpp"]]
+            ["backend/losses.cpp"], ["backend/adamw.cpp"], ["backend/watchdog.cpp"]]
 BEHIND = "\nin0_type used;\n"  # an operator's own code knows its definitions
 
 

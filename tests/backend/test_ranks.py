@@ -46,21 +46,23 @@ def test_a_barrier_waits_for_all(launched, tmp_path, monkeypatch):
     launched(0, 2)
     mine = ranks.Barrier(tmp_path)
     passed = threading.Event()
-    waiting = threading.Thread(target=lambda: (mine.wait(20), passed.set()))
+    waiting = threading.Thread(target=lambda: (mine.wait(), passed.set()))
     waiting.start()
     assert not passed.wait(0.3)
     (mine._folder / "1.1").touch()  # the other comes
     waiting.join(5)
     assert passed.is_set()
+    monkeypatch.setattr(ranks, "PATIENCE", 0.2)
     with pytest.raises(UserError, match="in vain for rank 1 of 2"):
-        mine.wait(0.2)
+        mine.wait()
 
 
 def test_who_is_waited_for_is_said(launched, tmp_path, monkeypatch, capsys):
     launched(0, 2)
     monkeypatch.setattr(ranks, "SAY_AFTER", 0.05)
+    monkeypatch.setattr(ranks, "PATIENCE", 0.5)
     with pytest.raises(UserError, match="rank 1 of 2"):
-        ranks.Barrier(tmp_path).wait(0.5)
+        ranks.Barrier(tmp_path).wait()
     assert capsys.readouterr().err.count("waiting for rank 1 of 2") == 1
 
 
@@ -134,7 +136,7 @@ def test_each_rank_chooses_its_gpu_before_cuda_starts(tmp_path, shown, gpus):
 
 
 def test_one_process_never_waits(launched, tmp_path):
-    ranks.Barrier(tmp_path).wait(0)
+    ranks.Barrier(tmp_path).wait()
     assert not any(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """train.py, test.py and the commands as a user calls them: files out, mistakes in one line with status 2."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from jclip_fewshot.data import demo
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.shots import choose_shots
 from jclip_fewshot.data.submission import check_result
+from jclip_fewshot.errors import UserError
 from tests.cli.scripts import TRAIN, call, call_here, fails
 from tests.conftest import ROOT, hear_ctrl_c
 from tests.evaluation.suites import small_suite
@@ -133,7 +135,8 @@ def test_check_finds_what_is_wrong(contest, trained):
 def test_mistakes_of_train(contest, flags, said):
     if "cuda" in flags:
         from jclip_fewshot.backend import toolkit
-        if not isinstance(toolkit.find_gpu(), str):
+        with contextlib.suppress(UserError):
+            toolkit.find_gpu()
             pytest.skip("this machine has a GPU")
     fails((call if "cuda" in flags else call_here)(contest, *TRAIN, *flags), *said)
 

@@ -99,7 +99,7 @@ def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
     def complete() -> bool:
         return marker.is_file() and marker.read_text(encoding="utf-8").strip() == EDITION.format(seed)
     if not ranks.first():
-        ranks.wait_until(complete, "the first process to draw the demo contest")
+        ranks.wait_for(lambda: "" if complete() else "the first process to draw the demo contest")
     if complete():
         return folder, CHECKPOINT
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):

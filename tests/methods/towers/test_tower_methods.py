@@ -19,7 +19,7 @@ from jclip_fewshot.methods.towers.last_blocks import LastBlocks
 from jclip_fewshot.methods.towers.prolip import ProLIP
 from jclip_fewshot.methods.towers.token_gda import TokenGDA
 from jclip_fewshot.methods.towers.visual_prompts import VPT
-from jclip_fewshot.storage.fit_cache import FitCache
+from jclip_fewshot.storage.feature_cache import FitCache
 from jclip_fewshot.task import Task
 from tests.clip.clip_reference import SIZES, random_weights
 
