@@ -112,12 +112,14 @@ class FitCache:
         self._writable = True
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays of a training; None where there are none, or the file is damaged."""
+        """Return the arrays of a training; None where there are none, or the file is damaged or holds anything else."""
         try:
             arrays = load_arrays(self.folder / f"{key}.npz")
         except UserError:
             return None
-        return {name: array for name, array in arrays.items() if not name.startswith("kept/")}  # as once was noted
+        kept, names = arrays.pop("kept/key", None), arrays.pop("kept/names", None)
+        whole = kept is not None and names is not None and kept.tolist() == key and names.tolist() == sorted(arrays)
+        return arrays if whole else None
 
     def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """Keep the arrays of a training; where that is not possible, warn once: the training itself goes on."""
@@ -125,7 +127,8 @@ class FitCache:
             return
         try:
             mark_folder(self.folder, self._about)
-            save_arrays(self.folder / f"{key}.npz", arrays)
+            save_arrays(self.folder / f"{key}.npz", {**arrays, "kept/key": np.array(key),
+                                                     "kept/names": np.array(sorted(arrays), str)})
         except (OSError, UserError) as error:
             self._writable = False
             reason = error.strerror if isinstance(error, OSError) else error

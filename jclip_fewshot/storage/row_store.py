@@ -9,7 +9,7 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
 
 Every process appends to a shard to which nobody else does, and holds its flock, which the kernel releases however the
 process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on
-the disk counts as absent. Both are computed again, and of several rows of a key the newest one counts.
+the disk, is zero or not finite counts as absent. Both are computed again, and of several rows of a key the newest one counts.
 """
 
 from __future__ import annotations
@@ -163,14 +163,24 @@ class RowStore:
         for i, (_, _, checksum, shard, start) in zip(np.flatnonzero(there).tolist(), places[there].tolist()):
             data = self._data[shard][start:start + self._bytes]
             if zlib.crc32(data) == checksum:
-                yield i, np.frombuffer(data, self.dtype).reshape(self.shape)
+                row = np.frombuffer(data, self.dtype).reshape(self.shape)
+                if self._sound(row[None])[0]:
+                    yield i, row
             else:
                 warnings.warn(f"feature cache: a row in {self.folder} fails its checksum; it is computed again")
 
+    def _sound(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the rows (n, *shape) are finite and have no part of zeros, (n,) bool; of whole numbers all."""
+        if self.dtype.kind != "f":
+            return np.ones(len(rows), bool)
+        parts = rows.reshape(len(rows), self.shape[0], -1)
+        return np.isfinite(parts).all(axis=(1, 2)) & parts.any(axis=2).all(axis=1)
+
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
-        if len(keys):
-            self._pending.append((np.array(keys), np.array(rows, self.dtype)))
+        """Add the sound ones of rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
+        sound = self._sound(rows)
+        if sound.any():
+            self._pending.append((keys[sound], np.array(rows[sound], self.dtype)))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 

@@ -230,15 +230,34 @@ def test_of_a_rotten_row_and_a_newer_one_the_newer_counts(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_rows_are_mapped_as_they_are_got(tmp_path, dtype):
-    keys, rows = some(10)[0], np.random.default_rng(0).standard_normal((9, 3, 5)).astype(dtype)
-    store = RowStore(tmp_path, (3, 5), dtype)
-    store.put(keys[:9], rows)
+@pytest.mark.parametrize("poison", [0, np.nan, np.inf, -np.inf])
+def test_rows_that_are_zero_or_not_finite_are_neither_kept_nor_returned(tmp_path, dtype, poison):
+    rng = np.random.default_rng(3)
+    keys, _ = some(40)
+    rows = rng.standard_normal((40, 3, 5)).astype(dtype)
+    bad = rng.random(40) < 0.5
+    for i in np.flatnonzero(bad):
+        view = rng.integers(3)
+        rows[i, view] = 0
+        rows[i, view, rng.integers(5)] = poison
+    store = RowStore(tmp_path / "put", (3, 5), dtype)
+    store.put(keys, rows)
     store.close()
-    store.refresh()
-    mapped = store.mapped(keys)
-    assert all((mapped[i] == rows[i]).all() for i in range(9)) and mapped[9] is None
-    assert (store.get(keys)[0][:9] == rows).all()
+    raw = RowStore(tmp_path / "old", (3, 5, np.dtype(dtype).itemsize), np.uint8)
+    raw.put(keys, rows.reshape(40, -1).view(np.uint8).reshape(40, *raw.shape))
+    raw.close()
+    for folder in ("put", "old"):
+        store = RowStore(tmp_path / folder, (3, 5), dtype)
+        assert len(store) == (40 if folder == "old" else (~bad).sum())
+        got, found = store.get(keys)
+        assert (found == ~bad).all() and (got[found] == rows[~bad]).all() and not got[bad].any()
+        mapped = store.mapped(keys)
+        assert [row is not None for row in mapped] == (~bad).tolist()
+        assert all((mapped[i] == rows[i]).all() for i in np.flatnonzero(~bad))
+    sound = np.where(np.isfinite(rows) & (rows != 0), rows, dtype(1))
+    store.put(keys[bad], sound[bad])  # computed again
+    store.close()
+    assert (RowStore(tmp_path / "old", (3, 5), dtype).get(keys)[0] == np.where(bad[:, None, None], sound, rows)).all()
 
 
 def test_the_folder_may_be_deleted_under_way(tmp_path):
