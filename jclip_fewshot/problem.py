@@ -110,7 +110,8 @@ class Encoded:
               ) -> tuple[np.ndarray, list[LabelledPath], Bad]:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
-        chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
+        chosen = choose_shots(self.data, lambda paths: self.source.images(self.data.root, paths, stage="pool"),
+                              self.text, count, seed, settings.select, settings.pool, shot_list)
         return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
                              stage=stage)
 

@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.data_set import domain_of, domains_of
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS, read_classes
 from jclip_fewshot.data.listing import natural_key
+from jclip_fewshot.data.prompts import domain_of, domains_of
 from jclip_fewshot.data.shots import choose_shots, read_shot_list, shortage, write_shot_list
 from jclip_fewshot.data.submission import check_result, move_aside, require_names, require_target, write_result
 from jclip_fewshot.errors import UserError

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import HELD_OUT, DataSet, Sure, TestSet, Wanted, named_by_files, one_label_each
-from jclip_fewshot.data.formats.folders import below
+from jclip_fewshot.data.data_set import HELD_OUT, DataSet, TestSet, named_by_files, one_label_each
 from jclip_fewshot.errors import UserError
 
 NAME = "split_zhou_"
@@ -23,13 +22,13 @@ SPLITS = ("test", "val")
 Entry = tuple[int, str, int, str]  # number in the list, path, class id, class name
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """The split file."""
     file = _split_file(root)
-    return Sure(3, file.name) if file else None
+    return (3, file.name) if file else None
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
+def read(root: Path, **_: Any) -> DataSet:
     """Return classes by the file's ids and names; test, then val.
 
     Raise UserError if there is no such file or two, an entry or the ids are not as they should be, an image is absent.
@@ -42,8 +41,12 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
         raise UserError(f'{file}: it must be {{"train": [[path, id, name], …], "val": […], "test": […]}}')
     lists = {part: _entries(file, part, content[part]) for part in ("train", *SPLITS) if content.get(part)}
     class_names = _class_names(file, [entry for entries in lists.values() for entry in entries])
-    files = listing.Files(root)
-    base = _base(files, file, [path for _, path, _, _ in lists["train"][:LOOKED_AT]])
+    files, folders = listing.Files(root), listing.folders_of(root)
+    paths = [path for _, path, _, _ in lists["train"][:LOOKED_AT]]
+    base, hits = files.most_in((*FOLDERS, *folders), paths)
+    if not hits:
+        raise UserError(f"{file} lists {paths[0]}, which is in none of {root} and its folders "
+                        f"({listing.some(folders)}); unpack the images beside it")
 
     def located(part: str) -> list[listing.LabelledPath]:
         found = listing.locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
@@ -93,15 +96,3 @@ def _class_names(file: Path, entries: list[Entry]) -> list[str]:
         raise UserError(f"{file}: {len(names)} classes need the ids 0..{len(names) - 1} and a name each"
                         + (f", but {missing} is missing" if missing is not None else ", but a name is there twice"))
     return [names[label] for label in range(len(names))]
-
-
-def _base(files: listing.Files, file: Path, paths: list[str]) -> str:
-    """The folder below the data folder in which the paths begin."""
-    root = file.parent
-    places = [name for name in dict.fromkeys((*FOLDERS, *listing.folders_of(root))) if (root / name).is_dir()]
-    hits = {name: sum(files.find(below(root / name, root) + path) is not None for path in paths) for name in places}
-    best = max(hits, key=lambda name: hits[name])
-    if not hits[best]:
-        raise UserError(f"{file} lists {paths[0]}, which is in none of {root} and its folders "
-                        f"({', '.join(places[1:6])}); unpack the images beside it")
-    return best

@@ -141,19 +141,20 @@ def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool
     if not named:
         raise UserError(f"no image in {folder} ({', '.join(listing.IMAGE_SUFFIXES)}), but "
                         f"{count_of(len(other), 'other file')}")
-    names = sorted(named, key=natural_key)
-    labels, notes = _listed_answers(root / f"labels_{folder.name}.txt", names, len(class_names)), list[str]()
-    if labels is None and not flat:
+    names, answers = sorted(named, key=natural_key), root / f"labels_{folder.name}.txt"
+    labels: dict[str, int] | None = None
+    notes: list[str] = []
+    if answers.is_file():
+        labels = _listed_answers(answers, names, len(class_names))
+    elif not flat:
         labels, notes = known_answers(named, class_names, f"the test set {folder.name}")
     if other:
         notes.append(f"{folder}: {count_of(len(other), 'file')} left out, no images: {kinds_of(other)}")
     return TestSet(top, names, [below(top, root) + name for name in names], labels, notes)
 
 
-def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int] | None:
-    """The answers in a list, by the names that the images have on the disk; None without that file."""
-    if not path.is_file():
-        return None
+def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int]:
+    """The answers in a list, by the names that the images have on the disk."""
     there = {same_text(name): name for name in names}
     labels: dict[str, int] = {}
     for number, name, label in listing.read_labelled(path, num_classes):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, Sure, Wanted, by_class, named_by_files
+from jclip_fewshot.data.data_set import DataSet, by_class, named_by_files
 from jclip_fewshot.data.formats import contest
 from jclip_fewshot.data.formats.folders import (
     below,
@@ -26,20 +27,20 @@ from jclip_fewshot.data.listing import count_of, folders_of, images_of
 from jclip_fewshot.errors import UserError
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """A training folder with folders of images in it; or any folders of images, which is worth less."""
     top = unwrapped(root)
     trains = [name for name in splits_in(top)[0] if _holds_classes(top / name)]
     if trains:
-        return Sure(2, f"a folder a class in {below(top, root)}{trains[0]}")
-    return Sure(1, f"a folder a class in {top}") if _holds_classes(top) else None
+        return 2, f"a folder a class in {below(top, root)}{trains[0]}"
+    return (1, f"a folder a class in {top}") if _holds_classes(top) else None
 
 
 def _holds_classes(folder: Path) -> bool:
     return any(holds_images(folder / name) for name in folders_of(folder))
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
+def read(root: Path, **_: Any) -> DataSet:
     """Return classes by their folders, numbered in natural order.
 
     Raise UserError if no class folder has images or one alone, two make one class, or `class_folders` cannot tell.
@@ -64,9 +65,12 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
             listing.require_plain_name(path)
     if len(classes) < 2:
         _require_no_boxes(top)
+        images, others = images_of(top)
+        there = f"folders: {listing.some(folders_of(top)) or 'none'}; {count_of(len(images), 'image')} " \
+                f"({listing.IMAGE_SUFFIXES[0]}, …) and {count_of(len(others), 'other file')} beside them"
         raise UserError(f"{root}: {base} holds {'one class folder alone' if classes else 'no class folder with images'}"
-                        f" ({_what_is_there(top)}), and no list or table says more; give the folder with a folder a "
-                        "class with --data, or a table with --labels")
+                        f" ({there}), and no list or table says more; give the folder with a folder a class with "
+                        "--data, or a table with --labels")
     names = sorted(classes, key=listing.natural_key)
     said = f"no classes.txt and no train.txt in {root}: {count_of(len(names), 'class', 'classes')} named and " \
            f"numbered by the folders of {base}"
@@ -101,9 +105,3 @@ def _require_no_boxes(top: Path) -> None:
            (top, top.parent, *(top / name for name in folders_of(top)))):
         raise UserError(f"{top} has a folder labels beside its images, as YOLO keeps boxes of objects in: this program "
                         "learns one class an image, from a folder a class (YOLO's classification layout)")
-
-
-def _what_is_there(folder: Path) -> str:
-    images, others = images_of(folder)
-    return f"folders: {listing.some(folders_of(folder)) or 'none'}; {count_of(len(images), 'image')} " \
-           f"({listing.IMAGE_SUFFIXES[0]}, …) and {count_of(len(others), 'other file')} beside them"
