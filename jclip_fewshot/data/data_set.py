@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text, some
+from jclip_fewshot.data.listing import Label, LabelledPath, brief, count_of, natural_key, same_text, some
 from jclip_fewshot.data.prompts import NUMBERED, domains_of
 from jclip_fewshot.errors import UserError, nearest, shown
 
-Label = TypeVar("Label", int, str)  # a class by its id or its name
 HELD_OUT = "held-out"  # the split of the labelled images that are no shots
 UNKNOWN = -1  # the class of a labelled test set's image that has none of the data set's
 SHOWN_CLASSES = 8  # in a line about a data set
@@ -101,10 +99,7 @@ class DataSet:
 
 def named_by_files(root: Path, format: str, class_names: list[str], train: list[LabelledPath],
                    splits: Iterable[str], notes: list[str], read_split: Callable[[str], TestSet]) -> DataSet:
-    """Return the data set of a format without the contest's lists: its notes speak of class names that say nothing.
-
-    CLIP reads the name, and "a photo of a 7" says nothing.
-    """
+    """Return the data set of a format without the contest's lists, with notes on class names that say nothing."""
     notes, codes = list(notes), [name for name in class_names if CODE.fullmatch(name)]
     numbered = [name for name in class_names if NUMBERED.match(name)]
     if numbered:
@@ -144,8 +139,8 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
                   ) -> tuple[dict[str, int] | None, list[str]]:
     """Return class ids of a test set whose images have class names ("" for none), and what to say about them.
 
-    what: to call the test set. Names that differ in capitals alone are the same class. An image of no known class has
-    the class UNKNOWN, and a note says so; None if all have.
+    Names that differ in capitals alone are the same class. An image of no known class has the class UNKNOWN, and a note
+    says so; None if all have. what: to call the test set.
     """
     ids = {name: label for label, name in enumerate(class_names)}
     alike: dict[str, list[str]] = {}

@@ -79,20 +79,18 @@ class Done(NamedTuple):
 
 def open_image(data: bytes) -> tuple[Image.Image, str]:
     """Return a decoded image, and what a person should hear about it (or ""); of a cut-off file, what is there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own name no file
-        image = _opened(data)
-        try:
-            image.load()
-            return image, ""
-        except OSError as error:
-            if "truncated" not in str(error):
-                raise
-            image = _cut_off(data)
-            pixels = np.asarray(image)
-            if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
-                raise
-            return image, "cut off: what is there was decoded; fetch it again"
+    image = _opened(data)
+    try:
+        image.load()
+        return image, ""
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        image = _cut_off(data)
+        pixels = np.asarray(image)
+        if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
+            raise
+        return image, "cut off: what is there was decoded; fetch it again"
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -149,7 +147,9 @@ def view_of_test(image: Image.Image, recipe: PixelRecipe, view: int, rng: random
     """
     if view >= 4:
         return np.asarray(random_view(image, recipe, rng))
-    pixels = recipe.pixels(image) if view == 2 else recipe.squashed(image)
+    if view == 2:
+        return recipe.pixels(image)[:, ::-1]
+    pixels = np.asarray(image.resize(recipe.size[::-1], recipe.interpolation)).astype(recipe.dtype, copy=False)
     return pixels if view == 1 else pixels[:, ::-1]
 
 
@@ -184,9 +184,9 @@ def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
             raise UserError("the file is empty")
         digest = content_digest(data)
         if out is not None:
-            image, note = open_image(data)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore")  # Pillow's own name no file
+                image, note = open_image(data)
                 for v, view in enumerate(view_images(image, digest, recipe)):
                     out[v] = view
         return Done(digest, "", note)
@@ -233,7 +233,7 @@ def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: in
             results.send(pickle.dumps(done))
 
 
-class Decoder:
+class Decoder(contextlib.AbstractContextManager):
     """Decodes files in worker processes (workers = 0: in this one), in order, a few batches ahead."""
 
     def __init__(self, paths: Sequence, recipe: Recipe, batch_images: int, workers: int):
@@ -246,12 +246,6 @@ class Decoder:
         self._done: dict[int, Done] = {}
         if workers > 0:
             self._start(workers)
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def _start(self, workers: int) -> None:
         self._tasks, tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -275,7 +269,7 @@ class Decoder:
                     [sys.executable, "-c", code], pass_fds=fds, env=environment, stdin=subprocess.DEVNULL,
                     start_new_session=True))  # so that Ctrl-C reaches the parent alone
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the workers; safe to call twice and at any moment."""
         if self.workers:
             self._tasks.close()

@@ -6,6 +6,7 @@ Mistakes in them are the user's: each raises UserError and says where it is.
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -14,12 +15,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jclip_fewshot.errors import UserError, shown
 
 PathLike = str | Path
 LabelledPath = tuple[str, int]  # path below the data folder, with "/", and class id
+Label = TypeVar("Label", int, str)  # a class by its id or its name
 
 # the images of every command and format, in any case
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
@@ -106,11 +108,9 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of the images and the folders in natural order, and of other files; no hidden or left-over folders.
-
-    A hidden file is no image: macOS leaves `._image_1.jpg` in archives.
-    """
+    """Names of the images and the folders in natural order, and of other files; no hidden or left-over folders."""
     files, folders, others = entries_of(folder)
+    # macOS leaves `._image_1.jpg` in archives
     images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
     folders = [name for name in folders if not name.startswith((".", "__")) and name.lower() not in JUNK_FOLDERS]
     return (sorted(images, key=natural_key), sorted(folders, key=natural_key),
@@ -148,10 +148,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def read_text(path: Path, what: str = "") -> str:
-    """Return the text of a UTF-8 file. what: it needs, for the message where it is absent.
-
-    Raise UserError if there is no such file, or it is no UTF-8 text.
-    """
+    """Return the text of a UTF-8 file, or raise UserError. what: it needs, for the message where it is absent."""
     if not os.path.isfile(path):  # a pipe would hang
         raise UserError(f"no {path.name} in {path.parent}" + (f"; it needs {what}" if what else ""))
     try:
@@ -163,10 +160,7 @@ def read_text(path: Path, what: str = "") -> str:
 
 
 def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Return what a JSON text holds; `pairs` makes an object of its keys and values.
-
-    Raise UserError if it is no JSON, or nested or numbered beyond what Python takes.
-    """
+    """Return what a JSON text holds; `pairs` makes an object of its keys and values. Raise UserError if it is none."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
@@ -177,10 +171,11 @@ def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], An
         raise UserError(f"{where}: holds a number of thousands of digits") from None
 
 
-def read_pairs(path: Path, form: str) -> list[tuple[int, str, int]]:
+def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: float = math.inf
+               ) -> list[tuple[int, str, int]]:
     """Return (line number, text, id) of each line `text id`; the text may hold spaces; empty lines are skipped.
 
-    Raise UserError if there is no such file, it is no UTF-8 text, or a line is not of this form.
+    Raise UserError if there is no such file, it is no UTF-8 text, a line is not of this form, or an id is none of K.
     """
     rows = []
     for number, line in enumerate(read_text(path, f"lines of the form {form}").split("\n"), 1):
@@ -190,16 +185,9 @@ def read_pairs(path: Path, form: str) -> list[tuple[int, str, int]]:
         if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line \
                 or len(line) > MAX_LINE:
             raise UserError(f"{path}, line {number}: {brief(repr(line.strip()))} is not of the form {form}")
+        if int(fields[1]) >= num_classes:
+            raise UserError(f"{path}, line {number}: class id {fields[1]} is outside 0..{num_classes - 1}")
         rows.append((number, fields[0], int(fields[1])))
-    return rows
-
-
-def read_labelled(path: Path, num_classes: int) -> list[tuple[int, str, int]]:
-    """(line number, image path, class id) of each line of a list; ids checked against K."""
-    rows = read_pairs(path, "<image path> <class id>")
-    for number, _, label in rows:
-        if label >= num_classes:
-            raise UserError(f"{path}, line {number}: class id {label} is outside 0..{num_classes - 1}")
     return rows
 
 
@@ -247,16 +235,16 @@ class Files:
         return self._known[folder]
 
 
-def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: str = "",
-           any_ending: bool = False) -> list[str]:
-    """Return the path below the data folder of every image that a list names, as it is on the disk.
+def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = "",
+           any_ending: bool = False) -> list[tuple[int, str, Label]]:
+    """Return the images that a list names with their paths below the data folder, as these are on the disk.
 
-    listed: (line number, path below `base`). any_ending: as for `Files.find`.
+    listed: (line number, path below `base`, class). any_ending: as for `Files.find`.
     Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
     """
-    found: list[str] = []
+    found: list[tuple[int, str, Label]] = []
     absent: list[tuple[int, str, Path]] = []
-    for number, path in listed:
+    for number, path, label in listed:
         require_plain_name(path)
         below = _inside(files.root, posixpath.join(base, path), f"{source}, line {number}")
         there = files.find(below, any_ending)
@@ -264,7 +252,7 @@ def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: 
             absent.append((number, path, files.root / below))
         else:
             require_plain_name(there)
-            found.append(there)
+            found.append((number, there, label))
     if absent:
         number, path, where = absent[0]
         reason = f"no file {where}" if os.path.isdir(where.parent) else f"no folder {where.parent}"
@@ -276,10 +264,7 @@ def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: 
 
 
 def _inside(root: Path, path: str, where: str) -> str:
-    """A listed path as one below the data folder: absolute ones shortened, `a/../b` resolved.
-
-    Raise UserError if it leads out of the folder; a run's record could not name it.
-    """
+    """A listed path as one below the data folder, or a run's record could not name it: absolute ones shortened."""
     plain = path.replace("\\", "/")
     if plain.startswith("/"):
         plain = os.path.relpath(plain, root)

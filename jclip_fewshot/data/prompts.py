@@ -53,10 +53,9 @@ def domain_of(class_name: str) -> str:
 
 
 def domains_of(class_names: Sequence[str]) -> list[str]:
-    """Return the domain of each class where nothing but the names is known (a feature suite, a list of names).
+    """Return the domain of each class where nothing but the names is known: `domain_of` each, if all are known domains.
 
-    It is the part before the first underscore, where prompts/ has templates for that domain of *every* class:
-    Animal_Bear and Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
+    Otherwise none has a domain: polar_bear is no bear of the domain polar.
     """
     domains = [domain_of(name) for name in class_names]
     return domains if set(domains) <= known_domains() else [""] * len(domains)
@@ -72,10 +71,9 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
                     prompt_set: str = "both", descriptions: str | Path = "") -> list[list[str]]:
     """Return the sentences of each class in a prompt set; the templates where a set of descriptions has none for one.
 
-    folder: with templates, names and descriptions; the package's by default. names, templates, descriptions: a user's
-    own files; those of descriptions take the place of the folder's.
-    Raise UserError for what is wrong with the files, a class in a user's that there is not, and a set of descriptions
-    of which no class has any.
+    folder: of prompts; the package's by default. names, templates, descriptions: a user's own files; those of
+    descriptions take the place of the folder's. Raise UserError for what is wrong with the files, a class in a user's
+    that there is not, and a set of descriptions of which no class has any.
     """
     prompts = _with_own_words(load(folder or None), class_names, names, templates, descriptions)
     if prompt_set == "descriptions" and not any(name in prompts.descriptions for name in class_names):
@@ -122,10 +120,7 @@ def _filled(templates: Sequence[str], class_name: str, domain: str, prompts: Pro
 
 def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                     names: str | Path = "") -> list[str]:
-    """Return a sentence a class, always "a photo of a NAME.", as methods have it that train a text tower.
-
-    folder, names: as for `class_sentences`.
-    """
+    """Return a sentence a class, always "a photo of a NAME.", as methods have it that train a text tower."""
     return [f"a photo of a {name}." for name in display_names(class_names, domains, folder, names)]
 
 
@@ -149,10 +144,7 @@ def _name_and_article(class_name: str, domain: str, prompts: Prompts) -> tuple[s
 
 
 def plain_name(class_name: str, domain: str = "") -> str:
-    """Return what to call a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix".
-
-    The domain and a number in front go, underscores become spaces, camel case is split.
-    """
+    """Return what to call a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix"."""
     name = NUMBERED.sub("", class_name.removeprefix(f"{domain}_") if domain else class_name)
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " "))
     return " ".join(words.split()) or class_name
@@ -167,10 +159,7 @@ def indefinite_article(name: str) -> str:
 
 
 def fill(template: str, name: str, article: str | None = None) -> str:
-    """Put a class's display name into a template; `a {}` and `an {}` take the name with its own article.
-
-    article: "a", "an" or "" for none; by default by the sound of the name.
-    """
+    """Put a class's name into a template; `a {}` and `an {}` take its own article, by default by the name's sound."""
     article = indefinite_article(name) if article is None else article
 
     def phrase(slot: re.Match[str]) -> str:

@@ -104,10 +104,6 @@ class PixelRecipe:
         result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]
         return result
 
-    def squashed(self, image: Image.Image) -> np.ndarray:
-        """The whole picture squeezed to (H, W), whatever its shape: one of the test-time views."""
-        return np.asarray(image.resize(self.size[::-1], self.interpolation)).astype(self.dtype, copy=False)
-
     def _resized(self, height: int, width: int) -> Pixels:
         scale = self.scale or self.size
         if self.resize == SQUASH:

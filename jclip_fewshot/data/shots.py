@@ -11,6 +11,7 @@ Letters: m images of one class's pool, k shots, K classes, D feature width.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,10 +20,12 @@ import numpy as np
 
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.data_set import DataSet, by_class
-from jclip_fewshot.data.listing import Files, LabelledPath, PathLike, count_of, locate, natural_key, read_labelled
+from jclip_fewshot.data.listing import Files, LabelledPath, PathLike, count_of, locate, natural_key, read_pairs
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
+# rows (n, D) of images by their paths, and why some could not be read: {index: reason}
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, dict[int, str]]]
 KEPT = 0.9  # share of a pool that counts as typical: a tenth may be wrong labels and odd pictures
 
 
@@ -97,16 +100,27 @@ def caution(select: str, shot_list: str = "") -> str:
             "of the class away; compare with other shots on a test set, not by cv")
 
 
-def choose(data: DataSet, encode: Callable[[Sequence[str]], tuple[np.ndarray, dict[int, str]]], text: np.ndarray,
-           shots: int, seed: int, select: str = "random", pool: int = 64, shot_list: str = "") -> list[LabelledPath]:
-    """Return the shots of a run: a list, a seeded draw, or representative of a larger pool, which is a seeded draw too.
+def choose_shots(data: DataSet, shots: int = 4, seed: int = 0, shot_list: PathLike = "", pool: int = 64,
+                 encode: Encode | None = None, text: np.ndarray | None = None) -> list[LabelledPath]:
+    """Return the training images to learn from: `shots` of every class that has any, sorted by class.
 
-    encode: gives rows of the pool's n images (n, D), and why some could not be read: {index: reason}. text (K, D): the
-    classes' text rows. Raise UserError as `choose_shots`.
+    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
+
+    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list). encode, text (K, D):
+    choose those that represent a `pool` of images a class, by their rows and the classes' text rows.
+    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
     """
-    drawn = choose_shots(data, shots, seed, shot_list)  # complains of classes that are too small
-    if shot_list or select == "random" or shots == 0:
-        return drawn
+    if shot_list:
+        return read_shot_list(shot_list, data)
+    if shots < 0:
+        raise UserError(f"--shots is {shots}; it must be 0 or more")
+    counts = Counter(label for _, label in data.train)
+    few = [label for label in sorted(counts) if counts[label] < shots]
+    if few and not data.plain:
+        raise UserError(f"class {data.class_names[few[0]]} has {count_of(counts[few[0]], 'training image')}, fewer "
+                        f"than the {shots} shots asked for; use --shots {min(counts.values())} or a --shot-list")
+    if encode is None or text is None or shots == 0:
+        return draw_pool(data, shots, seed)
     candidates = draw_pool(data, max(pool, shots), seed)
     rows, bad = encode([path for path, _ in candidates])
     readable = [index for index in range(len(candidates)) if index not in bad]
@@ -115,72 +129,43 @@ def choose(data: DataSet, encode: Callable[[Sequence[str]], tuple[np.ndarray, di
 
 def shortage(data: DataSet, shots: int) -> str:
     """What to say where classes of a plain tree have fewer images than shots; "" where all have enough."""
-    few = [len(paths) for paths in _paths_by_class(data).values() if len(paths) < shots]
+    few = [count for count in Counter(label for _, label in data.train).values() if count < shots]
     if not data.plain or not few:
         return ""
     return (f"{count_of(len(few), 'class has', 'classes have')} fewer than {shots} images (the fewest: {min(few)}); "
             "they give all they have")
 
 
-def choose_shots(data: DataSet, shots: int = 4, seed: int = 0, shot_list: PathLike = "") -> list[LabelledPath]:
-    """Return the training images to learn from: `shots` of every class that has any, sorted by class.
-
-    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
-
-    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
-    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
-    """
-    if shot_list:
-        return read_shot_list(shot_list, data)
-    if shots < 0:
-        raise UserError(f"--shots is {shots}; it must be 0 or more")
-    counts = {label: len(paths) for label, paths in sorted(_paths_by_class(data).items())}
-    few = next((label for label, count in counts.items() if count < shots), None)
-    if few is not None and not data.plain:
-        raise UserError(f"class {data.class_names[few]} has {count_of(counts[few], 'training image')}, fewer than the "
-                        f"{shots} shots asked for; use --shots {min(counts.values())} or a --shot-list")
-    return draw_pool(data, shots, seed)
-
-
 def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
     """Return up to `most` training images of every class, sorted by class.
 
-    A class's images are ordered by the SHA-256 of seed and path, and the first ones taken: the same on every machine
+    The images are ordered by the SHA-256 of seed and path, and the first of a class taken: the same on every machine
     and Python, whatever the other classes are; fewer shots are always a part of more.
     """
-    drawn = []
-    for label, paths in _paths_by_class(data).items():
-        paths = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())[:most]
-        drawn += [(path, label) for path in paths]
-    return by_class(drawn)
-
-
-def _paths_by_class(data: DataSet) -> dict[int, list[str]]:
-    paths: dict[int, list[str]] = {}
-    for path, label in data.train:
-        paths.setdefault(label, []).append(path)
-    return paths
+    drawn: dict[int, list[LabelledPath]] = {}
+    for row in sorted(data.train, key=lambda row: hashlib.sha256(f"{seed} {row[0]}".encode()).digest()):
+        drawn.setdefault(row[1], []).append(row)
+    return by_class(row for rows in drawn.values() for row in rows[:most])
 
 
 def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     """Return chosen training images, `path label` a line, the path below the data folder.
 
-    Warn of classes that have training images, but none in the list. Raise UserError if there is no such file or no
-    line, a line does not parse, an id is out of range or other than the data set's, or an image is there twice, absent,
-    elsewhere or of a test set.
+    Warn of classes that have training images, but none in the list. Raise UserError if there is no line, one does not
+    parse, an id is not the data set's, or an image is there twice, absent, elsewhere or of a test set.
     """
     path = Path(path)
-    listed = read_labelled(path, len(data.class_names))
+    listed = read_pairs(path, num_classes=len(data.class_names))
     if not listed:
         raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
     known = dict(data.train)
     seen: dict[str, int] = {}
-    found = locate(Files(data.root), path, [(number, image) for number, image, _ in listed])
+    found = locate(Files(data.root), path, listed)
     tests: dict[str, str] = {}  # the images of all test sets that can be read
-    for name in data.splits if any(image not in known for image in found) else ():
+    for name in data.splits if any(image not in known for _, image, _ in found) else ():
         with suppress(UserError):  # a test set that is not there
             tests.update(dict.fromkeys(data.split(name).files, name))
-    for (number, _, label), image in zip(listed, found):
+    for number, image, label in found:
         wrong = ""
         if image in seen:
             wrong = f"is on line {seen[image]} too; remove one"
@@ -191,11 +176,11 @@ def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
         if wrong:
             raise UserError(f"{path}, line {number}: {image} {wrong}")
         seen[image] = number
-    without = sorted(set(known.values()) - {label for _, _, label in listed})
+    without = sorted(set(known.values()) - {label for _, _, label in found})
     if without:
         warn(f"{path} lists no image of {len(without)} of {len(data.class_names)} classes "
              f"({data.class_names[without[0]]} for one), though there are some: their names alone are learned from")
-    return by_class((image, label) for (_, _, label), image in zip(listed, found))
+    return by_class((image, label) for _, image, label in found)
 
 
 def write_shot_list(path: PathLike, shots: Iterable[LabelledPath]) -> None:

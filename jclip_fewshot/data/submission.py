@@ -91,10 +91,9 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
 
 
 def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> Path:
-    """Write answers as a CSV of path, label and probability, in natural order, whole or not at all.
+    """Write N answers as a CSV of path, likeliest label and its probability, in natural order, whole or not at all.
 
-    files: N paths below the data folder. labels: the likeliest class of each. probability: (N,), NaN for an image that
-    could not be read, whose cell stays empty. Raise UserError if the file cannot be written.
+    The cell of a probability that is NaN stays empty. Raise UserError if the file cannot be written.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -114,8 +113,7 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
 
     Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
     whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
-
-    names: the N test images. top5: (N, min(5, K)) class ids, best first. num_classes: K, where known.
+    top5: (N, min(5, K)) class ids, best first. num_classes: K, where known.
     Raise ValueError for names and ids that make no valid submission, UserError if a file cannot be written.
     """
     path = Path(path)
@@ -147,13 +145,11 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
 
 
 def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> ResultCheck:
-    """Find everything that is wrong with a submission file (.txt, or the .zip around it).
+    """Find everything that is wrong with a submission file (.txt, or the .zip around it) for the N test images.
 
     Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF, tabs, commas,
     header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image twice, unknown, or
-    without a line. Notes: an order other than the natural one, no newline at the end.
-
-    names: the N test images (TestSet.names). num_classes: K. Raise UserError if there is no such file.
+    without a line. Notes: an order other than the natural one, no newline at the end. Raise UserError if it is absent.
     """
     path = Path(path)
     try:

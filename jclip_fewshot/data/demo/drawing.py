@@ -127,11 +127,27 @@ _BUILDS = {
 }
 
 
+# Ovals by species: a colour, the place beside the tail's root or the head's centre, two radii, and the lean.
+_TAILS = {"fox": [("coat", -0.22, 0.06, 0.3, 0.12, -0.5), ("accent", -0.4, 0.17, 0.11, 0.08, -0.5)],
+          "hare": [("accent", 0.0, 0.05, 0.13, 0.13, 0.0)],
+          "bear": [("dark", 0.0, 0.08, 0.1, 0.07, 0.0)], "deer": [("dark", 0.0, 0.08, 0.1, 0.07, 0.0)]}
+_FAR_EARS = {"hare": [("dark", -0.12, 0.42, 0.08, 0.32, 0.25)], "bear": [("dark", -0.2, 0.24, 0.12, 0.12, 0.0)]}
+_EARS = {"hare": [("coat", 0.02, 0.46, 0.09, 0.34, -0.12), ("accent", 0.02, 0.46, 0.04, 0.24, -0.12)],
+         "bear": [("dark", 0.02, 0.27, 0.12, 0.12, 0.0)], "hound": [("dark", -0.1, -0.12, 0.1, 0.28, 0.15)],
+         "elephant": [("dark", -0.16, 0.0, 0.22, 0.32, 0.0)]}
+
+
+def _ovals(pen: Pen, x: float, y: float, ovals, paint) -> None:
+    for colour, dx, dy, rx, ry, lean in ovals:
+        pen.oval(x + dx, y + dy, rx, ry, paint[colour], lean)
+
+
 def draw_beast(pen: Pen, scene, paint, rng) -> None:
     """A beast in profile, looking right: legs, tail, body, neck, head, ears."""
     species, one = scene["species"], _BUILDS[scene["species"]]
     coat, accent = paint[scene["colour"]], paint[scene["accent"]]
     dark = tuple(int(0.72 * v) for v in coat)
+    paint = {**paint, "coat": coat, "accent": accent, "dark": dark}
     swing = (rng.random() - 0.5) * 0.2
     for x, side in ((-0.7, dark), (0.6, dark), (-0.85, coat), (0.78, coat)):
         foot = x * one.length + (swing if side is dark else -swing)
@@ -140,7 +156,11 @@ def draw_beast(pen: Pen, scene, paint, rng) -> None:
         if scene["socks"] == "yes":
             knee = 0.35 * x * one.length + 0.65 * foot
             pen.bar(knee, bottom + 0.35 * (top - bottom), foot, bottom, one.thick * 1.15, accent)
-    _draw_tail(pen, species, -one.length, one.middle, (coat, dark, accent))
+    back = -one.length
+    _ovals(pen, back, one.middle, _TAILS.get(species, ()), paint)
+    if species not in _TAILS:
+        end = 0.35 if species == "hound" else -0.35
+        pen.bar(back + 0.05, one.middle + 0.05, back - 0.22, one.middle + end, 0.07, dark)
     body = [oval(0, one.middle, one.length, one.height)]
     if species == "camel":
         body += [oval(x, one.middle + 0.24, 0.17, 0.22) for x in (-0.2, 0.22)]
@@ -152,61 +172,34 @@ def draw_beast(pen: Pen, scene, paint, rng) -> None:
         x, y = x + 0.45 * dx, y + 0.45 * dy
         dx, dy = 0.08 * dx / math.hypot(dx, dy), 0.08 * dy / math.hypot(dx, dy)
         pen.bar(x - dx, y - dy, x + dx, y + dy, one.neck * 1.3, paint[scene["collar"]])
-    _draw_head(pen, species, one, (coat, dark, accent), paint)
+    _draw_head(pen, species, one, paint)
 
 
-def _draw_tail(pen: Pen, species: str, back: float, middle: float, colours) -> None:
-    coat, dark, accent = colours
-    if species == "fox":
-        pen.oval(back - 0.22, middle + 0.06, 0.3, 0.12, coat, lean=-0.5)
-        pen.oval(back - 0.4, middle + 0.17, 0.11, 0.08, accent, lean=-0.5)
-    elif species == "hare":
-        pen.oval(back, middle + 0.05, 0.13, 0.13, accent)
-    elif species in ("hound", "camel", "giraffe", "elephant"):
-        end = 0.35 if species == "hound" else -0.35
-        pen.bar(back + 0.05, middle + 0.05, back - 0.22, middle + end, 0.07, dark)
-    else:
-        pen.oval(back, middle + 0.08, 0.1, 0.07, dark)
-
-
-def _draw_head(pen: Pen, species: str, one: Build, colours, paint) -> None:
-    (coat, dark, accent), hx, hy, head = colours, one.hx, one.hy, one.head
-    if species == "hare":  # ears and antlers behind the head
-        pen.oval(hx - 0.12, hy + 0.42, 0.08, 0.32, dark, lean=0.25)
-    elif species == "bear":
-        pen.oval(hx - 0.2, hy + 0.24, 0.12, 0.12, dark)
-    elif species == "deer":
-        for lean in (-0.25, 0.18):
-            pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
-            fork = hx + lean * 0.6
-            pen.bar(fork, hy + 0.34, fork + 0.2, hy + 0.5, 0.05, paint["brown"])
-            pen.bar(fork, hy + 0.34, fork - 0.16, hy + 0.52, 0.05, paint["brown"])
+def _draw_head(pen: Pen, species: str, one: Build, paint) -> None:
+    hx, hy, head, coat, dark = one.hx, one.hy, one.head, paint["coat"], paint["dark"]
+    _ovals(pen, hx, hy, _FAR_EARS.get(species, ()), paint)
+    for lean in (-0.25, 0.18) if species == "deer" else ():  # antlers
+        fork = hx + lean * 0.6
+        pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
+        pen.bar(fork, hy + 0.34, fork + 0.2, hy + 0.5, 0.05, paint["brown"])
+        pen.bar(fork, hy + 0.34, fork - 0.16, hy + 0.52, 0.05, paint["brown"])
     pen.oval(hx, hy, head, head * 0.9, coat)
     if one.snout:
         tip, end = 0.05 if species == "fox" else 0.1, hx + head + one.snout * 0.7
         pen.polygon([(hx, hy + head * 0.6), (end, hy + tip - 0.08), (end, hy - tip - 0.06),
                      (hx, hy - head * 0.75)], coat)
         pen.oval(hx + head + one.snout * 0.65, hy - 0.05, 0.06, 0.06, paint["black"])
-    if species == "hare":
-        pen.oval(hx + 0.02, hy + 0.46, 0.09, 0.34, coat, lean=-0.12)
-        pen.oval(hx + 0.02, hy + 0.46, 0.04, 0.24, accent, lean=-0.12)
-    elif species == "fox":
+    if species == "fox":
         pen.polygon([(hx - 0.2, hy + 0.08), (hx - 0.12, hy + 0.44), (hx + 0.04, hy + 0.14)], coat)
         pen.polygon([(hx - 0.04, hy + 0.12), (hx + 0.08, hy + 0.44), (hx + 0.18, hy + 0.08)], dark)
-    elif species == "bear":
-        pen.oval(hx + 0.02, hy + 0.27, 0.12, 0.12, dark)
-    elif species == "hound":
-        pen.oval(hx - 0.1, hy - 0.12, 0.1, 0.28, dark, lean=0.15)
-    elif species == "elephant":
-        for i in range(5):  # the trunk
-            pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1),
-                    0.15 - 0.012 * i, coat)
-        pen.oval(hx - 0.16, hy, 0.22, 0.32, dark)
-    else:
+    elif species not in _EARS:
         pen.oval(hx - head * 0.8, hy + head * 0.9, 0.1, 0.05, dark, lean=-0.6)
-        if species == "giraffe":
-            pen.bar(hx, hy, hx - 0.02, hy + 0.26, 0.05, dark)
-            pen.oval(hx - 0.02, hy + 0.27, 0.05, 0.05, dark)
+    for i in range(5) if species == "elephant" else ():  # the trunk
+        pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1), 0.15 - 0.012 * i, coat)
+    if species == "giraffe":
+        pen.bar(hx, hy, hx - 0.02, hy + 0.26, 0.05, dark)
+        pen.oval(hx - 0.02, hy + 0.27, 0.05, 0.05, dark)
+    _ovals(pen, hx, hy, _EARS.get(species, ()), paint)
     pen.oval(hx + head * 0.35, hy + head * 0.3, 0.055, 0.055, paint["white"])
     pen.oval(hx + head * 0.42, hy + head * 0.3, 0.032, 0.032, paint["black"])
 

@@ -57,11 +57,8 @@ def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataS
     """
     class_names = read_classes(root, board)
     source = root / TRAIN_LIST
-    rows = listing.read_labelled(source, len(class_names)) if labelled or source.is_file() else []
-    if labelled:
-        found = listing.locate(listing.Files(root), source, [(number, path) for number, path, _ in rows])
-        rows = [(number, path, label) for (number, _, label), path in zip(rows, found)]
-    train, notes = one_label_each(rows, source)
+    rows = listing.read_pairs(source, num_classes=len(class_names)) if labelled or source.is_file() else []
+    train, notes = one_label_each(listing.locate(listing.Files(root), source, rows) if labelled else rows, source)
     without = len(class_names) - len({label for _, label in train})
     if without and labelled:
         notes.append(f"{without} of {len(class_names)} classes have no training image; text alone knows them")

@@ -49,9 +49,8 @@ def read(root: Path, **_: Any) -> DataSet:
                         f"({listing.some(folders)}); unpack the images beside it")
 
     def located(part: str) -> list[listing.LabelledPath]:
-        found = listing.locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
-        return one_label_each([(number, path, label) for path, (number, _, label, _) in zip(found, lists[part])],
-                              Path(f"{file} ({part})"))[0]
+        found = listing.locate(files, file, [entry[:3] for entry in lists[part]], base)
+        return one_label_each(found, Path(f"{file} ({part})"))[0]
 
     splits = [part for part in SPLITS if part in lists]
 

@@ -74,9 +74,8 @@ def splits_in(top: Path) -> tuple[list[str], list[str]]:
 def class_folders(root: Path, top: Path, skip: Collection[str] = ()) -> tuple[Classes, list[str]]:
     """Return ({class: its images}, notes) of a tree with a folder a class, or a folder a domain with its classes in it.
 
-    A class is its folder's path below `top`, an image its path below `root`; images in folders inside a class's folder
-    are of that class. skip: folders of `top` that are no classes.
-    Raise UserError if folders leave open what is a class: some one deep and some two, or deeper.
+    A class is its folder's path below `top`, an image its path below `root`; what lies deeper in a class's folder is of
+    that class. skip: folders of `top` that are no classes. Raise UserError if folders leave open what is a class.
     """
     found: Classes = {}
     loose, ignored, empty, inner = 0, [], [], 0
@@ -157,7 +156,7 @@ def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[
     """The answers in a list, by the names that the images have on the disk."""
     there = {same_text(name): name for name in names}
     labels: dict[str, int] = {}
-    for number, name, label in listing.read_labelled(path, num_classes):
+    for number, name, label in listing.read_pairs(path, num_classes=num_classes):
         plain = same_text(name.replace("\\", "/"))
         name = there.get(plain, plain)
         if name in labels:

@@ -46,10 +46,9 @@ class Labelled:
 
     def located(self, files: listing.Files, rows: Sequence[Row]) -> list[tuple[int, str, str]]:
         """Return (line number, path below the data folder, class name) of rows. Raise UserError if one is absent."""
-        found = listing.locate(files, self.file, [(number, row[self.paths]) for number, row in rows], self.base,
-                               any_ending=True)
-        return [(number, path, same_text(row[self.labels].strip()) if self.labels else "")
-                for (number, row), path in zip(rows, found)]
+        listed = [(number, row[self.paths], same_text(row[self.labels].strip()) if self.labels else "")
+                  for number, row in rows]
+        return listing.locate(files, self.file, listed, self.base, any_ending=True)
 
     def test_set(self, files: listing.Files, rows: Sequence[Row], class_names: Sequence[str], name: str) -> TestSet:
         """Return the images of rows as a test set, each once."""

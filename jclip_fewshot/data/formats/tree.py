@@ -81,10 +81,7 @@ def read(root: Path, **_: Any) -> DataSet:
 
 
 def _training_folder(top: Path, trains: list[str], tests: list[str]) -> Path:
-    """The folder that holds the class folders: the training folder, or `top` where there is none.
-
-    Raise UserError if there are two training folders, or one whose images lie in no class folder.
-    """
+    """The folder that holds the class folders: the one training folder, or `top` where there is none."""
     sorted_ones = [name for name in trains if _holds_classes(top / name)]
     if len(sorted_ones) > 1:
         raise UserError(f"{top}: {' and '.join(sorted_ones)} both look like the training images; take one away, or "
