@@ -30,10 +30,6 @@ class TestSet:
     labels: dict[str, int] | None = None  # name to class id, or UNKNOWN; None where no answer is known
     notes: list[str] = field(default_factory=list)  # what a person should hear about, a sentence each
 
-    @property
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in self.names]
-
 
 @dataclass(frozen=True)
 class DataSet:

@@ -149,7 +149,7 @@ def view_of_test(image: Image.Image, recipe: PixelRecipe, view: int, rng: random
         return np.asarray(random_view(image, recipe, rng))
     if view == 2:
         return recipe.pixels(image)[:, ::-1]
-    pixels = np.asarray(image.resize(recipe.size[::-1], recipe.interpolation)).astype(recipe.dtype, copy=False)
+    pixels: np.ndarray = np.asarray(image.resize(recipe.size[::-1], recipe.interpolation), recipe.dtype)
     return pixels if view == 1 else pixels[:, ::-1]
 
 

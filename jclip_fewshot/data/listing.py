@@ -245,7 +245,6 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]],
     found: list[tuple[int, str, Label]] = []
     absent: list[tuple[int, str, Path]] = []
     for number, path, label in listed:
-        require_plain_name(path)
         below = _inside(files.root, posixpath.join(base, path), f"{source}, line {number}")
         there = files.find(below, any_ending)
         if there is None:

@@ -69,7 +69,7 @@ def test_reads_both_boards(dataset):
 def test_test_images_come_in_natural_order_and_others_are_counted(dataset):
     found = test_images(dataset, "A")
     assert found.names == ["a.png", "image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
-    assert found.paths == [dataset / "TestSetA" / name for name in found.names]
+    assert found.folder == dataset / "TestSetA" and found.files == [f"TestSetA/{name}" for name in found.names]
     assert "2 files left out, no images: .db, .jpg" in found.notes[0]
     touch(dataset / "TestSetA/more/image_11.jpg")
     with fails_with("more: 1 image in a folder inside TestSetA, and result.txt has no line for them"):

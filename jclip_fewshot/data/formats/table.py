@@ -30,32 +30,20 @@ PATHS = ("path", "filepath", "imagepath", "impath", "imgpath", "filename", "imag
 LABELS = ("label", "class", "classname", "category", "categoryname", "target", "breed", "species", "classid")
 SPLITS = ("split", "set", "dataset", "subset", "partition", "usage")
 LOOKED_AT = 50  # rows, to see which folder a table's paths begin in
-Row = tuple[int, dict[str, str]]  # line number, cell by column
+Listed = tuple[int, str, str]  # line number, path below the base, class
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A table that lists images of a folder: its columns ("" for none), and the folder that its paths begin in."""
+    """A table that lists images of a folder: the names of its columns of paths and classes ("" for none), the folder
+    that its paths begin in, and its rows by the part of the data set that a column assigns them to: "train" or a name.
+    """
 
     file: Path
-    rows: list[Row]
     paths: str
     labels: str
-    splits: str
     base: str
-
-    def located(self, files: listing.Files, rows: Sequence[Row]) -> list[tuple[int, str, str]]:
-        """Return (line number, path below the data folder, class name) of rows. Raise UserError if one is absent."""
-        listed = [(number, row[self.paths], same_text(row[self.labels].strip()) if self.labels else "")
-                  for number, row in rows]
-        return listing.locate(files, self.file, listed, self.base, any_ending=True)
-
-    def test_set(self, files: listing.Files, rows: Sequence[Row], class_names: Sequence[str], name: str) -> TestSet:
-        """Return the images of rows as a test set, each once."""
-        named = {path: label for _, path, label in self.located(files, rows)}
-        names = sorted(named, key=natural_key)
-        labels, notes = known_answers(named, class_names, f"the test set {name}") if self.labels else (None, [])
-        return TestSet(files.root, names, names, labels, notes)
+    parts: dict[str, list[Listed]]
 
 
 def recognise(root: Path) -> tuple[int, str] | None:
@@ -90,14 +78,10 @@ def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
 def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str) -> DataSet:
     """Return the data set of a table's training rows. others: tables of the test sets, by name."""
     files = listing.Files(root)
-    parts: dict[str, list[Row]] = {}
-    for number, row in found.rows:
-        part = row[found.splits].strip() or "(none)" if found.splits else "train"
-        parts.setdefault("train" if role_of(part) == "train" else part, []).append((number, row))
-    for part in parts:
+    for part in found.parts:
         if Path(part).name != part or len(part) > 60:
-            raise UserError(f"{found.file}: {shown(part)} in the column {found.splits!r} is no name of a test set")
-    located = found.located(files, parts.pop("train"))
+            raise UserError(f"{found.file}: {shown(part)} in its column of splits is no name of a test set")
+    located = listing.locate(files, found.file, found.parts["train"], found.base, any_ending=True)
     rows, notes = one_label_each(located, found.file)
     for number, _, label in located:
         if not label or not label.isprintable():
@@ -107,15 +91,19 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
     if len(class_names) < 2 or len(class_names) == len(rows) > 20:
         raise UserError(f"{found.file}: the column {found.labels!r} names {len(class_names)} classes for {len(rows)} "
                         "images; is it the column of the classes? Call the right one label")
-    tables = {**{part: (found, listed) for part, listed in parts.items()},
-              **{part: (one, one.rows) for part, one in others.items()}}
+    tables = {**{part: (found, listed) for part, listed in found.parts.items() if part != "train"},
+              **{part: (one, [row for rows in one.parts.values() for row in rows]) for part, one in others.items()}}
     order = sorted(tables, key=lambda part: ({"test": 0, "val": 1}.get(role_of(part), 2), natural_key(part)))
 
     def split(part: str) -> TestSet:
         if part not in tables:
             return folder_split(root, top, part, class_names)
         one, listed = tables[part]
-        return one.test_set(files, listed, class_names, part)
+        located = listing.locate(files, one.file, listed, one.base, any_ending=True)
+        named = {path: label for _, path, label in located}
+        names = sorted(named, key=natural_key)
+        labels, said = known_answers(named, class_names, f"the test set {part}") if one.labels else (None, [])
+        return TestSet(root, names, names, labels, said)
 
     ids = {label: place for place, label in enumerate(class_names)}
     return named_by_files(root, name, class_names, by_class((path, ids[label]) for path, label in rows),
@@ -164,7 +152,12 @@ def labelled(root: Path, top: Path, file: Path) -> Labelled | None:
     splits = splits if splits and any(role_of(row[splits]) == "train" for _, row in rows) else ""
     rest = [one for one in columns if one not in (paths, splits) and one]
     labels = labels if labels in rest else rest[0] if len(rest) == 1 else ""
-    return Labelled(file, rows, paths, labels, splits, base)
+    parts: dict[str, list[Listed]] = {}
+    for number, row in rows:
+        part = row[splits].strip() or "(none)" if splits else "train"
+        parts.setdefault("train" if role_of(part) == "train" else part, []).append(
+            (number, row[paths], same_text(row[labels].strip()) if labels else ""))
+    return Labelled(file, paths, labels, base, parts)
 
 
 def _bases(root: Path, top: Path, file: Path) -> list[str]:
@@ -178,8 +171,8 @@ def _bases(root: Path, top: Path, file: Path) -> list[str]:
     return list(dict.fromkeys(below(place, root).rstrip("/") for place in places))
 
 
-def _read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """The names of a table's columns, and its rows."""
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The names of a table's columns, and its rows: (line number, cell by column)."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
@@ -204,8 +197,8 @@ def _read_table(path: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def _json_lines(path: Path, text: str) -> tuple[list[str], list[Row]]:
-    rows: list[Row] = []
+def _json_lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    rows: list[tuple[int, dict[str, str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
