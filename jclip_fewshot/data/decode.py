@@ -169,30 +169,41 @@ def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[n
         yield np.asarray(random_view(image, recipe.pixels, rng))
 
 
-def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
-    """Fill out (V, H, W, 3) from a file, or only read its digest. No bad file makes it raise."""
-    digest, note, data = bytes(DIGEST_BYTES), "", b""
+def _bytes_of(path: str) -> bytes:
+    kind = os.stat(path)
+    if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
+        raise UserError("unreadable: a device or pipe, no file")
+    if kind.st_size > MOST_BYTES:
+        raise UserError(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise UserError("the file is empty")
+    return data
+
+
+def digest_of(path: str) -> bytes | None:
+    """The digest of a file's bytes, None where they cannot be read."""
     try:
-        kind = os.stat(path)
-        if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
-            raise UserError("unreadable: a device or pipe, no file")
-        if kind.st_size > MOST_BYTES:
-            raise UserError(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
-        with open(path, "rb") as file:
-            data = file.read()
-        if not data:
-            raise UserError("the file is empty")
+        return content_digest(_bytes_of(path))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def decode(path: str, recipe: Recipe, out: np.ndarray) -> Done:
+    """Fill out (V, H, W, 3) from a file. No bad file makes it raise."""
+    digest, data = bytes(DIGEST_BYTES), b""
+    try:
+        data = _bytes_of(path)
         digest = content_digest(data)
-        if out is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's own name no file
-                image, note = open_image(data)
-                for v, view in enumerate(view_images(image, digest, recipe)):
-                    out[v] = view
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own name no file
+            image, note = open_image(data)
+            for v, view in enumerate(view_images(image, digest, recipe)):
+                out[v] = view
         return Done(digest, "", note)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
-        if out is not None:
-            out[:] = 0
+        out[:] = 0
         return Done(digest, _reason(error, data))
 
 
@@ -228,7 +239,7 @@ def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: in
             buffer, images = pickle.loads(packet)  # from our own parent, over an anonymous socket
             for place, index, path in images:
                 in_hand[me] = index
-                done.append((index, decode(path, recipe, None if buffer < 0 else batches[buffer, place])))
+                done.append((index, decode(path, recipe, batches[buffer, place])))
             in_hand[me] = -1
             results.send(pickle.dumps(done))
 
@@ -279,20 +290,6 @@ class Decoder(contextlib.AbstractContextManager):
         for worker in self.workers:
             worker.wait()
         self.workers = []
-
-    def digests(self, indices: Sequence[int]) -> Iterator[tuple[int, Done]]:
-        """(index, Done) of each file by its bytes alone, nothing decoded; in no particular order."""
-        if not self.workers:
-            for index in indices:
-                yield index, decode(os.fspath(self.paths[index]), self.recipe, None)
-            return
-        self._send(-1, indices)
-        left = len(indices)
-        while left:
-            self._exchange()
-            while self._done:
-                left -= 1
-                yield self._done.popitem()
 
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray, list[Done]]]:
         """(indices, pixels (B, V, H, W, 3), results) a batch, in the order asked for.

@@ -90,30 +90,29 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
     return aside
 
 
-def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> Path:
-    """Write N answers as a CSV of path, likeliest label and its probability, in natural order, whole or not at all.
-
-    The cell of a probability that is NaN stays empty. Raise UserError if the file cannot be written.
-    """
+def write_csv(path: PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV, whole or not at all. Raise UserError if it cannot be written."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "label", "probability"])
-    for file, label, sure in sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0])):
-        table.writerow([file, label, "" if math.isnan(sure) else f"{sure:.6f}"])
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     try:
         write_text(path, text.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return Path(path)
 
 
-def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
-                 num_classes: int | None = None) -> Path:
+def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> None:
+    """Write N answers as a CSV of path, likeliest label and its probability (empty for NaN), in natural order."""
+    rows = sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0]))
+    write_csv(path, ["path", "label", "probability"],
+              [[file, label, "" if math.isnan(sure) else f"{sure:.6f}"] for file, label, sure in rows])
+
+
+def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]], num_classes: int) -> Path:
     """Write a submission in natural order, read it back and check it, and zip it beside; return the archive's path.
 
     Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
     whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
-    top5: (N, min(5, K)) class ids, best first. num_classes: K, where known.
+    top5: (N, min(5, K)) class ids, best first. num_classes: K.
     Raise ValueError for names and ids that make no valid submission, UserError if a file cannot be written.
     """
     path = Path(path)
@@ -124,8 +123,6 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
         raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")
     lines = sorted(zip(names, rows), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
-    if num_classes is None:
-        num_classes = max((max(row) for row in rows if row), default=-1) + 1
     check = _check_bytes(text, names, num_classes)
     if not check.ok:
         raise ValueError("no valid submission: " + "; ".join(check.problems))

@@ -399,7 +399,7 @@ def test_a_result_is_sorted_valid_and_zipped(tmp_path):
     for file in (path, archive):
         check = check_result(file, NAMES, 374)
         assert check.ok and not check.notes and check.lines == 3
-    again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1])
+    again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1], 374)
     assert again.read_bytes() == archive.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["other.txt", "other.zip", "out"]
 
@@ -421,18 +421,18 @@ def test_an_invalid_result_is_never_written(tmp_path, names, top5):
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
-    write_result(path, NAMES, TOP5)
+    write_result(path, NAMES, TOP5, 374)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with fails_with("cannot write .*result.txt.*No space left on device"):
-        write_result(path, NAMES, TOP5[:, ::-1])
+        write_result(path, NAMES, TOP5[:, ::-1], 374)
     assert path.read_bytes() == TEXT
     assert os.listdir(tmp_path) == ["result.txt"]  # no leftovers, no archive that disagrees
     with fails_with("the result is a .txt file"):
-        write_result(tmp_path / "result.zip", NAMES, TOP5)
+        write_result(tmp_path / "result.zip", NAMES, TOP5, 374)
 
 
 @pytest.mark.parametrize("change, problems", [
@@ -590,7 +590,7 @@ def test_mutated_submissions_are_checked_without_a_trace(tmp_path):
 
 def test_names_with_spaces_survive(tmp_path):
     names = ["my owl 3.jpg", "my owl 20.jpg"]
-    write_result(tmp_path / "result.txt", names, TOP5[:2])
+    write_result(tmp_path / "result.txt", names, TOP5[:2], 374)
     assert check_result(tmp_path / "result.txt", names, 374).ok
 
 
