@@ -1,13 +1,11 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own: a fork of the parent would not survive its Jittor or CUDA, and
-multiprocessing's "spawn" runs the user's script again. Threads do not do: Jittor keeps Python's lock while it computes.
+A worker is this module in a Python of its own: a fork of the parent would not survive its Jittor or CUDA,
+multiprocessing's "spawn" runs the user's script again, and threads wait while Jittor computes with Python's lock. One
+packet socket hands tasks to whoever is free, another takes back what became of the images; their pixels go into a ring
+of batches in anonymous shared memory. Workers leave when the task socket closes, so none outlives its parent.
 
-    tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
-    pixels   anonymous shared memory, a ring of batches of bytes: a worker writes where the encoder will read
-    results  one packet socket back: which images are done, their digests, what was wrong with them
-
-Workers leave when the task socket closes, so none outlives its parent. V views an image, H, W pixels of the result.
+V views an image, H, W pixels of the result.
 """
 
 from __future__ import annotations

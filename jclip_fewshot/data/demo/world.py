@@ -2,11 +2,8 @@
 
 A class is a combination of attributes. The *named* ones make its name ("Beast_spotted_orange_hare"). The *unnamed* ones
 (the colour of the spots, a collar) are the same in all its images too, but only these tell them: that is what shots are
-for. All else (pose, size, light, background, noise) differs from image to image.
-
-The contest's classes are of the quarter of all named combinations that the small CLIP's training never saw
-(`held_out`). Some class names mislead it, as some of the real contest's do: they use a rare word (crimson, dromedary),
-or are vague ("Beast_orange_hare"). Half of the test images are Beasts, the domain with the most classes, as dogs there.
+for. The contest has classes that the small CLIP's training never saw (`held_out`), and some of their names mislead it,
+as in the real contest: by a rare word (crimson, dromedary), or by what they leave out ("Beast_orange_hare").
 """
 
 from __future__ import annotations

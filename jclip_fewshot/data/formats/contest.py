@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, TestSet, by_class, one_label_each
-from jclip_fewshot.data.formats.folders import folder_split, read_folder, splits_in
+from jclip_fewshot.data.data_set import DataSet, by_class, one_label_each
+from jclip_fewshot.data.formats.folders import folder_split, splits_in
 from jclip_fewshot.data.prompts import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 
@@ -65,17 +65,8 @@ def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataS
     train = by_class(train)
     tests = [board, *(other for other in CLASS_LISTS if other != board and (root / f"TestSet{other}").is_dir()),
              *(name for name in splits_in(root)[1] if name not in ("TestSetA", "TestSetB"))]
-
-    def split(name: str) -> TestSet:
-        if name not in CLASS_LISTS:
-            return folder_split(root, root, name, class_names)
-        folder = root / f"TestSet{name}"
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}: the test images of split {name} belong there; "
-                            "give another --split or --data")
-        return read_folder(root, folder, class_names, flat=True)
-
-    return DataSet(root, "contest", class_names, _domains(class_names, train), train, tuple(tests), notes, split)
+    return DataSet(root, "contest", class_names, _domains(class_names, train), train, tuple(tests), notes,
+                   lambda name: folder_split(root, root, name, class_names, flat=name in CLASS_LISTS))
 
 
 def read_classes(root: Path, board: str = "A") -> list[str]:

@@ -114,12 +114,8 @@ def _require_one_depth(top: Path, found: Classes) -> None:
                         "so which are the classes? Put every class's images into one folder")
 
 
-def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool = False) -> TestSet:
-    """Return the images of a test folder, with their classes by class folders or labels_<folder>.txt where these exist.
-
-    flat: the contest's, whose images lie in the folder itself and are called by their file's name.
-    Raise UserError if there is no image, or images that nothing here can read, or that `flat` does not see.
-    """
+def _read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool) -> TestSet:
+    """The images of a test folder, with their classes by class folders or labels_<folder>.txt where these exist."""
     top = folder if flat else inside_split(folder)
     named: dict[str, str] = {}
     other: list[str] = []
@@ -165,13 +161,18 @@ def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[
     return labels
 
 
-def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str]) -> TestSet:
-    """Return the test set in a folder of `top`, or of the data folder. Raise UserError if there is no such folder."""
+def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str], flat: bool = False) -> TestSet:
+    """Return the test set in a folder of `top`, or of the data folder.
+
+    flat: the contest's, in TestSet<name>, whose images lie in the folder itself and are called by their file's name.
+    Raise UserError if there is no such folder, no image, or one that nothing here can read, or that `flat` leaves out.
+    """
     if name != Path(name).name or name in ("", ".", ".."):
         raise UserError(f"--split {name}: {HELD_OUT}, or the plain name of a folder in {root}")
-    folder = next((place / name for place in (top, root) if (place / name).is_dir()), None)
+    called = f"TestSet{name}" if flat else name
+    folder = next((place / called for place in (top, root) if (place / called).is_dir()), None)
     if folder is None:
         others = splits_in(top)[1]
-        raise UserError(f"no folder {top / name}: the test images of split {name} belong there; "
+        raise UserError(f"no folder {top / called}: the test images of split {name} belong there; "
                         + (f"there are {listing.some(others)}" if others else "give another --split or --data"))
-    return read_folder(root, folder, class_names)
+    return _read_folder(root, folder, class_names, flat)
