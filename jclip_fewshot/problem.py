@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,7 @@ class Encoded:
               ) -> tuple[np.ndarray, list[LabelledPath], Bad]:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
-
-        def encode(paths: Sequence[str]) -> tuple[np.ndarray, Bad]:
-            return self.source.images(self.data.root, paths, stage="pool")
+        encode = partial(self.source.images, self.data.root, stage="pool")
         chosen = choose_shots(self.data, count, seed, shot_list, settings.pool,
                               encode if settings.select == "representative" else None, self.text)
         return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,

@@ -96,11 +96,10 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
 
 def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None,
               ensemble: bool = True, descriptions: bool = True) -> list[str]:
-    """Return the sentences that stand for a class: its domain's templates filled in, then its descriptions.
+    """Return the sentences of a class by its raw name: its domain's templates filled in, then its descriptions.
 
-    class_name: raw ("Animal_Polar_bear"). domain: by default `domain_of` the name. prompts: from `load`; by default the
-    package's. ensemble: all the domain's templates, or the first alone. descriptions: with the class's descriptions.
-    Raise UserError if the prompts have no templates for the domain and no default.txt.
+    domain: by default `domain_of` the name. prompts: by default the package's. ensemble: all templates, or the first
+    alone. Raise UserError if the prompts have no templates for the domain and no default.txt.
     """
     prompts = prompts or load()
     domain = domain_of(class_name) if domain is None else domain

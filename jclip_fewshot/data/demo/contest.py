@@ -75,9 +75,8 @@ def make_contest(folder: str | Path, seed: int = SEED) -> Path:
 
 
 def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
-    """Return the demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
+    """Return the demo contest, drawn where it is not complete, and its CLIP: (data folder, checkpoint).
 
-    A contest that is complete is left alone, an interrupted or older one is drawn again.
     Raise UserError if `folder` holds something else, or the checkpoint is missing.
     """
     folder = Path(folder)

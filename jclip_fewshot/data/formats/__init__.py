@@ -1,8 +1,9 @@
 """Formats of data sets, a file each; every one of them reads into one description, data_set.DataSet.
 
 A format is a module with `recognise(root)` and `read(root, **wanted)`. `recognise` returns how sure it is that a folder
-has this format (3: by files that no other has, 2: by what they hold, 1: by its folders) and why, or None. To add one: a
-file, a line in FORMATS, a real example in tests/data/test_formats.py.
+has this format (3: by files that no other has, 2: by what they hold, 1: by its folders) and why, or None. `read` raises
+UserError for all that is wrong with the files. To add one: a file, a line in FORMATS, a real example in
+tests/data/test_formats.py.
 """
 
 from __future__ import annotations

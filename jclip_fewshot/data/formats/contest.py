@@ -51,10 +51,7 @@ def elsewhere(root: Path) -> Path | None:
 
 
 def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataSet:
-    """Return the classes of a board, its training list and the test sets.
-
-    Raise UserError if a list is absent or a line of it wrong, an image has two classes, or is absent or elsewhere.
-    """
+    """Return the classes of a board, its training list and the test sets."""
     class_names = read_classes(root, board)
     source = root / TRAIN_LIST
     rows = listing.read_pairs(source, num_classes=len(class_names)) if labelled or source.is_file() else []
@@ -70,10 +67,7 @@ def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataS
 
 
 def read_classes(root: Path, board: str = "A") -> list[str]:
-    """Return the raw class names of a board, by id.
-
-    Raise UserError if there is no such list, a line does not parse, ids are not 0..K-1, or a class is there twice.
-    """
+    """Return the raw class names of a board, by id. Raise UserError for what is wrong with its list."""
     path = root / CLASS_LISTS[board]
     if not path.is_file():
         raise UserError(f"no {path.name} in {root}: board {board} takes its classes from there; "

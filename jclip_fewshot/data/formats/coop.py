@@ -29,10 +29,7 @@ def recognise(root: Path) -> tuple[int, str] | None:
 
 
 def read(root: Path, **_: Any) -> DataSet:
-    """Return classes by the file's ids and names; test, then val.
-
-    Raise UserError if there is no such file or two, an entry or the ids are not as they should be, an image is absent.
-    """
+    """Return classes by the file's ids and names; test, then val."""
     file = _split_file(root)
     if file is None:
         raise UserError(f"{root} holds no {NAME}….json")

@@ -56,10 +56,7 @@ def recognise(root: Path) -> tuple[int, str] | None:
 
 
 def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
-    """Return classes by the training rows' labels, numbered in natural order.
-
-    Raise UserError if a table cannot be read or its columns are not clear, an image is absent or has two classes.
-    """
+    """Return classes by the training rows' labels, numbered in natural order."""
     found = None
     for top in dict.fromkeys((root, unwrapped(root))):
         found = labelled(root, top, labels) if labels else _training_table(root, top)
@@ -128,10 +125,7 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def labelled(root: Path, top: Path, file: Path) -> Labelled | None:
-    """Return a .csv (commas or semicolons), .tsv or .jsonl; None where no column's cells are images here.
-
-    Raise UserError if there is no such file, it is no UTF-8, or rows do not fit the header.
-    """
+    """Return a table; None where no column's cells are images here. Raise UserError if it cannot be read."""
     columns, rows = _read_table(file)
     letters = {re.sub("[^a-z]", "", column.lower()): column for column in reversed(columns)}
 
@@ -172,7 +166,7 @@ def _bases(root: Path, top: Path, file: Path) -> list[str]:
 
 
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The names of a table's columns, and its rows: (line number, cell by column)."""
+    """Columns and rows, (line number, cell by column), of a .csv (commas or semicolons), .tsv or .jsonl."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: a table ends in {', '.join(SUFFIXES)}")

@@ -32,10 +32,7 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def read(root: Path, **_: Any) -> DataSet:
-    """Return classes by their folders, numbered in natural order.
-
-    Raise UserError if no class folder has images or one alone, two make one class, or `class_folders` cannot tell.
-    """
+    """Return classes by their folders, numbered in natural order."""
     inner = contest.elsewhere(root)
     if inner:
         raise UserError(f"{root} holds no classes.txt, but {inner} has lists; did you mean --data {inner}?")
