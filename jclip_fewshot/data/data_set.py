@@ -59,10 +59,9 @@ class DataSet:
         return self.splits[0] if self.splits else HELD_OUT
 
     def split(self, name: str = "", used: Collection[str] = ()) -> TestSet:
-        """Return a test set by its name, or the default one.
+        """Return a test set by its name, or the default one. Raise UserError if there is none, or no image in it.
 
         used: paths of images that a model has learned from; the held-out split goes without them, others say so.
-        Raise UserError if there is no such test set, or no image in it.
         """
         used, name = set(used), name or self.default_split
         if name != HELD_OUT:

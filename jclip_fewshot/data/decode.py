@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
     pixels: PixelRecipe
     views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views
-    view: int = 0           # which of the test-time views, with views = 0: see `view_of_test`
+    view: int = 0           # which of the test-time views, with views = 0: see `view_images`
     as_seen: bool = False   # turned as EXIF says, on white where transparent; CLIP's own preprocessing does neither
 
     def about(self) -> dict:
@@ -138,33 +138,28 @@ def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> 
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
-def view_of_test(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Random) -> np.ndarray:
-    """Return view 1 or more of an RGB test image: (H, W, 3). View 0 is the encoder's own preprocessing.
-
-    1: the whole image squeezed to the size. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
-    """
-    if view >= 4:
-        return np.asarray(random_view(image, recipe, rng))
-    if view == 2:
-        return recipe.pixels(image)[:, ::-1]
-    pixels: np.ndarray = np.asarray(image.resize(recipe.size[::-1], recipe.interpolation), recipe.dtype)
-    return pixels if view == 1 else pixels[:, ::-1]
-
-
 def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
-    """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place."""
-    if recipe.as_seen:
-        image = as_seen(image)
-    if recipe.views == 0 and recipe.view == 0:
-        yield recipe.pixels.pixels(image)
+    """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place.
+
+    Of a test image, view 0 is the encoder's own preprocessing, 1 the whole image squeezed to the size; 2 and 3 are
+    these two mirrored, 4 and more are random.
+    """
+    pixels, view = recipe.pixels, 4 if recipe.views else recipe.view
+    image = as_seen(image) if recipe.as_seen else image
+    if view == 0:
+        yield pixels.pixels(image)
         return
     image = eight_bits(image).convert("RGB")
-    # random.Random(int).random() is the one generator whose numbers Python promises to keep.
-    rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
-    if recipe.views == 0:
-        yield view_of_test(image, recipe.pixels, recipe.view, rng)
-    for _ in range(recipe.views):
-        yield np.asarray(random_view(image, recipe.pixels, rng))
+    if view == 2:
+        yield pixels.pixels(image)[:, ::-1]
+    elif view < 4:
+        squeezed: np.ndarray = np.asarray(image.resize(pixels.size[::-1], pixels.interpolation), pixels.dtype)
+        yield squeezed if view == 1 else squeezed[:, ::-1]
+    else:
+        # random.Random(int).random() is the one generator whose numbers Python promises to keep.
+        rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
+        for _ in range(recipe.views or 1):
+            yield np.asarray(random_view(image, pixels, rng))
 
 
 def _bytes_of(path: str) -> bytes:

@@ -27,9 +27,8 @@ Label = TypeVar("Label", int, str)  # a class by its id or its name
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 OTHER_IMAGES = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng")
 JUNK_FOLDERS = ("$recycle.bin", "@eadir", "lost+found", "system volume information")  # and . and __ at the start
-CLASS_ID = re.compile(r"0|[1-9][0-9]*")
+CLASS_ID = re.compile("0|[1-9][0-9]{0,8}")  # int() takes time squared in the digits, and refuses thousands
 MAX_LINE = 4096  # letters of a line of a list
-MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and refuses thousands
 
 
 def natural_key(name: str) -> tuple:
@@ -85,8 +84,7 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Return names in a folder: files, folders, and what is neither (pipes, devices, which would hang a reader).
 
     Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
-    Raise UserError if the folder or an entry cannot be looked at, a link leads to itself, or this Python reads a name
-    in another encoding than UTF-8.
+    Raise UserError if an entry cannot be looked at, or this Python reads a name in another encoding than UTF-8.
     """
     files: list[str] = []
     folders: list[str] = []
@@ -182,8 +180,7 @@ def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: f
         if not line.strip():
             continue
         fields = line.strip().rsplit(None, 1)
-        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line \
-                or len(line) > MAX_LINE:
+        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or "\0" in line or len(line) > MAX_LINE:
             raise UserError(f"{path}, line {number}: {brief(repr(line.strip()))} is not of the form {form}")
         if int(fields[1]) >= num_classes:
             raise UserError(f"{path}, line {number}: class id {fields[1]} is outside 0..{num_classes - 1}")

@@ -1,9 +1,7 @@
 """What becomes of a picture before an encoder sees it, as CLIP, transformers, timm and open_clip have it.
 
-The decoding workers make pixels by a recipe; the encoder takes its mean and deviation out of them. Which JSON of a
-model's folder says what: encoders/preprocessing.py.
-
-Letters: H, W pixels of the result; h, w those of the picture after the resize.
+The decoding workers make pixels (H, W, 3) by a recipe; the encoder takes its mean and deviation out of them. Which JSON
+of a model's folder says what: encoders/preprocessing.py.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, brief, count_of, natural_key, some
+from jclip_fewshot.data.listing import CLASS_ID, PathLike, brief, count_of, natural_key, some
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import open_zip
 from jclip_fewshot.storage.files import atomic_write, require_writable, write_text
@@ -118,10 +118,9 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
     path = Path(path)
     require_target(path)
     archive = path.with_suffix(".zip")
-    rows = [[int(label) for label in row] for row in top5]
-    if len(rows) != len(names):
-        raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")
-    lines = sorted(zip(names, rows), key=lambda line: natural_key(line[0]))
+    if len(top5) != len(names):
+        raise ValueError(f"{len(names)} test images, but {len(top5)} rows of ids")
+    lines = sorted(zip(names, top5), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
     check = _check_bytes(text, names, num_classes)
     if not check.ok:
@@ -243,9 +242,9 @@ def _line_problems(line: str, number: int, known: dict[str, int], num_classes: i
     wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
     if wrong:
         yield "no id", f": {brief(wrong[0])!r} is no class id"
-    outside = [text for text in ids if text not in wrong and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
+    outside = [text for text in ids if text not in wrong and int(text) >= num_classes]
     if outside:
-        yield "range", f": id {brief(outside[0])} is outside 0..{num_classes - 1}"
+        yield "range", f": id {outside[0]} is outside 0..{num_classes - 1}"
     double = [text for place, text in enumerate(ids) if text in ids[:place]]
     if double:
         yield "double", f": id {shown(brief(double[0]))} stands there more than once"

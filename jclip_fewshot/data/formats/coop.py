@@ -19,7 +19,7 @@ NAME = "split_zhou_"
 FOLDERS = ("", "101_ObjectCategories", "images", "jpg", "SUN397", "2750", "UCF-101-midframes")
 LOOKED_AT = 50
 SPLITS = ("test", "val")
-Entry = tuple[int, str, int, str]  # number in the list, path, class id, class name
+Lists = dict[str, list[tuple[int, str, int]]]  # of a part: number in the list, path, class id
 
 
 def recognise(root: Path) -> tuple[int, str] | None:
@@ -36,18 +36,16 @@ def read(root: Path, **_: Any) -> DataSet:
     content = listing.read_json(listing.read_text(file), str(file))
     if not isinstance(content, dict) or not content.get("train"):
         raise UserError(f'{file}: it must be {{"train": [[path, id, name], …], "val": […], "test": […]}}')
-    lists = {part: _entries(file, part, content[part]) for part in ("train", *SPLITS) if content.get(part)}
-    class_names = _class_names(file, [entry for entries in lists.values() for entry in entries])
+    lists, class_names = _read_lists(file, content)
     files, folders = listing.Files(root), listing.folders_of(root)
-    paths = [path for _, path, _, _ in lists["train"][:LOOKED_AT]]
+    paths = [path for _, path, _ in lists["train"][:LOOKED_AT]]
     base, hits = files.most_in((*FOLDERS, *folders), paths)
     if not hits:
         raise UserError(f"{file} lists {paths[0]}, which is in none of {root} and its folders "
                         f"({listing.some(folders)}); unpack the images beside it")
 
     def located(part: str) -> list[listing.LabelledPath]:
-        found = listing.locate(files, file, [entry[:3] for entry in lists[part]], base)
-        return one_label_each(found, Path(f"{file} ({part})"))[0]
+        return one_label_each(listing.locate(files, file, lists[part], base), Path(f"{file} ({part})"))[0]
 
     splits = [part for part in SPLITS if part in lists]
 
@@ -69,26 +67,24 @@ def _split_file(root: Path) -> Path | None:
     return root / names[0] if names else None
 
 
-def _entries(file: Path, part: str, entries: Any) -> list[Entry]:
-    found = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        if not (isinstance(entry, list) and [type(one) for one in entry] == [str, int, str]
-                and 0 <= entry[1] < 10 ** listing.MAX_DIGITS and "\0" not in entry[0]):
-            raise UserError(f"{file}: entry {number} of {part!r} is not [path, id, name]")
-        found.append((number, entry[0], entry[1], listing.same_text(entry[2])))
-    return found
-
-
-def _class_names(file: Path, entries: list[Entry]) -> list[str]:
+def _read_lists(file: Path, content: dict[str, Any]) -> tuple[Lists, list[str]]:
+    """The images of each part, and the names of the classes by id."""
+    lists: Lists = {}
     names: dict[int, str] = {}
-    for _, path, label, name in entries:
-        if names.setdefault(label, name) != name:
-            raise UserError(f"{file}: class {label} is called {name!r} ({path}) and {names[label]!r}; "
-                            "keep the right one")
-        if not name.strip() or not name.isprintable():
-            raise UserError(f"{file}: {path} has the class name {name!r}, which cannot be printed")
+    for part in (part for part in ("train", *SPLITS) if content.get(part)):
+        for number, entry in enumerate(content[part] if isinstance(content[part], list) else [None], 1):
+            if not (isinstance(entry, list) and [type(one) for one in entry] == [str, int, str]
+                    and listing.CLASS_ID.fullmatch(str(entry[1])) and "\0" not in entry[0]):
+                raise UserError(f"{file}: entry {number} of {part!r} is not [path, id, name]")
+            path, label, name = entry[0], entry[1], listing.same_text(entry[2])
+            if names.setdefault(label, name) != name:
+                raise UserError(f"{file}: class {label} is called {name!r} ({path}) and {names[label]!r}; "
+                                "keep the right one")
+            if not name.strip() or not name.isprintable():
+                raise UserError(f"{file}: {path} has the class name {name!r}, which cannot be printed")
+            lists.setdefault(part, []).append((number, path, label))
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None or len(set(names.values())) < len(names):
         raise UserError(f"{file}: {len(names)} classes need the ids 0..{len(names) - 1} and a name each"
                         + (f", but {missing} is missing" if missing is not None else ", but a name is there twice"))
-    return [names[label] for label in range(len(names))]
+    return lists, [names[label] for label in range(len(names))]
