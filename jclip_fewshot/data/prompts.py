@@ -81,40 +81,29 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
                         "FILE.json, or choose another set")
     if prompt_set == "openai80" and not prompts.general:
         raise UserError(f"--prompt-set {prompt_set}: no openai80.txt in the prompts folder {folder}")
-
-    def of(name: str, domain: str) -> list[str]:
-        described = prompts.descriptions.get(name)
-        if prompt_set == "openai80":
-            return _filled(prompts.general, name, domain, prompts)
-        if prompt_set == "descriptions" and described:  # led by the name, or a sentence could be of anything
-            called = display_name(name, domain, prompts)
-            return [said if called.lower() in said.lower() else f"{called}: {said}" for said in described]
-        return sentences(name, domain, prompts, ensemble=prompt_set != "seeds", descriptions=prompt_set == "both")
-
-    return [of(name, domain) for name, domain in zip(class_names, domains)]
+    return [sentences(name, domain, prompts, prompt_set) for name, domain in zip(class_names, domains)]
 
 
-def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None,
-              ensemble: bool = True, descriptions: bool = True) -> list[str]:
-    """Return the sentences of a class by its raw name: its domain's templates filled in, then its descriptions.
+def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None, prompt_set: str = "both"
+              ) -> list[str]:
+    """Return the sentences of a class, by its raw name, in a prompt set; see `class_sentences`.
 
-    domain: by default `domain_of` the name. prompts: by default the package's. ensemble: all templates, or the first
-    alone. Raise UserError if the prompts have no templates for the domain and no default.txt.
+    domain: by default `domain_of` the name. prompts: by default the package's.
+    Raise UserError if the prompts have no templates for the domain and no default.txt.
     """
     prompts = prompts or load()
     domain = domain_of(class_name) if domain is None else domain
-    templates = (prompts.own_templates.get(class_name) or prompts.templates.get(domain)
-                 or prompts.templates.get(DEFAULT_DOMAIN))
+    name, article = _name_and_article(class_name, domain, prompts)
+    described = prompts.descriptions.get(class_name, [])
+    if prompt_set == "descriptions" and described:  # led by the name, or a sentence could be of anything
+        return [said if name.lower() in said.lower() else f"{name}: {said}" for said in described]
+    templates = prompts.general if prompt_set == "openai80" else (
+        prompts.own_templates.get(class_name) or prompts.templates.get(domain) or prompts.templates.get(DEFAULT_DOMAIN))
     if not templates:
         raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
                         "add one of the two")
-    filled = _filled(templates if ensemble else templates[:1], class_name, domain, prompts)
-    return list(dict.fromkeys(filled + (prompts.descriptions.get(class_name, []) if descriptions else [])))
-
-
-def _filled(templates: Sequence[str], class_name: str, domain: str, prompts: Prompts) -> list[str]:
-    name, article = _name_and_article(class_name, domain, prompts)
-    return list(dict.fromkeys(fill(template, name, article) for template in templates))
+    filled = [fill(template, name, article) for template in templates[:1 if prompt_set == "seeds" else None]]
+    return list(dict.fromkeys(filled + (described if prompt_set == "both" else [])))
 
 
 def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,

@@ -54,10 +54,10 @@ def test_names_that_are_in_no_table(raw, domain, name):
 
 
 def test_unknown_domains_take_the_default_templates():
-    assert prompts.sentences("Flowers_iris", ensemble=False) == ["a photo of an iris"]
-    assert prompts.sentences("lap_dog", domain="", ensemble=False) == ["a photo of a lap dog"]
+    assert prompts.sentences("Flowers_iris", prompt_set="seeds") == ["a photo of an iris"]
+    assert prompts.sentences("lap_dog", domain="", prompt_set="seeds") == ["a photo of a lap dog"]
     assert len(prompts.sentences("Flowers_iris")) == len(BUILTIN.templates["default"])
-    assert prompts.sentences("Animal_Yak", ensemble=False) == ["a photo of a Yak, a kind of an animal"]
+    assert prompts.sentences("Animal_Yak", prompt_set="seeds") == ["a photo of a Yak, a kind of an animal"]
 
 
 def test_the_seeds_templates_come_first():
@@ -81,14 +81,14 @@ def test_the_seeds_templates_come_first():
     ("Stanford-Cars_Audi_R8_Coupe_2012", "a photo of a 2012 Audi R8 coupe, a type of car"),
 ])
 def test_names_read_naturally(raw, sentence):
-    assert prompts.sentences(raw, ensemble=False, descriptions=False) == [sentence]
+    assert prompts.sentences(raw, prompt_set="seeds") == [sentence]
 
 
 def test_descriptions_are_used_when_present():
     mine = prompts.Prompts({"default": ["a {}", "the {}"]}, {}, {"X_owl": ["An owl has round eyes."]})
     assert prompts.sentences("X_owl", prompts=mine) == ["an owl", "the owl", "An owl has round eyes."]
-    assert prompts.sentences("X_owl", prompts=mine, ensemble=False) == ["an owl", "An owl has round eyes."]
-    assert prompts.sentences("X_owl", prompts=mine, descriptions=False) == ["an owl", "the owl"]
+    assert prompts.sentences("X_owl", prompts=mine, prompt_set="seeds") == ["an owl"]
+    assert prompts.sentences("X_owl", prompts=mine, prompt_set="templates") == ["an owl", "the owl"]
     assert prompts.sentences("X_elk", prompts=mine) == ["an elk", "the elk"]
     for raw, lines in BUILTIN.descriptions.items():
         assert prompts.sentences(raw)[-len(lines):] == lines
