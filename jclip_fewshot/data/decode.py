@@ -243,7 +243,6 @@ class Decoder(contextlib.AbstractContextManager):
     def __init__(self, paths: Sequence, recipe: Recipe, batch_images: int, workers: int):
         self.paths = paths
         self.recipe = recipe
-        self.batch_images = batch_images
         self.batch_shape = (batch_images, max(1, recipe.views), *recipe.pixels.size, 3)
         self.workers: list[subprocess.Popen] = []
         self._waiting: deque[bytes] = deque()  # packets that the task socket has not taken yet
@@ -289,7 +288,7 @@ class Decoder(contextlib.AbstractContextManager):
 
         The pixels are shared memory, valid until the next batch is asked for, and zeros where `Done.reason` says why.
         """
-        size = self.batch_images
+        size = self.batch_shape[0]
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:
             pixels: np.ndarray = np.zeros(self.batch_shape, self.recipe.pixels.dtype)

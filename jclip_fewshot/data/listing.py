@@ -86,10 +86,7 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
     Raise UserError if an entry cannot be looked at, or this Python reads a name in another encoding than UTF-8.
     """
-    files: list[str] = []
-    folders: list[str] = []
-    others: list[str] = []
-    name = ""
+    files, folders, others, name = list[str](), list[str](), list[str](), ""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

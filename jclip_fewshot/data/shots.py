@@ -60,8 +60,6 @@ def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> li
     text (K, D): every class's text row, to tell rows that are read as another class than `label`.
     """
     rows = np.asarray(rows, np.float64)
-    if len(rows) <= k:
-        return list(range(len(rows)))
     # Near the pool's own mean, and nearer to its own text than to the most similar other one.
     similarity = rows @ text.T.astype(np.float64)
     rival = np.delete(similarity, label, axis=1).max(axis=1) if len(text) > 1 else 0.0
@@ -162,9 +160,10 @@ def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     seen: dict[str, int] = {}
     found = locate(Files(data.root), path, listed)
     tests: dict[str, str] = {}  # the images of all test sets that can be read
-    for name in data.splits if any(image not in known for _, image, _ in found) else ():
-        with suppress(UserError):  # a test set that is not there
-            tests.update(dict.fromkeys(data.split(name).files, name))
+    if any(image not in known for _, image, _ in found):
+        for name in data.splits:
+            with suppress(UserError):  # a test set that is not there
+                tests.update(dict.fromkeys(data.split(name).files, name))
     for number, image, label in found:
         wrong = ""
         if image in seen:

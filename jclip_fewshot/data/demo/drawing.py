@@ -178,11 +178,12 @@ def draw_beast(pen: Pen, scene, paint, rng) -> None:
 def _draw_head(pen: Pen, species: str, one: Build, paint) -> None:
     hx, hy, head, coat, dark = one.hx, one.hy, one.head, paint["coat"], paint["dark"]
     _ovals(pen, hx, hy, _FAR_EARS.get(species, ()), paint)
-    for lean in (-0.25, 0.18) if species == "deer" else ():  # antlers
-        fork = hx + lean * 0.6
-        pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
-        pen.bar(fork, hy + 0.34, fork + 0.2, hy + 0.5, 0.05, paint["brown"])
-        pen.bar(fork, hy + 0.34, fork - 0.16, hy + 0.52, 0.05, paint["brown"])
+    if species == "deer":
+        for lean in (-0.25, 0.18):  # antlers
+            fork = hx + lean * 0.6
+            pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
+            pen.bar(fork, hy + 0.34, fork + 0.2, hy + 0.5, 0.05, paint["brown"])
+            pen.bar(fork, hy + 0.34, fork - 0.16, hy + 0.52, 0.05, paint["brown"])
     pen.oval(hx, hy, head, head * 0.9, coat)
     if one.snout:
         tip, end = 0.05 if species == "fox" else 0.1, hx + head + one.snout * 0.7
@@ -194,9 +195,11 @@ def _draw_head(pen: Pen, species: str, one: Build, paint) -> None:
         pen.polygon([(hx - 0.04, hy + 0.12), (hx + 0.08, hy + 0.44), (hx + 0.18, hy + 0.08)], dark)
     elif species not in _EARS:
         pen.oval(hx - head * 0.8, hy + head * 0.9, 0.1, 0.05, dark, lean=-0.6)
-    for i in range(5) if species == "elephant" else ():  # the trunk
-        pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1), 0.15 - 0.012 * i, coat)
-    if species == "giraffe":
+    if species == "elephant":
+        for i in range(5):  # the trunk
+            pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1),
+                    0.15 - 0.012 * i, coat)
+    elif species == "giraffe":
         pen.bar(hx, hy, hx - 0.02, hy + 0.26, 0.05, dark)
         pen.oval(hx - 0.02, hy + 0.27, 0.05, 0.05, dark)
     _ovals(pen, hx, hy, _EARS.get(species, ()), paint)

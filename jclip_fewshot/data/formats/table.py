@@ -57,7 +57,6 @@ def recognise(root: Path) -> tuple[int, str] | None:
 
 def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
     """Return classes by the training rows' labels, numbered in natural order."""
-    found = None
     for top in dict.fromkeys((root, unwrapped(root))):
         found = labelled(root, top, labels) if labels else _training_table(root, top)
         if found and found.labels:
@@ -66,8 +65,8 @@ def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
             return read_rows(root, top, found, tests, "table")
     if labels:
         raise UserError(f"{labels}: which columns hold the images' paths and their classes? It has "
-                        f"{', '.join(map(repr, _read_table(labels)[0][:8]))}; call them path and label"
-                        + ("" if found else f", and give paths below {root}"))
+                        f"{', '.join(map(repr, _read_table(labels)[0][:8]))}; call them path and label, and give paths "
+                        f"below {root}")
     raise UserError(f"{root} holds no table (.csv, .tsv, .jsonl) with a column of image paths and a column of classes; "
                     "name it with --labels")
 
