@@ -113,8 +113,10 @@ def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
 
 
 def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tuple[list[tuple[str, Label]], list[str]]:
-    """Return listed images (line number, path, class), each once, and a note where some were listed twice, or raise
-    UserError if an image has two classes."""
+    """Return listed images (line number, path, class) once each, and a note if some were listed twice.
+
+    Raise UserError if an image has two classes.
+    """
     first: dict[str, tuple[int, Label]] = {}
     again = 0
     for number, path, label in rows:

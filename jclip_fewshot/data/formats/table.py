@@ -35,15 +35,13 @@ Listed = tuple[int, str, str]  # line number, path below the base, class
 
 @dataclass(frozen=True)
 class Labelled:
-    """A table that lists images of a folder: the names of its columns of paths and classes ("" for none), the folder
-    that its paths begin in, and its rows by the part of the data set that a column assigns them to: "train" or a name.
-    """
+    """A table that lists images of a folder."""
 
     file: Path
-    paths: str
-    labels: str
-    base: str
-    parts: dict[str, list[Listed]]
+    paths: str  # the name of a column
+    labels: str  # likewise; "" for none
+    base: str  # the folder below the data folder that its paths begin in
+    parts: dict[str, list[Listed]]  # by a column of splits: "train", or the name of a test set
 
 
 def recognise(root: Path) -> tuple[int, str] | None:
