@@ -19,7 +19,7 @@ from jclip_fewshot.backend import exclusive
 from jclip_fewshot.clip.download import weights_folder
 from jclip_fewshot.console import warn
 from jclip_fewshot.data import prompts
-from jclip_fewshot.data.data_set import domain_of, domains_of
+from jclip_fewshot.data.prompts import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export, save_onnx

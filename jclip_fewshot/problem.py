@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.listing import LabelledPath
-from jclip_fewshot.data.shots import choose as choose_shots
-from jclip_fewshot.data.shots import shortage
+from jclip_fewshot.data.shots import choose_shots, shortage
 from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
@@ -110,7 +109,9 @@ class Encoded:
               ) -> tuple[np.ndarray, list[LabelledPath], Bad]:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.problem.settings
-        chosen = choose_shots(self.data, self.source, self.text, count, seed, settings.select, settings.pool, shot_list)
+        encode = partial(self.source.images, self.data.root, stage="pool")
+        chosen = choose_shots(self.data, count, seed, shot_list, settings.pool,
+                              encode if settings.select == "representative" else None, self.text)
         return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
                              stage=stage)
 

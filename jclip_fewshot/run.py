@@ -8,8 +8,6 @@ A folder that exists is never emptied or written over by another run.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shlex
@@ -27,7 +25,7 @@ from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.data_set import DataSet, TestSet
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, require_target, write_result, write_table
+from jclip_fewshot.data.submission import move_aside, require_target, write_csv, write_result, write_table
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
@@ -35,7 +33,7 @@ from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import demo_flags, next_command
 from jclip_fewshot.records import Record, TestRecord
 from jclip_fewshot.storage.arrays import ANY, Schema, load_arrays, save_arrays
-from jclip_fewshot.storage.files import require_writable, require_writable_folder, write_text
+from jclip_fewshot.storage.files import require_writable, require_writable_folder
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
@@ -255,11 +253,8 @@ class Run:
                 write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
                 continue
             archive = write_result(place, tests.names, best.tolist(), len(classes))
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
-            writer.writerows([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best))
-            write_text(_names_file(place), text.getvalue())
+            write_csv(_names_file(place), ["image", *(f"class{number + 1}" for number in range(len(best[0])))],
+                      ([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best)))
         return archive
 
 

@@ -3,88 +3,50 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
-from jclip_fewshot.data.listing import LabelledPath, brief, count_of, natural_key, same_text, some
-from jclip_fewshot.data.prompts import known_domains
+from jclip_fewshot.data.listing import Label, LabelledPath, brief, count_of, natural_key, same_text, some
+from jclip_fewshot.data.prompts import NUMBERED, domains_of
 from jclip_fewshot.errors import UserError, nearest, shown
 
-Label = TypeVar("Label", int, str)  # a class by its id or its name
 HELD_OUT = "held-out"  # the split of the labelled images that are no shots
 UNKNOWN = -1  # the class of a labelled test set's image that has none of the data set's
 SHOWN_CLASSES = 8  # in a line about a data set
 CODE = re.compile(r"[0-9]+(?:\.0)?|n[0-9]{8}|[a-z]?[0-9]{3,}")  # 7, n02084071, c0042: a class name that says nothing
-NUMBERED = re.compile("[0-9]{3}\\.(?=[A-Za-z])")  # 001.Black_footed_Albatross, see prompts.plain_name
-
-
-class Sure(NamedTuple):
-    """How well a folder fits a format: 3 by files that no other has, 2 by what they hold, 1 by its folders; and why."""
-
-    much: int
-    why: str
-
-
-class Wanted(NamedTuple):
-    """What a format is asked for: the contest's board, whether training images are needed, the file of the labels."""
-
-    board: str = "A"
-    labelled: bool = True
-    labels: Path | None = None
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test images in natural order: image_2.jpg before image_10.jpg.
-
-    Attributes:
-        folder: where they lie.
-        names: what the answers call them.
-        files: their paths below the data folder, in the order of names.
-        labels: name to class id, or UNKNOWN; None where no answer is known.
-        notes: what a person should hear about, a sentence each.
-    """
+    """Test images in natural order: image_2.jpg before image_10.jpg."""
 
     __test__ = False  # pytest: no test class
 
     folder: Path
-    names: list[str]
-    files: list[str]
-    labels: dict[str, int] | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def paths(self) -> list[Path]:
-        """Where each one is."""
-        return [self.folder / name for name in self.names]
+    names: list[str]  # what the answers call them: their paths below `folder`
+    files: list[str]  # their paths below the data folder, in the order of names
+    labels: dict[str, int] | None = None  # name to class id, or UNKNOWN; None where no answer is known
+    notes: list[str] = field(default_factory=list)  # what a person should hear about, a sentence each
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Classes, training images and the test sets beside them.
 
-    Attributes:
-        root: the data folder; all paths are below it.
-        format: of the files: a name in formats.FORMATS.
-        class_names: raw names ("Animal_Bear"), by id.
-        domains: each class's domain ("Animal"; "" where it has none), by id.
-        train: (path below root, class id) of every training image, sorted by class and natural order of the path; of
-            a CoOp split in its order. Classes without any are normal.
-        splits: names of the test sets, the one that is meant where none is named first.
-        notes: what a person should hear about, a sentence each.
-        read_split: reads one of the test sets, or another folder of images, by its name.
+    train: (path below root, class id) of every training image, sorted by class and natural order of the path; of a CoOp
+    split in its order. Classes without any are normal.
     """
 
-    root: Path
-    format: str
-    class_names: list[str]
-    domains: list[str]
+    root: Path  # the data folder; all paths are below it
+    format: str  # a name in formats.FORMATS
+    class_names: list[str]  # raw names ("Animal_Bear"), by id
+    domains: list[str]  # each class's domain ("Animal"; "" where it has none), by id
     train: list[LabelledPath]
-    splits: tuple[str, ...]
-    notes: list[str]
-    read_split: Callable[[str], TestSet] = field(compare=False, repr=False)
+    splits: tuple[str, ...]  # names of the test sets, the one that is meant where none is named first
+    notes: list[str]  # what a person should hear about, a sentence each
+    read_split: Callable[[str], TestSet] = field(compare=False, repr=False)  # or reads another folder of images
 
     @property
     def plain(self) -> bool:
@@ -97,10 +59,9 @@ class DataSet:
         return self.splits[0] if self.splits else HELD_OUT
 
     def split(self, name: str = "", used: Collection[str] = ()) -> TestSet:
-        """Return a test set by its name, or the default one.
+        """Return a test set by its name, or the default one. Raise UserError if there is none, or no image in it.
 
         used: paths of images that a model has learned from; the held-out split goes without them, others say so.
-        Raise UserError if there is no such test set, or no image in it.
         """
         used, name = set(used), name or self.default_split
         if name != HELD_OUT:
@@ -120,9 +81,8 @@ class DataSet:
 
     def summary(self) -> str:
         """"tree of 30 classes: barrel (6), binocular (6), …; test sets: test": what a person checks before the work."""
-        counts = [0] * len(self.class_names)
-        for _, label in self.train:
-            counts[label] += 1
+        images = Counter(label for _, label in self.train)
+        counts = [images[label] for label in range(len(self.class_names))]
         named = [f"{shown(name)} ({count})" for name, count in zip(self.class_names, counts)]
         if len(named) > SHOWN_CLASSES + 2:
             each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
@@ -134,25 +94,17 @@ class DataSet:
 
 def named_by_files(root: Path, format: str, class_names: list[str], train: list[LabelledPath],
                    splits: Iterable[str], notes: list[str], read_split: Callable[[str], TestSet]) -> DataSet:
-    """Return the data set of a format without the contest's lists: its notes speak of class names that say nothing."""
-    return DataSet(root, format, class_names, domains_of(class_names), train, tuple(splits),
-                   [*notes, *name_notes(class_names)], read_split)
-
-
-def domain_of(class_name: str) -> str:
-    """The part before the first underscore, "" where there is none: Animal_Polar_bear is of Animal."""
-    domain, underscore, _ = class_name.partition("_")
-    return domain if underscore else ""
-
-
-def domains_of(class_names: Sequence[str]) -> list[str]:
-    """Return the domain of each class where nothing but the names is known (a feature suite, a list of names).
-
-    It is the part before the first underscore, where prompts/ has templates for that domain of *every* class:
-    Animal_Bear and Thu-dog_pug. Otherwise none has a domain: polar_bear is no bear of the domain polar.
-    """
-    domains = [domain_of(name) for name in class_names]
-    return domains if set(domains) <= known_domains() else [""] * len(domains)
+    """Return the data set of a format without the contest's lists, with notes on class names that say nothing."""
+    notes, codes = list(notes), [name for name in class_names if CODE.fullmatch(name)]
+    numbered = [name for name in class_names if NUMBERED.match(name)]
+    if numbered:
+        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
+                     "of the prompts")
+    if codes:
+        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code "
+                     f"({some(codes, 3)}), which CLIP's text tower knows nothing about: say with --names what they "
+                     "show")
+    return DataSet(root, format, class_names, domains_of(class_names), train, tuple(splits), notes, read_split)
 
 
 def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
@@ -161,7 +113,7 @@ def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
 
 
 def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tuple[list[tuple[str, Label]], list[str]]:
-    """Return listed images (line number, path, class), each once, and a note where some were listed twice.
+    """Return listed images (line number, path, class) once each, and a note if some were listed twice.
 
     Raise UserError if an image has two classes.
     """
@@ -182,43 +134,30 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
                   ) -> tuple[dict[str, int] | None, list[str]]:
     """Return class ids of a test set whose images have class names ("" for none), and what to say about them.
 
-    what: to call the test set. Names that differ in capitals alone are the same class. An image of no known class has
-    the class UNKNOWN, and a note says so; None if all have.
+    Names that differ in capitals alone are the same class. An image of no known class has the class UNKNOWN, and a note
+    says so; None if all have. what: to call the test set.
     """
     ids = {name: label for label, name in enumerate(class_names)}
     alike: dict[str, list[str]] = {}
     for name in class_names:
         alike.setdefault(name.casefold(), []).append(name)
     meant: dict[str, str] = {}
-    for name in map(same_text, named.values()):
+    named = {image: same_text(text) for image, text in named.items()}
+    for name in named.values():
         near = [name] if name in ids else alike.get(name.casefold(), [])
         if len(near) == 1:
             meant[name] = near[0]
     notes = [f"{what}: {shown(name)} is taken for the class {shown(known)}" for name, known in meant.items()
              if name != known]
-    labels = {image: ids[meant[name]] if (name := same_text(text)) in meant else UNKNOWN
-              for image, text in named.items()}
+    labels = {image: ids[meant[name]] if name in meant else UNKNOWN for image, name in named.items()}
     unknown = [image for image, label in labels.items() if label == UNKNOWN]
-    if not unknown or not meant and not any(named.values()):
-        return (labels, notes) if not unknown else (None, [])
-    name = same_text(named[unknown[0]])
+    if not unknown:
+        return labels, notes
+    if not meant and not any(named.values()):
+        return None, []
+    name = named[unknown[0]]
     reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(unknown[0])} has no class"
     scored = f"{len(labels) - len(unknown)} alone are scored" if meant else "no scores"
     notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
                  f"({reason}); rename or move them to be scored")
     return labels if meant else None, notes
-
-
-def name_notes(class_names: Sequence[str]) -> list[str]:
-    """What to say about class names that are codes: CLIP reads the name, and "a photo of a 7" says nothing."""
-    codes = [name for name in class_names if CODE.fullmatch(name)]
-    notes = []
-    numbered = [name for name in class_names if NUMBERED.match(name)]
-    if numbered:
-        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
-                     "of the prompts")
-    if codes:
-        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code "
-                     f"({some(codes, 3)}), which CLIP's text tower knows nothing about: say with --names what they "
-                     "show")
-    return notes

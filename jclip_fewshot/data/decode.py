@@ -1,20 +1,18 @@
 """Image files -> pixels for the encoder, ahead of it, in worker processes.
 
-A worker is this module in a Python of its own: a fork of the parent would not survive its Jittor or CUDA, and
-multiprocessing's "spawn" runs the user's script again. Threads do not do: Jittor keeps Python's lock while it computes.
+A worker is this module in a Python of its own: a fork of the parent would not survive its Jittor or CUDA,
+multiprocessing's "spawn" runs the user's script again, and threads wait while Jittor computes with Python's lock. One
+packet socket hands tasks to whoever is free, another takes back what became of the images; their pixels go into a ring
+of batches in anonymous shared memory. Workers leave when the task socket closes, so none outlives its parent.
 
-    tasks    one packet socket that all workers read: the kernel hands each packet to whoever is free
-    pixels   anonymous shared memory, a ring of batches of bytes: a worker writes where the encoder will read
-    results  one packet socket back: which images are done, their digests, what was wrong with them
-
-Workers leave when the task socket closes, so none outlives its parent, however that dies.
-
-Letters: V views an image, H, W pixels of the result.
+V views an image, H, W pixels of the result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import math
 import mmap
 import os
@@ -29,7 +27,6 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +39,17 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 
 # Some of Pillow's other formats start programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if "avif" in features.modules and
-                                                                 features.check("avif") else ()))
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]
+if "avif" in features.modules and features.check("avif"):
+    FORMATS.append("AVIF")
 BUFFERS = 3  # batches in flight: one with the encoder, two being decoded
 PACKET_IMAGES = 8  # images a task at most
 PACKET_BYTES = 1 << 20
 MOST_BYTES = 256 << 20  # of an image file
 MOST_MISSING = 0.9  # of the rows of a file that was cut off; what is missing has one colour
 SHRUNK_PIXELS = 64 << 20  # libjpeg shrinks a larger JPEG while decoding it, in a fraction of the memory
-JPEG_PIXELS = 400_000_000  # the most of a JPEG; of a progressive one, all of which lies in memory, and of other
-# formats Pillow's own limit holds, 179 million
+JPEG_PIXELS = 400_000_000  # of a JPEG; Pillow's own limit, 179 million, is that of others and of a progressive one,
+# all of which lies in memory
 
 
 class Recipe(NamedTuple):
@@ -60,13 +58,13 @@ class Recipe(NamedTuple):
     pixels: PixelRecipe
     views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views
-    view: int = 0           # which of the test-time views, with views = 0: see `view_of_test`
+    view: int = 0           # which of the test-time views, with views = 0: see `view_images`
     as_seen: bool = False   # turned as EXIF says, on white where transparent; CLIP's own preprocessing does neither
 
     def about(self) -> dict:
         """What the cache keeps rows of this recipe apart by, besides the encoder, which knows its own pixels."""
         fields = {"size": self.pixels.size[0], "views": self.views, "seed": self.seed, "draft": False}
-        return {**fields, **({"view": self.view} if self.view else {}), **({"as_seen": True} if self.as_seen else {})}
+        return {**fields, **{name: getattr(self, name) for name in ("view", "as_seen") if getattr(self, name)}}
 
 
 class Done(NamedTuple):
@@ -79,20 +77,18 @@ class Done(NamedTuple):
 
 def open_image(data: bytes) -> tuple[Image.Image, str]:
     """Return a decoded image, and what a person should hear about it (or ""); of a cut-off file, what is there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own name no file
-        image = _opened(data)
-        try:
-            image.load()
-        except OSError as error:
-            if "truncated" not in str(error):
-                raise
-            image = _cut_off(data)
-            pixels = np.asarray(image)
-            if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
-                raise
-            return image, "cut off: what is there was decoded; fetch it again"
-    return image, ""
+    image = _opened(data)
+    try:
+        image.load()
+        return image, ""
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        image = _cut_off(data)
+        pixels = np.asarray(image)
+        if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
+            raise
+        return image, "cut off: what is there was decoded; fetch it again"
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -142,68 +138,70 @@ def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> 
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view
 
 
-def view_of_test(image: Image.Image, recipe: PixelRecipe, view: int, rng: random.Random) -> np.ndarray:
-    """Return view 1 or more of an RGB test image: (H, W, 3). View 0 is the encoder's own preprocessing.
-
-    1: the whole image squeezed to the size. 2, 3: views 0 and 1 mirrored. 4 and more: random views as the shots'.
-    """
-    if view >= 4:
-        return np.asarray(random_view(image, recipe, rng))
-    pixels = recipe.pixels(image) if view == 2 else recipe.squashed(image)
-    return pixels if view == 1 else pixels[:, ::-1]
-
-
 def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
-    """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place."""
-    if recipe.as_seen:
-        image = as_seen(image)
-    if recipe.views == 0 and recipe.view == 0:
-        yield recipe.pixels.pixels(image)
+    """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place.
+
+    Of a test image, view 0 is the encoder's own preprocessing, 1 the whole image squeezed to the size; 2 and 3 are
+    these two mirrored, 4 and more are random.
+    """
+    pixels, view = recipe.pixels, 4 if recipe.views else recipe.view
+    image = as_seen(image) if recipe.as_seen else image
+    if view == 0:
+        yield pixels.pixels(image)
         return
-    image = eight_bits(image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    # random.Random(int).random() is the one generator whose numbers Python promises to keep.
-    rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
-    if recipe.views == 0:
-        yield view_of_test(image, recipe.pixels, recipe.view, rng)
-        return
-    for _ in range(recipe.views):
-        yield np.asarray(random_view(image, recipe.pixels, rng))
+    image = eight_bits(image).convert("RGB")
+    if view == 2:
+        yield pixels.pixels(image)[:, ::-1]
+    elif view < 4:
+        squeezed: np.ndarray = np.asarray(image.resize(pixels.size[::-1], pixels.interpolation), pixels.dtype)
+        yield squeezed if view == 1 else squeezed[:, ::-1]
+    else:
+        # random.Random(int).random() is the one generator whose numbers Python promises to keep.
+        rng = random.Random(int.from_bytes(digest, "little") + ((recipe.seed + recipe.view) << (8 * DIGEST_BYTES)))
+        for _ in range(recipe.views or 1):
+            yield np.asarray(random_view(image, pixels, rng))
 
 
-def decode(path: str, recipe: Recipe, out: np.ndarray | None) -> Done:
-    """Fill out (V, H, W, 3) from a file, or only read its digest. No bad file makes it raise."""
-    digest, note, data = bytes(DIGEST_BYTES), "", b""
+def _bytes_of(path: str) -> bytes:
+    kind = os.stat(path)
+    if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
+        raise UserError("unreadable: a device or pipe, no file")
+    if kind.st_size > MOST_BYTES:
+        raise UserError(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise UserError("the file is empty")
+    return data
+
+
+def digest_of(path: str) -> bytes | None:
+    """The digest of a file's bytes, None where they cannot be read."""
     try:
-        kind = os.stat(path)
-        if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):  # a pipe would be waited for
-            raise _Refused("unreadable: a device or pipe, no file")
-        if kind.st_size > MOST_BYTES:
-            raise _Refused(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
-        with open(path, "rb") as file:
-            data = file.read()
-        if not data:
-            raise _Refused("the file is empty")
+        return content_digest(_bytes_of(path))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def decode(path: str, recipe: Recipe, out: np.ndarray) -> Done:
+    """Fill out (V, H, W, 3) from a file. No bad file makes it raise."""
+    digest, data = bytes(DIGEST_BYTES), b""
+    try:
+        data = _bytes_of(path)
         digest = content_digest(data)
-        if out is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own name no file
             image, note = open_image(data)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for v, view in enumerate(view_images(image, digest, recipe)):
-                    out[v] = view
+            for v, view in enumerate(view_images(image, digest, recipe)):
+                out[v] = view
         return Done(digest, "", note)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile files
-        if out is not None:
-            out[:] = 0
+        out[:] = 0
         return Done(digest, _reason(error, data))
 
 
-class _Refused(Exception):
-    """Why a file is not even opened."""
-
-
 def _reason(error: Exception, data: bytes) -> str:
-    if isinstance(error, _Refused):
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         avif = data[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in FORMATS
@@ -216,67 +214,41 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
 
 
-class _Shared:
-    """Which image each worker has in hand (-1: none) and, behind that, the ring of batches."""
-
-    def __init__(self, fd: int, batch_shape: tuple[int, ...], dtype: type, workers: int):
-        memory = mmap.mmap(fd, 0)
-        self.in_hand = np.frombuffer(memory, np.int64, workers)
-        self.batches: np.ndarray = np.frombuffer(memory, dtype, offset=8 * workers).reshape(BUFFERS, *batch_shape)
+def _shared(fd: int, batch_shape: tuple[int, ...], dtype: type, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which image each worker has in hand (-1: none) and, behind that in the memory, the ring of batches."""
+    memory = mmap.mmap(fd, 0)
+    batches: np.ndarray = np.frombuffer(memory, dtype, offset=8 * workers)
+    return np.frombuffer(memory, np.int64, workers), batches.reshape(BUFFERS, *batch_shape)
 
 
-def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe) -> None:
+def serve(task_fd: int, result_fd: int, memory_fd: int, batch_shape, workers: int, me: int, recipe: Recipe) -> None:
     """The life of a worker: tasks in, pixels and results out, until the parent closes the task socket."""
-    recipe = Recipe(PixelRecipe(*recipe[0]), *recipe[1:])
     os.nice(19)  # whoever encodes goes first: one of its threads pushed aside would make the others wait as well
     tasks, results = socket.socket(fileno=task_fd), socket.socket(fileno=result_fd)
-    shared = _Shared(memory_fd, batch_shape, recipe.pixels.dtype, workers)
-    while True:
-        try:
-            packet = tasks.recv(PACKET_BYTES)
-        except OSError:  # the parent was killed
-            return
-        if not packet:
-            return
-        done = []
-        buffer, images = pickle.loads(packet)  # from our own parent, over an anonymous socket
-        for place, index, path in images:
-            shared.in_hand[me] = index
-            out = None if buffer < 0 else shared.batches[buffer, place]
-            done.append((index, decode(path, recipe, out)))
-        shared.in_hand[me] = -1
-        try:
+    in_hand, batches = _shared(memory_fd, batch_shape, recipe.pixels.dtype, workers)
+    with contextlib.suppress(OSError):  # the parent was killed
+        while packet := tasks.recv(PACKET_BYTES):
+            done = []
+            buffer, images = pickle.loads(packet)  # from our own parent, over an anonymous socket
+            for place, index, path in images:
+                in_hand[me] = index
+                done.append((index, decode(path, recipe, batches[buffer, place])))
+            in_hand[me] = -1
             results.send(pickle.dumps(done))
-        except OSError:
-            return
 
 
-class Decoder:
-    """Decodes files in worker processes (workers = 0: in this one), in order, a few batches ahead.
-
-        with Decoder(paths, recipe, batch_images=32, workers=4) as decoder:
-            for indices, pixels, done in decoder.batches(wanted): ...
-
-    pixels (B, V, H, W, 3) is shared memory, valid until the next batch is asked for; an image that
-    could not be decoded is zeros and its `Done.reason` says why.
-    """
+class Decoder(contextlib.AbstractContextManager):
+    """Decodes files in worker processes (workers = 0: in this one), in order, a few batches ahead."""
 
     def __init__(self, paths: Sequence, recipe: Recipe, batch_images: int, workers: int):
         self.paths = paths
         self.recipe = recipe
-        self.batch_images = batch_images
         self.batch_shape = (batch_images, max(1, recipe.views), *recipe.pixels.size, 3)
         self.workers: list[subprocess.Popen] = []
         self._waiting: deque[bytes] = deque()  # packets that the task socket has not taken yet
         self._done: dict[int, Done] = {}
         if workers > 0:
             self._start(workers)
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def _start(self, workers: int) -> None:
         self._tasks, tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -288,48 +260,35 @@ class Decoder:
             fds = (tasks.fileno(), results.fileno(), memory.fileno())
             bytes_each = np.dtype(self.recipe.pixels.dtype).itemsize
             os.ftruncate(fds[2], 8 * workers + BUFFERS * math.prod(self.batch_shape) * bytes_each)
-            self._shared = _Shared(fds[2], self.batch_shape, self.recipe.pixels.dtype, workers)
-            self._shared.in_hand[:] = -1
+            self._in_hand, self._batches = _shared(fds[2], self.batch_shape, self.recipe.pixels.dtype, workers)
+            self._in_hand[:] = -1
             root = str(Path(__file__).resolve().parents[2])
             environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-            recipe = (astuple(self.recipe.pixels), *self.recipe[1:])
             for me in range(workers):
-                arguments = fds + (self.batch_shape, workers, me, recipe)
+                arguments = fds + (self.batch_shape, workers, me, self.recipe)
                 code = (f"import sys; sys.path[:] = {[root] + sys.path!r}\n"
-                        f"from {__name__} import serve; serve(*{arguments!r})")
+                        f"from {__name__} import PixelRecipe, Recipe, serve; serve(*{arguments!r})")
                 self.workers.append(subprocess.Popen(
                     [sys.executable, "-c", code], pass_fds=fds, env=environment, stdin=subprocess.DEVNULL,
                     start_new_session=True))  # so that Ctrl-C reaches the parent alone
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the workers; safe to call twice and at any moment."""
-        if not self.workers:
-            return
-        self._tasks.close()
-        self._results.close()
+        if self.workers:
+            self._tasks.close()
+            self._results.close()
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
             worker.wait()
         self.workers = []
 
-    def digests(self, indices: Sequence[int]) -> Iterator[tuple[int, Done]]:
-        """(index, Done) of each file by its bytes alone, nothing decoded; in no particular order."""
-        if not self.workers:
-            for index in indices:
-                yield index, decode(os.fspath(self.paths[index]), self.recipe, None)
-            return
-        self._send(-1, indices)
-        left = len(indices)
-        while left:
-            self._exchange()
-            while self._done:
-                left -= 1
-                yield self._done.popitem()
-
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray, list[Done]]]:
-        """(indices, pixels, results) a batch, in the order asked for."""
-        size = self.batch_images
+        """(indices, pixels (B, V, H, W, 3), results) a batch, in the order asked for.
+
+        The pixels are shared memory, valid until the next batch is asked for, and zeros where `Done.reason` says why.
+        """
+        size = self.batch_shape[0]
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:
             pixels: np.ndarray = np.zeros(self.batch_shape, self.recipe.pixels.dtype)
@@ -337,14 +296,13 @@ class Decoder:
                 done = [decode(os.fspath(self.paths[i]), self.recipe, pixels[n]) for n, i in enumerate(group)]
                 yield group, pixels[:len(group)], done
             return
-        for b in range(min(BUFFERS - 1, len(groups))):
-            self._send(b, groups[b])
+        ahead = iter(enumerate(groups))
         for b, group in enumerate(groups):
-            if b + BUFFERS - 1 < len(groups):  # the buffer that the encoder has just finished with
-                self._send((b + BUFFERS - 1) % BUFFERS, groups[b + BUFFERS - 1])
+            for later, more in itertools.islice(ahead, 1 if b else BUFFERS):  # the encoder is done with that buffer
+                self._send(later % BUFFERS, more)
             while not all(i in self._done for i in group):
                 self._exchange()
-            yield group, self._shared.batches[b % BUFFERS, :len(group)], [self._done.pop(i) for i in group]
+            yield group, self._batches[b % BUFFERS, :len(group)], [self._done.pop(i) for i in group]
 
     def _send(self, buffer: int, group: Sequence[int]) -> None:
         """Queues tasks: small enough that every worker gets some of each batch."""
@@ -364,19 +322,16 @@ class Decoder:
             self._waiting.popleft()
 
     def _exchange(self) -> None:
-        """Waits until a result comes (or a worker dies), takes all there are, hands out more tasks."""
+        """Waits until a result comes (or a worker dies), takes it, hands out more tasks."""
         writing = [self._tasks] if self._waiting else []
         ready, _, _ = select.select([self._results], writing, [], 0.2)
-        if not ready:
-            self._check_workers()
-        while True:
-            try:
-                packet = self._results.recv(PACKET_BYTES)
-            except BlockingIOError:
-                break
+        if ready:
+            packet = self._results.recv(PACKET_BYTES)
             if not packet:
                 self._check_workers(gone=True)
             self._done.update(pickle.loads(packet))
+        else:
+            self._check_workers()
         self._hand_out()
 
     def _check_workers(self, gone: bool = False) -> None:
@@ -386,7 +341,7 @@ class Decoder:
             status = worker.poll()
             if status is None:
                 continue
-            index = int(self._shared.in_hand[me])
+            index = int(self._in_hand[me])
             where = f" at {self.paths[index]}" if index >= 0 else ""
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             why = " (out of memory?)" if status == -signal.SIGKILL else ""

@@ -6,6 +6,7 @@ Mistakes in them are the user's: each raises UserError and says where it is.
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -14,20 +15,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jclip_fewshot.errors import UserError, shown
 
 PathLike = str | Path
 LabelledPath = tuple[str, int]  # path below the data folder, with "/", and class id
+Label = TypeVar("Label", int, str)  # a class by its id or its name
 
 # the images of every command and format, in any case
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 OTHER_IMAGES = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng")
 JUNK_FOLDERS = ("$recycle.bin", "@eadir", "lost+found", "system volume information")  # and . and __ at the start
-CLASS_ID = re.compile(r"0|[1-9][0-9]*")
+CLASS_ID = re.compile("0|[1-9][0-9]{0,8}")  # int() takes time squared in the digits, and refuses thousands
 MAX_LINE = 4096  # letters of a line of a list
-MAX_DIGITS = 9  # of a class id: int() takes time squared in the digits, and refuses thousands
 
 
 def natural_key(name: str) -> tuple:
@@ -44,14 +45,14 @@ def count_of(number: int, word: str, words: str | None = None) -> str:
     return f"{number} {word if number == 1 else words or word + 's'}"
 
 
-def is_image(name: str) -> bool:
-    """An image by its ending, of any case; no hidden file (macOS leaves `._image_1.jpg` in archives)."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def some(texts: Sequence[str], most: int = 5) -> str:
     """The first few of texts, for a message."""
     return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
+
+
+def brief(text: str) -> str:
+    """Of a long text begin and end, for a message."""
+    return text if len(text) <= 100 else text[:60] + "…" + text[-20:]
 
 
 def kinds_of(names: Iterable[str]) -> str:
@@ -66,17 +67,26 @@ def same_text(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def is_utf8(name: str) -> bool:
+    """False for a file name whose bytes are no UTF-8 (Python shows those as lone surrogates)."""
+    return not re.search("[\ud800-\udfff]", name)
+
+
+def require_plain_name(path: str) -> None:
+    """Raise UserError if a path cannot stand in a list file or a record: a line break, or no UTF-8."""
+    if "\n" in path or "\r" in path:
+        raise UserError(f"the name {shown(path)} holds a line break, and no list can hold that; rename it")
+    if not is_utf8(path):
+        raise UserError(f"the name {shown(path)} is no UTF-8 text; rename it")
+
+
 def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Return names in a folder: files, folders, and what is neither (pipes, devices, which would hang a reader).
 
     Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
-    Raise UserError if the folder or an entry cannot be looked at, a link leads to itself, or this Python reads a name
-    in another encoding than UTF-8.
+    Raise UserError if an entry cannot be looked at, or this Python reads a name in another encoding than UTF-8.
     """
-    files: list[str] = []
-    folders: list[str] = []
-    others: list[str] = []
-    name = ""
+    files, folders, others, name = list[str](), list[str](), list[str](), ""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -92,23 +102,24 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return files, folders, others
 
 
+def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of the images and the folders in natural order, and of other files; no hidden or left-over folders."""
+    files, folders, others = entries_of(folder)
+    # macOS leaves `._image_1.jpg` in archives
+    images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
+    folders = [name for name in folders if not name.startswith((".", "__")) and name.lower() not in JUNK_FOLDERS]
+    return (sorted(images, key=natural_key), sorted(folders, key=natural_key),
+            [name for name in files if name not in images] + others)
+
+
 def folders_of(folder: Path) -> list[str]:
     """Names of the folders in one, in natural order, but hidden ones and those that systems leave behind."""
-    return sorted((name for name in entries_of(folder)[1] if not _is_junk(name)), key=natural_key)
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith((".", "__")) or name.lower() in JUNK_FOLDERS
+    return _sorted_entries(folder)[1]
 
 
 def images_of(folder: Path) -> tuple[list[str], list[str]]:
     """(image names in natural order, names of what else is there but folders) of one folder."""
-    return _parted(*entries_of(folder)[::2])
-
-
-def _parted(files: list[str], others: list[str]) -> tuple[list[str], list[str]]:
-    return (sorted(filter(is_image, files), key=natural_key),
-            [name for name in files if not is_image(name)] + others)
+    return _sorted_entries(folder)[::2]
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -119,14 +130,11 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
     while waiting:
         folder, above = waiting.pop()
-        files, folders, others = entries_of(folder)
-        yield (folder, *_parted(files, others))
+        images, folders, others = _sorted_entries(folder)
+        yield folder, images, others
         status = os.stat(folder)
         above = (*above, (status.st_dev, status.st_ino))
-        for name in sorted(folders, key=natural_key, reverse=True):
-            inner = folder / name
-            if _is_junk(name):
-                continue
+        for inner in (folder / name for name in reversed(folders)):
             if inner.is_symlink():
                 status = os.stat(inner)
                 if (status.st_dev, status.st_ino) in above:
@@ -134,45 +142,20 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             waiting.append((inner, above))
 
 
-def require_plain_name(path: str) -> None:
-    """Raise UserError if a path cannot stand in a list file or a record: a line break, or no UTF-8."""
-    if "\n" in path or "\r" in path:
-        raise UserError(f"the name {shown(path)} holds a line break, and no list can hold that; rename it")
-    if not is_utf8(path):
-        raise UserError(f"the name {shown(path)} is no UTF-8 text; rename it")
-
-
-def is_utf8(name: str) -> bool:
-    """False for a file name whose bytes are no UTF-8 (Python shows those as lone surrogates)."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_text(path: Path, what: str = "") -> str:
-    """Return the text of a UTF-8 file. what: it needs, for the message where it is absent.
-
-    Raise UserError if there is no such file, or it is no UTF-8 text.
-    """
+    """Return the text of a UTF-8 file, or raise UserError. what: it needs, for the message where it is absent."""
+    if not os.path.isfile(path):  # a pipe would hang
+        raise UserError(f"no {path.name} in {path.parent}" + (f"; it needs {what}" if what else ""))
     try:
-        if not path.is_file():  # a pipe would hang
-            raise FileNotFoundError
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name} in {path.parent}" + (f"; it needs {what}" if what else "")) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text; save it as such") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Return what a JSON text holds; `pairs` makes an object of its keys and values.
-
-    Raise UserError if it is no JSON, or nested or numbered beyond what Python takes.
-    """
+    """Return what a JSON text holds; `pairs` makes an object of its keys and values. Raise UserError if it is none."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
@@ -183,29 +166,22 @@ def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], An
         raise UserError(f"{where}: holds a number of thousands of digits") from None
 
 
-def read_pairs(path: Path, form: str) -> list[tuple[int, str, int]]:
+def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: float = math.inf
+               ) -> list[tuple[int, str, int]]:
     """Return (line number, text, id) of each line `text id`; the text may hold spaces; empty lines are skipped.
 
-    Raise UserError if there is no such file, it is no UTF-8 text, or a line is not of this form.
+    Raise UserError if there is no such file, it is no UTF-8 text, a line is not of this form, or an id is none of K.
     """
     rows = []
     for number, line in enumerate(read_text(path, f"lines of the form {form}").split("\n"), 1):
         if not line.strip():
             continue
         fields = line.strip().rsplit(None, 1)
-        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or len(fields[1]) > MAX_DIGITS or "\0" in line \
-                or len(line) > MAX_LINE:
+        if len(fields) != 2 or not CLASS_ID.fullmatch(fields[1]) or "\0" in line or len(line) > MAX_LINE:
             raise UserError(f"{path}, line {number}: {brief(repr(line.strip()))} is not of the form {form}")
+        if int(fields[1]) >= num_classes:
+            raise UserError(f"{path}, line {number}: class id {fields[1]} is outside 0..{num_classes - 1}")
         rows.append((number, fields[0], int(fields[1])))
-    return rows
-
-
-def read_labelled(path: Path, num_classes: int) -> list[tuple[int, str, int]]:
-    """(line number, image path, class id) of each line of a list; ids checked against K."""
-    rows = read_pairs(path, "<image path> <class id>")
-    for number, _, label in rows:
-        if label >= num_classes:
-            raise UserError(f"{path}, line {number}: class id {label} is outside 0..{num_classes - 1}")
     return rows
 
 
@@ -214,15 +190,19 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._known: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+        self._known: dict[str, list[dict[str, str]]] = {}
 
     def find(self, listed: str, any_ending: bool = False) -> str | None:
         """Return the path of a file as it is on the disk, with "/"; None where there is none.
 
         Backslashes may stand for "/", composed letters for others. any_ending: the list may leave ".jpg" out.
         """
-        return next(filter(None, (self._find(path, any_ending)
-                                  for path in dict.fromkeys((listed, listed.replace("\\", "/"))))), None)
+        return self._find(listed, any_ending) or self._find(listed.replace("\\", "/"), any_ending)
+
+    def most_in(self, places: Iterable[str], paths: Sequence[str], any_ending: bool = False) -> tuple[str, int]:
+        """Return in which of some folders most paths begin, the first of equals, and how many of them do."""
+        hits = {place: sum(self.find(f"{place}/{path}", any_ending) is not None for path in paths) for place in places}
+        return max(hits.items(), key=lambda hit: hit[1])
 
     def _find(self, listed: str, any_ending: bool) -> str | None:
         *parents, name = [part for part in listed.split("/") if part not in ("", ".")] or [""]
@@ -241,37 +221,34 @@ class Files:
             found = matches[0] if len(matches) == 1 else None
         return None if found is None else folder + found
 
-    def _names(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
+    def _names(self, folder: str) -> list[dict[str, str]]:
         """Names of the files and of the folders in one, by themselves and by their composed form."""
         if folder not in self._known:
-            files, folders, _ = ({**{same_text(name): name for name in names}, **{name: name for name in names}}
-                                 for names in entries_of(self.root / folder))
-            self._known[folder] = files, folders
+            self._known[folder] = [{**{same_text(name): name for name in names}, **{name: name for name in names}}
+                                   for names in entries_of(self.root / folder)[:2]]
         return self._known[folder]
 
 
-def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: str = "",
-           any_ending: bool = False) -> list[str]:
-    """Return the path below the data folder of every image that a list names, as it is on the disk.
+def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = "",
+           any_ending: bool = False) -> list[tuple[int, str, Label]]:
+    """Return the images that a list names with their paths below the data folder, as these are on the disk.
 
-    listed: (line number, path below `base`). any_ending: as for `Files.find`.
+    listed: (line number, path below `base`, class). any_ending: as for `Files.find`.
     Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
     """
-    found: list[str] = []
+    found: list[tuple[int, str, Label]] = []
     absent: list[tuple[int, str, Path]] = []
-    for number, path in listed:
-        require_plain_name(path)
-        below = inside(files.root, f"{base}/{path}" if base and not path.startswith("/") else path,
-                       f"{source}, line {number}")
+    for number, path, label in listed:
+        below = _inside(files.root, posixpath.join(base, path), f"{source}, line {number}")
         there = files.find(below, any_ending)
         if there is None:
             absent.append((number, path, files.root / below))
         else:
             require_plain_name(there)
-            found.append(there)
+            found.append((number, there, label))
     if absent:
         number, path, where = absent[0]
-        reason = f"no file {where}" if _is_folder(where.parent) else f"no folder {where.parent}"
+        reason = f"no file {where}" if os.path.isdir(where.parent) else f"no folder {where.parent}"
         more = f" ({len(absent) - 1} more are listed but absent)" if len(absent) > 1 else ""
         raise UserError(f"{source}, line {number}: {shown(brief(path))} is listed but absent: "
                         f"{shown(reason if len(reason) < MAX_LINE else brief(reason))}{more}; complete the data set or "
@@ -279,11 +256,8 @@ def locate(files: Files, source: Path, listed: Sequence[tuple[int, str]], base: 
     return found
 
 
-def inside(root: Path, path: str, where: str) -> str:
-    """Return a listed path as one below the data folder: absolute ones shortened, `a/../b` resolved.
-
-    Raise UserError if it leads out of the folder; a run's record could not name it.
-    """
+def _inside(root: Path, path: str, where: str) -> str:
+    """A listed path as one below the data folder, or a run's record could not name it: absolute ones shortened."""
     plain = path.replace("\\", "/")
     if plain.startswith("/"):
         plain = os.path.relpath(plain, root)
@@ -294,15 +268,3 @@ def inside(root: Path, path: str, where: str) -> str:
         raise UserError(f"{where}: {shown(brief(path))} is not below {root}; list images by their path below the data "
                         "folder, and move or link there what lies elsewhere")
     return plain
-
-
-def brief(text: str) -> str:
-    """Of a long text begin and end, for a message."""
-    return text if len(text) <= 100 else text[:60] + "…" + text[-20:]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is too long, a link that leads to itself
-        return False

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from jclip_fewshot.errors import UserError, nearest
 from jclip_fewshot.storage.files import shipped_folder
 
 DEFAULT_DOMAIN = "default"
-PROMPT_SETS = BOTH, SEEDS, TEMPLATES, OPENAI80, DESCRIPTIONS = "both", "seeds", "templates", "openai80", "descriptions"
 ARTICLES = ("a", "an", "-")
 
 VOWEL_SOUND = re.compile(r"[aeiou]|hour|heir|honest|honou?r|8|(?:11|18)(?:[0-9]{2})?(?![0-9])", re.IGNORECASE)
@@ -34,106 +33,82 @@ CONSONANT_SOUND = re.compile(r"eu|ewe|(?:one|once|ouija)\b|"
                              r"u(?:ni(?!n|m)|s[aeiu]|k[erou]|t[aeio]|r[aeou]|bi|fo|ga)", re.IGNORECASE)
 SPELLED_WITH_VOWEL = "AEFHILMNORSX"  # letters whose own names begin with a vowel sound: an SUV, an MRI
 SLOT = re.compile(r"\b(?:a|an) \{\}|\{\}", re.IGNORECASE)
+NUMBERED = re.compile(r"^[0-9]{3}\.(?=[A-Za-z])")  # CUB-200 and Caltech-256: 001.Black_footed_Albatross
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a prompts folder says.
+    """What a prompts folder says, and a user's own files in place of it."""
 
-    Attributes:
-        templates: domain to its templates; "default" serves the other domains.
-        names: raw class name to (what to call it, its article or None for the rule's).
-        descriptions: raw class name to sentences.
-        general: templates for a class of any kind.
-        own_templates: raw class name to templates that take the place of its domain's.
+    templates: dict[str, list[str]]  # of each domain; "default" serves the others
+    names: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # what to call a class, and its article
+    descriptions: dict[str, list[str]] = field(default_factory=dict)  # sentences of a class
+    general: list[str] = field(default_factory=list)  # templates for a class of any kind
+    own_templates: dict[str, list[str]] = field(default_factory=dict)  # of a class, in place of its domain's
+
+
+def domain_of(class_name: str) -> str:
+    """The part before the first underscore, "" where there is none: Animal_Polar_bear is of Animal."""
+    return class_name.partition("_")[0] if "_" in class_name else ""
+
+
+def domains_of(class_names: Sequence[str]) -> list[str]:
+    """Return the domain of each class where nothing but the names is known: `domain_of` each, if all are known domains.
+
+    Otherwise none has a domain: polar_bear is no bear of the domain polar.
     """
-
-    templates: dict[str, list[str]]
-    names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    descriptions: dict[str, list[str]] = field(default_factory=dict)
-    general: list[str] = field(default_factory=list)
-    own_templates: dict[str, list[str]] = field(default_factory=dict)
+    domains = [domain_of(name) for name in class_names]
+    return domains if set(domains) <= known_domains() else [""] * len(domains)
 
 
-def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None,
-              ensemble: bool = True, descriptions: bool = True) -> list[str]:
-    """Return the sentences that stand for a class: its domain's templates filled in, then its descriptions.
-
-    class_name: raw ("Animal_Polar_bear"). domain: by default the part before the first underscore. prompts: from
-    `load`; by default the package's. ensemble: all the domain's templates, or the first alone. descriptions: with the
-    class's descriptions, where there are any.
-    Raise UserError if the prompts have no templates for the domain and no default.txt.
-    """
-    prompts = load() if prompts is None else prompts
-    domain = _domain(class_name, domain)
-    templates = (prompts.own_templates.get(class_name) or prompts.templates.get(domain)
-                 or prompts.templates.get(DEFAULT_DOMAIN))
-    if not templates:
-        raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
-                        "add one of the two")
-    filled = _filled(templates if ensemble else templates[:1], class_name, domain, prompts)
-    return list(dict.fromkeys(filled + (prompts.descriptions.get(class_name, []) if descriptions else [])))
+def known_domains() -> frozenset[str]:
+    """The domains that the built-in prompts have templates for."""
+    return frozenset(load().templates) - {DEFAULT_DOMAIN}
 
 
 def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                     names: str | Path = "", templates: str | Path = "",
-                    prompt_set: str = BOTH, descriptions: str | Path = "") -> list[list[str]]:
+                    prompt_set: str = "both", descriptions: str | Path = "") -> list[list[str]]:
     """Return the sentences of each class in a prompt set; the templates where a set of descriptions has none for one.
 
-    folder: with templates, names and descriptions; the package's by default. names, templates, descriptions: a user's
-    own files; those of descriptions take the place of the folder's.
-    Raise UserError for what is wrong with the files, a class in a user's that there is not, and a set of descriptions
-    of which no class has any.
+    folder: of prompts; the package's by default. names, templates, descriptions: a user's own files; those of
+    descriptions take the place of the folder's. Raise UserError for what is wrong with the files, a class in a user's
+    that there is not, and a set of descriptions of which no class has any.
     """
-    prompts = _with_own_words(load(folder or None), class_names, names, templates)
-    if descriptions:
-        prompts = replace(prompts, descriptions=_own_descriptions(Path(descriptions), class_names))
-    if prompt_set == DESCRIPTIONS and not any(name in prompts.descriptions for name in class_names):
+    prompts = _with_own_words(load(folder or None), class_names, names, templates, descriptions)
+    if prompt_set == "descriptions" and not any(name in prompts.descriptions for name in class_names):
         raise UserError(f"--prompt-set {prompt_set}: no class has a description; give yours with --descriptions "
                         "FILE.json, or choose another set")
-    if prompt_set == OPENAI80 and not prompts.general:
+    if prompt_set == "openai80" and not prompts.general:
         raise UserError(f"--prompt-set {prompt_set}: no openai80.txt in the prompts folder {folder}")
-
-    def of(name: str, domain: str) -> list[str]:
-        if prompt_set == OPENAI80:
-            return list(dict.fromkeys(_filled(prompts.general, name, domain, prompts)))
-        if prompt_set == DESCRIPTIONS and prompts.descriptions.get(name):
-            return _described(name, domain, prompts)
-        return sentences(name, domain, prompts, ensemble=prompt_set != SEEDS, descriptions=prompt_set == BOTH)
-
-    return [of(name, domain) for name, domain in zip(class_names, domains)]
+    return [sentences(name, domain, prompts, prompt_set) for name, domain in zip(class_names, domains)]
 
 
-def _filled(templates: Sequence[str], class_name: str, domain: str, prompts: Prompts) -> list[str]:
+def sentences(class_name: str, domain: str | None = None, prompts: Prompts | None = None, prompt_set: str = "both"
+              ) -> list[str]:
+    """Return the sentences of a class, by its raw name, in a prompt set; see `class_sentences`.
+
+    domain: by default `domain_of` the name. prompts: by default the package's.
+    Raise UserError if the prompts have no templates for the domain and no default.txt.
+    """
+    prompts = prompts or load()
+    domain = domain_of(class_name) if domain is None else domain
     name, article = _name_and_article(class_name, domain, prompts)
-    return [fill(template, name, article) for template in templates]
-
-
-def _described(class_name: str, domain: str, prompts: Prompts) -> list[str]:
-    """A class's descriptions; one that does not name the class is led by its name, or it could be of anything."""
-    name = display_name(class_name, domain, prompts)
-    return [sentence if name.lower() in sentence.lower() else f"{name}: {sentence}"
-            for sentence in prompts.descriptions[class_name]]
-
-
-def _own_descriptions(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
-    """A user's descriptions; every class in the file must be one of the task's."""
-    found = _read_descriptions(path)
-    if not found:
-        raise UserError(f"{path} describes no class; write {{class name: [sentence, ...]}}")
-    _require_known(path, found, class_names)
-    for name, lines in found.items():
-        if not lines:
-            raise UserError(f"{path}: {name!r} has no sentence; write one or take the class out")
-    return found
+    described = prompts.descriptions.get(class_name, [])
+    if prompt_set == "descriptions" and described:  # led by the name, or a sentence could be of anything
+        return [said if name.lower() in said.lower() else f"{name}: {said}" for said in described]
+    templates = prompts.general if prompt_set == "openai80" else (
+        prompts.own_templates.get(class_name) or prompts.templates.get(domain) or prompts.templates.get(DEFAULT_DOMAIN))
+    if not templates:
+        raise UserError(f"no templates for the domain {domain!r} (class {class_name}) and no default.txt; "
+                        "add one of the two")
+    filled = [fill(template, name, article) for template in templates[:1 if prompt_set == "seeds" else None]]
+    return list(dict.fromkeys(filled + (described if prompt_set == "both" else [])))
 
 
 def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                     names: str | Path = "") -> list[str]:
-    """Return a sentence a class, always "a photo of a NAME.", as methods have it that train a text tower.
-
-    folder, names: as for `class_sentences`.
-    """
+    """Return a sentence a class, always "a photo of a NAME.", as methods have it that train a text tower."""
     return [f"a photo of a {name}." for name in display_names(class_names, domains, folder, names)]
 
 
@@ -144,54 +119,21 @@ def display_names(class_names: Sequence[str], domains: Sequence[str], folder: st
     return [display_name(name, domain, prompts) for name, domain in zip(class_names, domains)]
 
 
-def _with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
-                    templates: str | Path = "") -> Prompts:
-    """The prompts with a user's names and templates in place of theirs."""
-    if names:
-        own = _read_names(Path(names))
-        _require_known(names, own, class_names)
-        prompts = replace(prompts, names={**prompts.names, **own})
-    if templates:
-        of_class: dict[str, list[str]] = {}
-        of_all: list[str] = []
-        for number, line in _lines(Path(templates)):
-            name, tab, template = line.rpartition("\t")
-            (of_class.setdefault(name.strip(), []) if tab else of_all).append(_template(template, templates, number))
-        if not of_all and not of_class:
-            raise UserError(f"{templates} holds no template; write lines like `a photo of a {{}}`")
-        _require_known(templates, of_class, class_names)
-        prompts = replace(prompts, own_templates={name: of_class.get(name) or of_all for name in class_names})
-    return prompts
-
-
-def _require_known(file: str | Path, found: Iterable[str], class_names: Sequence[str]) -> None:
-    for name in found:
-        if name not in class_names:
-            raise UserError(f"{file}: {name!r} is no class of this data set{nearest(name, class_names)}")
-
-
 def display_name(class_name: str, domain: str | None = None, prompts: Prompts | None = None) -> str:
     """Return what to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
-    return _name_and_article(class_name, domain, load() if prompts is None else prompts)[0]
+    domain = domain_of(class_name) if domain is None else domain
+    return _name_and_article(class_name, domain, prompts or load())[0]
 
 
-def _name_and_article(class_name: str, domain: str | None, prompts: Prompts) -> tuple[str, str]:
+def _name_and_article(class_name: str, domain: str, prompts: Prompts) -> tuple[str, str]:
     """(name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
-    name, article = prompts.names.get(class_name, (None, None))
-    if name is None:
-        name = plain_name(class_name, _domain(class_name, domain))
+    name, article = prompts.names.get(class_name) or (plain_name(class_name, domain), None)
     return name, indefinite_article(name) if article is None else article
 
 
 def plain_name(class_name: str, domain: str = "") -> str:
-    """Return what to call a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix".
-
-    The domain goes, underscores become spaces, camel case is split. A number in front, as CUB-200 and Caltech-256 have
-    it ("001.Black_footed_Albatross"), goes too.
-    """
-    prefix = f"{domain}_"
-    name = class_name[len(prefix):] if domain and class_name.startswith(prefix) else class_name
-    name = re.sub(r"^[0-9]{3}\.(?=[A-Za-z])", "", name)
+    """Return what to call a class that is in no table: "Thu-dog_RedHound_mix" of Thu-dog is "Red Hound mix"."""
+    name = NUMBERED.sub("", class_name.removeprefix(f"{domain}_") if domain else class_name)
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " "))
     return " ".join(words.split()) or class_name
 
@@ -205,10 +147,7 @@ def indefinite_article(name: str) -> str:
 
 
 def fill(template: str, name: str, article: str | None = None) -> str:
-    """Put a class's display name into a template; `a {}` and `an {}` take the name with its own article.
-
-    article: "a", "an" or "" for none; by default by the sound of the name.
-    """
+    """Put a class's name into a template; `a {}` and `an {}` take its own article, by default by the name's sound."""
     article = indefinite_article(name) if article is None else article
 
     def phrase(slot: re.Match[str]) -> str:
@@ -222,51 +161,74 @@ def fill(template: str, name: str, article: str | None = None) -> str:
 def load(folder: str | Path | None = None) -> Prompts:
     """Return a prompts folder's content, by default the package's (read once).
 
-    Raise UserError if there is no such folder, no templates, one without {}, a file that does not parse, or a class
-    twice.
+    Raise UserError if there are no templates, one without {}, a file that does not parse, or a class twice.
     """
-    return _load_builtin() if folder is None else _load(Path(folder))
-
-
-@functools.cache
-def _load_builtin() -> Prompts:
-    return _load(shipped_folder("prompt_data", "prompts"))
-
-
-def _load(folder: Path) -> Prompts:
-    if not (folder / "templates").is_dir():
-        raise UserError(f"no folder {folder / 'templates'}: a prompts folder holds templates/<domain>.txt")
-    templates = {path.stem: _read_templates(path) for path in sorted((folder / "templates").glob("*.txt"))}
+    if folder is None:
+        return _builtin()
+    folder = Path(folder)
+    templates = {path.stem: _templates(path)[""] for path in sorted((folder / "templates").glob("*.txt"))}
     if not templates:
-        raise UserError(f"no templates in {folder / 'templates'}; it needs <domain>.txt or default.txt")
-    table = folder / "class_names.tsv"
-    names = _read_names(table) if table.is_file() else {}
+        raise UserError(f"no templates in {folder / 'templates'}: a prompts folder holds templates/<domain>.txt")
+    table, general = folder / "class_names.tsv", folder / "openai80.txt"
     descriptions: dict[str, list[str]] = {}
     for path in sorted((folder / "descriptions").glob("*.json")):
-        for class_name, lines in _read_descriptions(path).items():
+        for class_name, lines in _descriptions(path).items():
             if class_name in descriptions:
                 raise UserError(f"{path}: {class_name} is described in another file too; remove one")
             descriptions[class_name] = lines
-    general = folder / "openai80.txt"
-    return Prompts(templates, names, descriptions, _read_templates(general) if general.is_file() else [])
+    return Prompts(templates, _names(table) if table.is_file() else {}, descriptions,
+                   _templates(general)[""] if general.is_file() else [])
 
 
-def _read_templates(path: Path) -> list[str]:
-    templates = [_template(line, path, number) for number, line in _lines(path)]
-    if not templates:
+@functools.cache
+def _builtin() -> Prompts:
+    return load(shipped_folder("prompt_data", "prompts"))
+
+
+def _with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
+                    templates: str | Path = "", descriptions: str | Path = "") -> Prompts:
+    """The prompts with a user's names, templates and descriptions in place of theirs."""
+    def known(file: str | Path, found: dict) -> dict:
+        for name in found:
+            if name not in class_names:
+                raise UserError(f"{file}: {name!r} is no class of this data set{nearest(name, class_names)}")
+        return found
+
+    if names:
+        prompts = replace(prompts, names={**prompts.names, **known(names, _names(Path(names)))})
+    if templates:
+        of_class = _templates(Path(templates), of_classes=True)
+        of_all = of_class.pop("", [])
+        known(templates, of_class)
+        prompts = replace(prompts, own_templates={name: of_class.get(name) or of_all for name in class_names})
+    if descriptions:
+        found = known(descriptions, _descriptions(Path(descriptions)))
+        empty = next((name for name, lines in found.items() if not lines), None)
+        if empty is not None:
+            raise UserError(f"{descriptions}: {empty!r} has no sentence; write one or take the class out")
+        if not found:
+            raise UserError(f"{descriptions} describes no class; write {{class name: [sentence, ...]}}")
+        prompts = replace(prompts, descriptions=found)
+    return prompts
+
+
+def _templates(path: Path, of_classes: bool = False) -> dict[str, list[str]]:
+    """The templates by the class in front of a tab, those for all classes by ""; without `of_classes` all by ""."""
+    found: dict[str, list[str]] = {}
+    for number, line in _lines(path):
+        name, _, template = line.rpartition("\t") if of_classes else ("", "", line)
+        template = " ".join(template.split())
+        rest = template.replace("{}", "")
+        if rest == template or "{" in rest or "}" in rest:
+            raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes and no other "
+                            "braces")
+        found.setdefault(name.strip(), []).append(template)
+    if not found:
         raise UserError(f"{path} holds no template; write lines like `a photo of a {{}}`")
-    return templates
+    return found
 
 
-def _template(line: str, path: str | Path, number: int) -> str:
-    template = " ".join(line.split())
-    rest = template.replace("{}", "")
-    if "{}" not in template or "{" in rest or "}" in rest:
-        raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes and no other braces")
-    return template
-
-
-def _read_names(path: Path) -> dict[str, tuple[str, str | None]]:
+def _names(path: Path) -> dict[str, tuple[str, str | None]]:
     names: dict[str, tuple[str, str | None]] = {}
     for number, line in _lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
@@ -279,11 +241,11 @@ def _read_names(path: Path) -> dict[str, tuple[str, str | None]]:
     return names
 
 
-def _read_descriptions(path: Path) -> dict[str, list[str]]:
+def _descriptions(path: Path) -> dict[str, list[str]]:
     def once(pairs: list[tuple[str, object]]) -> dict:
-        twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
-        if twice is not None:
-            raise UserError(f"{path}: {twice!r} stands there twice; put its sentences into one list")
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise UserError(f"{path}: {twice[0]!r} stands there twice; put its sentences into one list")
         return dict(pairs)
 
     data = read_json(read_text(path), str(path), once)
@@ -297,15 +259,3 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             yield number, line.rstrip("\r")
-
-
-def known_domains() -> frozenset[str]:
-    """The domains that the built-in prompts have templates for."""
-    return frozenset(load().templates) - {DEFAULT_DOMAIN}
-
-
-def _domain(class_name: str, domain: str | None) -> str:
-    if domain is not None:
-        return domain
-    prefix, underscore, _ = class_name.partition("_")
-    return prefix if underscore else ""

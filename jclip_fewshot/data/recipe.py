@@ -1,14 +1,12 @@
 """What becomes of a picture before an encoder sees it, as CLIP, transformers, timm and open_clip have it.
 
-The decoding workers make pixels by a recipe; the encoder takes its mean and deviation out of them. Which JSON of a
-model's folder says what: encoders/preprocessing.py.
-
-Letters: H, W pixels of the result; h, w those of the picture after the resize.
+The decoding workers make pixels (H, W, 3) by a recipe; the encoder takes its mean and deviation out of them. Which JSON
+of a model's folder says what: encoders/preprocessing.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,24 +26,21 @@ _ORIENTATION = 0x0112
 class PixelRecipe:
     """Resize to `scale`, take the middle `size`, subtract `mean`, divide by `std`; the defaults are CLIP's own.
 
-    size: (H, W). scale: what the resize aims at; None for `size`. resize: SHORT brings the short side to scale[0] and
-    cuts the other down to a whole pixel (torchvision, transformers), COVER and FIT round it and fill or fit into the
-    scale (timm), SQUASH takes the scale whatever the picture's shape. interpolation: Pillow's number. fill: the colour
-    around a picture that is smaller than the crop. odd_margin: "even" rounds the crop's corner half to even
-    (torchvision), "down" rounds it down (transformers). rgb_first: colours are converted before the resize, not after
-    it as in CLIP. floats: resized without rounding to bytes (DINOv3).
+    resize: SHORT brings the short side to scale[0], the other down to a whole pixel (torchvision, transformers); COVER
+    and FIT round it and fill or fit into the scale (timm); SQUASH takes the scale whatever the picture's shape.
+    odd_margin: "even" rounds the crop's corner half to even (torchvision), "down" rounds it down (transformers).
     """
 
     size: Pixels
-    scale: Pixels | None = None
+    scale: Pixels | None = None  # what the resize aims at; None for `size`
     resize: str = SHORT
     interpolation: int = int(Image.Resampling.BICUBIC)
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as clip/preprocess.py
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    fill: tuple[int, ...] = (0, 0, 0)
+    fill: tuple[int, ...] = (0, 0, 0)  # the colour around a picture that is smaller than the crop
     odd_margin: str = "even"
-    rgb_first: bool = False
-    floats: bool = False
+    rgb_first: bool = False  # colours are converted before the resize, not after it as in CLIP
+    floats: bool = False  # resized without rounding to bytes (DINOv3)
 
     @property
     def dtype(self) -> type:
@@ -86,57 +81,42 @@ class PixelRecipe:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """One picture as (H, W, 3) of `dtype`."""
-        if self._is_simple():
+        if self == replace(clip_recipe(self.size[0]), mean=self.mean, std=self.std):
+            # CLIP's own code makes these pixels, which copes with long pictures and 16 bits
             return np.asarray(resize_and_crop(image, self.size[0]))
         image = eight_bits(image)
         image = image.convert("RGB") if self.rgb_first else image
         if self.resize in (SHORT, COVER):
             image = _middle(image)
-        to, corner = self._geometry(image.height, image.width)
+        to = self._resized(image.height, image.width)
         if self.floats:
             bands = [band.convert("F").resize(to[::-1], self.interpolation) for band in image.convert("RGB").split()]
             array = np.stack([np.asarray(band) for band in bands], axis=-1)
         else:
             array = np.asarray(image.resize(to[::-1], self.interpolation).convert("RGB"))
-        return self._cropped(array, corner)
+        top, left = (self._corner(have, want) for have, want in zip(to, self.size))  # negative: outside
+        height, width = self.size
+        result: np.ndarray = np.empty((height, width, 3), self.dtype)
+        result[:] = self.fill
+        bottom, right = min(to[0], top + height), min(to[1], left + width)
+        result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]
+        return result
 
-    def squashed(self, image: Image.Image) -> np.ndarray:
-        """The whole picture squeezed to (H, W), whatever its shape: one of the test-time views."""
-        return np.asarray(image.resize(self.size[::-1], self.interpolation)).astype(self.dtype, copy=False)
-
-    def _is_simple(self) -> bool:
-        """Whether CLIP's own code makes these pixels, which copes with long pictures and 16 bits."""
-        return self.size[0] == self.size[1] and PixelRecipe(self.size) == PixelRecipe(
-            self.size, self.scale, self.resize, self.interpolation, fill=self.fill, odd_margin=self.odd_margin,
-            rgb_first=self.rgb_first, floats=self.floats)
-
-    def _geometry(self, height: int, width: int) -> tuple[Pixels, Pixels]:
-        """Size after the resize, and where the crop's corner lies in it (negative: outside)."""
+    def _resized(self, height: int, width: int) -> Pixels:
         scale = self.scale or self.size
         if self.resize == SQUASH:
-            to = scale
-        elif self.resize == SHORT:
+            return scale
+        if self.resize == SHORT:
             short = scale[0]
-            to = ((int(short * height / width), short) if width <= height else (short, int(short * width / height)))
-        else:
-            ratios = height / scale[0], width / scale[1]
-            ratio = max(ratios) if self.resize == FIT else min(ratios)
-            to = round(height / ratio), round(width / ratio)
-        to = max(1, to[0]), max(1, to[1])
-        return to, (self._corner(to[0], self.size[0]), self._corner(to[1], self.size[1]))
+            return (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+        ratios = height / scale[0], width / scale[1]
+        ratio = max(ratios) if self.resize == FIT else min(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _corner(self, have: int, want: int) -> int:
         if self.odd_margin == "down":
             return (have - want) // 2
         return int(round((have - want) / 2)) if have >= want else -((want - have) // 2)
-
-    def _cropped(self, array: np.ndarray, corner: Pixels) -> np.ndarray:
-        (top, left), (height, width) = corner, self.size
-        result: np.ndarray = np.empty((height, width, 3), self.dtype)
-        result[:] = self.fill
-        bottom, right = min(array.shape[0], top + height), min(array.shape[1], left + width)
-        result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]
-        return result
 
 
 def clip_recipe(size: int) -> PixelRecipe:
@@ -145,7 +125,7 @@ def clip_recipe(size: int) -> PixelRecipe:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Of a picture that is many times as long as wide the middle, which holds all that a crop will keep."""
+    """The middle of a picture that is many times as long as wide; it holds all that a crop will keep."""
     width, height = image.size
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)

@@ -1,10 +1,9 @@
 """Which k training images of a class serve as its shots.
 
-The contest lets each class have any k of its images, and it has hundreds. A random draw may hold a drawing, a crowd
-or a mislabelled photo, or the same scene twice. Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM)
-in CLIP's feature space: the k images for which the sum of each image's distance 1 - x·x' to the nearest of them is
-least, so that they cover what the class looks like. The rows that lie farthest from the rest, or are read as another
-class, may not be chosen and need not be covered. docs/notes/selection.md has what else was tried.
+Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM) in CLIP's feature space: the k images for which the
+sum of each image's distance 1 - x·x' to the nearest of them is least, so that they cover what the class looks like. The
+rows that lie farthest from the rest, or are read as another class, may not be chosen and need not be covered.
+docs/notes/selection.md has why, and what else was tried.
 
 Letters: m images of one class's pool, k shots, K classes, D feature width.
 """
@@ -12,28 +11,22 @@ Letters: m images of one class's pool, k shots, K classes, D feature width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.data_set import DataSet, by_class
-from jclip_fewshot.data.listing import Files, LabelledPath, PathLike, count_of, locate, natural_key, read_labelled
+from jclip_fewshot.data.listing import Files, LabelledPath, PathLike, count_of, locate, natural_key, read_pairs
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
+# rows (n, D) of images by their paths, and why some could not be read: {index: reason}
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, dict[int, str]]]
 KEPT = 0.9  # share of a pool that counts as typical: a tenth may be wrong labels and odd pictures
-
-
-class Source(Protocol):
-    """What encodes images (features/sources.py)."""
-
-    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0,
-               stage: str = "images") -> tuple[np.ndarray, dict[int, str]]:
-        """(N, D) unit rows of files below `root`, and why some could not be read: {index: reason}."""
 
 
 def medoids(distance: np.ndarray, k: int) -> list[int]:
@@ -67,20 +60,12 @@ def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> li
     text (K, D): every class's text row, to tell rows that are read as another class than `label`.
     """
     rows = np.asarray(rows, np.float64)
-    if len(rows) <= k:
-        return list(range(len(rows)))
     # Near the pool's own mean, and nearer to its own text than to the most similar other one.
     similarity = rows @ text.T.astype(np.float64)
     rival = np.delete(similarity, label, axis=1).max(axis=1) if len(text) > 1 else 0.0
-    typical = standard(rows @ rows.mean(axis=0)) + standard(similarity[:, label] - rival)
+    typical = sum((v - v.mean()) / (v.std() or 1.0) for v in (rows @ rows.mean(axis=0), similarity[:, label] - rival))
     kept = np.sort(np.argsort(-typical, kind="stable")[:max(k, int(np.ceil(KEPT * len(rows))))])
     return [int(kept[i]) for i in medoids(1 - rows[kept] @ rows[kept].T, k)]
-
-
-def standard(values: np.ndarray) -> np.ndarray:
-    """Values with mean 0 and spread 1; zeros where all are equal."""
-    spread = values.std()
-    return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
 def choose_representative(labelled: Sequence[LabelledPath], rows: np.ndarray, text: np.ndarray,
@@ -113,87 +98,73 @@ def caution(select: str, shot_list: str = "") -> str:
             "of the class away; compare with other shots on a test set, not by cv")
 
 
-def choose(data: DataSet, source: Source, text: np.ndarray, shots: int, seed: int, select: str = "random",
-           pool: int = 64, shot_list: str = "") -> list[LabelledPath]:
-    """Return the shots of a run: a list, a seeded draw, or representative of a larger pool.
+def choose_shots(data: DataSet, shots: int = 4, seed: int = 0, shot_list: PathLike = "", pool: int = 64,
+                 encode: Encode | None = None, text: np.ndarray | None = None) -> list[LabelledPath]:
+    """Return the training images to learn from: `shots` of every class that has any, sorted by class.
 
-    source: encodes the pool, a seeded draw too. text (K, D): the classes' text rows.
-    Raise UserError if there are fewer images than shots, or the shot list does not fit the data set.
+    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
+
+    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list). encode, text (K, D):
+    choose those that represent a `pool` of images a class, by their rows and the classes' text rows.
+    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
     """
-    drawn = choose_shots(data, shots, seed, shot_list or None)  # complains of classes that are too small
-    if shot_list or select == "random" or shots == 0:
-        return drawn
+    if shot_list:
+        return read_shot_list(shot_list, data)
+    if shots < 0:
+        raise UserError(f"--shots is {shots}; it must be 0 or more")
+    counts = Counter(label for _, label in data.train)
+    few = [label for label in sorted(counts) if counts[label] < shots]
+    if few and not data.plain:
+        raise UserError(f"class {data.class_names[few[0]]} has {count_of(counts[few[0]], 'training image')}, fewer "
+                        f"than the {shots} shots asked for; use --shots {min(counts.values())} or a --shot-list")
+    if encode is None or text is None or shots == 0:
+        return draw_pool(data, shots, seed)
     candidates = draw_pool(data, max(pool, shots), seed)
-    rows, bad = source.images(data.root, [path for path, _ in candidates], stage="pool")
+    rows, bad = encode([path for path, _ in candidates])
     readable = [index for index in range(len(candidates)) if index not in bad]
     return choose_representative([candidates[i] for i in readable], rows[readable], text, shots)
 
 
 def shortage(data: DataSet, shots: int) -> str:
     """What to say where classes of a plain tree have fewer images than shots; "" where all have enough."""
-    few = [len(paths) for paths in _paths_by_class(data).values() if len(paths) < shots]
+    few = [count for count in Counter(label for _, label in data.train).values() if count < shots]
     if not data.plain or not few:
         return ""
     return (f"{count_of(len(few), 'class has', 'classes have')} fewer than {shots} images (the fewest: {min(few)}); "
             "they give all they have")
 
 
-def choose_shots(data: DataSet, shots: int = 4, seed: int = 0,
-                 shot_list: PathLike | None = None) -> list[LabelledPath]:
-    """Return the training images to learn from: `shots` of every class that has any, sorted by class.
-
-    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
-
-    A class's images are ordered by the SHA-256 of seed and path, and the first ones taken: the same on every
-    machine and Python, whatever the other classes are; fewer shots are always a part of more.
-
-    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list).
-    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
-    """
-    if shot_list is not None:
-        return read_shot_list(shot_list, data)
-    if shots < 0:
-        raise UserError(f"--shots is {shots}; it must be 0 or more")
-    counts = {label: len(paths) for label, paths in sorted(_paths_by_class(data).items())}
-    few = next((label for label, count in counts.items() if count < shots), None)
-    if few is not None and not data.plain:
-        raise UserError(f"class {data.class_names[few]} has {count_of(counts[few], 'training image')}, fewer than the "
-                        f"{shots} shots asked for; use --shots {min(counts.values())} or a --shot-list")
-    return draw_pool(data, shots, seed)
-
-
 def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
-    """Return up to `most` training images of every class, by choose_shots' seeded order, sorted by class."""
-    drawn = []
-    for label, paths in _paths_by_class(data).items():
-        paths = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} {path}".encode()).digest())[:most]
-        drawn += [(path, label) for path in paths]
-    return by_class(drawn)
+    """Return up to `most` training images of every class, sorted by class.
 
-
-def _paths_by_class(data: DataSet) -> dict[int, list[str]]:
-    paths: dict[int, list[str]] = {}
-    for path, label in data.train:
-        paths.setdefault(label, []).append(path)
-    return paths
+    The images are ordered by the SHA-256 of seed and path, and the first of a class taken: the same on every machine
+    and Python, whatever the other classes are; fewer shots are always a part of more.
+    """
+    drawn: dict[int, list[LabelledPath]] = {}
+    for row in sorted(data.train, key=lambda row: hashlib.sha256(f"{seed} {row[0]}".encode()).digest()):
+        drawn.setdefault(row[1], []).append(row)
+    return by_class(row for rows in drawn.values() for row in rows[:most])
 
 
 def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     """Return chosen training images, `path label` a line, the path below the data folder.
 
-    Warn of classes that have training images, but none in the list.
-    Raise UserError if there is no such file or no line, a line does not parse, an id is out of range or other than
-    the data set's, or an image is there twice, absent, elsewhere or of a test set.
+    Warn of classes that have training images, but none in the list. Raise UserError if there is no line, one does not
+    parse, an id is not the data set's, or an image is there twice, absent, elsewhere or of a test set.
     """
     path = Path(path)
-    listed = read_labelled(path, len(data.class_names))
+    listed = read_pairs(path, num_classes=len(data.class_names))
     if not listed:
         raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
     known = dict(data.train)
     seen: dict[str, int] = {}
-    found = locate(Files(data.root), path, [(number, image) for number, image, _ in listed])
-    tests = _test_files(data) if any(image not in known for image in found) else {}
-    for (number, _, label), image in zip(listed, found):
+    found = locate(Files(data.root), path, listed)
+    tests: dict[str, str] = {}  # the images of all test sets that can be read
+    if any(image not in known for _, image, _ in found):
+        for name in data.splits:
+            with suppress(UserError):  # a test set that is not there
+                tests.update(dict.fromkeys(data.split(name).files, name))
+    for number, image, label in found:
         wrong = ""
         if image in seen:
             wrong = f"is on line {seen[image]} too; remove one"
@@ -204,20 +175,11 @@ def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
         if wrong:
             raise UserError(f"{path}, line {number}: {image} {wrong}")
         seen[image] = number
-    without = sorted(set(known.values()) - {label for _, _, label in listed})
+    without = sorted(set(known.values()) - {label for _, _, label in found})
     if without:
         warn(f"{path} lists no image of {len(without)} of {len(data.class_names)} classes "
              f"({data.class_names[without[0]]} for one), though there are some: their names alone are learned from")
-    return by_class((image, label) for (_, _, label), image in zip(listed, found))
-
-
-def _test_files(data: DataSet) -> dict[str, str]:
-    """The images of all test sets that can be read, and which one each is of."""
-    found: dict[str, str] = {}
-    for name in data.splits:
-        with suppress(UserError):  # a test set that is not there
-            found.update(dict.fromkeys(data.split(name).files, name))
-    return found
+    return by_class((image, label) for _, image, label in found)
 
 
 def write_shot_list(path: PathLike, shots: Iterable[LabelledPath]) -> None:

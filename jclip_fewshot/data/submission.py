@@ -9,20 +9,23 @@ import csv
 import io
 import math
 import os
-import struct
+import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jclip_fewshot.data.listing import CLASS_ID, MAX_DIGITS, PathLike, count_of, is_utf8, natural_key
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.data.listing import CLASS_ID, PathLike, brief, count_of, natural_key, some
+from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import open_zip
 from jclip_fewshot.storage.files import atomic_write, require_writable, write_text
 
 TOP = 5
 MAX_BYTES = 64 << 20  # of a result.txt or the archive around it; a million images take about 40 MB
+# what a name in a line `name id id id id id` cannot have
+REFUSED = {"[\ud800-\udfff]": "bytes that are no UTF-8", ",": "a comma", "\t": "a tab", "[\n\r]": "a line break",
+           "[\x00-\x1f\x7f-\x9f]|^\ufeff": "a control character",
+           r"^\s|\s$|\s\s|[^\S ]": "a space at an end, two in a row, or one that is not the plain space"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,14 @@ class ResultCheck:
         return not self.problems
 
 
-def require_target(path: PathLike, flag: str = "--result") -> None:
+def require_target(path: PathLike) -> None:
     """Raise UserError if a result cannot be written to `path`, or its archive beside it."""
     path = Path(path)
-    require_writable(path, flag)
+    require_writable(path, "--result")
     if path.suffix == ".zip":
-        raise UserError(f"{flag} {path}: the result is a .txt file; the .zip is written beside it".lstrip())
+        raise UserError(f"--result {path}: the result is a .txt file; the .zip is written beside it")
     if path.suffix != ".csv":
-        require_writable(path.with_suffix(".zip"), flag)
+        require_writable(path.with_suffix(".zip"), "--result")
 
 
 def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> Path:
@@ -63,25 +66,12 @@ def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> P
 
 def require_names(folder: PathLike, names: Sequence[str]) -> None:
     """Raise UserError if result.txt cannot hold the names of the test images: the first such, and why."""
-    wrong = [(name, why) for name in names if (why := _why_not(name))]
+    wrong = [(name, what) for name in names for sign, what in REFUSED.items() if re.search(sign, name)]
     if wrong:
-        name, why = wrong[0]
-        more = f" ({len(wrong) - 1} more such names)" if len(wrong) > 1 else ""
-        raise UserError(f"{folder}: result.txt cannot hold the name {name!r}, which has {why}; rename it{more}")
-
-
-def _why_not(name: str) -> str:
-    """What keeps a name out of a line `name id id id id id`; "" for nothing."""
-    if not is_utf8(name):
-        return "bytes that are no UTF-8"
-    for sign, word in ((",", "a comma"), ("\t", "a tab"), ("\n", "a line break"), ("\r", "a line break")):
-        if sign in name:
-            return word
-    if any(sign < " " or "\x7f" <= sign < "\xa0" for sign in name) or name.startswith("\ufeff"):
-        return "a control character"
-    if name != " ".join(name.split()):
-        return "a space at an end, two in a row, or one that is not the plain space"
-    return ""
+        name, what = wrong[0]
+        others = len({name for name, _ in wrong}) - 1
+        more = f" ({others} more such names)" if others else ""
+        raise UserError(f"{folder}: result.txt cannot hold the name {name!r}, which has {what}; rename it{more}")
 
 
 def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
@@ -90,8 +80,7 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    if any(other.is_file() and other.stat().st_size == len(content) and other.read_bytes() == content
-           for other in ours):
+    if any(other.is_file() and other.read_bytes() == content for other in ours):
         return None
     number, aside = 1, path.with_name(f"{path.stem}.previous{path.suffix}")
     while aside.exists():
@@ -101,46 +90,38 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
     return aside
 
 
-def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> Path:
-    """Write answers as a CSV of path, label and probability, in natural order, whole or not at all.
-
-    files: N paths below the data folder. labels: the likeliest class of each. probability: (N,), NaN for an image that
-    could not be read, whose cell stays empty.
-    Raise UserError if the file cannot be written.
-    """
+def write_csv(path: PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV, whole or not at all. Raise UserError if it cannot be written."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "label", "probability"])
-    for file, label, sure in sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0])):
-        table.writerow([file, label, "" if math.isnan(sure) else f"{sure:.6f}"])
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     try:
         write_text(path, text.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return Path(path)
 
 
-def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]],
-                 num_classes: int | None = None) -> Path:
+def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> None:
+    """Write N answers as a CSV of path, likeliest label and its probability (empty for NaN), in natural order."""
+    rows = sorted(zip(files, labels, probability), key=lambda row: natural_key(row[0]))
+    write_csv(path, ["path", "label", "probability"],
+              [[file, label, "" if math.isnan(sure) else f"{sure:.6f}"] for file, label, sure in rows])
+
+
+def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]], num_classes: int) -> Path:
     """Write a submission in natural order, read it back and check it, and zip it beside; return the archive's path.
 
-    Both files are written whole or not at all, and the same result makes the same bytes. The archive holds
-    `result.txt` whatever `path` is called; one that stood there before is removed first, so that it never
-    disagrees with the text beside it.
-
-    names: the N test images. top5: (N, min(5, K)) class ids, best first. num_classes: K, where known.
+    Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
+    whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
+    top5: (N, min(5, K)) class ids, best first. num_classes: K.
     Raise ValueError for names and ids that make no valid submission, UserError if a file cannot be written.
     """
     path = Path(path)
-    require_target(path, flag="")
+    require_target(path)
     archive = path.with_suffix(".zip")
-    rows = [[int(label) for label in row] for row in top5]
-    if len(rows) != len(names):
-        raise ValueError(f"{len(names)} test images, but {len(rows)} rows of ids")
-    lines = sorted(zip(names, rows), key=lambda line: natural_key(line[0]))
+    if len(top5) != len(names):
+        raise ValueError(f"{len(names)} test images, but {len(top5)} rows of ids")
+    lines = sorted(zip(names, top5), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
-    if num_classes is None:
-        num_classes = max((max(row) for row in rows if row), default=-1) + 1
     check = _check_bytes(text, names, num_classes)
     if not check.ok:
         raise ValueError("no valid submission: " + "; ".join(check.problems))
@@ -150,34 +131,21 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
             file.write(text)
         if path.read_bytes() != text:
             raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
-        with atomic_write(archive) as file:
-            file.write(_zipped(text))
+        entry = zipfile.ZipInfo("result.txt")  # dated 1980: the same text makes the same bytes
+        entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+        with atomic_write(archive) as file, zipfile.ZipFile(file, "w") as zipped:
+            zipped.writestr(entry, text)
     except OSError as error:
         raise UserError(f"cannot write {path} or {archive.name}: {error.strerror or error}") from error
     return archive
 
 
-def _zipped(text: bytes) -> bytes:
-    """A zip archive with result.txt, its date fixed: the same text makes the same bytes."""
-    entry = zipfile.ZipInfo("result.txt", date_time=(1980, 1, 1, 0, 0, 0))
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    entry.create_system = 3  # Unix, on every platform
-    entry.external_attr = 0o644 << 16
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(entry, text)
-    return buffer.getvalue()
-
-
 def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> ResultCheck:
-    """Find everything that is wrong with a submission file (.txt, or the .zip around it).
+    """Find everything that is wrong with a submission file (.txt, or the .zip around it) for the N test images.
 
-    Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF,
-    tabs, commas, header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image
-    twice, unknown, or without a line. Notes: an order other than the natural one, no newline at the end.
-
-    names: the N test images (TestSet.names). num_classes: K.
-    Raise UserError if there is no such file.
+    Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF, tabs, commas,
+    header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image twice, unknown, or
+    without a line. Notes: an order other than the natural one, no newline at the end. Raise UserError if it is absent.
     """
     path = Path(path)
     try:
@@ -190,62 +158,59 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
         return _check_bytes(data, names, num_classes)
     try:
         with open_zip(io.BytesIO(data)) as archive:
-            inside = [_printable(name) for name in archive.namelist()[:100]]
-            if inside != ["result.txt"]:
-                return ResultCheck([f"the archive holds {', '.join(inside) or 'nothing'}; "
+            there = archive.namelist()
+            if there != ["result.txt"]:
+                return ResultCheck([f"the archive holds {some([shown(brief(name)) for name in there]) or 'nothing'}; "
                                     "it must hold result.txt and nothing else"], [], 0)
             with archive.open("result.txt") as file:
                 text = file.read(MAX_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, NotImplementedError,
-            RuntimeError, OSError) as error:
-        return ResultCheck([f"the archive cannot be read: {_printable(str(error))}"], [], 0)
+    except Exception as error:  # whatever zipfile and its decompressors raise on a damaged archive
+        return ResultCheck([f"the archive cannot be read: {shown(brief(str(error)))}"], [], 0)
     if len(text) > MAX_BYTES:
         return ResultCheck([f"result.txt has more than {MAX_BYTES >> 20} MB"], [], 0)
     return _check_bytes(text, names, num_classes)
 
 
-Problem = tuple[str, str]  # its kind, and what to say
-
-
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
-    problems: list[Problem] = []
+    problems: dict[str, list[str]] = {}  # by their kind, in the order of the kinds' first one
+
+    def checked(notes: list[str], lines: int) -> ResultCheck:
+        for found in problems.values():  # three of a kind are told
+            if len(found) > 3:
+                found[2:] = [f"{found[2]} (and {len(found) - 3} more of this kind)"]
+        return ResultCheck([said for found in problems.values() for said in found], notes, lines)
+
     if data.startswith(b"\xef\xbb\xbf"):
-        problems.append(("bom", "the file begins with a byte-order mark; save it as UTF-8 without one"))
+        problems["bom"] = ["the file begins with a byte-order mark; save it as UTF-8 without one"]
         data = data[3:]
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         place = data[:error.start].count(b"\n") + 1
-        return ResultCheck(_told([*problems, ("text", f"line {place}: not UTF-8 text")]), [], 0)
+        problems["text"] = [f"line {place}: not UTF-8 text"]
+        return checked([], 0)
     if not text:
         return ResultCheck(["the file is empty"], [], 0)
     if "\r" in text:
-        problems.append(("crlf", "lines end in CR LF (Windows); they must end in LF alone"))
+        problems["crlf"] = ["lines end in CR LF (Windows); they must end in LF alone"]
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     notes = [] if text.endswith("\n") else ["no newline at the end of the last line"]
     lines = text.removesuffix("\n").split("\n")
     known = dict.fromkeys(names, 0)  # image: its line
     for number, line in enumerate(lines, 1):
-        problems += [(kind, f"line {number}{said}") for kind, said in _line_problems(line, number, known, num_classes)]
+        for kind, said in _line_problems(line, number, known, num_classes):
+            problems.setdefault(kind, []).append(f"line {number}{said}")
     missing = sorted((name for name, number in known.items() if not number), key=natural_key)
-    problems += [("missing", f"no line for {name}") for name in missing]
+    if missing:
+        problems["missing"] = [f"no line for {name}" for name in missing]
     order = sorted(known, key=known.__getitem__)
-    if not missing and all(kind != "unknown" for kind, _ in problems) and order != sorted(order, key=natural_key):
+    if not missing and "unknown" not in problems and order != sorted(order, key=natural_key):
         notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
-    return ResultCheck(_told(problems), notes, len(lines))
+    return checked(notes, len(lines))
 
 
-def _told(problems: Sequence[Problem]) -> list[str]:
-    """What is wrong, by kind, in the order of the kinds' first one; three of a kind are told."""
-    found: dict[str, list[str]] = {}
-    for kind, said in problems:
-        found.setdefault(kind, []).append(said)
-    return [f"{said} (and {len(messages) - 3} more of this kind)" if place == 2 and len(messages) > 3 else said
-            for messages in found.values() for place, said in enumerate(messages[:3])]
-
-
-def _line_problems(line: str, number: int, known: dict[str, int], num_classes: int) -> Iterator[Problem]:
-    """Yield what is wrong with a line, and note its number in `known`."""
+def _line_problems(line: str, number: int, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a line (its kind, and what to say), and note its number in `known`."""
     if not line.strip():
         yield "empty", " is empty"
     for sign, word in (("\t", "tab"), (",", "comma")):
@@ -260,9 +225,9 @@ def _line_problems(line: str, number: int, known: dict[str, int], num_classes: i
     name, *ids = line.rsplit(None, count)
     if name not in known:  # too many ids, or no such image: only known names may hold spaces
         name, *ids = line.split()
-    said = _printable(name)
+    said = shown(brief(name))
     if name not in known and number == 1 and not any(map(CLASS_ID.fullmatch, ids)):
-        yield "header", f" looks like a header ({_printable(line)!r}); the file has none"
+        yield "header", f" looks like a header ({brief(line)!r}); the file has none"
         return
     if name not in known:
         alone = PurePosixPath(name.replace("\\", "/")).name
@@ -272,25 +237,14 @@ def _line_problems(line: str, number: int, known: dict[str, int], num_classes: i
         yield "again", f": {said} is on line {known[name]} already"
     else:
         known[name] = number
-    yield from _id_problems(ids, count, num_classes)
-
-
-def _id_problems(ids: Sequence[str], count: int, num_classes: int) -> Iterator[Problem]:
     if len(ids) != count:
         yield "count", f": {count_of(len(ids), 'id')} instead of {count}"
     wrong = [text for text in ids if not CLASS_ID.fullmatch(text)]
     if wrong:
-        yield "no id", f": {_printable(wrong[0])!r} is no class id"
-    outside = [text for text in ids if CLASS_ID.fullmatch(text)
-               and (len(text) > MAX_DIGITS or int(text) >= num_classes)]
+        yield "no id", f": {brief(wrong[0])!r} is no class id"
+    outside = [text for text in ids if text not in wrong and int(text) >= num_classes]
     if outside:
-        yield "range", f": id {_printable(outside[0])} is outside 0..{num_classes - 1}"
+        yield "range", f": id {outside[0]} is outside 0..{num_classes - 1}"
     double = [text for place, text in enumerate(ids) if text in ids[:place]]
     if double:
-        yield "double", f": id {_printable(double[0])} stands there more than once"
-
-
-def _printable(text: str) -> str:
-    """A text from outside for a message: no control characters, not too long."""
-    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:81])
-    return text if len(text) <= 80 else text[:79] + "…"
+        yield "double", f": id {shown(brief(double[0]))} stands there more than once"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.data.data_set import domains_of
+from jclip_fewshot.data.prompts import domains_of
 from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.task import Task, domain_indices, fold_of_shots

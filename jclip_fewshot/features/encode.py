@@ -16,6 +16,7 @@ Letters: N images, V views an image, K classes, D feature width, H, W pixels, B 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import progress, tell, warn
-from jclip_fewshot.data.decode import Decoder, Done, Recipe
+from jclip_fewshot.data.decode import Decoder, Done, Recipe, digest_of
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -68,7 +69,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
         store = stored_rows(cache, encoder, recipe, depth)
         digests, known, marks = cache.known_files(paths)
         if len(store):
-            _read_unknown(paths, digests, known, marks, recipe, workers, cache)
+            _read_unknown(paths, digests, known, marks, workers, cache)
             rows, found = store.get(digests)
             found &= known
     batch = _images_a_batch(encoder, views)
@@ -137,17 +138,19 @@ def _workers(workers: int | None, worth: int) -> int:
     return min(cores(), worth) if workers is None else workers
 
 
-def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, recipe: Recipe,
-                  workers: int | None, cache: FeatureCache) -> None:
+def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, workers: int | None,
+                  cache: FeatureCache) -> None:
     """Read the files that the cache has not seen at this place; fill in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
-    workers = min(_workers(workers, len(unknown) // FILES_A_WORKER), len(unknown))
-    with Decoder(paths, recipe, 1, workers) as decoder:
-        read = decoder.digests(unknown)
-        for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
-            if not done.reason:
-                digests[index] = as_keys([done.digest])[0]
+    pool = ThreadPoolExecutor(_workers(workers, len(unknown) // FILES_A_WORKER) or 1)  # hashing lets other threads run
+    try:
+        read = pool.map(digest_of, [paths[index] for index in unknown])
+        for digest, index in zip(progress(read, stage="reading", unit="files", total=len(unknown)), unknown):
+            if digest is not None:
+                digests[index] = as_keys([digest])[0]
                 known[index] = True
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for no file that is not being read
     now_known = [i for i in unknown if known[i]]
     cache.remember_files(marks[now_known], digests[now_known])
 

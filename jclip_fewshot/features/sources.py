@@ -62,7 +62,7 @@ class EncoderSource:
         """Return (N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
 
         views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
-        test-time views (decode.view_of_test) are averaged, the plain image first; each is kept in the cache by itself.
+        test-time views (decode.view_images) are averaged, the plain image first; each is kept in the cache by itself.
         """
         how: dict[str, Any] = dict(cache=self._cache, workers=self._workers, as_seen=self._seen(root))
         files = [os.path.join(os.path.abspath(root), path) for path in paths]

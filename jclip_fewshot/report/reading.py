@@ -158,7 +158,7 @@ def _images_and_truth(root: str, record: Record, split: str,
         data = read_data_set(root, record.config.board, labelled=False, format=record.config.format,
                              labels=record.config.labels)
         tests = data.split(split)
-        where = dict(zip(tests.names, tests.paths))
+        where = {name: tests.folder / name for name in tests.names}
         labels = tests.labels if data.class_names == record.classes else None
         truth = None if labels is None else truth_of(labels, names)
     except UserError:

@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from jclip_fewshot.data.data_set import domain_of, domains_of
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS, read_classes
 from jclip_fewshot.data.listing import natural_key
+from jclip_fewshot.data.prompts import domain_of, domains_of
 from jclip_fewshot.data.shots import choose_shots, read_shot_list, shortage, write_shot_list
 from jclip_fewshot.data.submission import check_result, move_aside, require_names, require_target, write_result
 from jclip_fewshot.errors import UserError
@@ -69,7 +69,7 @@ def test_reads_both_boards(dataset):
 def test_test_images_come_in_natural_order_and_others_are_counted(dataset):
     found = test_images(dataset, "A")
     assert found.names == ["a.png", "image_1.jpeg", "image_2.JPEG", "image_9.JPG", "image_10.jpg"]
-    assert found.paths == [dataset / "TestSetA" / name for name in found.names]
+    assert found.folder == dataset / "TestSetA" and found.files == [f"TestSetA/{name}" for name in found.names]
     assert "2 files left out, no images: .db, .jpg" in found.notes[0]
     touch(dataset / "TestSetA/more/image_11.jpg")
     with fails_with("more: 1 image in a folder inside TestSetA, and result.txt has no line for them"):
@@ -399,7 +399,7 @@ def test_a_result_is_sorted_valid_and_zipped(tmp_path):
     for file in (path, archive):
         check = check_result(file, NAMES, 374)
         assert check.ok and not check.notes and check.lines == 3
-    again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1])
+    again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1], 374)
     assert again.read_bytes() == archive.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["other.txt", "other.zip", "out"]
 
@@ -421,18 +421,18 @@ def test_an_invalid_result_is_never_written(tmp_path, names, top5):
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
-    write_result(path, NAMES, TOP5)
+    write_result(path, NAMES, TOP5, 374)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with fails_with("cannot write .*result.txt.*No space left on device"):
-        write_result(path, NAMES, TOP5[:, ::-1])
+        write_result(path, NAMES, TOP5[:, ::-1], 374)
     assert path.read_bytes() == TEXT
     assert os.listdir(tmp_path) == ["result.txt"]  # no leftovers, no archive that disagrees
     with fails_with("the result is a .txt file"):
-        write_result(tmp_path / "result.zip", NAMES, TOP5)
+        write_result(tmp_path / "result.zip", NAMES, TOP5, 374)
 
 
 @pytest.mark.parametrize("change, problems", [
@@ -590,7 +590,7 @@ def test_mutated_submissions_are_checked_without_a_trace(tmp_path):
 
 def test_names_with_spaces_survive(tmp_path):
     names = ["my owl 3.jpg", "my owl 20.jpg"]
-    write_result(tmp_path / "result.txt", names, TOP5[:2])
+    write_result(tmp_path / "result.txt", names, TOP5[:2], 374)
     assert check_result(tmp_path / "result.txt", names, 374).ok
 
 

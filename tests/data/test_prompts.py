@@ -54,10 +54,10 @@ def test_names_that_are_in_no_table(raw, domain, name):
 
 
 def test_unknown_domains_take_the_default_templates():
-    assert prompts.sentences("Flowers_iris", ensemble=False) == ["a photo of an iris"]
-    assert prompts.sentences("lap_dog", domain="", ensemble=False) == ["a photo of a lap dog"]
+    assert prompts.sentences("Flowers_iris", prompt_set="seeds") == ["a photo of an iris"]
+    assert prompts.sentences("lap_dog", domain="", prompt_set="seeds") == ["a photo of a lap dog"]
     assert len(prompts.sentences("Flowers_iris")) == len(BUILTIN.templates["default"])
-    assert prompts.sentences("Animal_Yak", ensemble=False) == ["a photo of a Yak, a kind of an animal"]
+    assert prompts.sentences("Animal_Yak", prompt_set="seeds") == ["a photo of a Yak, a kind of an animal"]
 
 
 def test_the_seeds_templates_come_first():
@@ -81,14 +81,14 @@ def test_the_seeds_templates_come_first():
     ("Stanford-Cars_Audi_R8_Coupe_2012", "a photo of a 2012 Audi R8 coupe, a type of car"),
 ])
 def test_names_read_naturally(raw, sentence):
-    assert prompts.sentences(raw, ensemble=False, descriptions=False) == [sentence]
+    assert prompts.sentences(raw, prompt_set="seeds") == [sentence]
 
 
 def test_descriptions_are_used_when_present():
     mine = prompts.Prompts({"default": ["a {}", "the {}"]}, {}, {"X_owl": ["An owl has round eyes."]})
     assert prompts.sentences("X_owl", prompts=mine) == ["an owl", "the owl", "An owl has round eyes."]
-    assert prompts.sentences("X_owl", prompts=mine, ensemble=False) == ["an owl", "An owl has round eyes."]
-    assert prompts.sentences("X_owl", prompts=mine, descriptions=False) == ["an owl", "the owl"]
+    assert prompts.sentences("X_owl", prompts=mine, prompt_set="seeds") == ["an owl"]
+    assert prompts.sentences("X_owl", prompts=mine, prompt_set="templates") == ["an owl", "the owl"]
     assert prompts.sentences("X_elk", prompts=mine) == ["an elk", "the elk"]
     for raw, lines in BUILTIN.descriptions.items():
         assert prompts.sentences(raw)[-len(lines):] == lines
@@ -181,11 +181,10 @@ def test_mistakes_in_ones_own_folder(folder, file, text, message):
 
 
 def test_no_prompts_folder(tmp_path):
-    with pytest.raises(UserError, match="no folder .*templates: a prompts folder holds"):
-        prompts.load(tmp_path)
-    (tmp_path / "templates").mkdir()
-    with pytest.raises(UserError, match="no templates in"):
-        prompts.load(tmp_path)
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(UserError, match="no templates in .*templates: a prompts folder holds"):
+            prompts.load(folder)
+        (tmp_path / "templates").mkdir(exist_ok=True)
 
 
 def test_prompt_sets_differ_as_their_names_say():
@@ -196,7 +195,6 @@ def test_prompt_sets_differ_as_their_names_say():
     assert set(of("both")) == set(of("templates")) | set(prompts.load().descriptions["Animal_Bear"])
     assert len(of("openai80")) == 80 and all("bear" in sentence.lower() for sentence in of("openai80"))
     assert of("descriptions") and not set(of("descriptions")) & set(of("templates"))
-    assert set(prompts.PROMPT_SETS) == {"both", "seeds", "templates", "openai80", "descriptions"}
 
 
 def test_own_descriptions_take_the_place_of_ours_and_lead_with_the_name(tmp_path):

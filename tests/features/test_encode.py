@@ -307,6 +307,7 @@ def test_unchanged_files_are_not_even_read(paths, tmp_path, monkeypatch):
     def no_reading(*_):
         raise AssertionError("a file was read")
     monkeypatch.setattr(decode, "decode", no_reading)
+    monkeypatch.setattr(features, "digest_of", no_reading)
     encode_images(ENCODER, paths, cache=FeatureCache(tmp_path), workers=0)
 
 

@@ -1,7 +1,4 @@
-"""The built-in contest: a small drawn world in the contest's own layout, and a small CLIP to go with it.
-
-In: a seed. Out: a data set's folder. world.py has the classes, drawing.py draws them, contest.py writes the files.
-"""
+"""The built-in contest: a small drawn world in the contest's own layout, and a small CLIP to go with it."""
 
 from jclip_fewshot.data.demo.contest import CHECKPOINT, SECOND_CHECKPOINT, SEED, make_contest, prepare, settings
 

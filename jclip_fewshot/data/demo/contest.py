@@ -15,7 +15,7 @@ from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import DEMO_SEED, SourceConfig
 from jclip_fewshot.console import progress
 from jclip_fewshot.data.demo.drawing import draw, random_size
-from jclip_fewshot.data.demo.world import DOMAINS, DemoClass, contest_classes
+from jclip_fewshot.data.demo.world import DOMAINS, contest_classes
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import shipped_folder, write_text
 
@@ -32,8 +32,7 @@ def make_contest(folder: str | Path, seed: int = SEED) -> Path:
     """Draw the demo contest into `folder`, in the contest's own layout; return it.
 
     The known answers are in labels_TestSetA.txt; one image in ten is a .jpeg. The same seed gives the same files, byte
-    for byte (with the same Pillow); another seed chooses other classes too. complete.txt is written last: without it,
-    the drawing was interrupted.
+    for byte (with the same Pillow); another seed chooses other classes too. complete.txt is written last.
     """
     folder = Path(folder)
     classes = contest_classes(seed)
@@ -48,7 +47,7 @@ def make_contest(folder: str | Path, seed: int = SEED) -> Path:
     def suffix() -> str:
         return "jpeg" if rng.random() < 0.1 else "jpg"
 
-    images = [(f"TrainSet/{_folder(classes[label])}/{i % TRAIN_IMAGES + 1}.{suffix()}", label)
+    images = [(f"TrainSet/{classes[label].name.replace('_', '/', 1)}/{i % TRAIN_IMAGES + 1}.{suffix()}", label)
               for i, label in enumerate(train)]
     images += [(f"TestSetA/image_{i}.{suffix()}", label) for i, label in enumerate(test, 1)]
 
@@ -58,7 +57,7 @@ def make_contest(folder: str | Path, seed: int = SEED) -> Path:
         image = draw(classes[label].domain, classes[label].scene, own, random_size(own))
         image.save(folder / path, "JPEG", quality=int(55 + 40 * own.random()))
 
-    for parent in sorted({(folder / path).parent for path, _ in images}):
+    for parent in {(folder / path).parent for path, _ in images}:
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # Pillow's resizing, filters and JPEG run in parallel with its polygons
         drawn = pool.map(draw_file, range(len(images)))
@@ -75,20 +74,9 @@ def make_contest(folder: str | Path, seed: int = SEED) -> Path:
     return folder
 
 
-def _folder(one: DemoClass) -> str:
-    """Where a class's images lie under TrainSet: "Beast/spotted_orange_hare"."""
-    return one.name.replace("_", "/", 1)
-
-
-def folder_of(seed: int = SEED) -> Path:
-    """Where the demo contest of a seed lies: demo/ for the default one, demo-7/ for seed 7."""
-    return Path("demo" if seed == SEED else f"demo-{seed}")
-
-
 def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
-    """Return the demo contest, drawn where it is not there yet, and its CLIP: (data folder, checkpoint).
+    """Return the demo contest, drawn where it is not complete, and its CLIP: (data folder, checkpoint).
 
-    A contest that is complete is left alone, an interrupted or older one is drawn again.
     Raise UserError if `folder` holds something else, or the checkpoint is missing.
     """
     folder = Path(folder)
@@ -114,6 +102,7 @@ def prepare(folder: str | Path = "demo", seed: int = SEED) -> tuple[Path, Path]:
 
 def settings(given: Settings) -> Settings:
     """Return what `--demo` stands for: the same settings, on the demo contest's data and, without --model, its CLIP."""
-    data, checkpoint = prepare(folder_of(given.demo_seed), given.demo_seed)
+    seed = given.demo_seed
+    data, checkpoint = prepare(Path("demo" if seed == SEED else f"demo-{seed}"), seed)
     model = (str(checkpoint),) if given.model == SourceConfig().model else given.model
     return replace(given, data=str(data), board="A", model=model, features=())

@@ -3,107 +3,101 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from jclip_fewshot.data.demo.world import _C, COLOURS, pick
 
+Colour = tuple[int, ...]
+Shape = Sequence[tuple[float, float]]  # corners in the object's own coordinates, -1..1 with y upwards
 
-class Pen:
-    """Draws polygons in the object's own coordinates, -1..1 with y upwards, on a canvas in pixels."""
 
-    def __init__(self, image: Image.Image, centre, scale: float, turn: float, mirror: bool, squash: float):
-        self.image = image
-        self.draw = ImageDraw.Draw(image)
-        c, s = math.cos(turn) * scale, math.sin(turn) * scale
-        m = -1.0 if mirror else 1.0
-        self.matrix = (c * m, s * squash, s * m, -c * squash)
-        self.centre = centre
-
-    def on(self, image: Image.Image) -> Pen:
-        """The same map on another canvas of the same size."""
-        pen = object.__new__(Pen)
-        pen.image, pen.draw, pen.matrix, pen.centre = image, ImageDraw.Draw(image), self.matrix, self.centre
-        return pen
-
-    def to_pixels(self, points):
-        a, b, c, d = self.matrix
-        cx, cy = self.centre
-        return [(cx + a * x + b * y, cy + c * x + d * y) for x, y in points]
-
-    def polygon(self, points, colour):
-        self.draw.polygon(self.to_pixels(points), fill=colour)
-
-    def oval(self, x, y, rx, ry, colour, lean: float = 0.0):
-        self.polygon(oval(x, y, rx, ry, lean), colour)
-
-    def bar(self, x0, y0, x1, y1, width, colour):
-        """A straight bar of a given width from one point to another."""
-        dx, dy = x1 - x0, y1 - y0
-        length = math.hypot(dx, dy) or 1.0
-        nx, ny = -dy / length * width / 2, dx / length * width / 2
-        self.polygon([(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)], colour)
+def turned(x: float, y: float, angle: float, shape: Shape) -> Shape:
+    """A shape turned around the origin, which is then laid on (x, y)."""
+    c, s = math.cos(angle), math.sin(angle)
+    return [(x + u * c - v * s, y + u * s + v * c) for u, v in shape]
 
 
 _CIRCLE = [(math.cos(math.pi * i / 12), math.sin(math.pi * i / 12)) for i in range(24)]
 
 
-def oval(x, y, rx, ry, lean=0.0):
-    """An ellipse as a polygon."""
-    c, s = math.cos(lean), math.sin(lean)
-    return [(x + rx * u * c - ry * v * s, y + rx * u * s + ry * v * c) for u, v in _CIRCLE]
+def oval(x: float, y: float, rx: float, ry: float, lean: float = 0.0) -> Shape:
+    """An ellipse."""
+    return turned(x, y, lean, [(rx * u, ry * v) for u, v in _CIRCLE])
 
 
-def box(x0, y0, x1, y1):
+def bar(x0: float, y0: float, x1: float, y1: float, width: float) -> Shape:
+    """A straight bar from one point to another."""
+    dx, dy = x1 - x0, y1 - y0
+    length = math.hypot(dx, dy) or 1.0
+    nx, ny = -dy / length * width / 2, dx / length * width / 2
+    return [(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)]
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> Shape:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def star(x, y, radius, points=5):
-    corners = []
-    for i in range(2 * points):
-        r = radius if i % 2 == 0 else radius * 0.42
-        angle = math.pi / 2 + math.pi * i / points
-        corners.append((x + r * math.cos(angle), y + r * math.sin(angle)))
-    return corners
+def star(x: float, y: float, radius: float, points: int = 5) -> Shape:
+    angles = [math.pi / 2 + math.pi * i / points for i in range(2 * points)]
+    radii = [radius, radius * 0.42] * points
+    return [(x + r * math.cos(angle), y + r * math.sin(angle)) for r, angle in zip(radii, angles)]
 
 
-def patterned(pen: Pen, shapes, pattern: str, colour, accent, rng, size: float = 1.0):
-    """Fills polygons with a colour and lays a pattern of the accent colour over them."""
+class Pen(NamedTuple):
+    """Draws shapes on a canvas: (x, y) lies at the pixel `centre` + `matrix` (x, y)."""
+
+    image: Image.Image
+    centre: tuple[float, float]
+    matrix: tuple[float, float, float, float]
+
+    def polygon(self, shape: Shape, colour: Colour | int) -> None:
+        (cx, cy), (a, b, c, d) = self.centre, self.matrix
+        corners = [(cx + a * x + b * y, cy + c * x + d * y) for x, y in shape]
+        ImageDraw.Draw(self.image).polygon(corners, fill=colour)
+
+    def oval(self, x, y, rx, ry, colour, lean: float = 0.0) -> None:
+        self.polygon(oval(x, y, rx, ry, lean), colour)
+
+    def bar(self, x0, y0, x1, y1, width, colour) -> None:
+        self.polygon(bar(x0, y0, x1, y1, width), colour)
+
+
+def _marks(pattern: str, middle: float, rng) -> list[Shape]:
+    """The shapes of a pattern. middle: the height of its one band."""
+    size = 0.8
+    shift = rng.random() * 0.25 * size
+    if pattern == "spotted":
+        step = 0.36 * size
+        return [oval((column + 0.5 * (row % 2)) * step + shift, row * step * 0.85 + shift, 0.11 * size, 0.11 * size)
+                for row in range(-4, 5) for column in range(-4, 5)]
+    if pattern == "striped":
+        edges = [i * 0.25 * size + shift for i in range(-7, 8)]
+        return [bar(x, -1.5, x + 0.1, 1.5, 0.11 * size) for x in edges]
+    if pattern == "banded":
+        return [bar(-1.5, middle, 1.5, middle, 0.26 * size)]
+    if pattern == "patched":
+        return [oval((x + shift) * size, y * size, 0.27 * size, 0.2 * size, lean=rng.random() * 3)
+                for x, y in ((-0.42, 0.22), (0.28, -0.2), (0.55, 0.45), (-0.2, -0.55))]
+    # speckled
+    return [oval(rng.random() * 2 - 1, rng.random() * 2 - 1, 0.035 * size, 0.035 * size) for _ in range(110)]
+
+
+def patterned(pen: Pen, shapes: Sequence[Shape], pattern: str, colour: Colour, accent: Colour, rng) -> None:
+    """Fill shapes with a colour and lay a pattern of the accent colour over them."""
     for shape in shapes:
         pen.polygon(shape, colour)
     if pattern == "plain":
         return
-    layer = Image.new("L", pen.image.size)
-    marks = pen.on(layer)
-    shift = rng.random() * 0.25 * size
-    if pattern == "spotted":
-        step = 0.36 * size
-        for row in range(-4, 5):
-            for column in range(-4, 5):
-                marks.oval((column + 0.5 * (row % 2)) * step + shift, row * step * 0.85 + shift,
-                           0.11 * size, 0.11 * size, 255)
-    elif pattern == "striped":
-        for i in range(-7, 8):
-            x = i * 0.25 * size + shift
-            marks.bar(x, -1.5, x + 0.1, 1.5, 0.11 * size, 255)
-    elif pattern == "banded":
-        middle = sum(y for _, y in shapes[0]) / len(shapes[0])
-        marks.bar(-1.5, middle, 1.5, middle, 0.26 * size, 255)
-    elif pattern == "patched":
-        for x, y in ((-0.42, 0.22), (0.28, -0.2), (0.55, 0.45), (-0.2, -0.55)):
-            marks.oval((x + shift) * size, y * size, 0.27 * size, 0.2 * size, 255, lean=rng.random() * 3)
-    else:  # speckled
-        for _ in range(110):
-            marks.oval((rng.random() * 2 - 1), (rng.random() * 2 - 1), 0.035 * size, 0.035 * size, 255)
-    mask = Image.new("L", pen.image.size)
-    inside = pen.on(mask)
+    layer, inside = (pen._replace(image=Image.new("L", pen.image.size)) for _ in range(2))
+    for mark in _marks(pattern, sum(y for _, y in shapes[0]) / len(shapes[0]), rng):
+        layer.polygon(mark, 255)
     for shape in shapes:
         inside.polygon(shape, 255)
-    both = Image.new("L", pen.image.size)
-    both.paste(layer, mask=mask)
-    pen.image.paste(accent, mask=both)
+    pen.image.paste(accent, mask=ImageChops.darker(layer.image, inside.image))
 
 
 class Build(NamedTuple):
@@ -133,11 +127,27 @@ _BUILDS = {
 }
 
 
-def draw_beast(pen: Pen, scene, paint, rng):
+# Ovals by species: a colour, the place beside the tail's root or the head's centre, two radii, and the lean.
+_TAILS = {"fox": [("coat", -0.22, 0.06, 0.3, 0.12, -0.5), ("accent", -0.4, 0.17, 0.11, 0.08, -0.5)],
+          "hare": [("accent", 0.0, 0.05, 0.13, 0.13, 0.0)],
+          "bear": [("dark", 0.0, 0.08, 0.1, 0.07, 0.0)], "deer": [("dark", 0.0, 0.08, 0.1, 0.07, 0.0)]}
+_FAR_EARS = {"hare": [("dark", -0.12, 0.42, 0.08, 0.32, 0.25)], "bear": [("dark", -0.2, 0.24, 0.12, 0.12, 0.0)]}
+_EARS = {"hare": [("coat", 0.02, 0.46, 0.09, 0.34, -0.12), ("accent", 0.02, 0.46, 0.04, 0.24, -0.12)],
+         "bear": [("dark", 0.02, 0.27, 0.12, 0.12, 0.0)], "hound": [("dark", -0.1, -0.12, 0.1, 0.28, 0.15)],
+         "elephant": [("dark", -0.16, 0.0, 0.22, 0.32, 0.0)]}
+
+
+def _ovals(pen: Pen, x: float, y: float, ovals, paint) -> None:
+    for colour, dx, dy, rx, ry, lean in ovals:
+        pen.oval(x + dx, y + dy, rx, ry, paint[colour], lean)
+
+
+def draw_beast(pen: Pen, scene, paint, rng) -> None:
     """A beast in profile, looking right: legs, tail, body, neck, head, ears."""
     species, one = scene["species"], _BUILDS[scene["species"]]
     coat, accent = paint[scene["colour"]], paint[scene["accent"]]
     dark = tuple(int(0.72 * v) for v in coat)
+    paint = {**paint, "coat": coat, "accent": accent, "dark": dark}
     swing = (rng.random() - 0.5) * 0.2
     for x, side in ((-0.7, dark), (0.6, dark), (-0.85, coat), (0.78, coat)):
         foot = x * one.length + (swing if side is dark else -swing)
@@ -146,132 +156,98 @@ def draw_beast(pen: Pen, scene, paint, rng):
         if scene["socks"] == "yes":
             knee = 0.35 * x * one.length + 0.65 * foot
             pen.bar(knee, bottom + 0.35 * (top - bottom), foot, bottom, one.thick * 1.15, accent)
-    _draw_tail(pen, species, -one.length, one.middle, (coat, dark, accent))
+    back = -one.length
+    _ovals(pen, back, one.middle, _TAILS.get(species, ()), paint)
+    if species not in _TAILS:
+        end = 0.35 if species == "hound" else -0.35
+        pen.bar(back + 0.05, one.middle + 0.05, back - 0.22, one.middle + end, 0.07, dark)
     body = [oval(0, one.middle, one.length, one.height)]
     if species == "camel":
         body += [oval(x, one.middle + 0.24, 0.17, 0.22) for x in (-0.2, 0.22)]
     x, y = one.length * 0.65, one.middle + one.height * 0.2  # where the neck begins
     pen.bar(x, y, one.hx - 0.02, one.hy, one.neck, coat)
-    patterned(pen, body, scene["pattern"], coat, accent, rng, size=0.8)
+    patterned(pen, body, scene["pattern"], coat, accent, rng)
     if scene["collar"] != "no":
         dx, dy = one.hx - one.length * 0.65, one.hy - one.middle - one.height * 0.2  # along the neck
         x, y = x + 0.45 * dx, y + 0.45 * dy
         dx, dy = 0.08 * dx / math.hypot(dx, dy), 0.08 * dy / math.hypot(dx, dy)
         pen.bar(x - dx, y - dy, x + dx, y + dy, one.neck * 1.3, paint[scene["collar"]])
-    _draw_head(pen, species, one, (coat, dark, accent), paint)
+    _draw_head(pen, species, one, paint)
 
 
-def _draw_tail(pen: Pen, species: str, back: float, middle: float, colours) -> None:
-    coat, dark, accent = colours
-    if species == "fox":
-        pen.oval(back - 0.22, middle + 0.06, 0.3, 0.12, coat, lean=-0.5)
-        pen.oval(back - 0.4, middle + 0.17, 0.11, 0.08, accent, lean=-0.5)
-    elif species == "hare":
-        pen.oval(back, middle + 0.05, 0.13, 0.13, accent)
-    elif species in ("hound", "camel", "giraffe", "elephant"):
-        end = 0.35 if species == "hound" else -0.35
-        pen.bar(back + 0.05, middle + 0.05, back - 0.22, middle + end, 0.07, dark)
-    else:
-        pen.oval(back, middle + 0.08, 0.1, 0.07, dark)
-
-
-def _draw_head(pen: Pen, species: str, one: Build, colours, paint) -> None:
-    (coat, dark, accent), hx, hy, head = colours, one.hx, one.hy, one.head
-    if species == "hare":  # ears and antlers behind the head
-        pen.oval(hx - 0.12, hy + 0.42, 0.08, 0.32, dark, lean=0.25)
-    elif species == "bear":
-        pen.oval(hx - 0.2, hy + 0.24, 0.12, 0.12, dark)
-    elif species == "deer":
-        for lean in (-0.25, 0.18):
+def _draw_head(pen: Pen, species: str, one: Build, paint) -> None:
+    hx, hy, head, coat, dark = one.hx, one.hy, one.head, paint["coat"], paint["dark"]
+    _ovals(pen, hx, hy, _FAR_EARS.get(species, ()), paint)
+    if species == "deer":
+        for lean in (-0.25, 0.18):  # antlers
+            fork = hx + lean * 0.6
             pen.bar(hx - 0.05, hy + 0.1, hx + lean, hy + 0.55, 0.06, paint["brown"])
-            pen.bar(hx + lean * 0.6, hy + 0.34, hx + lean * 0.6 + 0.2, hy + 0.5, 0.05, paint["brown"])
-            pen.bar(hx + lean * 0.6, hy + 0.34, hx + lean * 0.6 - 0.16, hy + 0.52, 0.05, paint["brown"])
+            pen.bar(fork, hy + 0.34, fork + 0.2, hy + 0.5, 0.05, paint["brown"])
+            pen.bar(fork, hy + 0.34, fork - 0.16, hy + 0.52, 0.05, paint["brown"])
     pen.oval(hx, hy, head, head * 0.9, coat)
     if one.snout:
-        tip = 0.05 if species == "fox" else 0.1
-        pen.polygon([(hx, hy + head * 0.6), (hx + head + one.snout * 0.7, hy + tip - 0.08),
-                     (hx + head + one.snout * 0.7, hy - tip - 0.06), (hx, hy - head * 0.75)], coat)
+        tip, end = 0.05 if species == "fox" else 0.1, hx + head + one.snout * 0.7
+        pen.polygon([(hx, hy + head * 0.6), (end, hy + tip - 0.08), (end, hy - tip - 0.06),
+                     (hx, hy - head * 0.75)], coat)
         pen.oval(hx + head + one.snout * 0.65, hy - 0.05, 0.06, 0.06, paint["black"])
-    if species == "hare":
-        pen.oval(hx + 0.02, hy + 0.46, 0.09, 0.34, coat, lean=-0.12)
-        pen.oval(hx + 0.02, hy + 0.46, 0.04, 0.24, accent, lean=-0.12)
-    elif species == "fox":
+    if species == "fox":
         pen.polygon([(hx - 0.2, hy + 0.08), (hx - 0.12, hy + 0.44), (hx + 0.04, hy + 0.14)], coat)
         pen.polygon([(hx - 0.04, hy + 0.12), (hx + 0.08, hy + 0.44), (hx + 0.18, hy + 0.08)], dark)
-    elif species == "bear":
-        pen.oval(hx + 0.02, hy + 0.27, 0.12, 0.12, dark)
-    elif species == "hound":
-        pen.oval(hx - 0.1, hy - 0.12, 0.1, 0.28, dark, lean=0.15)
-    elif species == "elephant":
-        for i in range(5):
+    elif species not in _EARS:
+        pen.oval(hx - head * 0.8, hy + head * 0.9, 0.1, 0.05, dark, lean=-0.6)
+    if species == "elephant":
+        for i in range(5):  # the trunk
             pen.bar(hx + 0.26 + 0.05 * i, hy - 0.14 * i, hx + 0.35 + 0.05 * i, hy - 0.14 * (i + 1),
                     0.15 - 0.012 * i, coat)
-        pen.oval(hx - 0.16, hy + 0.0, 0.22, 0.32, dark)
-    else:
-        pen.oval(hx - head * 0.8, hy + head * 0.9, 0.1, 0.05, dark, lean=-0.6)
-        if species == "giraffe":
-            pen.bar(hx, hy, hx - 0.02, hy + 0.26, 0.05, dark)
-            pen.oval(hx - 0.02, hy + 0.27, 0.05, 0.05, dark)
+    elif species == "giraffe":
+        pen.bar(hx, hy, hx - 0.02, hy + 0.26, 0.05, dark)
+        pen.oval(hx - 0.02, hy + 0.27, 0.05, 0.05, dark)
+    _ovals(pen, hx, hy, _EARS.get(species, ()), paint)
     pen.oval(hx + head * 0.35, hy + head * 0.3, 0.055, 0.055, paint["white"])
     pen.oval(hx + head * 0.42, hy + head * 0.3, 0.032, 0.032, paint["black"])
 
 
-def draw_thing(pen: Pen, scene, paint, rng):
+# What things are made of, back to front: a colour, and its shape. `body` carries the pattern.
+_THINGS: dict[str, list[tuple[str, Shape]]] = {
+    "boat": [("brown", bar(0.0, -0.3, 0.0, 0.9, 0.06)),
+             ("trim", [(0.06, -0.15), (0.06, 0.85), (0.75, -0.15)]),
+             ("trim", [(-0.06, -0.15), (-0.06, 0.65), (-0.5, -0.15)]),
+             ("body", [(-0.9, -0.22), (0.95, -0.22), (0.6, -0.75), (-0.65, -0.75)])],
+    "car": [("trim", [(-0.55, 0.05), (-0.35, 0.5), (0.3, 0.5), (0.58, 0.05)]),
+            ("body", [(-0.95, -0.4), (-0.95, 0.02), (-0.8, 0.1), (0.75, 0.1), (0.95, -0.05), (0.95, -0.4)]),
+            *((colour, oval(x, -0.4, r, r)) for x in (-0.55, 0.55) for colour, r in (("black", 0.23), ("trim", 0.11)))],
+    "house": [("body", box(-0.65, -0.8, 0.65, 0.1)), ("trim", [(-0.85, 0.08), (0, 0.85), (0.85, 0.08)]),
+              ("brown", box(-0.12, -0.8, 0.18, -0.3)), ("cyan", box(0.3, -0.4, 0.52, -0.15))],
+    "balloon": [*(("black", bar(x, -0.65, 1.8 * x, 0.0, 0.03)) for x in (-0.2, 0.2)),
+                ("body", oval(0, 0.3, 0.6, 0.62)), ("trim", box(-0.24, -0.95, 0.24, -0.62))],
+    "rocket": [*(("trim", [(0.28 * side, -0.25), (0.65 * side, -0.75), (0.28 * side, -0.6)]) for side in (-1, 1)),
+               ("orange", [(-0.15, -0.6), (0.0, -1.0), (0.15, -0.6)]), ("body", box(-0.29, -0.62, 0.29, 0.42)),
+               ("trim", [(-0.29, 0.42), (0, 0.98), (0.29, 0.42)])],
+    "mug": [("trim", oval(0.55, -0.05, 0.36, 0.4)), ("ground", oval(0.55, -0.05, 0.2, 0.24)),
+            ("body", [(-0.6, 0.55), (0.5, 0.55), (0.44, -0.75), (-0.54, -0.75)]),
+            ("trim", oval(-0.05, 0.55, 0.55, 0.14))],
+    "umbrella": [("trim", bar(0, -0.8, 0, 0.3, 0.07)), ("trim", bar(0, -0.8, 0.22, -0.84, 0.08)),
+                 ("body", [*((0.95 * x, 0.05 + 0.8 * y) for x, y in _CIRCLE[:13]),
+                           (-0.63, 0.16), (-0.32, 0.03), (0, 0.16), (0.32, 0.03), (0.63, 0.16)]),
+                 ("trim", bar(0, 0.8, 0, 0.98, 0.07))],
+    "lamp": [("trim", bar(0, -0.75, 0, 0.2, 0.12)), ("trim", oval(0, -0.78, 0.45, 0.16)),
+             ("body", [(-0.38, 0.85), (0.38, 0.85), (0.7, 0.05), (-0.7, 0.05)])],
+}
+
+
+def draw_thing(pen: Pen, scene, paint, rng) -> None:
     """An object whose main part carries the colour and the pattern, and another part the trim."""
-    kind, colour, trim = scene["kind"], paint[scene["colour"]], paint[scene["trim"]]
-
-    def body(*shapes):
-        patterned(pen, shapes, scene["pattern"], colour, paint[scene["accent"]], rng, size=0.8)
-
-    if kind == "boat":
-        pen.bar(0.0, -0.3, 0.0, 0.9, 0.06, paint["brown"])
-        pen.polygon([(0.06, -0.15), (0.06, 0.85), (0.75, -0.15)], trim)
-        pen.polygon([(-0.06, -0.15), (-0.06, 0.65), (-0.5, -0.15)], trim)
-        body([(-0.9, -0.22), (0.95, -0.22), (0.6, -0.75), (-0.65, -0.75)])
-    elif kind == "car":
-        pen.polygon([(-0.55, 0.05), (-0.35, 0.5), (0.3, 0.5), (0.58, 0.05)], trim)
-        body([(-0.95, -0.4), (-0.95, 0.02), (-0.8, 0.1), (0.75, 0.1), (0.95, -0.05), (0.95, -0.4)])
-        for x in (-0.55, 0.55):
-            pen.oval(x, -0.4, 0.23, 0.23, paint["black"])
-            pen.oval(x, -0.4, 0.11, 0.11, trim)
-    elif kind == "house":
-        body(box(-0.65, -0.8, 0.65, 0.1))
-        pen.polygon([(-0.85, 0.08), (0, 0.85), (0.85, 0.08)], trim)
-        pen.polygon(box(-0.12, -0.8, 0.18, -0.3), paint["brown"])
-        pen.polygon(box(0.3, -0.4, 0.52, -0.15), paint["cyan"])
-    elif kind == "balloon":
-        for x in (-0.2, 0.2):
-            pen.bar(x, -0.65, 1.8 * x, 0.0, 0.03, paint["black"])
-        body(oval(0, 0.3, 0.6, 0.62))
-        pen.polygon(box(-0.24, -0.95, 0.24, -0.62), trim)
-    elif kind == "rocket":
-        pen.polygon([(-0.28, -0.25), (-0.65, -0.75), (-0.28, -0.6)], trim)
-        pen.polygon([(0.28, -0.25), (0.65, -0.75), (0.28, -0.6)], trim)
-        pen.polygon([(-0.15, -0.6), (0.0, -1.0), (0.15, -0.6)], paint["orange"])
-        body(box(-0.29, -0.62, 0.29, 0.42))
-        pen.polygon([(-0.29, 0.42), (0, 0.98), (0.29, 0.42)], trim)
-    elif kind == "mug":
-        pen.oval(0.55, -0.05, 0.36, 0.4, trim)
-        pen.oval(0.55, -0.05, 0.2, 0.24, paint["ground"])
-        body([(-0.6, 0.55), (0.5, 0.55), (0.44, -0.75), (-0.54, -0.75)])
-        pen.oval(-0.05, 0.55, 0.55, 0.14, trim)
-    elif kind == "umbrella":
-        pen.bar(0, -0.8, 0, 0.3, 0.07, trim)
-        pen.bar(0, -0.8, 0.22, -0.84, 0.08, trim)
-        dome = [(0.95 * x, 0.05 + 0.8 * y) for x, y in _CIRCLE[:13]]
-        body(dome + [(-0.63, 0.16), (-0.32, 0.03), (0, 0.16), (0.32, 0.03), (0.63, 0.16)])
-        pen.bar(0, 0.8, 0, 0.98, 0.07, trim)
-    else:  # lamp
-        pen.bar(0, -0.75, 0, 0.2, 0.12, trim)
-        pen.oval(0, -0.78, 0.45, 0.16, trim)
-        body([(-0.38, 0.85), (0.38, 0.85), (0.7, 0.05), (-0.7, 0.05)])
+    for colour, shape in _THINGS[scene["kind"]]:
+        if colour == "body":
+            patterned(pen, [shape], scene["pattern"], paint[scene["colour"]], paint[scene["accent"]], rng)
+        else:
+            pen.polygon(shape, paint[scene.get(colour, colour)])
 
 
-def draw_dish(pen: Pen, scene, paint, rng):
+def draw_dish(pen: Pen, scene, paint, rng) -> None:
     """A plate from above with its topping."""
-    colour = paint[scene["colour"]]
+    colour, plate = paint[scene["colour"]], paint[scene["plate"]]
     dark = tuple(int(0.7 * v) for v in colour)
-    plate = paint[scene["plate"]]
     pen.oval(0, 0, 0.98, 0.98, paint[scene["rim"]])
     pen.oval(0, 0, 0.82, 0.82, plate)
     pen.oval(0, 0, 0.58, 0.58, tuple(int(0.9 * v) for v in plate))
@@ -289,77 +265,63 @@ def draw_dish(pen: Pen, scene, paint, rng):
                 dx, dy = (rng.random() - 0.5) * 0.25, (rng.random() - 0.5) * 0.25
                 pen.oval(x + dx, y + dy, 0.15, 0.085, colour, lean=lean)
         elif topping == "leaves":
-            c, s = math.cos(lean), math.sin(lean)
-            pen.polygon([(x + 0.3 * c, y + 0.3 * s), (x - 0.13 * s, y + 0.13 * c), (x - 0.3 * c, y - 0.3 * s),
-                         (x + 0.13 * s, y - 0.13 * c)], colour)
-            pen.bar(x - 0.3 * c, y - 0.3 * s, x + 0.3 * c, y + 0.3 * s, 0.04, dark)
+            leaf = turned(x, y, lean, [(0.3, 0.0), (0.0, 0.13), (-0.3, 0.0), (0.0, -0.13)])
+            pen.polygon(leaf, colour)
+            pen.bar(*leaf[2], *leaf[0], 0.04, dark)
         elif topping == "cubes":
-            c, s = 0.17 * math.cos(lean), 0.17 * math.sin(lean)
-            pen.polygon([(x + c, y + s), (x - s, y + c), (x - c, y - s), (x + s, y - c)], colour)
-            pen.polygon([(x + c, y + s), (x - s, y + c), (x, y)], dark)
+            corners = turned(x, y, lean, [(0.17, 0.0), (0.0, 0.17), (-0.17, 0.0), (0.0, -0.17)])
+            pen.polygon(corners, colour)
+            pen.polygon([*corners[:2], (x, y)], dark)
         elif topping == "eggs":
             pen.oval(x, y, 0.26, 0.22, colour, lean=lean)
             pen.oval(x + 0.02, y, 0.1, 0.1, paint["yellow" if scene["colour"] != "yellow" else "white"])
         else:  # noodles: wavy lines
-            c, s = math.cos(lean), math.sin(lean)
             for offset in (-0.1, 0.0, 0.1):
-                ends = [(t, offset + 0.06 * math.sin(9 * t)) for t in (-0.3, -0.15, 0.0, 0.15, 0.3)]
-                for (u0, v0), (u1, v1) in zip(ends, ends[1:]):
-                    x0, y0, x1, y1 = u0 * c - v0 * s, u0 * s + v0 * c, u1 * c - v1 * s, u1 * s + v1 * c
+                wave = turned(0, 0, lean, [(t, offset + 0.06 * math.sin(9 * t)) for t in (-0.3, -0.15, 0.0, 0.15, 0.3)])
+                for (x0, y0), (x1, y1) in zip(wave, wave[1:]):
                     pen.bar(x + x0, y + y0, x + x1, y + y1, 0.055, colour if offset else dark)
     for k in range(3):
         angle = 2.1 * k + rng.random()
-        leaf = star(0.66 * math.cos(angle), 0.66 * math.sin(angle), 0.13, points=4)
-        pen.polygon(leaf, paint[scene["garnish"]])
+        pen.polygon(star(0.66 * math.cos(angle), 0.66 * math.sin(angle), 0.13, points=4), paint[scene["garnish"]])
 
 
-def draw_flag(pen: Pen, scene, paint, _rng):
+_LEFT, _RIGHT, _LOW, _HIGH = -0.96, 0.96, -0.6, 0.65
+# The shapes of the colour `first` on the flag's ground; those of a border lie under its middle.
+_LAYOUTS: dict[str, list[Shape]] = {
+    "stripes": [box(_LEFT, _HIGH - (2 * i + 1) * 0.208, _RIGHT, _HIGH - 2 * i * 0.208) for i in range(3)],
+    "pales": [box(_LEFT + 2 * i * 0.32, _LOW, _LEFT + (2 * i + 1) * 0.32, _HIGH) for i in range(3)],
+    "cross": [box(_LEFT, -0.12, _RIGHT, 0.17), box(-0.35, _LOW, -0.06, _HIGH)],
+    "saltire": [[(_LEFT, a), (_LEFT + 0.24, a), (_RIGHT, b - 0.16 * sign), (_RIGHT, b), (_RIGHT - 0.24, b),
+                 (_LEFT, a + 0.16 * sign)] for a, b, sign in ((_LOW, _HIGH, 1), (_HIGH, _LOW, -1))],
+    "border": [box(_LEFT, _LOW, _RIGHT, _HIGH)],
+    "quarters": [box(_LEFT, 0.02, 0.0, _HIGH), box(0.0, _LOW, _RIGHT, 0.02)],
+}
+_EMBLEMS: dict[str, Shape] = {
+    "disc": oval(0.0, 0.02, 0.32, 0.32), "star": star(0.0, 0.02, 0.42),
+    "triangle": [(_LEFT, _HIGH), (_LEFT, _LOW), (_LEFT + 0.7, 0.02)],
+    "crescent": [*((0.34 * math.cos(a), 0.02 + 0.34 * math.sin(a)) for a in np.linspace(0.7, 5.58, 16)),
+                 *((0.15 + 0.27 * math.cos(a), 0.02 + 0.27 * math.sin(a)) for a in np.linspace(5.3, 0.98, 16))],
+}
+
+
+def draw_flag(pen: Pen, scene, paint, _rng) -> None:
     """A flag on its pole; `first` is drawn on the ground `second`."""
-    first, second, charge = (paint[scene[a]] for a in ("first", "second", "charge"))
     pen.bar(-1.0, -1.0, -1.0, 0.75, 0.07, paint["brown"])
-    left, right, low, high = -0.96, 0.96, -0.6, 0.65
     if scene["fringe"] != "no":
-        pen.polygon(box(left, low - 0.08, right + 0.08, high + 0.08), paint[scene["fringe"]])
-    pen.polygon(box(left, low, right, high), second)
-    layout = scene["layout"]
-    if layout == "stripes":
-        for i in range(3):
-            pen.polygon(box(left, high - (2 * i + 1) * 0.208, right, high - 2 * i * 0.208), first)
-    elif layout == "pales":
-        for i in range(3):
-            pen.polygon(box(left + 2 * i * 0.32, low, left + (2 * i + 1) * 0.32, high), first)
-    elif layout == "cross":
-        pen.polygon(box(left, -0.12, right, 0.17), first)
-        pen.polygon(box(-0.35, low, -0.06, high), first)
-    elif layout == "saltire":
-        for a, b in ((low, high), (high, low)):
-            sign = 1 if b > a else -1
-            pen.polygon([(left, a), (left + 0.24, a), (right, b - 0.16 * sign), (right, b), (right - 0.24, b),
-                         (left, a + 0.16 * sign)], first)
-    elif layout == "border":
-        pen.polygon(box(left, low, right, high), first)
-        pen.polygon(box(left + 0.22, low + 0.22, right - 0.22, high - 0.22), second)
-    else:  # quarters
-        pen.polygon(box(left, 0.02, 0.0, high), first)
-        pen.polygon(box(0.0, low, right, 0.02), first)
-    x, y = 0.0, 0.02
-    if scene["emblem"] == "disc":
-        pen.oval(x, y, 0.32, 0.32, charge)
-    elif scene["emblem"] == "star":
-        pen.polygon(star(x, y, 0.42), charge)
-    elif scene["emblem"] == "triangle":
-        pen.polygon([(left, high), (left, low), (left + 0.7, y)], charge)
-    elif scene["emblem"] == "crescent":
-        outer = [(x + 0.34 * math.cos(a), y + 0.34 * math.sin(a)) for a in np.linspace(0.7, 5.58, 16)]
-        inner = [(x + 0.15 + 0.27 * math.cos(a), y + 0.27 * math.sin(a)) for a in np.linspace(5.3, 0.98, 16)]
-        pen.polygon(outer + inner, charge)
+        pen.polygon(box(_LEFT, _LOW - 0.08, _RIGHT + 0.08, _HIGH + 0.08), paint[scene["fringe"]])
+    pen.polygon(box(_LEFT, _LOW, _RIGHT, _HIGH), paint[scene["second"]])
+    for shape in _LAYOUTS[scene["layout"]]:
+        pen.polygon(shape, paint[scene["first"]])
+    if scene["layout"] == "border":
+        pen.polygon(box(_LEFT + 0.22, _LOW + 0.22, _RIGHT - 0.22, _HIGH - 0.22), paint[scene["second"]])
+    if scene["emblem"] != "no":
+        pen.polygon(_EMBLEMS[scene["emblem"]], paint[scene["charge"]])
 
 
-_DRAW = {"Beast": draw_beast, "Thing": draw_thing, "Dish": draw_dish, "Flag": draw_flag}
-_TURN = {"Beast": 0.25, "Thing": 0.3, "Dish": 3.1, "Flag": 0.3}
+_DRAW = {"Beast": (draw_beast, 0.25), "Thing": (draw_thing, 0.3), "Dish": (draw_dish, 3.1), "Flag": (draw_flag, 0.3)}
 
 
-def _muted(rng) -> tuple[int, ...]:
+def _muted(rng) -> Colour:
     """A background colour: any, but paler than the objects' own."""
     colour = np.array([rng.random() for _ in range(3)])
     grey = colour.mean()
@@ -379,7 +341,7 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
         canvas.rectangle((0, 0, width, int(height * (0.3 + 0.4 * rng.random()))), fill=sky)
     elif style < 0.7:  # a gradient
         ramp = Image.fromarray(np.linspace(0, 255, 32).astype(np.uint8).reshape(32, 1))
-        image.paste(Image.new("RGB", image.size, sky), mask=ramp.resize(image.size, Image.Resampling.BILINEAR))
+        image.paste(sky, mask=ramp.resize(image.size, Image.Resampling.BILINEAR))
     for _ in range(int(rng.random() * 7)):  # clutter
         x, y, r = rng.random() * width, rng.random() * height, side * (0.04 + 0.1 * rng.random())
         colour = _muted(rng) if rng.random() < 0.6 else COLOURS[pick(rng, _C)]
@@ -392,12 +354,14 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
     paint = {name: tuple(int(min(max(v + (rng.random() - 0.5) * 44, 0), 255)) for v in rgb)
              for name, rgb in COLOURS.items()}
     paint["ground"] = ground
+    draw_one, most_turn = _DRAW[domain]
     scale = side * (0.33 + 0.14 * rng.random())
     centre = (width / 2 + side * 0.16 * (rng.random() - 0.5), height / 2 + side * 0.16 * (rng.random() - 0.5))
-    turn = (2 * rng.random() - 1) * _TURN[domain]
-    mirror = rng.random() < 0.5 and domain != "Flag"
-    pen = Pen(image, centre, scale, turn, mirror, squash=0.8 + 0.25 * rng.random())
-    _DRAW[domain](pen, scene, paint, rng)
+    turn = (2 * rng.random() - 1) * most_turn
+    mirror = -1.0 if rng.random() < 0.5 and domain != "Flag" else 1.0
+    squash = 0.8 + 0.25 * rng.random()
+    c, s = math.cos(turn) * scale, math.sin(turn) * scale
+    draw_one(Pen(image, centre, (c * mirror, s * squash, s * mirror, -c * squash)), scene, paint, rng)
 
     if rng.random() < 0.2:  # something in front
         x, lean = width * rng.random(), width * 0.3 * (rng.random() - 0.5)

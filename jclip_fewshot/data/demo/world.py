@@ -1,16 +1,9 @@
 """The demo's world: attributes, the classes made of them, and their names.
 
-The world is compositional. A class is a combination of attributes: a Beast has a pattern, a colour and a
-species, a Thing a colour, a trim and a kind, a Dish a topping and a plate, a Flag a layout, two colours and
-an emblem. These *named* attributes make the class's name ("Beast_spotted_orange_hare"). Further *unnamed*
-ones (the colour of the spots, a collar, the rim of the plate) are the same in every image of a class too,
-but only its images tell them: that is what shots are for. All else (pose, size, light, background, clutter,
-noise) differs from image to image.
-
-The contest's classes are of the quarter of all named combinations that the small CLIP's training never saw
-(`held_out`). Some class names use a rare word (crimson, pied, dromedary) that the CLIP saw seldom, others are vague
-("Beast_orange_hare"): they mislead it, as some of the real contest's names do. Half of the test images are Beasts, the
-domain with the most classes, as dogs are in the contest.
+A class is a combination of attributes. The *named* ones make its name ("Beast_spotted_orange_hare"). The *unnamed* ones
+(the colour of the spots, a collar) are the same in all its images too, but only these tell them: that is what shots are
+for. The contest has classes that the small CLIP's training never saw (`held_out`), and some of their names mislead it,
+as in the real contest: by a rare word (crimson, dromedary), or by what they leave out ("Beast_orange_hare").
 """
 
 from __future__ import annotations
@@ -29,15 +22,14 @@ COLOURS = {
 PATTERNS = ("plain", "spotted", "striped", "banded", "patched", "speckled")
 # Rare words: the small CLIP reads them seldom in training; some of the contest's class names use them.
 RARE = {
-    "red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure",
-    "purple": "violet", "pink": "rose", "brown": "chestnut", "white": "ivory", "black": "ebony",
-    "cyan": "turquoise",
+    "red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure", "purple": "violet",
+    "pink": "rose", "brown": "chestnut", "white": "ivory", "black": "ebony", "cyan": "turquoise",
     "plain": "solid", "spotted": "dotted", "striped": "zebra", "banded": "belted", "patched": "pied",
     "speckled": "freckled",
     "hare": "rabbit", "fox": "vixen", "bear": "grizzly", "hound": "dog", "camel": "dromedary", "deer": "stag",
     "elephant": "mammoth", "giraffe": "okapi",
-    "boat": "ship", "car": "taxi", "house": "cottage", "balloon": "airship", "rocket": "missile",
-    "mug": "cup", "umbrella": "parasol", "lamp": "lantern",
+    "boat": "ship", "car": "taxi", "house": "cottage", "balloon": "airship", "rocket": "missile", "mug": "cup",
+    "umbrella": "parasol", "lamp": "lantern",
     "rings": "onions", "beans": "olives", "leaves": "salad", "cubes": "tofu", "eggs": "omelettes",
     "noodles": "spaghetti",
 }
@@ -61,7 +53,7 @@ DOMAINS = {
     "Beast": Domain(
         named={"pattern": PATTERNS, "colour": _C,
                "species": ("hare", "fox", "bear", "hound", "camel", "deer", "elephant", "giraffe")},
-        unnamed={"accent": _C, "collar": ("no",) + _C, "socks": ("no", "yes")},
+        unnamed={"accent": _C, "collar": ("no", *_C), "socks": ("no", "yes")},
         name="{pattern}_{colour}_{species}", vague=("{colour}_{species}", "{pattern}_{species}"),
         unequal=(("colour", "accent"), ("colour", "collar")),
         classes=32, tests=(8, 13)),
@@ -73,22 +65,29 @@ DOMAINS = {
         unequal=(("colour", "trim"), ("colour", "accent")),
         classes=16, tests=(6, 13)),
     "Dish": Domain(
-        named={"topping": ("rings", "beans", "leaves", "cubes", "eggs", "noodles"), "colour": _C,
-               "plate": _C},
+        named={"topping": ("rings", "beans", "leaves", "cubes", "eggs", "noodles"), "colour": _C, "plate": _C},
         unnamed={"rim": _C, "garnish": _C, "amount": ("few", "many")},
-        name="{colour}_{topping}_on_{plate}_plate",
-        vague=("{colour}_{topping}", "{topping}_on_{plate}_plate"),
+        name="{colour}_{topping}_on_{plate}_plate", vague=("{colour}_{topping}", "{topping}_on_{plate}_plate"),
         unequal=(("colour", "plate"), ("rim", "plate"), ("garnish", "plate")),
         classes=12, tests=(5, 11)),
     "Flag": Domain(
         named={"layout": ("stripes", "pales", "cross", "saltire", "border", "quarters"), "first": _C,
                "second": _C, "emblem": ("no", "disc", "star", "triangle", "crescent")},
-        unnamed={"charge": _C, "fringe": ("no",) + _C},
+        unnamed={"charge": _C, "fringe": ("no", *_C)},
         name="{first}_{layout}_on_{second}_with_{emblem}_emblem",
         vague=("{first}_{layout}", "{first}_{layout}_on_{second}"),
         unequal=(("first", "second"), ("first", "charge"), ("second", "charge")),
         classes=12, tests=(5, 11)),
 }
+
+
+@dataclass(frozen=True)
+class DemoClass:
+    """A class of the demo contest."""
+
+    name: str  # as in classes.txt, "Beast_spotted_orange_hare"
+    domain: str
+    scene: dict[str, str]
 
 
 def pick(rng: np.random.Generator, values):
@@ -111,28 +110,18 @@ def held_out(domain: str, scene: dict[str, str]) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 4 == 0
 
 
-@dataclass(frozen=True)
-class DemoClass:
-    """A class of the demo contest."""
-
-    name: str  # as in classes.txt, "Beast_spotted_orange_hare"
-    domain: str
-    scene: dict[str, str]
-
-
 def contest_classes(seed: int) -> list[DemoClass]:
     """The contest's classes, domain by domain: held-out combinations, no two named alike."""
     rng = np.random.default_rng([seed, 1])
     classes: list[DemoClass] = []
     for domain, world in DOMAINS.items():
-        seen: set[tuple[str, ...]] = set()
+        seen: list[dict[str, str]] = []
         while len(seen) < world.classes:
             scene = random_scene(domain, rng)
-            key = tuple(scene[attribute] for attribute in world.named)
-            if key in seen or not held_out(domain, scene):
-                continue
-            seen.add(key)
             words = {attribute: scene[attribute] for attribute in world.named}
+            if words in seen or not held_out(domain, scene):
+                continue
+            seen.append(dict(words))
             form, style = world.name, rng.random()
             if style < RARE_NAMES:
                 attribute = pick(rng, [a for a in words if words[a] in RARE])

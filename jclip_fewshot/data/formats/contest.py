@@ -11,10 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, Sure, TestSet, Wanted, by_class, domain_of, domains_of, one_label_each
-from jclip_fewshot.data.formats.folders import folder_split, read_folder, splits_in
+from jclip_fewshot.data.data_set import DataSet, by_class, one_label_each
+from jclip_fewshot.data.formats.folders import folder_split, splits_in
+from jclip_fewshot.data.prompts import domain_of, domains_of
 from jclip_fewshot.errors import UserError
 
 CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}
@@ -22,13 +24,13 @@ TRAIN_LIST = "train.txt"
 LOOKED_AT = 200  # folders in which the contest's lists are looked for where --data leads past them
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """Its lists: classes.txt, classes_b.txt or train.txt; a classes.txt alone, which others have too, by its form."""
     there = [name for name in (*CLASS_LISTS.values(), TRAIN_LIST) if (root / name).is_file()]
     alone = there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA"))
     if not there or alone and not re.search(r"\S\s+[0-9]+\s*$", _first_line(root / there[0])):
         return None
-    return Sure(3, " and ".join(there))
+    return 3, " and ".join(there)
 
 
 def _first_line(path: Path) -> str:
@@ -48,43 +50,24 @@ def elsewhere(root: Path) -> Path | None:
     return next((folder for folder in (*one, *two)[:LOOKED_AT] if recognise(folder)), None)
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:
-    """Return the classes of a board, its training list and the test sets.
-
-    Raise UserError if a list is absent or a line of it wrong, an image has two classes, or is absent or elsewhere.
-    """
-    class_names = read_classes(root, wanted.board)
+def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataSet:
+    """Return the classes of a board, its training list and the test sets."""
+    class_names = read_classes(root, board)
     source = root / TRAIN_LIST
-    rows = listing.read_labelled(source, len(class_names)) if wanted.labelled or source.is_file() else []
-    if wanted.labelled:
-        found = listing.locate(listing.Files(root), source, [(number, path) for number, path, _ in rows])
-        rows = [(number, path, label) for (number, _, label), path in zip(rows, found)]
-    train, notes = one_label_each(rows, source)
+    rows = listing.read_pairs(source, num_classes=len(class_names)) if labelled or source.is_file() else []
+    train, notes = one_label_each(listing.locate(listing.Files(root), source, rows) if labelled else rows, source)
     without = len(class_names) - len({label for _, label in train})
-    if without and wanted.labelled:
+    if without and labelled:
         notes.append(f"{without} of {len(class_names)} classes have no training image; text alone knows them")
     train = by_class(train)
-    tests = [wanted.board, *(board for board in CLASS_LISTS if board != wanted.board
-                             and (root / f"TestSet{board}").is_dir())]
-    tests += [name for name in splits_in(root)[1] if name not in ("TestSetA", "TestSetB")]
-
-    def split(name: str) -> TestSet:
-        if name not in CLASS_LISTS:
-            return folder_split(root, root, name, class_names)
-        folder = root / f"TestSet{name}"
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}: the test images of split {name} belong there; "
-                            "give another --split or --data")
-        return read_folder(root, folder, class_names, flat=True)
-
-    return DataSet(root, "contest", class_names, _domains(class_names, train), train, tuple(tests), notes, split)
+    tests = [board, *(other for other in CLASS_LISTS if other != board and (root / f"TestSet{other}").is_dir()),
+             *(name for name in splits_in(root)[1] if name not in ("TestSetA", "TestSetB"))]
+    return DataSet(root, "contest", class_names, _domains(class_names, train), train, tuple(tests), notes,
+                   lambda name: folder_split(root, root, name, class_names, flat=name in CLASS_LISTS))
 
 
 def read_classes(root: Path, board: str = "A") -> list[str]:
-    """Return the raw class names of a board, by id.
-
-    Raise UserError if there is no such list, a line does not parse, ids are not 0..K-1, or a class is there twice.
-    """
+    """Return the raw class names of a board, by id. Raise UserError for what is wrong with its list."""
     path = root / CLASS_LISTS[board]
     if not path.is_file():
         raise UserError(f"no {path.name} in {root}: board {board} takes its classes from there; "

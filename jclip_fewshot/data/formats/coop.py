@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import HELD_OUT, DataSet, Sure, TestSet, Wanted, named_by_files, one_label_each
-from jclip_fewshot.data.formats.folders import below
+from jclip_fewshot.data.data_set import HELD_OUT, DataSet, TestSet, named_by_files, one_label_each
 from jclip_fewshot.errors import UserError
 
 NAME = "split_zhou_"
@@ -20,35 +19,33 @@ NAME = "split_zhou_"
 FOLDERS = ("", "101_ObjectCategories", "images", "jpg", "SUN397", "2750", "UCF-101-midframes")
 LOOKED_AT = 50
 SPLITS = ("test", "val")
-Entry = tuple[int, str, int, str]  # number in the list, path, class id, class name
+Lists = dict[str, list[tuple[int, str, int]]]  # of a part: number in the list, path, class id
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """The split file."""
     file = _split_file(root)
-    return Sure(3, file.name) if file else None
+    return (3, file.name) if file else None
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
-    """Return classes by the file's ids and names; test, then val.
-
-    Raise UserError if there is no such file or two, an entry or the ids are not as they should be, an image is absent.
-    """
+def read(root: Path, **_: Any) -> DataSet:
+    """Return classes by the file's ids and names; test, then val."""
     file = _split_file(root)
     if file is None:
         raise UserError(f"{root} holds no {NAME}….json")
     content = listing.read_json(listing.read_text(file), str(file))
     if not isinstance(content, dict) or not content.get("train"):
         raise UserError(f'{file}: it must be {{"train": [[path, id, name], …], "val": […], "test": […]}}')
-    lists = {part: _entries(file, part, content[part]) for part in ("train", *SPLITS) if content.get(part)}
-    class_names = _class_names(file, [entry for entries in lists.values() for entry in entries])
-    files = listing.Files(root)
-    base = _base(files, file, [path for _, path, _, _ in lists["train"][:LOOKED_AT]])
+    lists, class_names = _read_lists(file, content)
+    files, folders = listing.Files(root), listing.folders_of(root)
+    paths = [path for _, path, _ in lists["train"][:LOOKED_AT]]
+    base, hits = files.most_in((*FOLDERS, *folders), paths)
+    if not hits:
+        raise UserError(f"{file} lists {paths[0]}, which is in none of {root} and its folders "
+                        f"({listing.some(folders)}); unpack the images beside it")
 
     def located(part: str) -> list[listing.LabelledPath]:
-        found = listing.locate(files, file, [(number, path) for number, path, _, _ in lists[part]], base)
-        return one_label_each([(number, path, label) for path, (number, _, label, _) in zip(found, lists[part])],
-                              Path(f"{file} ({part})"))[0]
+        return one_label_each(listing.locate(files, file, lists[part], base), Path(f"{file} ({part})"))[0]
 
     splits = [part for part in SPLITS if part in lists]
 
@@ -70,38 +67,24 @@ def _split_file(root: Path) -> Path | None:
     return root / names[0] if names else None
 
 
-def _entries(file: Path, part: str, entries: Any) -> list[Entry]:
-    found = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else [None], 1):
-        if not (isinstance(entry, list) and [type(one) for one in entry] == [str, int, str]
-                and 0 <= entry[1] < 10 ** listing.MAX_DIGITS and "\0" not in entry[0]):
-            raise UserError(f"{file}: entry {number} of {part!r} is not [path, id, name]")
-        found.append((number, entry[0], entry[1], listing.same_text(entry[2])))
-    return found
-
-
-def _class_names(file: Path, entries: list[Entry]) -> list[str]:
+def _read_lists(file: Path, content: dict[str, Any]) -> tuple[Lists, list[str]]:
+    """The images of each part, and the names of the classes by id."""
+    lists: Lists = {}
     names: dict[int, str] = {}
-    for _, path, label, name in entries:
-        if names.setdefault(label, name) != name:
-            raise UserError(f"{file}: class {label} is called {name!r} ({path}) and {names[label]!r}; "
-                            "keep the right one")
-        if not name.strip() or not name.isprintable():
-            raise UserError(f"{file}: {path} has the class name {name!r}, which cannot be printed")
+    for part in (part for part in ("train", *SPLITS) if content.get(part)):
+        for number, entry in enumerate(content[part] if isinstance(content[part], list) else [None], 1):
+            if not (isinstance(entry, list) and [type(one) for one in entry] == [str, int, str]
+                    and listing.CLASS_ID.fullmatch(str(entry[1])) and "\0" not in entry[0]):
+                raise UserError(f"{file}: entry {number} of {part!r} is not [path, id, name]")
+            path, label, name = entry[0], entry[1], listing.same_text(entry[2])
+            if names.setdefault(label, name) != name:
+                raise UserError(f"{file}: class {label} is called {name!r} ({path}) and {names[label]!r}; "
+                                "keep the right one")
+            if not name.strip() or not name.isprintable():
+                raise UserError(f"{file}: {path} has the class name {name!r}, which cannot be printed")
+            lists.setdefault(part, []).append((number, path, label))
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None or len(set(names.values())) < len(names):
         raise UserError(f"{file}: {len(names)} classes need the ids 0..{len(names) - 1} and a name each"
                         + (f", but {missing} is missing" if missing is not None else ", but a name is there twice"))
-    return [names[label] for label in range(len(names))]
-
-
-def _base(files: listing.Files, file: Path, paths: list[str]) -> str:
-    """The folder below the data folder in which the paths begin."""
-    root = file.parent
-    places = [name for name in dict.fromkeys((*FOLDERS, *listing.folders_of(root))) if (root / name).is_dir()]
-    hits = {name: sum(files.find(below(root / name, root) + path) is not None for path in paths) for name in places}
-    best = max(hits, key=lambda name: hits[name])
-    if not hits[best]:
-        raise UserError(f"{file} lists {paths[0]}, which is in none of {root} and its folders "
-                        f"({', '.join(places[1:6])}); unpack the images beside it")
-    return best
+    return lists, [names[label] for label in range(len(names))]

@@ -74,9 +74,8 @@ def splits_in(top: Path) -> tuple[list[str], list[str]]:
 def class_folders(root: Path, top: Path, skip: Collection[str] = ()) -> tuple[Classes, list[str]]:
     """Return ({class: its images}, notes) of a tree with a folder a class, or a folder a domain with its classes in it.
 
-    A class is its folder's path below `top`, an image its path below `root`; images in folders inside a class's folder
-    are of that class. skip: folders of `top` that are no classes.
-    Raise UserError if folders leave open what is a class: some one deep and some two, or deeper.
+    A class is its folder's path below `top`, an image its path below `root`; what lies deeper in a class's folder is of
+    that class. skip: folders of `top` that are no classes. Raise UserError if folders leave open what is a class.
     """
     found: Classes = {}
     loose, ignored, empty, inner = 0, [], [], 0
@@ -115,12 +114,8 @@ def _require_one_depth(top: Path, found: Classes) -> None:
                         "so which are the classes? Put every class's images into one folder")
 
 
-def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool = False) -> TestSet:
-    """Return the images of a test folder, with their classes by class folders or labels_<folder>.txt where these exist.
-
-    flat: the contest's, whose images lie in the folder itself and are called by their file's name.
-    Raise UserError if there is no image, or images that nothing here can read, or that `flat` does not see.
-    """
+def _read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool) -> TestSet:
+    """The images of a test folder, with their classes by class folders or labels_<folder>.txt where these exist."""
     top = folder if flat else inside_split(folder)
     named: dict[str, str] = {}
     other: list[str] = []
@@ -141,22 +136,23 @@ def read_folder(root: Path, folder: Path, class_names: Sequence[str], flat: bool
     if not named:
         raise UserError(f"no image in {folder} ({', '.join(listing.IMAGE_SUFFIXES)}), but "
                         f"{count_of(len(other), 'other file')}")
-    names = sorted(named, key=natural_key)
-    labels, notes = _listed_answers(root / f"labels_{folder.name}.txt", names, len(class_names)), list[str]()
-    if labels is None and not flat:
+    names, answers = sorted(named, key=natural_key), root / f"labels_{folder.name}.txt"
+    labels: dict[str, int] | None = None
+    notes: list[str] = []
+    if answers.is_file():
+        labels = _listed_answers(answers, names, len(class_names))
+    elif not flat:
         labels, notes = known_answers(named, class_names, f"the test set {folder.name}")
     if other:
         notes.append(f"{folder}: {count_of(len(other), 'file')} left out, no images: {kinds_of(other)}")
     return TestSet(top, names, [below(top, root) + name for name in names], labels, notes)
 
 
-def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int] | None:
-    """The answers in a list, by the names that the images have on the disk; None without that file."""
-    if not path.is_file():
-        return None
+def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[str, int]:
+    """The answers in a list, by the names that the images have on the disk."""
     there = {same_text(name): name for name in names}
     labels: dict[str, int] = {}
-    for number, name, label in listing.read_labelled(path, num_classes):
+    for number, name, label in listing.read_pairs(path, num_classes=num_classes):
         plain = same_text(name.replace("\\", "/"))
         name = there.get(plain, plain)
         if name in labels:
@@ -165,13 +161,18 @@ def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[
     return labels
 
 
-def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str]) -> TestSet:
-    """Return the test set in a folder of `top`, or of the data folder. Raise UserError if there is no such folder."""
+def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str], flat: bool = False) -> TestSet:
+    """Return the test set in a folder of `top`, or of the data folder.
+
+    flat: the contest's, in TestSet<name>, whose images lie in the folder itself and are called by their file's name.
+    Raise UserError if there is no such folder, no image, or one that nothing here can read, or that `flat` leaves out.
+    """
     if name != Path(name).name or name in ("", ".", ".."):
         raise UserError(f"--split {name}: {HELD_OUT}, or the plain name of a folder in {root}")
-    folder = next((place / name for place in (top, root) if (place / name).is_dir()), None)
+    called = f"TestSet{name}" if flat else name
+    folder = next((place / called for place in (top, root) if (place / called).is_dir()), None)
     if folder is None:
         others = splits_in(top)[1]
-        raise UserError(f"no folder {top / name}: the test images of split {name} belong there; "
+        raise UserError(f"no folder {top / called}: the test images of split {name} belong there; "
                         + (f"there are {listing.some(others)}" if others else "give another --split or --data"))
-    return read_folder(root, folder, class_names)
+    return _read_folder(root, folder, class_names, flat)

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from jclip_fewshot.data.data_set import DataSet, Sure, Wanted
+from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.formats import table
 from jclip_fewshot.data.formats.folders import splits_in, unwrapped
 from jclip_fewshot.errors import UserError
@@ -16,13 +17,13 @@ from jclip_fewshot.errors import UserError
 NAMES = ("metadata.csv", "metadata.jsonl")
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """A metadata file with a class for every file_name."""
     found = _found(root)
-    return Sure(3, f"{found[1].table.file} with file_name and {found[1].labels!r}") if found else None
+    return (3, f"{found[1].file} with file_name and {found[1].labels!r}") if found else None
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
+def read(root: Path, **_: Any) -> DataSet:
     """Return classes by the labels of the training folder's metadata; see table.read_rows."""
     found = _found(root)
     if found is None:
@@ -30,7 +31,7 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
                         "itself")
     top, training = found
     others = {name: one for name in splits_in(top)[1] if (one := _labelled(root, top, top / name))
-              and one.table.file != training.table.file}
+              and one.file != training.file}
     return table.read_rows(root, top, training, others, "imagefolder")
 
 
@@ -45,4 +46,4 @@ def _found(root: Path) -> tuple[Path, table.Labelled] | None:
 
 def _labelled(root: Path, top: Path, folder: Path) -> table.Labelled | None:
     file = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    return table.labelled(root, top, table.read_table(file)) if file else None
+    return table.labelled(root, top, file) if file else None

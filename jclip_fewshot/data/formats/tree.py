@@ -9,50 +9,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jclip_fewshot.data import listing
-from jclip_fewshot.data.data_set import DataSet, Sure, Wanted, by_class, named_by_files
-from jclip_fewshot.data.formats import contest
-from jclip_fewshot.data.formats.folders import (
-    below,
-    class_folders,
-    folder_split,
-    holds_images,
-    inside_split,
-    splits_in,
-    unwrapped,
-)
+from jclip_fewshot.data.data_set import DataSet, by_class, named_by_files
+from jclip_fewshot.data.formats import contest, folders
 from jclip_fewshot.data.listing import count_of, folders_of, images_of
 from jclip_fewshot.errors import UserError
 
 
-def recognise(root: Path) -> Sure | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """A training folder with folders of images in it; or any folders of images, which is worth less."""
-    top = unwrapped(root)
-    trains = [name for name in splits_in(top)[0] if _holds_classes(top / name)]
+    top = folders.unwrapped(root)
+    trains = [name for name in folders.splits_in(top)[0] if _holds_classes(top / name)]
     if trains:
-        return Sure(2, f"a folder a class in {below(top, root)}{trains[0]}")
-    return Sure(1, f"a folder a class in {top}") if _holds_classes(top) else None
+        return 2, f"a folder a class in {folders.below(top, root)}{trains[0]}"
+    return (1, f"a folder a class in {top}") if _holds_classes(top) else None
 
 
 def _holds_classes(folder: Path) -> bool:
-    return any(holds_images(folder / name) for name in folders_of(folder))
+    return any(folders.holds_images(folder / name) for name in folders_of(folder))
 
 
-def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats are called
-    """Return classes by their folders, numbered in natural order.
-
-    Raise UserError if no class folder has images or one alone, two make one class, or `class_folders` cannot tell.
-    """
+def read(root: Path, **_: Any) -> DataSet:
+    """Return classes by their folders, numbered in natural order."""
     inner = contest.elsewhere(root)
     if inner:
         raise UserError(f"{root} holds no classes.txt, but {inner} has lists; did you mean --data {inner}?")
-    top = unwrapped(root)
-    trains, tests = splits_in(top)
-    base = _training_folder(top, trains, tests)
-    found, notes = class_folders(root, base, [] if base != top else tests)
-    beside = [one for one in folders_of(top) if base != top and one not in trains + tests and holds_images(top / one)]
-    if beside:
+    top = folders.unwrapped(root)
+    trains, tests = folders.splits_in(top)
+    beside = [one for one in folders_of(top) if one not in trains + tests and folders.holds_images(top / one)]
+    base = _training_folder(top, trains, beside)
+    found, notes = folders.class_folders(root, base, [] if base != top else tests)
+    if beside and base != top:
         notes.append(f"folders beside {base} that are not learned from: {listing.some(beside)}")
     classes: dict[str, tuple[str, ...]] = {}
     for parts, images in found.items():
@@ -64,31 +53,31 @@ def read(root: Path, wanted: Wanted) -> DataSet:  # noqa: ARG001  as all formats
             listing.require_plain_name(path)
     if len(classes) < 2:
         _require_no_boxes(top)
+        images, others = images_of(top)
+        there = f"folders: {listing.some(folders_of(top)) or 'none'}; {count_of(len(images), 'image')} " \
+                f"({listing.IMAGE_SUFFIXES[0]}, …) and {count_of(len(others), 'other file')} beside them"
         raise UserError(f"{root}: {base} holds {'one class folder alone' if classes else 'no class folder with images'}"
-                        f" ({_what_is_there(top)}), and no list or table says more; give the folder with a folder a "
-                        "class with --data, or a table with --labels")
+                        f" ({there}), and no list or table says more; give the folder with a folder a class with "
+                        "--data, or a table with --labels")
     names = sorted(classes, key=listing.natural_key)
     said = f"no classes.txt and no train.txt in {root}: {count_of(len(names), 'class', 'classes')} named and " \
            f"numbered by the folders of {base}"
     train = by_class((path, label) for label, name in enumerate(names) for path in found[classes[name]])
     data = named_by_files(root, "tree", names, train, tests, [said, *notes],
-                          lambda split: folder_split(root, top, split, names))
+                          lambda split: folders.folder_split(root, top, split, names))
     return replace(data, domains=[classes[name][0] for name in names]) if len(classes[names[0]]) > 1 else data
 
 
-def _training_folder(top: Path, trains: list[str], tests: list[str]) -> Path:
-    """The folder that holds the class folders: the training folder, or `top` where there is none.
-
-    Raise UserError if there are two training folders, or one whose images lie in no class folder.
-    """
+def _training_folder(top: Path, trains: list[str], beside: list[str]) -> Path:
+    """The folder that holds the class folders: the one training folder, or `top` where there is none."""
     sorted_ones = [name for name in trains if _holds_classes(top / name)]
     if len(sorted_ones) > 1:
         raise UserError(f"{top}: {' and '.join(sorted_ones)} both look like the training images; take one away, or "
                         "give its folder with --data")
     if sorted_ones:
-        return inside_split(top / sorted_ones[0])
+        return folders.inside_split(top / sorted_ones[0])
     flat = [name for name in trains if images_of(top / name)[0]]
-    if flat and not any(holds_images(top / name) for name in folders_of(top) if name not in trains + tests):
+    if flat and not beside:
         _require_no_boxes(top)
         raise UserError(f"{top / flat[0]} holds images, but no class folders, and no table with their classes was "
                         "found: give it with --labels FILE (a .csv with a column of paths and one of classes)")
@@ -97,13 +86,7 @@ def _training_folder(top: Path, trains: list[str], tests: list[str]) -> Path:
 
 def _require_no_boxes(top: Path) -> None:
     """Raise UserError for YOLO's detection layout, labels/ with a file of boxes an image."""
-    if any("labels" in (name.lower() for name in folders_of(folder)) for folder in
-           (top, top.parent, *(top / name for name in folders_of(top)))):
+    places = (top, top.parent, *(top / name for name in folders_of(top)))
+    if any(name.lower() == "labels" for folder in places for name in folders_of(folder)):
         raise UserError(f"{top} has a folder labels beside its images, as YOLO keeps boxes of objects in: this program "
                         "learns one class an image, from a folder a class (YOLO's classification layout)")
-
-
-def _what_is_there(folder: Path) -> str:
-    images, others = images_of(folder)
-    return f"folders: {listing.some(folders_of(folder)) or 'none'}; {count_of(len(images), 'image')} " \
-           f"({listing.IMAGE_SUFFIXES[0]}, …) and {count_of(len(others), 'other file')} beside them"
