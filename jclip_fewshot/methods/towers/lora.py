@@ -14,7 +14,7 @@ S shots · B images a step · W width of a tower · r rank · K classes · D fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +22,17 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product
-from jclip_fewshot.clip.replace import part
+from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 
 RANK, DROPOUT, LR, LEAST_LR, WEIGHT_DECAY = 2, 0.25, 2e-4, 1e-6, 1e-2  # the authors'
 SCALE = 100.0  # the authors', not the model's
 QKV = ("q", "k", "v")
+LOW_RANK = (".w_lora_A", ".w_lora_B")  # the authors' names
+CLASSIFIER = "classifier"  # rows (K, D) that train beside the tensors of a tower
+
+Drop = Callable[[jt.Var], jt.Var]
 
 
 def attention_path(tower: str, block: int) -> str:
@@ -48,62 +52,54 @@ def random_start(model: CLIP, places: Sequence[str], rng: np.random.Generator, r
     return arrays
 
 
-def places_of(names: Sequence[str]) -> list[str]:
+def places_of(names: Iterable[str]) -> list[str]:
     """The attentions that parameters of those names belong to."""
-    return list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in names
-                              if name.endswith((".w_lora_A", ".w_lora_B"))))
+    return list(dict.fromkeys(name.rsplit(".", 2)[0] for name in names if name.endswith(LOW_RANK)))
 
 
-class LowRank:
+def low_rank(p: Vars, path: str, drop: Drop | None = None) -> Callable[[jt.Var, int, int], jt.Var]:
     """What one attention's `lora` is while it trains: γ B A x, added to the frozen product."""
+    downs, ups = ([p[f"{path}.{one}_proj.w_lora_{letter}"] for one in QKV] for letter in "AB")
 
-    def __init__(self, p: Vars, path: str, drop: Callable[[jt.Var], jt.Var] | None = None) -> None:
-        self.down = [p[f"{path}.{one}_proj.w_lora_A"] for one in QKV]
-        self.up = [p[f"{path}.{one}_proj.w_lora_B"] for one in QKV]
-        self.drop = drop
-
-    def __call__(self, x: jt.Var, first: int, last: int) -> jt.Var:
+    def updates(x: jt.Var, first: int, last: int) -> jt.Var:
         """x (B, L, W) -> (B, L, (last − first) W): the updates of q, k, v from `first` to before `last`."""
         batch, length, width = x.shape
-        flat, rank = x.reshape((-1, width)), self.down[0].shape[0]
-        if self.drop is None:
-            low = product(flat, jt.concat(self.down[first:last]))  # (n, parts r)
+        flat, rank = x.reshape((-1, width)), downs[0].shape[0]
+        if drop is None:
+            low = product(flat, jt.concat(downs[first:last]))  # (n, parts r)
         else:
-            low = jt.concat([product(self.drop(flat), down) for down in self.down[first:last]], dim=1)
-        return product(low, self._up(first, last) * rank ** -0.5).reshape((batch, length, -1))
+            low = jt.concat([product(drop(flat), down) for down in downs[first:last]], dim=1)
+        return product(low, block_diagonal(ups[first:last]) * rank ** -0.5).reshape((batch, length, -1))
+    return updates
 
-    def _up(self, first: int, last: int) -> jt.Var:
-        """(parts W, parts r): the B side by side in the blocks of one matrix, so that one product does."""
-        width, rank = self.up[0].shape
-        rows = []
-        for number, up in enumerate(self.up[first:last]):
-            before, behind = number * rank, (last - first - 1 - number) * rank
-            blocks = [jt.zeros((width, before))] * bool(before) + [up] + [jt.zeros((width, behind))] * bool(behind)
-            rows.append(jt.concat(blocks, dim=1) if len(blocks) > 1 else up)
-        return jt.concat(rows) if len(rows) > 1 else rows[0]
+
+def block_diagonal(blocks: list[jt.Var]) -> jt.Var:
+    """Blocks of one shape along the diagonal of a matrix of zeros, so that one product does for all of them."""
+    zeros = jt.zeros(blocks[0].shape)
+    return jt.concat([jt.concat([block if row == column else zeros for column in range(len(blocks))], dim=1)
+                      for row, block in enumerate(blocks)])
 
 
 @contextmanager
-def attached(model: CLIP, p: Vars, drop: Callable[[jt.Var], jt.Var] | None = None) -> Iterator[CLIP]:
-    """The model with the updates in `p` added to its weights, while the block runs."""
-    attentions = {path: part(model, path) for path in places_of(list(p))}
+def attached(model: CLIP, p: Vars, drop: Drop | None = None) -> Iterator[None]:
+    """The model as `p` trains it, while the block runs: updates beside their weights, other tensors in their stead."""
+    attentions = {path: part(model, path) for path in places_of(p)}
+    tensors = {name: value for name, value in p.items() if not name.endswith((*LOW_RANK, CLASSIFIER))}
     try:
         for path, attention in attentions.items():
-            attention.lora = LowRank(p, path, drop)
-        yield model
+            attention.lora = low_rank(p, path, drop)
+        with replaced(model, tensors):
+            yield
     finally:
         for attention in attentions.values():
             attention.lora = None
 
 
-def dropout(rng: np.random.Generator, rate: float) -> Callable[[jt.Var], jt.Var] | None:
-    """x -> x with a share `rate` of its numbers at zero, the rest grown by 1/(1 − rate); None where rate is 0.
+def dropout(rng: np.random.Generator, rate: float) -> Drop:
+    """x -> x with a share `rate` of its numbers at zero, the rest grown by 1/(1 − rate).
 
     The masks come from a generator of NumPy's: the same on every device.
     """
-    if not rate:
-        return None
-
     def drop(x: jt.Var) -> jt.Var:
         kept = rng.random(x.shape, np.float32) >= rate
         return x * jt.array(kept.astype(np.float32) / np.float32(1 - rate))
@@ -112,9 +108,8 @@ def dropout(rng: np.random.Generator, rate: float) -> Callable[[jt.Var], jt.Var]
 
 def merged(model: CLIP, updates: Arrays) -> Arrays:
     """W + γ B A for inference: {name of in_proj_weight: (W, 3W), the model's layout}; other arrays go through."""
-    result: dict[str, np.ndarray] = {name: value for name, value in updates.items()
-                                     if not name.endswith((".w_lora_A", ".w_lora_B"))}
-    for path in places_of(list(updates)):
+    result = {name: value for name, value in updates.items() if not name.endswith(LOW_RANK)}
+    for path in places_of(updates):
         weight = part(model, path).in_proj_weight.float32().numpy().copy()
         width = len(weight)
         for number, one in enumerate(QKV):
@@ -124,16 +119,15 @@ def merged(model: CLIP, updates: Arrays) -> Arrays:
     return result
 
 
-def train(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[], jt.Var],
-          labels: Sequence[np.ndarray], lr: float = LR, rate: float = DROPOUT, seed: int = 0, **told: Any) -> Arrays:
-    """CLIP-LoRA's training: one step an entry of `labels`, which holds the labels of that step's images.
+def train(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[Vars], jt.Var],
+          labels: Sequence[np.ndarray], scale: float = SCALE, lr: float = LR, drop: Drop | None = None, **told: Any
+          ) -> Arrays:
+    """CLIP-LoRA's training, whatever trains: one step an entry of `labels`, the labels of that step's images.
 
-    rows: step -> unit image rows (B, D); text: -> unit text rows (K, D). Both are asked with the updates attached.
-    rate: of the dropout. told: `descend`'s watch and stage.
+    rows: step -> unit image rows (B, D); text: parameters -> unit text rows (K, D). Both are asked with the parameters
+    attached. told: `descend`'s watch and stage.
     """
-    drop = dropout(np.random.default_rng([seed, 1]), rate)
-
     def loss(p: Vars, step: int) -> jt.Var:
         with attached(model, p, drop):
-            return mean_cross_entropy(SCALE * product(rows(step), text()), labels[step])
+            return mean_cross_entropy(scale * product(rows(step), text(p)), labels[step])
     return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)

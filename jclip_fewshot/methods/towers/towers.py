@@ -5,7 +5,7 @@ B images or sentences · R pixels a side · L tokens · W width · D feature wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 else:
     CLIP = Any
 
-TEXTS_AT_ONCE = 64
+
+def blocks_of(model: CLIP, tower: str) -> list[int]:
+    """Numbers of the blocks of a tower, "visual." or "" (text)."""
+    return list(range(len(part(model, tower + "transformer").resblocks)))
 
 
 def norm_names(tower: str, blocks: Sequence[int]) -> list[str]:
@@ -28,20 +31,19 @@ def norm_names(tower: str, blocks: Sequence[int]) -> list[str]:
             for kind in ("weight", "bias")]
 
 
-def blocks_of(model: CLIP, tower: str) -> list[int]:
-    """Numbers of the blocks of a tower, "visual." or "" (text)."""
-    return list(range(len(part(model, tower + "transformer").resblocks)))
-
-
-def image_rows(model: CLIP, images: jt.Var) -> jt.Var:
-    """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
-    visual = model.visual
-    return unit_var(jt.matmul(visual.unprojected(visual.embed(images)), visual.proj))
+def values_of(model: CLIP, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The model's own tensors of those names: where their training starts."""
+    return {name: part(model, name).float32().numpy() for name in names}
 
 
 def rows_from(model: CLIP, x: jt.Var, block: int) -> jt.Var:
     """x (B, L, W), the input of an image block -> (B, D) unit rows, with gradients."""
     return unit_var(jt.matmul(model.visual.unprojected(x, block), model.visual.proj))
+
+
+def image_rows(model: CLIP, images: jt.Var) -> jt.Var:
+    """(B, 3, R, R) -> (B, D) unit rows, with gradients."""
+    return rows_from(model, model.visual.embed(images), 0)
 
 
 def text_rows(model: CLIP, tokens: np.ndarray) -> jt.Var:
@@ -50,15 +52,7 @@ def text_rows(model: CLIP, tokens: np.ndarray) -> jt.Var:
     return unit_var(model.encode_embeddings(model.token_embedding(jt.array(ids)), jt.array(ends)))
 
 
-def in_parts(rows_of: Callable[[np.ndarray], jt.Var], tokens: np.ndarray) -> np.ndarray:
-    """rows_of(tokens), (K, D), without gradients and some sentences at a time."""
+def in_batches(ask: Callable[[np.ndarray], np.ndarray], items: np.ndarray, size: int = 64) -> np.ndarray:
+    """ask(items), (N, ...), without gradients and `size` at a time."""
     with jt.no_grad():
-        return np.concatenate([rows_of(tokens[i:i + TEXTS_AT_ONCE]).numpy()
-                               for i in range(0, len(tokens), TEXTS_AT_ONCE)])
-
-
-def patch_rows(model: CLIP, images: jt.Var) -> jt.Var:
-    """(B, 3, R, R) -> (B, M, D): every patch's token behind the last norm and projection, not normalised (CALIP)."""
-    visual = model.visual
-    x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
-    return jt.matmul(visual.ln_post(x[:, 1:]), visual.proj)
+        return np.concatenate([ask(items[i:i + size]) for i in range(0, len(items), size)])

@@ -24,9 +24,10 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Method, Unlabelled
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import coop
+from jclip_fewshot.methods.towers.towers import in_batches
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, batches, cosine, descend, mean_cross_entropy
-from jclip_fewshot.methods.unlabelled import views
 from jclip_fewshot.methods.unlabelled.base import pixels_of
+from jclip_fewshot.methods.unlabelled.views import strong_views
 from jclip_fewshot.task import Task
 
 
@@ -88,7 +89,7 @@ class FixMatch(Method):
 
     def _fit(self, task: Task, tower: Activations, unlabelled: Unlabelled) -> None:
         encoder, rng = unlabelled.encoder, np.random.default_rng([self.seed, 1])
-        x, u = ([unit_rows(views.in_batches(encoder.images, view)) for view in (weak, views.strong_views(weak, rng))]
+        x, u = ([unit_rows(in_batches(encoder.images, view)) for view in (weak, strong_views(weak, rng))]
                 for weak in (tower.pixels(), pixels_of(unlabelled, self.name)))
         prompts = coop.prompts_for(encoder, unlabelled.names, self.context)
         threshold = class_thresholds(softmax(task.zero_shot(u[0])), self.keep)
@@ -98,7 +99,7 @@ class FixMatch(Method):
             steps_x = batches(np.stack([rng.permutation(len(labels)) for _ in range(self.epochs)]), self.batch_x)
             steps_u = [rng.permutation(len(u[0]))[:self.batch_u] for _ in steps_x]
             rates = np.repeat(cosine(self.lr, self.epochs), len(steps_x) // self.epochs).tolist()
-            start = {"ctx": coop.random_context(rng, self.context, encoder.model.transformer.width)}
+            start = coop.random_context(rng, self.context, encoder.model)
             final = train(start, prompts, (x[0][fit.kept], x[1][fit.kept], labels), u, (steps_x, steps_u), task.scale,
                           threshold, self.weight, rates=rates, stage=f"{self.name} {number}/{len(fits)}")
             text = prompts.rows(jt.array(final["ctx"])).numpy()

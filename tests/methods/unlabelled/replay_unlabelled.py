@@ -66,8 +66,8 @@ def replay_upl(reference: Reference) -> Deviation:
         steps = reference.steps(run)
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
-        final = coop.train(reference.start(run), prompts, rows[chosen], labels, steps, rates, reference.scale,
-                           watch=recorder)
+        final = coop.train(reference.start(run), prompts, lambda step: jt.array(rows[chosen][steps[step]]),
+                           [labels[step] for step in steps], rates, reference.scale, watch=recorder)
         found = reference.compare(run, recorder, final, rates)
         text.append(prompts.rows(jt.array(final["ctx"])).numpy())
         worst = worst.worst(found.with_logits(reference.scale * held @ text[-1].T, reference[run + "logits_after"]))
@@ -126,7 +126,7 @@ def replay_clip_pr(reference: Reference) -> Deviation:
         start = reference.start(run)
         h = {name: value for name, value in start.items() if not name.startswith("tower.")}
         tower = {}
-        shares, recorders, carried = clip_pr.Shares(len(prior), memory), [], None
+        objective, recorders, carried = clip_pr.Objective(prior, weight, memory), [], None
 
         def rows_at(first):
             return lambda step: towers.image_rows(model, images[jt.array(steps[first + step])])
@@ -136,12 +136,11 @@ def replay_clip_pr(reference: Reference) -> Deviation:
             of = slice(first, first + per_epoch)
             recorder, these = Recorder(), [labels[step] for step in steps[of]]
             if epoch == 1:
-                tower, carried = clip_pr.train_tower(h, model, rows_at(first), these, prior, shares, weight, rates[of],
+                tower, carried = clip_pr.train_tower(h, model, rows_at(first), these, objective, rates[of],
                                                      watch=recorder)
             else:
                 with replaced(model, as_vars(tower)):
-                    h = clip_pr.train(h, rows_at(first), these, prior, shares, weight, rates[of], carried,
-                                      watch=recorder)
+                    h = clip_pr.train(h, rows_at(first), these, objective, rates[of], carried, watch=recorder)
             recorders.append(recorder)
         everything = Recorder()
         everything.losses = [loss for recorder in recorders for loss in recorder.losses]
