@@ -29,8 +29,7 @@ from jclip_fewshot.encoders.function import TunedEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
-from jclip_fewshot.methods.towers.lora import CLASSIFIER, merged
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, in_batches, rows_from, values_of
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, merged, rows_from, values_of
 from jclip_fewshot.methods.training import Arrays, Vars, as_vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Fold, Task, zero_shot_logits
@@ -68,9 +67,9 @@ class TowerMethod(Method):
         """
         raise NotImplementedError
 
-    def schedule(self, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int, epochs: int
-                 ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
-        """Return each step's shots, as numbers among `kept`, and a function of a step: their activations at `depth`.
+    def schedule(self, task: Task, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int,
+                 epochs: int) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
+        """Return each step's labels, among the classes with a shot, and a function of a step: its shots at `depth`.
 
         Every epoch has all shots once, in a new order and in random views; a smaller last batch is dropped.
         """
@@ -79,8 +78,8 @@ class TowerMethod(Method):
         for _ in range(epochs):
             order = rng.permutation(len(kept))
             chosen += [order[i:i + batch] for i in range(0, len(kept) - batch + 1, batch)]
-        numbers = [rng.integers(views.count, size=batch) for _ in chosen]
-        return chosen, lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
+        numbers, labels = [rng.integers(views.count, size=batch) for _ in chosen], task.seen_labels()[1]
+        return [labels[one] for one in chosen], lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
         """Return the floating-point operations of one fit, where they matter beside encoding."""
@@ -243,9 +242,9 @@ def block_flops(length: int, width: int) -> float:
 def image_flops(model: CLIP, more: int = 0) -> float:
     """Return the operations of an image's way forward through the image tower, with `more` tokens."""
     length, width = model.visual.shape_at(0)
-    return len(blocks_of(model, "visual.")) * block_flops(length + more, width)
+    return len(model.visual.transformer.resblocks) * block_flops(length + more, width)
 
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
     """Return the operations of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
+    return len(model.transformer.resblocks) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)

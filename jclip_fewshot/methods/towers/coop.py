@@ -28,8 +28,7 @@ from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import TowerMethod, sentence_flops
-from jclip_fewshot.methods.towers.lora import CLASSIFIER
-from jclip_fewshot.methods.towers.towers import CLIP, in_batches, text_rows
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, text_rows
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, cosine_by_epoch, descend, mean_cross_entropy, uniform
 from jclip_fewshot.task import Task
 
@@ -175,12 +174,11 @@ class CoCoOp(TowerMethod):
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         model, rng, tokens = activations.model, np.random.default_rng(self.seed), activations.class_tokens
-        chosen, rows = self.schedule(activations, kept, rng, self.batch, self.epochs)
-        seen, labels = task.seen_labels()
+        labels, rows = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
         start = {**first_words(model, tokens, self.context),
                  **random_net(rng, activations.encoder.width, model.transformer.width)}
-        return train(start, Prompts(model, tokens[seen], self.context), rows, [labels[one] for one in chosen],
-                     cosine_by_epoch(LR, self.epochs, len(chosen) // self.epochs), task.scale, stage=stage)
+        return train(start, Prompts(model, tokens[task.seen], self.context), rows, labels,
+                     cosine_by_epoch(LR, self.epochs, len(labels) // self.epochs), task.scale, stage=stage)
 
     def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         prompts = Prompts(activations.model, activations.class_tokens, self.context)

@@ -1,7 +1,7 @@
 """CLIP-LoRA and 2SFS: both towers train, on stored views, from the input of block 0.
 
-CLIP-LoRA: lora.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", 2025
-(arXiv:2503.11609):
+CLIP-LoRA: towers.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages",
+2025 (arXiv:2503.11609):
 
     stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
@@ -26,14 +26,14 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows, unit_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.towers import lora
+from jclip_fewshot.methods.towers import towers
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, sentence_flops
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, in_batches, norm_names, rows_from, text_rows, values_of
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, text_rows
 from jclip_fewshot.methods.training import Arrays, Vars, as_vars
 from jclip_fewshot.task import Task
 
 FIRST_SHARE = 0.6  # of 2SFS's steps: the authors'
-TOWERS = ("visual.", "")
+BOTH = ("visual.", "")
 
 
 class _BothTowers(TowerMethod):
@@ -56,10 +56,10 @@ class _BothTowers(TowerMethod):
                ) -> tuple[list[np.ndarray], Callable[[int], jt.Var], Callable[[Vars], jt.Var]]:
         """Each step's labels, and functions of a step and of the parameters: image and text rows by the towers then."""
         total, a_epoch = self._count(task), max(1, len(kept) // min(self.batch, len(kept)))
-        chosen, x = self.schedule(activations, kept, np.random.default_rng(self.seed), self.batch, -(-total // a_epoch))
-        model, (seen, labels) = activations.model, task.seen_labels()
-        return ([labels[one] for one in chosen[:total]], lambda step: rows_from(model, x(step), 0),
-                lambda _: text_rows(model, activations.class_tokens[seen]))
+        model, rng = activations.model, np.random.default_rng(self.seed)
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, -(-total // a_epoch))
+        return (labels[:total], lambda step: self.rows(model, x(step), {}),
+                lambda _: text_rows(model, activations.class_tokens[task.seen]))
 
 
 class ClipLora(_BothTowers):
@@ -69,12 +69,11 @@ class ClipLora(_BothTowers):
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         model = activations.model
-        places = [lora.attention_path(tower, block) for tower in TOWERS for block in blocks_of(model, tower)]
-        start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
+        start = towers.random_start(model, towers.block_names(model, *BOTH), np.random.default_rng([self.seed, 2]))
         labels, rows, text = self._steps(task, activations, kept)
-        drop = lora.dropout(np.random.default_rng([self.seed, 1]), lora.DROPOUT)
-        trained = lora.train(start, model, rows, text, labels, drop=drop, stage=stage)
-        return {**trained, lora.CLASSIFIER: _text_moved(model, activations.class_tokens, lora.merged(model, trained))}
+        drop = towers.dropout(np.random.default_rng([self.seed, 1]), towers.DROPOUT)
+        trained = towers.train(start, model, rows, text, labels, drop=drop, stage=stage)
+        return {**trained, CLASSIFIER: _text_moved(model, activations.class_tokens, towers.merged(model, trained))}
 
 
 class TwoStage(_BothTowers):
@@ -87,27 +86,23 @@ class TwoStage(_BothTowers):
         model, seen = activations.model, task.seen
         labels, rows, text = self._steps(task, activations, kept)
         count = max(1, round(FIRST_SHARE * len(labels)))
-        trained = lora.train(values_of(model, norms(model)), model, rows, text, labels[:count], task.scale, stage=stage)
+        start = towers.values_of(model, norms(model))
+        trained = towers.train(start, model, rows, text, labels[:count], task.scale, stage=stage)
         moved, tensors = _text_moved(model, activations.class_tokens, trained), as_vars(trained)
 
         def tuned_rows(step: int) -> jt.Var:
             with replaced(model, tensors), jt.no_grad():
                 return jt.array(rows(count + step).numpy())
         if len(labels) > count:
-            classifier = lora.train({lora.CLASSIFIER: (task.text + moved)[seen]}, model, tuned_rows, rows_of_classifier,
-                                    labels[count:], task.scale, stage=stage)[lora.CLASSIFIER]
-            moved[seen] = unit_rows(classifier) - task.text[seen]
-        return {**trained, lora.CLASSIFIER: moved}
+            trained_rows = towers.train({CLASSIFIER: (task.text + moved)[seen]}, model, tuned_rows,
+                                        lambda p: unit_var(p[CLASSIFIER]), labels[count:], task.scale, stage=stage)
+            moved[seen] = unit_rows(trained_rows[CLASSIFIER]) - task.text[seen]
+        return {**trained, CLASSIFIER: moved}
 
 
 def norms(model: CLIP) -> list[str]:
     """What stage 1 trains: the norms of every block of both towers."""
-    return [name for tower in TOWERS for name in norm_names(tower, blocks_of(model, tower))]
-
-
-def rows_of_classifier(p: Vars) -> jt.Var:
-    """What stage 2 trains in the text rows' stead."""
-    return unit_var(p[lora.CLASSIFIER])
+    return towers.norm_names(towers.block_names(model, *BOTH))
 
 
 def _text_moved(model: CLIP, tokens: np.ndarray, tensors: Arrays) -> np.ndarray:

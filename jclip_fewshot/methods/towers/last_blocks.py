@@ -1,7 +1,7 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA (lora.py) and 2SFS (full_towers.py); what lies below the b blocks is frozen, so it is computed once and
-a training costs seconds to minutes on a CPU.
+After CLIP-LoRA and 2SFS (full_towers.py); what lies below the b blocks is frozen, so it is computed once and a training
+costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y)
 
@@ -19,9 +19,9 @@ from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS
-from jclip_fewshot.methods.towers import lora
+from jclip_fewshot.methods.towers import towers
 from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, norm_names, rows_from, values_of
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP
 from jclip_fewshot.methods.training import Arrays
 from jclip_fewshot.task import Task
 
@@ -34,12 +34,8 @@ class LastBlocks(TowerMethod):
     blocks, rank, epochs, most_steps, batch, lr = 1, 8, 33, 1000, 32, 2e-3
     constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr")
 
-    def _blocks(self, model: CLIP) -> list[int]:
-        """Those that train."""
-        return blocks_of(model, "visual.")[-self.blocks:]
-
     def depth(self, model: CLIP) -> Depth:
-        return self._blocks(model)[0]
+        return max(0, len(model.visual.transformer.resblocks) - self.blocks)
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
         length, width = activations.model.visual.shape_at(0)
@@ -48,15 +44,16 @@ class LastBlocks(TowerMethod):
         return 2 * min(self.epochs * len(task), self.most_steps * self.batch) * image
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, (seen, labels) = activations.model, np.random.default_rng(self.seed), task.seen_labels()
-        blocks, text = self._blocks(model), jt.array(task.text[seen])
-        norms = [*norm_names("visual.", blocks), "visual.ln_post.weight", "visual.ln_post.bias"]
-        start = lora.random_start(model, [lora.attention_path("visual.", block) for block in blocks], rng, self.rank)
-        start |= values_of(model, norms) | {lora.CLASSIFIER: np.zeros((len(seen), task.text.shape[1]), np.float32)}
-        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
-        trained = lora.train(start, model, lambda step: rows_from(model, x(step), blocks[0]),
-                             lambda p: unit_var(text + p[lora.CLASSIFIER]),
-                             [labels[one] for one in chosen[:self.most_steps]], task.scale, self.lr, stage=stage)
-        whole = np.zeros((task.num_classes, task.text.shape[1]), np.float32)
-        whole[seen] = trained[lora.CLASSIFIER]
-        return {**trained, lora.CLASSIFIER: whole}
+        model, rng, seen = activations.model, np.random.default_rng(self.seed), task.seen
+        blocks, text = towers.block_names(model, "visual.")[-self.blocks:], task.text[seen]
+        norms = [*towers.norm_names(blocks), "visual.ln_post.weight", "visual.ln_post.bias"]
+        start = {**towers.random_start(model, blocks, rng, self.rank), **towers.values_of(model, norms),
+                 CLASSIFIER: np.zeros_like(text)}
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
+        anchor = jt.array(text)
+        trained = towers.train(start, model, lambda step: self.rows(model, x(step), {}),
+                               lambda p: unit_var(anchor + p[CLASSIFIER]), labels[:self.most_steps], task.scale,
+                               self.lr, stage=stage)
+        whole = np.zeros_like(task.text)
+        whole[seen] = trained[CLASSIFIER]
+        return {**trained, CLASSIFIER: whole}

@@ -50,11 +50,6 @@ def unprojected(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
     return visual.unprojected(x, last)
 
 
-def features(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
-    """x (B, L, W), the input of block 0 -> (B, D), not normalised."""
-    return jt.matmul(unprojected(model, x, prompts), model.visual.proj)
-
-
 class VPT(TowerMethod):
     """prompts: P. deep: prompts of each block. epochs, batch, lr: of the training."""
 
@@ -69,19 +64,18 @@ class VPT(TowerMethod):
         return 3 * self.epochs * len(task) * image_flops(activations.model, self.prompts)
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, (seen, labels) = activations.model, np.random.default_rng(self.seed), task.seen_labels()
+        model, rng, text = activations.model, np.random.default_rng(self.seed), jt.array(task.text[task.seen])
         blocks = len(model.visual.transformer.resblocks) if self.deep else 0
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
-        text = jt.array(task.text[seen])
-        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
 
         def loss(p: Vars, step: int) -> jt.Var:
             logits = task.scale * product(self.rows(model, x(step), p), text)
-            return mean_cross_entropy(logits, labels[chosen[step]])
-        return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen)), stage=stage)
+            return mean_cross_entropy(logits, labels[step])
+        return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(labels)), stage=stage)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return unit_var(features(model, x, own[PROMPTS]))
+        return unit_var(jt.matmul(unprojected(model, x, own[PROMPTS]), model.visual.proj))
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:

@@ -41,12 +41,11 @@ def class_thresholds(probs: np.ndarray, keep: float) -> np.ndarray:
     return found
 
 
-def masked(weak: np.ndarray, threshold: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (B, K) of weak views -> pseudo-labels (B,), and which are kept (B,) float32; threshold: one, or (K,)."""
+def masked(weak: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (B, K) of weak views -> pseudo-labels (B,), and which are kept (B,) float32; threshold: τ (K,)."""
     probs = softmax(weak)
     labels = probs.argmax(axis=1)
-    wanted = np.broadcast_to(np.asarray(threshold, np.float32), probs.shape[1:])[labels]
-    return labels, (probs.max(axis=1) >= wanted).astype(np.float32)
+    return labels, (probs.max(axis=1) >= threshold[labels]).astype(np.float32)
 
 
 def consistency(strong: jt.Var, labels: np.ndarray, mask: np.ndarray) -> jt.Var:
@@ -58,8 +57,8 @@ def consistency(strong: jt.Var, labels: np.ndarray, mask: np.ndarray) -> jt.Var:
 
 
 def train(start: Arrays, prompts: coop.Prompts, x: Sequence[np.ndarray], u: Sequence[np.ndarray],
-          steps: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], scale: float, threshold: float | np.ndarray,
-          weight: float, **descent: Any) -> Arrays:
+          steps: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], scale: float, threshold: np.ndarray, weight: float,
+          **descent: Any) -> Arrays:
     """x: (weak rows, strong rows, labels) of the shots, u: (weak, strong) rows of the others; steps: of x and of u.
 
     descent: `descend`'s rates, watch and stage.

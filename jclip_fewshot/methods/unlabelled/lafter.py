@@ -28,7 +28,7 @@ from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
 from jclip_fewshot.methods.towers.base import image_flops
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, image_rows, in_batches, norm_names, values_of
+from jclip_fewshot.methods.towers.towers import CLIP, block_names, image_rows, in_batches, norm_names, values_of
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, batches, descend, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to, tensors_of
 from jclip_fewshot.methods.unlabelled.views import strong_views
@@ -53,7 +53,7 @@ def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: C
 def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> Arrays:
     """Stage 2's parameters before training: every norm of the image tower among them."""
     before, behind = ([f"visual.{norm}.{kind}" for kind in ("weight", "bias")] for norm in ("ln_pre", "ln_post"))
-    norms = before + norm_names("visual.", blocks_of(model, "visual.")) + behind
+    norms = before + norm_names(block_names(model, "visual.")) + behind
     drawn = visual_prompts.random_prompts(np.random.default_rng(seed), prompts, model.visual.proj.shape[0])
     return {ADAPTER: adapter, PROMPTS: drawn[None], **values_of(model, norms)}
 
@@ -61,20 +61,19 @@ def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> A
 def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
     """φ u(x; P) (B, K), with the norms of `p` in place."""
     with replaced(model, tensors_of(p)):
-        return product(visual_prompts.features(model, model.visual.embed(images), p[PROMPTS][0]), p[ADAPTER])
+        rows = visual_prompts.unprojected(model, model.visual.embed(images), p[PROMPTS][0])
+        return product(jt.matmul(rows, model.visual.proj), p[ADAPTER])
 
 
 def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Var]], rates: Sequence[float],
-          on_labels: Callable[[np.ndarray], None] | None = None, **told: Any) -> Arrays:
-    """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images. on_labels: told each step's c(x)."""
+          **told: Any) -> Arrays:
+    """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images."""
     teacher = jt.array(start[ADAPTER])
 
     def loss(p: Vars, step: int) -> jt.Var:
         weak, strong = views(step)
         with replaced(model, tensors_of(p)):
             labels = product(image_rows(model, weak), teacher).numpy().argmax(axis=1)
-        if on_labels is not None:
-            on_labels(labels)
         return mean_cross_entropy(student_logits(p, model, strong), labels, SMOOTHING)
     return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, **told)
 

@@ -11,30 +11,39 @@ import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.methods.towers import coop, full_towers, lora, prolip, towers
+from jclip_fewshot.methods.towers import coop, full_towers, prolip, towers
 from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
 
 
 def replay_coop(reference: Reference) -> Deviation:
-    """Runs of CoOp and CoCoOp with one context for all classes, in front of the names."""
+    """Runs of CoOp and CoCoOp with one context for all classes, in front of the names.
+
+    Which sentences is read off `prompts0`.
+    """
     worst, model, labels = Deviation(), reference.model, reference["labels"]
     rows, held = (reference.image_rows(reference[name]) for name in ("images", "held"))
     for run in [run for run in reference.runs() if not run.startswith(("middle", "front", "csc"))]:
         start, steps = reference.start(run), reference.steps(run)
-        prompts = coop.Prompts(model, reference["tokens"], len(start["ctx"]))
+        wrong = []
+        for tokens in [name for name in ("tokens", "words_tokens") if name in reference]:
+            prompts = coop.Prompts(model, reference[tokens], len(start["ctx"]))
+            ours = prompts.embeddings(jt.array(start["ctx"])).numpy()
+            if run + "prompts0" not in reference or np.abs(
+                    ours - reference[run + "prompts0"][:, :ours.shape[1]]).max() < 1e-6:
+                break
+        else:
+            wrong = [run + "prompts0"]
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
         final = coop.train(start, prompts, lambda step: jt.array(rows[steps[step]]), [labels[step] for step in steps],
                            rates, reference.scale, watch=recorder)
         found = reference.compare(run, recorder, final, rates)
-        if run + "prompts0" in reference:
-            ours = prompts.embeddings(jt.array(start["ctx"])).numpy()
-            if np.abs(ours - reference[run + "prompts0"][:, :ours.shape[1]]).max() >= 1e-6:
-                found.wrong.append(run + "prompts0")
+        found.wrong += wrong
         for p, key in ((start, "logits_before"), (final, "logits_after")):
             found.with_logits(coop.logits_one_by_one(p, prompts, held, reference.scale), reference[run + key])
         worst = worst.worst(found)
@@ -53,13 +62,13 @@ def replay_lora(reference: Reference) -> Deviation:
             return towers.text_rows(model, tokens) if fixed is None else fixed
 
         recorder, rate = Recorder(), reference.lr(run)
-        final = lora.train(start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]), text,
+        final = towers.train(start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]), text,
                            [labels[rows] for rows in steps], lr=rate, watch=recorder)
-        found = reference.compare(run, recorder, final, lora.cosine(rate, len(steps), lora.LEAST_LR))
+        found = reference.compare(run, recorder, final, towers.cosine(rate, len(steps), towers.LEAST_LR))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
-            weights = {name: jt.array(value) for name, value in lora.merged(model, p).items()}
+            weights = {name: jt.array(value) for name, value in towers.merged(model, p).items()}
             with replaced(model, weights):
-                ours = lora.SCALE * reference.image_rows(reference["held"]) @ text(p).numpy().T
+                ours = towers.SCALE * reference.image_rows(reference["held"]) @ text(p).numpy().T
             found.with_logits(ours, reference[run + key])
         worst = worst.worst(found)
     return worst
@@ -78,11 +87,11 @@ def replay_prolip(reference: Reference) -> Deviation:
         penalty = 1 / round(1 / share) if share <= 1 else share  # the authors': 1/shots or 1/shots²
         recorder = Recorder()
         order = reference["views_in_order"]
-        final = prolip.train(start, views, reference["labels"], text.numpy(), penalty, reference.lr(run), lora.SCALE,
+        final = prolip.train(start, views, reference["labels"], text.numpy(), penalty, reference.lr(run), towers.SCALE,
                              order, watch=recorder)
         found = reference.compare(run, recorder, {"proj": final}, prolip.cosine(reference.lr(run), len(order)))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
-            found.with_logits(prolip.logits(jt.array(p), jt.array(held), text, lora.SCALE).numpy(),
+            found.with_logits(prolip.logits(jt.array(p), jt.array(held), text, towers.SCALE).numpy(),
                               reference[run + key])
         for number, view in enumerate(reference["views"]):  # what the towers say about the pictures themselves
             ours = model.visual.unprojected(model.visual.embed(jt.array(view))).numpy()
@@ -103,21 +112,21 @@ def replay_two_stage(reference: Reference) -> Deviation:
         trained = [name for name in full_towers.norms(model) if name in reference.start(first)]
         start = {name: reference.start(first)[name] for name in trained}
         recorder = Recorder()
-        norms = lora.train(
+        norms = towers.train(
             start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]),
             lambda p: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr,
             watch=recorder)
-        found = reference.compare(first, recorder, norms, lora.cosine(lr, count, lora.LEAST_LR))
+        found = reference.compare(first, recorder, norms, towers.cosine(lr, count, towers.LEAST_LR))
         with replaced(model, {name: jt.array(value) for name, value in norms.items()}):
             rows, held = jt.array(reference.image_rows(reference["images"])), reference.image_rows(reference["held"])
             text = towers.text_rows(model, tokens).numpy()
         found.logits = largest(found.logits, np.abs(text - reference.start(second)["classifier"]).max())
         recorder = Recorder()
-        classifier = lora.train(reference.start(second), model, lambda step: rows[jt.array(steps[count + step])],
-                                full_towers.rows_of_classifier, [labels[rows] for rows in steps[count:]], scale, lr,
-                                watch=recorder)["classifier"]
+        classifier = towers.train(reference.start(second), model, lambda step: rows[jt.array(steps[count + step])],
+                                  lambda p: unit_var(p["classifier"]), [labels[rows] for rows in steps[count:]], scale,
+                                  lr, watch=recorder)["classifier"]
         found = found.worst(reference.compare(second, recorder, {"classifier": classifier},
-                                              lora.cosine(lr, total - count, lora.LEAST_LR)))
+                                              towers.cosine(lr, total - count, towers.LEAST_LR)))
         ours = scale * held @ (classifier / np.linalg.norm(classifier, axis=1, keepdims=True)).T
         worst = worst.worst(found.with_logits(ours, reference[run + "logits_after"]))
     return worst

@@ -9,7 +9,7 @@ from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.rows import sus_x, tip_adapter, tip_x
 from jclip_fewshot.methods.towers import coop, towers
-from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch
+from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
 from jclip_fewshot.task import zero_shot_logits
 from tests.methods.towers.reference import Deviation, Recorder, Reference, largest
@@ -35,8 +35,15 @@ def replay_lafter(reference: Reference) -> Deviation:
                           reference[run + "held_logits_prompted"])
         told: list[np.ndarray] = []
         recorder = Recorder()
-        final = lafter.adapt(start, model, lambda step: tuple(views[jt.array(steps[step])] for views in (weak, strong)),
-                             reference[second + "lr"], told.append, watch=recorder)
+
+        def noted(logits, labels, smoothing):
+            told.append(labels)
+            return mean_cross_entropy(logits, labels, smoothing)
+
+        with mock.patch.object(lafter, "mean_cross_entropy", noted):
+            final = lafter.adapt(start, model, lambda step: tuple(views[jt.array(steps[step])]
+                                                                  for views in (weak, strong)),
+                                 reference[second + "lr"], watch=recorder)
         found = found.worst(reference.compare(second, recorder, final, reference[second + "lr"]))
         if set(start) != set(lafter.start_of(model, start["adapter"], 6)):
             found.wrong.append(run + "parameters")
@@ -84,6 +91,7 @@ def replay_fixmatch(reference: Reference) -> Deviation:
     epochs = len(reference["order_x"])
     rates = np.repeat(cosine(reference.lr(""), epochs), len(steps_x) // epochs)
     threshold, weight = map(float, reference["threshold_weight"])
+    thresholds = np.full(len(reference["tokens"]), threshold, np.float32)
     prompts = coop.Prompts(model, reference["tokens"], reference["init/ctx"].shape[0])
     recorder = Recorder()
 
@@ -93,8 +101,8 @@ def replay_fixmatch(reference: Reference) -> Deviation:
 
     consistency = fixmatch.consistency
     with mock.patch.object(fixmatch, "consistency", noted):
-        final = fixmatch.train(reference.start(""), prompts, x, u, (steps_x, steps_u), reference.scale, threshold,
-                               weight, rates=rates, watch=recorder)
+        final = fixmatch.train(reference.start(""), prompts, x, u, (steps_x, steps_u), reference.scale,
+                               thresholds, weight, rates=rates, watch=recorder)
     found = reference.compare("", recorder, final, rates)
     other, kept = np.array(others).T
     for key, ours in (("part_x", recorder.losses - weight * other), ("part_u", other), ("kept_share_u", kept)):
