@@ -166,11 +166,9 @@ class FewShotClassifier:
             self.classes_, self.class_names_, self.n_features_in_ = classes, names, task.text.shape[1]
             return self
 
-    @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
         """Return (N, K) probabilities of each image by itself, in the order of `classes_`."""
-        with self._told():
-            return self._answers(images, "off").probs
+        return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """Return the most likely labels (N,), or (N, min(top, K)) with top > 1, best first.
@@ -185,11 +183,9 @@ class FewShotClassifier:
         best = self.classes_[best_classes(probs, top)]
         return best[:, 0] if top == 1 else best
 
-    @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """Return (N, K) probabilities of the images as a set: what one image says helps with the others."""
-        with self._told():
-            return self._answers(images, "auto").final
+        return self._answers(images, "auto").final
 
     def score(self, images: Images, y: Sequence) -> float:
         """Return the mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -324,18 +320,20 @@ class FewShotClassifier:
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
         return [str(self.domains[index]) for index in (range(len(class_names)) if order is None else order)]
 
+    @exclusive()
     def _answers(self, images: Any, refine: str) -> Answers:
         """See Pipeline.answer. Tuned methods have a say where images are pictures, which their towers can look at."""
         self._require_fit()
         images, tuned = _plain(images), self.pipeline_.asks_images
-        if isinstance(images, np.ndarray):
-            if tuned:
-                warn(f"{', '.join(tuned)} need images; the methods on features answer alone")
-            return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
-        with as_files(images) as paths:
-            rows = self._encoded(paths, images, "image to classify")
-            queries = queries_of(self.source, Path(), paths, rows, self.views) if tuned else rows
-            return self.pipeline_.answer(queries, refine)
+        with self._told():
+            if isinstance(images, np.ndarray):
+                if tuned:
+                    warn(f"{', '.join(tuned)} need images; the methods on features answer alone")
+                return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
+            with as_files(images) as paths:
+                rows = self._encoded(paths, images, "image to classify")
+                queries = queries_of(self.source, Path(), paths, rows, self.views) if tuned else rows
+                return self.pipeline_.answer(queries, refine)
 
     def _shots(self, images: Any) -> np.ndarray:
         """Rows (S, D) of what is learned from."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.config import SourceConfig
-from jclip_fewshot.console import tell, warn
+from jclip_fewshot.console import tell
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.formats import read_data_set
@@ -131,16 +131,18 @@ class Encoded:
         Raise UserError if none of them can be read.
         """
         settings, data = self.problem.settings, self.data
-        found, beside = [], 0
-        if self.problem.unlabelled:
-            found.append(self._readable(Path(), self.problem.unlabelled, "--unlabelled"))
-            beside = len(found[0][0])
+        sets = [(Path(), self.problem.unlabelled, "--unlabelled")] if self.problem.unlabelled else []
         if getattr(settings, "transductive", False):
-            tests = data.split(used=[path for path, _ in shots])
-            found.append(self._readable(data.root, tests.files, f"--transductive: {tests.folder}"))
-        if not found:
+            sets.append((data.root, data.split(used=[path for path, _ in shots]).files, "--transductive"))
+        if not sets:
             return None
-        rows, paths = np.concatenate([rows for rows, _ in found]), [path for _, some in found for path in some]
+        found, paths = [], []
+        for root, files, flag in sets:
+            rows, kept, _ = labelled_rows(self.source, root, [(file, 0) for file in files], True, f"{flag} image",
+                                          stage="without labels")
+            found.append(rows)
+            paths += [os.path.abspath(root / path) for path, _ in kept]
+        rows, beside = np.concatenate(found), len(found[0]) if self.problem.unlabelled else 0
         tell(f"{len(paths)} images without labels")
         encoder = getattr(self.source, "encoder", None)  # none of a feature file, nor of several encoders
         if encoder is None:
@@ -150,16 +152,6 @@ class Encoded:
                      for name, said in zip(data.class_names, self.problem.sentences)]
         return Unlabelled(rows, sentences, names, encoder, lambda: self.source.activations(Path(), paths).pixels(),
                           beside)
-
-    def _readable(self, root: Path, paths: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
-        """Rows of the images that can be read, and where these lie."""
-        rows, bad = self.source.images(root, paths, stage="without labels")
-        for index, reason in bad.items():
-            if len(bad) == len(paths):
-                raise UserError(f"{where}: none of the {len(paths)} images can be read ({paths[index]}: {reason})")
-            warn(f"{paths[index]} cannot be read ({reason}); left out")
-        kept = [index for index in range(len(paths)) if index not in bad]
-        return rows[kept], [os.path.abspath(root / paths[index]) for index in kept]
 
     def given(self, shots: Sequence[str], seed: int, unlabelled: Unlabelled | None = None) -> Given:
         """Return what methods need beside the task whose shots are the images `shots` (absolute, or below the data)."""

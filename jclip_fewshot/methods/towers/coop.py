@@ -34,7 +34,6 @@ from jclip_fewshot.task import Task
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
-PLACE_HOLDER = "X"
 NET = tuple(f"meta_net.linear{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias"))  # h
 
 
@@ -70,7 +69,7 @@ class Prompts:
 
 def prompts_for(encoder: ClipEncoder, names: Sequence[str], context: int) -> Prompts:
     """Return the sentences of K class names as people call them: "X X X X name ."."""
-    holders = " ".join([PLACE_HOLDER] * context)
+    holders = " ".join(["X"] * context)
     return Prompts(encoder.model, encoder.tokens([f"{holders} {name} ." for name in names]), context)
 
 

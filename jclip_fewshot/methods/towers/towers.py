@@ -37,7 +37,7 @@ QKV = ("q", "k", "v")
 LOW_RANK = (".w_lora_A", ".w_lora_B")  # the authors' names
 CLASSIFIER = "classifier"  # rows (K, D) that train beside the tensors of a tower
 
-Drop = Callable[[jt.Var], jt.Var]
+Drop = Callable[["jt.Var"], "jt.Var"]
 
 
 def block_names(model: CLIP, *towers: str) -> list[str]:
