@@ -39,7 +39,6 @@ _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text"
            "classifier/views": Field("whole", "", low=1, needed=False),
            "classifier/digests": Field("text", "*", needed=False),
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
-NO_TEXT = "none"
 
 
 @dataclass(eq=False, repr=False)
@@ -305,8 +304,8 @@ class FewShotClassifier:
         if text is None:
             return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
-            if text != NO_TEXT:
-                raise ValueError(f"text must be rows (K, D), None or {NO_TEXT!r}, not {text!r}")
+            if text != "none":
+                raise ValueError(f"text must be rows (K, D), None or 'none', not {text!r}")
             return np.ones((len(class_names), width), np.float32)
         return np.asarray(text)
 

@@ -86,7 +86,7 @@ class TwoStage(_BothTowers):
         model, seen = activations.model, task.seen
         labels, rows, text = self._steps(task, activations, kept)
         count = max(1, round(FIRST_SHARE * len(labels)))
-        start = towers.values_of(model, norms(model))
+        start = towers.values_of(model, towers.norm_names(towers.block_names(model, *BOTH)))
         trained = towers.train(start, model, rows, text, labels[:count], task.scale, stage=stage)
         moved, tensors = _text_moved(model, activations.class_tokens, trained), as_vars(trained)
 
@@ -98,11 +98,6 @@ class TwoStage(_BothTowers):
                                         lambda p: unit_var(p[CLASSIFIER]), labels[count:], task.scale, stage=stage)
             moved[seen] = unit_rows(trained_rows[CLASSIFIER]) - task.text[seen]
         return {**trained, CLASSIFIER: moved}
-
-
-def norms(model: CLIP) -> list[str]:
-    """What stage 1 trains: the norms of every block of both towers."""
-    return towers.norm_names(towers.block_names(model, *BOTH))
 
 
 def _text_moved(model: CLIP, tokens: np.ndarray, tensors: Arrays) -> np.ndarray:

@@ -14,7 +14,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.methods.towers import coop, full_towers, prolip, towers
+from jclip_fewshot.methods.towers import coop, prolip, towers
 from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
@@ -109,8 +109,8 @@ def replay_two_stage(reference: Reference) -> Deviation:
         first, second, lr = run + "first/", run + "second/", reference.lr(run + "first/")
         count, total = len(reference[first + "lr"]), len(reference[first + "lr"]) + len(reference[second + "lr"])
         steps = batches(reference["order"], 4)[:total]
-        trained = [name for name in full_towers.norms(model) if name in reference.start(first)]
-        start = {name: reference.start(first)[name] for name in trained}
+        norms = towers.norm_names(towers.block_names(model, "visual.", ""))
+        start = {name: reference.start(first)[name] for name in norms if name in reference.start(first)}
         recorder = Recorder()
         norms = towers.train(
             start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]),
