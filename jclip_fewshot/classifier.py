@@ -6,11 +6,11 @@ Letters: N images, S shots, K classes, D feature width.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,11 +26,11 @@ from jclip_fewshot.export import linear_export, require_export_name, save_export
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, open_source
-from jclip_fewshot.labels import checked_names, named, plain_labels, sklearns
+from jclip_fewshot.labels import named, plain_labels, sklearns
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import STATE_SCHEMA, Answers, Pipeline
-from jclip_fewshot.problem import make_task, queries_of, tower_of
+from jclip_fewshot.problem import queries_of, tower_of
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.task import CLIP_SCALE, EncoderSlice, Task, domain_indices, joined, joined_scale
 
@@ -39,63 +39,53 @@ _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text"
            "classifier/views": Field("whole", "", low=1, needed=False),
            "classifier/digests": Field("text", "*", needed=False),
            "classifier/classes": Field("any", "K"), "classifier/class_names": Field("text", "K")}
-NO_TEXT = "none"
 
 
+@dataclass(eq=False, repr=False)
 class FewShotClassifier:
-    """Few-shot image classification on CLIP.
+    """Few-shot image classification on CLIP: docs/classifier.md.
 
-    model: a released CLIP's name or a checkpoint file; not needed where all images are given as features. A list:
-        several encoders, each with methods of its own (docs/notes/encoders.md).
-    class_names (K,): what the prompts say; labels are then whole numbers, the classes' places in it, or names of it.
-        None: the labels themselves, which have to be names then. `fit` takes it, too.
-    text: (K, D) text rows of the classes; None encodes the names. "none": nothing is known of the classes but their
-        shots, as for rows of an encoder without text. `fit` takes it, too.
+    model: a released CLIP's name or a checkpoint file, for images that are not features; a list: several encoders,
+        each with methods of its own (docs/notes/encoders.md).
+    class_names (K,): what the prompts say; labels are then the classes' places in it, or names of it. None: the labels,
+        which have to be names then. text: (K, D) text rows of the classes; None encodes the names; "none": the shots
+        alone decide, as for rows of an encoder without text. `fit` takes both, too.
     methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
         Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
         (docs/notes/views.md). seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
-    domains: what the classes' domains are, which choose their prompts. None: the part of a name before the first
-        underscore, if for every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name.
-        True: that part of every name. A list (K,): the domain of each class, "" for none.
+    domains: of the classes, which choose their prompts. None: the part of a name before the first underscore, if for
+        every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name. True: that part of
+        every name. False: none. A list (K,): the domain of each class, "" for none.
     quiet: show no progress and no notes, for notebooks.
 
-    After `fit`: `classes_` (K,) labels as they were given, sorted, `class_names_` (K,) in the same order, `pipeline_`,
-    `n_features_in_`.
     Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model. Features
     of several encoders are a list, (N, D) of each; `text` then is a list too, with None for an encoder without text.
-
-    Threads may share one, and use several at once: they take turns, since Jittor computes for one at a time. It can be
-    pickled and copied (the copy opens its checkpoint again when it encodes). A process that was forked after
-    something was computed gets a UserError: multiprocessing has to "spawn".
+    After `fit`: `classes_` (K,) labels as they were given, sorted, `class_names_` (K,) in the same order, `pipeline_`,
+    `n_features_in_`.
     """
 
-    _estimator_type = "classifier"  # for scikit-learn before 1.6
-    _source: Source | None = None
-    _digests: Sequence[str] = ()  # of the checkpoints that it has learned with
+    model: str | Sequence[str] = "ViT-B/32"
+    _: KW_ONLY
+    class_names: Sequence[str] | None = None
+    text: None | str | np.ndarray = None
+    methods: str | Sequence[str] = "auto"
+    augment: int = 10
+    views: int = 1
+    seed: int = 0
+    weights: str | None = None
+    cache: str | None = ".cache"
+    domains: None | bool | Sequence[str] = None
+    quiet: bool = False
 
-    # scikit-learn wants every parameter by its name
-    def __init__(self, model: str | Sequence[str] = "ViT-B/32", *,  # noqa: PLR0913
-                 class_names: Sequence[str] | None = None,
-                 text: None | str | np.ndarray = None, methods: str | Sequence[str] = "auto",
-                 augment: int = 10, views: int = 1, seed: int = 0, weights: str | None = None,
-                 cache: str | None = ".cache", domains: None | bool | Sequence[str] = None,
-                 quiet: bool = False) -> None:
-        self.model = model
-        self.class_names = class_names
-        self.text = text
-        self.methods = methods
-        self.augment = augment
-        self.views = views
-        self.seed = seed
-        self.weights = weights
-        self.cache = cache
-        self.domains = domains
-        self.quiet = quiet
+    # no annotations, which would make parameters of them
+    _estimator_type = "classifier"  # for scikit-learn before 1.6
+    _source = cast(Source | None, None)
+    _digests = cast(Sequence[str], ())  # of the checkpoints that it has learned with
 
     def __repr__(self) -> str:
-        defaults = {name: one.default for name, one in inspect.signature(type(self).__init__).parameters.items()}
+        defaults = {name: getattr(type(self), name) for name in self.get_params()}
         changed = [f"{name}={value!r:.60}" for name, value in self.get_params().items()
                    if value is not defaults[name] and not np.array_equal(value, defaults[name])]
         return f"{type(self).__name__}({', '.join(changed)})"
@@ -106,13 +96,14 @@ class FewShotClassifier:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn's signature
         """The constructor's arguments by name."""
-        return {name: getattr(self, name) for name in _parameters()}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
         """Changes arguments of the constructor. Returns self."""
+        known = self.get_params()
         for name, value in params.items():
-            if name not in _parameters():
-                raise ValueError(f"Invalid parameter {name!r}; there are {', '.join(_parameters())}")
+            if name not in known:
+                raise ValueError(f"Invalid parameter {name!r}; there are {', '.join(known)}")
             setattr(self, name, value)
         if params:
             self._source = None
@@ -129,72 +120,54 @@ class FewShotClassifier:
 
     @exclusive()
     def fit(self, images: Images | None = None, y: Sequence | None = None, class_names: Sequence[str] | None = None,
-            text: None | str | np.ndarray = None, **others: Any) -> FewShotClassifier:
+            text: None | str | np.ndarray = None) -> FewShotClassifier:
         """Learn from S images; without any, from `class_names` alone. Return self.
 
         y (S,): labels: class names, or with `class_names` whole numbers, the places in it; classes without an image are
         then known by their text alone. class_names, text: see the class; these win over the constructor's.
 
         Raise UserError if an image cannot be read; ValueError if shapes do not fit, labels are numbers without names,
-        or there are neither images nor names; TypeError if anything else is given, such as `sample_weight`.
+        or there are neither images nor names.
         """
-        if others:
-            raise TypeError(f"fit does not take {', '.join(others)}, but images, y, class_names and text; every shot "
-                            "counts alike")
         self._check_parameters()
         certain = class_names is not None
         class_names = class_names if certain else self.class_names
         text = self.text if text is None else text
-        order = None
-        self.parts_: tuple[EncoderSlice, ...] = ()
+        labels, rows = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
         with self._told():
+            parts, text = self._parts_of(images, text)
             if images is None and y is None:
                 if class_names is None or isinstance(text, str):
                     raise ValueError("fit needs images with labels, or class_names that say what the classes are")
-                names: list[str] | None = checked_names(class_names)
-                classes, numbers = np.arange(len(class_names)), np.zeros(0, np.int64)
+                certain = True
             else:
-                self.parts_, text = self._parts_of(images, text)
-                images = pictures_or_rows(side_by_side(images))
-                classes, names, numbers, order = named(plain_labels(y), class_names, certain)
-                if names is None and text is None:
-                    raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say "
-                                     "nothing to CLIP: give class_names, one a class; or labels that are names; or "
-                                     "text=\"none\"")
+                images, labels = _plain(images), plain_labels(y)
+            classes, names, numbers, order = named(labels, class_names, certain)
+            if names is None and text is None:
+                raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing "
+                                 "to CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
             self._locate()
             names = [str(label) for label in classes.tolist()] if names is None else names
             domains = self._domains_of(names, order)
             if isinstance(text, np.ndarray) and order is not None and len(text) == len(order):
                 text = text[order]
-            rows = self._shots(images) if images is not None else None
-            if rows is not None and len(rows) != len(numbers):
-                raise ValueError(f"{len(rows)} images and {len(numbers)} labels: as many are needed")
-            text = self._text_rows(text, names, domains, 0 if rows is None else rows.shape[1])
-            if rows is None:
-                rows = np.zeros((0, text.shape[1]), np.float32)
-            self._learn(rows, numbers, text, names, domains, _paths(images))
-            self.classes_ = classes
+            if images is not None:
+                rows = self._shots(images)
+            text = self._text_rows(text, names, domains, rows.shape[1])
+            scale = joined_scale(parts) if parts else CLIP_SCALE
+            if self._source is not None and not parts:
+                scale, parts = self._source.scale, self._source.parts
+            task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
+            paths = _paths(images)
+            tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
+                             prompts.plain_sentences(names, domains)) if paths else None
+            self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
+            self.classes_, self.class_names_, self.n_features_in_ = classes, names, task.text.shape[1]
             return self
 
-    def _learn(self, rows: np.ndarray, numbers: np.ndarray, text: np.ndarray, names: list[str], domains: list[str],
-               paths: list[str]) -> None:
-        """Fit the pipeline on shots (S, D) of the classes `numbers` (S,); paths: of the shots, where they are files."""
-        if self._source is not None and not self.parts_:
-            task = make_task(rows, numbers, text, domains, self._source)
-        else:
-            scale = joined_scale(self.parts_) if self.parts_ else CLIP_SCALE
-            task = Task(rows, numbers, text, domain_indices(domains), scale, self.parts_)
-        tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
-                         prompts.plain_sentences(names, domains)) if paths else None
-        self.class_names_ = names
-        self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
-        self.n_features_in_ = task.text.shape[1]
-
-    @exclusive()
     def predict_proba(self, images: Images) -> np.ndarray:
         """Return (N, K) probabilities of each image by itself, in the order of `classes_`."""
-        with self._told():
-            return self._answers(images, "off").probs
+        return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
         """Return the most likely labels (N,), or (N, min(top, K)) with top > 1, best first.
@@ -209,11 +182,9 @@ class FewShotClassifier:
         best = self.classes_[best_classes(probs, top)]
         return best[:, 0] if top == 1 else best
 
-    @exclusive()
     def refine(self, images: Images) -> np.ndarray:
         """Return (N, K) probabilities of the images as a set: what one image says helps with the others."""
-        with self._told():
-            return self._answers(images, "auto").final
+        return self._answers(images, "auto").final
 
     def score(self, images: Images, y: Sequence) -> float:
         """Return the mean accuracy, 0 to 1, as scikit-learn has it."""
@@ -222,13 +193,12 @@ class FewShotClassifier:
     def save(self, path: str | Path) -> None:
         """Write everything that `load` needs, as one .npz of plain arrays."""
         self._require_fit()
-        settings = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
-                    "weights": self.weights_}
-        arrays = {f"classifier/{key}": np.array(value) for key, value in settings.items()}  # several models: an axis
+        saved: dict[str, Any] = {"model": self.model_, "augment": self.augment, "views": self.views, "seed": self.seed,
+                                 "weights": self.weights_, "classes": self.classes_, "class_names": self.class_names_}
         if self._digests:  # none where features were learned from
-            arrays["classifier/digests"] = np.array(self._digests)
-        save_arrays(Path(path), {**self.pipeline_.state(), **arrays, "classifier/classes": self.classes_,
-                                      "classifier/class_names": np.array(self.class_names_)})
+            saved["digests"] = self._digests
+        save_arrays(Path(path), {**self.pipeline_.state(),
+                                 **{f"classifier/{name}": np.array(value) for name, value in saved.items()}})
 
     @classmethod
     def load(cls, path: str | Path, cache: str | None = ".cache", model: str | Sequence[str] = "",
@@ -240,17 +210,16 @@ class FewShotClassifier:
         """
         arrays = load_arrays(Path(path), {**STATE_SCHEMA, **_SCHEMA})
         pipeline = Pipeline.from_state(arrays)
-        saved = str(arrays["classifier/weights"])
-        classifier = cls(model or arrays["classifier/model"].tolist(), cache=cache,
+        saved = {name.partition("/")[2]: value.tolist() for name, value in arrays.items()
+                 if name.startswith("classifier/")}
+        classifier = cls(model or saved["model"], cache=cache,
                          methods=pipeline.methods,  # type: ignore[arg-type]  # names, of what was read
-                         augment=int(arrays["classifier/augment"]), seed=pipeline.seed,
-                         views=int(arrays.get("classifier/views", 1)),
-                         weights=weights or (saved if os.path.isdir(saved) else None))
+                         augment=saved["augment"], seed=pipeline.seed, views=saved.get("views", 1),
+                         weights=weights or (saved["weights"] if os.path.isdir(saved["weights"]) else None))
         classifier._locate()
-        classifier._digests = arrays["classifier/digests"].tolist() if "classifier/digests" in arrays else []
+        classifier._digests = saved.get("digests", [])
         classifier.pipeline_ = pipeline
-        classifier.classes_ = arrays["classifier/classes"]
-        classifier.class_names_ = [str(name) for name in arrays["classifier/class_names"]]
+        classifier.classes_, classifier.class_names_ = arrays["classifier/classes"], saved["class_names"]
         classifier.n_features_in_ = pipeline.task_.text.shape[1]
         return classifier
 
@@ -304,10 +273,11 @@ class FewShotClassifier:
         """What encodes pictures, opened; raise UserError if it is not the checkpoint that was learned with."""
         if self._source is None:
             source = open_source(self.model_, self.weights_, cache=self.cache or "")
-            if self._digests and _digests_of(source) != self._digests:
+            digests = [one.get("weights_digest", "") for one in encoders_of(source.record())]
+            if self._digests and digests != self._digests:
                 raise UserError(f"{', '.join(listed(self.model_))}: not the checkpoint that the classifier has learned "
                                 "with; say with model= where that lies, or fit again")
-            self._source, self._digests = source, _digests_of(source)
+            self._source, self._digests = source, digests
         return self._source
 
     def _parts_of(self, images: Any, text: Any) -> tuple[tuple[EncoderSlice, ...], Any]:
@@ -318,16 +288,15 @@ class FewShotClassifier:
         if len(given) != len(images) or not isinstance(given[0], np.ndarray):
             raise ValueError(f"features of {len(images)} encoders need text rows of as many, a list; None for an "
                              "encoder without text, and the first has text")
-        classes = len(given[0])
-        given = [np.zeros((classes, rows.shape[1]), np.float32) if one is None else np.asarray(one)
-                 for one, rows in zip(given, images)]
-        for number, (one, rows) in enumerate(zip(given, images), 1):
-            if one.shape != (classes, rows.shape[1]):
+        classes, parts = len(given[0]), []
+        for number, (rows, one) in enumerate(zip(images, given), 1):
+            width = rows.shape[1]
+            given[number - 1] = one = np.zeros((classes, width), np.float32) if one is None else np.asarray(one)
+            if one.shape != (classes, width):
                 raise ValueError(f"encoder {number}: text rows {one.shape} do not fit {classes} classes and features "
-                                 f"of width {rows.shape[1]}")
-        parts = tuple(EncoderSlice(f"encoder{number}", rows.shape[1], bool(one.any()))
-                      for number, (one, rows) in enumerate(zip(given, images), 1))
-        return parts, joined(given)
+                                 f"of width {width}")
+            parts.append(EncoderSlice(f"encoder{number}", width, bool(one.any())))
+        return tuple(parts), joined(given)
 
     def _text_rows(self, text: None | str | np.ndarray, class_names: Sequence[str], domains: Sequence[str],
                    width: int) -> np.ndarray:
@@ -335,8 +304,8 @@ class FewShotClassifier:
         if text is None:
             return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
-            if text != NO_TEXT:
-                raise ValueError(f"text must be rows (K, D), None or {NO_TEXT!r}, not {text!r}")
+            if text != "none":
+                raise ValueError(f"text must be rows (K, D), None or 'none', not {text!r}")
             return np.ones((len(class_names), width), np.float32)
         return np.asarray(text)
 
@@ -348,22 +317,22 @@ class FewShotClassifier:
             return [domain_of(name) for name in class_names]
         if isinstance(self.domains, str) or len(self.domains) != len(class_names):
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
-        given = [str(domain) for domain in self.domains]
-        return given if order is None else [given[index] for index in order]
+        return [str(self.domains[index]) for index in (range(len(class_names)) if order is None else order)]
 
+    @exclusive()
     def _answers(self, images: Any, refine: str) -> Answers:
         """See Pipeline.answer. Tuned methods have a say where images are pictures, which their towers can look at."""
         self._require_fit()
-        images = pictures_or_rows(side_by_side(images))
-        if isinstance(images, np.ndarray):
-            if self.pipeline_.asks_images:
-                warn(f"{', '.join(self.pipeline_.asks_images)} need images; the methods on features answer alone")
-            return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
-        with as_files(images) as paths:
-            rows = self._encoded(paths, images, "image to classify")
-            if not self.pipeline_.asks_images:
-                return self.pipeline_.answer(rows, refine)
-            return self.pipeline_.answer(queries_of(self.source, Path(), paths, rows, self.views), refine)
+        images, tuned = _plain(images), self.pipeline_.asks_images
+        with self._told():
+            if isinstance(images, np.ndarray):
+                if tuned:
+                    warn(f"{', '.join(tuned)} need images; the methods on features answer alone")
+                return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
+            with as_files(images) as paths:
+                rows = self._encoded(paths, images, "image to classify")
+                queries = queries_of(self.source, Path(), paths, rows, self.views) if tuned else rows
+                return self.pipeline_.answer(queries, refine)
 
     def _shots(self, images: Any) -> np.ndarray:
         """Rows (S, D) of what is learned from."""
@@ -375,11 +344,12 @@ class FewShotClassifier:
     def _encoded(self, paths: list[str], images: Sequence, what: str, augment: int | None = None) -> np.ndarray:
         """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
         rows, bad = self.source.images(Path(), paths, views=augment or 0, seed=self.seed,
-                                          test_views=self.views if augment is None else 1)
+                                       test_views=self.views if augment is None else 1)
         if bad:
             index = min(bad)
-            raise UserError(f"the {what} {_name(images[index], index)} cannot be read ({bad[index]}); replace it or "
-                            "leave it out" + (f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""))
+            name = images[index] if isinstance(images[index], (str, os.PathLike)) else f"number {index}"
+            raise UserError(f"the {what} {name} cannot be read ({bad[index]}); replace it or leave it out"
+                            + (f" ({len(bad) - 1} more cannot be read)" if len(bad) > 1 else ""))
         return rows
 
     def _checked_rows(self, rows: np.ndarray, fitting: bool) -> np.ndarray:
@@ -410,29 +380,17 @@ def _of_several(images: Any) -> bool:
         isinstance(one, np.ndarray) and one.ndim == 2 and one.dtype.kind == "f" for one in images)
 
 
-def side_by_side(images: Any) -> Any:
-    """Return features of several encoders as one array; anything else as it is. Raise ValueError if counts differ."""
-    if not _of_several(images):
-        return images
-    if len({len(one) for one in images}) > 1:
-        raise ValueError(f"features of several encoders need as many rows of each, not {[len(one) for one in images]}")
-    return joined(images)
-
-
-def _parameters() -> list[str]:
-    return [name for name in inspect.signature(FewShotClassifier.__init__).parameters if name != "self"]
+def _plain(images: Any) -> Any:
+    """Return a list of pictures, or rows (N, D), of several encoders side by side; see `pictures_or_rows`."""
+    if _of_several(images):
+        if len({len(one) for one in images}) > 1:
+            raise ValueError("features of several encoders need as many rows of each, not "
+                             f"{[len(one) for one in images]}")
+        images = joined(images)
+    return pictures_or_rows(images)
 
 
 def _paths(images: Any) -> list[str]:
     """The images as paths; none where they are features or pictures."""
     files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
     return [str(image) for image in images] if files else []
-
-
-def _name(picture: Any, index: int) -> str:
-    return str(picture) if isinstance(picture, (str, os.PathLike)) else f"number {index}"
-
-
-def _digests_of(source: Source) -> list[str]:
-    """Of each encoder's checkpoint."""
-    return [one.get("weights_digest", "") for one in encoders_of(source.record())]

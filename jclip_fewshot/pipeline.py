@@ -25,7 +25,8 @@ from jclip_fewshot.storage.arrays import Field
 from jclip_fewshot.task import EncoderSlice, Task
 
 LARGEST = 1e9  # of a number in a run's arrays; larger ones would overflow float32 in a product of three
-TASK_ARRAYS = ("features", "labels", "text", "domains")
+TASK_ARRAYS = ("features", "labels", "text", "domains", "scale")
+ENSEMBLES = {"ensemble": "ensemble_", "rows_ensemble": "rows_ensemble_", "check/ensemble": "check_ensemble_"}
 # what `state` must hold, for load_arrays; the methods' own arrays are checked by answering a few rows
 STATE_SCHEMA = {
     "methods": Field("text", "H"), "seed": Field("whole", "", low=0), "shots/text": Field("float", "K D", rows=True),
@@ -53,17 +54,12 @@ def _encoder_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a pipeline says about N images.
+    """What a pipeline says about N images."""
 
-    logits: {method: (N, K)}. probs (N, K): the ensemble's, each image by itself. refinement: of the images as a set;
-    None where it was switched off. on_rows (N, K): the probabilities of the methods on rows alone; None where no other
-    has a say.
-    """
-
-    logits: dict[str, np.ndarray]
-    probs: np.ndarray
-    refinement: Refinement | None = None
-    on_rows: np.ndarray | None = None
+    logits: dict[str, np.ndarray]  # (N, K) of each method
+    probs: np.ndarray  # (N, K), the ensemble's, each image by itself
+    refinement: Refinement | None = None  # of the images as a set; None where it was switched off
+    on_rows: np.ndarray | None = None  # (N, K) probabilities by the methods on rows alone, where others have a say
 
     @property
     def final(self) -> np.ndarray:
@@ -88,11 +84,10 @@ class Answers:
 class Pipeline:
     """Methods fitted on the same shots, the ensemble that combines them, and the refinement of its answers.
 
-    methods: names, or what `choose` takes. seed: of all that draws at random. After `fit`: `task_`,
-    `methods_` {name: Method}, `ensemble_`, `held_out_probs_` (S, K), the ensemble's answers to the shots held out,
-    `seconds_` of each fit and its folds; `check_methods_` and `check_ensemble_`, the faster ones that the refinement is
-    checked with; `rows_ensemble_` of the methods on rows alone; `unlabelled_` (U, D), images that the refinement sees
-    together with those that it refines, or None.
+    methods: names, or what `choose` takes. seed: of all that draws at random. After `fit`: `task_`, `methods_` {name:
+    Method}, `ensemble_`, `held_out_probs_` (S, K), its answers to the shots held out, `seconds_` of each fit and its
+    folds; `check_methods_` and `check_ensemble_`, the faster ones that the refinement is checked with; `rows_ensemble_`
+    of the methods on rows alone; `unlabelled_` (U, D), images that the refinement sees beside its own, or None.
 
     Several encoders: rows and the task are joined (see Task), each has methods on rows of its own, the first one's
     tower may be tuned, the ensemble weighs all, and the refinement looks at the joined rows.
@@ -143,7 +138,7 @@ class Pipeline:
         method that was trained must lower the held-out log-loss by a standard error of the paired difference; one that
         was not, and so cannot have fitted the shots too closely, must only not raise it by as much.
         """
-        task, best, tested = self.task_, self.rows_ensemble_, self.task_.can_be_left_out
+        task, best = self.task_, self.rows_ensemble_
         tuned = [method for method in self.methods_.values() if method.asks_images]
         known = {TOGETHER: np.log(best.held_out_probs_)}
         if not tuned:
@@ -152,10 +147,10 @@ class Pipeline:
             for method in tuned:
                 method.settings_["in_ensemble"] = True
             return Ensemble().fit({**known, **{method.name: held_out[method.name] for method in tuned}}, task)
-        rows, labels = np.flatnonzero(tested), task.labels[tested]
+        rows = np.flatnonzero(task.can_be_left_out)
 
         def losses(ensemble: Ensemble) -> np.ndarray:
-            return -np.log(ensemble.held_out_probs_[rows, labels])
+            return -np.log(ensemble.held_out_probs_[rows, task.labels[rows]])
         least = losses(Ensemble().fit(known, task)) if len(rows) else None  # pooled twice, as with the others
         for method in sorted(tuned, key=lambda one: one.trains):
             wanted, why = False, "no class has two shots, so none can be held out to weigh it by"
@@ -195,8 +190,8 @@ class Pipeline:
 
     def _logits(self, methods: dict[str, Method], features: np.ndarray) -> dict[str, np.ndarray]:
         """Each method's answers to (N, D) rows, of which it reads its encoder's columns."""
-        parts = {part.name: features[:, self.task_.columns(part.name)] for part in self.task_.parts}
-        return {name: method.logits(parts.get(_encoder_of(name), features)) for name, method in methods.items()}
+        return {name: method.logits(features[:, self.task_.columns(_encoder_of(name))])
+                for name, method in methods.items()}
 
     @property
     def _on_rows(self) -> dict[str, Method]:
@@ -220,7 +215,7 @@ class Pipeline:
         probs, on_rows = self.rows_ensemble_.probs(logits), None
         tuned = [name for name, method in self.methods_.items() if method.asks_images]
         if tuned and queries.under is not None:
-            first = replace(queries, rows=features[:, self.task_.columns(self._first)] if self._first else features)
+            first = replace(queries, rows=features[:, self.task_.columns(self._first)])
             logits.update({name: self.methods_[name].answer(first)
                            for name in (tuned if every_method else self.asks_images)})
             on_rows = probs
@@ -254,12 +249,9 @@ class Pipeline:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that a test run needs, as arrays with names like `methods/gda/weight`."""
-        ensembles = {"ensemble": self.ensemble_, "rows_ensemble": self.rows_ensemble_,
-                     "check/ensemble": self.check_ensemble_}
-        states = {where: ensemble.state() for where, ensemble in ensembles.items()}
-        for name, method in {**self.check_methods_, **self.methods_}.items():
-            states[f"methods/{name}"] = method.state()
-        states["shots"] = {key: getattr(self.task_, key) for key in (*TASK_ARRAYS, "scale")}
+        states = {where: getattr(self, name).state() for where, name in ENSEMBLES.items()}
+        states |= {f"methods/{name}": one.state() for name, one in {**self.check_methods_, **self.methods_}.items()}
+        states["shots"] = {key: getattr(self.task_, key) for key in TASK_ARRAYS}
         if self.task_.parts:
             states["parts"] = dict(zip(EncoderSlice._fields, map(np.array, zip(*self.task_.parts))))
         arrays = {f"{where}/{key}": np.asarray(value) for where in states for key, value in states[where].items()}
@@ -277,53 +269,46 @@ class Pipeline:
 
     @classmethod
     def from_state(cls, arrays: dict[str, np.ndarray]) -> Pipeline:
-        """Return the pipeline that `state` was taken of.
-
-        Raise UserError if another version of this program wrote it.
-        """
+        """Return the pipeline that `state` was taken of; raise UserError if arrays do not fit, or give no answers."""
         huge = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.size
                 and not np.abs(array).max() < LARGEST]
         if huge:
             raise UserError(f"{huge[0]} of the run holds a number beyond {LARGEST:.0e}: train again")
-
-        def under(prefix: str) -> dict[str, np.ndarray]:
-            return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
-        try:
-            names = arrays["methods"].tolist()
-            pipeline = cls(sorted({_method_of(name).name for name in names}), int(arrays["seed"]))
-            pipeline.unlabelled_ = arrays.get("unlabelled")
-            parts = under("parts/")
-            features, labels, text, domains = (arrays[f"shots/{key}"] for key in TASK_ARRAYS)
-            pipeline.task_ = Task(features, labels, text, domains, float(arrays["shots/scale"]), tuple(
-                EncoderSlice(*values)
-                for values in zip(*(parts[key].tolist() for key in EncoderSlice._fields if parts))))
-            check = names_on(CHECKED_BY, pipeline.task_.parts)
-            methods = {name: _method_of(name).from_state(under(f"methods/{name}/"))
-                       for name in dict.fromkeys([*names, *check])}
-            pipeline.methods_ = {name: methods[name] for name in names}
-            pipeline.check_methods_ = {name: methods[name] for name in check}
-            pipeline.ensemble_, pipeline.rows_ensemble_, pipeline.check_ensemble_ = (
-                Ensemble.from_state(under(where)) for where in ("ensemble/", "rows_ensemble/", "check/ensemble/"))
-            pipeline.held_out_probs_ = arrays["held_out_probs"]
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"the run was made by another version of this program ({error}): train again") from None
-        pipeline._require_answers()
-        return pipeline
-
-    def _require_answers(self) -> None:
-        """Ask a few questions: raise UserError if arrays do not fit each other, or the answers are no numbers."""
-        task = self.task_
-        # as many rows as no axis is long, so that no wrong one broadcasts
-        n = next(n for n in range(2, 6) if n not in (task.num_classes, len(task), task.text.shape[1]))
         try:
             with np.errstate(all="ignore"):
-                probs = self.answer(np.resize(task.text, (n, task.text.shape[1])), refine="off").probs
+                pipeline = cls._from_arrays(arrays)
+                text = pipeline.task_.text
+                # as many questions as no axis is long, so that no wrong one broadcasts
+                n = next(n for n in range(2, 6) if n not in (len(pipeline.task_), *text.shape))
+                probs = pipeline.answer(np.resize(text, (n, text.shape[1])), refine="off").probs
         except Exception as error:  # whatever NumPy and Jittor make of arrays that do not fit
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"the run's arrays do not fit together ({type(error).__name__}: {reason}): train again"
-                            ) from None
-        if probs.shape != (n, task.num_classes) or not np.isfinite(probs).all():
+            raise UserError("the run's arrays do not fit together, or another version of this program made them "
+                            f"({type(error).__name__}: {reason}): train again") from None
+        if probs.shape != (n, len(text)) or not np.isfinite(probs).all():
             raise UserError("the run's arrays give answers that are not finite: train again")
+        return pipeline
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> Pipeline:
+        """The pipeline, of arrays that may not fit each other."""
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
+        names = arrays["methods"].tolist()
+        pipeline = cls(sorted({_method_of(name).name for name in names}), int(arrays["seed"]))
+        pipeline.unlabelled_, pipeline.held_out_probs_ = arrays.get("unlabelled"), arrays["held_out_probs"]
+        parts = under("parts/")
+        features, labels, text, domains, scale = (arrays[f"shots/{key}"] for key in TASK_ARRAYS)
+        pipeline.task_ = Task(features, labels, text, domains, float(scale), tuple(
+            EncoderSlice(*values) for values in zip(*(parts[key].tolist() for key in EncoderSlice._fields if parts))))
+        check = names_on(CHECKED_BY, pipeline.task_.parts)
+        methods = {name: _method_of(name).from_state(under(f"methods/{name}/"))
+                   for name in dict.fromkeys([*names, *check])}
+        pipeline.methods_ = {name: methods[name] for name in names}
+        pipeline.check_methods_ = {name: methods[name] for name in check}
+        for where, name in ENSEMBLES.items():
+            setattr(pipeline, name, Ensemble.from_state(under(f"{where}/")))
+        return pipeline
 
     def settings(self) -> dict[str, dict]:
         """What each method chose on the shots, with its cross-validated score."""

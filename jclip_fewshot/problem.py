@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from jclip_fewshot.config import SourceConfig
-from jclip_fewshot.console import tell, warn
+from jclip_fewshot.console import tell
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.formats import read_data_set
@@ -32,7 +32,7 @@ from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad
-from jclip_fewshot.features.sources import Source, labelled_rows, open_source
+from jclip_fewshot.features.sources import labelled_rows, open_source
 from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Queries, Unlabelled
 from jclip_fewshot.methods.plan import Choice, choose, require_possible
 from jclip_fewshot.methods.rows.sus_x import keep_support
@@ -54,10 +54,7 @@ class Problem:
     unlabelled: Sequence[str] = ()
 
     def encode(self) -> Encoded:
-        """Open the source of features and encode the classes' sentences.
-
-        Raise UserError if there is no such checkpoint or feature file.
-        """
+        """Open the source of features and encode the classes' sentences; raise UserError if there is no such file."""
         settings = self.settings
         source = open_source(settings.model, settings.weights, settings.features, settings.features_extra,
                              **settings.encoding)
@@ -69,17 +66,15 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
 
     Raise UserError if something is absent, does not fit, or a method that was named cannot be served.
     """
-    choice = choose(settings.methods)
-    shot_list = getattr(settings, "shot_list", "")
+    choice, labelled = choose(settings.methods), shots > 0 or bool(getattr(settings, "shot_list", ""))
     support, unlabelled = getattr(settings, "support", ""), getattr(settings, "unlabelled", "")
-    without_labels = unlabelled or getattr(settings, "transductive", False)
-    labelled = shots > 0 or bool(shot_list)
     support_for = getattr(settings, "support_for", "all")
     if support_for != "all" and not support:
         raise UserError(f"--support-for {support_for} says which classes support images serve, and there are none: "
                         "give --support DIR")
-    require_possible(choice, {TEXT, TOWER, *([SHOTS] if labelled or support else []),
-                              *([UNLABELLED] if without_labels else [])})
+    has = {TEXT: True, TOWER: True, SHOTS: labelled or support,
+           UNLABELLED: unlabelled or getattr(settings, "transductive", False)}
+    require_possible(choice, {need for need, there in has.items() if there})
     data = read_data_set(settings.data, settings.board, settings.domains, labelled, settings.format, settings.labels)
     tell(data.summary())
     for note in [*data.notes, shortage(data, shots)]:
@@ -117,7 +112,8 @@ class Encoded:
 
     def task(self, rows: np.ndarray, labels: Sequence[int]) -> Task:
         """Return the task of shots (S, D) with those labels."""
-        return make_task(rows, labels, self.text, self.data.domains, self.source)
+        return Task(rows, np.asarray(labels), self.text, domain_indices(self.data.domains), self.source.scale,
+                    self.source.parts)
 
     @cached_property
     def support(self) -> tuple[np.ndarray, Sequence[LabelledPath]]:
@@ -136,50 +132,33 @@ class Encoded:
         Raise UserError if none of them can be read.
         """
         settings, data = self.problem.settings, self.data
-        rows, beside = [], 0
-        paths: list[str] = []
-        if self.problem.unlabelled:
-            found, paths = self._readable(Path(), self.problem.unlabelled,
-                                          f"--unlabelled {getattr(settings, 'unlabelled', '')}")
-            rows, beside = [found], len(found)
+        sets = [(Path(), self.problem.unlabelled, "--unlabelled")] if self.problem.unlabelled else []
         if getattr(settings, "transductive", False):
-            tests = data.split(used=[path for path, _ in shots])
-            found, more = self._readable(data.root, tests.files, f"--transductive: {tests.folder}")
-            rows, paths = [*rows, found], [*paths, *more]
-        if not rows:
+            sets.append((data.root, data.split(used=[path for path, _ in shots]).files, "--transductive"))
+        if not sets:
             return None
+        found, paths = [], []
+        for root, files, flag in sets:
+            rows, kept, _ = labelled_rows(self.source, root, [(file, 0) for file in files], True, f"{flag} image",
+                                          stage="without labels")
+            found.append(rows)
+            paths += [os.path.abspath(root / path) for path, _ in kept]
+        rows, beside = np.concatenate(found), len(found[0]) if self.problem.unlabelled else 0
         tell(f"{len(paths)} images without labels")
         encoder = getattr(self.source, "encoder", None)  # none of a feature file, nor of several encoders
         if encoder is None:
-            return Unlabelled(np.concatenate(rows), beside=beside)
+            return Unlabelled(rows, beside=beside)
         names = prompts.display_names(data.class_names, data.domains, settings.prompts, settings.names)
         sentences = [self.source.texts([name] * len(said), [[one] for one in said])
                      for name, said in zip(data.class_names, self.problem.sentences)]
-        return Unlabelled(np.concatenate(rows), sentences, names, encoder,
-                          lambda: self.source.activations(Path(), paths).pixels(), beside)
-
-    def _readable(self, root: Path, paths: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
-        """Rows of the images that can be read, and where these lie."""
-        rows, bad = self.source.images(root, paths, stage="without labels")
-        if len(bad) == len(paths):
-            index, reason = next(iter(bad.items()))
-            raise UserError(f"{where}: none of the {len(paths)} images can be read ({paths[index]}: {reason})")
-        for index, reason in bad.items():
-            warn(f"{paths[index]} cannot be read ({reason}); left out")
-        kept = [index for index in range(len(paths)) if index not in bad]
-        return rows[kept], [os.path.abspath(root / paths[index]) for index in kept]
+        return Unlabelled(rows, sentences, names, encoder, lambda: self.source.activations(Path(), paths).pixels(),
+                          beside)
 
     def given(self, shots: Sequence[str], seed: int, unlabelled: Unlabelled | None = None) -> Given:
         """Return what methods need beside the task whose shots are the images `shots` (absolute, or below the data)."""
         settings, data = self.problem.settings, self.data
         plain = prompts.plain_sentences(data.class_names, data.domains, settings.prompts, settings.names)
         return Given(tower_of(self.source, data.root, shots, settings.augment, seed, plain), unlabelled)
-
-
-def make_task(rows: np.ndarray, labels: Sequence[int] | np.ndarray, text: np.ndarray, domains: Sequence[str],
-              source: Source) -> Task:
-    """Return the task of shots (S, D) as a source encoded them, with text (K, D) and the classes' domains."""
-    return Task(rows, np.asarray(labels), text, domain_indices(domains), source.scale, source.parts)
 
 
 def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False
@@ -195,10 +174,10 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
     kept = keep_support(rows, labels, task.text)
     if unseen_only:
         kept &= ~task.seen[labels]
-    features = np.concatenate([task.features, rows[kept]])
     tell(f"{int(kept.sum())} of {len(kept)} support images stay: zero-shot ranks their class among the first few")
-    return (replace(task, features=features, labels=np.concatenate([task.labels, labels[kept]])),
-            [image for image, stays in zip(images, kept) if stays])
+    both = replace(task, features=np.concatenate([task.features, rows[kept]]),
+                   labels=np.concatenate([task.labels, labels[kept]]))
+    return both, [image for image, stays in zip(images, kept) if stays]
 
 
 def tower_of(source: Any, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]

@@ -47,14 +47,13 @@ class Task:
 
     def __post_init__(self) -> None:
         text = unit_rows(self.text)
-        features = np.asarray(self.features, np.float32)
-        features = unit_rows(features.reshape(-1, text.shape[1]) if features.size == 0 else features)
+        classes, width = text.shape
+        features = unit_rows(self.features if np.size(self.features) else np.zeros((0, width)))
         labels = np.asarray(self.labels, np.int64).reshape(-1)
-        classes = len(text)
         domains = np.zeros(classes, np.int64) if self.domains is None else np.asarray(self.domains, np.int64)
-        if features.shape != (len(labels), text.shape[1]):
-            raise ValueError(f"{features.shape} shot features do not fit {len(labels)} labels "
-                             f"and text rows of width {text.shape[1]}")
+        if features.shape != (len(labels), width):
+            raise ValueError(f"{features.shape} shot features do not fit {len(labels)} labels and text rows of width "
+                             f"{width}")
         if domains.shape != (classes,):
             raise ValueError(f"{classes} text rows need as many domains, not {domains.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
@@ -63,9 +62,9 @@ class Task:
             raise ValueError("a feature row holds a value that is not finite")
         if not 0 < self.scale < np.inf:
             raise ValueError(f"the scale of the cosines must be a positive number, not {self.scale}")
-        if self.parts and sum(part.width for part in self.parts) != text.shape[1]:
+        if self.parts and sum(part.width for part in self.parts) != width:
             raise ValueError(f"encoders of the widths {[part.width for part in self.parts]} do not fit rows of width "
-                             f"{text.shape[1]}")
+                             f"{width}")
         for name, value in (("features", features), ("labels", labels), ("text", text), ("domains", domains)):
             object.__setattr__(self, name, value)
 
@@ -110,19 +109,17 @@ class Task:
         """
         if not name:
             return self
-        part, columns = next(part for part in self.parts if part.name == name), self.columns(name)
-        first = self.parts[0]
+        part, first, columns = next(part for part in self.parts if part.name == name), self.parts[0], self.columns(name)
         scale, evidence_from = (part.scale, 0) if part.has_text else (first.scale * np.sqrt(2.0), first.width)
         return replace(self, features=self.features[:, columns], text=self.text[:, columns], scale=float(scale),
                        parts=(), evidence_from=evidence_from)
 
-    def columns(self, name: str) -> np.ndarray:
+    def columns(self, name: str) -> slice | np.ndarray:
         """Which columns of a joined row `of(name)` reads."""
-        begin = 0
-        for part in self.parts:
-            if part.name == name:
-                break
-            begin += part.width
+        if not name:
+            return slice(None)
+        number = [part.name for part in self.parts].index(name)
+        begin, part = sum(part.width for part in self.parts[:number]), self.parts[number]
         own = np.arange(begin, begin + part.width)
         return own if part.has_text else np.concatenate([np.arange(self.parts[0].width), own])
 
@@ -148,12 +145,9 @@ class Task:
 
         A shot that is the only one of its class is kept in every fold. Empty where no shot can be left out.
         """
-        place, folds = fold_of_shots(self.labels, MAX_FOLDS), []
-        for fold in range(place.max() + 1 if len(self) else 0):
-            left_out = (place == fold) & self.can_be_left_out
-            if left_out.any():
-                folds.append(Fold(self.take(~left_out), np.flatnonzero(~left_out), np.flatnonzero(left_out)))
-        return folds
+        place = fold_of_shots(self.labels, MAX_FOLDS)
+        masks = [(place == number) & self.can_be_left_out for number in range(place.max(initial=-1) + 1)]
+        return [Fold(self.take(~out), np.flatnonzero(~out), np.flatnonzero(out)) for out in masks if out.any()]
 
 
 @dataclass(frozen=True)
@@ -192,18 +186,15 @@ def domain_indices(domains: Sequence[str]) -> np.ndarray:
 
 def fold_of_shots(labels: np.ndarray, max_folds: int | None = None) -> np.ndarray:
     """The fold that leaves each shot out, (S,): its place among its class's shots, modulo `max_folds`."""
-    labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")
-    starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1] if len(labels) else np.zeros(0, int)
-    place = np.empty(len(labels), np.int64)
-    place[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    grouped, place = np.asarray(labels)[order], np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
     return place if max_folds is None else place % max_folds
 
 
 def class_sums(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Sum of each class's rows in float64: (S, D), (S,) -> (K, D); zero where a class has none."""
-    sums = np.zeros((num_classes, rows.shape[1]))
-    order = np.argsort(labels, kind="stable")
+    sums, order = np.zeros((num_classes, rows.shape[1])), np.argsort(labels, kind="stable")
     present, first = np.unique(np.asarray(labels)[order], return_index=True)
     if len(present):
         sums[present] = np.add.reduceat(rows[order].astype(np.float64), first)
@@ -212,5 +203,4 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.nda
 
 def class_means(task: Task) -> np.ndarray:
     """Mean shot of each class, not renormalised, (K, D) float64; zero where a class has no shot."""
-    sums = class_sums(task.features, task.labels, task.num_classes)
-    return sums / np.maximum(task.counts, 1)[:, None]
+    return class_sums(task.features, task.labels, task.num_classes) / np.maximum(task.counts, 1)[:, None]

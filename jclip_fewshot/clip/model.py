@@ -39,7 +39,7 @@ class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
 
     lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains
-    (methods/towers/lora.py).
+    (methods/towers/towers.py).
     """
 
     lora: Callable | None = None

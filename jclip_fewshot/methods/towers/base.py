@@ -22,29 +22,25 @@ import numpy as np
 from jclip_fewshot import __version__
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows, unit_var
-from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import TunedEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
-from jclip_fewshot.methods.towers.lora import merged
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, rows_from
-from jclip_fewshot.methods.training import Arrays, Vars
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, merged, rows_from, values_of
+from jclip_fewshot.methods.training import Arrays, Vars, as_vars
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Fold, Task, zero_shot_logits
 
-CLASSIFIER = "classifier"  # ΔC (K, D) among a fit's arrays; all others are tensors of the tower
-ALPHAS = (0.5, 0.75, 1.0)
 ROWS_AT_ONCE = 256
 
 
 class TowerMethod(Method):
     """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`).
 
-    After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows,
-    `settings_`, `history_`.
+    After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows.
     """
 
     needs = frozenset({TEXT, SHOTS, TOWER})
@@ -53,7 +49,7 @@ class TowerMethod(Method):
     asks_images = True
     least_classes = 2
     reads_sentences = False  # whether it asks the text tower about a sentence a class (Activations.class_tokens)
-    alphas: ClassVar[Sequence[float]] = ALPHAS  # searched
+    alphas: ClassVar[Sequence[float]] = (0.5, 0.75, 1.0)  # searched
     own: ClassVar[tuple[str, ...]] = ()  # those of a fit's arrays that are no tensors of the model; α leaves them alone
     constants: ClassVar[tuple[str, ...]] = ()  # the attributes that a training depends on
     at: ClassVar[Depth] = ROWS
@@ -65,15 +61,25 @@ class TowerMethod(Method):
         return self.at
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        """Trained arrays of one fit on the shots `kept`; `task` holds those shots alone."""
+        """Trained arrays of one fit on the shots `kept`, `classifier` (K, D) among them: ΔC.
+
+        `task` holds those shots alone.
+        """
         raise NotImplementedError
 
-    def schedule(self, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int, epochs: int
-                 ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
-        """Return each step's shots, as numbers among `kept`, and a function of a step: their activations at `depth`."""
-        views = activations.at(self.depth(activations.model))
-        chosen, numbers = steps_of(rng, len(kept), views.count, batch, epochs)
-        return chosen, lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
+    def schedule(self, task: Task, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int,
+                 epochs: int) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
+        """Return each step's labels, among the classes with a shot, and a function of a step: its shots at `depth`.
+
+        Every epoch has all shots once, in a new order and in random views; a smaller last batch is dropped.
+        """
+        views, batch = activations.at(self.depth(activations.model)), min(batch, len(kept))
+        chosen: list[np.ndarray] = []
+        for _ in range(epochs):
+            order = rng.permutation(len(kept))
+            chosen += [order[i:i + batch] for i in range(0, len(kept) - batch + 1, batch)]
+        numbers, labels = [rng.integers(views.count, size=batch) for _ in chosen], task.seen_labels()[1]
+        return [labels[one] for one in chosen], lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
         """Return the floating-point operations of one fit, where they matter beside encoding."""
@@ -101,7 +107,7 @@ class TowerMethod(Method):
             elif name.endswith(".w_lora_B") or name == CLASSIFIER:
                 scaled[name] = np.float32(alpha) * value
             else:
-                start = part(model, name).float32().numpy()
+                start = values_of(model, [name])[name]
                 scaled[name] = start + np.float32(alpha) * (value - start)
         return scaled
 
@@ -115,29 +121,32 @@ class TowerMethod(Method):
         self._held_out = task.zero_shot(task.features)
 
     def _fit(self, task: Task, tower: Activations) -> None:
-        """Train on the shots, whose activations `tower` holds in order; finished trainings are kept in its cache."""
-        parts, learned = fits_of(task), []
-        for number, fold in enumerate(parts, 1):
-            key = "" if tower.fits is None else self._key(fold.task, tower, fold.kept)
-            arrays = None if tower.fits is None else tower.fits.get(key)
-            if arrays is None:
-                arrays = self.train(fold.task, tower, fold.kept, f"{self.name} {number}/{len(parts)}")
-                if tower.fits is not None:
-                    tower.fits.put(key, arrays)
-            learned.append(arrays)
+        """Train on the shots, whose activations `tower` holds in order."""
+        fits = fits_of(task)
+        learned = [self._trained(tower, fit, f"{number}/{len(fits)}") for number, fit in enumerate(fits, 1)]
         alpha, held_out = 1.0, None
-        if len(parts) > 1:  # else nothing can be left out to choose by
-            alpha, held_out = self._choose_alpha(tower, task, parts[:-1], learned)
+        if len(fits) > 1:  # else nothing can be left out to choose by
+            alpha, held_out = self._choose_alpha(tower, task, fits[:-1], learned)
         self.update_ = self.interpolated(tower.model, learned[-1], alpha)
         self.classifier_ = unit_rows(task.text + self.update_.pop(CLASSIFIER, np.float32(0)))
         self.settings_ = {"alpha": alpha, "chosen_by": "fixed" if held_out is None else "held-out log-loss"}
         if held_out is not None:
             self._choose_domains(task, held_out)
 
+    def _trained(self, tower: Activations, fit: Fold, number: str) -> Arrays:
+        """One fit's arrays; those of a finished training are kept in the activations' cache, if they have one."""
+        key = self._key(fit.task, tower, fit.kept) if tower.fits is not None else ""
+        arrays = tower.fits.get(key) if tower.fits is not None else None
+        if arrays is None:
+            arrays = self.train(fit.task, tower, fit.kept, f"{self.name} {number}")
+            if tower.fits is not None:
+                tower.fits.put(key, arrays)
+        return arrays
+
     def _choose_alpha(self, activations: Activations, task: Task, folds: list[Fold], learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
         """Return the α of least held-out log-loss and its answers (S, K), each by the fit that did not see the shot."""
-        tested, best = task.can_be_left_out, None
+        tested, found = task.can_be_left_out, []
         labels = task.labels[tested]
         for alpha in self.alphas:
             held_out = task.zero_shot(task.features)
@@ -145,11 +154,8 @@ class TowerMethod(Method):
                 answers = self.logits_of_fit(activations, task, self.interpolated(activations.model, arrays, alpha),
                                              fold.left_out)
                 held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
-            loss = log_loss(cooled(held_out[tested], labels), labels)
-            if best is None or loss < best[0]:
-                best = loss, alpha, held_out
-        assert best is not None  # there is at least one α
-        return best[1:]
+            found.append((log_loss(cooled(held_out[tested], labels), labels), alpha, held_out))
+        return min(found, key=lambda one: one[0])[1:]
 
     def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         """Return logits (n, K) of some of the images by a fit's arrays."""
@@ -158,9 +164,8 @@ class TowerMethod(Method):
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
-        tested = task.can_be_left_out
+        tested, labels, rows = task.can_be_left_out, task.labels, np.arange(len(task))
         zero_shot = task.zero_shot(task.features)
-        labels, rows = task.labels, np.arange(len(task))
         gain = (log_softmax(cooled(held_out, labels))[rows, labels]
                 - log_softmax(cooled(zero_shot, labels))[rows, labels])
         for domain in np.unique(task.domains):
@@ -181,17 +186,17 @@ class TowerMethod(Method):
     def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
         """Unit rows (n, D) of some of the images under the update, the mean of their views."""
         model, views = activations.model, activations.at(self.depth(activations.model))
-        which, view = np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))
-        tensors = {name: jt.array(value) for name, value in merged(model, update).items()}
+        asked = np.stack([np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))], axis=1)
+        tensors = as_vars(merged(model, update))
         own = {name: tensors.pop(name) for name in self.own}
-        parts = []
-        with replaced(model, tensors), jt.no_grad():
-            for i in range(0, len(which), ROWS_AT_ONCE):
-                x = jt.array(views.take(which[i:i + ROWS_AT_ONCE], view[i:i + ROWS_AT_ONCE]))
-                parts.append(self.rows(model, x, own).numpy())
+
+        def ask(some: np.ndarray) -> np.ndarray:
+            return self.rows(model, jt.array(views.take(*some.T)), own).numpy()
+        with replaced(model, tensors):
+            rows = in_batches(ask, asked, ROWS_AT_ONCE)
         jt.sync_all()
         jt.gc()
-        return unit_rows(np.concatenate(parts).reshape(len(images), views.count, -1).mean(axis=1))
+        return unit_rows(rows.reshape(len(images), views.count, -1).mean(axis=1))
 
     def answer(self, queries: Queries) -> np.ndarray:
         return self.logits_with(queries.rows, queries.under(self.encoder))
@@ -208,7 +213,7 @@ class TowerMethod(Method):
         return matmul(self.scale_ * unit_rows(features), self.classifier_.T)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        """The tower that gives the rows which `logits` takes: the frozen one where no tensor of it moved."""
+        """The tower that gives the rows which `logits_with` takes: the frozen one where no tensor of it moved."""
         if not self.update_:
             return base
         return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
@@ -237,20 +242,9 @@ def block_flops(length: int, width: int) -> float:
 def image_flops(model: CLIP, more: int = 0) -> float:
     """Return the operations of an image's way forward through the image tower, with `more` tokens."""
     length, width = model.visual.shape_at(0)
-    return len(blocks_of(model, "visual.")) * block_flops(length + more, width)
+    return len(model.visual.transformer.resblocks) * block_flops(length + more, width)
 
 
 def sentence_flops(model: CLIP, tokens: np.ndarray) -> float:
     """Return the operations of one sentence's way forward through the text tower; tokens (K, L), cut at the longest."""
-    return len(blocks_of(model, "")) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)
-
-
-def steps_of(rng: np.random.Generator, shots: int, views: int, batch: int, epochs: int
-             ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return each step's shots and the view of each: every epoch all shots once, in a new order and in random views."""
-    batch = min(batch, shots)
-    chosen: list[np.ndarray] = []
-    for _ in range(epochs):
-        order = rng.permutation(shots)
-        chosen += [order[i:i + batch] for i in range(0, shots - batch + 1, batch)]
-    return chosen, [rng.integers(views, size=len(rows)) for rows in chosen]
+    return len(model.transformer.resblocks) * block_flops(model.cut(tokens)[0].shape[1], model.transformer.width)

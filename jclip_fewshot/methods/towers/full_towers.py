@@ -1,69 +1,39 @@
 """CLIP-LoRA and 2SFS: both towers train, on stored views, from the input of block 0.
 
-CLIP-LoRA: lora.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", 2025
-(arXiv:2503.11609):
+CLIP-LoRA: towers.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages",
+2025 (arXiv:2503.11609):
 
     stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
 
-300 × shots steps, 60 % of them in stage 1; both AdamW, lr 2e-4, weight decay 1e-2, cosine by step to 1e-6; s the
-model's scale. The authors' code names ln_pre, ln_post and ln_final as well, and freezes them again: they stay.
+300 × shots steps, 60 % of them in stage 1; both by CLIP-LoRA's optimiser and rates; s the model's scale. The authors'
+code names ln_pre, ln_post and ln_final as well, and freezes them again: they stay.
 
 Of both, the text tower trains on one template; what that moves its rows by is added to the rows of all sentences, and
 these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows. For a GPU: on two
 cores a training on the contest takes hours (docs/notes/tuning.md).
 
-S shots · B images a step · L tokens · W width · K classes
+S shots · B images a step · K classes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_rows, unit_var
-from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.backend.numerics import unit_rows, unit_var
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.towers import lora
-from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, image_flops, sentence_flops
-from jclip_fewshot.methods.towers.lora import LEAST_LR, LR, WEIGHT_DECAY
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, in_parts, norm_names, rows_from, text_rows
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.towers import towers
+from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, sentence_flops
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, text_rows
+from jclip_fewshot.methods.training import Arrays, Vars, as_vars
 from jclip_fewshot.task import Task
 
 FIRST_SHARE = 0.6  # of 2SFS's steps: the authors'
-
-
-def norms(model: CLIP) -> list[str]:
-    """What stage 1 trains: the norms of every block of both towers."""
-    return [name for tower in ("visual.", "") for name in norm_names(tower, blocks_of(model, tower))]
-
-
-def start_of(model: CLIP) -> Arrays:
-    """The norms before training."""
-    return {name: part(model, name).float32().numpy() for name in norms(model)}
-
-
-def train_norms(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Callable[[], jt.Var],
-                labels: Sequence[np.ndarray], scale: float, lr: float = LR, **told: Any) -> Arrays:
-    """Stage 1: a step an entry of `labels`; `rows(step)` and `text()` are asked with the norms in place."""
-    def loss(p: Vars, step: int) -> jt.Var:
-        with replaced(model, p):
-            return mean_cross_entropy(scale * product(rows(step), text()), labels[step])
-    return descend(start, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)
-
-
-def train_classifier(start: np.ndarray, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], scale: float,
-                     lr: float = LR, **told: Any) -> np.ndarray:
-    """Stage 2: the classifier (K, D), started at the tuned text rows; `rows(step)` are fixed unit rows."""
-    def loss(p: Vars, step: int) -> jt.Var:
-        return mean_cross_entropy(scale * product(rows(step), unit_var(p["classifier"])), labels[step])
-    trained = descend({"classifier": start}, loss, Adam(WEIGHT_DECAY), cosine(lr, len(labels), LEAST_LR), **told)
-    return trained["classifier"]
+BOTH = ("visual.", "")
 
 
 class _BothTowers(TowerMethod):
@@ -83,12 +53,13 @@ class _BothTowers(TowerMethod):
         return self._count(task) * 2 * (image + sentences)
 
     def _steps(self, task: Task, activations: Activations, kept: np.ndarray
-               ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
-        """Each step's labels, and a function of a step: its image rows by the tower as it stands."""
+               ) -> tuple[list[np.ndarray], Callable[[int], jt.Var], Callable[[Vars], jt.Var]]:
+        """Each step's labels, and functions of a step and of the parameters: image and text rows by the towers then."""
         total, a_epoch = self._count(task), max(1, len(kept) // min(self.batch, len(kept)))
-        chosen, x = self.schedule(activations, kept, np.random.default_rng(self.seed), self.batch, -(-total // a_epoch))
-        labels = task.seen_labels()[1]
-        return [labels[one] for one in chosen[:total]], lambda step: rows_from(activations.model, x(step), 0)
+        model, rng = activations.model, np.random.default_rng(self.seed)
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, -(-total // a_epoch))
+        return (labels[:total], lambda step: self.rows(model, x(step), {}),
+                lambda _: text_rows(model, activations.class_tokens[task.seen]))
 
 
 class ClipLora(_BothTowers):
@@ -97,13 +68,12 @@ class ClipLora(_BothTowers):
     name, title, paper = "clip_lora", "CLIP-LoRA", "Zanella and Ben Ayed 2024"
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, tokens = activations.model, activations.class_tokens
-        places = [lora.attention_path(tower, block) for tower in ("visual.", "") for block in blocks_of(model, tower)]
-        start = lora.random_start(model, places, np.random.default_rng([self.seed, 2]))
-        labels, rows = self._steps(task, activations, kept)
-        trained = lora.train(start, model, rows, lambda: text_rows(model, tokens[task.seen]), labels, seed=self.seed,
-                             stage=stage)
-        return {**trained, CLASSIFIER: _text_moved(model, tokens, lora.merged(model, trained))}
+        model = activations.model
+        start = towers.random_start(model, towers.block_names(model, *BOTH), np.random.default_rng([self.seed, 2]))
+        labels, rows, text = self._steps(task, activations, kept)
+        drop = towers.dropout(np.random.default_rng([self.seed, 1]), towers.DROPOUT)
+        trained = towers.train(start, model, rows, text, labels, drop=drop, stage=stage)
+        return {**trained, CLASSIFIER: _text_moved(model, activations.class_tokens, towers.merged(model, trained))}
 
 
 class TwoStage(_BothTowers):
@@ -113,26 +83,27 @@ class TwoStage(_BothTowers):
     steps_a_shot = 300
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, tokens, seen = activations.model, activations.class_tokens, task.seen
-        labels, rows = self._steps(task, activations, kept)
+        model, seen = activations.model, task.seen
+        labels, rows, text = self._steps(task, activations, kept)
         count = max(1, round(FIRST_SHARE * len(labels)))
-        trained = train_norms(start_of(model), model, rows, lambda: text_rows(model, tokens[seen]), labels[:count],
-                              task.scale, stage=stage)
-        moved = _text_moved(model, tokens, trained)
-        tensors = {name: jt.array(value) for name, value in trained.items()}
+        start = towers.values_of(model, towers.norm_names(towers.block_names(model, *BOTH)))
+        trained = towers.train(start, model, rows, text, labels[:count], task.scale, stage=stage)
+        moved, tensors = _text_moved(model, activations.class_tokens, trained), as_vars(trained)
 
         def tuned_rows(step: int) -> jt.Var:
             with replaced(model, tensors), jt.no_grad():
                 return jt.array(rows(count + step).numpy())
         if len(labels) > count:
-            classifier = train_classifier((task.text + moved)[seen], tuned_rows, labels[count:], task.scale,
-                                          stage=stage)
-            moved[seen] = unit_rows(classifier) - task.text[seen]
+            trained_rows = towers.train({CLASSIFIER: (task.text + moved)[seen]}, model, tuned_rows,
+                                        lambda p: unit_var(p[CLASSIFIER]), labels[count:], task.scale, stage=stage)
+            moved[seen] = unit_rows(trained_rows[CLASSIFIER]) - task.text[seen]
         return {**trained, CLASSIFIER: moved}
 
 
 def _text_moved(model: CLIP, tokens: np.ndarray, tensors: Arrays) -> np.ndarray:
     """By how much tuning moves the text rows (K, D): of one template, added to the rows of all sentences."""
-    before = in_parts(partial(text_rows, model), tokens)
-    with replaced(model, {name: jt.array(value) for name, value in tensors.items()}):
-        return in_parts(partial(text_rows, model), tokens) - before
+    def rows() -> np.ndarray:
+        return in_batches(lambda some: text_rows(model, some).numpy(), tokens)
+    before = rows()
+    with replaced(model, as_vars(tensors)):
+        return rows() - before

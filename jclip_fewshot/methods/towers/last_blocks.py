@@ -1,15 +1,13 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA (lora.py) and 2SFS (two_stage.py); what lies below the b blocks is frozen, so it is computed once and a
-training costs seconds to minutes on a CPU.
+After CLIP-LoRA and 2SFS (full_towers.py); what lies below the b blocks is frozen, so it is computed once and a training
+costs seconds to minutes on a CPU.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y)
 
 t: text rows, kept as the anchor by weight decay on ΔC and by the safeguards of base.py. Classes without shots take no
 part in the softmax. AdamW, cosine by step to 1e-6, float32; a random one of the stored views for each image of a step.
 Settings: docs/notes/tuning.md.
-
-S shots · B images a step · L tokens · W width · K classes · D feature width
 """
 
 from __future__ import annotations
@@ -17,15 +15,14 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS
-from jclip_fewshot.methods.towers.base import CLASSIFIER, TowerMethod, block_flops
-from jclip_fewshot.methods.towers.lora import LEAST_LR, WEIGHT_DECAY, attached, attention_path, random_start
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, norm_names, rows_from
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.towers import towers
+from jclip_fewshot.methods.towers.base import TowerMethod, block_flops
+from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP
+from jclip_fewshot.methods.training import Arrays
 from jclip_fewshot.task import Task
 
 
@@ -38,11 +35,7 @@ class LastBlocks(TowerMethod):
     constants = ("blocks", "rank", "epochs", "most_steps", "batch", "lr")
 
     def depth(self, model: CLIP) -> Depth:
-        return self._blocks(model)[0]
-
-    def _blocks(self, model: CLIP) -> list[int]:
-        """Those that train."""
-        return blocks_of(model, "visual.")[-self.blocks:]
+        return max(0, len(model.visual.transformer.resblocks) - self.blocks)
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
         length, width = activations.model.visual.shape_at(0)
@@ -51,21 +44,16 @@ class LastBlocks(TowerMethod):
         return 2 * min(self.epochs * len(task), self.most_steps * self.batch) * image
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, (seen, labels) = activations.model, np.random.default_rng(self.seed), task.seen_labels()
-        blocks, text = self._blocks(model), jt.array(task.text[seen])
-        norms = [*norm_names("visual.", blocks), "visual.ln_post.weight", "visual.ln_post.bias"]
-        start = random_start(model, [attention_path("visual.", block) for block in blocks], rng, self.rank)
-        start.update({name: part(model, name).float32().numpy() for name in norms})
-        start[CLASSIFIER] = np.zeros((len(seen), task.text.shape[1]), np.float32)
-        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
-        chosen = chosen[:self.most_steps]
-
-        def loss(p: Vars, step: int) -> jt.Var:
-            with attached(model, p), replaced(model, {name: p[name] for name in norms}):
-                tuned = rows_from(model, x(step), blocks[0])
-            logits = task.scale * product(tuned, unit_var(text + p[CLASSIFIER]))
-            return mean_cross_entropy(logits, labels[chosen[step]])
-        trained = descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen), LEAST_LR), stage=stage)
-        whole = np.zeros((task.num_classes, task.text.shape[1]), np.float32)
+        model, rng, seen = activations.model, np.random.default_rng(self.seed), task.seen
+        blocks, text = towers.block_names(model, "visual.")[-self.blocks:], task.text[seen]
+        norms = [*towers.norm_names(blocks), "visual.ln_post.weight", "visual.ln_post.bias"]
+        start = {**towers.random_start(model, blocks, rng, self.rank), **towers.values_of(model, norms),
+                 CLASSIFIER: np.zeros_like(text)}
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
+        anchor = jt.array(text)
+        trained = towers.train(start, model, lambda step: self.rows(model, x(step), {}),
+                               lambda p: unit_var(anchor + p[CLASSIFIER]), labels[:self.most_steps], task.scale,
+                               self.lr, stage=stage)
+        whole = np.zeros_like(task.text)
         whole[seen] = trained[CLASSIFIER]
         return {**trained, CLASSIFIER: whole}

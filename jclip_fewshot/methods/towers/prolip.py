@@ -22,6 +22,7 @@ from jclip_fewshot.backend.numerics import product, unit_var
 from jclip_fewshot.encoders.base import UNPROJECTED
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers.base import TowerMethod
+from jclip_fewshot.methods.towers.towers import values_of
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
@@ -34,14 +35,13 @@ def logits(proj: jt.Var, unprojected: jt.Var, text: jt.Var, scale: float) -> jt.
     return scale * product(unit_var(jt.matmul(unprojected, proj)), text)
 
 
-def train(start: np.ndarray, views: np.ndarray, labels: np.ndarray, text: np.ndarray, penalty: float, lr: float,
-          scale: float, order: Sequence[int], **told: Any) -> np.ndarray:
+def train(start: np.ndarray, views: Sequence[np.ndarray], labels: np.ndarray, text: np.ndarray, penalty: float,
+          lr: float, scale: float, order: Sequence[int], **told: Any) -> np.ndarray:
     """The projection (W, D) after training.
 
-    views (V, S, W): x₀ of each view. penalty: λ. order: each step's view. told: `descend`'s watch and stage.
+    views: x₀ (S, W) of each view. penalty: λ. order: each step's view. told: `descend`'s watch and stage.
     """
-    first, rows = jt.array(np.ascontiguousarray(start)), jt.array(np.ascontiguousarray(text))
-    inputs = [jt.array(np.ascontiguousarray(view)) for view in views]
+    first, rows, inputs = jt.array(start), jt.array(text), [jt.array(view) for view in views]
 
     def loss(p: Vars, step: int) -> jt.Var:
         distance = ((p["proj"] - first) * (p["proj"] - first)).sum()
@@ -67,8 +67,8 @@ class ProLIP(TowerMethod):
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
         views, (seen, labels) = activations.at(UNPROJECTED), task.seen_labels()
-        inputs = np.stack([views.take(kept, np.full(len(kept), view)) for view in range(views.count)])
         penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power
-        start = activations.model.visual.proj.float32().numpy()
+        inputs = [views.take(kept, np.full(len(kept), view)) for view in range(views.count)]
         order = [(1 + step) % len(inputs) for step in range(self.steps)]
-        return {NAME: train(start, inputs, labels, task.text[seen], penalty, self.lr, task.scale, order, stage=stage)}
+        return {NAME: train(values_of(activations.model, [NAME])[NAME], inputs, labels, task.text[seen], penalty,
+                            self.lr, task.scale, order, stage=stage)}

@@ -23,7 +23,7 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops
 from jclip_fewshot.methods.towers.towers import CLIP
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, cosine, descend, mean_cross_entropy
 from jclip_fewshot.task import Task
 
 WEIGHT_DECAY = 0.01  # LaFTer's
@@ -39,25 +39,15 @@ def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: i
 
 def unprojected(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
     """x (B, L, W), the input of block 0, through the tower with prompts (P, W) or, deep, (blocks, P, W): (B, W)."""
-    visual = model.visual
-    if len(prompts.shape) == 2:
-        return visual.unprojected(_with(x[:, :1], prompts, x[:, 1:]))
-    count, last = prompts.shape[1], prompts.shape[0] - 1
-    x = _with(x[:, :1], prompts[0], x[:, 1:])
-    for block in range(last):
-        x = visual.transformer.part(x, block, block + 1)
-        x = _with(x[:, :1], prompts[block + 1], x[:, 1 + count:])
+    visual, deep = model.visual, prompts if len(prompts.shape) == 3 else prompts.unsqueeze(0)
+    count, last, patches = deep.shape[1], deep.shape[0] - 1, x[:, 1:]
+    for block in range(last + 1):
+        if block:
+            x = visual.transformer.part(x, block - 1, block)
+            patches = x[:, 1 + count:]
+        middle = deep[block].unsqueeze(0).broadcast((x.shape[0], *deep.shape[1:]))
+        x = jt.concat([x[:, :1], middle, patches], dim=1)
     return visual.unprojected(x, last)
-
-
-def features(model: CLIP, images: jt.Var, prompts: jt.Var) -> jt.Var:
-    """(B, 3, R, R) -> (B, D), not normalised."""
-    return jt.matmul(unprojected(model, model.visual.embed(images), prompts), model.visual.proj)
-
-
-def _with(first: jt.Var, prompts: jt.Var, rest: jt.Var) -> jt.Var:
-    middle = prompts.unsqueeze(0).broadcast((first.shape[0],) + tuple(prompts.shape))
-    return jt.concat([first, middle, rest], dim=1)
 
 
 class VPT(TowerMethod):
@@ -74,16 +64,15 @@ class VPT(TowerMethod):
         return 3 * self.epochs * len(task) * image_flops(activations.model, self.prompts)
 
     def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, (seen, labels) = activations.model, np.random.default_rng(self.seed), task.seen_labels()
+        model, rng, text = activations.model, np.random.default_rng(self.seed), jt.array(task.text[task.seen])
         blocks = len(model.visual.transformer.resblocks) if self.deep else 0
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
-        text = jt.array(task.text[seen])
-        chosen, x = self.schedule(activations, kept, rng, self.batch, self.epochs)
+        labels, x = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
 
         def loss(p: Vars, step: int) -> jt.Var:
             logits = task.scale * product(self.rows(model, x(step), p), text)
-            return mean_cross_entropy(logits, labels[chosen[step]])
-        return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(chosen)), stage=stage)
+            return mean_cross_entropy(logits, labels[step])
+        return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(labels)), stage=stage)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
         return unit_var(jt.matmul(unprojected(model, x, own[PROMPTS]), model.visual.proj))
@@ -91,6 +80,6 @@ class VPT(TowerMethod):
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:
             return base
-        own = {name: jt.array(value) for name, value in self.update_.items()}
+        own = as_vars(self.update_)
         return FunctionEncoder(base, self.name, self.update_[PROMPTS].tobytes(), base.width,
                                lambda images: self.rows(base.model, base.model.visual.embed(images), own))

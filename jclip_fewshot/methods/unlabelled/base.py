@@ -19,7 +19,7 @@ from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
 from jclip_fewshot.methods.towers.towers import CLIP
-from jclip_fewshot.methods.training import Arrays, Vars
+from jclip_fewshot.methods.training import Arrays, Vars, as_vars
 from jclip_fewshot.task import Task
 
 
@@ -67,7 +67,7 @@ class LabelFreeByImages(LabelFree):
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         """The encoder whose rows stand for this method's logits."""
-        p = {name: jt.array(value) for name, value in self.learned_.items()}
+        p = as_vars(self.learned_)
         said = b"\0".join(name.encode() + value.tobytes() for name, value in self.state().items())
         return FunctionEncoder(base, self.name, said, len(self.text_) + 1,
                                lambda images: homogeneous(self.ask(base.model, p, images)))

@@ -18,7 +18,7 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.methods.base import TEXT, TOWER, Unlabelled
-from jclip_fewshot.methods.towers.towers import CLIP, patch_rows
+from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Arrays, Vars
 from jclip_fewshot.methods.unlabelled.base import LabelFreeByImages
 from jclip_fewshot.task import CLIP_SCALE, Task
@@ -38,6 +38,13 @@ def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, be
         pooled = by_text.mean(axis=0) + by_text.max(axis=0)
         logits[n] = text @ (x + beta3 * pooled) + beta2 * by_image @ x
     return np.float32(scale) * logits
+
+
+def patch_rows(model: CLIP, images: jt.Var) -> jt.Var:
+    """(B, 3, R, R) -> (B, M, D): every patch's token behind the last norm and projection, not normalised."""
+    visual = model.visual
+    x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
+    return jt.matmul(visual.ln_post(x[:, 1:]), visual.proj)
 
 
 class CALIP(LabelFreeByImages):

@@ -27,14 +27,14 @@ from jclip_fewshot.backend.numerics import product, softmax_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers.base import image_flops
-from jclip_fewshot.methods.towers.towers import CLIP, image_rows
+from jclip_fewshot.methods.towers.towers import CLIP, image_rows, in_batches
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, batches, descend, mean_cross_entropy, uniform
 from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to, tensors_of
-from jclip_fewshot.methods.unlabelled.views import in_batches
 from jclip_fewshot.task import Task
 
 L2, SLOPE = 3e-4, 0.01  # the authors'
 TINY = 1e-12
+Schedule = Callable[[int, float], tuple[list[np.ndarray], dict[str, Any]]]
 
 
 def head(p: Vars, rows: jt.Var) -> jt.Var:
@@ -52,43 +52,37 @@ def random_head(rng: np.random.Generator, width: int, hidden: int, classes: int)
             "6.weight": uniform(rng, (classes, hidden), hidden)}
 
 
-class Shares:
-    """The mean share of each class over the newest batch, with gradient, and `memory` - 1 older ones, without."""
+class Objective:
+    """L of a step's logits (B, K); prior (K,), weight: α.
 
-    def __init__(self, classes: int, memory: int) -> None:
-        self.old: list[np.ndarray] = [np.full(classes, 1 / classes, np.float32)] * (memory - 1)
+    The mean share is that of the newest batch, with gradient, and of `memory` - 1 older ones, without.
+    """
 
-    def mean(self, probs: jt.Var) -> jt.Var:
-        """(B, K) -> (K,); the batch is remembered."""
-        newest = probs.sum(0) / float(probs.shape[0])
-        total = newest
+    def __init__(self, prior: np.ndarray, weight: float, memory: int) -> None:
+        self.prior, self.weight = prior, weight
+        self.old = [np.full(len(prior), 1 / len(prior), np.float32)] * (memory - 1)
+
+    def __call__(self, logits: jt.Var, labels: np.ndarray) -> jt.Var:
+        loss, probs = mean_cross_entropy(logits, labels), softmax_var(logits)
+        total = newest = probs.sum(0) / float(probs.shape[0])
         for old in self.old:
             total = total + jt.array(old)
-        count = len(self.old) + 1
+        share = total / float(len(self.old) + 1)
         if self.old:
-            self.old = self.old[1:] + [newest.numpy()]
-        return total / float(count)
+            self.old = [*self.old[1:], newest.numpy()]
+        entropy = float((self.prior * np.log(self.prior + TINY)).sum())
+        divergence = entropy - (jt.array(self.prior.astype(np.float32)) * jt.log(share + TINY)).sum()
+        return loss + self.weight * divergence
 
 
-def prior_loss(share: jt.Var, prior: np.ndarray) -> jt.Var:
-    """KL(prior ‖ share) in nats."""
-    entropy = float((prior * np.log(prior + TINY)).sum())
-    return entropy - (jt.array(prior.astype(np.float32)) * jt.log(share + TINY)).sum()
-
-
-def objective(logits: jt.Var, labels: np.ndarray, prior: np.ndarray, shares: Shares, weight: float) -> jt.Var:
-    """L of a step."""
-    return mean_cross_entropy(logits, labels) + weight * prior_loss(shares.mean(softmax_var(logits)), prior)
-
-
-def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], prior: np.ndarray,
-          shares: Shares, weight: float, rates: Sequence[float], carried: Arrays | None = None, **told: Any) -> Arrays:
+def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], objective: Objective,
+          rates: Sequence[float], carried: Arrays | None = None, **told: Any) -> Arrays:
     """A stage of the head: rows(step) are unit rows, labels[step] their pseudo-labels.
 
     carried: gradients left over from stage 2, added to the first step's. told: `descend`'s watch and stage.
     """
     def loss(p: Vars, step: int) -> jt.Var:
-        found = objective(head(p, rows(step)), labels[step], prior, shares, weight)
+        found = objective(head(p, rows(step)), labels[step])
         if step == 0 and carried:
             found = found + sum((p[name] * jt.array(value)).sum() for name, value in carried.items()) \
                 - float(sum((start[name] * value).sum() for name, value in carried.items()))
@@ -96,8 +90,8 @@ def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndar
     return descend(start, loss, Adam(l2=L2), rates, **told)
 
 
-def train_tower(h: Arrays, model: CLIP, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], prior: np.ndarray,
-                shares: Shares, weight: float, rates: Sequence[float], **told: Any) -> tuple[Arrays, Arrays]:
+def train_tower(h: Arrays, model: CLIP, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray],
+                objective: Objective, rates: Sequence[float], **told: Any) -> tuple[Arrays, Arrays]:
     """The stage of the image tower: (its tensors, sum of the head's gradients over the stage).
 
     rows(step): asked with the tensors in place.
@@ -106,7 +100,7 @@ def train_tower(h: Arrays, model: CLIP, rows: Callable[[int], jt.Var], labels: S
 
     def loss(p: Vars, step: int) -> jt.Var:
         with replaced(model, p):
-            found = objective(head(fixed, rows(step)), labels[step], prior, shares, weight)
+            found = objective(head(fixed, rows(step)), labels[step])
         for name, value in zip(fixed, jt.grad(found, list(fixed.values()), retain_graph=True)):
             piled[name] += value.numpy()
         return found
@@ -116,37 +110,7 @@ def train_tower(h: Arrays, model: CLIP, rows: Callable[[int], jt.Var], labels: S
 
 def answer(p: Arrays, rows: np.ndarray) -> np.ndarray:
     """Logits (N, K) of unit rows (N, D)."""
-    return head({name: jt.array(value) for name, value in p.items()}, jt.array(rows)).numpy()
-
-
-class Stages:
-    """The stages of one training, in turn: `head`, `tower`, `head`; by zero-shot logits (N, K) and a uniform prior."""
-
-    def __init__(self, method: ClipPr, zero_shot: np.ndarray) -> None:
-        self.method, self.rng, classes = method, np.random.default_rng(method.seed), zero_shot.shape[1]
-        self.p = random_head(self.rng, method.text_.shape[1], method.hidden, classes)
-        self.labels, self.prior = zero_shot.argmax(axis=1), np.full(classes, 1 / classes)
-        self.shares = Shares(classes, method.memory)
-        self.carried: Arrays = {}  # the head's gradients of the tower's stage
-
-    def head(self, rows: np.ndarray, number: int) -> None:
-        """Train the head in its stage `number`, 0 or 1, on unit rows (N, D)."""
-        steps = self._steps(self.method.epochs[number])
-        self.p = train(self.p, lambda step: jt.array(rows[steps[step]]), [self.labels[step] for step in steps],
-                       self.prior, self.shares, self.method.weight, [self.method.rates[number]] * len(steps),
-                       self.carried, stage=f"clip-pr, head, stage {number + 1}")
-
-    def tower(self, model: CLIP, images: Callable[[np.ndarray], jt.Var]) -> Arrays:
-        """Return the image tower's tensors after training; images(rows): some of them, (B, 3, R, R)."""
-        steps = self._steps(self.method.tower_epochs)
-        tensors, self.carried = train_tower(
-            self.p, model, lambda step: image_rows(model, images(steps[step])), [self.labels[step] for step in steps],
-            self.prior, self.shares, self.method.weight, [self.method.tower_rate] * len(steps), stage="clip-pr, tower")
-        return tensors
-
-    def _steps(self, epochs: int) -> list[np.ndarray]:
-        count = len(self.labels)
-        return batches(np.stack([self.rng.permutation(count) for _ in range(epochs)]), self.method.batch)
+    return head(as_vars(p), jt.array(rows)).numpy()
 
 
 class ClipPr(LabelFree):
@@ -162,11 +126,27 @@ class ClipPr(LabelFree):
     weight, hidden, batch, memory = 1.0, 128, 64, 3
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
-        rows, zero_shot = unlabelled.rows, task.zero_shot(unlabelled.rows)
-        stages = Stages(self, zero_shot)
-        stages.head(rows, 0)
-        stages.head(rows, 1)
-        return {**stages.p, "spread": scale_to(answer(stages.p, rows), zero_shot)}
+        rows, zero_shot, rng = unlabelled.rows, task.zero_shot(unlabelled.rows), np.random.default_rng(self.seed)
+        labels, classes = zero_shot.argmax(axis=1), task.num_classes
+        objective = Objective(np.full(classes, 1 / classes), self.weight, self.memory)
+
+        def schedule(epochs: int, rate: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+            steps = batches(np.stack([rng.permutation(len(labels)) for _ in range(epochs)]), self.batch)
+            return steps, {"labels": [labels[step] for step in steps], "objective": objective,
+                           "rates": [rate] * len(steps)}
+
+        def stage(h: Arrays, rows: np.ndarray, number: int, carried: Arrays) -> Arrays:
+            steps, how = schedule(self.epochs[number], self.rates[number])
+            return train(h, lambda step: jt.array(rows[steps[step]]), carried=carried,
+                         stage=f"clip-pr, head, stage {number + 1}", **how)
+        h = stage(random_head(rng, rows.shape[1], self.hidden, classes), rows, 0, {})
+        tensors, rows, carried = self.tower_stage(h, unlabelled, schedule)
+        h = stage(h, rows, 1, carried)
+        return {**h, **tensors, "spread": scale_to(answer(h, rows), zero_shot)}
+
+    def tower_stage(self, h: Arrays, unlabelled: Unlabelled, schedule: Schedule) -> tuple[Arrays, np.ndarray, Arrays]:
+        """Return the image tower's tensors, the images' rows by them, and what stage 3 carries: here nothing moves."""
+        return {}, unlabelled.rows, {}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return self.learned_["spread"] * answer(self.learned_, features)
@@ -180,16 +160,16 @@ class ClipPrTower(LabelFreeByImages, ClipPr):
     def flops(self, task: Task, given: Given) -> float:
         return 3 * self.tower_epochs * given.images * image_flops(given.tower.model)
 
-    def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
+    def tower_stage(self, h: Arrays, unlabelled: Unlabelled, schedule: Schedule) -> tuple[Arrays, np.ndarray, Arrays]:
         encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
-        model, zero_shot = encoder.model, task.zero_shot(unlabelled.rows)
-        stages = Stages(self, zero_shot)
-        stages.head(unlabelled.rows, 0)
-        tower = stages.tower(model, lambda rows: encoder.prepared(pixels[rows]))
-        with replaced(model, as_vars(tower)):
-            rows = in_batches(lambda some: image_rows(model, encoder.prepared(some)).numpy(), pixels)
-        stages.head(rows, 1)
-        return {**stages.p, **tower, "spread": scale_to(answer(stages.p, rows), zero_shot)}
+        steps, how = schedule(self.tower_epochs, self.tower_rate)
+
+        def rows(some: np.ndarray) -> jt.Var:
+            return image_rows(encoder.model, encoder.prepared(some))
+        tensors, carried = train_tower(h, encoder.model, lambda step: rows(pixels[steps[step]]),
+                                       stage="clip-pr, tower", **how)
+        with replaced(encoder.model, as_vars(tensors)):
+            return tensors, in_batches(lambda some: rows(some).numpy(), pixels), carried
 
     def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
         with replaced(model, tensors_of(p)):

@@ -24,9 +24,10 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER, SHOTS, TEXT, TOWER, UNLABELLED, Method, Unlabelled
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import coop
+from jclip_fewshot.methods.towers.towers import in_batches
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, batches, cosine, descend, mean_cross_entropy
-from jclip_fewshot.methods.unlabelled import views
 from jclip_fewshot.methods.unlabelled.base import pixels_of
+from jclip_fewshot.methods.unlabelled.views import strong_views
 from jclip_fewshot.task import Task
 
 
@@ -40,12 +41,11 @@ def class_thresholds(probs: np.ndarray, keep: float) -> np.ndarray:
     return found
 
 
-def masked(weak: np.ndarray, threshold: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (B, K) of weak views -> pseudo-labels (B,), and which are kept (B,) float32; threshold: one, or (K,)."""
+def masked(weak: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (B, K) of weak views -> pseudo-labels (B,), and which are kept (B,) float32; threshold: τ (K,)."""
     probs = softmax(weak)
     labels = probs.argmax(axis=1)
-    wanted = np.broadcast_to(np.asarray(threshold, np.float32), probs.shape[1:])[labels]
-    return labels, (probs.max(axis=1) >= wanted).astype(np.float32)
+    return labels, (probs.max(axis=1) >= threshold[labels]).astype(np.float32)
 
 
 def consistency(strong: jt.Var, labels: np.ndarray, mask: np.ndarray) -> jt.Var:
@@ -57,8 +57,8 @@ def consistency(strong: jt.Var, labels: np.ndarray, mask: np.ndarray) -> jt.Var:
 
 
 def train(start: Arrays, prompts: coop.Prompts, x: Sequence[np.ndarray], u: Sequence[np.ndarray],
-          steps: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], scale: float, threshold: float | np.ndarray,
-          weight: float, **descent: Any) -> Arrays:
+          steps: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], scale: float, threshold: np.ndarray, weight: float,
+          **descent: Any) -> Arrays:
     """x: (weak rows, strong rows, labels) of the shots, u: (weak, strong) rows of the others; steps: of x and of u.
 
     descent: `descend`'s rates, watch and stage.
@@ -88,7 +88,7 @@ class FixMatch(Method):
 
     def _fit(self, task: Task, tower: Activations, unlabelled: Unlabelled) -> None:
         encoder, rng = unlabelled.encoder, np.random.default_rng([self.seed, 1])
-        x, u = ([unit_rows(views.in_batches(encoder.images, view)) for view in (weak, views.strong_views(weak, rng))]
+        x, u = ([unit_rows(in_batches(encoder.images, view)) for view in (weak, strong_views(weak, rng))]
                 for weak in (tower.pixels(), pixels_of(unlabelled, self.name)))
         prompts = coop.prompts_for(encoder, unlabelled.names, self.context)
         threshold = class_thresholds(softmax(task.zero_shot(u[0])), self.keep)
@@ -98,7 +98,7 @@ class FixMatch(Method):
             steps_x = batches(np.stack([rng.permutation(len(labels)) for _ in range(self.epochs)]), self.batch_x)
             steps_u = [rng.permutation(len(u[0]))[:self.batch_u] for _ in steps_x]
             rates = np.repeat(cosine(self.lr, self.epochs), len(steps_x) // self.epochs).tolist()
-            start = {"ctx": coop.random_context(rng, self.context, encoder.model.transformer.width)}
+            start = coop.random_context(rng, self.context, encoder.model)
             final = train(start, prompts, (x[0][fit.kept], x[1][fit.kept], labels), u, (steps_x, steps_u), task.scale,
                           threshold, self.weight, rates=rates, stage=f"{self.name} {number}/{len(fits)}")
             text = prompts.rows(jt.array(final["ctx"])).numpy()

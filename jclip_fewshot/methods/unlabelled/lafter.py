@@ -12,7 +12,7 @@ constant rate, weight decay 0.01 but for names with "bias". The last epoch count
 on the test set. For a dozen images a class: 10 epochs instead of 50, 16 prompts instead of 50, 400 steps of stage 1,
 where they take 400 to 600 by data set.
 
-K classes · D feature width · E sentences · B images a step · W width of the image tower
+K classes · D feature width · E sentences · B images a step
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, product, unit_rows
-from jclip_fewshot.clip.replace import part, replaced
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.methods.towers import visual_prompts
 from jclip_fewshot.methods.towers.base import image_flops
-from jclip_fewshot.methods.towers.towers import CLIP, blocks_of, image_rows, norm_names
+from jclip_fewshot.methods.towers.towers import CLIP, block_names, image_rows, in_batches, norm_names, values_of
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, batches, descend, mean_cross_entropy
-from jclip_fewshot.methods.unlabelled import views
 from jclip_fewshot.methods.unlabelled.base import LabelFree, LabelFreeByImages, pixels_of, scale_to, tensors_of
+from jclip_fewshot.methods.unlabelled.views import strong_views
 from jclip_fewshot.task import Task, class_sums
 
 SMOOTHING, NOISE, WEIGHT_DECAY = 0.1, 0.1, 0.01  # the authors'
@@ -50,51 +50,30 @@ def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: C
     return descend({ADAPTER: start}, loss, Adam(WEIGHT_DECAY), rates, **told)[ADAPTER]
 
 
-def text_classifier(task: Task, unlabelled: Unlabelled, steps: int, lr: float, seed: int) -> np.ndarray:
-    """Stage 1 on what is said of the classes, from the class means of the sentence rows: φ (K, D).
-
-    The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
-    """
-    rows = np.concatenate(unlabelled.sentences)
-    labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
-
-    def noise(step: int) -> np.ndarray:
-        return NOISE * np.random.default_rng([seed, step]).standard_normal(rows.shape, np.float32)
-    return train_text(unit_rows(class_sums(rows, labels, task.num_classes)), rows, labels, noise, [lr] * steps,
-                      stage="lafter, sentences")
-
-
-def norms(model: CLIP) -> list[str]:
-    """Every norm of the image tower."""
-    ends = [f"visual.{norm}.{kind}" for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")]
-    return ends[:2] + norm_names("visual.", blocks_of(model, "visual.")) + ends[2:]
-
-
 def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> Arrays:
-    """Stage 2's parameters before training."""
-    width = model.visual.proj.shape[0]
-    return {ADAPTER: adapter,
-            PROMPTS: visual_prompts.random_prompts(np.random.default_rng(seed), prompts, width)[None],
-            **{name: part(model, name).float32().numpy() for name in norms(model)}}
+    """Stage 2's parameters before training: every norm of the image tower among them."""
+    before, behind = ([f"visual.{norm}.{kind}" for kind in ("weight", "bias")] for norm in ("ln_pre", "ln_post"))
+    norms = before + norm_names(block_names(model, "visual.")) + behind
+    drawn = visual_prompts.random_prompts(np.random.default_rng(seed), prompts, model.visual.proj.shape[0])
+    return {ADAPTER: adapter, PROMPTS: drawn[None], **values_of(model, norms)}
 
 
 def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
     """φ u(x; P) (B, K), with the norms of `p` in place."""
     with replaced(model, tensors_of(p)):
-        return product(visual_prompts.features(model, images, p[PROMPTS][0]), p[ADAPTER])
+        rows = visual_prompts.unprojected(model, model.visual.embed(images), p[PROMPTS][0])
+        return product(jt.matmul(rows, model.visual.proj), p[ADAPTER])
 
 
 def adapt(start: Arrays, model: CLIP, views: Callable[[int], tuple[jt.Var, jt.Var]], rates: Sequence[float],
-          on_labels: Callable[[np.ndarray], None] | None = None, **told: Any) -> Arrays:
-    """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images. on_labels: told each step's c(x)."""
+          **told: Any) -> Arrays:
+    """Stage 2. views(step): weak and strong views (B, 3, R, R) of the same images."""
     teacher = jt.array(start[ADAPTER])
 
     def loss(p: Vars, step: int) -> jt.Var:
         weak, strong = views(step)
         with replaced(model, tensors_of(p)):
             labels = product(image_rows(model, weak), teacher).numpy().argmax(axis=1)
-        if on_labels is not None:
-            on_labels(labels)
         return mean_cross_entropy(student_logits(p, model, strong), labels, SMOOTHING)
     return descend(start, loss, Adam(WEIGHT_DECAY, decays=lambda name: "bias" not in name), rates, **told)
 
@@ -106,8 +85,21 @@ class LafterText(LabelFree):
     trains = True
     text_steps, lr = 400, 5e-4
 
+    def text_classifier(self, task: Task, unlabelled: Unlabelled) -> np.ndarray:
+        """Stage 1 on what is said of the classes, from the class means of the sentence rows: φ (K, D).
+
+        The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
+        """
+        rows = np.concatenate(unlabelled.sentences)
+        labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
+
+        def noise(step: int) -> np.ndarray:
+            return NOISE * np.random.default_rng([self.seed, step]).standard_normal(rows.shape, np.float32)
+        return train_text(unit_rows(class_sums(rows, labels, task.num_classes)), rows, labels, noise,
+                          [self.lr] * self.text_steps, stage="lafter, sentences")
+
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
-        adapter = text_classifier(task, unlabelled, self.text_steps, self.lr, self.seed)
+        adapter = self.text_classifier(task, unlabelled)
         spread = scale_to(matmul(unlabelled.rows, adapter.T), task.zero_shot(unlabelled.rows))
         return {"adapter": adapter, "spread": spread}
 
@@ -127,18 +119,17 @@ class Lafter(LabelFreeByImages, LafterText):
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
         encoder, pixels, rng = unlabelled.encoder, pixels_of(unlabelled, self.name), np.random.default_rng(self.seed)
-        adapter = text_classifier(task, unlabelled, self.text_steps, self.lr, self.seed)
+        adapter = self.text_classifier(task, unlabelled)
         steps = batches(np.stack([rng.permutation(len(pixels)) for _ in range(self.epochs)]), self.batch)
 
-        def both(step: int) -> tuple[jt.Var, jt.Var]:
-            chosen = pixels[steps[step]]
-            strong = views.strong_views(chosen, np.random.default_rng([self.seed, step]))
-            return encoder.prepared(chosen), encoder.prepared(strong)
-        learned = adapt(start_of(encoder.model, adapter, self.prompts, self.seed), encoder.model, both,
+        def views(step: int) -> tuple[jt.Var, jt.Var]:
+            weak = pixels[steps[step]]
+            strong = strong_views(weak, np.random.default_rng([self.seed, step]))
+            return encoder.prepared(weak), encoder.prepared(strong)
+        learned = adapt(start_of(encoder.model, adapter, self.prompts, self.seed), encoder.model, views,
                         [self.lr] * len(steps), stage="lafter, images")
         p = as_vars(learned)
-        found = views.in_batches(lambda some: student_logits(p, encoder.model, encoder.prepared(some)).numpy(),
-                                 pixels)
+        found = in_batches(lambda some: student_logits(p, encoder.model, encoder.prepared(some)).numpy(), pixels)
         return {**learned, "spread": scale_to(found, task.zero_shot(unlabelled.rows))}
 
     def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:

@@ -48,18 +48,21 @@ class Upl(LabelFree):
     per_class, starts, context, epochs, lr = 4, 4, 4, 50, coop.LR
 
     def learn(self, task: Task, unlabelled: Unlabelled) -> Arrays:
-        prompts = coop.prompts_for(unlabelled.encoder, unlabelled.names, self.context)
+        encoder = unlabelled.encoder
+        prompts = coop.prompts_for(encoder, unlabelled.names, self.context)
         chosen, labels, _ = confident(task.zero_shot(unlabelled.rows), self.per_class)
-        found = []
-        for number in range(self.starts):
+        rows = unlabelled.rows[chosen]
+
+        def text(number: int) -> np.ndarray:
+            """The text rows that one start leads to."""
             rng = np.random.default_rng([self.seed, number])
             steps = [rng.permutation(len(chosen)) for _ in range(self.epochs)]
-            start = {"ctx": coop.random_context(rng, self.context, unlabelled.encoder.model.transformer.width)}
-            trained = coop.train(start, prompts, unlabelled.rows[chosen], labels, steps,
+            trained = coop.train(coop.random_context(rng, self.context, encoder.model), prompts,
+                                 lambda step: jt.array(rows[steps[step]]), [labels[step] for step in steps],
                                  cosine_by_epoch(self.lr, self.epochs, 1), task.scale,
                                  stage=f"upl {number + 1}/{self.starts}")
-            found.append(prompts.rows(jt.array(trained["ctx"])).numpy())
-        return {"text": np.mean(found, axis=0)}
+            return prompts.rows(jt.array(trained["ctx"])).numpy()
+        return {"text": np.mean([text(number) for number in range(self.starts)], axis=0)}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.scale_ * features, self.learned_["text"].T)

@@ -4,22 +4,15 @@ weak    the pixels that the encoder asks for (features/activations.py)
 strong  of the weak view: crop (0.2 to 1 of its area), flip, colour jitter (0.4, 0.4, 0.4; 80 % of them), grey (20 %),
         Gaussian blur: LaFTer's, but cut out of the square that CLIP sees, and without a change of hue
 
-Letters: N images, B of them in a step, R pixels a side.
+Letters: B images, R pixels a side.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from jclip_fewshot.backend import jt
-
 AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 JITTER, JITTERED, GREY = 0.4, 0.8, 0.2
 BLUR = (0.1, 2.0)  # standard deviation at 224 pixels
-BATCH = 64
 
 
 def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -44,9 +37,3 @@ def strong_view(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def strong_views(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A strong view of each of the weak ones (B, R, R, 3) uint8."""
     return np.stack([strong_view(one, rng) for one in pixels])
-
-
-def in_batches(ask: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
-    """ask(pixels), (N, ...), without gradients and some images at a time."""
-    with jt.no_grad():
-        return np.concatenate([ask(pixels[i:i + BATCH]) for i in range(0, len(pixels), BATCH)])

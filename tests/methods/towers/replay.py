@@ -11,61 +11,41 @@ import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.methods.towers import coop, full_towers, lora, prolip, towers
+from jclip_fewshot.methods.towers import coop, prolip, towers
 from jclip_fewshot.methods.training import batches, cosine_by_epoch
 from tests.methods.towers.reference import MEASURES, Deviation, Recorder, Reference, largest  # noqa: F401
 from tests.methods.unlabelled import replay_unlabelled as unlabelled
 
 
-def sources(tokens, context, name_lengths, position):
-    """Where each token's embedding comes from, (K, L): below L a token of the sentence, L + m context vector m.
-
-    tokens (K, L): start, `context` place holders, name, the rest. name_lengths (K,): tokens of each name.
-    position: where the name stands, behind the context, inside it or in front of it.
-    """
-    classes, length = tokens.shape
-    table = np.tile(np.arange(length), (classes, 1))
-    vectors = length + np.arange(context)
-    before = {"end": context, "middle": context // 2, "front": 0}[position]
-    for k in range(classes):
-        name = 0 if position == "end" else int(name_lengths[k])
-        table[k, 1:1 + context + name] = np.r_[vectors[:before], 1 + context + np.arange(name), vectors[before:]]
-    return table
-
-
 def replay_coop(reference: Reference) -> Deviation:
-    """Runs of CoOp and CoCoOp. Where the name stands, and which sentences, is read off `prompts0`."""
-    worst, model = Deviation(), reference.model
-    rows, held = reference.image_rows(reference["images"]), jt.array(reference.image_rows(reference["held"]))
-    for run in reference.runs():
-        start = reference.start(run)
-        context = start["ctx"].shape[-2]
+    """Runs of CoOp and CoCoOp with one context for all classes, in front of the names.
+
+    Which sentences is read off `prompts0`.
+    """
+    worst, model, labels = Deviation(), reference.model, reference["labels"]
+    rows, held = (reference.image_rows(reference[name]) for name in ("images", "held"))
+    for run in [run for run in reference.runs() if not run.startswith(("middle", "front", "csc"))]:
+        start, steps = reference.start(run), reference.steps(run)
         wrong = []
-        prompts = None
-        kinds = [(tokens, position) for tokens in ("tokens", "words_tokens") if tokens in reference
-                 for position in ("end", "middle", "front")]
-        for tokens, position in kinds if run + "prompts0" in reference else kinds[:1]:
-            ids, _ = model.cut(reference[tokens])
-            prompts = coop.Prompts(model, reference[tokens], context,
-                                   sources(ids, context, reference["name_lengths"], position))
-            if run + "prompts0" not in reference:
-                break
+        for tokens in [name for name in ("tokens", "words_tokens") if name in reference]:
+            prompts = coop.Prompts(model, reference[tokens], len(start["ctx"]))
             ours = prompts.embeddings(jt.array(start["ctx"])).numpy()
-            if np.abs(ours - reference[run + "prompts0"][:, :ours.shape[1]]).max() < 1e-6:
+            if run + "prompts0" not in reference or np.abs(
+                    ours - reference[run + "prompts0"][:, :ours.shape[1]]).max() < 1e-6:
                 break
         else:
             wrong = [run + "prompts0"]
-        steps = reference.steps(run)
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
-        final = coop.train(start, prompts, rows, reference["labels"], steps, rates, reference.scale, watch=recorder)
+        final = coop.train(start, prompts, lambda step: jt.array(rows[steps[step]]), [labels[step] for step in steps],
+                           rates, reference.scale, watch=recorder)
         found = reference.compare(run, recorder, final, rates)
         found.wrong += wrong
         for p, key in ((start, "logits_before"), (final, "logits_after")):
-            ours = coop.logits({name: jt.array(value) for name, value in p.items()}, prompts, held, reference.scale)
-            found.with_logits(ours.numpy(), reference[run + key])
+            found.with_logits(coop.logits_one_by_one(p, prompts, held, reference.scale), reference[run + key])
         worst = worst.worst(found)
     return worst
 
@@ -78,17 +58,17 @@ def replay_lora(reference: Reference) -> Deviation:
         start, steps = reference.start(run), reference.steps(run)
         fixed = jt.array(reference[run + "text_features"]) if run + "text_features" in reference else None
 
-        def text():
+        def text(p):
             return towers.text_rows(model, tokens) if fixed is None else fixed
 
         recorder, rate = Recorder(), reference.lr(run)
-        final = lora.train(start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]), text,
-                           [labels[rows] for rows in steps], rate, rate=0.0, watch=recorder)
-        found = reference.compare(run, recorder, final, lora.cosine(rate, len(steps), lora.LEAST_LR))
+        final = towers.train(start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]), text,
+                           [labels[rows] for rows in steps], lr=rate, watch=recorder)
+        found = reference.compare(run, recorder, final, towers.cosine(rate, len(steps), towers.LEAST_LR))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
-            weights = {name: jt.array(value) for name, value in lora.merged(model, p).items()}
+            weights = {name: jt.array(value) for name, value in towers.merged(model, p).items()}
             with replaced(model, weights):
-                ours = lora.SCALE * reference.image_rows(reference["held"]) @ text().numpy().T
+                ours = towers.SCALE * reference.image_rows(reference["held"]) @ text(p).numpy().T
             found.with_logits(ours, reference[run + key])
         worst = worst.worst(found)
     return worst
@@ -107,11 +87,11 @@ def replay_prolip(reference: Reference) -> Deviation:
         penalty = 1 / round(1 / share) if share <= 1 else share  # the authors': 1/shots or 1/shots²
         recorder = Recorder()
         order = reference["views_in_order"]
-        final = prolip.train(start, views, reference["labels"], text.numpy(), penalty, reference.lr(run), lora.SCALE,
+        final = prolip.train(start, views, reference["labels"], text.numpy(), penalty, reference.lr(run), towers.SCALE,
                              order, watch=recorder)
         found = reference.compare(run, recorder, {"proj": final}, prolip.cosine(reference.lr(run), len(order)))
         for p, key in ((start, "logits_before"), (final, "logits_after")):
-            found.with_logits(prolip.logits(jt.array(p), jt.array(held), text, lora.SCALE).numpy(),
+            found.with_logits(prolip.logits(jt.array(p), jt.array(held), text, towers.SCALE).numpy(),
                               reference[run + key])
         for number, view in enumerate(reference["views"]):  # what the towers say about the pictures themselves
             ours = model.visual.unprojected(model.visual.embed(jt.array(view))).numpy()
@@ -129,25 +109,24 @@ def replay_two_stage(reference: Reference) -> Deviation:
         first, second, lr = run + "first/", run + "second/", reference.lr(run + "first/")
         count, total = len(reference[first + "lr"]), len(reference[first + "lr"]) + len(reference[second + "lr"])
         steps = batches(reference["order"], 4)[:total]
-        trained = [name for name in full_towers.norms(model) if name in reference.start(first)]
-        start = {name: reference.start(first)[name] for name in trained}
+        norms = towers.norm_names(towers.block_names(model, "visual.", ""))
+        start = {name: reference.start(first)[name] for name in norms if name in reference.start(first)}
         recorder = Recorder()
-        norms = full_towers.train_norms(
+        norms = towers.train(
             start, model, lambda step: towers.image_rows(model, images[jt.array(steps[step])]),
-            lambda: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr,
+            lambda p: towers.text_rows(model, tokens), [labels[rows] for rows in steps[:count]], scale, lr,
             watch=recorder)
-        found = reference.compare(first, recorder, norms, lora.cosine(lr, count, lora.LEAST_LR))
+        found = reference.compare(first, recorder, norms, towers.cosine(lr, count, towers.LEAST_LR))
         with replaced(model, {name: jt.array(value) for name, value in norms.items()}):
             rows, held = jt.array(reference.image_rows(reference["images"])), reference.image_rows(reference["held"])
             text = towers.text_rows(model, tokens).numpy()
         found.logits = largest(found.logits, np.abs(text - reference.start(second)["classifier"]).max())
         recorder = Recorder()
-        classifier = full_towers.train_classifier(reference.start(second)["classifier"],
-                                                lambda step: rows[jt.array(steps[count + step])],
-                                                [labels[rows] for rows in steps[count:]], scale, lr,
-                                                  watch=recorder)
+        classifier = towers.train(reference.start(second), model, lambda step: rows[jt.array(steps[count + step])],
+                                  lambda p: unit_var(p["classifier"]), [labels[rows] for rows in steps[count:]], scale,
+                                  lr, watch=recorder)["classifier"]
         found = found.worst(reference.compare(second, recorder, {"classifier": classifier},
-                                              lora.cosine(lr, total - count, lora.LEAST_LR)))
+                                              towers.cosine(lr, total - count, towers.LEAST_LR)))
         ours = scale * held @ (classifier / np.linalg.norm(classifier, axis=1, keepdims=True)).T
         worst = worst.worst(found.with_logits(ours, reference[run + "logits_after"]))
     return worst

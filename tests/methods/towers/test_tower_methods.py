@@ -12,7 +12,7 @@ from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder, token_rows
 from jclip_fewshot.features.activations import Activations
-from jclip_fewshot.methods.towers import lora, towers, visual_prompts
+from jclip_fewshot.methods.towers import towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
 from jclip_fewshot.methods.towers.last_blocks import LastBlocks
@@ -193,21 +193,19 @@ def test_alpha_zero_is_the_frozen_tower(case, encoder):
     arrays = method.train(task, activations, np.arange(len(task)), "")
     halfway = method.interpolated(encoder.model, arrays, 0.0)
     assert not halfway.pop("classifier").any()
-    with replaced(encoder.model, {name: jt.array(v) for name, v in lora.merged(encoder.model, halfway).items()}):
+    with replaced(encoder.model, {name: jt.array(v) for name, v in towers.merged(encoder.model, halfway).items()}):
         tuned = towers.image_rows(encoder.model, jt.array(images)).numpy()
     np.testing.assert_allclose(tuned, towers.image_rows(encoder.model, jt.array(images)).numpy(), atol=1e-6)
 
 
 def test_merged_updates_equal_updates_beside_the_weights(encoder, case):
     rng, model = np.random.default_rng(0), encoder.model
-    places = [lora.attention_path(tower, block) for tower in ("visual.", "")
-              for block in towers.blocks_of(model, tower)]
     arrays = {name: (0.1 * rng.standard_normal(value.shape)).astype("f")
-              for name, value in lora.random_start(model, places, rng).items()}
+              for name, value in towers.random_start(model, towers.block_names(model, "visual.", ""), rng).items()}
     images, tokens = jt.array(case[2]), case[1].class_tokens
-    with lora.attached(model, {name: jt.array(value) for name, value in arrays.items()}):
+    with towers.attached(model, {name: jt.array(value) for name, value in arrays.items()}):
         beside = towers.image_rows(model, images).numpy(), towers.text_rows(model, tokens).numpy()
-    tuned = lora.merged(model, arrays)
+    tuned = towers.merged(model, arrays)
     with replaced(model, {name: jt.array(value) for name, value in tuned.items()}):
         inside = unit_rows(model.encode_image(images).numpy()), unit_rows(model.encode_text(tokens).numpy())
     assert np.abs(beside[0] - towers.image_rows(model, images).numpy()).max() > 1e-2
@@ -216,11 +214,10 @@ def test_merged_updates_equal_updates_beside_the_weights(encoder, case):
 
 
 def test_dropout_draws_a_mask_for_each_product():
-    drop = lora.dropout(np.random.default_rng(0), 0.25)
+    drop = towers.dropout(np.random.default_rng(0), 0.25)
     first, second = drop(jt.ones((50, 40))).numpy(), drop(jt.ones((50, 40))).numpy()
     assert set(np.unique(first)) == {0.0, np.float32(4 / 3)} and not np.array_equal(first, second)
     assert abs((first == 0).mean() - 0.25) < 0.05
-    assert lora.dropout(np.random.default_rng(0), 0.0) is None
 
 
 def test_deep_prompts_that_are_what_shallow_ones_become_answer_alike(encoder, case):

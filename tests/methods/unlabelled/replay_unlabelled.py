@@ -9,7 +9,7 @@ from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.methods.rows import sus_x, tip_adapter, tip_x
 from jclip_fewshot.methods.towers import coop, towers
-from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch
+from jclip_fewshot.methods.training import as_vars, cosine, cosine_by_epoch, mean_cross_entropy
 from jclip_fewshot.methods.unlabelled import clip_pr, fixmatch, lafter, upl
 from jclip_fewshot.task import zero_shot_logits
 from tests.methods.towers.reference import Deviation, Recorder, Reference, largest
@@ -35,8 +35,15 @@ def replay_lafter(reference: Reference) -> Deviation:
                           reference[run + "held_logits_prompted"])
         told: list[np.ndarray] = []
         recorder = Recorder()
-        final = lafter.adapt(start, model, lambda step: tuple(views[jt.array(steps[step])] for views in (weak, strong)),
-                             reference[second + "lr"], told.append, watch=recorder)
+
+        def noted(logits, labels, smoothing):
+            told.append(labels)
+            return mean_cross_entropy(logits, labels, smoothing)
+
+        with mock.patch.object(lafter, "mean_cross_entropy", noted):
+            final = lafter.adapt(start, model, lambda step: tuple(views[jt.array(steps[step])]
+                                                                  for views in (weak, strong)),
+                                 reference[second + "lr"], watch=recorder)
         found = found.worst(reference.compare(second, recorder, final, reference[second + "lr"]))
         if set(start) != set(lafter.start_of(model, start["adapter"], 6)):
             found.wrong.append(run + "parameters")
@@ -66,8 +73,8 @@ def replay_upl(reference: Reference) -> Deviation:
         steps = reference.steps(run)
         rates = cosine_by_epoch(reference.lr(run), len(reference["order"]), len(steps) // len(reference["order"]))
         recorder = Recorder()
-        final = coop.train(reference.start(run), prompts, rows[chosen], labels, steps, rates, reference.scale,
-                           watch=recorder)
+        final = coop.train(reference.start(run), prompts, lambda step: jt.array(rows[chosen][steps[step]]),
+                           [labels[step] for step in steps], rates, reference.scale, watch=recorder)
         found = reference.compare(run, recorder, final, rates)
         text.append(prompts.rows(jt.array(final["ctx"])).numpy())
         worst = worst.worst(found.with_logits(reference.scale * held @ text[-1].T, reference[run + "logits_after"]))
@@ -84,6 +91,7 @@ def replay_fixmatch(reference: Reference) -> Deviation:
     epochs = len(reference["order_x"])
     rates = np.repeat(cosine(reference.lr(""), epochs), len(steps_x) // epochs)
     threshold, weight = map(float, reference["threshold_weight"])
+    thresholds = np.full(len(reference["tokens"]), threshold, np.float32)
     prompts = coop.Prompts(model, reference["tokens"], reference["init/ctx"].shape[0])
     recorder = Recorder()
 
@@ -93,8 +101,8 @@ def replay_fixmatch(reference: Reference) -> Deviation:
 
     consistency = fixmatch.consistency
     with mock.patch.object(fixmatch, "consistency", noted):
-        final = fixmatch.train(reference.start(""), prompts, x, u, (steps_x, steps_u), reference.scale, threshold,
-                               weight, rates=rates, watch=recorder)
+        final = fixmatch.train(reference.start(""), prompts, x, u, (steps_x, steps_u), reference.scale,
+                               thresholds, weight, rates=rates, watch=recorder)
     found = reference.compare("", recorder, final, rates)
     other, kept = np.array(others).T
     for key, ours in (("part_x", recorder.losses - weight * other), ("part_u", other), ("kept_share_u", kept)):
@@ -126,7 +134,7 @@ def replay_clip_pr(reference: Reference) -> Deviation:
         start = reference.start(run)
         h = {name: value for name, value in start.items() if not name.startswith("tower.")}
         tower = {}
-        shares, recorders, carried = clip_pr.Shares(len(prior), memory), [], None
+        objective, recorders, carried = clip_pr.Objective(prior, weight, memory), [], None
 
         def rows_at(first):
             return lambda step: towers.image_rows(model, images[jt.array(steps[first + step])])
@@ -136,12 +144,11 @@ def replay_clip_pr(reference: Reference) -> Deviation:
             of = slice(first, first + per_epoch)
             recorder, these = Recorder(), [labels[step] for step in steps[of]]
             if epoch == 1:
-                tower, carried = clip_pr.train_tower(h, model, rows_at(first), these, prior, shares, weight, rates[of],
+                tower, carried = clip_pr.train_tower(h, model, rows_at(first), these, objective, rates[of],
                                                      watch=recorder)
             else:
                 with replaced(model, as_vars(tower)):
-                    h = clip_pr.train(h, rows_at(first), these, prior, shares, weight, rates[of], carried,
-                                      watch=recorder)
+                    h = clip_pr.train(h, rows_at(first), these, objective, rates[of], carried, watch=recorder)
             recorders.append(recorder)
         everything = Recorder()
         everything.losses = [loss for recorder in recorders for loss in recorder.losses]
