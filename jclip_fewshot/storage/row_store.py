@@ -9,7 +9,8 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
 
 Every process appends to a shard to which nobody else does, and holds its flock, which the kernel releases however the
 process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on
-the disk, is zero or not finite counts as absent. Both are computed again, and of several rows of a key the newest one counts.
+the disk, is zero or not finite counts as absent. Both are computed again, and of several rows of a key the newest
+counts.
 """
 
 from __future__ import annotations
