@@ -47,7 +47,7 @@ def main() -> None:
     require_writable_folder(run.folder, "--run")
 
     # 2. The run: what was learned, and from what.
-    device = command.start_jittor(settings)
+    device = command.set_up(settings)
     tell(f"run {run.folder}: {', '.join(run.pipeline.methods_)}")
 
     # 3. Images become unit feature rows. One that cannot be read is answered by the prior.

@@ -45,7 +45,7 @@ def main() -> None:
     if settings.demo:
         settings = demo.settings(settings)
     problem = read_problem(settings, settings.shots)
-    device = command.start_jittor(settings)
+    device = command.set_up(settings)
 
     # 2. Images and sentences become unit feature rows.
     encoded = problem.encode()

@@ -22,9 +22,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
 def parameter(name: str) -> str:
-    """What the user calls a parameter: `head_width` in Python, `--head-width` on the command line."""
-    return f"--{name.replace('_', '-')}" if flags else name
+    """Return what the user calls a parameter: `head_width` in Python, `--head-width` on the command line."""
+    return flag_of(name) if flags else name
 
 
 def nearest(name: str, known: Any) -> str:

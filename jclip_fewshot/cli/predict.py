@@ -7,12 +7,13 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from jclip_fewshot.cli import command
 from jclip_fewshot.config import PredictConfig
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import IMAGE_SUFFIXES, count_of, walk
@@ -92,15 +93,10 @@ def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
         yield chunk
 
 
-def _unicode(encoding: str | None) -> bool:
-    """Whether any text can be written as it is."""
-    return (encoding or "").lower().replace("-", "").startswith("utf")
-
-
 class Printer:
-    """Write answers to standard output, a line for each picture.
+    """Write answers to standard output, a line for each picture: the `top` best classes.
 
-    top: classes of each. reject: the least probability of the first class that counts as an answer.
+    reject: the least probability of the first class that counts as an answer. form: text, json or csv.
     """
 
     def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
@@ -116,9 +112,10 @@ class Printer:
         answers = [(self.class_names[k], float(probs[k])) for k in best]
         rejected = answers[0][1] < self.reject
         if self.form == "json":
+            any_text = (sys.stdout.encoding or "").lower().startswith("utf")
             print(json.dumps({"image": path, "answer": None if rejected else answers[0][0],
                               "classes": [{"class": name, "probability": round(p, 6)} for name, p in answers]},
-                             ensure_ascii=not _unicode(sys.stdout.encoding)))
+                             ensure_ascii=not any_text))
         elif self.form == "csv":
             self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
                                 *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
@@ -137,8 +134,8 @@ class Asked(NamedTuple):
     root: str = ""
 
 
-def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
-    """Return the run, or the classifier saved from Python, that the settings name; `start` starts Jittor for it.
+def opened(settings: PredictConfig) -> Asked:
+    """Start Jittor; return the run, or the classifier saved from Python, that the settings name.
 
     Raise UserError if there is none, or its checkpoint or feature file is gone or another one.
     """
@@ -147,12 +144,12 @@ def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
         if settings.features or settings.features_extra:
             raise UserError(f"{settings.run} is a classifier, which encodes pictures with its model: leave --features "
                             "and --features-extra out")
-        start()
+        command.set_up(settings)
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
         return Asked(classifier.pipeline_, classifier.source, classifier.class_names_)
     run = Run.open(settings.run, "RUN")
-    start()
+    command.set_up(settings)
     return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,
                  run.where(run.record.config.data))
 
@@ -176,7 +173,7 @@ def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = Fals
         good = [index for index in range(len(paths)) if index not in bad]
         read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
         if good:
-            queries = queries_of(source, Path(), [paths[index] for index in good], rows[good], views)
+            queries = queries_of(source, Path(), [paths[index] for index in good], rows, views)
             answers = pipeline.answer(queries, "auto" if refine else "off")
             for index, probs in zip(good, answers.final):
                 printer.write(paths[index], probs)
@@ -186,17 +183,16 @@ def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = Fals
     return 1 if unreadable else 0
 
 
-def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict]:
-    """(N, D) rows of the pictures, and why some have none."""
+def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Rows of the pictures that can be read, and why the others cannot: {index: reason}."""
     if not isinstance(source, TableSource):
-        return source.images(Path(), paths, stage="pictures", test_views=views)
-    rows, bad = [], {}
+        rows, bad = source.images(Path(), paths, stage="pictures", test_views=views)
+        return np.delete(rows, list(bad), axis=0), bad
+    found, bad = [], {}
     for index, path in enumerate(paths):
-        inside = os.path.relpath(path, root) if root else path
+        inside = os.path.relpath(path, root)
         try:
-            rows.append(source.images(Path(), [path if inside.startswith("..") else inside])[0][0])
+            found.append(source.images(Path(), [path if inside.startswith("..") else inside])[0][0])
         except UserError as error:
             bad[index] = str(error)
-            rows.append(np.zeros(0))
-    width = max(map(len, rows), default=0)
-    return np.stack([row if len(row) else np.zeros(width) for row in rows]) if rows else np.zeros((0, 0)), bad
+    return np.array(found), bad
