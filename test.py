@@ -71,7 +71,8 @@ def main() -> None:
     best = scoring.with_unreadable(scoring.best_classes(answers.final), answers.final, readable, len(names))
     probability = np.full(len(names), np.nan)
     probability[readable] = answers.final.max(axis=1)
-    archive = run.save_answers(asked.result, asked.split, asked.own, asked.tests, best, probability)
+    archive = run.save_answers(asked.result, asked.split, asked.split == asked.data.default_split, asked.tests, best,
+                               probability)
 
     # 6. Where the answers are known: the score of every method. Where not, what the shots say.
     scores = {} if truth is None else scoring.score_methods(answers.by_method(), readable, truth, asked.data.domains)

@@ -18,18 +18,13 @@ from jclip_fewshot.run import Run, require_result
 
 @dataclass(frozen=True)
 class Questions:
-    """The N test images that a run is asked about.
-
-    own: they are the split that the run was trained for. truth (N,): their classes; None where nobody knows. result:
-    the file of the answers.
-    """
+    """The N test images that a run is asked about."""
 
     data: DataSet
     split: str
-    own: bool
     tests: TestSet
-    truth: np.ndarray | None
-    result: Path
+    truth: np.ndarray | None  # (N,) their classes; None where nobody knows
+    result: Path  # the file of the answers
 
 
 def read_questions(run: Run, settings: TestConfig) -> Questions:
@@ -42,7 +37,7 @@ def read_questions(run: Run, settings: TestConfig) -> Questions:
     data = read_data_set(root, run.board, labelled=config.shots > 0, format=config.format,
                          labels=run.where(config.labels) if config.labels else "")
     run.require_same_classes(data.class_names)
-    split, own = run.split(data, settings.split)
+    split = run.split(data, settings.split)
     tests = data.split(split, used=run.record.shots.files)
     for note in tests.notes:
         tell(note)
@@ -50,5 +45,4 @@ def read_questions(run: Run, settings: TestConfig) -> Questions:
     require_result(result)
     if result.suffix != ".csv":
         require_names(tests.folder, tests.names)
-    return Questions(data, split, own, tests, None if tests.labels is None else truth_of(tests.labels, tests.names),
-                     result)
+    return Questions(data, split, tests, None if tests.labels is None else truth_of(tests.labels, tests.names), result)

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,18 @@ OLD = ("heads", "tune", "label_free")  # flags before --methods; they go with th
 
 def parse(config: type[Config], description: str, arguments: list[str] | None = None,
           program: str | None = None) -> Config:
-    """Return the settings of a command line. program: what --help calls it; None: as it was started.
-
-    Raise UserError if a --config file has an unknown key, a wrong type or a bad value; SystemExit after --help and
-    --print-config (0), and for a flag that argparse does not know (2).
-    """
+    """Return the settings of a command line, as parse_given does."""
     return parse_given(config, description, arguments, program)[0]
 
 
 def parse_given(config: type[Config], description: str, arguments: list[str] | None = None,
                 program: str | None = None) -> tuple[Config, dict[str, Any]]:
-    """Return the same, and those of the settings that were given, by flag or file, rather than left at defaults."""
+    """Return the settings of a command line, and those of them that were given, by flag or file.
+
+    program: what --help calls it; None: as it was started.
+    Raise UserError if a --config file has an unknown key, a wrong type or a bad value; SystemExit after --help and
+    --print-config (0), and for a flag that argparse does not know (2).
+    """
     parser = _parser(config, description, program)
     flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, show = flags.pop("config", ""), flags.pop("print_config")
@@ -61,9 +63,8 @@ def _parser(config: type, description: str, program: str | None) -> argparse.Arg
         group = parser.add_argument_group(name) if inside else parser
         for f in inside:
             _add_flag(group, f)
-    if _takes_methods(config):
-        for name in OLD:
-            parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
+    for name in _old(config):
+        parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
     named = [_called(f) for f in fields(config) if f.metadata["needed"] or f.metadata["group"] == "arguments"]
     parser.usage = " ".join(["%(prog)s", *named, "[settings]"])
     return parser
@@ -92,8 +93,9 @@ def _called(f: Field) -> str:
     return f"{metavar}..." if isinstance(f.default, tuple) else metavar if needed else f"[{metavar}]"
 
 
-def _takes_methods(config: type) -> bool:
-    return any(f.name == "methods" for f in fields(config))
+def _old(config: type) -> Sequence[str]:
+    """The older flags, of commands that have `methods` now."""
+    return OLD if any(f.name == "methods" for f in fields(config)) else ()
 
 
 def _rename_old(given: dict[str, Any]) -> None:
@@ -142,7 +144,7 @@ def read_toml(path: str, config: type) -> dict[str, Any]:
         raise UserError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nesting
         raise UserError(f"--config {path}: not TOML ({str(error)[:200]})") from None
-    known = {f.name for f in fields(config)} | (set(OLD) if _takes_methods(config) else set())
+    known = [*(f.name for f in fields(config)), *_old(config)]
     for name in values:
         if name not in known:
             raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")

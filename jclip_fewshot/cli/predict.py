@@ -40,10 +40,7 @@ Listed = Iterator[Named | None]
 
 
 def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
-    """Return the pictures that the arguments name, one after the other; of folders all that is in them.
-
-    names: standard input, for "-".
-    """
+    """Return the pictures that the arguments name, of folders all that is in them; names: standard input, for "-"."""
     for argument in arguments:
         if argument == "-":
             if names is None and sys.stdin is None:
@@ -51,16 +48,13 @@ def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
             yield from _lines(names or sys.stdin.buffer)
         elif os.path.isdir(argument):
             found = [str(folder / name) for folder, images, _ in walk(Path(argument)) for name in images]
-            yield from map(Named, found)
-            if not found:
-                yield Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            none = Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            yield from map(Named, found) if found else [none]
         elif os.path.exists(argument) or not glob.has_magic(argument):
             yield Named(argument)
         else:
-            found = sorted(glob.glob(argument, recursive=True))
-            if not found:
-                yield Named(argument, "no file has such a name")
-            yield from listed([name for name in found if name != "-"])
+            found = [name for name in sorted(glob.glob(argument, recursive=True)) if name != "-"]
+            yield from listed(found) if found else [Named(argument, "no file has such a name")]
 
 
 def _lines(file: IO[bytes]) -> Listed:
@@ -135,10 +129,7 @@ class Asked(NamedTuple):
 
 
 def opened(settings: PredictConfig) -> Asked:
-    """Start Jittor; return the run, or the classifier saved from Python, that the settings name.
-
-    Raise UserError if there is none, or its checkpoint or feature file is gone or another one.
-    """
+    """Start Jittor; return the run, or the classifier saved from Python, that the settings name."""
     if Path(settings.run).is_file():
         from jclip_fewshot.classifier import FewShotClassifier
         if settings.features or settings.features_extra:
@@ -157,8 +148,7 @@ def opened(settings: PredictConfig) -> Asked:
 def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = False, views: int = 1) -> int:
     """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
 
-    refine: answer all of them together, at the end. views: averaged a picture (docs/notes/views.md).
-    Raise UserError if none could be read.
+    refine: answer all of them together. Raise UserError if none could be read.
     """
     pipeline, source, _, root = asked
     read = unreadable = 0
