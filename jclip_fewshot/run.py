@@ -23,12 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from jclip_fewshot.config import DEMO_SEED
+from jclip_fewshot.config import DEMO_SEED, TestConfig
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data.data_set import DataSet, TestSet
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, require_target, write_result, write_table
+from jclip_fewshot.data.submission import (
+    answers_file,
+    move_aside,
+    require_names,
+    require_target,
+    write_result,
+    write_table,
+)
 from jclip_fewshot.errors import UserError, flag_of, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
@@ -56,8 +64,7 @@ class Run:
         if not found.exists() and found.name == str(folder):
             found = runs / found
         if not (found / RECORD).is_file():
-            raise UserError(f"{flag} {folder}: no finished run there ({RECORD} is missing); {next_command('train')} "
-                            "makes one")
+            raise UserError(f"{flag} {folder}: no finished run there; {next_command('train')} makes one")
         return cls(found, read_json(found / RECORD, Record, "train again"))
 
     @classmethod
@@ -85,7 +92,7 @@ class Run:
         newest = {run.board: run for run in reversed(found)}  # of each board
         if not split and len(newest) > 1:
             choices = " or ".join(f"--split {board} ({run.folder})" for board, run in sorted(newest.items()))
-            raise UserError(f"{runs} has runs of both boards: say which test set to answer, {choices}, or give --run")
+            raise UserError(f"{runs} has runs of both boards: say which one answers, {choices}, or give --run")
         if split in CLASS_LISTS:
             found = [run for run in found if run.board == split]
         if not found:
@@ -109,8 +116,8 @@ class Run:
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
             if isinstance(error, OSError):
-                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); nothing of it is "
-                                "left there, and what is encoded is kept in the cache") from error
+                raise UserError(f"the run cannot be saved in {folder} ({error.strerror}); what is encoded is kept in "
+                                "the cache") from error
             raise
         return cls(folder, record)
 
@@ -127,9 +134,8 @@ class Run:
         except UserError:
             if "methods" in self.arrays():
                 raise
-            raise UserError(f"{self.folder} was trained by an earlier version of this program and cannot be read: "
-                            f"{next_command('train')} --from-run {shlex.quote(str(self.folder))} trains it "
-                            "again") from None
+            again = f"{next_command('train')} --from-run {shlex.quote(str(self.folder))}"
+            raise UserError(f"{self.folder} is of an earlier version: {again} trains it again") from None
 
     def arrays(self, schema: Schema = ANY) -> dict[str, np.ndarray]:
         """Return the arrays of what was learned, checked against a schema."""
@@ -174,9 +180,9 @@ class Run:
             now[kind] = iter(files or map(self.where, mine))
             if len(files) not in (0, len(mine)):
                 such = f"{len(mine)} such ({', '.join(mine)})" if mine else "none such"
-                all_kinds = " and ".join(flag_of(one) for one in dict.fromkeys(kinds))
+                all_kinds = " and ".join(map(flag_of, dict.fromkeys(kinds)))
                 raise UserError(f"{flag_of(kind)}: {len(files)} given, but {self.folder} was trained with {such}, but "
-                                f"{all_kinds}: one for each, in this order, or none")
+                                f"{all_kinds}: give one for each, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
         found = []
@@ -187,18 +193,39 @@ class Run:
         first, *others = found
         return {**first, "others": others} if others else first
 
+    def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
+        """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
+
+        Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
+        """
+        config = self.record.config
+        root = settings.data or self.where(config.data)
+        data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
+                             labels=self.where(config.labels) if config.labels else "")
+        self.require_same_classes(data.class_names)
+        split = self.split(data, settings.split)
+        tests = data.split(split, used=self.record.shots.files)
+        for note in tests.notes:
+            tell(note)
+        result = answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
+        require_target(result)
+        if result.suffix != ".csv":
+            require_writable(_names_file(result), "--result")
+            require_names(tests.folder, tests.names)
+        require_writable_folder(self.folder, "--run")
+        return data, split, tests, result
+
     def require_same_classes(self, class_names: Sequence[str]) -> None:
         """Raise UserError if a data set's classes are not those that the run learned."""
         if self.record.classes != list(class_names):
             raise UserError(f"{self.folder} learned {len(self.record.classes)} classes that are not the "
-                            f"{len(class_names)} of this data set, or in another order: train again, or give the right "
-                            "--run or --data")
+                            f"{len(class_names)} of this data set: train again, or give the right --run or --data")
 
     def split(self, data: DataSet, given: str = "") -> str:
         """Return the test set that is meant. Raise UserError if it is the other board's, whose classes it lacks."""
         if not data.plain and given in CLASS_LISTS and given != self.board:
-            raise UserError(f"{self.folder} has learned the classes of board {self.board} and cannot answer --split "
-                            f"{given}: give the --run of {next_command('train')} --board {given}")
+            raise UserError(f"{self.folder} knows the classes of board {self.board} and cannot answer --split {given}: "
+                            f"give the --run of {next_command('train')} --board {given}")
         return given or data.default_split
 
     def splits(self) -> list[str]:
@@ -208,8 +235,8 @@ class Run:
     def tested(self, split: str) -> TestRecord:
         """Return how it answered a test set. Raise UserError if it has not, or the file is damaged."""
         if split not in self.splits():
-            raise UserError(f"{self.folder} has not answered test set {split}: {next_command('test')} --run "
-                            f"{shlex.quote(str(self.folder))} --split {shlex.quote(split)} does")
+            given = shlex.join(["--run", str(self.folder), "--split", split])
+            raise UserError(f"{self.folder} has not answered test set {split}: {next_command('test')} {given} does")
         return read_json(self.folder / f"test_{split}.json", TestRecord, "run test.py again")
 
     def answers(self, split: str, schema: Schema) -> dict[str, np.ndarray]:
@@ -255,25 +282,16 @@ def _names_file(result: Path) -> Path:
     return result.with_name(f"{result.stem}_names.csv")
 
 
-def require_result(result: Path) -> None:
-    """Raise UserError, before the work, if the answers, or a file beside them, cannot be written."""
-    require_target(result)
-    if result.suffix != ".csv":
-        require_writable(_names_file(result), "--result")
-
-
 def require_new(runs: str | Path, name: str) -> None:
     """Raise UserError, before the work, if a run of that name cannot be saved: it is no plain name, or taken."""
     if not name.isprintable() or len(name.encode()) > 100 or re.search(r'[/\\:*?"<>|]|^[ .]|[ .]$', name):
-        raise UserError(f"--name {shown(name[:60])}: a plain name of at most 100 bytes, not a path; --runs says where "
-                        "runs lie")
+        raise UserError(f"--name {shown(name[:60])}: give a plain name of at most 100 bytes, not a path")
     if os.path.lexists(runs) and not os.path.exists(runs):
         raise UserError(f"--runs {runs}: a link that leads to nothing; remove it, or give another folder")
     require_writable_folder(runs, "--runs")
     folder = Path(runs, name)
     if name and os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--name {name}: {folder} exists, and nothing is written over; choose another name, or remove "
-                        "it yourself")
+        raise UserError(f"--name {name}: {folder} exists; choose another name, or remove it yourself")
 
 
 def new_folder(runs: str | Path, name: str, board: str, prefix: str = "") -> Path:

@@ -76,13 +76,13 @@ def export(settings: config.ExportConfig) -> None:
     found = exporting.linear_export(run.pipeline, lambda name, _: tell(f"  {name}"))
     if onnx:
         source = run.source(settings, **{**settings.encoding, "precision": "float32"})
-        _tell_gap(settings.target, exporting.save_onnx(settings.target, found, run.record.classes, source,
-                                                       settings.uint8))
+        gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
+        _tell_gap(settings.target, gap)
     else:
         exporting.save_export(settings.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
-    print(f"{settings.target}: {classes} classes x {width} numbers, from "
-          + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))
+    parts = ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items())
+    print(f"{settings.target}: {classes} classes x {width} numbers, from {parts}")
     print("no shot could be left out: nothing says how good it is" if found.held_out_top1 is None else
           f"held-out top-1: {found.held_out_top1:.1f}, the run's whole ensemble {found.ensemble_top1:.1f}")
 
@@ -117,8 +117,7 @@ def check(settings: config.CheckConfig) -> int:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
             there = read(other)
             if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
-                problems = [f"{settings.result} answers test set {other}, not {settings.split or data.default_split}: "
-                            f"for that it is valid; check it with --split {other}"]
+                problems = [f"{settings.result} answers test set {other}: check it with --split {other}"]
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     return 2
@@ -140,12 +139,11 @@ def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
     if results is None:  # under mpirun the first process does the rest
         return
     for count, methods in results["curve"].items():
-        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
-              + (", domains weighed as on board A" if settings.board_mix else ""))
-        print(validation.leaderboard(methods))
-        print(validation.spread_note(settings.seeds))
+        mix = ", domains weighed as on board A" if settings.board_mix else ""
+        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images{mix}")
+        print(f"{validation.leaderboard(methods)}\n{validation.spread_note(settings.seeds)}")
     if len(results["curve"]) > 1:
-        print("\n" + validation.shot_curve(results["curve"]))
+        print(f"\n{validation.shot_curve(results['curve'])}")
     folder = validation.save(settings, results)
     print(f"\nsaved: {folder}\n{report_line(folder)}")
 
@@ -153,8 +151,7 @@ def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
 def evaluate(settings: config.EvaluateConfig) -> None:
     """Score every method on a labelled feature suite, with the pipeline and the defaults of train.py and test.py."""
     if 0 < settings.bootstrap < 100:
-        raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more; --seeds "
-                        "repeats with other shots")
+        raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more")
     if settings.json:
         require_writable(settings.json, "--json")
     if settings.seeds > 1 and (settings.bootstrap or settings.compare):
@@ -169,8 +166,8 @@ def evaluate(settings: config.EvaluateConfig) -> None:
     other = evaluation.read_results(Path(settings.compare), bool(settings.tasks)) if settings.compare else None
     command.set_up(settings)
     for seed, suite in suites.items():
-        tell(f"{suite.name}, seed {seed}: {len(suite.labels)} test rows, {len(suite.task)} shots, "
-             f"{len(suite.classes)} classes")
+        sizes = f"{len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes"
+        tell(f"{suite.name}, seed {seed}: {sizes}")
         pipeline, tell_name = Pipeline(choice, seed), lambda name: tell(f"  {name}")
         found.append(evaluation.evaluate_tasks(suite, pipeline, settings.tasks, settings.task_classes,
                                                settings.task_queries, seed, tell_name) if settings.tasks
@@ -182,10 +179,10 @@ def evaluate(settings: config.EvaluateConfig) -> None:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print((evaluation.tasks_table if settings.tasks else evaluation.results_table)(results))
+        print(evaluation.tasks_table(results) if settings.tasks else evaluation.results_table(results))
     if other:
         compared = evaluation.tasks_comparison if settings.tasks else evaluation.comparison_table
-        print("\n" + compared(results, other))
+        print(f"\n{compared(results, other)}")
     if settings.json:
         evaluation.save_results(Path(settings.json), results)
 
@@ -234,8 +231,8 @@ def cache(settings: config.CacheConfig) -> None:
     from jclip_fewshot.features.sources import size_text
     from jclip_fewshot.storage.feature_cache import FeatureCache
     with FeatureCache(settings.cache) as store:
-        print(f"{settings.cache}: " + (f"{size_text(store.clear())} deleted" if settings.clear
-                                       else size_text(store.size())))
+        said = f"{size_text(store.clear())} deleted" if settings.clear else size_text(store.size())
+    print(f"{settings.cache}: {said}")
 
 
 def doctor(settings: config.DoctorConfig) -> int:

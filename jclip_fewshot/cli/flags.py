@@ -66,7 +66,8 @@ def _parser(config: type, description: str, program: str | None) -> argparse.Arg
     for name in _old(config):
         parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
     named = [_called(f) for f in fields(config) if f.metadata["needed"] or f.metadata["group"] == "arguments"]
-    parser.usage = " ".join(["%(prog)s", *named, "[settings]"])
+    usage = textwrap.fill(" ".join([parser.prog, *named, "[settings]"]), 50, subsequent_indent=" " * 4)
+    parser.usage = usage.replace("%", "%%")
     return parser
 
 

@@ -133,8 +133,7 @@ def opened(settings: PredictConfig) -> Asked:
     if Path(settings.run).is_file():
         from jclip_fewshot.classifier import FewShotClassifier
         if settings.features or settings.features_extra:
-            raise UserError(f"{settings.run} is a classifier, which encodes pictures with its model: leave --features "
-                            "and --features-extra out")
+            raise UserError(f"{settings.run} is a classifier with a model of its own: leave --features out")
         command.set_up(settings)
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
