@@ -34,7 +34,7 @@ from jclip_fewshot.run import Run
 
 
 def main() -> None:
-    settings = parse(TestConfig, __doc__)
+    settings, _ = parse(TestConfig, __doc__)
     command.speak_as(settings)
     watch = Stopwatch()
 

@@ -15,28 +15,21 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jclip_fewshot.config import DEMO_SEED, TestConfig
 from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data import submission
 from jclip_fewshot.data.data_set import DataSet, TestSet
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import (
-    answers_file,
-    move_aside,
-    require_names,
-    require_target,
-    write_result,
-    write_table,
-)
 from jclip_fewshot.errors import UserError, flag_of, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
@@ -48,6 +41,7 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+Place, Content = TypeVar("Place"), TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -70,13 +64,8 @@ class Run:
     @classmethod
     def all(cls, runs: str | Path) -> list[Run]:
         """Return the finished runs under a folder, the newest first; those that cannot be read are named."""
-        found = []
-        for path in sorted(Path(runs).glob(f"*/{RECORD}"), key=_age, reverse=True):
-            try:
-                found.append(cls.open(path.parent))
-            except UserError as error:
-                warn(f"{error}; it is left out")
-        return found
+        paths = sorted(Path(runs).glob(f"*/{RECORD}"), key=_age, reverse=True)
+        return readable(lambda path: cls.open(path.parent), paths)
 
     @classmethod
     def chosen(cls, folder: str, runs: str | Path, demo: bool = False, demo_seed: int = DEMO_SEED,
@@ -135,7 +124,7 @@ class Run:
             if "methods" in self.arrays():
                 raise
             again = f"{next_command('train')} --from-run {shlex.quote(str(self.folder))}"
-            raise UserError(f"{self.folder} is of an earlier version: {again} trains it again") from None
+            raise UserError(f"{self.folder} is of an earlier version and unreadable: {again} trains it again") from None
 
     def arrays(self, schema: Schema = ANY) -> dict[str, np.ndarray]:
         """Return the arrays of what was learned, checked against a schema."""
@@ -207,11 +196,11 @@ class Run:
         tests = data.split(split, used=self.record.shots.files)
         for note in tests.notes:
             tell(note)
-        result = answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
-        require_target(result)
+        result = submission.answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
+        submission.require_target(result)
         if result.suffix != ".csv":
             require_writable(_names_file(result), "--result")
-            require_names(tests.folder, tests.names)
+            submission.require_names(tests.folder, tests.names)
         require_writable_folder(self.folder, "--run")
         return data, split, tests, result
 
@@ -257,21 +246,32 @@ class Run:
         """
         table = result.suffix == ".csv"
         for path in (result,) if table else (result, result.with_suffix(".zip"), _names_file(result)):
-            aside = move_aside(path, sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}")))
+            aside = submission.move_aside(path, sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}")))
             if aside:
                 tell(f"{path} was not written by these runs: it is moved to {aside}")
         classes, archive = self.record.classes, None
         for place in (self.folder / f"{'result' if own else f'result_{split}'}{result.suffix}", result):
             if table:
-                write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
+                submission.write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
                 continue
-            archive = write_result(place, tests.names, best.tolist(), len(classes))
+            archive = submission.write_result(place, tests.names, best.tolist(), len(classes))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["image", *(f"class{number + 1}" for number in range(len(best[0])))])
             writer.writerows([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best))
             write_text(_names_file(place), text.getvalue())
         return archive
+
+
+def readable(read: Callable[[Place], Content], places: Iterable[Place], what: str = "it is") -> list[Content]:
+    """Return what can be read of some places; a line names those that cannot, and that `what` is left out."""
+    found = []
+    for place in places:
+        try:
+            found.append(read(place))
+        except UserError as error:
+            warn(f"{error}; {what} left out")
+    return found
 
 
 def _age(path: Path) -> float:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from jclip_fewshot import config
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import parse_given
+from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
@@ -29,7 +29,7 @@ def call(name: str, arguments: list[str]) -> int:
         return runpy.run_path(str(path))["main"]() or 0
     function = COMMANDS[name]
     hints = get_type_hints(function)
-    settings, given = parse_given(hints["settings"], function.__doc__ or "", arguments, f"{table_name()} {name}")
+    settings, given = parse(hints["settings"], function.__doc__ or "", arguments, f"{table_name()} {name}")
     return (function(settings, given) if "given" in hints else function(settings)) or 0
 
 

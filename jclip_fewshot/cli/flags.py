@@ -22,13 +22,7 @@ OLD = ("heads", "tune", "label_free")  # flags before --methods; they go with th
 
 
 def parse(config: type[Config], description: str, arguments: list[str] | None = None,
-          program: str | None = None) -> Config:
-    """Return the settings of a command line, as parse_given does."""
-    return parse_given(config, description, arguments, program)[0]
-
-
-def parse_given(config: type[Config], description: str, arguments: list[str] | None = None,
-                program: str | None = None) -> tuple[Config, dict[str, Any]]:
+          program: str | None = None) -> tuple[Config, dict[str, Any]]:
     """Return the settings of a command line, and those of them that were given, by flag or file.
 
     program: what --help calls it; None: as it was started.

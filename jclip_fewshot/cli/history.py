@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig
-from jclip_fewshot.console import filled, warn
+from jclip_fewshot.console import filled
 from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
@@ -19,7 +19,7 @@ from jclip_fewshot.evaluation.scores import percent, table
 from jclip_fewshot.evaluation.validate import mean_and_spread
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import VALIDATE, read_validation
-from jclip_fewshot.run import Run
+from jclip_fewshot.run import Run, readable
 from jclip_fewshot.storage.arrays import Field
 
 # said in a column, or of no weight
@@ -37,14 +37,10 @@ def runs_table(folder: Path) -> str:
     runs = Run.all(folder)
     found = [(run.record.date, run.folder.name, run.record.config, str(run.record.held_out() or ""),
               ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())) for run in runs]
-    for path in folder.glob(f"*/{VALIDATE}"):
-        try:
-            record = read_validation(path.parent)
-        except UserError as error:
-            warn(f"{error}; it is left out")
-            continue
+    folders = [path.parent for path in folder.glob(f"*/{VALIDATE}")]
+    for name, record in readable(lambda path: (path.name, read_validation(path)), folders):
         finals = [list(methods.values())[-1]["top1"] for methods in record.curve.values()]
-        found.append((record.date, path.parent.name, record.config, ", ".join(map(mean_and_spread, finals)), ""))
+        found.append((record.date, name, record.config, ", ".join(map(mean_and_spread, finals)), ""))
     if not found:
         raise UserError(f"no finished run under {folder}: {next_command('train')} makes one")
     found.sort(key=lambda row: row[0], reverse=True)
@@ -78,16 +74,8 @@ def _changed(config: TrainConfig | ValidateConfig) -> str:
 
 def known_scores(run: Run) -> dict[str, float]:
     """Return {test set: top-1 of what went into result.txt}, of those whose answers are known."""
-    found = {}
-    for split in sorted(run.splits()):
-        try:
-            scores = run.tested(split).scores
-        except UserError as error:
-            warn(f"{error}; its scores are left out")
-            continue
-        if scores:
-            found[split] = list(scores.values())[-1]["top1"]
-    return found
+    tested = readable(lambda split: (split, run.tested(split).scores), sorted(run.splits()), "its scores are")
+    return {split: list(scores.values())[-1]["top1"] for split, scores in tested if scores}
 
 
 def advice(runs: Sequence[Run]) -> str:
