@@ -1,7 +1,6 @@
-"""The settings of each command, with their defaults; flags and TOML keys are made from them.
+"""The settings of each command, with their defaults: `CheckConfig` is for `python -m jclip_fewshot check`.
 
-A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`). A class is named after its
-command: `CheckConfig` is for `python -m jclip_fewshot check`.
+A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from reprlib import repr as brief
 from typing import Any, TypeVar
 
-from jclip_fewshot.errors import UserError, flag_of, nearest
+from jclip_fewshot.errors import UserError, flag_of
 
 Config = TypeVar("Config", bound="CommandConfig")
 Texts = tuple[str, ...]
@@ -21,11 +20,10 @@ DEMO_SEED = 1  # of the built-in contest that README's numbers are of
 
 def option(default: Any, help: str, group: str, metavar: str = "", choices: tuple[str, ...] = (), low: int = 0,
            needed: bool = False, count: int = 0) -> Any:
-    """Return a field with what its flag needs.
+    """Return a field with what its flag needs; in the group "arguments" it is no flag but stands by itself.
 
     A default that is a tuple of texts: the flag may be given several times; with `count`, it takes so many texts.
-    low: the least number that makes sense. needed: it has no default. In the group "arguments" it is no flag but stands
-    by itself, in the order of the fields.
+    low: the least number that makes sense. needed: it has no default.
     """
     metavar = metavar or "|".join(filter(None, choices)) or "N"
     return field(default=default, metadata={"help": help, "group": group, "choices": choices or None, "low": low,
@@ -154,10 +152,8 @@ class TestConfig(MovedConfig):
     demo: bool = option(False, "use the newest run of the built-in contest", "data")
     demo_seed: int = option(DEMO_SEED, "the built-in contest of random seed N; turns --demo on", "data")
     views: int = option(1, "test views averaged for each image: centre, whole, mirrored, crops", "features", "V", low=1)
-    refine: str = option("auto", "refine the answers of the whole test set together", "method",
-                         choices=("auto", "on", "off"))
-    result: str = option("", "file for the answers, a .zip beside a .txt [result.txt or result.csv; with --demo in the "
-                         "demo's folder]", "output", "FILE")
+    refine: str = option("auto", "refine the whole test set together", "method", choices=("auto", "on", "off"))
+    result: str = option("", "file of the answers [result.txt or result.csv; in the demo's folder]", "output", "FILE")
     out: str = option("auto", "format of the answers: txt, the contest's submission; csv: path, label, probability; "
                       "auto chooses by the data set", "output", choices=("auto", "txt", "csv"))
 
@@ -165,8 +161,7 @@ class TestConfig(MovedConfig):
 @dataclass(frozen=True)
 class PredictConfig(MovedConfig):
     run: str = option("", "folder of a run, or a classifier saved from Python", "arguments", "RUN", needed=True)
-    images: Texts = option((), "files, folders, or patterns like 'a/*.jpg'; - reads names from standard input",
-                           "arguments", "IMAGE", needed=True)
+    images: Texts = option((), "files, folders, patterns; - reads names from a pipe", "arguments", "IMAGE", needed=True)
     top: int = option(5, "classes printed for each picture, best first", "output", low=1)
     json: bool = option(False, "print a JSON object on each line", "output")
     csv: bool = option(False, "print comma-separated values with a header", "output")
@@ -194,7 +189,7 @@ class EvaluateConfig(DeviceConfig):
 @dataclass(frozen=True)
 class BenchmarkConfig(MachineConfig):
     data: Texts = option((), "folders of data sets (docs/data.md), or suites .npz", "arguments", "DATA", needed=True)
-    methods: str = option("auto", "auto (train.py's, but for those that need the images again), fast, all, or names "
+    methods: str = option("auto", "auto (train.py's, without those that need the images again), fast, all, or names "
                           "with commas", "method", "LIST")
     shots: str = option("1,2,4,8,16", "numbers of shots a class, with commas", "shots", "LIST")
     seeds: int = option(3, "random seeds, from 0 on, or from 1 on with --coop-seeds", "shots", low=1)
@@ -259,15 +254,11 @@ _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def checked(config: type[Config], values: dict[str, Any]) -> Config:
-    """Return settings from `values`, each checked for type, choice and range.
-
-    Raise UserError that names the flag and what it takes.
-    """
+    """Return settings from `values`. Raise UserError, which names the flag, for another type, choice or range."""
     known, found = {f.name: f for f in fields(config)}, dict[str, Any]()
     for name, value in values.items():
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
-        about, flag, kind = known[name].metadata, flag_of(name), type(known[name].default)
+        about, flag = known[name].metadata, flag_of(name)
+        kind: Any = type(known[name].default)
         if kind is float and type(value) is int:
             value = float(value)
         elif kind is tuple and isinstance(value, (str, list)):

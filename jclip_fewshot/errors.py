@@ -17,9 +17,8 @@ def one_line(text: str) -> str:
     """Return a text as one line that a terminal shows as it is: white space is one space, the rest escaped."""
     if text.isprintable():
         return text
-    text = "".join(letter if letter.isprintable() else " " if letter.isspace()
-                   else letter.encode("unicode_escape").decode() for letter in text)
-    return " ".join(text.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                   for letter in " ".join(text.split()))
 
 
 def flag_of(name: str) -> str:

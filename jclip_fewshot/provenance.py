@@ -41,10 +41,7 @@ def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in ("jittor", "numpy", "pillow", "ftfy", "onednn-cpu-gomp"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
+        found[name] = next((one.version for one in metadata.distributions(name=name)), "absent")
     return {**found, "git commit": git_commit(Path(__file__).parents[1])}
 
 

@@ -1,8 +1,6 @@
 """What a run's JSON files hold, as types: reading one checks it, and keys that are not named here are ignored.
 
-    record.json     train.py       Record
-    test_A.json     test.py        TestRecord
-    validate.json   validate       Validation
+record.json, of train.py, is a Record; test_A.json, of test.py, a TestRecord; validate.json a Validation.
 """
 
 from __future__ import annotations

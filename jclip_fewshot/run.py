@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
-Place, Content = TypeVar("Place"), TypeVar("Content")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class Run:
         root = settings.data or self.where(config.data)
         data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
                              labels=self.where(config.labels) if config.labels else "")
-        self.require_same_classes(data.class_names)
-        split = self.split(data, settings.split)
+        self.require_fit(data, settings.split)
+        split = settings.split or data.default_split
         tests = data.split(split, used=self.record.shots.files)
         for note in tests.notes:
             tell(note)
@@ -204,18 +204,14 @@ class Run:
         require_writable_folder(self.folder, "--run")
         return data, split, tests, result
 
-    def require_same_classes(self, class_names: Sequence[str]) -> None:
-        """Raise UserError if a data set's classes are not those that the run learned."""
-        if self.record.classes != list(class_names):
+    def require_fit(self, data: DataSet, split: str = "") -> None:
+        """Raise UserError if the run has not learned the classes of a data set, or those of the board `split`."""
+        if self.record.classes != data.class_names:
             raise UserError(f"{self.folder} learned {len(self.record.classes)} classes that are not the "
-                            f"{len(class_names)} of this data set: train again, or give the right --run or --data")
-
-    def split(self, data: DataSet, given: str = "") -> str:
-        """Return the test set that is meant. Raise UserError if it is the other board's, whose classes it lacks."""
-        if not data.plain and given in CLASS_LISTS and given != self.board:
-            raise UserError(f"{self.folder} knows the classes of board {self.board} and cannot answer --split {given}: "
-                            f"give the --run of {next_command('train')} --board {given}")
-        return given or data.default_split
+                            f"{len(data.class_names)} of this data set: train again, or give the right --run or --data")
+        if not data.plain and split in CLASS_LISTS and split != self.board:
+            raise UserError(f"{self.folder} has learned the classes of board {self.board} and cannot answer --split "
+                            f"{split}: give the --run of {next_command('train')} --board {split}")
 
     def splits(self) -> list[str]:
         """Return the test sets that it has answered, the last one last."""
@@ -263,7 +259,7 @@ class Run:
         return archive
 
 
-def readable(read: Callable[[Place], Content], places: Iterable[Place], what: str = "it is") -> list[Content]:
+def readable(read: Callable[[Any], Content], places: Iterable, what: str = "it is") -> list[Content]:
     """Return what can be read of some places; a line names those that cannot, and that `what` is left out."""
     found = []
     for place in places:

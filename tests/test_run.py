@@ -87,11 +87,13 @@ def test_runs_of_both_boards_are_told_apart_or_refused(tmp_path):
         Run.chosen("", tmp_path)
     assert Run.chosen("", tmp_path, split="A").folder == a.folder
     assert Run.chosen("", tmp_path, split="B").folder == b.folder
-    contest_a, contest_b = (SimpleNamespace(plain=False, default_split=board) for board in "AB")
-    assert a.split(contest_a) == "A" and b.split(contest_b, "B") == "B" and a.split(contest_a, "val") == "val"
+    contest = SimpleNamespace(plain=False, class_names=["Cat_a", "Dog_b"])
+    for run, own in ((a, "A"), (b, "B")):
+        for split in ("", own, "val"):
+            run.require_fit(contest, split)
     for run, other in ((a, "B"), (b, "A")):
         with pytest.raises(UserError, match=f"cannot answer --split {other}: .*train.py --board {other}"):
-            run.split(contest_a, other)
+            run.require_fit(contest, other)
 
 
 def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
@@ -120,9 +122,9 @@ def test_no_run(tmp_path):
 
 def test_a_run_of_other_classes_is_refused(tmp_path):
     run = finished(tmp_path)
-    run.require_same_classes(["Cat_a", "Dog_b"])
+    run.require_fit(SimpleNamespace(plain=False, class_names=["Cat_a", "Dog_b"]))
     with pytest.raises(UserError, match="learned 2 classes that are not the 3"):
-        run.require_same_classes(["a", "b", "c"])
+        run.require_fit(SimpleNamespace(plain=False, class_names=["a", "b", "c"]))
 
 
 def test_a_run_of_an_earlier_version_says_how_to_train_it_again(tmp_path):

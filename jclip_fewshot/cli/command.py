@@ -32,10 +32,7 @@ _SIGNS_OF_IT = ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot al
 
 
 def speak_as(settings: DeviceConfig) -> None:
-    """Set how talkative to be, for what is said before Jittor starts.
-
-    Raise UserError if this process is one of several by left-over variables alone.
-    """
+    """Set how talkative to be. Raise UserError if this process is one of several by left-over variables alone."""
     global _cache
     ranks.require_launcher()
     console.quiet = settings.quiet or not ranks.first()
@@ -59,10 +56,10 @@ def set_up(settings: DeviceConfig) -> runtime.Plan:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave.
+    """Call `main` and leave with its status, or one line and another.
 
-    Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
-    SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
+    2: a UserError, or an error of the machine (full disk, no memory). 130, 143: Ctrl-C, SIGTERM. 1: a result could not
+    be printed; whatever was to be saved is saved.
     """
     try:
         _run(main)
@@ -116,9 +113,8 @@ def _said(error: Exception) -> str:
 
 
 def _last_line(what: str) -> str:
-    if what:
-        return f"stopped; {what}"
-    return f"stopped; features that are finished are kept in {_cache}" if _cache else "stopped"
+    what = what or (f"features that are finished are kept in {_cache}" if _cache else "")
+    return f"stopped; {what}" if what else "stopped"
 
 
 class _Lasting:

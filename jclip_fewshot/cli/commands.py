@@ -49,7 +49,7 @@ def predict(settings: config.PredictConfig) -> int:
 def runs(settings: config.RunsConfig) -> None:
     """List the runs with their settings and scores; --compare A B tells whether two differ by more than chance."""
     from jclip_fewshot.cli import history
-    print(history.comparison(*settings.compare, settings.runs, settings.split) if settings.compare
+    print(history.comparison(*settings.compare, runs=settings.runs, split=settings.split) if settings.compare
           else history.runs_table(Path(settings.runs)))
 
 
@@ -96,17 +96,17 @@ def check(settings: config.CheckConfig) -> int:
     from jclip_fewshot.data.data_set import DataSet
     from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.formats.contest import CLASS_LISTS
-    from jclip_fewshot.data.submission import check_result, require_names
+    from jclip_fewshot.data.submission import ResultCheck, check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
 
-    def read(split: str) -> DataSet:
-        return read_data_set(settings.data, split if split in CLASS_LISTS else "A", labelled=False,
+    def looked(split: str) -> tuple[DataSet, ResultCheck]:
+        data = read_data_set(settings.data, split if split in CLASS_LISTS else "A", labelled=False,
                              format=settings.format, labels=settings.labels)
-    data = read(settings.split)
-    tests = data.split(settings.split)
-    require_names(tests.folder, tests.names)
-    found = check_result(settings.result, tests.names, len(data.class_names))
+        tests = data.split(split)
+        require_names(tests.folder, tests.names)
+        return data, check_result(settings.result, tests.names, len(data.class_names))
+    data, found = looked(settings.split)
     for note in found.notes:
         print(f"note: {note}")
     if found.ok:
@@ -115,8 +115,7 @@ def check(settings: config.CheckConfig) -> int:
     problems = found.problems
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read(other)
-            if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
+            if looked(other)[1].ok:
                 problems = [f"{settings.result} answers test set {other}: check it with --split {other}"]
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
@@ -175,13 +174,14 @@ def evaluate(settings: config.EvaluateConfig) -> None:
     results = found[0]
     if settings.bootstrap:
         results["intervals"] = evaluation.intervals(results, settings.bootstrap)
+    shown, compared = ((evaluation.tasks_table, evaluation.tasks_comparison) if settings.tasks
+                       else (evaluation.results_table, evaluation.comparison_table))
     if len(found) > 1:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print(evaluation.tasks_table(results) if settings.tasks else evaluation.results_table(results))
+        print(shown(results))
     if other:
-        compared = evaluation.tasks_comparison if settings.tasks else evaluation.comparison_table
         print(f"\n{compared(results, other)}")
     if settings.json:
         evaluation.save_results(Path(settings.json), results)

@@ -76,7 +76,7 @@ def _arrays(device: str) -> str:
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> str:
-    """The model is there, of a known family, and its size and header fit its tensors; `deep`: so are its numbers.
+    """The model is there, of a known family, and size and header fit its tensors; `deep`: so do its numbers.
 
     said: activation and width of the heads, where nothing in or beside the file says them.
     """
@@ -103,8 +103,7 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
     if expected and digest != expected:
         raise UserError(f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
     origin = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
-        "not one that this program knows: complete and finite, but whether the numbers are as they were written, or " \
-        "trained at all, only the digest of who made it can tell"
+        "not one that this program knows: complete and finite, but only its maker's digest tells whether it is unchanged"
     return f"{found}: {known}; SHA-256 {digest}, {origin}"
 
 

@@ -82,14 +82,13 @@ def _add_flag(group: Any, f: Field) -> None:
 
 def _called(f: Field) -> str:
     """A field as a line of usage has it: RUN, [RUN], IMAGE..., --suite FILE.npz."""
-    metavar, needed = f.metadata["metavar"], f.metadata["needed"]
+    name = f.metadata["metavar"] + ("..." if isinstance(f.default, tuple) else "")
     if f.metadata["group"] != "arguments":
-        return f"{flag_of(f.name)} {metavar}"
-    return f"{metavar}..." if isinstance(f.default, tuple) else metavar if needed else f"[{metavar}]"
+        return f"{flag_of(f.name)} {name}"
+    return name if f.metadata["needed"] else f"[{name}]"
 
 
 def _old(config: type) -> Sequence[str]:
-    """The older flags, of commands that have `methods` now."""
     return OLD if any(f.name == "methods" for f in fields(config)) else ()
 
 
@@ -129,10 +128,7 @@ class Compact(argparse.RawDescriptionHelpFormatter):
 
 
 def read_toml(path: str, config: type) -> dict[str, Any]:
-    """Return the settings of a flat TOML file.
-
-    Raise UserError if there is no such file, it is no TOML, or has an unknown key.
-    """
+    """Return the settings of a flat TOML file. Raise UserError if it is absent, no TOML, or has an unknown key."""
     try:
         values: dict[str, Any] = msgspec.toml.decode(Path(path).read_bytes())
     except OSError as error:

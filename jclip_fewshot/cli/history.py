@@ -30,13 +30,12 @@ _ANSWERED = {"names": Field("text", "N"), "best": Field("whole", "N T", low=0),
 
 
 def runs_table(folder: Path) -> str:
-    """Return a row a run or validation under `folder`, the newest first, with date and changed settings below it.
-
-    Raise UserError if there is none.
-    """
+    """Return a row a run or validation under `folder`, the newest first, with date and changed settings below it."""
     runs = Run.all(folder)
-    found = [(run.record.date, run.folder.name, run.record.config, str(run.record.held_out() or ""),
-              ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())) for run in runs]
+    found: list[tuple] = []
+    for run in runs:
+        known = ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())
+        found.append((run.record.date, run.folder.name, run.record.config, str(run.record.held_out() or ""), known))
     folders = [path.parent for path in folder.glob(f"*/{VALIDATE}")]
     for name, record in readable(lambda path: (path.name, read_validation(path)), folders):
         finals = [list(methods.values())[-1]["top1"] for methods in record.curve.values()]
@@ -98,7 +97,7 @@ def advice(runs: Sequence[Run]) -> str:
                   f"newest one's data; {why}. Test answers play no part in this.")
 
 
-def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", split: str = "") -> str:
+def comparison(ours: str | Path, theirs: str | Path, *, runs: str | Path = "runs", split: str = "") -> str:
     """Return how the answers of two runs to one test set differ: top-1, rows won and lost, McNemar's p.
 
     ours, theirs: folders, or names as `runs_table` prints them.
@@ -107,7 +106,12 @@ def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", 
     both = [Run.open(folder, "--compare", runs) for folder in (ours, theirs)]
     if both[0].record.classes != both[1].record.classes:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")
-    split = split or _common_split(both)
+    common = [split for split in both[0].splits() if split in both[1].splits()]
+    if not split and not common:
+        behind = both[1] if both[0].splits() else both[0]
+        raise UserError(f"--compare: there is no test set that both have answered: {next_command('test')} --run "
+                        f"{shlex.quote(str(behind.folder))}")
+    split = split or common[-1]  # of several the one that the first has answered last
     a, b = (run.answers(split, _ANSWERED) for run in both)
     order, other = np.argsort(a["names"]), np.argsort(b["names"])
     if not np.array_equal(a["names"][order], b["names"][other]):
@@ -127,13 +131,3 @@ def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", 
     return "\n\n".join([filled(said), table(["run", "top-1", "right alone"], rows),
                         filled(f"difference {100 * gain.mean():+.2f} ± {half:.2f} (95 %); McNemar's exact "
                                f"p = {p:.3g}: {verdict}")])
-
-
-def _common_split(both: Sequence[Run]) -> str:
-    """The test set that both have answered; of several the one that the first has answered last."""
-    common = [split for split in both[0].splits() if split in both[1].splits()]
-    if not common:
-        behind = both[1] if both[0].splits() else both[0]
-        raise UserError(f"--compare: there is no test set that both have answered: {next_command('test')} --run "
-                        f"{shlex.quote(str(behind.folder))}")
-    return common[-1]

@@ -74,15 +74,13 @@ def _lines(file: IO[bytes]) -> Listed:
 
 def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
     """Return the pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
-    chunk: list[Named] = []
-    size = FIRST
+    chunk, size = list[Named](), FIRST
     for picture in pictures:
         if picture is not None:
             chunk.append(picture)
         if chunk and not together and (picture is None or len(chunk) == size):
             yield chunk
-            size = min(MOST, 2 * size) if len(chunk) == size else FIRST
-            chunk = []
+            chunk, size = [], min(MOST, 2 * size) if len(chunk) == size else FIRST
     if chunk:
         yield chunk
 

@@ -1,8 +1,8 @@
 """Imported first by the scripts, before anything heavy: Ctrl-C, a missing .venv and closed streams meet no traceback.
 
-From here on SIGINT and SIGTERM end a script within two seconds, wherever it is, with status 130 or 143 and one
-line. While modules are being imported they do so on the spot; inside `command.run` the first one raises
-KeyboardInterrupt, so that finished rows are written, and a second one, or `GRACE` seconds, ends it all the same.
+From here on SIGINT and SIGTERM end a script within two seconds with status 130 or 143 and one line: during imports on
+the spot; inside `command.run` the first one raises KeyboardInterrupt, so that finished rows are written, and a second
+one, or `GRACE` seconds, ends it all the same.
 """
 
 from __future__ import annotations
