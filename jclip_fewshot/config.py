@@ -3,8 +3,6 @@
 A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from reprlib import repr as brief
 from typing import Any, TypeVar

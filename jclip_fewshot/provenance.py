@@ -1,7 +1,5 @@
 """How a result came about: the command, the versions, the seconds; and the commands that may follow."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex

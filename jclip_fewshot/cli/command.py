@@ -1,7 +1,5 @@
 """What every command does around its work: device, quietness, mistakes said in one line, and a way out."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -3,8 +3,6 @@
 Imports stand inside the functions where they start Jittor or are heavy: `check` and `-h` should not wait for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import runpy
 import sys

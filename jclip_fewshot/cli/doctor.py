@@ -1,7 +1,5 @@
 """python -m jclip_fewshot doctor: what works here, and what to do about the rest."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable
 from importlib import metadata
@@ -103,7 +101,7 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
     if expected and digest != expected:
         raise UserError(f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
     origin = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
-        "not one that this program knows: complete and finite, but only its maker's digest tells whether it is unchanged"
+        "not one that this program knows: complete and finite, but only its maker's digest tells if it is unchanged"
     return f"{found}: {known}; SHA-256 {digest}, {origin}"
 
 

@@ -1,7 +1,5 @@
 """Flags and TOML keys, made from the fields of the settings (config.py)."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """python -m jclip_fewshot runs: what has been trained, how good it is, and whether two runs differ."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence

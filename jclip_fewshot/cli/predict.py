@@ -1,7 +1,5 @@
 """python -m jclip_fewshot predict: a run's answers to any pictures, as they come."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import json

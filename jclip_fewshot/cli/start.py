@@ -5,8 +5,6 @@ the spot; inside `command.run` the first one raises KeyboardInterrupt, so that f
 one, or `GRACE` seconds, ends it all the same.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import faulthandler
