@@ -40,7 +40,7 @@ class Made(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         try:
-            checked(type(self.config), vars(self.config))  # choices and ranges, which msgspec does not know
+            self.config = checked(type(self.config), vars(self.config))  # msgspec knows no choices and ranges
         except UserError as error:
             raise ValueError(f"config: {error}") from None
 
