@@ -151,7 +151,7 @@ class TestConfig(MovedConfig):
     demo_seed: int = option(DEMO_SEED, "the built-in contest of random seed N; turns --demo on", "data")
     views: int = option(1, "test views averaged for each image: centre, whole, mirrored, crops", "features", "V", low=1)
     refine: str = option("auto", "refine the whole test set together", "method", choices=("auto", "on", "off"))
-    result: str = option("", "file of the answers [result.txt or result.csv; in the demo's folder]", "output", "FILE")
+    result: str = option("", "file of the answers [result.txt or .csv; with --demo in its folder]", "output", "FILE")
     out: str = option("auto", "format of the answers: txt, the contest's submission; csv: path, label, probability; "
                       "auto chooses by the data set", "output", choices=("auto", "txt", "csv"))
 
