@@ -105,8 +105,8 @@ class Run:
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
             if isinstance(error, OSError):
-                raise UserError(f"the run cannot be saved in {folder} ({error.strerror}); what is encoded is kept in "
-                                "the cache") from error
+                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); what is encoded is "
+                                "kept in the cache") from error
             raise
         return cls(folder, record)
 

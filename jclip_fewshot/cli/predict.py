@@ -146,26 +146,25 @@ def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = Fals
     refine: answer all of them together. Raise UserError if none could be read.
     """
     pipeline, source, _, root = asked
-    read = unreadable = 0
+    read = given = 0
     for chunk in chunks(pictures, together=refine):
         for picture in chunk:
             if picture.reason:
                 warn(f"{shown(picture.path)}: {picture.reason}")
         paths = [picture.path for picture in chunk if not picture.reason]
         rows, bad = _rows(source, paths, root, views)
-        for index in sorted(bad):
-            warn(f"{shown(paths[index])} cannot be read ({bad[index]})")
-        good = [index for index in range(len(paths)) if index not in bad]
-        read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
+        for index, reason in sorted(bad.items()):
+            warn(f"{shown(paths[index])} cannot be read ({reason})")
+        good = [path for index, path in enumerate(paths) if index not in bad]
+        read, given = read + len(good), given + len(chunk)
         if good:
-            queries = queries_of(source, Path(), [paths[index] for index in good], rows, views)
-            answers = pipeline.answer(queries, "auto" if refine else "off")
-            for index, probs in zip(good, answers.final):
-                printer.write(paths[index], probs)
+            answers = pipeline.answer(queries_of(source, Path(), good, rows, views), "auto" if refine else "off")
+            for path, probs in zip(good, answers.final):
+                printer.write(path, probs)
     if not read:
-        raise UserError(f"{count_of(unreadable, 'name')} given, and no picture could be read" if unreadable
+        raise UserError(f"{count_of(given, 'name')} given, and no picture could be read" if given
                         else "no picture was named")
-    return 1 if unreadable else 0
+    return int(read < given)
 
 
 def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict[int, str]]:
