@@ -52,7 +52,7 @@ def test_toml_round_trip(tmp_path, capsys):
     settings = parse(TrainConfig, "", ["--data", 'a "quoted" \\ path', "--demo", "--shots", "2"])
     file = tmp_path / "run.toml"
     file.write_text(to_toml(settings), encoding="utf-8")
-    assert checked(TrainConfig, read_toml(str(file), TrainConfig)) == settings
+    assert checked(TrainConfig, read_toml(str(file))) == settings
     with pytest.raises(SystemExit) as leave:
         parse(TrainConfig, "", ["--config", str(file), "--print-config"])
     assert leave.value.code == 0 and capsys.readouterr().out == to_toml(settings)

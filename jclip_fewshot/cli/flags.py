@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,13 @@ def parse(config: type[Config], description: str, arguments: list[str] | None = 
     parser = _parser(config, description, program)
     flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file, show = flags.pop("config", ""), flags.pop("print_config")
-    given = {**(read_toml(file, config) if file else {}), **flags}
+    given, names = {**(read_toml(file) if file else {}), **flags}, [f.name for f in fields(config)]
     console.verbose = given.get("verbose") is True  # from here on a mistake may be shown with its trace
-    _rename_old(given)
+    if "methods" in names:
+        _rename_old(given)
+    for name in given:
+        if name not in names:
+            raise UserError(f"--config {file}: unknown setting {name!r}{nearest(name, names)}")
     if "demo_seed" in given and ("demo_seed" in flags or "demo" not in given):  # a file's "demo = false" means it
         given["demo"] = True
     settings = checked(config, given)
@@ -55,7 +58,7 @@ def _parser(config: type, description: str, program: str | None) -> argparse.Arg
         group = parser.add_argument_group(name) if inside else parser
         for f in inside:
             _add_flag(group, f)
-    for name in _old(config):
+    for name in OLD if any(f.name == "methods" for f in fields(config)) else ():
         parser.add_argument(flag_of(name), help=argparse.SUPPRESS)
     named = [_called(f) for f in fields(config) if f.metadata["needed"] or f.metadata["group"] == "arguments"]
     usage = textwrap.fill(" ".join([parser.prog, *named, "[settings]"]), 50, subsequent_indent=" " * 4)
@@ -84,10 +87,6 @@ def _called(f: Field) -> str:
     if f.metadata["group"] != "arguments":
         return f"{flag_of(f.name)} {name}"
     return name if f.metadata["needed"] else f"[{name}]"
-
-
-def _old(config: type) -> Sequence[str]:
-    return OLD if any(f.name == "methods" for f in fields(config)) else ()
 
 
 def _rename_old(given: dict[str, Any]) -> None:
@@ -125,19 +124,14 @@ class Compact(argparse.RawDescriptionHelpFormatter):
                                        break_on_hyphens=False) for line in lines)
 
 
-def read_toml(path: str, config: type) -> dict[str, Any]:
-    """Return the settings of a flat TOML file. Raise UserError if it is absent, no TOML, or has an unknown key."""
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the settings of a flat TOML file. Raise UserError if it is absent, or no TOML."""
     try:
-        values: dict[str, Any] = msgspec.toml.decode(Path(path).read_bytes())
+        return msgspec.toml.decode(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, nesting
         raise UserError(f"--config {path}: not TOML ({str(error)[:200]})") from None
-    known = [*(f.name for f in fields(config)), *_old(config)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"--config {path}: unknown setting {name!r}{nearest(name, known)}")
-    return values
 
 
 def to_toml(settings: Any) -> str:
