@@ -18,7 +18,7 @@ import shlex
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import parse_given
+from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo
@@ -34,7 +34,7 @@ from jclip_fewshot.run import Run, require_new
 
 
 def main() -> None:
-    settings, given = parse_given(TrainConfig, __doc__)
+    settings, given = parse(TrainConfig, __doc__)
     if settings.from_run:
         settings = repeated(settings, given)
     require_new(settings.runs, settings.name)
@@ -45,7 +45,7 @@ def main() -> None:
     if settings.demo:
         settings = demo.settings(settings)
     problem = read_problem(settings, settings.shots)
-    device = command.start_jittor(settings)
+    device = command.set_up(settings)
 
     # 2. Images and sentences become unit feature rows.
     encoded = problem.encode()

@@ -1,7 +1,5 @@
 """python -m jclip_fewshot COMMAND: the table of commands; cli/commands.py holds what each does."""
 
-from __future__ import annotations
-
 import jclip_fewshot.cli.start  # noqa: F401  first: Ctrl-C during the imports, and Python without the packages
 
 # isort: split
@@ -30,11 +28,11 @@ Without any data, train --demo and test --demo run the built-in small contest.
 
 
 def main() -> int:
-    about = {**commands.SCRIPTS, **{name: function.__doc__ or "" for name, function in commands.COMMANDS.items()}}
+    about = commands.SCRIPTS | {name: function.__doc__ or "" for name, function in commands.COMMANDS.items()}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        names = "\n".join(textwrap.fill(f"  {name:10} {said}", min(110, columns()), subsequent_indent=" " * 13)
-                          for name, said in about.items())
-        print(f"{STARTS.format(name=table_name())}\nusage: {table_name()} COMMAND [-h]\n\n{names}")
+        print(f"{STARTS.format(name=table_name())}\nusage: {table_name()} COMMAND [-h]\n")
+        for name, said in about.items():
+            print(textwrap.fill(f"  {name:10} {said}", min(110, columns()), subsequent_indent=" " * 13))
         return 0
     if sys.argv[1] not in about:
         raise UserError(f"no command {sys.argv[1]!r}{nearest(sys.argv[1], about)}; there are {', '.join(about)}")

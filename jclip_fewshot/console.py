@@ -21,31 +21,23 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: int | None = None,
              initial: int = 0) -> Any:
-    """Return a bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook.
+    """Return a bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, lines in a log.
 
-    In logs (nohup, mpirun) it is a line every ten seconds; with --quiet nothing is shown.
-    initial: how much of `total` was done before, as what is found in the cache.
+    initial: how much of `total` was done before, as what is found in the cache. With --quiet nothing is shown.
     """
-    bar: Any = tqdm
-    if not quiet and _in_notebook():
-        bar = importlib.import_module("tqdm.auto").tqdm
-    elif not quiet and not sys.stderr.isatty():
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    notebook = getattr(shell, "kernel", None) is not None
+    if not quiet and not notebook and not sys.stderr.isatty():
         return _Lines(iterable, stage, unit, total, initial)
+    bar: Any = importlib.import_module("tqdm.auto").tqdm if notebook else tqdm
     return bar(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=quiet,
                dynamic_ncols=True, leave=False, mininterval=0.2)
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
 
 
 class _Lines:
     """The part of tqdm that this package uses, as lines of a log."""
 
-    def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None,
-                 initial: int) -> None:
+    def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None, initial: int) -> None:
         self.n, self.total = initial, len(iterable) if total is None and isinstance(iterable, Sized) else total
         self._iterable, self._stage, self._unit = iterable or (), stage, unit
         self._said = time.monotonic()
@@ -59,28 +51,25 @@ class _Lines:
     def __enter__(self) -> _Lines:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        """There is no bar to take away."""
 
     def update(self, n: int = 1) -> None:
         self.n += n
         now = time.monotonic()
         if self._since is None and n:
             self._since = now, self.n  # the first took part in starting and compiling
-        if now - self._said >= LINE_SECONDS:
-            self._said = now
-            of_all = "" if self.total is None else f" of {self.total:,}"
-            line = f"{self._stage}: {self.n:,}{of_all} {self._unit}"
-            since, before = self._since or (now, self.n)
-            if self.n > before and now > since:
-                rate = (self.n - before) / (now - since)
-                line += f", {rate:.3g} {self._unit}/s"
-                line += "" if self.total is None else f", {duration((self.total - self.n) / rate)} left"
-                self._since = now, self.n
-            tell(line)
-
-    def close(self) -> None:
-        """As tqdm's."""
+        if now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        line = f"{self._stage}: {self.n:,}{'' if self.total is None else f' of {self.total:,}'} {self._unit}"
+        since, before = self._since or (now, self.n)
+        if self.n > before and now > since:
+            rate = (self.n - before) / (now - since)
+            line += f", {rate:.3g} {self._unit}/s"
+            line += "" if self.total is None else f", {duration((self.total - self.n) / rate)} left"
+            self._since = now, self.n
+        tell(line)
 
 
 def duration(seconds: float) -> str:
@@ -99,7 +88,7 @@ def columns() -> int:
 
 
 def filled(text: str, indent: int = 0) -> str:
-    """Return text as wide as the terminal; lines after the first are indented. Words, such as paths, stay whole."""
+    """Return text as wide as the terminal; lines after the first are indented. Paths stay whole."""
     return textwrap.fill(text, max(columns(), indent + 20), subsequent_indent=" " * indent, break_long_words=False,
                          break_on_hyphens=False)
 

@@ -17,14 +17,18 @@ def one_line(text: str) -> str:
     """Return a text as one line that a terminal shows as it is: white space is one space, the rest escaped."""
     if text.isprintable():
         return text
-    text = "".join(letter if letter.isprintable() else " " if letter.isspace()
-                   else letter.encode("unicode_escape").decode() for letter in text)
-    return " ".join(text.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                   for letter in " ".join(text.split()))
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def parameter(name: str) -> str:
-    """What the user calls a parameter: `head_width` in Python, `--head-width` on the command line."""
-    return f"--{name.replace('_', '-')}" if flags else name
+    """Return what the user calls a parameter: `head_width` in Python, `--head-width` on the command line."""
+    return flag_of(name) if flags else name
 
 
 def nearest(name: str, known: Any) -> str:

@@ -1,7 +1,5 @@
 """How a result came about: the command, the versions, the seconds; and the commands that may follow."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex
@@ -14,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jclip_fewshot import __version__
-from jclip_fewshot.config import DEMO_SEED
 
 INSTALLED, MODULE = "jclip-fewshot", "python -m jclip_fewshot"  # the two names of the table of commands
 
 
 class Stopwatch:
-    """Seconds of each stage: `lap(stage)` counts from the lap before."""
+    """Seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -28,9 +25,8 @@ class Stopwatch:
 
     def lap(self, stage: str) -> None:
         """Count the seconds since the last lap as those of `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now
+        before, self._last = self._last, time.perf_counter()
+        self.seconds[stage] = self._last - before
 
 
 def made_by() -> dict[str, Any]:
@@ -43,10 +39,7 @@ def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that touch a number."""
     found = {"jclip_fewshot": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in ("jittor", "numpy", "pillow", "ftfy", "onednn-cpu-gomp"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
+        found[name] = next((one.version for one in metadata.distributions(name=name)), "absent")
     return {**found, "git commit": git_commit(Path(__file__).parents[1])}
 
 
@@ -78,11 +71,11 @@ def table_name() -> str:
 
 def next_command(command: str) -> str:
     """Return how to call another command from where this one was called: `python test.py`, `jclip-fewshot test`."""
-    program = _called()[-1]
-    if command in ("train", "test") and len(_called()) == 2 and _called()[0] == "python":
-        beside = Path(program) if Path(program).name in ("train.py", "test.py") else Path()
-        return shlex.join(["python", str(beside.parent / f"{command}.py")])
-    return f"{table_name()} {command}"
+    words = _called()
+    if words[0] != "python" or len(words) > 2 or command not in ("train", "test"):
+        return f"{table_name()} {command}"
+    folder = Path(words[1]).parent if Path(words[1]).name in ("train.py", "test.py") else Path()
+    return shlex.join(["python", str(folder / f"{command}.py")])
 
 
 def command_line() -> str:
@@ -93,8 +86,3 @@ def command_line() -> str:
             python = os.path.relpath(sys.executable) if Path.cwd() in Path(sys.executable).parents else sys.executable
         words[0] = python
     return shlex.join([*words, *sys.argv[1:]])
-
-
-def demo_flags(demo: bool, demo_seed: int | None) -> str:
-    """Return " --demo" or " --demo-seed 7" for a command line."""
-    return "" if not demo else " --demo" if demo_seed in (None, DEMO_SEED) else f" --demo-seed {demo_seed}"

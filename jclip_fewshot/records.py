@@ -1,20 +1,17 @@
 """What a run's JSON files hold, as types: reading one checks it, and keys that are not named here are ignored.
 
-    record.json     train.py       Record
-    test_A.json     test.py        TestRecord
-    validate.json   validate       Validation
+record.json, of train.py, is a Record; test_A.json, of test.py, a TestRecord; validate.json a Validation.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 from msgspec import Meta, Struct
 
-from jclip_fewshot.config import Config, TestConfig, TrainConfig, ValidateConfig, checked
+from jclip_fewshot.config import TestConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import filled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.several import encoders_of
@@ -23,20 +20,13 @@ from jclip_fewshot.storage.json_files import read_json
 VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a folder
 
 Percent = Annotated[float, Meta(ge=0, le=100.0001)]  # a weighted mean may be rounded up
+Percents = Annotated[list[Percent], Meta(min_length=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 # a path below the data folder: relative, without a part ".."
-PATTERN = r"\A(?!/)(?!(.*[/\\])?\.\.([/\\]|\Z))[^\0]*\Z"
-PathInside = Annotated[str, Meta(min_length=1, max_length=4000, pattern=PATTERN)]
-
-
-def _sound(config: Config) -> Config:
-    """Return settings with their choices and ranges checked, which msgspec does not know."""
-    try:
-        return checked(type(config), {f.name: getattr(config, f.name) for f in fields(config)})
-    except UserError as error:
-        raise ValueError(f"config: {error}") from None
+PathInside = Annotated[str, Meta(min_length=1, max_length=4000,
+                                 pattern=r"\A(?!/)(?!(.*[/\\])?\.\.([/\\]|\Z))[^\0]*\Z")]
 
 
 class Made(Struct, kw_only=True):
@@ -49,36 +39,35 @@ class Made(Struct, kw_only=True):
     config: Any
 
     def __post_init__(self) -> None:
-        self.config = _sound(self.config)
+        try:
+            self.config = checked(type(self.config), vars(self.config))  # msgspec knows no choices and ranges
+        except UserError as error:
+            raise ValueError(f"config: {error}") from None
 
 
 class Shots(Struct, kw_only=True):
-    """The S training images of a run. support: how many of them, the last ones, are found or generated images."""
+    """The S training images of a run."""
 
     rule: str
     files: list[PathInside]
     labels: list[Count]
     unreadable: dict[str, str] = {}
-    support: Count = 0
+    support: Count = 0  # how many of them, the last ones, are found or generated images
 
 
 class Record(Made, kw_only=True):
-    """How a run was trained, from what, and what its methods chose.
-
-    encoder: what the source's `record` said. settings: {method: what it chose on the shots}. histories: {method: an
-    object an epoch}. seconds: of each stage, and of each method under "method NAME".
-    """
+    """How a run was trained, from what, and what its methods chose."""
 
     device: str
     config: TrainConfig
-    encoder: dict[str, Any]
+    encoder: dict[str, Any]  # what the source's `record` said
     classes: Annotated[list[str], Meta(min_length=1)]
     domains: list[str]
     shots: Shots
     without_labels: dict[str, Any] = {}
-    settings: dict[str, dict[str, Any]]
-    histories: dict[str, list[dict[str, int | float | None]]]
-    seconds: dict[str, Seconds]
+    settings: dict[str, dict[str, Any]]  # {method: what it chose on the shots}
+    histories: dict[str, list[dict[str, int | float | None]]]  # {method: an object an epoch}
+    seconds: dict[str, Seconds]  # of each stage, and of each method under "method NAME"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +79,7 @@ class Record(Made, kw_only=True):
             raise ValueError("the encoder has neither a model nor a file of features")
 
     def held_out(self) -> HeldOut | None:
-        """Return the ensemble's estimate on held-out shots; None where no shot could be left out."""
+        """Return the ensemble's top-1 on held-out shots; None where no shot could be left out."""
         top1 = self.settings.get("ensemble", {}).get("held_out_top1")
         count = sum(shots for shots in Counter(self.shots.labels).values() if shots > 1)
         if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100 or not count:
@@ -102,25 +91,25 @@ class Record(Made, kw_only=True):
         """Return a sentence that says what the ensemble should score."""
         found = self.held_out()
         return filled("No shot could be held out, so nothing says what to expect on new images." if found is None else
-                      f"Top-1 on {found.count} held-out shots: {found} % (± one standard error). Expect about this on "
+                      f"Top-1 on {found.shots} held-out shots: {found} % (± one standard error). Expect about this on "
                       "new images if they are like the shots.")
 
     def summary(self) -> str:
-        """Return two sentences: what was learned, and what it should score."""
+        """Return what was learned, and what it should score."""
         methods, images = len(set(self.settings) - {"ensemble"}), len(self.shots.labels)
         learned = f"Fitted {methods} methods and their ensemble" if methods > 1 else "Fitted one method"
         seen, known = len(set(self.shots.labels)), len(self.classes)
-        source = f"{images} images of {'' if seen == known else f'{seen} of '}{known} classes" if images \
-            else f"the names of {known} classes"
-        return filled(f"{learned} on {source}.") + "\n" + self.estimate()
+        classes = f"{known} classes" if seen in (0, known) else f"{seen} of {known} classes"
+        source = f"{images} images of" if images else "the names of"
+        return f"{filled(f'{learned} on {source} {classes}.')}\n{self.estimate()}"
 
 
-class HeldOut(Struct, frozen=True):
-    """Top-1 of the ensemble on `count` shots, each answered without itself, in percent, and one standard error."""
+class HeldOut(NamedTuple):
+    """Top-1 of the ensemble on so many shots, each answered without itself, in percent, and one standard error."""
 
     top1: float
     error: float
-    count: int
+    shots: int
 
     def __str__(self) -> str:
         return f"{self.top1:.1f} ± {self.error:.1f}"
@@ -152,10 +141,10 @@ class TestRecord(Made, kw_only=True):
 class Row(TypedDict):
     """A method's held-out scores, one a seed; error: the sampling error of each top1."""
 
-    top1: Annotated[list[Percent], Meta(min_length=1)]
-    top5: Annotated[list[Percent], Meta(min_length=1)]
+    top1: Percents
+    top5: Percents
     error: list[Percent]
-    domains: dict[str, Annotated[list[Percent], Meta(min_length=1)]]
+    domains: dict[str, Percents]
 
 
 class Validation(Made, kw_only=True):

@@ -11,32 +11,35 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from jclip_fewshot.config import flag_of
+from jclip_fewshot.config import DEMO_SEED, TestConfig
 from jclip_fewshot.console import tell, warn
+from jclip_fewshot.data import submission
 from jclip_fewshot.data.data_set import DataSet, TestSet
+from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
-from jclip_fewshot.data.submission import move_aside, require_target, write_csv, write_result, write_table
-from jclip_fewshot.errors import UserError, shown
+from jclip_fewshot.errors import UserError, flag_of, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
-from jclip_fewshot.provenance import demo_flags, next_command
+from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record, TestRecord
 from jclip_fewshot.storage.arrays import ANY, Schema, load_arrays, save_arrays
 from jclip_fewshot.storage.files import require_writable, require_writable_folder
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -48,61 +51,49 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, flag: str = "--run", runs: str | Path = "runs") -> Run:
-        """Return the run in `folder`, or of that name under `runs`; flag: what named it, for the message.
-
-        Raise UserError if there is none, or its record is damaged.
-        """
-        given, folder = folder, Path(folder)
-        if not folder.exists() and folder.name == str(folder):
-            folder = Path(runs, folder)
-        if not (folder / RECORD).is_file():
-            raise UserError(f"{flag} {given}: no finished run there ({RECORD} is missing); {next_command('train')} "
-                            "makes one")
-        return cls(folder, read_json(folder / RECORD, Record, "train again"))
+        """Return the run in `folder`, or of that name under `runs`; flag: what named it. Raise UserError if none is."""
+        found = Path(folder)
+        if not found.exists() and found.name == str(folder):
+            found = runs / found
+        if not (found / RECORD).is_file():
+            raise UserError(f"{flag} {folder}: no finished run there; {next_command('train')} makes one")
+        return cls(found, read_json(found / RECORD, Record, "train again"))
 
     @classmethod
     def all(cls, runs: str | Path) -> list[Run]:
         """Return the finished runs under a folder, the newest first; those that cannot be read are named."""
-        found = []
-        paths = Path(runs).glob(f"*/{RECORD}")
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-            try:
-                found.append(cls.open(path.parent))
-            except UserError as error:
-                warn(f"{error}; it is left out")
-        return found
+        paths = sorted(Path(runs).glob(f"*/{RECORD}"), key=_age, reverse=True)
+        return readable(lambda path: cls.open(path.parent), paths)
 
     @classmethod
-    def chosen(cls, folder: str, runs: str | Path, demo: bool = False, demo_seed: int | None = None,
+    def chosen(cls, folder: str, runs: str | Path, demo: bool = False, demo_seed: int = DEMO_SEED,
                split: str = "") -> Run:
-        """Return the run in `folder`, or the newest one under `runs` that can answer `split`.
+        """Return the run in `folder`, or the newest one under `runs`, of the built-in contest or not, for `split`.
 
-        demo: of the built-in contest (of that seed), else of another. Without a split, runs of both boards are refused:
-        nothing says which one is meant.
-        Raise UserError if there is none.
+        Raise UserError if there is none, or, without a split, if there are runs of both boards.
         """
         if folder:
             return cls.open(folder, runs=runs)
         found = [run for run in cls.all(runs) if run.record.config.demo == demo
-                 and (not demo or demo_seed in (None, run.record.config.demo_seed))]
+                 and (not demo or run.record.config.demo_seed == demo_seed)]
         newest = {run.board: run for run in reversed(found)}  # of each board
         if not split and len(newest) > 1:
             choices = " or ".join(f"--split {board} ({run.folder})" for board, run in sorted(newest.items()))
-            raise UserError(f"{runs} has runs of both boards: say which test set to answer, {choices}, or give --run")
+            raise UserError(f"{runs} has runs of both boards: say which one answers, {choices}, or give --run")
         if split in CLASS_LISTS:
             found = [run for run in found if run.board == split]
         if not found:
-            wanted = demo_flags(demo, demo_seed) + (" --board B" if split == "B" else "")
+            wanted = "" if not demo else " --demo" if demo_seed == DEMO_SEED else f" --demo-seed {demo_seed}"
+            wanted += " --board B" if split == "B" else ""
             raise UserError(f"no finished run under {runs}: {next_command('train')}{wanted} makes one")
         return found[0]
 
     @classmethod
     def create(cls, runs: str | Path, name: str, shots: Iterable[tuple[str, int]], pipeline: Pipeline,
                record: Record) -> Run:
-        """Write a new run whole, the record last, or nothing. Return it.
+        """Write a new run whole, the record last, or nothing, and return it. Raise UserError if it cannot be written.
 
         shots: (path below the data folder, class id) of the training images; name: see `new_folder`.
-        Raise UserError if it cannot be written.
         """
         folder = new_folder(runs, name, record.config.board)
         try:
@@ -110,13 +101,10 @@ class Run:
             save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.report_arrays()})
             write_json(folder / RECORD, record)
         except BaseException as error:
-            for part in (RECORD, MODEL, SHOTS):
-                (folder / part).unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
             if isinstance(error, OSError):
-                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); nothing of it is "
-                                "left there, and what is encoded is kept in the cache") from error
+                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); what is encoded is "
+                                "kept in the cache") from error
             raise
         return cls(folder, record)
 
@@ -129,35 +117,30 @@ class Run:
     def pipeline(self) -> Pipeline:
         """What was learned. Raise UserError if the file is damaged or of another version."""
         try:
-            arrays = self.arrays(STATE_SCHEMA)
+            return Pipeline.from_state(self.arrays(STATE_SCHEMA))
         except UserError:
             if "methods" in self.arrays():
                 raise
-            raise UserError(f"{self.folder} was trained by an earlier version of this program and cannot be read: "
-                            f"{next_command('train')} --from-run {shlex.quote(str(self.folder))} trains it "
-                            "again") from None
-        return Pipeline.from_state(arrays)
+            again = f"{next_command('train')} --from-run {shlex.quote(str(self.folder))}"
+            raise UserError(f"{self.folder} is of an earlier version and unreadable: {again} trains it again") from None
 
     def arrays(self, schema: Schema = ANY) -> dict[str, np.ndarray]:
         """Return the arrays of what was learned, checked against a schema."""
         return load_arrays(self.folder / MODEL, schema)
 
     def source(self, given: Any, **encoding: Any) -> Source:
-        """Return the encoder that it was trained with, opened again.
+        """Return the encoder that it was trained with, opened again; given: see `where_sources`.
 
-        given: settings with `model`, `weights`, `features`, `features_extra`: where those lie now, if they were moved.
-        encoding: see `reopen_source`.
         Raise UserError if it is gone, another one now, or `given` does not fit the run.
         """
         return reopen_source(self.record.encoder, self.where_sources(given), self.record.shots.files,
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now.
+        """Return where a file or folder that the record names lies now; where it is nowhere, `saved` itself.
 
         A relative path is looked for below the working folder, below the project's that holds the run (runs/NAME) and
-        below the one where train.py ran; an absolute one where it was, and then in the same places. Last comes its
-        bare name in the run, here and in weights/. Where it is in none of them, `saved` itself.
+        below the one where train.py ran; an absolute one where it was first. Last comes its bare name.
         """
         was = self.record.folder or os.getcwd()
         whole = Path(os.path.abspath(os.path.join(was, saved)))
@@ -169,60 +152,74 @@ class Run:
         return next((str(place) for place in places if os.path.exists(place)), saved)
 
     def where_sources(self, given: Any) -> dict[str, Any]:
-        """Return {"model", "weights", "features"}: as `given` (see `source`), or where the run's own lie now.
+        """Return {"model", "weights", "features"}, of several encoders with a list "others" of the same.
 
-        Of several encoders, "others" holds a list of the same for those behind the first.
+        given: settings of these names, and `features_extra`, where those of the run were moved; else its own.
         Raise UserError if `given` does not fit what the run was trained with.
         """
         encoders = encoders_of(self.record.encoder)
         kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
                  for one in encoders]
-        waiting = {kind: listed(getattr(given, kind, "") or ()) for kind in ("model", "features", "features_extra")}
-        for kind, files in waiting.items():
+        now = {}
+        for kind in ("model", "features", "features_extra"):
+            files = listed(getattr(given, kind, ()))
             mine = [one.get("model") or one["features"] for one, its in zip(encoders, kinds) if its == kind]
+            now[kind] = iter(files or map(self.where, mine))
             if len(files) not in (0, len(mine)):
                 such = f"{len(mine)} such ({', '.join(mine)})" if mine else "none such"
-                all_kinds = " and ".join(flag_of(one) for one in dict.fromkeys(kinds))
+                all_kinds = " and ".join(map(flag_of, dict.fromkeys(kinds)))
                 raise UserError(f"{flag_of(kind)}: {len(files)} given, but {self.folder} was trained with {such}, but "
-                                f"{all_kinds}: one for each, in this order, or none")
+                                f"{all_kinds}: give one for each, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
         found = []
         for one, kind in zip(encoders, kinds):
-            name = "model" if kind == "model" else "features"
-            now = waiting[kind].pop(0) if waiting[kind] else self.where(one[name])
             weights = given.weights or (self.where(one["weights"]) if one.get("weights") else "")
-            found.append({"model": "", "weights": weights, "features": "", name: now})
+            place = {kind.removesuffix("_extra"): next(now[kind])}
+            found.append({"model": "", "weights": weights, "features": "", **place})
         first, *others = found
         return {**first, "others": others} if others else first
 
-    def require_same_classes(self, class_names: Sequence[str]) -> None:
-        """Raise UserError if a data set's classes are not those that the run learned."""
-        if self.record.classes != list(class_names):
-            raise UserError(f"{self.folder} learned {len(self.record.classes)} classes that are not the "
-                            f"{len(class_names)} of this data set, or in another order: train again, or give the right "
-                            "--run or --data")
+    def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
+        """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
 
-    def split(self, data: DataSet, given: str = "") -> tuple[str, bool]:
-        """Return the test set of a data set that is meant, and whether it is the run's own.
-
-        Raise UserError if `given` is that of the other board, whose classes it has not learned.
+        Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
         """
-        if not data.plain and given in CLASS_LISTS and given != self.board:
+        config = self.record.config
+        root = settings.data or self.where(config.data)
+        data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
+                             labels=self.where(config.labels) if config.labels else "")
+        self.require_fit(data, settings.split)
+        split = settings.split or data.default_split
+        tests = data.split(split, used=self.record.shots.files)
+        for note in tests.notes:
+            tell(note)
+        result = submission.answers_file(settings.result, settings.out, data.plain, root if config.demo else "")
+        submission.require_target(result)
+        if result.suffix != ".csv":
+            require_writable(_names_file(result), "--result")
+            submission.require_names(tests.folder, tests.names)
+        require_writable_folder(self.folder, "--run")
+        return data, split, tests, result
+
+    def require_fit(self, data: DataSet, split: str = "") -> None:
+        """Raise UserError if the run has not learned the classes of a data set, or those of the board `split`."""
+        if self.record.classes != data.class_names:
+            raise UserError(f"{self.folder} learned {len(self.record.classes)} classes that are not the "
+                            f"{len(data.class_names)} of this data set: train again, or give the right --run or --data")
+        if not data.plain and split in CLASS_LISTS and split != self.board:
             raise UserError(f"{self.folder} has learned the classes of board {self.board} and cannot answer --split "
-                            f"{given}: give the --run of {next_command('train')} --board {given}")
-        return given or data.default_split, given in ("", data.default_split)
+                            f"{split}: give the --run of {next_command('train')} --board {split}")
 
     def splits(self) -> list[str]:
         """Return the test sets that it has answered, the last one last."""
-        paths = sorted(self.folder.glob("test_*.json"), key=lambda path: path.stat().st_mtime)
-        return [path.stem[len("test_"):] for path in paths]
+        return [path.stem.removeprefix("test_") for path in sorted(self.folder.glob("test_*.json"), key=_age)]
 
     def tested(self, split: str) -> TestRecord:
         """Return how it answered a test set. Raise UserError if it has not, or the file is damaged."""
         if split not in self.splits():
-            raise UserError(f"{self.folder} has not answered test set {split}: {next_command('test')} --run "
-                            f"{shlex.quote(str(self.folder))} --split {shlex.quote(split)} does")
+            given = shlex.join(["--run", str(self.folder), "--split", split])
+            raise UserError(f"{self.folder} has not answered test set {split}: {next_command('test')} {given} does")
         return read_json(self.folder / f"test_{split}.json", TestRecord, "run test.py again")
 
     def answers(self, split: str, schema: Schema) -> dict[str, np.ndarray]:
@@ -239,73 +236,67 @@ class Run:
         """Write the answers to `result` and a copy into the run. Return the archive to submit; none of a .csv.
 
         own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first,
-        NaN where the image could not be read. Beside a result.txt stand its archive and the names of its classes.
-        A file of these names that none of the runs beside this one has written is moved aside first, with a line.
+        NaN where the image could not be read. Files that none of the runs beside this one has written are moved aside.
         """
         table = result.suffix == ".csv"
         for path in (result,) if table else (result, result.with_suffix(".zip"), _names_file(result)):
-            aside = move_aside(path, sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}")))
+            aside = submission.move_aside(path, sorted(self.folder.resolve().parent.glob(f"*/result*{path.suffix}")))
             if aside:
                 tell(f"{path} was not written by these runs: it is moved to {aside}")
         classes, archive = self.record.classes, None
         for place in (self.folder / f"{'result' if own else f'result_{split}'}{result.suffix}", result):
             if table:
-                write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
+                submission.write_table(place, tests.files, [classes[row[0]] for row in best], probability.tolist())
                 continue
-            archive = write_result(place, tests.names, best.tolist(), len(classes))
-            write_csv(_names_file(place), ["image", *(f"class{number + 1}" for number in range(len(best[0])))],
-                      ([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best)))
+            archive = submission.write_result(place, tests.names, best.tolist(), len(classes))
+            submission.write_csv(
+                _names_file(place), ["image", *(f"class{number + 1}" for number in range(len(best[0])))],
+                ([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best)))
         return archive
 
 
-def require_result(result: Path) -> None:
-    """Raise UserError, before the work, if the answers, or a file beside them, cannot be written."""
-    require_target(result)
-    if result.suffix != ".csv":
-        require_writable(_names_file(result), "--result")
+def readable(read: Callable[[Any], Content], places: Iterable, what: str = "it is") -> list[Content]:
+    """Return what can be read of some places; a line names those that cannot, and that `what` is left out."""
+    found = []
+    for place in places:
+        try:
+            found.append(read(place))
+        except UserError as error:
+            warn(f"{error}; {what} left out")
+    return found
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _names_file(result: Path) -> Path:
     return result.with_name(f"{result.stem}_names.csv")
 
 
-def is_file_name(name: str) -> bool:
-    """Return whether a text is safe as a part of a file's name: one component, printable, not too long."""
-    return (0 < len(name.encode("utf-8", "surrogateescape")) <= 100 and name.isprintable()
-            and not re.search(r'[/\\:*?"<>|]', name) and name.strip(" .") == name)
-
-
 def require_new(runs: str | Path, name: str) -> None:
-    """Find out before the work whether a run of that name can be saved.
-
-    Raise UserError if it is no plain name, or taken, or there is no folder where runs could be made.
-    """
-    if name and not is_file_name(name):
-        said = shown(name if len(name) <= 60 else name[:60] + "…")
-        raise UserError(f"--name {said}: a plain name of at most 100 bytes, not a path; --runs says where runs lie")
+    """Raise UserError, before the work, if a run of that name cannot be saved: it is no plain name, or taken."""
+    if not name.isprintable() or len(name.encode()) > 100 or re.search(r'[/\\:*?"<>|]|^[ .]|[ .]$', name):
+        raise UserError(f"--name {shown(name[:60])}: give a plain name of at most 100 bytes, not a path")
     if os.path.lexists(runs) and not os.path.exists(runs):
         raise UserError(f"--runs {runs}: a link that leads to nothing; remove it, or give another folder")
     require_writable_folder(runs, "--runs")
     folder = Path(runs, name)
     if name and os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--name {name}: {folder} exists, and nothing is written over; choose another name, or remove "
-                        "it yourself")
+        raise UserError(f"--name {name}: {folder} exists; choose another name, or remove it yourself")
 
 
 def new_folder(runs: str | Path, name: str, board: str, prefix: str = "") -> Path:
     """Make and return the folder of a new run: `name`, or `prefix`, date, time and board, and a number if taken."""
     require_new(runs, name)
-    stamp = prefix + time.strftime(f"%Y%m%d-%H%M%S-{board}")
+    folder = stamped = Path(runs, name or prefix + time.strftime(f"%Y%m%d-%H%M%S-{board}"))
     number = 1
-    while not name:
-        folder = Path(runs, stamp if number == 1 else f"{stamp}-{number}")
+    while True:
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=bool(name))
             return folder
         except FileExistsError:  # another run has ended in the same second
-            if not folder.is_dir():
+            if name or not folder.is_dir():
                 raise
             number += 1
-    folder = Path(runs, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+            folder = Path(f"{stamped}-{number}")

@@ -6,8 +6,8 @@ from typing import get_type_hints
 import pytest
 
 from jclip_fewshot import console
-from jclip_fewshot.cli import commands
-from jclip_fewshot.cli.flags import parse, parse_given, read_toml, to_toml
+from jclip_fewshot.cli import commands, flags
+from jclip_fewshot.cli.flags import read_toml, to_toml
 from jclip_fewshot.config import (
     EvaluateConfig,
     PredictConfig,
@@ -16,11 +16,15 @@ from jclip_fewshot.config import (
     TestConfig,
     TrainConfig,
     ValidateConfig,
-    flag_of,
+    checked,
 )
-from jclip_fewshot.errors import UserError
+from jclip_fewshot.errors import UserError, flag_of
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.plan import choose
+
+
+def parse(config, description, arguments):
+    return flags.parse(config, description, arguments)[0]
 
 
 @pytest.mark.parametrize("config", [TrainConfig, TestConfig])
@@ -48,7 +52,7 @@ def test_toml_round_trip(tmp_path, capsys):
     settings = parse(TrainConfig, "", ["--data", 'a "quoted" \\ path', "--demo", "--shots", "2"])
     file = tmp_path / "run.toml"
     file.write_text(to_toml(settings), encoding="utf-8")
-    assert TrainConfig(**read_toml(str(file), TrainConfig)) == settings
+    assert checked(TrainConfig, read_toml(str(file))) == settings
     with pytest.raises(SystemExit) as leave:
         parse(TrainConfig, "", ["--config", str(file), "--print-config"])
     assert leave.value.code == 0 and capsys.readouterr().out == to_toml(settings)
@@ -70,14 +74,14 @@ def test_mistakes_in_the_file(tmp_path, text, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("flags, methods", [
+@pytest.mark.parametrize("old, methods", [
     (["--heads", "gda,clap"], "gda,clap"), (["--heads", "fast", "--tune", "off"], "fast"), (["--heads", "all"], "all"),
     (["--tune", "auto"], "auto"), (["--heads", "gda", "--tune", "last_block"], "gda,last_block"),
     (["--label-free", "upl"], "auto,upl"), (["--heads", "default,clap"], "auto,clap")])
-def test_old_flags_say_what_to_type(flags, methods, capsys):
-    assert parse(TrainConfig, "", flags) == parse(TrainConfig, "", ["--methods", methods])
+def test_old_flags_say_what_to_type(old, methods, capsys):
+    assert parse(TrainConfig, "", old) == parse(TrainConfig, "", ["--methods", methods])
     said = capsys.readouterr().err
-    assert said == f"warning: {' '.join(flags)} is now --methods: type --methods {methods}\n"
+    assert said == f"warning: {' '.join(old)} is now --methods: type --methods {methods}\n"
 
 
 def test_old_keys_in_a_file_and_beside_the_new_flag(tmp_path):
@@ -149,7 +153,7 @@ def test_help_obeys_columns(config, columns, capsys, monkeypatch):
 
 def test_what_was_given_by_flag_or_file_is_known(tmp_path):
     (tmp_path / "run.toml").write_text("shots = 8\n")
-    _, given = parse_given(TrainConfig, "", ["--config", str(tmp_path / "run.toml"), "--methods", "gda"])
+    _, given = flags.parse(TrainConfig, "", ["--config", str(tmp_path / "run.toml"), "--methods", "gda"])
     assert given == {"shots": 8, "methods": "gda"}
 
 
@@ -162,12 +166,12 @@ def test_a_demo_seed_turns_the_demo_on():
 
 def test_printed_settings_read_back_are_the_same(tmp_path, capsys):
     for config in (TrainConfig, TestConfig, ValidateConfig):
-        for flags in (["--data", "mine"], ["--demo-seed", "7"]):
+        for line in (["--data", "mine"], ["--demo-seed", "7"]):
             with pytest.raises(SystemExit):
-                parse(config, "", [*flags, "--print-config"])
+                parse(config, "", [*line, "--print-config"])
             (tmp_path / "my.toml").write_text(capsys.readouterr().out)
             again = parse(config, "", ["--config", str(tmp_path / "my.toml")])
-            assert again == parse(config, "", flags)
+            assert again == parse(config, "", line)
         assert parse(config, "", ["--config", str(tmp_path / "my.toml"), "--demo-seed", "3"]).demo
 
 
@@ -201,5 +205,3 @@ def test_a_setting_that_may_be_given_several_times(tmp_path):
         file.write_text(wrong)
         with pytest.raises(UserError, match="--model takes text, or a list of texts"):
             parse(TrainConfig, "", ["--config", str(file)])
-    with pytest.raises(UserError, match="--features x.npz is given twice"):
-        parse(TrainConfig, "", ["--features", "x.npz", "--features", "x.npz"])

@@ -48,11 +48,6 @@ def test_the_next_command_is_called_as_this_one_was(monkeypatch, program, train,
     assert provenance.next_command("train") == train and provenance.next_command("predict") == predict
 
 
-def test_flags_of_the_next_command():
-    assert [provenance.demo_flags(*given) for given in ((False, 1), (True, 1), (True, 7))] == [
-        "", " --demo", " --demo-seed 7"]
-
-
 def test_the_commit_of_a_checkout(tmp_path):
     assert provenance.git_commit(tmp_path) == "absent"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -108,7 +108,7 @@ def test_the_held_out_estimate_counts_shots_that_can_be_left_out(tmp_path):
     assert as_record(Record, record, tmp_path).held_out() is None  # a shot a class
     record["shots"] = {**record["shots"], "files": list("abcde"), "labels": [0, 0, 0, 0, 1]}
     found = as_record(Record, record, tmp_path).held_out()
-    assert (found.top1, found.count, str(found)) == (80.0, 4, "80.0 ± 18.7")
+    assert (found.top1, found.shots, str(found)) == (80.0, 4, "80.0 ± 18.7")
 
 
 def test_the_end_of_a_training_says_what_was_learned_and_what_to_expect(tmp_path, monkeypatch):

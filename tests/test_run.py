@@ -87,12 +87,13 @@ def test_runs_of_both_boards_are_told_apart_or_refused(tmp_path):
         Run.chosen("", tmp_path)
     assert Run.chosen("", tmp_path, split="A").folder == a.folder
     assert Run.chosen("", tmp_path, split="B").folder == b.folder
-    contest_a, contest_b = (SimpleNamespace(plain=False, default_split=board) for board in "AB")
-    assert a.split(contest_a) == ("A", True) and b.split(contest_b, "B") == ("B", True)
-    assert a.split(contest_a, "val") == ("val", False)
+    contest = SimpleNamespace(plain=False, class_names=["Cat_a", "Dog_b"])
+    for run, own in ((a, "A"), (b, "B")):
+        for split in ("", own, "val"):
+            run.require_fit(contest, split)
     for run, other in ((a, "B"), (b, "A")):
         with pytest.raises(UserError, match=f"cannot answer --split {other}: .*train.py --board {other}"):
-            run.split(contest_a, other)
+            run.require_fit(contest, other)
 
 
 def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
@@ -108,6 +109,9 @@ def test_a_broken_run_does_not_hide_the_good_one(tmp_path, capsys):
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="python train.py --demo makes one"):
         Run.chosen("", tmp_path, demo=True)
+    for given, flags in (((False, 1), ""), ((True, 7), " --demo-seed 7"), ((False, 1, "B"), " --board B")):
+        with pytest.raises(UserError, match=f"python train.py{flags} makes one"):
+            Run.chosen("", tmp_path, *given)
     with pytest.raises(UserError, match="--run .*no finished run there"):
         Run.open(tmp_path)
     finished(tmp_path, "seven", demo=True, demo_seed=7)
@@ -118,9 +122,9 @@ def test_no_run(tmp_path):
 
 def test_a_run_of_other_classes_is_refused(tmp_path):
     run = finished(tmp_path)
-    run.require_same_classes(["Cat_a", "Dog_b"])
+    run.require_fit(SimpleNamespace(plain=False, class_names=["Cat_a", "Dog_b"]))
     with pytest.raises(UserError, match="learned 2 classes that are not the 3"):
-        run.require_same_classes(["a", "b", "c"])
+        run.require_fit(SimpleNamespace(plain=False, class_names=["a", "b", "c"]))
 
 
 def test_a_run_of_an_earlier_version_says_how_to_train_it_again(tmp_path):
@@ -177,10 +181,12 @@ def test_names_that_are_no_folder(tmp_path, name):
         runs.require_new(tmp_path, name)
 
 
-def test_names_that_become_files():
-    assert all(map(runs.is_file_name, ["A", "B", "test", "val-2", "一"]))
-    assert not any(map(runs.is_file_name, ["", ".", "..", "a/b", "..\\x", "a\nb", "a:b", " a", "x" * 101, "a\0",
-                                           "\udc80"]))
+def test_names_that_become_folders(tmp_path):
+    for name in ("A", "B", "test", "val-2", "一"):
+        runs.require_new(tmp_path, name)
+    for name in (".", "..", "a/b", "..\\x", "a\nb", "a:b", " a", "x" * 101, "a\0", "\udc80"):
+        with pytest.raises(UserError, match="plain name"):
+            runs.require_new(tmp_path, name)
 
 
 def test_runs_on_a_file(tmp_path):

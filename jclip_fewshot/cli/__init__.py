@@ -1,4 +1,1 @@
-"""The command line: flags made from config, what every command does around its work, doctor.
-
-The top layer: it may import everything; only the scripts and __main__ import it.
-"""
+"""The command line, on the top floor: only the scripts and __main__ import it."""

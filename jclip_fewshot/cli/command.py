@@ -1,7 +1,5 @@
 """What every command does around its work: device, quietness, mistakes said in one line, and a way out."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
@@ -27,13 +25,12 @@ _REMEDIES = {errno.EMFILE: "raise the limit of open files: ulimit -n 1024",
              errno.EAGAIN: "raise the limit of processes: ulimit -u",
              errno.EROFS: "choose a folder that can be written", errno.EACCES: "choose a folder that is yours"}
 _NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v unlimited), or take fewer --workers"
+_SIGNS_OF_IT = ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
+                "can't start new thread", "Resource temporarily unavailable")  # in what Jittor says
 
 
 def speak_as(settings: DeviceConfig) -> None:
-    """Set how talkative to be, for what is said before Jittor starts.
-
-    Raise UserError if this process is one of several by left-over variables alone.
-    """
+    """Set how talkative to be. Raise UserError if this process is one of several by left-over variables alone."""
     global _cache
     ranks.require_launcher()
     console.quiet = settings.quiet or not ranks.first()
@@ -45,16 +42,11 @@ def speak_as(settings: DeviceConfig) -> None:
 
 
 def set_up(settings: DeviceConfig) -> runtime.Plan:
-    """Do both, for commands that have nothing to find out before Jittor starts."""
+    """Do this, and start Jittor as the settings say, with the watchdog of its long calls."""
     speak_as(settings)
-    return start_jittor(settings)
-
-
-def start_jittor(settings: DeviceConfig) -> runtime.Plan:
-    """Start Jittor as the settings say, and the watchdog of its long calls."""
     if start.signals_are_ours():
         start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
-                                    runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.last_line_to(),
+                                    runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.stderr,
                                     _last_line(""), start.GRACE)
     if settings.device != "cpu":
         ranks.use_own_gpu()
@@ -62,10 +54,10 @@ def start_jittor(settings: DeviceConfig) -> runtime.Plan:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave.
+    """Call `main` and leave with its status, or one line and another.
 
-    Status 2 and one line: a UserError, or an error of the machine (full disk, no memory). 130 and 143: Ctrl-C and
-    SIGTERM. 1: a result could not be printed; whatever was to be saved is saved.
+    2: a UserError, or an error of the machine (full disk, no memory). 130, 143: Ctrl-C, SIGTERM. 1: a result could not
+    be printed; whatever was to be saved is saved.
     """
     try:
         _run(main)
@@ -78,30 +70,22 @@ def _run(main: Callable[[], int | None]) -> None:
     out = sys.stdout = _Lasting(sys.stdout, 1)
     sys.stderr = _Lasting(sys.stderr, 2)
     status, said = 2, ""
-    errors.flags = True
     try:
-        start.working(True)
-        status = _traced(main) or 0
-    except UserError as error:
-        said = str(error)
+        errors.flags = start.working = True
+        status = main() or 0
     except SystemExit as end:  # argparse: after -h, or after a mistake that it has said
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except MemoryError:
-        said = _NO_MEMORY
-    except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-        said += f"; {_REMEDIES.get(error.errno or 0, '--verbose shows where')}"
+        status = int(end.code or 0)
     except Exception as error:
         if start.heard:  # a compiler that died of the same Ctrl-C
             start.leave(_last_line(""))
-        said = _machine_error(str(error))
+        said = one_line(_said(error))
         if not said:
             raise
+        if console.verbose:
+            traceback.print_exc()
     finally:
-        errors.flags = False
-        start.working(False)
+        errors.flags = start.working = False
     if said:
-        said = one_line(said)
         print(f"error: {said}" if ranks.first() else f"rank {ranks.rank()}: {said}", file=sys.stderr)
     sys.stdout.flush()
     if out.lost and status == 0:
@@ -112,29 +96,23 @@ def _run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
-def _traced(main: Callable[[], int | None]) -> int | None:
-    """Call `main`; with --verbose, show a mistake's trace before it is said in one line."""
-    try:
-        return main()
-    except Exception:
-        if console.verbose:
-            traceback.print_exc()
-        raise
-
-
-def _last_line(what: str) -> str:
-    if what:
-        return f"stopped; {what}"
-    return f"stopped; features that are finished are kept in {_cache}" if _cache else "stopped"
-
-
-def _machine_error(text: str) -> str:
-    """One line for what Jittor says in many of a machine that has run out of something; "" for anything else."""
-    if any(sign in text for sign in ("std::bad_alloc", "Unable to alloc", "out of memory", "Cannot allocate memory",
-                                     "can't start new thread", "Resource temporarily unavailable")):
+def _said(error: Exception) -> str:
+    """What to say of a mistake, or of a machine that has run out of something; "" of a fault of this program."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
+        return f"{what}; {_REMEDIES.get(error.errno or 0, '--verbose shows where')}"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS_OF_IT):
         return _NO_MEMORY
     return next((f"Jittor: {os.strerror(number)}; {_REMEDIES[number]}" for number in (errno.ENOSPC, errno.EMFILE)
                  if os.strerror(number) in text), "")
+
+
+def _last_line(what: str) -> str:
+    what = what or (f"features that are finished are kept in {_cache}" if _cache else "")
+    return f"stopped; {what}" if what else "stopped"
 
 
 class _Lasting:
@@ -148,21 +126,18 @@ class _Lasting:
             stream.reconfigure(errors="backslashreplace")  # LANG=C knows no ✓
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError) as error:
-            self._drop(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._drop(error)
+        self._try(self._stream.flush)
 
-    def _drop(self, error: Exception) -> None:
-        self.lost = getattr(error, "strerror", None) or str(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)  # what still waits in buffers goes there
+    def _try(self, act: Callable[..., object], *given: str) -> None:
+        try:
+            act(*given)
+        except (OSError, ValueError) as error:
+            self.lost = getattr(error, "strerror", None) or str(error)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)  # what still waits in buffers goes there
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -3,8 +3,6 @@
 Imports stand inside the functions where they start Jittor or are heavy: `check` and `-h` should not wait for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import runpy
 import sys
@@ -12,22 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from jclip_fewshot import config
 from jclip_fewshot.cli import command
-from jclip_fewshot.cli.flags import parse_given
-from jclip_fewshot.config import (
-    BenchmarkConfig,
-    CacheConfig,
-    CheckConfig,
-    ConvertConfig,
-    DeviceConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PredictConfig,
-    ReportConfig,
-    RunsConfig,
-    ValidateConfig,
-)
+from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
@@ -42,45 +27,40 @@ def call(name: str, arguments: list[str]) -> int:
         return runpy.run_path(str(path))["main"]() or 0
     function = COMMANDS[name]
     hints = get_type_hints(function)
-    settings, given = parse_given(hints["settings"], function.__doc__ or "", arguments, f"{table_name()} {name}")
-    return function(settings, given) if "given" in hints else function(settings)
+    settings, given = parse(hints["settings"], function.__doc__ or "", arguments, f"{table_name()} {name}")
+    return (function(settings, given) if "given" in hints else function(settings)) or 0
 
 
-def predict(settings: PredictConfig) -> int:
+def predict(settings: config.PredictConfig) -> int:
     """Answer any pictures with a run, one line each: files, folders, patterns, or names from a pipe."""
     if settings.json and settings.csv:
         raise UserError("--json and --csv: give one of them")
     if settings.reject > 1:
         raise UserError(f"--reject takes a probability, 0 to 1, not {settings.reject}")
     from jclip_fewshot.cli import predict as prediction
-    asked = prediction.opened(settings, lambda: command.set_up(settings))
+    asked = prediction.opened(settings)
     printer = prediction.Printer(asked.class_names, settings.top, settings.reject,
                                  "json" if settings.json else "csv" if settings.csv else "text")
     return prediction.answer(asked, prediction.listed(settings.images), printer, settings.refine, settings.views)
 
 
-def runs(settings: RunsConfig) -> int:
+def runs(settings: config.RunsConfig) -> None:
     """List the runs with their settings and scores; --compare A B tells whether two differ by more than chance."""
     from jclip_fewshot.cli import history
-    if settings.compare:
-        ours, theirs = settings.compare
-        print(history.comparison(ours, theirs, settings.runs, settings.split))
-    else:
-        print(history.runs_table(Path(settings.runs)))
-    return 0
+    print(history.comparison(*settings.compare, runs=settings.runs, split=settings.split) if settings.compare
+          else history.runs_table(Path(settings.runs)))
 
 
-def report(settings: ReportConfig) -> int:
+def report(settings: config.ReportConfig) -> None:
     """Write one HTML page about a run: scores, mistakes, what each part adds, how to repeat it."""
     from jclip_fewshot.report.page import FOLDER, write_report
     from jclip_fewshot.report.reading import find_run
     run = find_run(settings.run, settings.runs)
     require_writable_folder(settings.out or run / FOLDER, "--out")
     print(write_report(run, settings.split, settings.out or None))
-    return 0
 
 
-def export(settings: ExportConfig) -> int:
+def export(settings: config.ExportConfig) -> None:
     """Write a run as one file: a linear classifier for NumPy, or with CLIP's tower as ONNX (docs/export.md)."""
     from jclip_fewshot import export as exporting
     from jclip_fewshot.run import Run
@@ -95,84 +75,80 @@ def export(settings: ExportConfig) -> int:
     if onnx:
         source = run.source(settings, **{**settings.encoding, "precision": "float32"})
         gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
-        print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+        _tell_gap(settings.target, gap)
     else:
         exporting.save_export(settings.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
-    print(f"{settings.target}: {classes} classes x {width} numbers, from "
-          + ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items()))
-    if found.held_out_top1 is None:
-        print("no shot could be left out: nothing says how good it is")
-    else:
-        print(f"held-out top-1: {found.held_out_top1:.1f}, the run's whole ensemble {found.ensemble_top1:.1f}")
-    return 0
+    parts = ", ".join(f"{name} {weight:.2f}" for name, weight in found.heads.items())
+    print(f"{settings.target}: {classes} classes x {width} numbers, from {parts}")
+    print("no shot could be left out: nothing says how good it is" if found.held_out_top1 is None else
+          f"held-out top-1: {found.held_out_top1:.1f}, the run's whole ensemble {found.ensemble_top1:.1f}")
 
 
-def check(settings: CheckConfig) -> int:
+def _tell_gap(target: str, gap: float) -> None:
+    print(f"{target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
+
+
+def check(settings: config.CheckConfig) -> int:
     """Say whether a submission file is valid for a test set, and what is wrong with it."""
     from jclip_fewshot.data.data_set import DataSet
     from jclip_fewshot.data.formats import read_data_set
     from jclip_fewshot.data.formats.contest import CLASS_LISTS
-    from jclip_fewshot.data.submission import check_result, require_names
+    from jclip_fewshot.data.submission import ResultCheck, check_result, require_names
     if settings.result.endswith(".csv"):
         raise UserError(f"check {settings.result}: only the contest's result.txt and result.zip have rules to check")
 
-    def read(split: str) -> DataSet:
-        return read_data_set(settings.data, split if split in CLASS_LISTS else "A", labelled=False,
+    def looked(split: str) -> tuple[DataSet, ResultCheck]:
+        data = read_data_set(settings.data, split if split in CLASS_LISTS else "A", labelled=False,
                              format=settings.format, labels=settings.labels)
-    data = read(settings.split)
-    tests = data.split(settings.split)
-    require_names(tests.folder, tests.names)
-    found = check_result(settings.result, tests.names, len(data.class_names))
+        tests = data.split(split)
+        require_names(tests.folder, tests.names)
+        return data, check_result(settings.result, tests.names, len(data.class_names))
+    data, found = looked(settings.split)
     for note in found.notes:
         print(f"note: {note}")
     if found.ok:
         print(f"{settings.result} is valid: {found.lines} images, {len(data.class_names)} classes")
         return 0
+    problems = found.problems
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            there = read(other)
-            if check_result(settings.result, there.split(other).names, len(there.class_names)).ok:
-                print(f"error: {settings.result} answers test set {other}, not {settings.split or data.default_split}: "
-                      f"for that it is valid; check it with --split {other}", file=sys.stderr)
-                return 2
-    for problem in found.problems:
+            if looked(other)[1].ok:
+                problems = [f"{settings.result} answers test set {other}: check it with --split {other}"]
+    for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     return 2
 
 
-def validate(settings: ValidateConfig, given: dict[str, Any]) -> int:
+def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
     """Score the whole pipeline on held-out labelled training images: the local leaderboard."""
+    from jclip_fewshot.data import demo
     from jclip_fewshot.evaluation import validate as validation
+    from jclip_fewshot.repeat import validated
+    from jclip_fewshot.report.page import report_line
     if settings.run:
-        from jclip_fewshot.repeat import validated
         settings = validated(settings, given)
     validation.require_name(settings)
     command.set_up(settings)
     if settings.demo:
-        from jclip_fewshot.data import demo
         settings = demo.settings(settings)
     results = validation.validate(settings)
     if results is None:  # under mpirun the first process does the rest
-        return 0
+        return
     for count, methods in results["curve"].items():
-        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images"
-              + (", domains weighed as on board A" if settings.board_mix else ""))
-        print(validation.leaderboard(methods))
-        print(validation.spread_note(settings.seeds))
+        mix = ", domains weighed as on board A" if settings.board_mix else ""
+        print(f"\n{count} shots, {settings.seeds} seeds, {results['n']} held-out images{mix}")
+        print(f"{validation.leaderboard(methods)}\n{validation.spread_note(settings.seeds)}")
     if len(results["curve"]) > 1:
-        print("\n" + validation.shot_curve(results["curve"]))
+        print(f"\n{validation.shot_curve(results['curve'])}")
     folder = validation.save(settings, results)
-    from jclip_fewshot.report.page import report_line
     print(f"\nsaved: {folder}\n{report_line(folder)}")
-    return 0
 
 
-def evaluate(settings: EvaluateConfig) -> int:
+def evaluate(settings: config.EvaluateConfig) -> None:
     """Score every method on a labelled feature suite, with the pipeline and the defaults of train.py and test.py."""
     if 0 < settings.bootstrap < 100:
-        raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more; --seeds "
-                        "repeats with other shots")
+        raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more")
     if settings.json:
         require_writable(settings.json, "--json")
     if settings.seeds > 1 and (settings.bootstrap or settings.compare):
@@ -187,29 +163,29 @@ def evaluate(settings: EvaluateConfig) -> int:
     other = evaluation.read_results(Path(settings.compare), bool(settings.tasks)) if settings.compare else None
     command.set_up(settings)
     for seed, suite in suites.items():
-        tell(f"{suite.name}, seed {seed}: {len(suite.labels)} test rows, {len(suite.task)} shots, "
-             f"{len(suite.classes)} classes")
-        found.append(evaluation.evaluate_tasks(
-            suite, Pipeline(choice, seed), settings.tasks, settings.task_classes, settings.task_queries, seed,
-            lambda name: tell(f"  {name}")) if settings.tasks
-            else evaluation.evaluate(suite, Pipeline(choice, seed), lambda name: tell(f"  {name}")))
+        sizes = f"{len(suite.labels)} test rows, {len(suite.task)} shots, {len(suite.classes)} classes"
+        tell(f"{suite.name}, seed {seed}: {sizes}")
+        pipeline, tell_name = Pipeline(choice, seed), lambda name: tell(f"  {name}")
+        found.append(evaluation.evaluate_tasks(suite, pipeline, settings.tasks, settings.task_classes,
+                                               settings.task_queries, seed, tell_name) if settings.tasks
+                     else evaluation.evaluate(suite, pipeline, tell_name))
     results = found[0]
     if settings.bootstrap:
         results["intervals"] = evaluation.intervals(results, settings.bootstrap)
+    shown, compared = ((evaluation.tasks_table, evaluation.tasks_comparison) if settings.tasks
+                       else (evaluation.results_table, evaluation.comparison_table))
     if len(found) > 1:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print((evaluation.tasks_table if settings.tasks else evaluation.results_table)(results))
+        print(shown(results))
     if other:
-        compared = evaluation.tasks_comparison if settings.tasks else evaluation.comparison_table
-        print("\n" + compared(results, other))
+        print(f"\n{compared(results, other)}")
     if settings.json:
         evaluation.save_results(Path(settings.json), results)
-    return 0
 
 
-def benchmark(settings: BenchmarkConfig) -> int:
+def benchmark(settings: config.BenchmarkConfig) -> None:
     """Scores every method on several data sets, numbers of shots and random seeds: the papers' table and picture."""
     from jclip_fewshot.evaluation import benchmark as field
     from jclip_fewshot.report import drawing, figures
@@ -217,9 +193,8 @@ def benchmark(settings: BenchmarkConfig) -> int:
     command.set_up(settings)
     results = field.benchmark(settings)
     if results is None:  # under mpirun the first process does the rest
-        return 0
-    print(field.tables(results))
-    print(f"\nsaved: {Path(settings.out) / field.RESULTS}")
+        return
+    print(f"{field.tables(results)}\n\nsaved: {Path(settings.out) / field.RESULTS}")
     if drawing.available():
         picture = Path(settings.out) / "benchmark.png"
         with atomic_write(picture) as file:
@@ -227,29 +202,25 @@ def benchmark(settings: BenchmarkConfig) -> int:
         print(f"picture: {picture}")
     else:
         print("no picture: it needs matplotlib 3.7 or newer")
-    return 0
 
 
-def convert(settings: ConvertConfig) -> int:
+def convert(settings: config.ConvertConfig) -> None:
     """Turn a CLIP checkpoint of any format into .safetensors with OpenAI's names, or into an ONNX encoder's folder."""
-    if not Path(settings.target).suffix:
+    said: dict[str, Any] = {"activation": settings.activation, "head_width": settings.head_width}
+    if Path(settings.target).suffix:
+        require_writable(settings.target)
+        from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
+        convert_checkpoint(settings.source, settings.target, **said)
+        print(f"{settings.target}: {Path(settings.target).stat().st_size / 1e6:.1f} MB")
+    else:
         require_writable_folder(settings.target, "OUT")
-        command.set_up(DeviceConfig())
+        command.set_up(config.DeviceConfig())
         from jclip_fewshot.encoders.registry import open_encoder
         from jclip_fewshot.export_onnx import save_towers
-        encoder = open_encoder(settings.source, activation=settings.activation, head_width=settings.head_width)
-        gap = save_towers(settings.target, encoder)
-        print(f"{settings.target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
-        return 0
-    require_writable(settings.target)
-    from jclip_fewshot.clip.checkpoint import convert as convert_checkpoint
-    convert_checkpoint(settings.source, settings.target, activation=settings.activation,
-                       head_width=settings.head_width)
-    print(f"{settings.target}: {Path(settings.target).stat().st_size / 1e6:.1f} MB")
-    return 0
+        _tell_gap(settings.target, save_towers(settings.target, open_encoder(settings.source, **said)))
 
 
-def cache(settings: CacheConfig) -> int:
+def cache(settings: config.CacheConfig) -> None:
     """Print the size of the feature cache, or empty it."""
     if settings.size == settings.clear:
         raise UserError("give --size, which prints how large the cache is, or --clear, which empties it")
@@ -258,26 +229,22 @@ def cache(settings: CacheConfig) -> int:
     from jclip_fewshot.features.sources import size_text
     from jclip_fewshot.storage.feature_cache import FeatureCache
     with FeatureCache(settings.cache) as store:
-        if settings.clear:
-            print(f"{settings.cache}: {size_text(store.clear())} deleted")
-        else:
-            print(f"{settings.cache}: {size_text(store.size())}")
-    return 0
+        said = f"{size_text(store.clear())} deleted" if settings.clear else size_text(store.size())
+    print(f"{settings.cache}: {said}")
 
 
-def doctor(settings: DoctorConfig) -> int:
+def doctor(settings: config.DoctorConfig) -> int:
     """Check whether train.py and test.py can run here, and say what to do where they cannot."""
     from jclip_fewshot.cli.doctor import report as doctors_report
     return doctors_report(settings)
 
 
-def build(settings: DeviceConfig) -> int:
+def build(settings: config.DeviceConfig) -> None:
     """Build Jittor now instead of at the first start, as for a container image."""
     print(f"{command.set_up(settings)}: built")
-    return 0
 
 
 SCRIPTS = {"train": "Learn from a few images of each class: train.py.",
            "test": "Answer a test set with a trained run: test.py."}
-COMMANDS: dict[str, Callable[..., int]] = {function.__name__: function for function in (
+COMMANDS: dict[str, Callable[..., int | None]] = {function.__name__: function for function in (
     predict, runs, report, export, check, validate, evaluate, benchmark, convert, cache, doctor, build)}

@@ -1,11 +1,9 @@
 """python -m jclip_fewshot doctor: what works here, and what to do about the rest."""
 
-from __future__ import annotations
-
 import shlex
+from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
@@ -31,18 +29,27 @@ def report(settings: DoctorConfig) -> int:
     found, said = versions(), (settings.activation, settings.head_width)
     findings = [Finding("versions", True, f"Python {found['python']}, Jittor {found['jittor']}, {found['system']}"),
                 *_device(settings.device),
-                *(_checkpoint(model, settings.weights, settings.deep, said) for model in settings.model),
-                _data(settings.data, settings.format, settings.labels)]
-    width = max(len(finding.what) for finding in findings)
-    for finding in findings:
-        mark = "✓" if finding.ok else ("✗" if finding.needed else "–")
-        print(filled(f"{mark} {finding.what:{width}}  {finding.said}", width + 4))
-    missing = [finding.what for finding in findings if finding.needed and not finding.ok]
+                *(finding("checkpoint", _checkpoint, model, settings.weights, settings.deep, said)
+                  for model in settings.model),
+                finding("data set", _data, settings.data, settings.format, settings.labels)]
+    width = max(len(one.what) for one in findings)
+    for one in findings:
+        mark = "✓" if one.ok else ("✗" if one.needed else "–")
+        print(filled(f"{mark} {one.what:{width}}  {one.said}", width + 4))
+    missing = [one.what for one in findings if one.needed and not one.ok]
     given = "".join(f" --{name} {shlex.quote(value)}" for name in ("data", "format", "labels")
                     if (value := getattr(settings, name)) != getattr(DoctorConfig(), name))
     print(filled(f"not ready: {', '.join(missing)}; make demo needs neither checkpoint nor data set" if missing
                  else f"ready: {next_command('train')}{given}, then {next_command('test')}"))
     return 2 if missing else 0
+
+
+def finding(what: str, look: Callable[..., str], *given: Any, **more: Any) -> Finding:
+    """Return what `look` says, or what it raises."""
+    try:
+        return Finding(what, True, look(*given, **more))
+    except UserError as error:
+        return Finding(what, False, str(error))
 
 
 def _device(device: str) -> list[Finding]:
@@ -53,67 +60,51 @@ def _device(device: str) -> list[Finding]:
         return [Finding("device", False, str(error))]
     fast = plan.onednn != "none"
     slow = f"missing, so that products are about five times slower: {ONEDNN_REMEDY}"
+    built = "built" if plan.built else "the first start builds Jittor, in about 95 s"
     found = [Finding("device", True, f"{plan.device}: {plan.reason}"),
-             Finding("oneDNN", fast, plan.onednn if fast else slow, needed=False)]
-    where = f"{plan.home / '.cache/jittor'}"
-    if not plan.built:
-        return [*found, Finding("kernel cache", True, f"{where}: the first start builds Jittor, in about 95 s")]
+             Finding("oneDNN", fast, plan.onednn if fast else slow, needed=False),
+             Finding("kernel cache", True, f"{plan.home / '.cache/jittor'}: {built}")]
+    return [*found, finding("arrays", _arrays, device)] if plan.built else found
+
+
+def _arrays(device: str) -> str:
     console.quiet = True  # the table says what start() would
-    said, ok = f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged", True
-    try:
-        runtime.start(device)
-    except UserError as error:
-        said, ok = str(error), False
-    return [*found, Finding("kernel cache", True, f"{where}: built"), Finding("arrays", ok, said)]
+    runtime.start(device)
+    return f"NumPy {metadata.version('numpy')}: arrays come back from Jittor unchanged"
 
 
-def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> Finding:
-    """The model is there, of a known family, and its size and header fit its tensors; `deep`: so are its numbers.
+def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> str:
+    """The model is there, of a known family, and size and header fit its tensors; `deep`: so do its numbers.
 
     said: activation and width of the heads, where nothing in or beside the file says them.
     """
+    from jclip_fewshot.clip import download
     from jclip_fewshot.clip.checkpoint import read_clip
-    from jclip_fewshot.clip.download import available_models, is_released, local_checkpoint, release, released_digest
+    from jclip_fewshot.clip.checkpoint.origin import KNOWN
     from jclip_fewshot.encoders.registry import family_of
-    found = local_checkpoint(model, weights)
-    if found is None and model not in available_models():
-        return Finding("checkpoint", False, f"no file or folder {model}, and no model of that name")
+    found = download.local_checkpoint(model, weights)
+    if found is None and model not in download.available_models():
+        raise UserError(f"no file or folder {model}, and no model of that name")
     if found is None:
-        source = release(model)
-        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
-                                            f"{source.url}")
-    try:
-        family = family_of(found)
-        if family != "CLIP":
-            return Finding("checkpoint", True, f"{found}: an encoder of the family {family}")
-        said = ("quick_gelu", 64) if is_released(model) else said
-        how = read_clip(found, *said, outline=not deep).sizes.conventions
-    except UserError as error:
-        return Finding("checkpoint", False, str(error))
+        raise UserError(f"{model} is not in {weights}/; train.py downloads it, or fetch {download.release(model).url}")
+    family = family_of(found)
+    if family != "CLIP":
+        return f"{found}: an encoder of the family {family}"
+    said = ("quick_gelu", 64) if download.is_released(model) else said
+    how = read_clip(found, *said, outline=not deep).sizes.conventions
     known = f"{how.image.activation}, heads {how.image.head_width} wide"
     if not deep:
-        return Finding("checkpoint", True, f"{found}: size and header fit, {known}; --deep reads its numbers")
-    return _digest(found, released_digest(found), known)
-
-
-def _digest(found: Path, expected: str | None, known: str) -> Finding:
-    """What the SHA-256 of a CLIP says whose tensors are complete and finite."""
-    from jclip_fewshot.clip.checkpoint.origin import KNOWN
-    from jclip_fewshot.clip.download import sha256
+        return f"{found}: size and header fit, {known}; --deep reads its numbers"
     if not found.is_file():
-        return Finding("checkpoint", True, f"{found}: complete, all numbers finite, {known}")
-    digest = sha256(found)
+        return f"{found}: complete, all numbers finite, {known}"
+    digest, expected = download.sha256(found), download.released_digest(found)
     if expected and digest != expected:
-        return Finding("checkpoint", False, f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
-    said = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
-        "not one that this program knows: complete and finite, but whether the numbers are as they were written, or " \
-        "trained at all, only the digest of who made it can tell"
-    return Finding("checkpoint", True, f"{found}: {known}; SHA-256 {digest}, {said}")
+        raise UserError(f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
+    origin = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \
+        "not one that this program knows: complete and finite, but only its maker's digest tells if it is unchanged"
+    return f"{found}: {known}; SHA-256 {digest}, {origin}"
 
 
-def _data(data: str, format: str, labels: str) -> Finding:
-    try:
-        found = read_data_set(data, format=format, labels=labels)
-    except UserError as error:
-        return Finding("data set", False, str(error))
-    return Finding("data set", True, f"{data}: {found.summary()}; {len(found.train)} training images")
+def _data(data: str, format: str, labels: str) -> str:
+    found = read_data_set(data, format=format, labels=labels)
+    return f"{data}: {found.summary()}; {len(found.train)} training images"

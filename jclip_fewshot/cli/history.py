@@ -1,26 +1,23 @@
 """python -m jclip_fewshot runs: what has been trained, how good it is, and whether two runs differ."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig
-from jclip_fewshot.console import filled, warn
+from jclip_fewshot.console import filled
 from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import Z95, mcnemar
 from jclip_fewshot.evaluation.scores import percent, table
 from jclip_fewshot.evaluation.validate import mean_and_spread
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import VALIDATE, Validation, read_validation
-from jclip_fewshot.run import Run
+from jclip_fewshot.records import VALIDATE, read_validation
+from jclip_fewshot.run import Run, readable
 from jclip_fewshot.storage.arrays import Field
 
 # said in a column, or of no weight
@@ -31,76 +28,51 @@ _ANSWERED = {"names": Field("text", "N"), "best": Field("whole", "N T", low=0),
 
 
 def runs_table(folder: Path) -> str:
-    """Return a row a run or validation under `folder`, the newest first, with date and changed settings below it.
-
-    Raise UserError if there is none.
-    """
+    """Return a row a run or validation under `folder`, the newest first, with date and changed settings below it."""
     runs = Run.all(folder)
-    rows = [(run.record.date, _trained(run), _changed(run.record.config)) for run in runs]
-    for path in folder.glob(f"*/{VALIDATE}"):
-        try:
-            found = read_validation(path.parent)
-            rows.append((found.date, _validated(path.parent.name, found), _changed(found.config)))
-        except UserError as error:
-            warn(f"{error}; it is left out")
-    if not rows:
+    found: list[tuple] = []
+    for run in runs:
+        known = ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())
+        found.append((run.record.date, run.folder.name, run.record.config, str(run.record.held_out() or ""), known))
+    folders = [path.parent for path in folder.glob(f"*/{VALIDATE}")]
+    for name, record in readable(lambda path: (path.name, read_validation(path)), folders):
+        finals = [list(methods.values())[-1]["top1"] for methods in record.curve.values()]
+        found.append((record.date, name, record.config, ", ".join(map(mean_and_spread, finals)), ""))
+    if not found:
         raise UserError(f"no finished run under {folder}: {next_command('train')} makes one")
-    rows.sort(key=lambda row: row[0], reverse=True)
+    found.sort(key=lambda row: row[0], reverse=True)
     header = ["run", "data", "shots", "seed", "held out", "known top-1"]
-    lines = table(header, [row for _, row, _ in rows]).split("\n")
-    shown = lines[:-len(rows)]
-    for line, (date, _, changed) in zip(lines[-len(rows):], rows):
-        shown += [line, filled(f"    {date[:16]}  {changed}".rstrip(), 4)]
+    lines = table(header, [[name, *_learned_from(config), *scores] for _, name, config, *scores in found]).split("\n")
+    shown = lines[:-len(found)]
+    for line, (date, _, config, *_) in zip(lines[-len(found):], found):
+        shown += [line, filled(f"    {date[:16]}  {_changed(config)}".rstrip(), 4)]
     return "\n".join([*shown, *filter(None, ["", advice(runs)])])
 
 
-def _trained(run: Run) -> list[str]:
-    return [run.folder.name, *_learned_from(run.record.config), str(run.record.held_out() or ""),
-            ", ".join(f"{split} {top1:.2f}" for split, top1 in known_scores(run).items())]
-
-
-def _validated(name: str, record: Validation) -> list[str]:
-    finals = {str(count): list(methods.values())[-1]["top1"] for count, methods in record.curve.items()}
-    data, _, _ = _learned_from(record.config)
-    return [name, data, ",".join(finals), f"{len(next(iter(finals.values())))} drawn",
-            ", ".join(mean_and_spread(values) for values in finals.values()), ""]
-
-
 def _learned_from(config: TrainConfig | ValidateConfig) -> list[str]:
-    """Data and board, shots a class, seed."""
+    """Data and board, shots a class, seed or how many seeds."""
     name = f"demo {config.demo_seed}" if config.demo else Path(config.data).name
     return [name + ("" if config.board == "A" else f" {config.board}"),
-            "list" if getattr(config, "shot_list", "") else str(config.shots), str(getattr(config, "seed", ""))]
+            "list" if getattr(config, "shot_list", "") else str(config.shots),
+            f"{config.seeds} drawn" if isinstance(config, ValidateConfig) else str(config.seed)]
 
 
 def _changed(config: TrainConfig | ValidateConfig) -> str:
-    """The settings that are not the defaults."""
-    changed = {f.name: value for f in fields(config) for value in [getattr(config, f.name)]
-               if f.name not in SAID_ELSEWHERE and value != f.default}
-    if config.demo:
-        changed.pop("model", None)
-    return ", ".join(f"{name} {_shown(value)}" for name, value in changed.items())
-
-
-def _shown(value: object) -> str:
-    """A setting in a table: of paths their names, of lists all items."""
-    if isinstance(value, tuple):
-        return "+".join(map(_shown, value))
-    return Path(value).name if isinstance(value, str) and Path(value).suffix else str(value)
+    """The settings that are not the defaults: of paths their names, of lists all items."""
+    said = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value != f.default and f.name not in SAID_ELSEWHERE and not (config.demo and f.name == "model"):
+            several = value if isinstance(value, tuple) else [value]
+            shown = [Path(one).name if isinstance(one, str) and Path(one).suffix else str(one) for one in several]
+            said.append(f"{f.name} {'+'.join(shown)}")
+    return ", ".join(said)
 
 
 def known_scores(run: Run) -> dict[str, float]:
     """Return {test set: top-1 of what went into result.txt}, of those whose answers are known."""
-    found = {}
-    for split in sorted(run.splits()):
-        try:
-            scores = run.tested(split).scores
-        except UserError as error:
-            warn(f"{error}; its scores are left out")
-            continue
-        if scores:
-            found[split] = list(scores.values())[-1]["top1"]
-    return found
+    tested = readable(lambda split: (split, run.tested(split).scores), sorted(run.splits()), "its scores are")
+    return {split: list(scores.values())[-1]["top1"] for split, scores in tested if scores}
 
 
 def advice(runs: Sequence[Run]) -> str:
@@ -123,15 +95,7 @@ def advice(runs: Sequence[Run]) -> str:
                   f"newest one's data; {why}. Test answers play no part in this.")
 
 
-class Answered(NamedTuple):
-    """What a run said of a test set: names (N,), first classes (N,), and the truth (N,) where it is known."""
-
-    names: np.ndarray
-    first: np.ndarray
-    truth: np.ndarray
-
-
-def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", split: str = "") -> str:
+def comparison(ours: str | Path, theirs: str | Path, *, runs: str | Path = "runs", split: str = "") -> str:
     """Return how the answers of two runs to one test set differ: top-1, rows won and lost, McNemar's p.
 
     ours, theirs: folders, or names as `runs_table` prints them.
@@ -140,38 +104,28 @@ def comparison(ours: str | Path, theirs: str | Path, runs: str | Path = "runs", 
     both = [Run.open(folder, "--compare", runs) for folder in (ours, theirs)]
     if both[0].record.classes != both[1].record.classes:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")
-    split = split or _common_split(both)
-    a, b = (_answers(run, split) for run in both)
-    places = {name: place for place, name in enumerate(b.names.tolist())}
-    if len(places) != len(a.names) or any(name not in places for name in a.names.tolist()):
+    common = [split for split in both[0].splits() if split in both[1].splits()]
+    if not split and not common:
+        behind = both[1] if both[0].splits() else both[0]
+        raise UserError(f"--compare: there is no test set that both have answered: {next_command('test')} --run "
+                        f"{shlex.quote(str(behind.folder))}")
+    split = split or common[-1]  # of several the one that the first has answered last
+    a, b = (run.answers(split, _ANSWERED) for run in both)
+    order, other = np.argsort(a["names"]), np.argsort(b["names"])
+    if not np.array_equal(a["names"][order], b["names"][other]):
         raise UserError(f"--compare: the two runs have answered other images as test set {split}: test both again")
-    order = np.array([places[name] for name in a.names.tolist()])
-    said = f"{len(order)} images of test set {split}; {percent(a.first != b.first[order]):.1f} % are answered otherwise"
-    if not len(a.truth):
+    mine, others = a["best"][order, 0], b["best"][other, 0]
+    said = f"{len(order)} images of test set {split}; {percent(mine != others):.1f} % are answered otherwise"
+    if "truth" not in a:
         return filled(f"{said}; no answers are known, so nothing says which is better")
-    known = a.truth != UNKNOWN
-    right, other = (a.first == a.truth)[known], (b.first[order] == a.truth)[known]
-    wins, losses, p = mcnemar(*("".join(map(str, hits.astype(int))) for hits in (right, other)))
-    gain = right.astype(float) - other
+    truth = a["truth"][order]
+    hits = [(best == truth)[truth != UNKNOWN] for best in (mine, others)]
+    wins, losses, p = mcnemar(*("".join(map(str, hit.astype(int))) for hit in hits))
+    gain = hits[0].astype(float) - hits[1]
     half = Z95 * 100 * gain.std() / math.sqrt(len(gain))
-    rows = [[str(ours), f"{percent(right):.2f}", str(wins)], [str(theirs), f"{percent(other):.2f}", str(losses)]]
+    rows = [[str(name), f"{percent(hit):.2f}", str(alone)]
+            for name, hit, alone in zip((ours, theirs), hits, (wins, losses))]
     verdict = "more than chance explains" if p < 0.05 else "chance alone may do that"
     return "\n\n".join([filled(said), table(["run", "top-1", "right alone"], rows),
                         filled(f"difference {100 * gain.mean():+.2f} ± {half:.2f} (95 %); McNemar's exact "
                                f"p = {p:.3g}: {verdict}")])
-
-
-def _common_split(both: Sequence[Run]) -> str:
-    """The test set that both have answered; of several the one that the first has answered last."""
-    common = [split for split in both[0].splits() if split in both[1].splits()]
-    if not common:
-        behind = both[1] if both[0].splits() else both[0]
-        raise UserError(f"--compare: there is no test set that both have answered: {next_command('test')} --run "
-                        f"{shlex.quote(str(behind.folder))}")
-    return common[-1]
-
-
-def _answers(run: Run, split: str) -> Answered:
-    arrays = run.answers(split, _ANSWERED)
-    return Answered(arrays["names"], arrays["best"][:, 0].astype(np.int64),
-                    arrays.get("truth", np.zeros(0)).astype(np.int64))

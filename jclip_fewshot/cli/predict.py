@@ -1,18 +1,17 @@
 """python -m jclip_fewshot predict: a run's answers to any pictures, as they come."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from jclip_fewshot.cli import command
 from jclip_fewshot.config import PredictConfig
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.listing import IMAGE_SUFFIXES, count_of, walk
@@ -39,10 +38,7 @@ Listed = Iterator[Named | None]
 
 
 def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
-    """Return the pictures that the arguments name, one after the other; of folders all that is in them.
-
-    names: standard input, for "-".
-    """
+    """Return the pictures that the arguments name, of folders all that is in them; names: standard input, for "-"."""
     for argument in arguments:
         if argument == "-":
             if names is None and sys.stdin is None:
@@ -50,16 +46,13 @@ def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
             yield from _lines(names or sys.stdin.buffer)
         elif os.path.isdir(argument):
             found = [str(folder / name) for folder, images, _ in walk(Path(argument)) for name in images]
-            yield from map(Named, found)
-            if not found:
-                yield Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            none = Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            yield from map(Named, found) if found else [none]
         elif os.path.exists(argument) or not glob.has_magic(argument):
             yield Named(argument)
         else:
-            found = sorted(glob.glob(argument, recursive=True))
-            if not found:
-                yield Named(argument, "no file has such a name")
-            yield from listed([name for name in found if name != "-"])
+            found = [name for name in sorted(glob.glob(argument, recursive=True)) if name != "-"]
+            yield from listed(found) if found else [Named(argument, "no file has such a name")]
 
 
 def _lines(file: IO[bytes]) -> Listed:
@@ -79,28 +72,21 @@ def _lines(file: IO[bytes]) -> Listed:
 
 def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
     """Return the pictures in lists that grow to `MOST`, or in one; a mark ends a list."""
-    chunk: list[Named] = []
-    size = FIRST
+    chunk, size = list[Named](), FIRST
     for picture in pictures:
         if picture is not None:
             chunk.append(picture)
         if chunk and not together and (picture is None or len(chunk) == size):
             yield chunk
-            size = min(MOST, 2 * size) if len(chunk) == size else FIRST
-            chunk = []
+            chunk, size = [], min(MOST, 2 * size) if len(chunk) == size else FIRST
     if chunk:
         yield chunk
 
 
-def _unicode(encoding: str | None) -> bool:
-    """Whether any text can be written as it is."""
-    return (encoding or "").lower().replace("-", "").startswith("utf")
-
-
 class Printer:
-    """Write answers to standard output, a line for each picture.
+    """Write answers to standard output, a line for each picture: the `top` best classes.
 
-    top: classes of each. reject: the least probability of the first class that counts as an answer.
+    reject: the least probability of the first class that counts as an answer. form: text, json or csv.
     """
 
     def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
@@ -116,9 +102,10 @@ class Printer:
         answers = [(self.class_names[k], float(probs[k])) for k in best]
         rejected = answers[0][1] < self.reject
         if self.form == "json":
+            any_text = (sys.stdout.encoding or "").lower().startswith("utf")
             print(json.dumps({"image": path, "answer": None if rejected else answers[0][0],
                               "classes": [{"class": name, "probability": round(p, 6)} for name, p in answers]},
-                             ensure_ascii=not _unicode(sys.stdout.encoding)))
+                             ensure_ascii=not any_text))
         elif self.form == "csv":
             self._csv.writerow([path, NONE_OF_THESE if rejected else answers[0][0],
                                 *(cell for name, p in answers for cell in (name, f"{p:.6f}"))])
@@ -137,22 +124,18 @@ class Asked(NamedTuple):
     root: str = ""
 
 
-def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
-    """Return the run, or the classifier saved from Python, that the settings name; `start` starts Jittor for it.
-
-    Raise UserError if there is none, or its checkpoint or feature file is gone or another one.
-    """
+def opened(settings: PredictConfig) -> Asked:
+    """Start Jittor; return the run, or the classifier saved from Python, that the settings name."""
     if Path(settings.run).is_file():
         from jclip_fewshot.classifier import FewShotClassifier
         if settings.features or settings.features_extra:
-            raise UserError(f"{settings.run} is a classifier, which encodes pictures with its model: leave --features "
-                            "and --features-extra out")
-        start()
+            raise UserError(f"{settings.run} is a classifier with a model of its own: leave --features out")
+        command.set_up(settings)
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
         return Asked(classifier.pipeline_, classifier.source, classifier.class_names_)
     run = Run.open(settings.run, "RUN")
-    start()
+    command.set_up(settings)
     return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,
                  run.where(run.record.config.data))
 
@@ -160,43 +143,40 @@ def opened(settings: PredictConfig, start: Callable[[], object]) -> Asked:
 def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = False, views: int = 1) -> int:
     """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
 
-    refine: answer all of them together, at the end. views: averaged a picture (docs/notes/views.md).
-    Raise UserError if none could be read.
+    refine: answer all of them together. Raise UserError if none could be read.
     """
     pipeline, source, _, root = asked
-    read = unreadable = 0
+    read = given = 0
     for chunk in chunks(pictures, together=refine):
         for picture in chunk:
             if picture.reason:
                 warn(f"{shown(picture.path)}: {picture.reason}")
         paths = [picture.path for picture in chunk if not picture.reason]
         rows, bad = _rows(source, paths, root, views)
-        for index in sorted(bad):
-            warn(f"{shown(paths[index])} cannot be read ({bad[index]})")
-        good = [index for index in range(len(paths)) if index not in bad]
-        read, unreadable = read + len(good), unreadable + len(chunk) - len(good)
+        for index, reason in sorted(bad.items()):
+            warn(f"{shown(paths[index])} cannot be read ({reason})")
+        good = [path for index, path in enumerate(paths) if index not in bad]
+        read, given = read + len(good), given + len(chunk)
         if good:
-            queries = queries_of(source, Path(), [paths[index] for index in good], rows[good], views)
-            answers = pipeline.answer(queries, "auto" if refine else "off")
-            for index, probs in zip(good, answers.final):
-                printer.write(paths[index], probs)
+            answers = pipeline.answer(queries_of(source, Path(), good, rows, views), "auto" if refine else "off")
+            for path, probs in zip(good, answers.final):
+                printer.write(path, probs)
     if not read:
-        raise UserError(f"{count_of(unreadable, 'name')} given, and no picture could be read" if unreadable
+        raise UserError(f"{count_of(given, 'name')} given, and no picture could be read" if given
                         else "no picture was named")
-    return 1 if unreadable else 0
+    return int(read < given)
 
 
-def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict]:
-    """(N, D) rows of the pictures, and why some have none."""
+def _rows(source: Source, paths: list[str], root: str, views: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Rows of the pictures that can be read, and why the others cannot: {index: reason}."""
     if not isinstance(source, TableSource):
-        return source.images(Path(), paths, stage="pictures", test_views=views)
-    rows, bad = [], {}
+        rows, bad = source.images(Path(), paths, stage="pictures", test_views=views)
+        return np.delete(rows, list(bad), axis=0), bad
+    found, bad = [], {}
     for index, path in enumerate(paths):
-        inside = os.path.relpath(path, root) if root else path
+        inside = os.path.relpath(path, root)
         try:
-            rows.append(source.images(Path(), [path if inside.startswith("..") else inside])[0][0])
+            found.append(source.images(Path(), [path if inside.startswith("..") else inside])[0][0])
         except UserError as error:
             bad[index] = str(error)
-            rows.append(np.zeros(0))
-    width = max(map(len, rows), default=0)
-    return np.stack([row if len(row) else np.zeros(width) for row in rows]) if rows else np.zeros((0, 0)), bad
+    return np.array(found), bad

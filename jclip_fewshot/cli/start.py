@@ -1,11 +1,9 @@
 """Imported first by the scripts, before anything heavy: Ctrl-C, a missing .venv and closed streams meet no traceback.
 
-From here on SIGINT and SIGTERM end a script within two seconds, wherever it is, with status 130 or 143 and one
-line. While modules are being imported they do so on the spot; inside `command.run` the first one raises
-KeyboardInterrupt, so that finished rows are written, and a second one, or `GRACE` seconds, ends it all the same.
+From here on SIGINT and SIGTERM end a script within two seconds with status 130 or 143 and one line: during imports on
+the spot; inside `command.run` the first one raises KeyboardInterrupt, so that finished rows are written, and a second
+one, or `GRACE` seconds, ends it all the same.
 """
-
-from __future__ import annotations
 
 import atexit
 import contextlib
@@ -22,44 +20,33 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 heard = 0  # the signal that ends this process, once there was one
 native = False  # backend/watchdog.py times the way out
-_working = False  # inside command.run
-_stderr = 2  # where the last line goes; file descriptor 2 itself is silenced when a signal is heard
+working = False  # inside command.run, where the first signal raises KeyboardInterrupt
+stderr = 2  # where the last line goes; file descriptor 2 itself is silenced when a signal is heard
 
 
 def begin() -> None:
     """Take the signals and open closed streams; for a script's first line."""
-    global _stderr
+    global stderr
     for number in range(3):  # a closed one would be given to the next file that is opened
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    _stderr = os.dup(2)
+    stderr = os.dup(2)
     faulthandler.enable(2, all_threads=False)  # a crash in a library says where, instead of nothing
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job
             signal.signal(number, _hear)
 
 
-def working(on: bool) -> None:
-    """Say whether the first signal raises KeyboardInterrupt (inside `command.run`) or ends the process."""
-    global _working
-    _working = on
-
-
 def signals_are_ours() -> bool:
     """Return whether this is a script, not a program or notebook that uses the package."""
-    return signal.getsignal(signal.SIGTERM) is _hear or signal.getsignal(signal.SIGINT) is _hear
-
-
-def last_line_to() -> int:
-    """Return the file descriptor for the last line."""
-    return _stderr
+    return _hear in (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
 def _hear(number: int, _: object) -> None:
     global heard
-    if heard or not _working:
+    if heard or not working:
         heard = heard or number
         leave("stopped")
     heard = number
@@ -73,8 +60,8 @@ def _hear(number: int, _: object) -> None:
 def leave(line: str) -> None:
     """End the process at once with the status of the signal that was heard; no exit handler may wait for a child."""
     with contextlib.suppress(OSError):
-        clear = "\r\033[K" if os.isatty(_stderr) else ""
-        os.write(_stderr, f"{clear}{line}\n".encode("utf-8", "replace"))
+        clear = "\r\033[K" if os.isatty(stderr) else ""
+        os.write(stderr, f"{clear}{line}\n".encode("utf-8", "replace"))
     os._exit(128 + (heard or signal.SIGINT))
 
 
@@ -84,15 +71,6 @@ def finish(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def read_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding: names and lists are UTF-8."""
-    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8"):
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")  # the terminal's stays
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def find_packages() -> None:
@@ -105,9 +83,17 @@ def find_packages() -> None:
     if ready and os.access(python, os.X_OK) and os.environ.get("JCLIP_VENV") != python:
         os.environ["JCLIP_VENV"] = python  # once, should something be missing there too
         os.execv(python, [python, *sys.orig_argv[1:]])
-    os.write(_stderr, f"error: {sys.executable} has no package {missing}; in {_ROOT} type make demo, which sets up "
-                      ".venv, or install by yourself: pip install -e .\n".encode())
+    os.write(stderr, f"error: {sys.executable} has no package {missing}; in {_ROOT} type make demo, which sets up "
+                     ".venv, or install by yourself: pip install -e .\n".encode())
     os._exit(2)
+
+
+def read_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names and lists are UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and not os.environ.get("PYTHONUTF8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")  # the terminal's stays
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "") in SCRIPTS:

@@ -203,5 +203,5 @@ def test_check_and_doctor_take_the_format_where_two_fit(tmp_path):
         commands.check(settings)
     assert commands.check(replace(settings, format="tree")) == 0
     assert commands.check(replace(settings, labels=str(tmp_path / "train.csv"))) == 0
-    assert not doctor._data(str(tmp_path), "", "").ok
-    assert doctor._data(str(tmp_path), "tree", "").said.startswith(f"{tmp_path}: tree of 2 classes")
+    assert not doctor.finding("data set", doctor._data, str(tmp_path), "", "").ok
+    assert doctor._data(str(tmp_path), "tree", "").startswith(f"{tmp_path}: tree of 2 classes")

@@ -1,6 +1,7 @@
 """What doctor says about checkpoints, and about a NumPy that Jittor misreads."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 from jclip_fewshot import console
 from jclip_fewshot.backend import runtime
 from jclip_fewshot.cli import doctor
-from jclip_fewshot.cli.doctor import _checkpoint
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
 from jclip_fewshot.config import DoctorConfig
 from jclip_fewshot.errors import UserError
 
+_checkpoint = partial(doctor.finding, "checkpoint", doctor._checkpoint)
 DEMO = Path(__file__).parents[2] / "weights" / "demo_clip.safetensors"
 SIZES = Architecture(16, 32, 1, 64, 16, 20, 100, 64, 1, 1)
 

@@ -113,11 +113,11 @@ def test_which_run_to_submit(tmp_path, monkeypatch):
 
 
 def test_runs_are_compared_by_the_names_that_are_printed(folders):
-    said = comparison("one", "two", folders)
+    said = comparison("one", "two", runs=folders)
     assert "40 images of test set A" in said and "\none " in said and "\ntwo " in said
     assert said.splitlines()[-1] == comparison(folders / "one", folders / "two").splitlines()[-1]
     with pytest.raises(UserError, match="--compare absent: no finished run there"):
-        comparison("one", "absent", folders)
+        comparison("one", "absent", runs=folders)
 
 
 def test_a_damaged_test_record_hides_neither_its_run_nor_the_others(folders, capsys):

@@ -191,8 +191,8 @@ def test_doctor_looks_at_every_encoder(contest):
 def test_doctor_says_the_next_command_with_its_data(tmp_path, monkeypatch, capsys):
     from jclip_fewshot.cli import doctor
     from jclip_fewshot.config import DoctorConfig
-    monkeypatch.setattr(doctor, "_checkpoint", lambda *_: doctor.Finding("checkpoint", True, ""))
-    monkeypatch.setattr(doctor, "_data", lambda *_: doctor.Finding("data set", True, ""))
+    monkeypatch.setattr(doctor, "_checkpoint", lambda *_: "")
+    monkeypatch.setattr(doctor, "_data", lambda *_: "")
     for program, said in (("/usr/bin/jclip-fewshot", "ready: jclip-fewshot train --data 'mine too', then "
                            "jclip-fewshot test"),
                           ("train.py", "ready: python train.py --data 'mine too', then python test.py")):
