@@ -12,7 +12,7 @@ import numpy as np
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
-from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
+from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, read_clip, read_state_dict
 from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
 from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
@@ -97,7 +97,7 @@ def recognises(path: Path) -> bool:
     """Whether a file or a folder holds a CLIP's tensors, by their names."""
     if not holds_weights(path):
         return False
-    names = openai_names(read_tensors(path, outline=True), path)
+    names = read_state_dict(path, outline=True)
     return "token_embedding.weight" in names and any(name.startswith("visual.") for name in names)
 
 

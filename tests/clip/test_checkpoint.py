@@ -19,9 +19,9 @@ from jclip_fewshot.clip.checkpoint import (
     architecture,
     check_state_dict,
     convert,
-    inspect,
     layout,
     openai_names,
+    read_clip,
     read_state_dict,
     read_tensors,
     write_safetensors,
@@ -240,7 +240,7 @@ def test_convert(tmp_path, tiny):
         convert(tmp_path / "in.pkl", tmp_path / "out.safetensors")
     said = {"activation": "gelu", "head_width": 64}
     convert(tmp_path / "in.pkl", tmp_path / "out.safetensors", **said)
-    assert inspect(tmp_path / "out.safetensors").conventions == OPENAI.given("gelu")
+    assert read_clip(tmp_path / "out.safetensors", outline=True).sizes.conventions == OPENAI.given("gelu")
     tensors = read_state_dict(tmp_path / "out.safetensors")
     assert all(np.array_equal(tensors[name], tiny[name])
                and tensors[name].shape == tiny[name].shape for name in tiny)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict, read_tensors, write_safetensors
+from jclip_fewshot.clip.checkpoint import check_state_dict, read_clip, read_state_dict, read_tensors, write_safetensors
 from jclip_fewshot.errors import UserError
 
 from .. import fuzz, mutations
@@ -211,7 +211,7 @@ def test_a_strange_config_beside_the_weights(tmp_path, content):
     '{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}'])
 def test_headers_of_safetensors_that_lie(tmp_path, header):
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
-    for read in (read_state_dict, inspect):
+    for read in (read_state_dict, lambda path: read_clip(path, outline=True)):
         with pytest.raises(UserError, match="a.safetensors"):
             read(tmp_path / "a.safetensors")
 
@@ -229,6 +229,7 @@ def test_inspection_agrees_with_reading_and_reads_no_numbers(tmp_path):
     (tmp_path / "a.pkl").write_bytes(buffer.getvalue())
     write_safetensors(tmp_path / "a.safetensors", TINY)
     for name in ("a.pkl", "a.safetensors"):
-        assert inspect(tmp_path / name, "quick_gelu", 64) == check_state_dict(read_state_dict(tmp_path / name))
+        found = read_clip(tmp_path / name, "quick_gelu", 64, outline=True)
+        assert found.sizes == check_state_dict(read_state_dict(tmp_path / name))
     length = struct.unpack("<Q", (tmp_path / "a.safetensors").read_bytes()[:8])[0]
     assert json.loads((tmp_path / "a.safetensors").read_bytes()[8:8 + length])

@@ -1,4 +1,4 @@
-"""What a CLIP's tensors do not tell: width of the heads, activation, pooling; and where it is said.
+"""What a CLIP's tensors do not tell: width of the heads, activation, pooling; and how configurations say it.
 
 Files of GELU and of QuickGELU models have the same tensors, and so have those of 16 heads and of 20. A wrong guess
 crashes nothing and moves every feature, so nothing is guessed: see origin.py.
@@ -17,11 +17,22 @@ from typing import Any
 from jclip_fewshot.errors import UserError
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # x sigmoid(1.702 x); x Φ(x); its approximation by tanh
-POOLED_IMAGE = ("class", "patches")
-POOLED_TEXT = ("highest", "end", "last")
+_HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
+               "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+_IMAGE_POOLS = {"tok": "class", "avg": "patches"}
+_TEXT_POOLS = {"argmax": "highest", "eos": "end", "last": "last"}
+# Keys of open_clip's configurations that are used here, that the tensors tell, or that matter in training alone; any
+# other must be empty, or say what is done anyway.
+_MODEL = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
+          "cast_dtype", "output_dict"}
+_TOWER = {"width", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
+_VISION = _TOWER | {"head_width", "patch_size", "image_size", "patch_dropout", "no_ln_pre"}
+_TEXT = _TOWER | {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "heads",
+                  "pad_id", "eos_id", "no_causal_mask", "proj_bias"}
+_ANYWAY = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "approximate": "none"}
 
 
-def _one_of(what: str, value: Any, known: tuple[str, ...]) -> None:
+def _one_of(what: str, value: Any, known: Collection[str]) -> None:
     if not isinstance(value, str) or value not in known:
         raise UserError(f"{what} {_brief(value)} is not computed here, only {', '.join(known)}")
 
@@ -64,19 +75,15 @@ class Conventions:
                 raise UserError(f"heads cannot be {_brief(tower.head_width)} wide")
             if type(tower.eps) not in (int, float) or not 0 < tower.eps < 1:
                 raise UserError(f"a norm cannot have eps {_brief(tower.eps)}")
-        _one_of("pooling of images", self.pool, POOLED_IMAGE)
-        _one_of("pooling of texts", self.text_pool, POOLED_TEXT)
+        _one_of("pooling of images", self.pool, _IMAGE_POOLS.values())
+        _one_of("pooling of texts", self.text_pool, _TEXT_POOLS.values())
         if type(self.end) is not int or type(self.causal) is not bool or not isinstance(self.tokenizer, str):
             raise UserError("end, causal or tokenizer is of another type")
 
     def given(self, activation: str = "", head_width: int = 0) -> Conventions:
         """With what the user says (--activation, --head-width) in the place of its own."""
-        image, text = self.image, self.text
-        if activation:
-            image, text = replace(image, activation=activation), replace(text, activation=activation)
-        if head_width:
-            image = replace(image, head_width=head_width)
-        return replace(self, image=image, text=text)
+        image = Tower(activation or self.image.activation, head_width or self.image.head_width, self.image.eps)
+        return replace(self, image=image, text=replace(self.text, activation=activation or self.text.activation))
 
 
 OPENAI = Conventions()
@@ -96,36 +103,52 @@ def from_metadata(text: str) -> Conventions:
         raise UserError("its header's conventions are not those that this program writes") from None
 
 
+def sizes_said(config: Mapping[str, Any]) -> tuple | None:
+    """D, width and depth of both towers as either library's configuration has them, None where it is of no CLIP.
+
+    They tell one model's configuration from another's.
+    """
+    model = _section(config, "model_cfg") or config
+    if "vision_cfg" in model and "text_cfg" in model:
+        vision, text, embed_dim = _section(model, "vision_cfg"), _section(model, "text_cfg"), model.get("embed_dim")
+        width, depth = "width", "layers"
+    else:
+        vision, text, embed_dim = *_hugging_face_sections(config), config.get("projection_dim", 512)
+        width, depth = "hidden_size", "num_hidden_layers"
+        if not vision and not text and config.get("model_type") != "clip":
+            return None
+    layers = vision.get(depth, 12)
+    return (embed_dim, vision.get(width, 768), tuple(layers) if isinstance(layers, list) else layers,
+            text.get(width, 512), text.get(depth, 12))
+
+
 def from_open_clip(config: Mapping[str, Any]) -> Conventions:
     """Return the conventions of an open_clip_config.json, or of one of open_clip's model_configs.
 
     Raise UserError, which names what is not computed here.
     """
     model = _section(config, "model_cfg") or config
-    _refuse_others(model, _MODEL)
     vision, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
-    _refuse_others(vision, _VISION)
-    _refuse_others(text, _TEXT)
-    if vision.get("pool_type", "tok") == "avg" and not vision.get("final_ln_after_pool"):
+    for section, used in ((model, _MODEL), (vision, _VISION), (text, _TEXT)):
+        _refuse_others(section, used)
+    if vision.get("pool_type") == "avg" and not vision.get("final_ln_after_pool"):
         raise UserError('pool_type "avg" without final_ln_after_pool is not computed here')
-    pool = _lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), {"tok": "class", "avg": "patches"})
-    text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"),
-                        {"argmax": "highest", "eos": "end", "last": "last"})
+    text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"), _TEXT_POOLS)
     tokenizer = text.get("hf_tokenizer_name") or ""
     return Conventions(
         image=_open_clip_tower(model, vision, vision.get("head_width", 64)),
         text=_open_clip_tower(model, text, _share(text.get("width", 512), text.get("heads", 8))),
-        pool=pool, text_pool=text_pool, end=text.get("eos_id", 2) if text_pool == "end" else 0,
-        causal=not text.get("no_causal_mask", False),
+        pool=_lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), _IMAGE_POOLS), text_pool=text_pool,
+        end=text.get("eos_id", 2) if text_pool == "end" else 0, causal=not text.get("no_causal_mask", False),
         tokenizer="" if "clip-vit" in str(tokenizer) else tokenizer)
 
 
 def _open_clip_tower(model: Mapping, tower: Mapping, head_width: Any) -> Tower:
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    how, norm = _section(tower, "act_kwargs"), _section(tower, "norm_kwargs")
-    if activation == "gelu" and how.get("approximate") == "tanh":
-        activation = "gelu_tanh"
-        how = {}
+    activation, how, norm = "gelu", _section(tower, "act_kwargs"), _section(tower, "norm_kwargs")
+    if model.get("quick_gelu"):
+        activation = "quick_gelu"
+    elif how.get("approximate") == "tanh":
+        activation, how = "gelu_tanh", {}
     _refuse_others(how)
     _refuse_others(norm, ("eps",))
     return Tower(activation, head_width, norm.get("eps", 1e-5))
@@ -136,8 +159,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> Conventions:
 
     Raise UserError, which names what is not computed here.
     """
-    if config.get("model_type", "clip") != "clip":
-        raise UserError(f"model_type {_brief(config['model_type'])} is not computed here, only clip is")
+    _one_of("model_type", config.get("model_type", "clip"), ("clip",))
     vision, text = _hugging_face_sections(config)
     end = text.get("eos_token_id", 49407)
     # transformers' modeling_clip: 2 is what OpenAI's files say, and means the largest id
@@ -150,44 +172,10 @@ def _hugging_face_sections(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             for name in ("vision", "text")]
 
 
-def sizes_said(config: Mapping[str, Any]) -> tuple | None:
-    """D, width and depth of both towers as either library's configuration has them, None where it is of no CLIP.
-
-    They tell one model's configuration from another's. Defaults are those of the libraries.
-    """
-    model = _section(config, "model_cfg") or config
-    if "vision_cfg" in model and "text_cfg" in model:
-        towers, embed_dim = [_section(model, "vision_cfg"), _section(model, "text_cfg")], model.get("embed_dim")
-        width, depth = "width", "layers"
-    else:
-        towers, embed_dim = _hugging_face_sections(config), config.get("projection_dim", 512)
-        width, depth = "hidden_size", "num_hidden_layers"
-        if not any(towers) and config.get("model_type") != "clip":
-            return None
-    vision, text = towers
-    layers = vision.get(depth, 12)
-    return (embed_dim, vision.get(width, 768), tuple(layers) if isinstance(layers, list) else layers,
-            text.get(width, 512), text.get(depth, 12))
-
-
 def _hugging_face_tower(section: Mapping, width: int, heads: int) -> Tower:
-    activation = _lookup("hidden_act", section.get("hidden_act", "quick_gelu"), _HIDDEN_ACT)
-    share = _share(section.get("hidden_size", width), section.get("num_attention_heads", heads))
-    return Tower(activation, share, section.get("layer_norm_eps", 1e-5))
-
-
-_HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
-               "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-# Keys of open_clip's configurations that are used here, that the tensors tell, or that matter in training alone; any
-# other must be empty, or say what is done anyway.
-_MODEL = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
-          "cast_dtype", "output_dict"}
-_VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "no_ln_pre",
-           "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
-_TEXT = {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "width", "heads",
-         "layers", "mlp_ratio", "pad_id", "eos_id", "no_causal_mask", "pool_type", "final_ln_after_pool", "proj_bias",
-         "act_kwargs", "norm_kwargs"}
-_ANYWAY = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "approximate": "none"}
+    return Tower(_lookup("hidden_act", section.get("hidden_act", "quick_gelu"), _HIDDEN_ACT),
+                 _share(section.get("hidden_size", width), section.get("num_attention_heads", heads)),
+                 section.get("layer_norm_eps", 1e-5))
 
 
 def _refuse_others(section: Mapping[str, Any], used: Collection[str] = ()) -> None:
@@ -210,5 +198,5 @@ def _share(width: Any, heads: Any) -> int:
 
 
 def _lookup(what: str, value: Any, known: Mapping[str, str]) -> str:
-    _one_of(what, value, tuple(known))
+    _one_of(what, value, known)
     return known[value]

@@ -7,12 +7,11 @@ user says fills in what none of these say; without that the file is refused: not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture
 from jclip_fewshot.clip.checkpoint.conventions import (
@@ -32,6 +31,8 @@ from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.json_files import read_json
 
+Origin = tuple[Conventions, dict[str, Any]]  # how a CLIP is computed; what its files say of pixels, as in `Checkpoint`
+
 # First digits of the SHA-256 of well-known files with heads 64 wide. OpenAI's, and those on which open_clip's release
 # page has its v0.2-weights, whose names end in these digits; the two of the built-in contest.
 KNOWN = {
@@ -49,16 +50,9 @@ _OPENAIS_MARKS = {"input_resolution", "context_length", "vocab_size"}
 _ONE_HEAD = Conventions(Tower(head_width=1), Tower(head_width=1))  # fits into any tower
 
 
-class Origin(NamedTuple):
-    """How a CLIP is computed, and what its files say of pixels: see `read.Checkpoint`."""
-
-    conventions: Conventions
-    preprocessing: dict[str, Any]
-
-
 def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str], activation: str = "",
               head_width: int = 0, openai: bool = False) -> Origin:
-    """Return how the CLIP of a file is computed.
+    """Return how the CLIP of a file is computed, and what its files say of pixels.
 
     tensors, weights: under the file's names and under OpenAI's. said: what the file says beside them.
     activation, head_width: what the user says. openai: OpenAI's conventions, with a warning, where nothing says any.
@@ -66,51 +60,43 @@ def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[
     """
     if activation and activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
-    found = _in_the_file(path, tensors, said) or _beside(path, tensors, weights)
+    tensors, sizes = unwrapped(tensors), architecture(weights, _ONE_HEAD)
+    found = _in_the_file(tensors, said) or _beside(weight_files(path)[0].parent, sizes, is_hugging_face(tensors))
     if found is None and path.is_file() and (known := KNOWN.get(sha256(path)[:8])):
-        found = Origin(OPENAI.given(known), {})
+        found = OPENAI.given(known), {}
     if found is None:
-        return Origin(_asked(path, architecture(weights, _ONE_HEAD), said.get("activation", activation), head_width,
-                             openai), {})
-    own = found.conventions.image
+        return _asked(path, sizes, said.get("activation", activation), head_width, openai), {}
+    own = found[0].image
     for what, given, has in (("activation", activation, own.activation), ("head_width", head_width, own.head_width)):
         if given and given != has:
             warn(f"{path}: its {what} is {has} by itself or the configuration beside it; {given} is left aside")
     return found
 
 
-def _in_the_file(path: Path, tensors: StateDict, said: Mapping[str, str]) -> Origin | None:
-    plain = unwrapped(tensors, path)
-    try:
-        if "conventions" in plain:  # a Jittor model of ours that is not computed as OpenAI's
-            how = from_metadata(plain["conventions"].astype("uint8").tobytes().decode("utf-8", "replace"))
-            return Origin(how, {})
-        if "conventions" in said:
-            pixels = msgspec.json.decode(said.get("preprocessing", "{}"), type=dict[str, Any])
-            return Origin(from_metadata(said["conventions"]), pixels)
-    except (UserError, msgspec.MsgspecError, RecursionError) as error:
-        raise UserError(f"{path}: its header is not one that this program writes ({error})") from None
-    if plain.keys() >= _OPENAIS_MARKS or is_jittors(plain) or any(name.endswith(".attn_mask") for name in plain):
-        return Origin(OPENAI, {})
+def _in_the_file(tensors: StateDict, said: Mapping[str, str]) -> Origin | None:
+    if "conventions" in tensors:  # a Jittor model of ours that is not computed as OpenAI's
+        return from_metadata(tensors["conventions"].astype("uint8").tobytes().decode()), {}
+    if "conventions" in said:
+        return from_metadata(said["conventions"]), dict(json.loads(said.get("preprocessing", "{}")))
+    if tensors.keys() >= _OPENAIS_MARKS or is_jittors(tensors) or any(name.endswith(".attn_mask") for name in tensors):
+        return OPENAI, {}
     return None
 
 
-def _beside(path: Path, tensors: StateDict, weights: StateDict) -> Origin | None:
+def _beside(folder: Path, sizes: Architecture, hugging_face: bool) -> Origin | None:
     """By the configuration beside a file, if it is of a CLIP of these sizes; of two, that whose names the tensors have.
     """
-    folder, sizes = weight_files(path)[0].parent, architecture(weights, _ONE_HEAD)
     own = (sizes.embed_dim, sizes.vision_width, sizes.vision_layers, sizes.transformer_width, sizes.transformer_layers)
-    names = ["open_clip_config.json", "config.json"]
-    for name in reversed(names) if is_hugging_face(unwrapped(tensors, path)) else names:
+    for name in sorted(("open_clip_config.json", "config.json"), reverse=not hugging_face):
         config: dict[str, Any] = read_json(folder / name) if (folder / name).is_file() else {}
         try:
             if not config or sizes_said(config) != own:
                 continue
             if name != "config.json":
                 said = config.get("preprocess_cfg")
-                return Origin(from_open_clip(config), {"preprocess_cfg": said} if said else {})
+                return from_open_clip(config), {"preprocess_cfg": said} if said else {}
             pixels = folder / "preprocessor_config.json"
-            return Origin(from_hugging_face(config), read_json(pixels) if pixels.is_file() else {})
+            return from_hugging_face(config), read_json(pixels) if pixels.is_file() else {}
         except UserError as error:
             raise UserError(f"{folder / name}: {error}") from None
     return None
@@ -124,15 +110,14 @@ def _asked(path: Path, sizes: Architecture, activation: str, head_width: int, op
         warn(f"{path}: nothing says how it is computed; as OpenAI's own clip.load does: {activation or 'quick_gelu'}, "
              f"heads {head_width or 64} wide")
         return OPENAI.given(activation, head_width)
+    where = "put the config.json or open_clip_config.json that belongs to it beside it, or give "
     if not activation:
         raise UserError(
-            f"{path}: nothing says whether its activation is QuickGELU or GELU, and its tensors do not tell; put the "
-            f"config.json or open_clip_config.json that belongs to it beside it, or give {parameter('activation')}: "
-            "quick_gelu of OpenAI's, MetaCLIP's and DFN's and what was tuned from them, gelu of LAION's and DataComp's")
+            "nothing says whether its activation is QuickGELU or GELU, and its tensors do not tell; "
+            f"{where}{parameter('activation')}: quick_gelu of OpenAI's, MetaCLIP's and DFN's and what was tuned from "
+            "them, gelu of LAION's and DataComp's")
     if not image or not text:
-        raise UserError(
-            f"{path}: nothing says how wide the heads of its towers are ({sizes.vision_width} and "
-            f"{sizes.transformer_width} wide); give {parameter('head_width')} (OpenAI's are 64), or put the "
-            "config.json or open_clip_config.json that belongs to it beside it")
+        raise UserError(f"nothing says how wide the heads of its towers are ({sizes.vision_width} and "
+                        f"{sizes.transformer_width} wide); {where}{parameter('head_width')} (OpenAI's are 64)")
     conventions = OPENAI.given(activation, image)
     return replace(conventions, text=replace(conventions.text, head_width=text))

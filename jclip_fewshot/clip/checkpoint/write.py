@@ -38,7 +38,6 @@ def convert(source: str | Path, target: str | Path, half: bool = False, activati
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target} does not end in .safetensors, the one format that convert writes")
     weights, sizes, preprocessing = read_clip(source, activation, head_width)
-    weights["logit_scale"] = weights["logit_scale"].reshape(())
     if half:
         weights = {name: array.astype(np.float16) for name, array in weights.items()}
     write_safetensors(target, weights, {**to_metadata(sizes.conventions), "preprocessing": json.dumps(preprocessing)})
