@@ -13,7 +13,7 @@ from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, read_clip, read_state_dict
-from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
+from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
@@ -95,8 +95,6 @@ def _block(depth: Depth) -> int | None:
 
 def recognises(path: Path) -> bool:
     """Whether a file or a folder holds a CLIP's tensors, by their names."""
-    if not holds_weights(path):
-        return False
     names = read_state_dict(path, outline=True)
     return "token_embedding.weight" in names and any(name.startswith("visual.") for name in names)
 

@@ -19,7 +19,8 @@ from jclip_fewshot.clip.checkpoint import (
     read_state_dict,
     write_safetensors,
 )
-from jclip_fewshot.clip.checkpoint.conventions import from_hugging_face, from_metadata, from_open_clip, to_metadata
+from jclip_fewshot.clip.checkpoint.conventions import from_hugging_face, from_open_clip, to_metadata
+from jclip_fewshot.clip.checkpoint.files import named
 from jclip_fewshot.clip.checkpoint.origin import origin_of
 from jclip_fewshot.errors import UserError
 
@@ -123,7 +124,7 @@ def test_of_two_configurations_the_names_choose(tmp_path):
     assert outlined(tmp_path).conventions == GELU
     assert read_clip(tmp_path).preprocessing == {"crop_size": 32}
     plain(tmp_path / "open_clip_model.safetensors")
-    assert outlined(tmp_path).conventions == GELU.given("quick_gelu")
+    assert outlined(tmp_path).conventions == Conventions(Tower("quick_gelu", 24), Tower("quick_gelu", 16))
     assert read_clip(tmp_path).preprocessing == {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"]}
 
 
@@ -146,9 +147,9 @@ def test_convert_keeps_it(tmp_path):
     (model_cfg(text={"embed_cls": True}), "'embed_cls'"), (model_cfg(text={"ls_init_value": 1e-4}), "'ls_init_value'"),
     (model_cfg(text={"act_kwargs": {"a\x1b[31m\nb": 1}}), r"'a\\x1b\[31m\\nb'"),
     (model_cfg(multimodal_cfg={"width": 512}), "'multimodal_cfg'"), (model_cfg(text={"heads": 0}), "by 0 heads"),
-    (model_cfg(vision={"head_width": "64"}), "heads cannot be '64' wide")])
+    (model_cfg(vision={"head_width": "64"}), r"a.json.*Expected `int`, got `str` - at `\$.image.head_width`")])
 def test_what_is_not_computed_is_refused_by_name(config, said):
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught, named("a.json"):
         from_open_clip({"model_cfg": config})
     assert str(caught.value).isprintable()
 
@@ -156,30 +157,37 @@ def test_what_is_not_computed_is_refused_by_name(config, said):
 @pytest.mark.parametrize("change, said", [
     ({"model_type": "siglip"}, "model_type 'siglip'"),
     ({"vision_config": {"hidden_act": "relu\n\x1b[2J"}}, r"hidden_act 'relu\\n\\x1b\[2J' is not computed here"),
-    ({"text_config": []}, "^$"), ({"vision_config": "x"}, "vision_config is no object"),
+    ({"text_config": []}, "^$"), ({"vision_config": "x"}, "config.json is damaged"),
     ({"text_config": {"num_attention_heads": 7}}, "a width of 512 cannot be shared by 7 heads"),
-    ({"text_config": {"eos_token_id": None}}, "end, causal or tokenizer"),
-    ({"text_config": {"layer_norm_eps": 0}}, "eps 0")])
+    ({"text_config": {"eos_token_id": None}}, r"config.json.*Expected `int`, got `null` - at `\$.end`"),
+    ({"text_config": {"layer_norm_eps": 0}}, r"config.json.*>= 1e-30 - at `\$.text.eps`")])
 def test_strange_configurations_of_hugging_face(change, said):
     if said == "^$":
         assert from_hugging_face({**HUGGING_FACE, **change}).text == Tower()
         return
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught, named("config.json"):
         from_hugging_face({**HUGGING_FACE, **change})
     assert str(caught.value).isprintable()
 
 
 def test_defaults_that_transformers_leaves_out():
     found = from_hugging_face({"model_type": "clip", "vision_config": {}, "text_config": {}})
-    assert found == Conventions(text_pool="end", end=49407)
+    assert found == Conventions(Tower(), Tower(), text_pool="end", end=49407)
     assert from_hugging_face({"text_config_dict": {"hidden_act": "gelu"}}).text.activation == "gelu"
 
 
-def test_headers_go_round():
-    assert from_metadata(to_metadata(GELU)["conventions"]) == GELU
-    for text in ("", "[]", "{}", '{"image": 1, "text": 2}', "[" * 100_000, '{"image": {}, "text": {}, "pool": []}'):
-        with pytest.raises(UserError):
-            from_metadata(text)
+def test_headers_go_round(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, WEIGHTS, to_metadata(GELU))
+    assert outlined(path).conventions == GELU
+    for text in ("", "[]", "{}", '{"image": 1, "text": 2}', "[" * 100_000, '{"image": {}, "text": {}, "pool": []}',
+                 '{"image": {}, "text": {}, "end": null}', '{"image": {}, "text": {}, "another": 1}'):
+        write_safetensors(path, WEIGHTS, {"conventions": text})
+        with pytest.raises(UserError, match="a.safetensors is damaged"):
+            outlined(path)
+    write_safetensors(path, WEIGHTS, {**to_metadata(GELU), "preprocessing": "[]"})
+    with pytest.raises(UserError, match="a.safetensors is damaged"):
+        outlined(path)
 
 
 def test_shards(tmp_path):

@@ -90,7 +90,7 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
     if side * side + 1 != tokens:
         raise NoClip(f"this is no CLIP checkpoint: {positions} has {tokens} positions, not a square and one")
     for tower, how in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
-        if tower % how.head_width:
+        if how.head_width < 1 or tower % how.head_width:
             raise UserError(f"heads {how.head_width} wide do not fit into a tower that is {tower} wide")
     return Architecture(
         embed_dim=shape("text_projection", 2)[1], image_resolution=(patch or 32) * side,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -39,12 +41,18 @@ def weight_files(path: str | Path) -> list[Path]:
     return found
 
 
-def holds_weights(path: Path) -> bool:
-    """Whether `weight_files` would find something."""
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Whatever is raised about a file becomes one line that names it."""
     try:
-        return all(file.is_file() for file in weight_files(path))
-    except UserError:
-        return False
+        yield
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # what struct, zipfile, msgspec, NumPy and the unpickler raise on damaged bytes
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        raise UserError(f"{path} is damaged or of an unknown format ({said})") from None
 
 
 class _Index(msgspec.Struct):

@@ -7,24 +7,23 @@ user says fills in what none of these say; without that the file is refused: not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture
 from jclip_fewshot.clip.checkpoint.conventions import (
     ACTIVATIONS,
     OPENAI,
     Conventions,
-    Tower,
     from_hugging_face,
-    from_metadata,
     from_open_clip,
+    openais,
     sizes_said,
 )
-from jclip_fewshot.clip.checkpoint.files import weight_files
+from jclip_fewshot.clip.checkpoint.files import named, weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_hugging_face, is_jittors, unwrapped
 from jclip_fewshot.clip.download import sha256
 from jclip_fewshot.console import warn
@@ -47,7 +46,7 @@ KNOWN = {
 RELEASED_HEADS = {**dict.fromkeys((384, 512, 640, 768, 896, 1024), 64), 1280: 80, 1408: 88, 1664: 104, 1792: 112}
 RELEASED_TEXTS = (256, 384, 512, 640, 768, 1024, 1280)
 _OPENAIS_MARKS = {"input_resolution", "context_length", "vocab_size"}
-_ONE_HEAD = Conventions(Tower(head_width=1), Tower(head_width=1))  # fits into any tower
+_ONE_HEAD = openais(head_width=1, text_head_width=1)  # fits into any tower
 
 
 def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str], activation: str = "",
@@ -63,7 +62,7 @@ def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[
     tensors, sizes = unwrapped(tensors), architecture(weights, _ONE_HEAD)
     found = _in_the_file(tensors, said) or _beside(weight_files(path)[0].parent, sizes, is_hugging_face(tensors))
     if found is None and path.is_file() and (known := KNOWN.get(sha256(path)[:8])):
-        found = OPENAI.given(known), {}
+        found = openais(known), {}
     if found is None:
         return _asked(path, sizes, said.get("activation", activation), head_width, openai), {}
     own = found[0].image
@@ -75,9 +74,10 @@ def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[
 
 def _in_the_file(tensors: StateDict, said: Mapping[str, str]) -> Origin | None:
     if "conventions" in tensors:  # a Jittor model of ours that is not computed as OpenAI's
-        return from_metadata(tensors["conventions"].astype("uint8").tobytes().decode()), {}
+        return msgspec.json.decode(tensors["conventions"].astype("uint8").tobytes(), type=Conventions), {}
     if "conventions" in said:
-        return from_metadata(said["conventions"]), dict(json.loads(said.get("preprocessing", "{}")))
+        return (msgspec.json.decode(said["conventions"], type=Conventions),
+                msgspec.json.decode(said.get("preprocessing", "{}"), type=dict[str, Any]))
     if tensors.keys() >= _OPENAIS_MARKS or is_jittors(tensors) or any(name.endswith(".attn_mask") for name in tensors):
         return OPENAI, {}
     return None
@@ -89,7 +89,7 @@ def _beside(folder: Path, sizes: Architecture, hugging_face: bool) -> Origin | N
     own = (sizes.embed_dim, sizes.vision_width, sizes.vision_layers, sizes.transformer_width, sizes.transformer_layers)
     for name in sorted(("open_clip_config.json", "config.json"), reverse=not hugging_face):
         config: dict[str, Any] = read_json(folder / name) if (folder / name).is_file() else {}
-        try:
+        with named(folder / name):
             if not config or sizes_said(config) != own:
                 continue
             if name != "config.json":
@@ -97,8 +97,6 @@ def _beside(folder: Path, sizes: Architecture, hugging_face: bool) -> Origin | N
                 return from_open_clip(config), {"preprocess_cfg": said} if said else {}
             pixels = folder / "preprocessor_config.json"
             return from_hugging_face(config), read_json(pixels) if pixels.is_file() else {}
-        except UserError as error:
-            raise UserError(f"{folder / name}: {error}") from None
     return None
 
 
@@ -109,7 +107,7 @@ def _asked(path: Path, sizes: Architecture, activation: str, head_width: int, op
     if openai and not (activation and image and text):
         warn(f"{path}: nothing says how it is computed; as OpenAI's own clip.load does: {activation or 'quick_gelu'}, "
              f"heads {head_width or 64} wide")
-        return OPENAI.given(activation, head_width)
+        return openais(activation, head_width)
     where = "put the config.json or open_clip_config.json that belongs to it beside it, or give "
     if not activation:
         raise UserError(
@@ -119,5 +117,4 @@ def _asked(path: Path, sizes: Architecture, activation: str, head_width: int, op
     if not image or not text:
         raise UserError(f"nothing says how wide the heads of its towers are ({sizes.vision_width} and "
                         f"{sizes.transformer_width} wide); {where}{parameter('head_width')} (OpenAI's are 64)")
-    conventions = OPENAI.given(activation, image)
-    return replace(conventions, text=replace(conventions.text, head_width=text))
+    return openais(activation, image, text)

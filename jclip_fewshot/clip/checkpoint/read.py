@@ -6,15 +6,13 @@ Nothing in a file is ever run. Memory stays below a few times the file, whatever
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, check_state_dict
-from jclip_fewshot.clip.checkpoint.files import weight_files
+from jclip_fewshot.clip.checkpoint.files import named, weight_files
 from jclip_fewshot.clip.checkpoint.formats import Found, read_pickle, read_safetensors, read_torch_zip
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.origin import origin_of
@@ -45,11 +43,9 @@ def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outli
     they are computed, or if that is not computed here.
     """
     tensors, said = _read_all(path, outline)
-    with _named(path):
-        weights = openai_names(tensors)
+    with named(path):
+        weights = _weights(tensors, outline)
         how, preprocessing = origin_of(Path(path), tensors, weights, said, activation, head_width, openai)
-        if not outline:
-            _require_finite(weights)
         return Checkpoint(weights, check_state_dict(weights, how), preprocessing)
 
 
@@ -63,11 +59,8 @@ def read_state_dict(path: str | Path, outline: bool = False) -> StateDict:
     tensors and plain containers, or if weights are no finite floating-point numbers.
     """
     tensors = read_tensors(path, outline)
-    with _named(path):
-        weights = openai_names(tensors)
-        if not outline:
-            _require_finite(weights)
-        return weights
+    with named(path):
+        return _weights(tensors, outline)
 
 
 def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
@@ -78,26 +71,12 @@ def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
     return _read_all(path, outline)[0]
 
 
-@contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """Whatever is raised becomes one line that names the file."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # what struct, zipfile, msgspec, NumPy and the unpickler raise on damaged bytes
-        said = f"{type(error).__name__}: {str(error)[:300]}"
-        raise UserError(f"{path} is damaged or of an unknown format ({said})") from None
-
-
 def _read_all(path: str | Path, outline: bool) -> Found:
     """The tensors of one file or of several shards, and what the files say beside them."""
     tensors: StateDict = {}
     said: dict[str, str] = {}
     for file in weight_files(path):
-        with _named(file):
+        with named(file):
             found, more = _read(file, outline)
             if not tensors.keys().isdisjoint(found):
                 raise UserError("it has tensors that another shard has too")
@@ -143,13 +122,15 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def _require_finite(weights: StateDict) -> None:
-    for name, array in weights.items():
+def _weights(tensors: StateDict, outline: bool) -> StateDict:
+    weights = openai_names(tensors)
+    for name, array in weights.items() if not outline else ():
         if array.dtype.kind != "f":
             raise UserError(f"{name} is of type {array.dtype}; weights are floating-point numbers")
         flat = array.reshape(-1)
         if not all(_finite(flat[start:start + BLOCK]) for start in range(0, flat.size, BLOCK)):
             raise UserError(f"{name} holds NaN or an infinite number; fetch the file again")
+    return weights
 
 
 def _finite(block: np.ndarray) -> bool:
