@@ -73,27 +73,24 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
     said: activation and width of the heads, where nothing in or beside the file says them.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
-    from jclip_fewshot.clip.download import available_models, is_released, local_checkpoint, release, released_digest
+    from jclip_fewshot.clip.download import local_checkpoint, released, said_of
     from jclip_fewshot.encoders.registry import family_of
-    found = local_checkpoint(model, weights)
-    if found is None and model not in available_models():
-        return Finding("checkpoint", False, f"no file or folder {model}, and no model of that name")
+    found, source = local_checkpoint(model, weights), released(model)
     if found is None:
-        source = release(model)
-        return Finding("checkpoint", False, f"{model} is not in {weights}/; train.py downloads it, or fetch "
-                                            f"{source.url}")
+        return Finding("checkpoint", False, f"no file or folder {model}, and no model of that name" if source is None
+                       else f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
     try:
         family = family_of(found)
         if family != "CLIP":
             return Finding("checkpoint", True, f"{found}: an encoder of the family {family}")
-        said = ("quick_gelu", 64) if is_released(model) else said
-        how = read_clip(found, *said, outline=not deep).sizes.conventions
+        how = read_clip(found, *said_of(model, *said), outline=not deep).sizes.conventions
     except UserError as error:
         return Finding("checkpoint", False, str(error))
     known = f"{how.image.activation}, heads {how.image.head_width} wide"
     if not deep:
         return Finding("checkpoint", True, f"{found}: size and header fit, {known}; --deep reads its numbers")
-    return _digest(found, released_digest(found), known)
+    own = released(found.stem)
+    return _digest(found, own.sha256 if own and own.file == found.name else None, known)
 
 
 def _digest(found: Path, expected: str | None, known: str) -> Finding:

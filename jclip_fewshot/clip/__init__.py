@@ -7,7 +7,7 @@
     logits_per_image, logits_per_text = model(image, text)
 
 Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first
-`load` or `tokenize`.
+`load`, `build_model` or `tokenize`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "ima
            "read_state_dict", "token_array", "tokenize"]
 
 _MODULES = {"image_array": "preprocess", "token_array": "tokenizer", "available_models": "download",
-            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint"}
+            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint",
+            "build_model": "model"}
 
 
 def __getattr__(name: str) -> Any:
@@ -50,17 +51,17 @@ def load(name_or_path: str | Path, device: str | None = None,
     Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
-    from jclip_fewshot.clip.download import find_checkpoint, is_released
+    from jclip_fewshot.clip.download import find_checkpoint, said_of
     from jclip_fewshot.clip.preprocess import image_array
     from jclip_fewshot.console import warn
-    if is_released(name_or_path):
-        activation, head_width = "quick_gelu", 64
-    weights, sizes, said = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    path, how = find_checkpoint(name_or_path, download_root), said_of(name_or_path, activation, head_width)
+    weights, sizes, said = read_clip(path, *how, openai=True)
     if said:
         warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want other pixels, which "
              "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
+    from jclip_fewshot.clip.model import build_model
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
 
@@ -68,12 +69,6 @@ def load(name_or_path: str | Path, device: str | None = None,
         return runtime.jt.array(image_array(image, size))
 
     return model, preprocess
-
-
-def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
-    """See `model.build_model`."""
-    from jclip_fewshot.clip.model import build_model as build
-    return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77,

@@ -25,11 +25,10 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import attend
-from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, check_state_dict, layout
-from jclip_fewshot.clip.checkpoint.conventions import to_metadata
+from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, check_state_dict, openai_names
+from jclip_fewshot.clip.checkpoint.architecture import to_metadata
 from jclip_fewshot.clip.checkpoint.names import MATRIX
-from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, normal
+from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, attend, normal
 from jclip_fewshot.clip.modified_resnet import ModifiedResNet
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
@@ -331,8 +330,11 @@ class CLIP(jt.nn.Module):
         if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
         for name, parameter in super().state_dict().items():
-            axes = _axes(name, params[name].shape, self.architecture)
-            array = params[name] if axes is None else params[name].transpose(axes)
+            array = params[name]
+            if MATRIX.fullmatch(name):
+                array = array.T  # (inputs, outputs)
+            elif array.ndim == 4:  # (channel, y, x; outputs) of a patch embedding, else (y, x, channel; outputs)
+                array = array.transpose((1, 2, 3, 0) if "visual.proj" in params else (2, 3, 1, 0))
             array = np.ascontiguousarray(array, dtype=np.float32).reshape(tuple(parameter.shape))
             parameter.assign(jt.array(array).cast(dtype))
 
@@ -345,25 +347,9 @@ class CLIP(jt.nn.Module):
         return logits_per_image, logits_per_image.transpose(1, 0)
 
 
-def _axes(name: str, shape: tuple[int, ...], sizes: Architecture) -> tuple[int, ...] | None:
-    """The order in which OpenAI's axes of a tensor are kept here; None where nothing changes."""
-    if MATRIX.fullmatch(name):
-        return 1, 0  # (inputs, outputs)
-    if len(shape) == 4:
-        patches = name == "visual.conv1.weight" and sizes.vision_patch_size is not None
-        return (1, 2, 3, 0) if patches else (2, 3, 1, 0)  # (channel, y, x; outputs), (y, x, channel; outputs)
-    return None
-
-
 def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
-    found, kept = {}, model.state_dict()
-    for name, shape in layout(model.architecture).items():
-        array, axes = kept[name].numpy(), _axes(name, shape, model.architecture)
-        if axes is not None:
-            array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-        found[name] = np.ascontiguousarray(array).reshape(shape)
-    return found
+    return openai_names({name: value.numpy() for name, value in model.state_dict().items()})
 
 
 PRECISIONS = ("float32", "float16", "bfloat16")

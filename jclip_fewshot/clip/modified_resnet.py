@@ -12,10 +12,8 @@ runs as one operator (cpu.py, resnet.cpp).
 from __future__ import annotations
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import split_heads
-from jclip_fewshot.clip.layers import Linear, normal
+from jclip_fewshot.clip.layers import Linear, attend_plainly, normal
 
 
 class BatchNorm(jt.nn.Module):
@@ -99,12 +97,8 @@ class AttentionPool2d(jt.nn.Module):
         batch, width = x.shape[:2]
         x = x.reshape((batch, width, -1)).transpose(0, 2, 1)
         x = jt.concat([x.mean(1, keepdims=True), x], dim=1) + self.positional_embedding  # (B, L, W)
-        q, = split_heads(self.q_proj(x[:, :1]), 1, self.heads)
-        k, = split_heads(self.k_proj(x), 1, self.heads)
-        v, = split_heads(self.v_proj(x), 1, self.heads)
-        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(softmax_var(scores), v)  # (B, H, 1, W/H)
-        return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
+        kv = jt.concat([self.k_proj(x), self.v_proj(x)], dim=2)
+        return self.c_proj(attend_plainly(self.q_proj(x[:, :1]), kv, self.heads)[:, 0])
 
 
 class ModifiedResNet(jt.nn.Module):

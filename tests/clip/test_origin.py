@@ -19,9 +19,9 @@ from jclip_fewshot.clip.checkpoint import (
     read_state_dict,
     write_safetensors,
 )
-from jclip_fewshot.clip.checkpoint.conventions import from_hugging_face, from_open_clip, to_metadata
+from jclip_fewshot.clip.checkpoint.architecture import to_metadata
 from jclip_fewshot.clip.checkpoint.files import named
-from jclip_fewshot.clip.checkpoint.origin import origin_of
+from jclip_fewshot.clip.checkpoint.origin import from_hugging_face, from_open_clip, origin_of
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import hugging_face, random_weights

@@ -1,11 +1,19 @@
 """Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
 
-`files` finds them, `formats` and `pickles` know their bytes, `names` and `architecture` what a CLIP is, `conventions`
-and `origin` how it is computed. Nothing in a file is run. Imports storage alone; neither torch nor Jittor.
+`files` finds them, `formats` and `pickles` know their bytes, `names` and `architecture` what a CLIP is, `origin` how
+it is computed. Nothing in a file is run. Imports storage alone; neither torch nor Jittor.
 """
 
-from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture, check_state_dict, layout
-from jclip_fewshot.clip.checkpoint.conventions import ACTIVATIONS, OPENAI, Conventions, Tower
+from jclip_fewshot.clip.checkpoint.architecture import (
+    ACTIVATIONS,
+    OPENAI,
+    Architecture,
+    Conventions,
+    Tower,
+    architecture,
+    check_state_dict,
+    layout,
+)
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.read import read_clip, read_state_dict, read_tensors
 from jclip_fewshot.clip.checkpoint.write import convert, write_safetensors

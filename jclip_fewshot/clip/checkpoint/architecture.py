@@ -1,20 +1,68 @@
-"""A CLIP's sizes, read off its tensors; and the tensors that a CLIP of these sizes has."""
+"""What a CLIP is: its sizes, by its tensors' shapes; the tensors of such a CLIP; and what tensors do not tell.
+
+Files of GELU and of QuickGELU models have the same tensors, and so have those of 16 heads and of 20. A wrong guess
+crashes nothing and moves every feature, so nothing is guessed: see origin.py.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from jclip_fewshot.clip.checkpoint.conventions import OPENAI, Conventions
+import msgspec
+
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
 
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # x sigmoid(1.702 x); x Φ(x); its approximation by tanh
 MOST_LISTED = 40  # names of a kind in a message
 
 
 class NoClip(UserError):
     """Tensors, but not of a CLIP."""
+
+
+class Tower(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a transformer is computed; the defaults are OpenAI's."""
+
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    head_width: Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)] = 64
+    # added to the variance in its norms; gt=0 lets 0 pass once Jittor's compiler flags have rounded tiny numbers to 0
+    eps: Annotated[float, msgspec.Meta(ge=1e-30, lt=1)] = 1e-5
+
+
+class Conventions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a CLIP is computed; the defaults are OpenAI's.
+
+    pool: what an image's row is read from, the "class" token or the mean of the "patches", in front of the last norm.
+    text_pool: the token that a text's row is read from, that of the "highest" id, the first whose id is `end` ("end")
+    or the "last" one. causal: text tokens see those before them alone. tokenizer: empty for CLIP's own.
+    """
+
+    image: Tower
+    text: Tower
+    pool: Literal["class", "patches"] = "class"
+    text_pool: Literal["highest", "end", "last"] = "highest"
+    end: int = 0
+    causal: bool = True
+    tokenizer: str = ""
+
+
+OPENAI = Conventions(Tower(), Tower())
+
+
+def openais(activation: str = "", head_width: int = 0, text_head_width: int = 0) -> Conventions:
+    """OpenAI's conventions, with what the user says (--activation, --head-width) in the place of their own."""
+    activation = activation or OPENAI.image.activation
+    return Conventions(Tower(activation, head_width or 64), Tower(activation, text_head_width or 64))  # type: ignore
+
+
+def to_metadata(conventions: Conventions) -> dict[str, str]:
+    """For the header of a .safetensors file; msgspec reads it back."""
+    return {"format": "pt", "conventions": json.dumps(msgspec.to_builtins(conventions))}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _from_jittor(name: str, array: np.ndarray, vit: bool) -> np.ndarray:
     elif _CONVOLUTION.fullmatch(name):
         side = 3 if name.count(".") == 2 or name.endswith("conv2.weight") else 1  # the stem's, and each block's second
         array = array.reshape(side, side, len(array) // side ** 2, -1).transpose(3, 2, 0, 1)
-    return np.ascontiguousarray(array)
+    return np.require(array, None, "C")  # leaves a scalar one
 
 
 def _from_hugging_face(tensors: StateDict) -> StateDict:

@@ -3,25 +3,26 @@
 The order is that of certainty: what this program or TorchScript wrote into the file; marks that OpenAI's and JCLIP's
 own files have; the configuration beside it, if it is of a CLIP of these sizes; the digest of a known file. What the
 user says fills in what none of these say; without that the file is refused: nothing is guessed.
+
+Configurations: open_clip's open_clip_config.json (src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging
+Face's config.json (CLIPConfig). Defaults are those of the two libraries. What is not computed here is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture
-from jclip_fewshot.clip.checkpoint.conventions import (
+from jclip_fewshot.clip.checkpoint.architecture import (
     ACTIVATIONS,
     OPENAI,
+    Architecture,
     Conventions,
-    from_hugging_face,
-    from_open_clip,
+    architecture,
     openais,
-    sizes_said,
 )
 from jclip_fewshot.clip.checkpoint.files import named, weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_hugging_face, is_jittors, unwrapped
@@ -47,6 +48,19 @@ RELEASED_HEADS = {**dict.fromkeys((384, 512, 640, 768, 896, 1024), 64), 1280: 80
 RELEASED_TEXTS = (256, 384, 512, 640, 768, 1024, 1280)
 _OPENAIS_MARKS = {"input_resolution", "context_length", "vocab_size"}
 _ONE_HEAD = openais(head_width=1, text_head_width=1)  # fits into any tower
+_HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
+               "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+_IMAGE_POOLS = {"tok": "class", "avg": "patches"}
+_TEXT_POOLS = {"argmax": "highest", "eos": "end", "last": "last"}
+# Keys of open_clip's configurations that are used here, that the tensors tell, or that matter in training alone; any
+# other must be empty, or say what is done anyway.
+_MODEL = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
+          "cast_dtype", "output_dict"}
+_TOWER = {"width", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
+_VISION = _TOWER | {"head_width", "patch_size", "image_size", "patch_dropout", "no_ln_pre"}
+_TEXT = _TOWER | {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "heads",
+                  "pad_id", "eos_id", "no_causal_mask", "proj_bias"}
+_ANYWAY = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "approximate": "none"}
 
 
 def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str], activation: str = "",
@@ -118,3 +132,95 @@ def _asked(path: Path, sizes: Architecture, activation: str, head_width: int, op
         raise UserError(f"nothing says how wide the heads of its towers are ({sizes.vision_width} and "
                         f"{sizes.transformer_width} wide); {where}{parameter('head_width')} (OpenAI's are 64)")
     return openais(activation, image, text)
+
+
+def sizes_said(config: Mapping[str, Any]) -> tuple | None:
+    """D, width and depth of both towers as either library's configuration has them, None where it is of no CLIP.
+
+    They tell one model's configuration from another's.
+    """
+    model = config.get("model_cfg") or config
+    if "vision_cfg" in model and "text_cfg" in model:
+        vision, text, embed_dim = model["vision_cfg"], model["text_cfg"], model.get("embed_dim")
+        width, depth = "width", "layers"
+    else:
+        vision, text, embed_dim = *_hugging_face_sections(config), config.get("projection_dim", 512)
+        width, depth = "hidden_size", "num_hidden_layers"
+        if not vision and not text and config.get("model_type") != "clip":
+            return None
+    layers = vision.get(depth, 12)
+    return (embed_dim, vision.get(width, 768), tuple(layers) if isinstance(layers, list) else layers,
+            text.get(width, 512), text.get(depth, 12))
+
+
+def from_open_clip(config: Mapping[str, Any]) -> Conventions:
+    """Return the conventions of an open_clip_config.json, or of one of open_clip's model_configs.
+
+    Raise UserError, which names what is not computed here, or anything if it is of another form.
+    """
+    model = config.get("model_cfg") or config
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    for section, used in ((model, _MODEL), (vision, _VISION), (text, _TEXT)):
+        _refuse_others(section, used)
+    if vision.get("pool_type") == "avg" and not vision.get("final_ln_after_pool"):
+        raise UserError('pool_type "avg" without final_ln_after_pool is not computed here')
+    text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"), _TEXT_POOLS)
+    tokenizer = text.get("hf_tokenizer_name") or ""
+    return msgspec.convert({
+        "image": _open_clip_tower(model, vision, vision.get("head_width", 64)),
+        "text": _open_clip_tower(model, text, _share(text.get("width", 512), text.get("heads", 8))),
+        "pool": _lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), _IMAGE_POOLS),
+        "text_pool": text_pool, "end": text.get("eos_id", 2) if text_pool == "end" else 0,
+        "causal": not text.get("no_causal_mask", False),
+        "tokenizer": "" if "clip-vit" in tokenizer else tokenizer}, Conventions)
+
+
+def _open_clip_tower(model: Mapping, tower: Mapping, head_width: Any) -> dict[str, Any]:
+    activation, how, norm = "gelu", tower.get("act_kwargs") or {}, tower.get("norm_kwargs") or {}
+    if model.get("quick_gelu"):
+        activation = "quick_gelu"
+    elif how.get("approximate") == "tanh":
+        activation, how = "gelu_tanh", {}
+    _refuse_others(how)
+    _refuse_others(norm, ("eps",))
+    return {"activation": activation, "head_width": head_width, "eps": norm.get("eps", 1e-5)}
+
+
+def from_hugging_face(config: Mapping[str, Any]) -> Conventions:
+    """Return the conventions of the config.json of a CLIPModel; raise as `from_open_clip` does."""
+    _lookup("model_type", config.get("model_type", "clip"), {"clip": "clip"})
+    vision, text = _hugging_face_sections(config)
+    end = text.get("eos_token_id", 49407)
+    # transformers' modeling_clip: 2 is what OpenAI's files say, and means the largest id
+    pool = {"text_pool": "highest"} if end == 2 else {"text_pool": "end", "end": end}
+    return msgspec.convert({"image": _hugging_face_tower(vision, 768, 12), "text": _hugging_face_tower(text, 512, 8),
+                            **pool}, Conventions)
+
+
+def _hugging_face_sections(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}  # the older form
+            for name in ("vision", "text")]
+
+
+def _hugging_face_tower(section: Mapping, width: int, heads: int) -> dict[str, Any]:
+    return {"activation": _lookup("hidden_act", section.get("hidden_act", "quick_gelu"), _HIDDEN_ACT),
+            "head_width": _share(section.get("hidden_size", width), section.get("num_attention_heads", heads)),
+            "eps": section.get("layer_norm_eps", 1e-5)}
+
+
+def _refuse_others(section: Mapping[str, Any], used: Collection[str] = ()) -> None:
+    for key, value in section.items():
+        if value and key not in used and value != _ANYWAY.get(key):
+            raise UserError(f"{key[:40]!a} with the value {ascii(value)[:60]} is not computed here")
+
+
+def _lookup(what: str, value: Any, known: Mapping[str, str]) -> str:
+    if str(value) not in known:
+        raise UserError(f"{what} {ascii(value)[:60]} is not computed here, only {', '.join(known)}")
+    return known[str(value)]
+
+
+def _share(width: int, heads: int) -> int:
+    if heads < 1 or width % heads:
+        raise UserError(f"a width of {width} cannot be shared by {heads} heads")
+    return width // heads

@@ -56,13 +56,14 @@ class Dtype:
 
 
 class Array:
-    """A NumPy array, whose numbers come later."""
+    """An array of NumPy's, whose numbers may come later."""
 
-    array: np.ndarray
+    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> None:
+        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
     def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+        self.array = Array(data, dtype, shape, "F" if fortran else "C").array
 
 
 class Storage:
@@ -93,12 +94,6 @@ class Tensor:
         return np.ndarray(self.size, dtype, data, self.offset * width, [step * width for step in self.stride])
 
 
-def _array_of(data: Any, dtype: Any, shape: Any, order: str = "C") -> Array:
-    array = Array()
-    array.set_state((1, shape, dtype, order == "F", data))
-    return array
-
-
 def _same(tensor: Any, *_: Any) -> Any:
     return tensor
 
@@ -115,9 +110,9 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("jittor", "jittor_core.Var"): _same,
 }
 for _core in ("numpy.core", "numpy._core"):
-    _CALLS[_core + ".multiarray", "_reconstruct"] = lambda *_: Array()
-    _CALLS[_core + ".multiarray", "scalar"] = lambda dtype, data: _array_of(data, dtype, ())
-    _CALLS[_core + ".numeric", "_frombuffer"] = _array_of
+    _CALLS[_core + ".multiarray", "_reconstruct"] = lambda *_: Array(b"", Dtype("u1"), (0,))
+    _CALLS[_core + ".multiarray", "scalar"] = lambda dtype, data: Array(data, dtype, ())
+    _CALLS[_core + ".numeric", "_frombuffer"] = Array
 
 
 class _Pieces:

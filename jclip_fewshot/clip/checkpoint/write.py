@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.clip.checkpoint.conventions import OPENAI, to_metadata
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.clip.checkpoint.read import read_clip
 from jclip_fewshot.errors import UserError
