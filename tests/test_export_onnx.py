@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, layout
+from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, layout
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI
 from jclip_fewshot.clip.model import build_model
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.encoders import open_encoder

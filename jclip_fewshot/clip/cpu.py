@@ -15,7 +15,7 @@ from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
-from jclip_fewshot.clip.checkpoint import ACTIVATIONS
+from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 _SOURCE = """
     jclip::Tower t;

@@ -14,7 +14,7 @@ import math
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.checkpoint import ACTIVATIONS
+from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 HEAD = 64  # width of a head in attention.cpp, that of nearly every CLIP's transformer
 

@@ -25,8 +25,8 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, check_state_dict, openai_names
-from jclip_fewshot.clip.checkpoint.architecture import to_metadata
+from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, check_state_dict, openai_names
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.names import MATRIX
 from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, attend, normal
 from jclip_fewshot.clip.modified_resnet import ModifiedResNet

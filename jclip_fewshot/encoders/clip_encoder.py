@@ -12,7 +12,8 @@ import numpy as np
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
-from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, read_clip, read_state_dict
+from jclip_fewshot.clip.checkpoint import Conventions, read_clip, read_state_dict
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI
 from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.download import said_of
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe

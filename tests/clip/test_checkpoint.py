@@ -17,7 +17,6 @@ from jclip_fewshot.clip.checkpoint import (
     Architecture,
     Conventions,
     Tower,
-    architecture,
     check_state_dict,
     convert,
     layout,
@@ -27,6 +26,7 @@ from jclip_fewshot.clip.checkpoint import (
     read_tensors,
     write_safetensors,
 )
+from jclip_fewshot.clip.checkpoint.architecture import architecture
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, hugging_face, random_weights

@@ -9,7 +9,6 @@ from safetensors.numpy import save_file
 
 from jclip_fewshot import errors
 from jclip_fewshot.clip.checkpoint import (
-    OPENAI,
     Architecture,
     Conventions,
     Tower,
@@ -19,7 +18,7 @@ from jclip_fewshot.clip.checkpoint import (
     read_state_dict,
     write_safetensors,
 )
-from jclip_fewshot.clip.checkpoint.architecture import to_metadata
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.files import named
 from jclip_fewshot.clip.checkpoint.origin import from_hugging_face, from_open_clip, origin_of
 from jclip_fewshot.errors import UserError

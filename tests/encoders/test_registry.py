@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, layout, write_safetensors
-from jclip_fewshot.clip.checkpoint.architecture import to_metadata
+from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, layout, write_safetensors
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.encoders import open_encoder, registry
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.errors import UserError

@@ -4,20 +4,10 @@
 it is computed. Nothing in a file is run. Imports storage alone; neither torch nor Jittor.
 """
 
-from jclip_fewshot.clip.checkpoint.architecture import (
-    ACTIVATIONS,
-    OPENAI,
-    Architecture,
-    Conventions,
-    Tower,
-    architecture,
-    check_state_dict,
-    layout,
-)
+from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, Tower, check_state_dict, layout
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.read import read_clip, read_state_dict, read_tensors
 from jclip_fewshot.clip.checkpoint.write import convert, write_safetensors
 
-__all__ = ["ACTIVATIONS", "OPENAI", "Architecture", "Conventions", "StateDict", "Tower", "architecture",
-           "check_state_dict", "convert", "layout", "openai_names", "read_clip", "read_state_dict",
-           "read_tensors", "write_safetensors"]
+__all__ = ["Architecture", "Conventions", "StateDict", "Tower", "check_state_dict", "convert", "layout",
+           "openai_names", "read_clip", "read_state_dict", "read_tensors", "write_safetensors"]

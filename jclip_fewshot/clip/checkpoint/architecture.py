@@ -56,7 +56,9 @@ OPENAI = Conventions(Tower(), Tower())
 
 def openais(activation: str = "", head_width: int = 0, text_head_width: int = 0) -> Conventions:
     """OpenAI's conventions, with what the user says (--activation, --head-width) in the place of their own."""
-    activation = activation or OPENAI.image.activation
+    activation = activation or "quick_gelu"
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
     return Conventions(Tower(activation, head_width or 64), Tower(activation, text_head_width or 64))  # type: ignore
 
 

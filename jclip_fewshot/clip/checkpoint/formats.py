@@ -104,7 +104,7 @@ def read_pickle(data: memoryview, outline: bool) -> Found:
         if keys != sorted(machine.storages):
             raise UserError("damaged: its list of storages is not that of its tensors")
         for storage in map(machine.storages.__getitem__, keys):
-            if machine.number("Q") * storage.dtype.itemsize != storage.nbytes:
+            if machine.number() * storage.dtype.itemsize != storage.nbytes:
                 raise UserError("damaged: a storage has another size than its tensors need")
             storage.data = machine.file.read(storage.nbytes)
     return _tensors(content), {}

@@ -1,11 +1,10 @@
-"""How a checkpoint is computed, by whatever says it: the file, a configuration beside it, its digest, the user.
+"""How a checkpoint is computed, by whatever says it, in the order of certainty.
 
-The order is that of certainty: what this program or TorchScript wrote into the file; marks that OpenAI's and JCLIP's
-own files have; the configuration beside it, if it is of a CLIP of these sizes; the digest of a known file. What the
-user says fills in what none of these say; without that the file is refused: nothing is guessed.
-
-Configurations: open_clip's open_clip_config.json (src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging
-Face's config.json (CLIPConfig). Defaults are those of the two libraries. What is not computed here is refused by name.
+What this program or TorchScript wrote into the file; marks that OpenAI's and JCLIP's own files have; the configuration
+beside it, if it is of a CLIP of these sizes; the digest of a known file. What the user says fills in what none of these
+say; without that the file is refused: nothing is guessed. Configurations are open_clip's open_clip_config.json
+(src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging Face's config.json (CLIPConfig), with the defaults
+of the two libraries; what is not computed here is refused by name.
 """
 
 from __future__ import annotations
@@ -16,14 +15,7 @@ from typing import Any
 
 import msgspec
 
-from jclip_fewshot.clip.checkpoint.architecture import (
-    ACTIVATIONS,
-    OPENAI,
-    Architecture,
-    Conventions,
-    architecture,
-    openais,
-)
+from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, architecture, openais
 from jclip_fewshot.clip.checkpoint.files import named, weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_hugging_face, is_jittors, unwrapped
 from jclip_fewshot.clip.download import sha256
@@ -71,8 +63,6 @@ def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[
     activation, head_width: what the user says. openai: OpenAI's conventions, with a warning, where nothing says any.
     Raise UserError if nothing says it, or if it is not computed here.
     """
-    if activation and activation not in ACTIVATIONS:
-        raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
     tensors, sizes = unwrapped(tensors), architecture(weights, _ONE_HEAD)
     found = _in_the_file(tensors, said) or _beside(weight_files(path)[0].parent, sizes, is_hugging_face(tensors))
     if found is None and path.is_file() and (known := KNOWN.get(sha256(path)[:8])):
@@ -93,7 +83,7 @@ def _in_the_file(tensors: StateDict, said: Mapping[str, str]) -> Origin | None:
         return (msgspec.json.decode(said["conventions"], type=Conventions),
                 msgspec.json.decode(said.get("preprocessing", "{}"), type=dict[str, Any]))
     if tensors.keys() >= _OPENAIS_MARKS or is_jittors(tensors) or any(name.endswith(".attn_mask") for name in tensors):
-        return OPENAI, {}
+        return openais(), {}
     return None
 
 

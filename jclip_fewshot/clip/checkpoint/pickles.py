@@ -1,9 +1,9 @@
 """Pickles read by the standard library's unpickler in Python, that knows tensors, arrays and plain containers alone.
 
 `pickle.Unpickler` in C, even with a strict `find_class`, allocates what a file declares (LONG_BINPUT), hashes what a
-file nests (tuples as keys) and crashes on what is deep. `pickle._Unpickler` keeps its memo in a dictionary and does not
-recurse; here it gets a file that never hands out more than it has, the opcodes that checkpoints need, classes that are
-ours, and keys of text or whole numbers. What it raises on a damaged file, whoever calls turns into one line.
+file nests (tuples as keys) and crashes on what is deep. `pickle._Unpickler` does not recurse and keeps its memo in a
+dictionary; here it gets a file that never hands out more than it has, the opcodes that checkpoints need, classes that
+are ours, and keys of text or whole numbers. Its errors on a damaged file are made one line by `files.named`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Array:
 
 
 class Storage:
-    """Numbers of any tensors; a legacy file has them behind its pickle."""
+    """Numbers of any tensors; their bytes come later."""
 
     data: bytes | memoryview = b""
 
@@ -83,14 +83,13 @@ class Tensor:
 
     @property
     def array(self) -> np.ndarray:
-        dtype, data = self.storage.dtype, self.storage.data
+        dtype, data, width = self.storage.dtype, self.storage.data, self.storage.dtype.itemsize
         if 0 in self.size:
             return np.zeros(self.size, dtype)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride))
         # not left to NumPy, whose own check takes no bytes for enough and lets large strides overflow
-        if min(0, self.offset, *self.size, *self.stride) < 0 or last >= len(data) // dtype.itemsize:
+        if min(0, self.offset, *self.size, *self.stride) < 0 or last >= len(data) // width:
             raise UserError("a tensor reaches past its numbers")
-        width = dtype.itemsize
         return np.ndarray(self.size, dtype, data, self.offset * width, [step * width for step in self.stride])
 
 
@@ -103,11 +102,11 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Mapping,
     ("torch._utils", "_rebuild_tensor_v2"): Tensor,
     ("torch._utils", "_rebuild_parameter"): _same,
+    ("jittor", "Var"): _same,
+    ("jittor", "jittor_core.Var"): _same,
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): Dtype,
     ("_codecs", "encode"): lambda text, *_: str.encode(text, "latin1"),  # older pickles' way to write bytes
-    ("jittor", "Var"): _same,
-    ("jittor", "jittor_core.Var"): _same,
 }
 for _core in ("numpy.core", "numpy._core"):
     _CALLS[_core + ".multiarray", "_reconstruct"] = lambda *_: Array(b"", Dtype("u1"), (0,))
@@ -150,10 +149,6 @@ class Machine(_Unpickler):
         self.storages: dict[str, Storage] = {}
         self.modules: set[str] = set()
 
-    def number(self, code: str) -> Any:
-        """Return the next number in struct's little-endian code."""
-        return struct.unpack("<" + code, self.file.read(struct.calcsize("<" + code)))[0]
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CALLS:
             return _CALLS[module, name]
@@ -174,13 +169,15 @@ class Machine(_Unpickler):
             raise UserError(f"storage {key[:20]} has two sizes")
         return known
 
-    def _bytearray(self) -> None:
-        self.append(self.read(self.number("Q")))
+    def number(self) -> int:
+        """Return the next eight bytes as a whole number."""
+        return struct.unpack("<Q", self.file.read(8))[0]
 
     def _build(self) -> None:
         state = self.stack.pop()
         self.stack[-1].set_state(state)
 
     dispatch = {code[0]: _Unpickler.dispatch[code[0]] for code in _OPCODES} | {
-        ord("}"): lambda machine: machine.append(Mapping()), 0x96: _bytearray, ord("b"): _build,
-        0x95: lambda machine: machine.read(8)}  # a frame's length says nothing that matters here
+        ord("}"): lambda self: self.append(Mapping()), ord("b"): _build,
+        0x95: number,  # the length of a frame, which says nothing that matters here
+        0x96: lambda self: self.append(self.file.read(self.number()))}  # a bytearray

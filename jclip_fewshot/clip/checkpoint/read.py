@@ -24,8 +24,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Checkpoint(NamedTuple):
-    """A CLIP's weights, as `read_state_dict` has them; its sizes and the conventions by which it is computed; what its
-    preprocessing is, as open_clip ({"preprocess_cfg": …}) or transformers say it, empty for OpenAI's."""
+    """A CLIP's weights, its sizes and conventions; what its preprocessing is, as open_clip ({"preprocess_cfg": …}) or
+    transformers say it, empty for OpenAI's."""
 
     weights: StateDict
     sizes: Architecture
@@ -104,13 +104,10 @@ def _read(path: Path, outline: bool) -> Found:
     # A file that shows the same numbers many times must not fill memory; a text tower may share a few.
     if sum(array.size for array in tensors.values()) > len(data):
         raise UserError("it shows the same numbers too many times")
-    return {name: _outlined(array) if outline else _plain(array) for name, array in tensors.items()}, said
-
-
-def _outlined(array: np.ndarray) -> np.ndarray:
-    """Its shape and type; what has two axes or more is zeros that take no memory."""
-    few = array if array.ndim < 2 else np.zeros((), array.dtype)
-    return np.broadcast_to(_plain(few), array.shape)
+    for name, array in tensors.items():
+        few = np.zeros((), array.dtype) if outline and array.ndim > 1 else array
+        tensors[name] = np.broadcast_to(_plain(few), array.shape)
+    return tensors, said
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
