@@ -36,18 +36,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(name_or_path: str | Path, device: str | None = None,
-         download_root: str | Path | None = None,
+def load(name_or_path: str | Path, device: str | None = None, download_root: str | Path | None = None,
          dtype: str = "float32", activation: str = "", head_width: int = 0) -> tuple[CLIP, Callable]:
     """Return a frozen CLIP, and its preprocessing of a PIL image to a Var (3, size, size), OpenAI's at its resolution.
 
     name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
-    device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
+    device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: see `build_model`.
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
-    dtype: "float32", "float16" on CUDA, "bfloat16" on a CPU with AVX512_BF16 (see model.build_model).
     activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
     does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
-
     Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
@@ -71,8 +68,7 @@ def load(name_or_path: str | Path, device: str | None = None,
     return model, preprocess
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 77,
-             truncate: bool = False) -> jt.Var:
+def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> jt.Var:
     """`token_array` as a Var: (B, context_length) int32."""
     from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.tokenizer import token_array

@@ -1,16 +1,13 @@
 """CLIP in Jittor: the vision transformer, the text tower, and both as one model (the ResNet: modified_resnet.py).
 
-Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
-(arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
+Paper: Radford et al. 2021 (arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
 
 B images or sentences · L tokens · W width of a tower · H heads · D feature width
 
 Where the code departs from OpenAI's, for speed and without changing the result:
-- matrices are kept (inputs, outputs), the transpose of OpenAI's: oneDNN multiplies a few rows by them
-  several times faster; `build_model` and `numpy_state_dict` transpose on the way in and out;
-- the patch embedding is a matrix product, so that a ViT needs no convolution;
-- of the last block only what the feature is read from is computed: its keys and values need every
-  token, the rest one (the class token, the end-of-text token);
+- matrices are kept (inputs, outputs), the transpose of OpenAI's, by which oneDNN multiplies a few rows several times
+  faster, and the patch embedding is one; `build_model` and `numpy_state_dict` transpose on the way in and out;
+- of the last block only what the feature is read from is computed: its keys and values need every token, the rest one;
 - sentences are cut after the longest one in the batch: causal attention never looks further;
 - frozen on the CPU, a tower's blocks run as one operator (see cpu.py).
 """
@@ -37,8 +34,7 @@ from jclip_fewshot.errors import UserError
 class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
 
-    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains
-    (methods/towers/lora.py).
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/lora.py).
     """
 
     lora: Callable | None = None
@@ -66,7 +62,6 @@ class Attention(jt.nn.Module):
         return y if self.lora is None else y + self.lora(x, first, last)
 
     def _columns(self, first: int, last: int):
-        """Weight and bias of query, key and value (0, 1, 2) from `first` to before `last`."""
         width = self.in_proj_weight.shape[0]
         columns = slice(first * width, last * width)
         if self.lora is None:
@@ -110,10 +105,7 @@ class ResidualAttentionBlock(jt.nn.Module):
 
 
 class Transformer(jt.nn.Module):
-    """Residual attention blocks, read out at one token of each sequence.
-
-    hidden: width inside the MLPs; 0 for four times as wide.
-    """
+    """Residual attention blocks, read out at one token of each sequence. hidden: width inside the MLPs; 0 for 4 W."""
 
     def __init__(self, width: int, hidden: int, layers: int, how: Tower, causal: bool):
         self.width, self.heads, self.how, self.causal = width, width // how.head_width, how, causal
@@ -125,10 +117,7 @@ class Transformer(jt.nn.Module):
         return not self.is_training() and cpu.available() and not self.how.head_width % 2
 
     def execute(self, x, at, first: int = 0):
-        """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b].
-
-        first: the block that x goes into; those before it are taken as done.
-        """
+        """x (B, L, W), the input of block `first`, at (B,) int32 -> (B, W): the last block's output at token at[b]."""
         x = self.part(x, first, len(self.resblocks) - 1)
         return self.resblocks[len(self.resblocks) - 1](x, self.causal, at)[:, 0]
 
@@ -139,11 +128,14 @@ class Transformer(jt.nn.Module):
         return x
 
 
-class PatchEmbedding(jt.nn.Module):
-    """The patch embedding's weight (3·patch², W), under the name that it has in OpenAI's checkpoints."""
+class Embedding(jt.nn.Module):
+    """A table of rows, by number; or the weight (3·patch², W) of a patch embedding."""
 
-    def __init__(self, width: int, patch: int):
-        self.weight = normal((3 * patch * patch, width), (3 * patch * patch) ** -0.5)
+    def __init__(self, rows: int, width: int, std: float = 0.02):
+        self.weight = normal((rows, width), std)
+
+    def execute(self, ids):
+        return self.weight[ids]
 
 
 class VisionTransformer(jt.nn.Module):
@@ -154,7 +146,7 @@ class VisionTransformer(jt.nn.Module):
         self.input_resolution, self.patch_size, self.output_dim = sizes.image_resolution, patch, sizes.embed_dim
         self.pool = sizes.conventions.pool
         scale = width ** -0.5
-        self.conv1 = PatchEmbedding(width, patch)
+        self.conv1 = Embedding(3 * patch * patch, width, (3 * patch * patch) ** -0.5)
         self.class_embedding = normal((width,), scale)
         self.positional_embedding = normal(((sizes.image_resolution // patch) ** 2 + 1, width), scale)
         self.ln_pre = LayerNorm(width, how.eps) if sizes.norm_before else None
@@ -212,19 +204,8 @@ class VisionTransformer(jt.nn.Module):
                        [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices, self.patch_size, stop)
 
 
-class Embedding(jt.nn.Module):
-    def __init__(self, rows: int, width: int):
-        self.weight = normal((rows, width), 0.02)
-
-    def execute(self, ids):
-        return self.weight[ids]
-
-
 class CLIP(jt.nn.Module):
-    """Both towers and the scale of their cosine.
-
-    Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
-    """
+    """Both towers and the scale of their cosine, with OpenAI's initialisation; `eval()` freezes it."""
 
     def __init__(self, sizes: Architecture):
         self.architecture, width = sizes, sizes.transformer_width
@@ -264,8 +245,7 @@ class CLIP(jt.nn.Module):
         images = jt.array(images) if isinstance(images, np.ndarray) else images
         side = self.visual.input_resolution
         if tuple(images.shape[1:]) != (3, side, side):
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
+            raise ValueError(f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
         return self.visual(images.cast(self.dtype)).float32()
 
     def ends(self, ids: np.ndarray) -> np.ndarray:
@@ -276,23 +256,16 @@ class CLIP(jt.nn.Module):
         return (ids if how.text_pool == "highest" else ids == how.end).argmax(axis=1).astype(np.int32)
 
     def cut(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, L) ids -> those up to the longest text's end, int32, and where each ends.
-
-        Causal attention never looks further: the rows are the same, their price is that of the longest text.
-        """
+        """(B, L) ids -> those up to the longest text's end, int32, and where each ends."""
         ends = self.ends(ids)
         length = int(ends.max(initial=0)) + 1 if self.transformer.causal else ids.shape[1]
         return np.ascontiguousarray(ids[:, :length], np.int32), ends
 
     def encode_text(self, tokens):
-        """(B, L) integers, L at most the context length -> (B, D) float32, not normalised.
-
-        Read at the end-of-text token, or where else the model reads them (`ends`). A NumPy array saves a copy.
-        """
+        """(B, L) integers, L at most the context length -> (B, D) float32, not normalised, read at `ends`."""
         ids = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
         if ids.ndim != 2 or ids.shape[1] > self.context_length:
-            raise ValueError(
-                f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
+            raise ValueError(f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
         ids, ends = self.cut(ids)
@@ -304,10 +277,7 @@ class CLIP(jt.nn.Module):
         return self._biased(cpu.run(ids, ends, embedding, self.transformer, readout, self.matrices))
 
     def encode_embeddings(self, embeddings, ends):
-        """Token embeddings (B, L, W), positions not yet added -> (B, D) float32, not normalised: for prompt learning.
-
-        ends: (B,) int32, the token that is read out.
-        """
+        """Token embeddings (B, L, W), positions not yet added, ends (B,) int32, where they are read out -> (B, D)."""
         x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
         return self._biased(jt.matmul(self.ln_final(x), self.text_projection)).float32()
 
@@ -358,9 +328,8 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
-    conventions: how it is computed, which its tensors do not tell; OpenAI's unless it is said.
-    dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on CPUs with
-    AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
+    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16. Where a machine cannot, a warning says
+    so and it is float32. conventions: how it is computed, which its tensors do not tell.
     Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
     if dtype not in PRECISIONS:

@@ -1,12 +1,10 @@
 """CLIP's ModifiedResNet, the image tower of RN50 to RN50x64.
 
 Paper: Radford et al. 2021 (arXiv:2103.00020), section 2.4. It differs from torchvision's ResNet in three ways: a stem
-of three convolutions, average pools in place of strided convolutions, and attention for the last pool.
+of three convolutions, average pools in place of strided convolutions, and attention for the last pool. Frozen on the
+CPU, the whole tower runs as one operator (cpu.py, resnet.cpp).
 
 B images · R pixels a side · W channels · D feature width
-
-It needs Jittor's convolutions: oneDNN on the CPU, cuDNN or Jittor's own on CUDA. Frozen on the CPU, the whole tower
-runs as one operator (cpu.py, resnet.cpp).
 """
 
 from __future__ import annotations
@@ -49,22 +47,6 @@ def _halve(x, stride: int):
     return x if stride == 1 else jt.nn.avg_pool2d(x, stride, stride)
 
 
-class Downsample(jt.nn.Module):
-    """The shortcut of a block that changes the shape; a module whose children are called 0 and 1."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        self.stride = stride
-        setattr(self, "0", Conv(inputs, outputs, 1))
-        setattr(self, "1", BatchNorm(outputs))
-
-    def parts(self):
-        return getattr(self, "0"), getattr(self, "1")
-
-    def execute(self, x):
-        conv, norm = self.parts()
-        return norm(conv(_halve(x, self.stride)))
-
-
 class Bottleneck(jt.nn.Module):
     """Convolutions of stride 1; where the block halves the image, an average pool does it."""
 
@@ -73,13 +55,13 @@ class Bottleneck(jt.nn.Module):
         self.conv1, self.bn1 = Conv(inputs, planes, 1), BatchNorm(planes)
         self.conv2, self.bn2 = Conv(planes, planes, 3), BatchNorm(planes)
         self.conv3, self.bn3 = Conv(planes, 4 * planes, 1), BatchNorm(4 * planes)
-        self.downsample = Downsample(inputs, 4 * planes, stride) if downsample else None
+        self.downsample = jt.nn.Sequential(Conv(inputs, 4 * planes, 1), BatchNorm(4 * planes)) if downsample else None
 
     def execute(self, x):
         y = jt.nn.relu(self.bn1(self.conv1(x)))
         y = jt.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(_halve(y, self.stride)))
-        return jt.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return jt.nn.relu(y + (x if self.downsample is None else self.downsample(_halve(x, self.stride))))
 
 
 class AttentionPool2d(jt.nn.Module):

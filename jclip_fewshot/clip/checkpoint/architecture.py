@@ -133,17 +133,15 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
         stages = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
         positions = "visual.attnpool.positional_embedding"
-    depth, tokens = count(r"transformer\.resblocks\.(\d+)\."), shape(positions, 2)[0]
+    depth = count(r"transformer\.resblocks\.(\d+)\.")
     if not depth or not all(stages):
         raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
-    side = math.isqrt(tokens - 1)
-    if side * side + 1 != tokens:
-        raise NoClip(f"this is no CLIP checkpoint: {positions} has {tokens} positions, not a square and one")
     for tower, how in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
         if how.head_width < 1 or tower % how.head_width:
             raise UserError(f"heads {how.head_width} wide do not fit into a tower that is {tower} wide")
     return Architecture(
-        embed_dim=shape("text_projection", 2)[1], image_resolution=(patch or 32) * side,
+        embed_dim=shape("text_projection", 2)[1],
+        image_resolution=(patch or 32) * math.isqrt(shape(positions, 2)[0] - 1),  # but for the class token a square
         vision_layers=stages[0] if patch else tuple(stages),  # type: ignore[arg-type]  # four
         vision_width=vision_width, vision_patch_size=patch, context_length=context_length,
         vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width,
