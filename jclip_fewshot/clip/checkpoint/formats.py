@@ -23,8 +23,8 @@ MAX_PLACES = 200_000  # containers and values that are looked at
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 Found = tuple[dict[str, np.ndarray], dict[str, str]]
 _Size = Annotated[int, msgspec.Meta(ge=0)]
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "I64": "<i8", "I32": "<i4", "I16": "<i2",
-           "I8": "i1", "U8": "u1", "BOOL": "?"}
+_DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "I64": "<i8", "I32": "<i4",
+                           "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 class _Entry(msgspec.Struct):

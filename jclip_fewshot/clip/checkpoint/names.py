@@ -18,34 +18,47 @@ _IGNORED = re.compile(r"input_resolution|context_length|vocab_size|.*\.num_batch
 _ANCHOR = re.compile(r"(|.*?\.)(text_model\.embeddings\.|text\.)?token_embedding\.weight")
 _CONVOLUTION = re.compile(r"visual\.(.*\.)?(conv\d|downsample\.0)\.weight")
 MATRIX = re.compile(r".*\.(in_proj_weight|(out_proj|c_fc|c_proj|[qkv]_proj)\.weight)")  # kept (inputs, outputs) there
-# What of Hugging Face's names is called otherwise by OpenAI, in this order.
-_HF_NAMES = {
+# What of the others' names is called otherwise by OpenAI, in this order.
+_NAMES = {
     "vision_model.": "visual.", "text_model.": "", "encoder.layers.": "transformer.resblocks.",
     "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding": "conv1",
     "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token": "token",
     "pre_layrnorm": "ln_pre", "post_layernorm": "ln_post", "final_layer_norm": "ln_final",
     "self_attn.": "attn.", "layer_norm": "ln_", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-    "visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
+    "visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection",
+    "text_projection.bias": "text_projection_bias"}
 
 
 def openai_names(tensors: StateDict) -> StateDict:
     """Return the tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
 
-    Raise UserError if there are several CLIPs in one file, or Hugging Face's tensors that cannot be joined.
+    Raise UserError if there are several CLIPs in one file, or Hugging Face's q, k and v that cannot be joined.
     """
-    tensors = {name: array for name, array in unwrapped(tensors).items() if not _IGNORED.fullmatch(name)}
-    if "logit_scale" in tensors and tensors["logit_scale"].size == 1:  # Jittor has no 0-d arrays
-        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-    if is_hugging_face(tensors):
-        return _from_hugging_face(tensors)
-    tensors = {name.removeprefix("text."): array for name, array in tensors.items()}
-    if "text_projection.weight" in tensors:  # of a Linear
-        tensors["text_projection"] = np.ascontiguousarray(tensors.pop("text_projection.weight").T)
-    if "text_projection.bias" in tensors:
-        tensors["text_projection_bias"] = tensors.pop("text_projection.bias")
-    if is_jittors(tensors):
-        return {name: _from_jittor(name, array, "visual.proj" in tensors) for name, array in tensors.items()}
-    return tensors
+    result: StateDict = {}
+    split: dict[str, StateDict] = {}
+    for name, array in unwrapped(tensors).items():
+        if _IGNORED.fullmatch(name):
+            continue
+        if name.endswith("_projection.weight"):  # of a Linear
+            array = np.ascontiguousarray(array.T)
+        if name == "logit_scale" and array.size == 1:  # Jittor has no 0-d arrays
+            array = array.reshape(())
+        name = name.removeprefix("text.")
+        for theirs, ours in _NAMES.items():
+            name = name.replace(theirs, ours)
+        part = re.fullmatch(r"(.*attn\.)([qkv])_proj\.(weight|bias)", name)
+        if part:
+            split.setdefault(f"{part[1]}in_proj_{part[3]}", {})[part[2]] = array
+        else:
+            result[name] = array
+    for name, parts in split.items():
+        if set(parts) == set("qkv"):  # otherwise it is reported as missing
+            if len({(part.shape, part.dtype) for part in parts.values()}) != 1 or not parts["q"].ndim:
+                raise UserError(f"q, k and v of {name} have different shapes or types, or none")
+            result[name] = np.concatenate([parts[letter] for letter in "qkv"])
+    if is_jittors(result):
+        return {name: _from_jittor(name, array, "visual.proj" in result) for name, array in result.items()}
+    return result
 
 
 def unwrapped(tensors: StateDict) -> StateDict:
@@ -59,11 +72,6 @@ def unwrapped(tensors: StateDict) -> StateDict:
                         "one that is wanted alone")
     prefix = prefixes.pop() if prefixes else ""
     return {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
-
-
-def is_hugging_face(tensors: StateDict) -> bool:
-    """Whether the names are those of CLIPModel."""
-    return any(name.startswith(("text_model.", "vision_model.")) for name in tensors)
 
 
 def is_jittors(tensors: StateDict) -> bool:
@@ -85,25 +93,3 @@ def _from_jittor(name: str, array: np.ndarray, vit: bool) -> np.ndarray:
         side = 3 if name.count(".") == 2 or name.endswith("conv2.weight") else 1  # the stem's, and each block's second
         array = array.reshape(side, side, len(array) // side ** 2, -1).transpose(3, 2, 0, 1)
     return np.require(array, None, "C")  # leaves a scalar one
-
-
-def _from_hugging_face(tensors: StateDict) -> StateDict:
-    """CLIPModel's names to OpenAI's: q, k, v joined, the two projections transposed."""
-    result: StateDict = {}
-    split: dict[str, StateDict] = {}
-    for name, array in tensors.items():
-        if name in ("visual_projection.weight", "text_projection.weight"):
-            array = np.ascontiguousarray(array.T)
-        for theirs, ours in _HF_NAMES.items():
-            name = name.replace(theirs, ours)
-        part = re.fullmatch(r"(.*attn\.)([qkv])_proj\.(weight|bias)", name)
-        if part:
-            split.setdefault(f"{part[1]}in_proj_{part[3]}", {})[part[2]] = array
-        else:
-            result[name] = array
-    for name, parts in split.items():
-        if set(parts) == set("qkv"):  # otherwise it is reported as missing
-            if len({(part.shape, part.dtype) for part in parts.values()}) != 1 or not parts["q"].ndim:
-                raise UserError(f"q, k and v of {name} have different shapes or types, or none")
-            result[name] = np.concatenate([parts[letter] for letter in "qkv"])
-    return result

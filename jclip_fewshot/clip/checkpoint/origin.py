@@ -17,7 +17,7 @@ import msgspec
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, architecture, openais
 from jclip_fewshot.clip.checkpoint.files import named, weight_files
-from jclip_fewshot.clip.checkpoint.names import StateDict, is_hugging_face, is_jittors, unwrapped
+from jclip_fewshot.clip.checkpoint.names import StateDict, is_jittors, unwrapped
 from jclip_fewshot.clip.download import sha256
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError, parameter
@@ -64,7 +64,8 @@ def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[
     Raise UserError if nothing says it, or if it is not computed here.
     """
     tensors, sizes = unwrapped(tensors), architecture(weights, _ONE_HEAD)
-    found = _in_the_file(tensors, said) or _beside(weight_files(path)[0].parent, sizes, is_hugging_face(tensors))
+    hugging_face = "visual_projection.weight" in tensors
+    found = _in_the_file(tensors, said) or _beside(weight_files(path)[0].parent, sizes, hugging_face)
     if found is None and path.is_file() and (known := KNOWN.get(sha256(path)[:8])):
         found = openais(known), {}
     if found is None:

@@ -88,9 +88,8 @@ def _read_all(path: str | Path, outline: bool) -> Found:
 def _read(path: Path, outline: bool) -> Found:
     if not path.is_file():
         raise OSError("no regular file" if path.exists() else "no such file")
-    with open(path, "rb") as file:
-        # file.read() would join what comes with its buffer: a second copy
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if outline else file.raw.readall())
+    with open(path, "rb", buffering=0) as file:  # a buffer would join what comes: a second copy
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if outline else file.readall())
         if data[:4] == b"PK\x03\x04":
             tensors, said = read_torch_zip(data, file, outline)
         elif data[:1] == b"\x80" and path.suffix != ".safetensors":
