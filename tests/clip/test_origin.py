@@ -20,7 +20,7 @@ from jclip_fewshot.clip.checkpoint import (
 )
 from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.files import named
-from jclip_fewshot.clip.checkpoint.origin import from_hugging_face, from_open_clip, origin_of
+from jclip_fewshot.clip.checkpoint.origin import conventions_said, open_clips_form, origin_of
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import hugging_face, random_weights
@@ -149,12 +149,12 @@ def test_convert_keeps_it(tmp_path):
     (model_cfg(vision={"head_width": "64"}), r"a.json.*Expected `int`, got `str` - at `\$.image.head_width`")])
 def test_what_is_not_computed_is_refused_by_name(config, said):
     with pytest.raises(UserError, match=said) as caught, named("a.json"):
-        from_open_clip({"model_cfg": config})
+        conventions_said(open_clips_form({"model_cfg": config}))
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"model_type": "siglip"}, "model_type 'siglip'"),
+    ({"model_type": "siglip"}, "'model_type' with the value 'siglip'"),
     ({"vision_config": {"hidden_act": "relu\n\x1b[2J"}}, r"hidden_act 'relu\\n\\x1b\[2J' is not computed here"),
     ({"text_config": []}, "^$"), ({"vision_config": "x"}, "config.json is damaged"),
     ({"text_config": {"num_attention_heads": 7}}, "a width of 512 cannot be shared by 7 heads"),
@@ -162,17 +162,17 @@ def test_what_is_not_computed_is_refused_by_name(config, said):
     ({"text_config": {"layer_norm_eps": 0}}, r"config.json.*>= 1e-30 - at `\$.text.eps`")])
 def test_strange_configurations_of_hugging_face(change, said):
     if said == "^$":
-        assert from_hugging_face({**HUGGING_FACE, **change}).text == Tower()
+        assert conventions_said(open_clips_form({**HUGGING_FACE, **change})).text == Tower()
         return
     with pytest.raises(UserError, match=said) as caught, named("config.json"):
-        from_hugging_face({**HUGGING_FACE, **change})
+        conventions_said(open_clips_form({**HUGGING_FACE, **change}))
     assert str(caught.value).isprintable()
 
 
 def test_defaults_that_transformers_leaves_out():
-    found = from_hugging_face({"model_type": "clip", "vision_config": {}, "text_config": {}})
+    found = conventions_said(open_clips_form({"model_type": "clip", "vision_config": {}, "text_config": {}}))
     assert found == Conventions(Tower(), Tower(), text_pool="end", end=49407)
-    assert from_hugging_face({"text_config_dict": {"hidden_act": "gelu"}}).text.activation == "gelu"
+    assert conventions_said(open_clips_form({"text_config_dict": {"hidden_act": "gelu"}})).text.activation == "gelu"
 
 
 def test_headers_go_round(tmp_path):

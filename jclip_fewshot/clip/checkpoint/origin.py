@@ -46,13 +46,13 @@ _IMAGE_POOLS = {"tok": "class", "avg": "patches"}
 _TEXT_POOLS = {"argmax": "highest", "eos": "end", "last": "last"}
 # Keys of open_clip's configurations that are used here, that the tensors tell, or that matter in training alone; any
 # other must be empty, or say what is done anyway.
-_MODEL = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
-          "cast_dtype", "output_dict"}
-_TOWER = {"width", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
-_VISION = _TOWER | {"head_width", "patch_size", "image_size", "patch_dropout", "no_ln_pre"}
-_TEXT = _TOWER | {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "heads",
-                  "pad_id", "eos_id", "no_causal_mask", "proj_bias"}
-_ANYWAY = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "approximate": "none"}
+_USED = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias", "init_logit_scale",
+         "cast_dtype", "output_dict", "width", "heads", "layers", "mlp_ratio", "hidden_act", "pool_type", "head_width",
+         "final_ln_after_pool", "act_kwargs", "norm_kwargs", "patch_size", "image_size", "patch_dropout", "no_ln_pre",
+         "context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id",
+         "no_causal_mask", "proj_bias"}
+_ANYWAY = {"model_type": "clip", "pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default",
+           "approximate": "none"}
 
 
 def origin_of(path: Path, tensors: StateDict, weights: StateDict, said: Mapping[str, str], activation: str = "",
@@ -95,13 +95,14 @@ def _beside(folder: Path, sizes: Architecture, hugging_face: bool) -> Origin | N
     for name in sorted(("open_clip_config.json", "config.json"), reverse=not hugging_face):
         config: dict[str, Any] = read_json(folder / name) if (folder / name).is_file() else {}
         with named(folder / name):
-            if not config or sizes_said(config) != own:
+            model = open_clips_form(config)
+            if not model or _sizes(model) != own:
                 continue
-            if name != "config.json":
-                said = config.get("preprocess_cfg")
-                return from_open_clip(config), {"preprocess_cfg": said} if said else {}
-            pixels = folder / "preprocessor_config.json"
-            return from_hugging_face(config), read_json(pixels) if pixels.is_file() else {}
+            pixels = {"preprocess_cfg": config["preprocess_cfg"]} if config.get("preprocess_cfg") else {}
+            beside = folder / "preprocessor_config.json"
+            if name == "config.json":
+                pixels = read_json(beside) if beside.is_file() else {}
+            return conventions_said(model), pixels
     return None
 
 
@@ -125,78 +126,72 @@ def _asked(path: Path, sizes: Architecture, activation: str, head_width: int, op
     return openais(activation, image, text)
 
 
-def sizes_said(config: Mapping[str, Any]) -> tuple | None:
-    """D, width and depth of both towers as either library's configuration has them, None where it is of no CLIP.
-
-    They tell one model's configuration from another's.
-    """
+def open_clips_form(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the model_cfg of an open_clip_config.json, or a CLIPModel's config.json in that form; empty if neither."""
     model = config.get("model_cfg") or config
     if "vision_cfg" in model and "text_cfg" in model:
-        vision, text, embed_dim = model["vision_cfg"], model["text_cfg"], model.get("embed_dim")
-        width, depth = "width", "layers"
-    else:
-        vision, text, embed_dim = *_hugging_face_sections(config), config.get("projection_dim", 512)
-        width, depth = "hidden_size", "num_hidden_layers"
-        if not vision and not text and config.get("model_type") != "clip":
-            return None
-    layers = vision.get(depth, 12)
-    return (embed_dim, vision.get(width, 768), tuple(layers) if isinstance(layers, list) else layers,
-            text.get(width, 512), text.get(depth, 12))
+        return model
+    vision, text = ({**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}  # older
+                    for name in ("vision", "text"))
+    if not vision and not text and config.get("model_type") != "clip":
+        return {}
+
+    def tower(section: Mapping, width: int, heads: int) -> dict[str, Any]:
+        return {"width": section.get("hidden_size", width), "heads": section.get("num_attention_heads", heads),
+                "layers": section.get("num_hidden_layers", 12), "hidden_act": section.get("hidden_act", "quick_gelu"),
+                "norm_kwargs": {"eps": section.get("layer_norm_eps", 1e-5)}}
+
+    end = text.get("eos_token_id", 49407)
+    pool = "argmax" if end == 2 else "eos"  # transformers' modeling_clip: 2 is in OpenAI's files, and means the largest
+    return {"model_type": config.get("model_type", "clip"), "embed_dim": config.get("projection_dim", 512),
+            "vision_cfg": tower(vision, 768, 12), "text_cfg": {**tower(text, 512, 8), "pool_type": pool, "eos_id": end}}
 
 
-def from_open_clip(config: Mapping[str, Any]) -> Conventions:
-    """Return the conventions of an open_clip_config.json, or of one of open_clip's model_configs.
+def _sizes(model: Mapping[str, Any]) -> tuple:
+    """D, width and depth of both towers, which tell one model's configuration from another's."""
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    layers = vision.get("layers", 12)
+    return (model.get("embed_dim"), vision.get("width", 768), tuple(layers) if isinstance(layers, list) else layers,
+            text.get("width", 512), text.get("layers", 12))
+
+
+def conventions_said(model: Mapping[str, Any]) -> Conventions:
+    """Return the conventions of a configuration in open_clip's form.
 
     Raise UserError, which names what is not computed here, or anything if it is of another form.
     """
-    model = config.get("model_cfg") or config
     vision, text = model["vision_cfg"], model["text_cfg"]
-    for section, used in ((model, _MODEL), (vision, _VISION), (text, _TEXT)):
-        _refuse_others(section, used)
+    for section in (model, vision, text):
+        _refuse_others(section, _USED)
     if vision.get("pool_type") == "avg" and not vision.get("final_ln_after_pool"):
         raise UserError('pool_type "avg" without final_ln_after_pool is not computed here')
     text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"), _TEXT_POOLS)
     tokenizer = text.get("hf_tokenizer_name") or ""
     return msgspec.convert({
-        "image": _open_clip_tower(model, vision, vision.get("head_width", 64)),
-        "text": _open_clip_tower(model, text, _share(text.get("width", 512), text.get("heads", 8))),
+        "image": _tower(model, vision), "text": _tower(model, {"width": 512, "heads": 8, **text}),
         "pool": _lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), _IMAGE_POOLS),
         "text_pool": text_pool, "end": text.get("eos_id", 2) if text_pool == "end" else 0,
         "causal": not text.get("no_causal_mask", False),
         "tokenizer": "" if "clip-vit" in tokenizer else tokenizer}, Conventions)
 
 
-def _open_clip_tower(model: Mapping, tower: Mapping, head_width: Any) -> dict[str, Any]:
+def _tower(model: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
     activation, how, norm = "gelu", tower.get("act_kwargs") or {}, tower.get("norm_kwargs") or {}
-    if model.get("quick_gelu"):
+    if "hidden_act" in tower:
+        activation = _lookup("hidden_act", tower["hidden_act"], _HIDDEN_ACT)
+    elif model.get("quick_gelu"):
         activation = "quick_gelu"
     elif how.get("approximate") == "tanh":
         activation, how = "gelu_tanh", {}
     _refuse_others(how)
     _refuse_others(norm, ("eps",))
+    head_width = tower.get("head_width", 64)
+    if "heads" in tower:
+        width, heads = tower["width"], tower["heads"]
+        if heads < 1 or width % heads:
+            raise UserError(f"a width of {width} cannot be shared by {heads} heads")
+        head_width = width // heads
     return {"activation": activation, "head_width": head_width, "eps": norm.get("eps", 1e-5)}
-
-
-def from_hugging_face(config: Mapping[str, Any]) -> Conventions:
-    """Return the conventions of the config.json of a CLIPModel; raise as `from_open_clip` does."""
-    _lookup("model_type", config.get("model_type", "clip"), {"clip": "clip"})
-    vision, text = _hugging_face_sections(config)
-    end = text.get("eos_token_id", 49407)
-    # transformers' modeling_clip: 2 is what OpenAI's files say, and means the largest id
-    pool = {"text_pool": "highest"} if end == 2 else {"text_pool": "end", "end": end}
-    return msgspec.convert({"image": _hugging_face_tower(vision, 768, 12), "text": _hugging_face_tower(text, 512, 8),
-                            **pool}, Conventions)
-
-
-def _hugging_face_sections(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}  # the older form
-            for name in ("vision", "text")]
-
-
-def _hugging_face_tower(section: Mapping, width: int, heads: int) -> dict[str, Any]:
-    return {"activation": _lookup("hidden_act", section.get("hidden_act", "quick_gelu"), _HIDDEN_ACT),
-            "head_width": _share(section.get("hidden_size", width), section.get("num_attention_heads", heads)),
-            "eps": section.get("layer_norm_eps", 1e-5)}
 
 
 def _refuse_others(section: Mapping[str, Any], used: Collection[str] = ()) -> None:
@@ -209,9 +204,3 @@ def _lookup(what: str, value: Any, known: Mapping[str, str]) -> str:
     if str(value) not in known:
         raise UserError(f"{what} {ascii(value)[:60]} is not computed here, only {', '.join(known)}")
     return known[str(value)]
-
-
-def _share(width: int, heads: int) -> int:
-    if heads < 1 or width % heads:
-        raise UserError(f"a width of {width} cannot be shared by {heads} heads")
-    return width // heads
