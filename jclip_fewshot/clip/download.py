@@ -95,9 +95,8 @@ def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None)
 
 
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetch a file to `folder`; go on where an earlier try stopped.
+    """Fetch a file to `folder`, by way of FILE.part, which becomes FILE once its SHA-256 is right; go on from there.
 
-    What has come so far stands in FILE.part; it becomes FILE once its SHA-256 is right.
     Raise UserError if there is no connection (with address, size, hash and where to put the file) or a broken one (run
     again to resume), or if the hash is wrong.
     """

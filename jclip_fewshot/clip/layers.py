@@ -41,7 +41,7 @@ def activate_plainly(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
 
 def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     """Over the last axis, in float32 whatever the input is."""
-    if _fused(x) and _fused(weight) and _fused(bias):
+    if all(map(_fused, (x, weight, bias))):
         return _LayerNorm.apply(x, weight, bias, eps)
     return layer_norm_plainly(x, weight, bias, eps)
 

@@ -210,11 +210,7 @@ class CLIP(jt.nn.Module):
     def __init__(self, sizes: Architecture):
         self.architecture, width = sizes, sizes.transformer_width
         self.embed_dim, self.context_length, self.vocab_size = sizes.embed_dim, sizes.context_length, sizes.vocab_size
-        if sizes.vision_patch_size is not None:
-            self.visual = VisionTransformer(sizes)
-        else:
-            self.visual = ModifiedResNet(sizes.stages, sizes.embed_dim, sizes.vision_heads,
-                                         sizes.image_resolution, sizes.vision_width)
+        self.visual = (VisionTransformer if sizes.vision_patch_size else ModifiedResNet)(sizes)
         how = sizes.conventions
         self.transformer = Transformer(width, sizes.transformer_hidden, sizes.transformer_layers, how.text, how.causal)
         self.token_embedding = Embedding(sizes.vocab_size, width)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
+from jclip_fewshot.clip.checkpoint import Architecture
 from jclip_fewshot.clip.layers import Linear, attend_plainly, normal
 
 
@@ -86,21 +87,20 @@ class AttentionPool2d(jt.nn.Module):
 class ModifiedResNet(jt.nn.Module):
     """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
 
-    def __init__(self, layers: tuple[int, ...], output_dim: int, heads: int, input_resolution: int,
-                 width: int):
-        self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
+    def __init__(self, sizes: Architecture):
+        self.input_resolution, self.output_dim, self.width = sizes.image_resolution, sizes.embed_dim, sizes.vision_width
+        inputs = width = self.width
         self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
         self.conv2, self.bn2 = Conv(width // 2, width // 2, 3), BatchNorm(width // 2)
         self.conv3, self.bn3 = Conv(width // 2, width, 3), BatchNorm(width)
-        inputs = width
-        for stage, blocks in enumerate(layers):
+        for stage, blocks in enumerate(sizes.stages):
             planes, made = width * 2 ** stage, []
             for number in range(blocks):
                 stride = 2 if number == 0 and stage > 0 else 1
                 made.append(Bottleneck(inputs, planes, stride, downsample=number == 0))
                 inputs = 4 * planes
             setattr(self, f"layer{stage + 1}", jt.nn.Sequential(*made))
-        self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
+        self.attnpool = AttentionPool2d(sizes.image_resolution // 32, inputs, sizes.vision_heads, sizes.embed_dim)
         self.matrices = cpu.Matrices()
 
     def execute(self, images):
