@@ -18,11 +18,7 @@ from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 _SOURCE = """
     jclip::Tower t;
-    t.batch = in0_shape0; t.length = data["length"]; t.width = data["width"]; t.heads = data["heads"];
-    t.hidden = data["hidden"]; t.activation = data["activation"]; t.eps = data["eps"];
-    t.norm_before = data["norm_before"];
-    t.layers = data["layers"]; t.features = data["features"]; t.channels = 3; t.stop = data["stop"];
-    t.resolution = data["resolution"]; t.patch = data["patch"]; t.causal = data["causal"];
+    t.batch = in0_shape0; t.channels = 3; FIELDS
     for (size_t i = 2; i < _inputs.size(); i++) t.weights.push_back(_inputs[i]->mem_ptr);
     const float* images = t.patch ? _inputs[0]->ptr<float>() : nullptr;
     const int* ids = t.patch ? nullptr : _inputs[0]->ptr<int>();
@@ -142,9 +138,11 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, r
             "hidden": transformer.resblocks[0].mlp.c_fc.bias.shape[0], "norm_before": int(len(embedding) > 3),
             "activation": ACTIVATIONS.index(transformer.how.activation), "eps": transformer.how.eps,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal),
-            "resolution": source.shape[2] if patch else 0, "patch": patch, "at_once": max(1, round(_ROWS / length))}
+            "resolution": source.shape[2] if patch else 0, "patch": patch}
+    code = _SOURCE.replace("FIELDS", " ".join(f't.{name} = data["{name}"];' for name in data))
     return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
-                   cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
+                   cpu_src=code.replace("KIND", _KIND[matrices.precision]),
+                   data={**data, "at_once": max(1, round(_ROWS / length))})
 
 
 def run_resnet(images: jt.Var, net: Any, matrices: Matrices) -> jt.Var:

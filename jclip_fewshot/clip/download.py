@@ -72,8 +72,7 @@ def weights_folder(given: str | Path | None = None) -> Path:
 def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
     """Return the file of a model name, or a file or folder itself; a name that is not in `folder` yet is downloaded.
 
-    folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt, ViT-B-32.pkl (JCLIP's) and
-    ViT-B-32.safetensors will do, in this order.
+    For a name like ViT-B/32 the files ViT-B-32.pt, ViT-B-32.pkl (JCLIP's) and ViT-B-32.safetensors will do.
     Raise UserError if it is neither a name nor a file, or a download went wrong.
     """
     source, found = released(name_or_path), local_checkpoint(name_or_path, folder)

@@ -32,7 +32,7 @@ _NAMES = {
 def openai_names(tensors: StateDict) -> StateDict:
     """Return the tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
 
-    Raise UserError if there are several CLIPs in one file, or Hugging Face's q, k and v that cannot be joined.
+    Raise UserError if there are several CLIPs, or if Hugging Face's q, k and v cannot be joined.
     """
     result: StateDict = {}
     split: dict[str, StateDict] = {}
@@ -62,10 +62,7 @@ def openai_names(tensors: StateDict) -> StateDict:
 
 
 def unwrapped(tensors: StateDict) -> StateDict:
-    """Return what lies under the one prefix that a whole CLIP has: `model.`, `module.`, `_orig_mod.` and their like.
-
-    Raise UserError if there are several CLIPs in one file.
-    """
+    """Return what lies under the one prefix that a whole CLIP has: `model.`, `module.`, `_orig_mod.` and their like."""
     prefixes = {match[1] for match in map(_ANCHOR.fullmatch, tensors) if match}
     if len(prefixes) > 1:
         raise UserError(f"it holds several CLIPs, under {', '.join(map(repr, sorted(prefixes)[:4]))}; save the "
