@@ -32,7 +32,7 @@ def _file_stem(name: str) -> str:
 
 
 # OpenAI's clip/clip.py, where the hash is a part of the address
-_RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_stem(name)}.pt", sha256, mebibytes)
+RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_stem(name)}.pt", sha256, mebibytes)
              for name, mebibytes, sha256 in (
     ("RN50", 244, "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
     ("RN101", 278, "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
@@ -48,12 +48,12 @@ _RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_s
 
 def available_models() -> list[str]:
     """The names of OpenAI's released models."""
-    return list(_RELEASED)
+    return list(RELEASED)
 
 
 def released(name: str | Path) -> Release | None:
     """OpenAI's file of a name: ViT-B/32, or ViT-B-32 as JCLIP and open_clip write it; None where it is no name."""
-    return next((one for one in _RELEASED.values() if one.file == f"{_file_stem(str(name))}.pt"), None)
+    return next((one for one in RELEASED.values() if one.file == f"{_file_stem(str(name))}.pt"), None)
 
 
 def said_of(name: str | Path, activation: str, head_width: int) -> tuple[str, int]:
@@ -79,7 +79,7 @@ def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) 
     if found is not None:
         return found
     if source is None:
-        raise UserError(f"no checkpoint {name_or_path}: neither a file or folder nor one of {', '.join(_RELEASED)}")
+        raise UserError(f"no checkpoint {name_or_path}: neither a file or folder nor one of {', '.join(RELEASED)}")
     return download(source, weights_folder(folder))
 
 

@@ -38,7 +38,7 @@ class Attention(jt.nn.Module):
     """
 
     lora: Callable | None = None
-    _cut: tuple = (None, {})  # in_proj_weight, frozen, and what `_columns` cut out of it
+    _cut: tuple = (None, {})  # in_proj_weight, frozen, and what was cut out of it
 
     def __init__(self, width: int, heads: int, std: float, out_std: float):
         self.heads = heads
@@ -57,21 +57,17 @@ class Attention(jt.nn.Module):
 
     def _project(self, x, first: int, last: int):
         """Of query, key and value (0, 1, 2) those from `first` to before `last`, side by side."""
-        weight, bias = self._columns(first, last)
-        y = jt.matmul(x, weight) + bias
-        return y if self.lora is None else y + self.lora(x, first, last)
-
-    def _columns(self, first: int, last: int):
         width = self.in_proj_weight.shape[0]
         columns = slice(first * width, last * width)
         if self.lora is None:
-            return self.in_proj_weight[:, columns], self.in_proj_bias[columns]
+            return jt.matmul(x, self.in_proj_weight[:, columns]) + self.in_proj_bias[columns]
         if self._cut[0] is not self.in_proj_weight:  # frozen below a low-rank update: cut once, not in every step
             self._cut = (self.in_proj_weight, {})
         known = self._cut[1]
-        if columns.start not in known:
-            known[columns.start] = self.in_proj_weight[:, columns].detach(), self.in_proj_bias[columns].detach()
-        return known[columns.start]
+        if first not in known:
+            known[first] = self.in_proj_weight[:, columns].detach(), self.in_proj_bias[columns].detach()
+        weight, bias = known[first]
+        return jt.matmul(x, weight) + bias + self.lora(x, first, last)
 
 
 def _take(x, at):

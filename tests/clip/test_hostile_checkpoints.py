@@ -51,7 +51,8 @@ def test_the_pickle_made_here_is_sound(tmp_path):
 @pytest.mark.parametrize("arguments", [
     dict(size=(2**30,), stride=(0,)), dict(size=(2**15, 2**15), stride=(0, 0)), dict(size=(2, 3), stride=(3, 2)),
     dict(offset=1), dict(offset=-1), dict(size=(2, 3), stride=(-3, 1)), dict(size=(2,)), dict(size=(-2, -3)),
-    dict(numel=2**31 - 1), dict(numel=-1), dict(size=(1,) * 40, stride=(0,) * 40), dict(storage="Storage")])
+    dict(numel=2**31 - 1), dict(numel=-1), dict(size=(2,), stride=(2**31 - 1,)),
+    dict(size=(1,) * 40, stride=(0,) * 40), dict(storage="Storage")])
 def test_tensors_that_are_not_in_their_storage(tmp_path, arguments):
     path = torch_zip(tmp_path / "a.pt", rebuilt(**arguments))
     for outline in (False, True):
@@ -84,6 +85,8 @@ HOSTILE = {
     "dtype of nested lists": b"cnumpy\ndtype\n" + b"]" * 900 + b"a" * 899 + b"\x85R",
     "a frame of 16 EB": b"\x95" + b"\xff" * 8,
     "an array of no bytes": b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R",
+    "a class given a state": b"cnumpy\ndtype\n}" + text("dtype") + b"Nsb",
+    "a function given a state": b"ctorch._utils\n_rebuild_parameter\nN}" + text("__defaults__") + b"Ns\x86b",
     "a bytearray that is cut": b"\x96\x00\x01\x00\x00\x00\x00\x00\x00" + b"x" * 20}
 
 

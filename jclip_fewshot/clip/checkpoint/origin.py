@@ -18,7 +18,7 @@ import msgspec
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, architecture, openais
 from jclip_fewshot.clip.checkpoint.files import named, weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_jittors, unwrapped
-from jclip_fewshot.clip.download import sha256
+from jclip_fewshot.clip.download import RELEASED, sha256
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.json_files import read_json
@@ -28,8 +28,7 @@ Origin = tuple[Conventions, dict[str, Any]]  # how a CLIP is computed; what its 
 # First digits of the SHA-256 of well-known files with heads 64 wide. OpenAI's, and those on which open_clip's release
 # page has its v0.2-weights, whose names end in these digits; the two of the built-in contest.
 KNOWN = {
-    **dict.fromkeys(("afeb0e10", "8fa8567b", "7e526bd1", "52378b40", "be1cfb55", "40d36571", "5806e77c", "b8cca3fd",
-                     "3035c92b"), "quick_gelu"),
+    **{one.sha256[:8]: "quick_gelu" for one in RELEASED.values()},
     **dict.fromkeys(("455df137", "f000538c", "3e04b30e", "d867053b", "46683a32"), "quick_gelu"),
     **dict.fromkeys(("af8dbd0c", "00efa78f", "55e67d44", "8fb26589", "699c4b84", "69988bb6", "3d133497"), "gelu"),
     **dict.fromkeys(("baae9bc2", "fa39351b"), "quick_gelu"),

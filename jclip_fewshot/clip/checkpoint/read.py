@@ -167,9 +167,9 @@ def _safetensors(data: memoryview) -> Found:
         entry = msgspec.json.decode(raw, type=_Entry)
         begin, end = entry.data_offsets
         if entry.dtype not in _DTYPES:
-            raise UserError(f"{name} is of type {entry.dtype[:20]!r}; convert it to float16 or float32")
+            raise UserError(f"{name[:80]} is of type {entry.dtype[:20]!r}; convert it to float16 or float32")
         if end > len(body):
-            raise UserError(f"it is cut short: {len(body):,} bytes of numbers, {name} ends at {end:,}")
+            raise UserError(f"it is cut short: {len(body):,} bytes of numbers, {name[:80]} ends at {end:,}")
         tensors[name] = np.frombuffer(body[begin:end], _DTYPES[entry.dtype]).reshape(entry.shape)
         filled += end - begin
     if filled != len(body):
@@ -189,7 +189,7 @@ def _torch_zip(data: memoryview, file: BinaryIO, outline: bool) -> Found:
             begin = entry.header_offset + 30 + sum(struct.unpack_from("<HH", data, entry.header_offset + 26))
             found = data[begin:begin + entry.file_size]
             if entry.compress_type or len(found) < entry.file_size or not outline and zlib.crc32(found) != entry.CRC:
-                raise UserError(f"no torch archive, or damaged: {name} is compressed, cut short or changed")
+                raise UserError(f"no torch archive, or damaged: {name[:80]} is compressed, cut short or changed")
             return found
 
         names = archive.namelist()
