@@ -6,8 +6,7 @@
     text = clip.tokenize(["a diagram", "a dog", "a cat"])
     logits_per_image, logits_per_text = model(image, text)
 
-Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first
-`load`, `build_model` or `tokenize`.
+Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first `load` or `tokenize`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "ima
            "read_state_dict", "token_array", "tokenize"]
 
 _MODULES = {"image_array": "preprocess", "token_array": "tokenizer", "available_models": "download",
-            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint",
-            "build_model": "model"}
+            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,14 +56,15 @@ def load(name_or_path: str | Path, device: str | None = None, download_root: str
              "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
-    from jclip_fewshot.clip.model import build_model
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
+    return model, lambda image: runtime.jt.array(image_array(image, size))
 
-    def preprocess(image: Any) -> jt.Var:
-        return runtime.jt.array(image_array(image, size))
 
-    return model, preprocess
+def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
+    """See `model.build_model`, which starts Jittor when it is imported."""
+    from jclip_fewshot.clip.model import build_model as build
+    return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> jt.Var:
