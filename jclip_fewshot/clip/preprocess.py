@@ -64,8 +64,8 @@ def resize_and_crop(image: Image.Image, size: int, true_size: tuple[int, int] | 
 
 def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int], size: int) -> Image.Image:
     """The middle `size` x `size` pixels of `box` resized to `resized`, without the rest: 1 x 40,000 pixels would become
-    224 x 8,960,000 of them. What is cut off before lies beyond the reach of the filter."""
-    cut, kept = [], []
+    224 x 8,960,000 of them. The same pixels: what is cut off lies beyond the reach of the filter."""
+    cut, source = [], []
     for axis in (0, 1):
         scale = box[2 + axis] / resized[axis]
         first = round((resized[axis] - size) / 2) * scale
@@ -73,10 +73,15 @@ def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int]
         reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter
         low, high = max(0, int(first - reach)), min(image.size[axis], math.ceil(last + reach))
         cut.append((low, high))
-        kept.append((first - low, min(last, high) - low))
+        source.append((first - low, min(last, high) - low))
     (left, right), (top, bottom) = cut
-    (first, last), (upper, lower) = kept
-    return image.crop((left, top, right, bottom)).resize((size, size), _BICUBIC, (first, upper, last, lower))
+    image = image.crop((left, top, right, bottom))
+    if image.mode in ("LA", "RGBA"):  # colours are weighed by their opacity, as Pillow does
+        image = image.convert({"LA": "La", "RGBA": "RGBa"}[image.mode])
+    for axis, (begin, end) in enumerate(source):  # one after the other, as Pillow does where no box is given
+        to = (size, image.height) if axis == 0 else (size, size)
+        image = image.resize(to, _BICUBIC, (begin, 0, end, image.height) if axis == 0 else (0, begin, size, end))
+    return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:
