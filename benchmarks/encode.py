@@ -336,7 +336,7 @@ class OnnxRuntime:
         self.library, self.threads = onnxruntime, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
     def prepare(self, model: str, shapes: dict) -> None:
-        from jclip_fewshot.clip.checkpoint import architecture
+        from jclip_fewshot.clip.checkpoint.architecture import architecture
         from jclip_fewshot.export_onnx import Graph, image_rows, text_rows
         weights, self.sessions = random_state_dict(shapes), {}
         sizes = architecture(weights)

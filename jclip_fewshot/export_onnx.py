@@ -17,8 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.checkpoint.architecture import Architecture
-from jclip_fewshot.clip.checkpoint.conventions import Tower
+from jclip_fewshot.clip.checkpoint.architecture import Architecture, Tower
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.data.recipe import FIT, SQUASH, PixelRecipe
 from jclip_fewshot.encoders.precision import drawn_images

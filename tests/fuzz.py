@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jclip_fewshot.cli.history import runs_table  # noqa: E402
-from jclip_fewshot.clip.checkpoint import architecture, check_state_dict, inspect, read_clip, read_state_dict  # noqa: E402
+from jclip_fewshot.clip.checkpoint import check_state_dict, read_clip, read_state_dict, read_tensors  # noqa: E402
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
 from jclip_fewshot.data.formats import read_data_set  # noqa: E402
@@ -99,9 +99,10 @@ class TooLong(BaseException):
 
 
 def read_checkpoint(name: str, path: Path) -> None:
-    for read in (read_state_dict, inspect, read_clip):
-        with contextlib.suppress(UserError):
-            read(path)
+    for read in (read_tensors, read_clip):
+        for outline in (True, False):
+            with contextlib.suppress(UserError):
+                read(path, outline=outline)
     check_state_dict(read_state_dict(path))
 
 
@@ -113,7 +114,7 @@ def checkpoint_kind(folder: Path) -> Kind:
     seeds.update({"clip.pt": as_torch_zip(tensors, False), "script.pt": as_torch_zip(tensors, True)})
     for name in ("legacy_torch.pt", "training_torch.pt"):
         seeds[name] = (ROOT / "tests" / "data" / name).read_bytes()
-    assert architecture(tensors)
+    assert check_state_dict(tensors)
     return Kind(seeds, read_checkpoint, [*ANY, odd_clip, safetensors_header, opcodes, bomb,
                                          member([flip, cut, splice, number, opcodes, bomb])])
 

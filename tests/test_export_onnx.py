@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.checkpoint import Architecture, layout
-from jclip_fewshot.clip.checkpoint.conventions import Conventions, Tower
+from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, layout
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI
 from jclip_fewshot.clip.model import build_model
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.encoders import open_encoder
@@ -25,12 +25,12 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 CLASSES = 5
 CASES = {
-    "vit": ("vit", Conventions()),
-    "resnet": ("resnet", Conventions()),
+    "vit": ("vit", OPENAI),
+    "resnet": ("resnet", OPENAI),
     "gelu, narrow heads, mean of the patches": (
         "vit", Conventions(image=Tower("gelu", 32, 1e-6), text=Tower("gelu_tanh", 16), pool="patches",
                            text_pool="last", causal=False)),
-    "text read at an id": ("vit", Conventions(text_pool="end", end=99)),
+    "text read at an id": ("vit", Conventions(Tower(), Tower(), text_pool="end", end=99)),
 }
 
 

@@ -23,8 +23,7 @@ NARROW = {"methods/rows": {"backend", "console", "errors", "task", "methods.base
           "methods/base.py": {"backend", "console", "errors", "task"},
           "combine": {"backend", "console", "errors", "task", "combine"}, "task.py": {"backend"}}
 # the modules of Jittor's own classes: whoever imports one of them has started Jittor
-STARTS_JITTOR = {"jclip_fewshot.clip.attention", "jclip_fewshot.clip.model",
-                 "jclip_fewshot.clip.layers", "jclip_fewshot.clip.modified_resnet"}
+STARTS_JITTOR = {"jclip_fewshot.clip.model", "jclip_fewshot.clip.layers", "jclip_fewshot.clip.modified_resnet"}
 
 
 def imports_of(path: Path) -> set[str]:

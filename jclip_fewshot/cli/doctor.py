@@ -78,26 +78,25 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
 
     said: activation and width of the heads, where nothing in or beside the file says them.
     """
-    from jclip_fewshot.clip import download
     from jclip_fewshot.clip.checkpoint import read_clip
     from jclip_fewshot.clip.checkpoint.origin import KNOWN
+    from jclip_fewshot.clip.download import local_checkpoint, released, said_of, sha256
     from jclip_fewshot.encoders.registry import family_of
-    found = download.local_checkpoint(model, weights)
-    if found is None and model not in download.available_models():
-        raise UserError(f"no file or folder {model}, and no model of that name")
+    found, source = local_checkpoint(model, weights), released(model)
     if found is None:
-        raise UserError(f"{model} is not in {weights}/; train.py downloads it, or fetch {download.release(model).url}")
+        raise UserError(f"no file or folder {model}, and no model of that name" if source is None else
+                        f"{model} is not in {weights}/; train.py downloads it, or fetch {source.url}")
     family = family_of(found)
     if family != "CLIP":
         return f"{found}: an encoder of the family {family}"
-    said = ("quick_gelu", 64) if download.is_released(model) else said
-    how = read_clip(found, *said, outline=not deep).sizes.conventions
+    how = read_clip(found, *said_of(model, *said), outline=not deep).sizes.conventions
     known = f"{how.image.activation}, heads {how.image.head_width} wide"
     if not deep:
         return f"{found}: size and header fit, {known}; --deep reads its numbers"
     if not found.is_file():
         return f"{found}: complete, all numbers finite, {known}"
-    digest, expected = download.sha256(found), download.released_digest(found)
+    digest, own = sha256(found), released(found.stem)
+    expected = own.sha256 if own and own.file == found.name else None
     if expected and digest != expected:
         raise UserError(f"{found}: SHA-256 {digest} is not OpenAI's {expected}; fetch it again")
     origin = "as OpenAI released it" if expected else "undamaged" if digest[:8] in KNOWN else \

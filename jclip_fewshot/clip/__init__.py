@@ -6,8 +6,7 @@
     text = clip.tokenize(["a diagram", "a dog", "a cat"])
     logits_per_image, logits_per_text = model(image, text)
 
-Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first
-`load` or `tokenize`.
+Tokenizer, preprocessing and checkpoint reading work without Jittor, which starts with the first `load` or `tokenize`.
 """
 
 from __future__ import annotations
@@ -35,27 +34,23 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(name_or_path: str | Path, device: str | None = None,
-         download_root: str | Path | None = None,
+def load(name_or_path: str | Path, device: str | None = None, download_root: str | Path | None = None,
          dtype: str = "float32", activation: str = "", head_width: int = 0) -> tuple[CLIP, Callable]:
     """Return a frozen CLIP, and its preprocessing of a PIL image to a Var (3, size, size), OpenAI's at its resolution.
 
     name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
-    device: "cpu", "cuda" or None for the one that Jittor runs on (see runtime.start).
+    device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: see `build_model`.
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
-    dtype: "float32", "float16" on CUDA, "bfloat16" on a CPU with AVX512_BF16 (see model.build_model).
     activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
     does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
-
     Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
-    from jclip_fewshot.clip.download import find_checkpoint, is_released
+    from jclip_fewshot.clip.download import find_checkpoint, said_of
     from jclip_fewshot.clip.preprocess import image_array
     from jclip_fewshot.console import warn
-    if is_released(name_or_path):
-        activation, head_width = "quick_gelu", 64
-    weights, sizes, said = read_clip(find_checkpoint(name_or_path, download_root), activation, head_width, openai=True)
+    path, how = find_checkpoint(name_or_path, download_root), said_of(name_or_path, activation, head_width)
+    weights, sizes, said = read_clip(path, *how, openai=True)
     if said:
         warn(f"{name_or_path}: preprocess does as OpenAI's; the model's own files may want other pixels, which "
              "encoders.open_encoder makes")
@@ -63,21 +58,16 @@ def load(name_or_path: str | Path, device: str | None = None,
     runtime.start(device)
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
-
-    def preprocess(image: Any) -> jt.Var:
-        return runtime.jt.array(image_array(image, size))
-
-    return model, preprocess
+    return model, lambda image: runtime.jt.array(image_array(image, size))
 
 
 def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
-    """See `model.build_model`."""
+    """See `model.build_model`, which starts Jittor when it is imported."""
     from jclip_fewshot.clip.model import build_model as build
     return build(state_dict, dtype, *conventions)
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 77,
-             truncate: bool = False) -> jt.Var:
+def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> jt.Var:
     """`token_array` as a Var: (B, context_length) int32."""
     from jclip_fewshot.backend import jt
     from jclip_fewshot.clip.tokenizer import token_array

@@ -1,4 +1,4 @@
-// Attention with what its gradient needs, for training on the CPU: see attention.py. Follows tower.cpp, whose vector
+// Attention with what its gradient needs, for training on the CPU: see layers.py. Follows tower.cpp, whose vector
 // helpers it uses. Row-major; q (B, Q, W), kv (B, L, 2W), keys first; heads are 64 wide; P (B, H, Q, L).
 
 namespace jclip {

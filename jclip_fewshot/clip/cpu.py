@@ -1,10 +1,9 @@
 """A frozen tower on the CPU as one Jittor operator: product.cpp and tower.cpp, for ResNets resnet.cpp too.
 
-Jittor's own operators cost a tower twice: batched products fall outside oneDNN and run as plain loops,
-and every elementwise step goes through memory (and through the compiler, once). tower.cpp runs a whole
-tower instead: products with bias, activation or the residual's sum worked in while they lie in registers,
-attention and LayerNorm in between as vector code, a cache-sized part of the batch at a time. It knows no
-gradients; training takes the towers as model.py writes them, and tests hold the two to each other.
+Jittor's own operators cost a tower twice: batched products fall outside oneDNN and run as plain loops, and every
+elementwise step goes through memory. tower.cpp works bias, activation or the residual's sum into the products while
+they lie in registers, with attention and LayerNorm as vector code, a cache-sized part of the batch at a time. It knows
+no gradients; training takes the towers as model.py writes them, and tests hold the two to each other.
 """
 
 from __future__ import annotations
@@ -15,15 +14,11 @@ from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
-from jclip_fewshot.clip.checkpoint import ACTIVATIONS
+from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 _SOURCE = """
     jclip::Tower t;
-    t.batch = in0_shape0; t.length = data["length"]; t.width = data["width"]; t.heads = data["heads"];
-    t.hidden = data["hidden"]; t.activation = data["activation"]; t.eps = data["eps"];
-    t.norm_before = data["norm_before"];
-    t.layers = data["layers"]; t.features = data["features"]; t.channels = 3; t.stop = data["stop"];
-    t.resolution = data["resolution"]; t.patch = data["patch"]; t.causal = data["causal"];
+    t.batch = in0_shape0; t.channels = 3; FIELDS
     for (size_t i = 2; i < _inputs.size(); i++) t.weights.push_back(_inputs[i]->mem_ptr);
     const float* images = t.patch ? _inputs[0]->ptr<float>() : nullptr;
     const int* ids = t.patch ? nullptr : _inputs[0]->ptr<int>();
@@ -51,11 +46,8 @@ _KIND = {"float32": "Single", "bfloat16": "Half"}  # product.cpp's names
 _NUMBER = {"float32": "float32", "bfloat16": "int16"}  # Jittor has no bfloat16 on the CPU
 _PANEL, _LINE = 48, 32  # product.cpp's PANEL, and its LINE in numbers of 2 bytes
 FEATURES, UNPROJECTED = -1, -2  # tower.cpp's: where to stop; a block's number asks for its input
-# Rows (tokens of all sequences) that go through a tower together; see benchmarks/encode.py.
-_ROWS = 1600
-# Numbers in the largest activation (112 x 112 x 64 an image in RN50) of the images that go through a
-# ModifiedResNet together.
-_NUMBERS = 8 * 112 * 112 * 64
+_ROWS = 1600  # tokens of all sequences that go through a tower together; see benchmarks/encode.py
+_NUMBERS = 8 * 112 * 112 * 64  # in the largest activation of the images that go through a ModifiedResNet together
 
 
 def header(*names: str) -> str:
@@ -93,19 +85,17 @@ def lacks_bfloat16() -> str:
 def bfloat16_is_faster() -> bool:
     """Whether a product takes less time in bfloat16 than in float32 here, by the kind of processor.
 
-    About 1.8 times as fast with AVX512_BF16 on AMD's processors, 4 times or more with Intel's AMX, and 0.6 times on an
-    Intel that has the one without the other (docs/notes/speed.md). Not timed: a run that is repeated, or goes on after
-    Ctrl-C, must choose alike, and what else a machine does moves timings by more than that.
+    It does with AVX512_BF16 on AMD's processors and with Intel's AMX, not on an Intel that has the one without the
+    other (docs/notes/speed.md). Not timed: a run that is repeated, or goes on after Ctrl-C, must choose alike.
     """
     return not lacks_bfloat16() and ("AuthenticAMD" in _processor() or _known()[1])
 
 
 class Matrices:
-    """A model's weight matrices as the fused towers take them.
+    """A model's weight matrices as the fused towers take them; the parameters are kept for training and state_dict.
 
     precision: "float32" or "bfloat16". Each matrix is packed when it is first used, and again when the parameter
-    was assigned to or updated since. (Writing through `.data` goes unseen.) At a batch of one, packing in every
-    product would cost a fifth of it. The parameters are kept too, for training and state_dict.
+    was assigned to or updated since. (Writing through `.data` goes unseen.)
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -148,28 +138,22 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, r
             "hidden": transformer.resblocks[0].mlp.c_fc.bias.shape[0], "norm_before": int(len(embedding) > 3),
             "activation": ACTIVATIONS.index(transformer.how.activation), "eps": transformer.how.eps,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal),
-            "resolution": source.shape[2] if patch else 0, "patch": patch, "at_once": max(1, round(_ROWS / length))}
+            "resolution": source.shape[2] if patch else 0, "patch": patch}
+    code = _SOURCE.replace("FIELDS", " ".join(f't.{name} = data["{name}"];' for name in data))
     return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
-                   cpu_src=_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)
+                   cpu_src=code.replace("KIND", _KIND[matrices.precision]),
+                   data={**data, "at_once": max(1, round(_ROWS / length))})
 
 
 def run_resnet(images: jt.Var, net: Any, matrices: Matrices) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R) by a ModifiedResNet (modified_resnet.py)."""
-    weights: list[jt.Var] = []
-
-    def add(conv: Any, norm: Any) -> None:
-        weights.extend((matrices(conv.weight), *norm.scale_and_shift()))
-
-    for number in (1, 2, 3):
-        add(getattr(net, f"conv{number}"), getattr(net, f"bn{number}"))
-    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    for stage in stages:
-        for block in stage:
-            for number in (1, 2, 3):
-                add(getattr(block, f"conv{number}"), getattr(block, f"bn{number}"))
-            if block.downsample is not None:
-                add(*block.downsample.parts())
-    pool = net.attnpool
+    stages, pool = [net.layer1, net.layer2, net.layer3, net.layer4], net.attnpool
+    convolutions: list[tuple[Any, Any]] = []  # and the norm behind each
+    for part in (net, *(block for stage in stages for block in stage)):
+        convolutions += [(part.conv1, part.bn1), (part.conv2, part.bn2), (part.conv3, part.bn3)]
+        if part is not net and part.downsample is not None:
+            convolutions.append(tuple(part.downsample))
+    weights = [one for conv, norm in convolutions for one in (matrices(conv.weight), *norm.scale_and_shift())]
     weights.append(pool.positional_embedding)
     for linear in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
         weights += [matrices(linear.weight), linear.bias]

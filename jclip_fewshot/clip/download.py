@@ -8,12 +8,12 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jclip_fewshot.console import progress
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import fed_with
 
 _BASE = "https://openaipublic.azureedge.net/clip/models"
 
@@ -32,7 +32,7 @@ def _file_stem(name: str) -> str:
 
 
 # OpenAI's clip/clip.py, where the hash is a part of the address
-_RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_stem(name)}.pt", sha256, mebibytes)
+RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_stem(name)}.pt", sha256, mebibytes)
              for name, mebibytes, sha256 in (
     ("RN50", 244, "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
     ("RN101", 278, "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
@@ -48,21 +48,23 @@ _RELEASED = {name: Release(f"{_file_stem(name)}.pt", f"{_BASE}/{sha256}/{_file_s
 
 def available_models() -> list[str]:
     """The names of OpenAI's released models."""
-    return list(_RELEASED)
+    return list(RELEASED)
 
 
-def release(name: str) -> Release:
-    """The released file of a model name."""
-    return _RELEASED[name]
+def released(name: str | Path) -> Release | None:
+    """OpenAI's file of a name: ViT-B/32, or ViT-B-32 as JCLIP and open_clip write it; None where it is no name."""
+    return next((one for one in RELEASED.values() if one.file == f"{_file_stem(str(name))}.pt"), None)
 
 
-def released_digest(path: str | Path) -> str | None:
-    """The SHA-256 that a file of this name has if it is OpenAI's; None where they released none of that name."""
-    return next((one.sha256 for one in _RELEASED.values() if one.file == Path(path).name), None)
+def said_of(name: str | Path, activation: str, head_width: int) -> tuple[str, int]:
+    """Activation and width of the heads of a model asked for by OpenAI's name; of another, what the user says."""
+    return ("quick_gelu", 64) if released(name) else (activation, head_width)
 
 
-def weights_folder() -> Path:
-    """weights/ beside the package in a checkout, else in the working directory."""
+def weights_folder(given: str | Path | None = None) -> Path:
+    """The folder given, else weights/ beside the package in a checkout, else in the working directory."""
+    if given is not None:
+        return Path(given)
     root = Path(__file__).resolve().parents[2]
     return root / "weights" if (root / "pyproject.toml").exists() else Path("weights")
 
@@ -70,50 +72,38 @@ def weights_folder() -> Path:
 def find_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path:
     """Return the file of a model name, or a file or folder itself; a name that is not in `folder` yet is downloaded.
 
-    folder: default `weights_folder()`. For a name like ViT-B/32 the files ViT-B-32.pt, ViT-B-32.pkl (JCLIP's) and
-    ViT-B-32.safetensors will do, in this order.
+    For a name like ViT-B/32 the files ViT-B-32.pt, ViT-B-32.pkl (JCLIP's) and ViT-B-32.safetensors will do.
     Raise UserError if it is neither a name nor a file, or a download went wrong.
     """
-    found = local_checkpoint(name_or_path, folder)
+    source, found = released(name_or_path), local_checkpoint(name_or_path, folder)
     if found is not None:
         return found
-    name = _released_name(str(name_or_path))
-    if name is None:
-        raise UserError(f"no checkpoint {name_or_path}: neither a file or folder nor one of {', '.join(_RELEASED)}")
-    return download(release(name), Path(folder) if folder is not None else weights_folder())
+    if source is None:
+        raise UserError(f"no checkpoint {name_or_path}: neither a file or folder nor one of {', '.join(RELEASED)}")
+    return download(source, weights_folder(folder))
 
 
 def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None) -> Path | None:
     """The file of a model name or path where it is here already; None where it is not."""
-    name = _released_name(str(name_or_path))
-    if name is None:
+    source = released(name_or_path)
+    if source is None:
         return Path(name_or_path) if Path(name_or_path).exists() else None
-    folder = Path(folder) if folder is not None else weights_folder()
-    candidates = [folder / (_file_stem(name) + suffix) for suffix in (".pt", ".pkl", ".safetensors")]
+    file = weights_folder(folder) / source.file
+    candidates = [file.with_suffix(suffix) for suffix in (".pt", ".pkl", ".safetensors")]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def is_released(name: str | Path) -> bool:
-    """Whether it is the name of one of OpenAI's models."""
-    return _released_name(str(name)) is not None
-
-
-def _released_name(name: str) -> str | None:
-    """The released model that `name` means: ViT-B/32, or ViT-B-32 as JCLIP and open_clip write it."""
-    return name if name in _RELEASED else {_file_stem(known): known for known in _RELEASED}.get(name)
-
-
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetch a file to `folder`; go on where an earlier try stopped.
+    """Fetch a file to `folder`, by way of FILE.part, which becomes FILE once its SHA-256 is right; go on from there.
 
-    What has come so far stands in FILE.part; it becomes FILE once its SHA-256 is right.
     Raise UserError if there is no connection (with address, size, hash and where to put the file) or a broken one (run
     again to resume), or if the hash is wrong.
     """
     folder = Path(folder)
     target, part = folder / source.file, folder / (source.file + ".part")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(part, "ab") as file, _alone(file, part):
+    with open(part, "ab") as file:
+        _lock(file, part)
         try:
             _fetch(source.url, file, source.file, timeout)
         except (OSError, http.client.HTTPException) as error:
@@ -133,8 +123,7 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
     return target
 
 
-@contextlib.contextmanager
-def _alone(file: Any, part: Path) -> Iterator[None]:
+def _lock(file: Any, part: Path) -> None:
     """Two processes must not append to one file."""
     try:
         with contextlib.suppress(ImportError):
@@ -142,7 +131,6 @@ def _alone(file: Any, part: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UserError(f"another process is downloading to {part}; wait for it") from None
-    yield
 
 
 def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
@@ -174,8 +162,4 @@ def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
 
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return fed_with(path, hashlib.sha256()).hexdigest()

@@ -1,8 +1,10 @@
 """The layers that both of CLIP's image towers and its text tower are made of.
 
-Jittor takes a LayerNorm or an activation and their gradients through memory many times, by one thread. On the CPU each
-is one operator here (layers.cpp) with a gradient of its own; elsewhere it is written in Jittor's operators. Tests hold
-the two to each other.
+Jittor takes a LayerNorm, an activation and their gradients through memory many times, by one thread, and runs batched
+products as plain loops. On the CPU each is one operator here (layers.cpp, attention.cpp) with a gradient of its own;
+elsewhere it is written in Jittor's operators. Tests hold the two to each other.
+
+B sequences · Q queries · L tokens · W width · H heads
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ from __future__ import annotations
 import math
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.checkpoint import ACTIVATIONS
+from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
+
+HEAD = 64  # width of a head in attention.cpp, that of nearly every CLIP's transformer
 
 
 def normal(shape: tuple[int, ...], std: float) -> jt.Var:
@@ -36,7 +41,7 @@ def activate_plainly(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
 
 def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     """Over the last axis, in float32 whatever the input is."""
-    if _fused(x) and _fused(weight) and _fused(bias):
+    if all(map(_fused, (x, weight, bias))):
         return _LayerNorm.apply(x, weight, bias, eps)
     return layer_norm_plainly(x, weight, bias, eps)
 
@@ -46,6 +51,34 @@ def layer_norm_plainly(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-
     y = y - y.mean(-1, keepdims=True)
     y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + eps)
     return (y * weight.float32() + bias.float32()).cast(x.dtype)
+
+
+def attend(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.Var:
+    """softmax(q kᵀ / √(W/H)) v: q (B, Q, W), kv (B, L, 2W), keys first -> (B, Q, W).
+
+    seen: (B, Q), query i sees the first seen[b, i] keys; all where None.
+    """
+    if _fused(q) and q.shape[2] == heads * HEAD:
+        if seen is None:
+            seen = jt.ones(q.shape[:2], "int32") * kv.shape[1]
+        return _Attend.apply(q, kv, seen)
+    return attend_plainly(q, kv, heads, seen)
+
+
+def attend_plainly(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.Var:
+    def split(x: jt.Var, parts: int) -> list:
+        """(B, L, parts·W) -> parts times (B, H, L, W/H)."""
+        x = x.reshape((batch, -1, parts, heads, width // heads)).transpose(2, 0, 3, 1, 4)
+        return [x[part] for part in range(parts)]
+
+    batch, queries, width = q.shape
+    q, (k, v) = split(q, 1)[0], split(kv, 2)
+    scores = jt.matmul(q * (width // heads) ** -0.5, k.transpose(0, 1, 3, 2))  # (B, H, Q, L)
+    if seen is not None:
+        hidden = jt.arange(k.shape[2]).reshape((1, 1, 1, -1)) >= seen.reshape((batch, 1, queries, 1))
+        scores = jt.ternary(hidden.broadcast(scores.shape),
+                            jt.float32(-1e4).cast(scores.dtype).broadcast(scores.shape), scores)
+    return jt.matmul(softmax_var(scores), v).transpose(0, 2, 1, 3).reshape((batch, queries, width))
 
 
 class LayerNorm(jt.nn.Module):
@@ -73,9 +106,9 @@ def _fused(x: jt.Var) -> bool:
     return cpu.available() and str(x.dtype) == "float32"
 
 
-def _code(shapes: list, inputs: list[jt.Var], call: str) -> list[jt.Var]:
+def _code(shapes: list, inputs: list[jt.Var], call: str, library: str = "layers.cpp") -> list[jt.Var]:
     return jt.code(shapes, ["float32"] * len(shapes), inputs,
-                   cpu_header=cpu.header("product.cpp", "tower.cpp", "layers.cpp"), cpu_src=f"jclip::{call};")
+                   cpu_header=cpu.header("product.cpp", "tower.cpp", library), cpu_src=f"jclip::{call};")
 
 
 class _LayerNorm(jt.Function):
@@ -100,3 +133,20 @@ class _Activate(jt.Function):
     def grad(self, gradient):
         call = f"activate_back({self.kind}, in0->num, in0_p, in1_p, out0_p)"
         return _code([self.x.shape], [self.x, gradient], call)[0], None
+
+
+_SIZES = "in0_shape0, in0_shape2 / jclip::HEAD, in0_shape1, in1_shape1"
+
+
+class _Attend(jt.Function):
+    def execute(self, q, kv, seen):
+        batch, queries, width = q.shape
+        out, probs = _code([q.shape, (batch, width // HEAD, queries, kv.shape[1])], [q, kv, seen],
+                           f"attend_all({_SIZES}, in0_p, in1_p, in2_p, out0_p, out1_p)", "attention.cpp")
+        self.saved = [q, kv, probs]
+        return out
+
+    def grad(self, gradient):
+        q, kv, _ = self.saved
+        return (*_code([q.shape, kv.shape], [*self.saved, gradient],
+                       f"attend_back({_SIZES}, in0_p, in1_p, in2_p, in3_p, out0_p, out1_p)", "attention.cpp"), None)

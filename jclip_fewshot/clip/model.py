@@ -1,16 +1,13 @@
 """CLIP in Jittor: the vision transformer, the text tower, and both as one model (the ResNet: modified_resnet.py).
 
-Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
-(arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
+Paper: Radford et al. 2021 (arXiv:2103.00020). Names and layout of the parameters are those of OpenAI's clip/model.py.
 
 B images or sentences · L tokens · W width of a tower · H heads · D feature width
 
 Where the code departs from OpenAI's, for speed and without changing the result:
-- matrices are kept (inputs, outputs), the transpose of OpenAI's: oneDNN multiplies a few rows by them
-  several times faster; `build_model` and `numpy_state_dict` transpose on the way in and out;
-- the patch embedding is a matrix product, so that a ViT needs no convolution;
-- of the last block only what the feature is read from is computed: its keys and values need every
-  token, the rest one (the class token, the end-of-text token);
+- matrices are kept (inputs, outputs), the transpose of OpenAI's, by which oneDNN multiplies a few rows several times
+  faster, and the patch embedding is one; `build_model` and `numpy_state_dict` transpose on the way in and out;
+- of the last block only what the feature is read from is computed: its keys and values need every token, the rest one;
 - sentences are cut after the longest one in the batch: causal attention never looks further;
 - frozen on the CPU, a tower's blocks run as one operator (see cpu.py).
 """
@@ -25,11 +22,10 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import attend
-from jclip_fewshot.clip.checkpoint import OPENAI, Architecture, Conventions, Tower, check_state_dict, layout
-from jclip_fewshot.clip.checkpoint.conventions import to_metadata
+from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, check_state_dict, openai_names
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.clip.checkpoint.names import MATRIX
-from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, normal
+from jclip_fewshot.clip.layers import LayerNorm, Linear, activate, attend, normal
 from jclip_fewshot.clip.modified_resnet import ModifiedResNet
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError
@@ -38,12 +34,11 @@ from jclip_fewshot.errors import UserError
 class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
 
-    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer, while one trains
-    (methods/towers/towers.py).
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/towers.py).
     """
 
     lora: Callable | None = None
-    _cut: tuple = (None, {})  # in_proj_weight, frozen, and what `_columns` cut out of it
+    _cut: tuple = (None, {})  # in_proj_weight, frozen, and what was cut out of it
 
     def __init__(self, width: int, heads: int, std: float, out_std: float):
         self.heads = heads
@@ -62,22 +57,17 @@ class Attention(jt.nn.Module):
 
     def _project(self, x, first: int, last: int):
         """Of query, key and value (0, 1, 2) those from `first` to before `last`, side by side."""
-        weight, bias = self._columns(first, last)
-        y = jt.matmul(x, weight) + bias
-        return y if self.lora is None else y + self.lora(x, first, last)
-
-    def _columns(self, first: int, last: int):
-        """Weight and bias of query, key and value (0, 1, 2) from `first` to before `last`."""
         width = self.in_proj_weight.shape[0]
         columns = slice(first * width, last * width)
         if self.lora is None:
-            return self.in_proj_weight[:, columns], self.in_proj_bias[columns]
+            return jt.matmul(x, self.in_proj_weight[:, columns]) + self.in_proj_bias[columns]
         if self._cut[0] is not self.in_proj_weight:  # frozen below a low-rank update: cut once, not in every step
             self._cut = (self.in_proj_weight, {})
         known = self._cut[1]
-        if columns.start not in known:
-            known[columns.start] = self.in_proj_weight[:, columns].detach(), self.in_proj_bias[columns].detach()
-        return known[columns.start]
+        if first not in known:
+            known[first] = self.in_proj_weight[:, columns].detach(), self.in_proj_bias[columns].detach()
+        weight, bias = known[first]
+        return jt.matmul(x, weight) + bias + self.lora(x, first, last)
 
 
 def _take(x, at):
@@ -111,10 +101,7 @@ class ResidualAttentionBlock(jt.nn.Module):
 
 
 class Transformer(jt.nn.Module):
-    """Residual attention blocks, read out at one token of each sequence.
-
-    hidden: width inside the MLPs; 0 for four times as wide.
-    """
+    """Residual attention blocks, read out at one token of each sequence. hidden: width inside the MLPs; 0 for 4 W."""
 
     def __init__(self, width: int, hidden: int, layers: int, how: Tower, causal: bool):
         self.width, self.heads, self.how, self.causal = width, width // how.head_width, how, causal
@@ -126,10 +113,7 @@ class Transformer(jt.nn.Module):
         return not self.is_training() and cpu.available() and not self.how.head_width % 2
 
     def execute(self, x, at, first: int = 0):
-        """x (B, L, W), at (B,) int32 -> (B, W): the last block's output at token at[b].
-
-        first: the block that x goes into; those before it are taken as done.
-        """
+        """x (B, L, W), the input of block `first`, at (B,) int32 -> (B, W): the last block's output at token at[b]."""
         x = self.part(x, first, len(self.resblocks) - 1)
         return self.resblocks[len(self.resblocks) - 1](x, self.causal, at)[:, 0]
 
@@ -140,11 +124,14 @@ class Transformer(jt.nn.Module):
         return x
 
 
-class PatchEmbedding(jt.nn.Module):
-    """The patch embedding's weight (3·patch², W), under the name that it has in OpenAI's checkpoints."""
+class Embedding(jt.nn.Module):
+    """A table of rows, by number; or the weight (3·patch², W) of a patch embedding."""
 
-    def __init__(self, width: int, patch: int):
-        self.weight = normal((3 * patch * patch, width), (3 * patch * patch) ** -0.5)
+    def __init__(self, rows: int, width: int, std: float = 0.02):
+        self.weight = normal((rows, width), std)
+
+    def execute(self, ids):
+        return self.weight[ids]
 
 
 class VisionTransformer(jt.nn.Module):
@@ -155,7 +142,7 @@ class VisionTransformer(jt.nn.Module):
         self.input_resolution, self.patch_size, self.output_dim = sizes.image_resolution, patch, sizes.embed_dim
         self.pool = sizes.conventions.pool
         scale = width ** -0.5
-        self.conv1 = PatchEmbedding(width, patch)
+        self.conv1 = Embedding(3 * patch * patch, width, (3 * patch * patch) ** -0.5)
         self.class_embedding = normal((width,), scale)
         self.positional_embedding = normal(((sizes.image_resolution // patch) ** 2 + 1, width), scale)
         self.ln_pre = LayerNorm(width, how.eps) if sizes.norm_before else None
@@ -213,28 +200,13 @@ class VisionTransformer(jt.nn.Module):
                        [self.ln_post.weight, self.ln_post.bias, self.proj], self.matrices, self.patch_size, stop)
 
 
-class Embedding(jt.nn.Module):
-    def __init__(self, rows: int, width: int):
-        self.weight = normal((rows, width), 0.02)
-
-    def execute(self, ids):
-        return self.weight[ids]
-
-
 class CLIP(jt.nn.Module):
-    """Both towers and the scale of their cosine.
-
-    Freshly made, it has OpenAI's initialisation and can be trained; `eval()` freezes it.
-    """
+    """Both towers and the scale of their cosine, with OpenAI's initialisation; `eval()` freezes it."""
 
     def __init__(self, sizes: Architecture):
         self.architecture, width = sizes, sizes.transformer_width
         self.embed_dim, self.context_length, self.vocab_size = sizes.embed_dim, sizes.context_length, sizes.vocab_size
-        if sizes.vision_patch_size is not None:
-            self.visual = VisionTransformer(sizes)
-        else:
-            self.visual = ModifiedResNet(sizes.stages, sizes.embed_dim, sizes.vision_heads,
-                                         sizes.image_resolution, sizes.vision_width)
+        self.visual = (VisionTransformer if sizes.vision_patch_size else ModifiedResNet)(sizes)
         how = sizes.conventions
         self.transformer = Transformer(width, sizes.transformer_hidden, sizes.transformer_layers, how.text, how.causal)
         self.token_embedding = Embedding(sizes.vocab_size, width)
@@ -265,8 +237,7 @@ class CLIP(jt.nn.Module):
         images = jt.array(images) if isinstance(images, np.ndarray) else images
         side = self.visual.input_resolution
         if tuple(images.shape[1:]) != (3, side, side):
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
+            raise ValueError(f"images of shape {tuple(images.shape)}; this model takes (B, 3, {side}, {side})")
         return self.visual(images.cast(self.dtype)).float32()
 
     def ends(self, ids: np.ndarray) -> np.ndarray:
@@ -277,23 +248,16 @@ class CLIP(jt.nn.Module):
         return (ids if how.text_pool == "highest" else ids == how.end).argmax(axis=1).astype(np.int32)
 
     def cut(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, L) ids -> those up to the longest text's end, int32, and where each ends.
-
-        Causal attention never looks further: the rows are the same, their price is that of the longest text.
-        """
+        """(B, L) ids -> those up to the longest text's end, int32, and where each ends."""
         ends = self.ends(ids)
         length = int(ends.max(initial=0)) + 1 if self.transformer.causal else ids.shape[1]
         return np.ascontiguousarray(ids[:, :length], np.int32), ends
 
     def encode_text(self, tokens):
-        """(B, L) integers, L at most the context length -> (B, D) float32, not normalised.
-
-        Read at the end-of-text token, or where else the model reads them (`ends`). A NumPy array saves a copy.
-        """
+        """(B, L) integers, L at most the context length -> (B, D) float32, not normalised, read at `ends`."""
         ids = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
         if ids.ndim != 2 or ids.shape[1] > self.context_length:
-            raise ValueError(
-                f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
+            raise ValueError(f"tokens of shape {ids.shape}; this model takes (B, L), L at most {self.context_length}")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"token ids from {ids.min()} to {ids.max()}; this model knows {self.vocab_size}")
         ids, ends = self.cut(ids)
@@ -305,10 +269,7 @@ class CLIP(jt.nn.Module):
         return self._biased(cpu.run(ids, ends, embedding, self.transformer, readout, self.matrices))
 
     def encode_embeddings(self, embeddings, ends):
-        """Token embeddings (B, L, W), positions not yet added -> (B, D) float32, not normalised: for prompt learning.
-
-        ends: (B,) int32, the token that is read out.
-        """
+        """Token embeddings (B, L, W), positions not yet added, ends (B,) int32, where they are read out -> (B, D)."""
         x = self.transformer(embeddings + self.positional_embedding[:embeddings.shape[1]], ends)
         return self._biased(jt.matmul(self.ln_final(x), self.text_projection)).float32()
 
@@ -331,8 +292,11 @@ class CLIP(jt.nn.Module):
         if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
         for name, parameter in super().state_dict().items():
-            axes = _axes(name, params[name].shape, self.architecture)
-            array = params[name] if axes is None else params[name].transpose(axes)
+            array = params[name]
+            if MATRIX.fullmatch(name):
+                array = array.T  # (inputs, outputs)
+            elif array.ndim == 4:  # (channel, y, x; outputs) of a patch embedding, else (y, x, channel; outputs)
+                array = array.transpose((1, 2, 3, 0) if "visual.proj" in params else (2, 3, 1, 0))
             array = np.ascontiguousarray(array, dtype=np.float32).reshape(tuple(parameter.shape))
             parameter.assign(jt.array(array).cast(dtype))
 
@@ -345,25 +309,9 @@ class CLIP(jt.nn.Module):
         return logits_per_image, logits_per_image.transpose(1, 0)
 
 
-def _axes(name: str, shape: tuple[int, ...], sizes: Architecture) -> tuple[int, ...] | None:
-    """The order in which OpenAI's axes of a tensor are kept here; None where nothing changes."""
-    if MATRIX.fullmatch(name):
-        return 1, 0  # (inputs, outputs)
-    if len(shape) == 4:
-        patches = name == "visual.conv1.weight" and sizes.vision_patch_size is not None
-        return (1, 2, 3, 0) if patches else (2, 3, 1, 0)  # (channel, y, x; outputs), (y, x, channel; outputs)
-    return None
-
-
 def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """The model's tensors under OpenAI's names and in their shapes, ready for `write_safetensors`."""
-    found, kept = {}, model.state_dict()
-    for name, shape in layout(model.architecture).items():
-        array, axes = kept[name].numpy(), _axes(name, shape, model.architecture)
-        if axes is not None:
-            array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-        found[name] = np.ascontiguousarray(array).reshape(shape)
-    return found
+    return openai_names({name: value.numpy() for name, value in model.state_dict().items()})
 
 
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -372,9 +320,8 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
-    conventions: how it is computed, which its tensors do not tell; OpenAI's unless it is said.
-    dtype: "float32"; "float16" takes half the memory on CUDA; "bfloat16" multiplies about twice as fast on CPUs with
-    AVX512_BF16. Where a machine cannot, a warning says so and it is float32.
+    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16. Where a machine cannot, a warning says
+    so and it is float32. conventions: how it is computed, which its tensors do not tell.
     Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
     if dtype not in PRECISIONS:

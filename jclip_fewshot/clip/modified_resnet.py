@@ -1,21 +1,18 @@
 """CLIP's ModifiedResNet, the image tower of RN50 to RN50x64.
 
 Paper: Radford et al. 2021 (arXiv:2103.00020), section 2.4. It differs from torchvision's ResNet in three ways: a stem
-of three convolutions, average pools in place of strided convolutions, and attention for the last pool.
+of three convolutions, average pools in place of strided convolutions, and attention for the last pool. Frozen on the
+CPU, the whole tower runs as one operator (cpu.py, resnet.cpp).
 
 B images · R pixels a side · W channels · D feature width
-
-It needs Jittor's convolutions: oneDNN on the CPU, cuDNN or Jittor's own on CUDA. Frozen on the CPU, the whole tower
-runs as one operator (cpu.py, resnet.cpp).
 """
 
 from __future__ import annotations
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.attention import split_heads
-from jclip_fewshot.clip.layers import Linear, normal
+from jclip_fewshot.clip.checkpoint import Architecture
+from jclip_fewshot.clip.layers import Linear, attend_plainly, normal
 
 
 class BatchNorm(jt.nn.Module):
@@ -51,22 +48,6 @@ def _halve(x, stride: int):
     return x if stride == 1 else jt.nn.avg_pool2d(x, stride, stride)
 
 
-class Downsample(jt.nn.Module):
-    """The shortcut of a block that changes the shape; a module whose children are called 0 and 1."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        self.stride = stride
-        setattr(self, "0", Conv(inputs, outputs, 1))
-        setattr(self, "1", BatchNorm(outputs))
-
-    def parts(self):
-        return getattr(self, "0"), getattr(self, "1")
-
-    def execute(self, x):
-        conv, norm = self.parts()
-        return norm(conv(_halve(x, self.stride)))
-
-
 class Bottleneck(jt.nn.Module):
     """Convolutions of stride 1; where the block halves the image, an average pool does it."""
 
@@ -75,13 +56,13 @@ class Bottleneck(jt.nn.Module):
         self.conv1, self.bn1 = Conv(inputs, planes, 1), BatchNorm(planes)
         self.conv2, self.bn2 = Conv(planes, planes, 3), BatchNorm(planes)
         self.conv3, self.bn3 = Conv(planes, 4 * planes, 1), BatchNorm(4 * planes)
-        self.downsample = Downsample(inputs, 4 * planes, stride) if downsample else None
+        self.downsample = jt.nn.Sequential(Conv(inputs, 4 * planes, 1), BatchNorm(4 * planes)) if downsample else None
 
     def execute(self, x):
         y = jt.nn.relu(self.bn1(self.conv1(x)))
         y = jt.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(_halve(y, self.stride)))
-        return jt.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return jt.nn.relu(y + (x if self.downsample is None else self.downsample(_halve(x, self.stride))))
 
 
 class AttentionPool2d(jt.nn.Module):
@@ -99,32 +80,27 @@ class AttentionPool2d(jt.nn.Module):
         batch, width = x.shape[:2]
         x = x.reshape((batch, width, -1)).transpose(0, 2, 1)
         x = jt.concat([x.mean(1, keepdims=True), x], dim=1) + self.positional_embedding  # (B, L, W)
-        q, = split_heads(self.q_proj(x[:, :1]), 1, self.heads)
-        k, = split_heads(self.k_proj(x), 1, self.heads)
-        v, = split_heads(self.v_proj(x), 1, self.heads)
-        scores = jt.matmul(q * (width // self.heads) ** -0.5, k.transpose(0, 1, 3, 2))
-        mixed = jt.matmul(softmax_var(scores), v)  # (B, H, 1, W/H)
-        return self.c_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, width)))
+        kv = jt.concat([self.k_proj(x), self.v_proj(x)], dim=2)
+        return self.c_proj(attend_plainly(self.q_proj(x[:, :1]), kv, self.heads)[:, 0])
 
 
 class ModifiedResNet(jt.nn.Module):
     """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
 
-    def __init__(self, layers: tuple[int, ...], output_dim: int, heads: int, input_resolution: int,
-                 width: int):
-        self.input_resolution, self.output_dim, self.width = input_resolution, output_dim, width
+    def __init__(self, sizes: Architecture):
+        self.input_resolution, self.output_dim, self.width = sizes.image_resolution, sizes.embed_dim, sizes.vision_width
+        inputs = width = self.width
         self.conv1, self.bn1 = Conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
         self.conv2, self.bn2 = Conv(width // 2, width // 2, 3), BatchNorm(width // 2)
         self.conv3, self.bn3 = Conv(width // 2, width, 3), BatchNorm(width)
-        inputs = width
-        for stage, blocks in enumerate(layers):
+        for stage, blocks in enumerate(sizes.stages):
             planes, made = width * 2 ** stage, []
             for number in range(blocks):
                 stride = 2 if number == 0 and stage > 0 else 1
                 made.append(Bottleneck(inputs, planes, stride, downsample=number == 0))
                 inputs = 4 * planes
             setattr(self, f"layer{stage + 1}", jt.nn.Sequential(*made))
-        self.attnpool = AttentionPool2d(input_resolution // 32, inputs, heads, output_dim)
+        self.attnpool = AttentionPool2d(sizes.image_resolution // 32, inputs, sizes.vision_heads, sizes.embed_dim)
         self.matrices = cpu.Matrices()
 
     def execute(self, images):

@@ -1,8 +1,7 @@
 """Photographs to CLIP's input with Pillow alone; no Jittor here, so that decode workers stay light.
 
-OpenAI's pipeline (clip/clip.py `_transform`) in its own order: resize the short side (bicubic, in the
-image's own mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation is not applied. Images
-of 16 bits, which OpenAI's clips to white, are scaled to 8 first.
+OpenAI's pipeline (clip/clip.py `_transform`) in its own order: resize the short side (bicubic, in the image's own
+mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation is not applied.
 """
 
 from __future__ import annotations
@@ -40,13 +39,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def resize_and_crop(image: Image.Image, size: int,
-                    true_size: tuple[int, int] | None = None) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int, true_size: tuple[int, int] | None = None) -> Image.Image:
     """The short side to `size`, then the middle `size` x `size` pixels, in RGB.
 
-    The rounding is torchvision's: the long side is cut down to a whole pixel, the crop's corner is
-    rounded half to even. `true_size` is the picture's (width, height) before its decoder shrank it by
-    2, 4 or 8: `image` may then reach a part of a pixel beyond the picture.
+    The rounding is torchvision's: the long side is cut down to a whole pixel, the crop's corner is rounded half to
+    even. true_size: (width, height) before the decoder shrank the picture by 2, 4 or 8; `image` may then reach a part
+    of a pixel beyond it.
     """
     image = eight_bits(image)
     width, height = true_size or image.size

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 
 def part(model: CLIP, path: str):
-    """The module or tensor under OpenAI's name."""
-    for name in path.split("."):
+    """The module or tensor under OpenAI's name; the model itself under none."""
+    for name in filter(None, path.split(".")):
         model = model[int(name)] if name.isdigit() else getattr(model, name)
     return model
 
@@ -26,13 +26,12 @@ def part(model: CLIP, path: str):
 @contextmanager
 def replaced(model: CLIP, values: dict[str, jt.Var]) -> Iterator[CLIP]:
     """The model with `values` in the place of its tensors of those names, while the block runs."""
-    places = {name: name.rpartition(".") for name in values}
-    owners = {name: part(model, path) if path else model for name, (path, _, _) in places.items()}
-    before = {name: getattr(owners[name], places[name][2]) for name in values}
+    places = [(part(model, owner), name) for owner, _, name in (path.rpartition(".") for path in values)]
+    before = [getattr(*place) for place in places]
     try:
-        for name, value in values.items():
-            setattr(owners[name], places[name][2], value)
+        for place, value in zip(places, values.values()):
+            setattr(*place, value)
         yield model
     finally:
-        for name, value in before.items():
-            setattr(owners[name], places[name][2], value)
+        for place, value in zip(places, before):
+            setattr(*place, value)

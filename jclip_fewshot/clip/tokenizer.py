@@ -12,7 +12,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,14 @@ _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 _RUN = re.compile("L+|N|P+")  # of letters, one number, of anything else but blanks
 
 
-@lru_cache(maxsize=1)
+@cache
 def _merges() -> dict[tuple[str, ...], int]:
     """Each pair's place in OpenAI's list."""
     with gzip.open(Path(__file__).with_name("merges.txt.gz"), "rt", encoding="utf-8", newline="\n") as file:
         return {tuple(line.rstrip("\n").split(" ")): place for place, line in enumerate(file)}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _bytes() -> dict[int, str]:
     """The letter by which the list writes each byte: itself where it is printable, the next free one otherwise."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -41,7 +41,7 @@ def _bytes() -> dict[int, str]:
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _ids() -> dict[str, int]:
     """Bytes, bytes that end a word, and what the pairs join to, in this order."""
     letters = list(_bytes().values())
@@ -95,8 +95,7 @@ def encode(text: str) -> list[int]:
     return ids
 
 
-def token_array(texts: str | Sequence[str], context_length: int = 77,
-                truncate: bool = False) -> np.ndarray:
+def token_array(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> np.ndarray:
     """Return token ids (B, context_length) int32 of one text or B, start and end marks added, zeros behind.
 
     truncate: cut what is too long (the end mark stays) instead of refusing it.

@@ -12,16 +12,17 @@ import numpy as np
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
-from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
-from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
-from jclip_fewshot.clip.download import is_released
+from jclip_fewshot.clip.checkpoint import Conventions, read_clip, read_state_dict
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI
+from jclip_fewshot.clip.checkpoint.files import weight_files
+from jclip_fewshot.clip.download import said_of
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.precision import bfloat16_holds
 from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
+from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest, fed_with
 from jclip_fewshot.storage.row_store import as_keys
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -95,9 +96,7 @@ def _block(depth: Depth) -> int | None:
 
 def recognises(path: Path) -> bool:
     """Whether a file or a folder holds a CLIP's tensors, by their names."""
-    if not holds_weights(path):
-        return False
-    names = openai_names(read_tensors(path, outline=True), path)
+    names = read_state_dict(path, outline=True)
     return "token_embedding.weight" in names and any(name.startswith("visual.") for name in names)
 
 
@@ -108,9 +107,7 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
     elsewhere. Each precision's rows are kept apart in the cache.
     """
-    own = (OPENAI.image.activation, OPENAI.image.head_width)
-    released = is_released(name)  # asked for by OpenAI's name
-    weights, sizes, preprocessing = read_clip(path, *own if released else (options.activation, options.head_width))
+    weights, sizes, preprocessing = read_clip(path, *said_of(name, options.activation, options.head_width))
     recipe = recipe_of(preprocessing, sizes.image_resolution, path)
     start(options.device)
     from jclip_fewshot.clip.model import build_model
@@ -162,10 +159,7 @@ def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
         digests, known, marks = cache.known_files([path])
         if known[0]:
             return digests.tobytes().hex()
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 22), b""):
-            digest.update(block)
+    digest = fed_with(path, hashlib.blake2b(digest_size=DIGEST_BYTES))
     if cache is not None:
         cache.remember_files(marks, as_keys([digest.digest()]))
     return digest.hexdigest()

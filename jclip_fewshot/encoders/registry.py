@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jclip_fewshot.clip.checkpoint import openai_names, read_tensors
+from jclip_fewshot.clip.checkpoint import read_state_dict
 from jclip_fewshot.clip.checkpoint.architecture import NoClip, architecture
 from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.encoders import clip_encoder, onnx_encoder, resnet
@@ -48,7 +48,7 @@ def family_of(path: Path) -> str:
     if trouble is not None:
         raise trouble
     try:
-        architecture(openai_names(read_tensors(path, outline=True), path))
+        architecture(read_state_dict(path, outline=True))
     except NoClip as error:
         raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, MoCo v2 "
                         "or v3) nor a folder of ONNX files") from None

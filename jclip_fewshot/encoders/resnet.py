@@ -21,7 +21,6 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.checkpoint import read_tensors
-from jclip_fewshot.clip.checkpoint.files import holds_weights
 from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
@@ -88,7 +87,7 @@ def _norm_of(conv: str) -> str:
 
 def recognises(path: Path) -> bool:
     """Whether a checkpoint's tensors look like such a tower, whole or not."""
-    return holds_weights(path) and _prefix(read_tensors(path, outline=True)) is not None
+    return _prefix(read_tensors(path, outline=True)) is not None
 
 
 def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:

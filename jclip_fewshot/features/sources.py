@@ -18,7 +18,7 @@ import numpy as np
 
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.clip.download import is_released
+from jclip_fewshot.clip.download import released
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.data.formats import contest
@@ -151,7 +151,7 @@ class EncoderSource:
     def part(self) -> EncoderSlice:
         """The encoder among several."""
         encoder, given = self._encoder, Path(self._record["model"])
-        name = given.as_posix().replace("/", "-") if is_released(given) else given.name or given.resolve().name
+        name = given.as_posix().replace("/", "-") if released(given) else given.name or given.resolve().name
         if given.suffix in CHECKPOINT_SUFFIXES and not given.is_dir():
             name = given.stem
         return EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale)

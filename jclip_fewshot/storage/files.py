@@ -8,7 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from jclip_fewshot.errors import UserError
 
@@ -19,6 +19,14 @@ ABOUT = "about.json"
 def content_digest(data: bytes) -> bytes:
     """Return a name of bytes by their content: 128 bits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def fed_with(path: str | Path, digest: Any) -> Any:
+    """Return one of hashlib's digests that a large file has gone into (hashlib.file_digest comes with Python 3.11)."""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest
 
 
 def require_writable(path: str | Path, flag: str = "", said: str | Path = "") -> None:

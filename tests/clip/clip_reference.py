@@ -54,14 +54,28 @@ def inputs(kind: str, count: int = 5) -> tuple:
     return images.astype(np.float32), tokens
 
 
+HUGGING_FACE = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # Hugging Face's spelling
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias"}
+HUGGING_FACE_IN_BLOCK = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+                         "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
 def hugging_face(state):
     """A state dict under CLIPModel's names."""
-    from jclip_fewshot.clip.checkpoint import names
     result = {"logit_scale": state["logit_scale"], "text_projection.weight": state["text_projection"].T,
               "visual_projection.weight": state["visual.proj"].T,
               "text_model.embeddings.position_ids": np.arange(20)[None]}
-    plain = {theirs: ours for theirs, ours in names._HF_NAMES.items() if theirs != "logit_scale"}
-    result.update({theirs: state[ours] for theirs, ours in plain.items()})
+    result.update({theirs: state[ours] for theirs, ours in HUGGING_FACE.items()})
     for name, array in state.items():
         if ".resblocks." not in name:
             continue
@@ -72,7 +86,7 @@ def hugging_face(state):
             for letter, third in zip("qkv", np.split(array, 3)):
                 result[f"{prefix}self_attn.{letter}_proj.{part[len('attn.in_proj_'):]}"] = third
         else:
-            for theirs, ours in names._HF_IN_BLOCK.items():
+            for theirs, ours in HUGGING_FACE_IN_BLOCK.items():
                 part = part.replace(ours, theirs)
             result[prefix + part] = array
     return result

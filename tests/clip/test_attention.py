@@ -30,7 +30,7 @@ def reference(q, kv, heads, seen):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_answers_and_gradients(shape, masked):
-    from jclip_fewshot.clip.attention import attend, attend_plainly  # starts Jittor
+    from jclip_fewshot.clip.layers import attend, attend_plainly  # starts Jittor
     batch, queries, length, heads = shape
     q, kv, weights = drawn(*shape)
     rng = np.random.default_rng(1)

@@ -14,18 +14,19 @@ import pytest
 from safetensors.numpy import save
 
 from jclip_fewshot.clip.checkpoint import (
-    OPENAI,
     Architecture,
-    architecture,
+    Conventions,
+    Tower,
     check_state_dict,
     convert,
-    inspect,
     layout,
     openai_names,
+    read_clip,
     read_state_dict,
     read_tensors,
     write_safetensors,
 )
+from jclip_fewshot.clip.checkpoint.architecture import architecture
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import EXPECTED, SIZES, hugging_face, random_weights
@@ -240,7 +241,8 @@ def test_convert(tmp_path, tiny):
         convert(tmp_path / "in.pkl", tmp_path / "out.safetensors")
     said = {"activation": "gelu", "head_width": 64}
     convert(tmp_path / "in.pkl", tmp_path / "out.safetensors", **said)
-    assert inspect(tmp_path / "out.safetensors").conventions == OPENAI.given("gelu")
+    found = read_clip(tmp_path / "out.safetensors", outline=True)
+    assert found.sizes.conventions == Conventions(Tower("gelu"), Tower("gelu"))
     tensors = read_state_dict(tmp_path / "out.safetensors")
     assert all(np.array_equal(tensors[name], tiny[name])
                and tensors[name].shape == tiny[name].shape for name in tiny)

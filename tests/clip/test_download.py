@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip_fewshot.clip.download import Release, available_models, download, find_checkpoint, release
+from jclip_fewshot.clip.download import Release, available_models, download, find_checkpoint, released
 from jclip_fewshot.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_the_nine_models():
                                   "ViT-L/14", "ViT-L/14@336px"]
     readme = (Path(__file__).parents[2] / "weights" / "README.md").read_text(encoding="utf-8")
     for name in available_models():
-        entry = release(name)
+        entry = released(name)
         assert len(entry.sha256) == 64 and entry.url.split("/")[-2:] == [entry.sha256, entry.file]
         assert entry.url in readme and name in readme
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip_fewshot.clip.checkpoint import check_state_dict, inspect, read_state_dict, read_tensors, write_safetensors
+from jclip_fewshot.clip.checkpoint import check_state_dict, read_clip, read_state_dict, read_tensors, write_safetensors
 from jclip_fewshot.errors import UserError
 
 from .. import fuzz, mutations
@@ -51,7 +51,8 @@ def test_the_pickle_made_here_is_sound(tmp_path):
 @pytest.mark.parametrize("arguments", [
     dict(size=(2**30,), stride=(0,)), dict(size=(2**15, 2**15), stride=(0, 0)), dict(size=(2, 3), stride=(3, 2)),
     dict(offset=1), dict(offset=-1), dict(size=(2, 3), stride=(-3, 1)), dict(size=(2,)), dict(size=(-2, -3)),
-    dict(numel=2**31 - 1), dict(numel=-1), dict(size=(1,) * 40, stride=(0,) * 40), dict(storage="Storage")])
+    dict(numel=2**31 - 1), dict(numel=-1), dict(size=(2,), stride=(2**31 - 1,)),
+    dict(size=(1,) * 40, stride=(0,) * 40), dict(storage="Storage")])
 def test_tensors_that_are_not_in_their_storage(tmp_path, arguments):
     path = torch_zip(tmp_path / "a.pt", rebuilt(**arguments))
     for outline in (False, True):
@@ -84,6 +85,8 @@ HOSTILE = {
     "dtype of nested lists": b"cnumpy\ndtype\n" + b"]" * 900 + b"a" * 899 + b"\x85R",
     "a frame of 16 EB": b"\x95" + b"\xff" * 8,
     "an array of no bytes": b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R",
+    "a class given a state": b"cnumpy\ndtype\n}" + text("dtype") + b"Nsb",
+    "a function given a state": b"ctorch._utils\n_rebuild_parameter\nN}" + text("__defaults__") + b"Ns\x86b",
     "a bytearray that is cut": b"\x96\x00\x01\x00\x00\x00\x00\x00\x00" + b"x" * 20}
 
 
@@ -211,7 +214,7 @@ def test_a_strange_config_beside_the_weights(tmp_path, content):
     '{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}'])
 def test_headers_of_safetensors_that_lie(tmp_path, header):
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
-    for read in (read_state_dict, inspect):
+    for read in (read_state_dict, lambda path: read_clip(path, outline=True)):
         with pytest.raises(UserError, match="a.safetensors"):
             read(tmp_path / "a.safetensors")
 
@@ -229,6 +232,7 @@ def test_inspection_agrees_with_reading_and_reads_no_numbers(tmp_path):
     (tmp_path / "a.pkl").write_bytes(buffer.getvalue())
     write_safetensors(tmp_path / "a.safetensors", TINY)
     for name in ("a.pkl", "a.safetensors"):
-        assert inspect(tmp_path / name, "quick_gelu", 64) == check_state_dict(read_state_dict(tmp_path / name))
+        found = read_clip(tmp_path / name, "quick_gelu", 64, outline=True)
+        assert found.sizes == check_state_dict(read_state_dict(tmp_path / name))
     length = struct.unpack("<Q", (tmp_path / "a.safetensors").read_bytes()[:8])[0]
     assert json.loads((tmp_path / "a.safetensors").read_bytes()[8:8 + length])

@@ -9,19 +9,18 @@ from safetensors.numpy import save_file
 
 from jclip_fewshot import errors
 from jclip_fewshot.clip.checkpoint import (
-    OPENAI,
     Architecture,
     Conventions,
     Tower,
     convert,
-    inspect,
     layout,
     read_clip,
     read_state_dict,
     write_safetensors,
 )
-from jclip_fewshot.clip.checkpoint.conventions import from_hugging_face, from_metadata, from_open_clip, to_metadata
-from jclip_fewshot.clip.checkpoint.origin import origin_of
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
+from jclip_fewshot.clip.checkpoint.files import named
+from jclip_fewshot.clip.checkpoint.origin import conventions_said, open_clips_form, origin_of
 from jclip_fewshot.errors import UserError
 
 from .clip_reference import hugging_face, random_weights
@@ -54,13 +53,18 @@ def plain(path, tensors=WEIGHTS):
     return path
 
 
+def outlined(path, *said):
+    """The sizes and conventions of a CLIP by its headers."""
+    return read_clip(path, *said, outline=True).sizes
+
+
 def test_what_nothing_says_is_asked_for(tmp_path):
     path = plain(tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="a.safetensors: nothing says whether its activation is QuickGELU or GELU"):
         read_clip(path)
     with pytest.raises(UserError, match="a.safetensors: nothing says how wide .*48 and 64 wide.*give head_width"):
         read_clip(path, "gelu")
-    assert inspect(path, "gelu", 16).conventions == Conventions(Tower("gelu", 16), Tower("gelu", 16))
+    assert outlined(path, "gelu", 16).conventions == Conventions(Tower("gelu", 16), Tower("gelu", 16))
     with pytest.raises(UserError, match="heads 64 wide do not fit into a tower that is 48 wide"):
         read_clip(path, "gelu", 64)
     with pytest.raises(UserError, match="'relu' is none of quick_gelu, gelu, gelu_tanh"):
@@ -79,7 +83,7 @@ def test_a_refusal_names_the_parameter_or_on_the_command_line_the_flag(tmp_path,
 def test_released_towers_need_their_activation_alone(tmp_path, width, heads):
     sizes = Architecture(1024, 28, 1, width, 14, 8, 20, 1024, 16, 1)
     outline = {name: np.broadcast_to(np.float32(0), shape) for name, shape in layout(sizes).items()}
-    found = origin_of(tmp_path / "absent", outline, outline, {}, "gelu").conventions
+    found = origin_of(tmp_path / "absent", outline, outline, {}, "gelu")[0]
     assert found.image == Tower("gelu", width // heads) and found.text == Tower("gelu", 64)
 
 
@@ -87,14 +91,14 @@ def test_a_file_says_it_itself(tmp_path):
     sizes = Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1, 1)
     weights = random_weights(layout(sizes))
     write_safetensors(tmp_path / "ours.safetensors", weights)
-    assert inspect(tmp_path / "ours.safetensors") == sizes
+    assert outlined(tmp_path / "ours.safetensors") == sizes
     marked = {**weights, **{name: np.array([8]) for name in ("input_resolution", "context_length", "vocab_size")}}
     jclips = {**weights, "transformer.resblocks.0.attn_mask": np.zeros((8, 8), np.float32)}
     for number, tensors in enumerate((marked, jclips)):
         (tmp_path / f"{number}.pkl").write_bytes(pickle.dumps(tensors, 4))
-        assert inspect(tmp_path / f"{number}.pkl").conventions == OPENAI
+        assert outlined(tmp_path / f"{number}.pkl").conventions == OPENAI
     (tmp_path / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))  # another model's: left aside
-    assert inspect(tmp_path / "0.pkl").conventions == OPENAI
+    assert outlined(tmp_path / "0.pkl").conventions == OPENAI
 
 
 @pytest.mark.parametrize("name, config", [("open_clip_config.json", OPEN_CLIP), ("config.json", HUGGING_FACE)])
@@ -102,8 +106,8 @@ def test_the_configuration_beside_it_says_it(tmp_path, capsys, name, config):
     plain(tmp_path / "model.safetensors")
     (tmp_path / name).write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        assert inspect(path).conventions == GELU
-    assert inspect(tmp_path, "quick_gelu").conventions == GELU
+        assert outlined(path).conventions == GELU
+    assert outlined(tmp_path, "quick_gelu").conventions == GELU
     assert "its activation is gelu" in capsys.readouterr().err
     (tmp_path / name).write_text(json.dumps(config).replace("48", "96"))  # that of a larger model
     with pytest.raises(UserError, match="nothing says"):
@@ -116,10 +120,10 @@ def test_of_two_configurations_the_names_choose(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
     (tmp_path / "preprocessor_config.json").write_text('{"crop_size": 32}')
     plain(tmp_path / "model.safetensors", hugging_face(WEIGHTS))
-    assert inspect(tmp_path).conventions == GELU
+    assert outlined(tmp_path).conventions == GELU
     assert read_clip(tmp_path).preprocessing == {"crop_size": 32}
     plain(tmp_path / "open_clip_model.safetensors")
-    assert inspect(tmp_path).conventions == GELU.given("quick_gelu")
+    assert outlined(tmp_path).conventions == Conventions(Tower("quick_gelu", 24), Tower("quick_gelu", 16))
     assert read_clip(tmp_path).preprocessing == {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"]}
 
 
@@ -142,40 +146,47 @@ def test_convert_keeps_it(tmp_path):
     (model_cfg(text={"embed_cls": True}), "'embed_cls'"), (model_cfg(text={"ls_init_value": 1e-4}), "'ls_init_value'"),
     (model_cfg(text={"act_kwargs": {"a\x1b[31m\nb": 1}}), r"'a\\x1b\[31m\\nb'"),
     (model_cfg(multimodal_cfg={"width": 512}), "'multimodal_cfg'"), (model_cfg(text={"heads": 0}), "by 0 heads"),
-    (model_cfg(vision={"head_width": "64"}), "heads cannot be '64' wide")])
+    (model_cfg(vision={"head_width": "64"}), r"a.json.*Expected `int`, got `str` - at `\$.image.head_width`")])
 def test_what_is_not_computed_is_refused_by_name(config, said):
-    with pytest.raises(UserError, match=said) as caught:
-        from_open_clip({"model_cfg": config})
+    with pytest.raises(UserError, match=said) as caught, named("a.json"):
+        conventions_said(open_clips_form({"model_cfg": config}))
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"model_type": "siglip"}, "model_type 'siglip'"),
+    ({"model_type": "siglip"}, "'model_type' with the value 'siglip'"),
     ({"vision_config": {"hidden_act": "relu\n\x1b[2J"}}, r"hidden_act 'relu\\n\\x1b\[2J' is not computed here"),
-    ({"text_config": []}, "^$"), ({"vision_config": "x"}, "vision_config is no object"),
+    ({"text_config": []}, "^$"), ({"vision_config": "x"}, "config.json is damaged"),
     ({"text_config": {"num_attention_heads": 7}}, "a width of 512 cannot be shared by 7 heads"),
-    ({"text_config": {"eos_token_id": None}}, "end, causal or tokenizer"),
-    ({"text_config": {"layer_norm_eps": 0}}, "eps 0")])
+    ({"text_config": {"eos_token_id": None}}, r"config.json.*Expected `int`, got `null` - at `\$.end`"),
+    ({"text_config": {"layer_norm_eps": 0}}, r"config.json.*>= 1e-30 - at `\$.text.eps`")])
 def test_strange_configurations_of_hugging_face(change, said):
     if said == "^$":
-        assert from_hugging_face({**HUGGING_FACE, **change}).text == Tower()
+        assert conventions_said(open_clips_form({**HUGGING_FACE, **change})).text == Tower()
         return
-    with pytest.raises(UserError, match=said) as caught:
-        from_hugging_face({**HUGGING_FACE, **change})
+    with pytest.raises(UserError, match=said) as caught, named("config.json"):
+        conventions_said(open_clips_form({**HUGGING_FACE, **change}))
     assert str(caught.value).isprintable()
 
 
 def test_defaults_that_transformers_leaves_out():
-    found = from_hugging_face({"model_type": "clip", "vision_config": {}, "text_config": {}})
-    assert found == Conventions(text_pool="end", end=49407)
-    assert from_hugging_face({"text_config_dict": {"hidden_act": "gelu"}}).text.activation == "gelu"
+    found = conventions_said(open_clips_form({"model_type": "clip", "vision_config": {}, "text_config": {}}))
+    assert found == Conventions(Tower(), Tower(), text_pool="end", end=49407)
+    assert conventions_said(open_clips_form({"text_config_dict": {"hidden_act": "gelu"}})).text.activation == "gelu"
 
 
-def test_headers_go_round():
-    assert from_metadata(to_metadata(GELU)["conventions"]) == GELU
-    for text in ("", "[]", "{}", '{"image": 1, "text": 2}', "[" * 100_000, '{"image": {}, "text": {}, "pool": []}'):
-        with pytest.raises(UserError):
-            from_metadata(text)
+def test_headers_go_round(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, WEIGHTS, to_metadata(GELU))
+    assert outlined(path).conventions == GELU
+    for text in ("", "[]", "{}", '{"image": 1, "text": 2}', "[" * 100_000, '{"image": {}, "text": {}, "pool": []}',
+                 '{"image": {}, "text": {}, "end": null}', '{"image": {}, "text": {}, "another": 1}'):
+        write_safetensors(path, WEIGHTS, {"conventions": text})
+        with pytest.raises(UserError, match="a.safetensors is damaged"):
+            outlined(path)
+    write_safetensors(path, WEIGHTS, {**to_metadata(GELU), "preprocessing": "[]"})
+    with pytest.raises(UserError, match="a.safetensors is damaged"):
+        outlined(path)
 
 
 def test_shards(tmp_path):
@@ -225,7 +236,7 @@ def test_wrappers_come_off(tmp_path, wrapped):
 
 def test_two_clips_in_one_file(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": WEIGHTS, "ema": WEIGHTS}, 4))
-    with pytest.raises(UserError, match=r"a.pkl holds several CLIPs, under 'ema\.', 'model\.'"):
+    with pytest.raises(UserError, match=r"a.pkl: it holds several CLIPs, under 'ema\.', 'model\.'"):
         read_state_dict(tmp_path / "a.pkl")
 
 

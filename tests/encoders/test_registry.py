@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, layout, write_safetensors
-from jclip_fewshot.clip.checkpoint.conventions import to_metadata
+from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
 from jclip_fewshot.encoders import open_encoder, registry
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.errors import UserError
@@ -69,7 +69,7 @@ def test_the_same_weights_computed_otherwise_are_another_encoder(checkpoint, tmp
 
 
 def test_a_clip_with_another_tokenizer_encodes_images_alone(tmp_path):
-    how = Conventions(tokenizer="bert-base-uncased")
+    how = Conventions(Tower(), Tower(), tokenizer="bert-base-uncased")
     write_safetensors(tmp_path / "a.safetensors", random_weights(layout(SIZES)), to_metadata(how))
     encoder = open_encoder(tmp_path / "a.safetensors")
     assert not encoder.has_text
@@ -78,7 +78,7 @@ def test_a_clip_with_another_tokenizer_encodes_images_alone(tmp_path):
 
 
 def test_pixels_of_another_size_than_the_tower_takes_are_refused(tmp_path):
-    said = {**to_metadata(Conventions()), "preprocessing": json.dumps({"preprocess_cfg": {"size": 64}})}
+    said = {**to_metadata(OPENAI), "preprocessing": json.dumps({"preprocess_cfg": {"size": 64}})}
     write_safetensors(tmp_path / "a.safetensors", random_weights(layout(SIZES)), said)
     with pytest.raises(UserError, match="makes 64 x 64 pixels, its image tower takes 32 x 32"):
         open_encoder(tmp_path / "a.safetensors")

@@ -1,16 +1,13 @@
 """Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
 
-`files` finds them, `read` knows the format, `pickles`, `torch_files` and `safetensors_file` its bytes, `tensors` what
-stands in it, `names` and `architecture` what a CLIP is, `conventions` and `origin` how it is computed. Nothing in a
-file is run, and no file makes it allocate much more than its size. Imports storage alone; neither torch nor Jittor.
+`files` finds them, `read` and `pickles` know their bytes, `names` and `architecture` what a CLIP is, `origin` how it
+is computed. Nothing in a file is run. Imports storage alone; neither torch nor Jittor.
 """
 
-from jclip_fewshot.clip.checkpoint.architecture import Architecture, architecture, check_state_dict, layout
-from jclip_fewshot.clip.checkpoint.conventions import ACTIVATIONS, OPENAI, Conventions, Tower
+from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, Tower, check_state_dict, layout
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
-from jclip_fewshot.clip.checkpoint.read import inspect, read_clip, read_state_dict, read_tensors
+from jclip_fewshot.clip.checkpoint.read import read_clip, read_state_dict, read_tensors
 from jclip_fewshot.clip.checkpoint.write import convert, write_safetensors
 
-__all__ = ["ACTIVATIONS", "OPENAI", "Architecture", "Conventions", "StateDict", "Tower", "architecture",
-           "check_state_dict", "convert", "inspect", "layout", "openai_names", "read_clip", "read_state_dict",
-           "read_tensors", "write_safetensors"]
+__all__ = ["Architecture", "Conventions", "StateDict", "Tower", "check_state_dict", "convert", "layout",
+           "openai_names", "read_clip", "read_state_dict", "read_tensors", "write_safetensors"]

@@ -1,22 +1,70 @@
-"""A CLIP's sizes, read off its tensors; and the tensors that a CLIP of these sizes has."""
+"""What a CLIP is: its sizes, by its tensors' shapes; the tensors of such a CLIP; and what tensors do not tell.
+
+Files of GELU and of QuickGELU models have the same tensors, and so have those of 16 heads and of 20. A wrong guess
+crashes nothing and moves every feature, so nothing is guessed: see origin.py.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import numpy as np
+import msgspec
 
-from jclip_fewshot.clip.checkpoint.conventions import OPENAI, Conventions
 from jclip_fewshot.clip.checkpoint.names import StateDict
 from jclip_fewshot.errors import UserError
 
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # x sigmoid(1.702 x); x Φ(x); its approximation by tanh
 MOST_LISTED = 40  # names of a kind in a message
 
 
 class NoClip(UserError):
     """Tensors, but not of a CLIP."""
+
+
+class Tower(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a transformer is computed; the defaults are OpenAI's."""
+
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    head_width: Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)] = 64
+    # added to the variance in its norms; gt=0 lets 0 pass once Jittor's compiler flags have rounded tiny numbers to 0
+    eps: Annotated[float, msgspec.Meta(ge=1e-30, lt=1)] = 1e-5
+
+
+class Conventions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a CLIP is computed; the defaults are OpenAI's.
+
+    pool: what an image's row is read from, the "class" token or the mean of the "patches", in front of the last norm.
+    text_pool: the token that a text's row is read from, that of the "highest" id, the first whose id is `end` ("end")
+    or the "last" one. causal: text tokens see those before them alone. tokenizer: empty for CLIP's own.
+    """
+
+    image: Tower
+    text: Tower
+    pool: Literal["class", "patches"] = "class"
+    text_pool: Literal["highest", "end", "last"] = "highest"
+    end: int = 0
+    causal: bool = True
+    tokenizer: str = ""
+
+
+OPENAI = Conventions(Tower(), Tower())
+
+
+def openais(activation: str = "", head_width: int = 0, text_head_width: int = 0) -> Conventions:
+    """OpenAI's conventions, with what the user says (--activation, --head-width) in the place of their own."""
+    activation = activation or "quick_gelu"
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    return Conventions(Tower(activation, head_width or 64), Tower(activation, text_head_width or 64))  # type: ignore
+
+
+def to_metadata(conventions: Conventions) -> dict[str, str]:
+    """For the header of a .safetensors file; msgspec reads it back."""
+    return {"format": "pt", "conventions": json.dumps(msgspec.to_builtins(conventions))}
 
 
 @dataclass(frozen=True)
@@ -68,136 +116,122 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         return state_dict[name].shape
 
     def count(pattern: str) -> int:
-        return len({match.group(1) for match in (re.match(pattern, name) for name in state_dict) if match})
+        return len({match[1] for match in (re.match(pattern, name) for name in state_dict) if match})
 
-    def grid(tokens: int, name: str) -> int:
-        side = math.isqrt(tokens - 1) if tokens else 0
-        if side * side + 1 != tokens:
-            raise NoClip(
-                f"this is no CLIP checkpoint: {name} has {tokens} positions, not a square and one")
-        return side
+    def hidden(tower: str, width: int) -> int:
+        """0 for the usual one, so that such a CLIP's sizes equal OpenAI's."""
+        bias = state_dict.get(f"{tower}transformer.resblocks.0.mlp.c_fc.bias")
+        return 0 if bias is None or bias.size == 4 * width else bias.size
 
     context_length, width = shape("positional_embedding", 2)
     patch: int | None = None
     if "visual.proj" in state_dict:
         vision_width, _, _, patch = shape("visual.conv1.weight", 4)
         stages = [count(r"visual\.transformer\.resblocks\.(\d+)\.")]
-        name = "visual.positional_embedding"
+        positions = "visual.positional_embedding"
     else:
         vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
         stages = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-        name = "visual.attnpool.positional_embedding"
+        positions = "visual.attnpool.positional_embedding"
     depth = count(r"transformer\.resblocks\.(\d+)\.")
     if not depth or not all(stages):
         raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
-    for tower, what in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
-        if tower % what.head_width:
-            raise UserError(f"heads {what.head_width} wide do not fit into a tower that is {tower} wide")
-
-    def hidden(tower: str, four_times: int) -> int:
-        """0 for the usual one, so that such a CLIP's sizes equal OpenAI's."""
-        bias = state_dict.get(f"{tower}transformer.resblocks.0.mlp.c_fc.bias", np.zeros(four_times))
-        return 0 if bias.size == four_times else bias.size
-
+    for tower, how in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
+        if how.head_width < 1 or tower % how.head_width:
+            raise UserError(f"heads {how.head_width} wide do not fit into a tower that is {tower} wide")
     return Architecture(
-        embed_dim=shape("text_projection", 2)[1], image_resolution=(patch or 32) * grid(shape(name, 2)[0], name),
+        embed_dim=shape("text_projection", 2)[1],
+        image_resolution=(patch or 32) * math.isqrt(shape(positions, 2)[0] - 1),  # but for the class token a square
         vision_layers=stages[0] if patch else tuple(stages),  # type: ignore[arg-type]  # four
         vision_width=vision_width, vision_patch_size=patch, context_length=context_length,
         vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width,
         transformer_heads=width // conventions.text.head_width, transformer_layers=depth,
-        vision_hidden=hidden("visual.", 4 * vision_width) if patch else 0, transformer_hidden=hidden("", 4 * width),
+        vision_hidden=hidden("visual.", vision_width), transformer_hidden=hidden("", width),
         norm_before=patch is None or "visual.ln_pre.weight" in state_dict,
         projection_bias="text_projection_bias" in state_dict, conventions=conventions)
 
 
-class _Shapes(dict[str, tuple[int, ...]]):
-    """Name and shape of tensors, layer by layer."""
-
-    def linear(self, name: str, inputs: int, outputs: int) -> None:
-        self[name + ".weight"], self[name + ".bias"] = (outputs, inputs), (outputs,)
-
-    def norm(self, name: str, width: int) -> None:
-        self[name + ".weight"] = self[name + ".bias"] = (width,)
-
-    def conv(self, conv: str, norm: str, outputs: int, inputs: int, side: int) -> None:
-        """A convolution without bias, and the batch norm behind it."""
-        self[conv + ".weight"] = (outputs, inputs, side, side)
-        self.norm(norm, outputs)
-        self[norm + ".running_mean"] = self[norm + ".running_var"] = (outputs,)
-
-    def transformer(self, prefix: str, width: int, layers: int, hidden: int) -> None:
-        for number in range(layers):
-            block = f"{prefix}transformer.resblocks.{number}."
-            self[block + "attn.in_proj_weight"] = (3 * width, width)
-            self[block + "attn.in_proj_bias"] = (3 * width,)
-            self.linear(block + "attn.out_proj", width, width)
-            self.norm(block + "ln_1", width)
-            self.linear(block + "mlp.c_fc", width, hidden or 4 * width)
-            self.linear(block + "mlp.c_proj", hidden or 4 * width, width)
-            self.norm(block + "ln_2", width)
-
-    def resnet(self, sizes: Architecture) -> None:
-        width = sizes.vision_width
-        stem = [(width // 2, 3), (width // 2, width // 2), (width, width // 2)]
-        for number, (out, into) in enumerate(stem, start=1):
-            self.conv(f"visual.conv{number}", f"visual.bn{number}", out, into, 3)
-        inputs = width
-        for stage, blocks in enumerate(sizes.stages, start=1):
-            planes = width * 2 ** (stage - 1)
-            for number in range(blocks):
-                block = f"visual.layer{stage}.{number}."
-                self.conv(block + "conv1", block + "bn1", planes, inputs, 1)
-                self.conv(block + "conv2", block + "bn2", planes, planes, 3)
-                self.conv(block + "conv3", block + "bn3", 4 * planes, planes, 1)
-                if number == 0:
-                    self.conv(block + "downsample.0", block + "downsample.1", 4 * planes, inputs, 1)
-                inputs = 4 * planes
-        self["visual.attnpool.positional_embedding"] = ((sizes.image_resolution // 32) ** 2 + 1, inputs)
-        for name in ("k_proj", "q_proj", "v_proj"):
-            self.linear(f"visual.attnpool.{name}", inputs, inputs)
-        self.linear("visual.attnpool.c_proj", inputs, sizes.embed_dim)
+Shapes = dict[str, tuple[int, ...]]
 
 
-def layout(sizes: Architecture) -> dict[str, tuple[int, ...]]:
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _conv(conv: str, norm: str, outputs: int, inputs: int, side: int) -> Shapes:
+    """A convolution without bias, and the batch norm behind it."""
+    return {f"{conv}.weight": (outputs, inputs, side, side), **_norm(norm, outputs),
+            f"{norm}.running_mean": (outputs,), f"{norm}.running_var": (outputs,)}
+
+
+def _transformer(prefix: str, width: int, layers: int, hidden: int) -> Shapes:
+    shapes: Shapes = {}
+    for number in range(layers):
+        block = f"{prefix}transformer.resblocks.{number}."
+        shapes |= {f"{block}attn.in_proj_weight": (3 * width, width), f"{block}attn.in_proj_bias": (3 * width,),
+                   **_linear(f"{block}attn.out_proj", width, width), **_norm(f"{block}ln_1", width),
+                   **_linear(f"{block}mlp.c_fc", width, hidden or 4 * width),
+                   **_linear(f"{block}mlp.c_proj", hidden or 4 * width, width), **_norm(f"{block}ln_2", width)}
+    return shapes
+
+
+def _vit(sizes: Architecture, patch: int) -> Shapes:
+    width = sizes.vision_width
+    return {"visual.conv1.weight": (width, 3, patch, patch), "visual.class_embedding": (width,),
+            "visual.positional_embedding": ((sizes.image_resolution // patch) ** 2 + 1, width),
+            **(_norm("visual.ln_pre", width) if sizes.norm_before else {}),
+            **_transformer("visual.", width, sizes.stages[0], sizes.vision_hidden), **_norm("visual.ln_post", width),
+            "visual.proj": (width, sizes.embed_dim)}
+
+
+def _resnet(sizes: Architecture) -> Shapes:
+    shapes: Shapes = {}
+    width = inputs = sizes.vision_width
+    for number, (out, into) in enumerate([(width // 2, 3), (width // 2, width // 2), (width, width // 2)], start=1):
+        shapes |= _conv(f"visual.conv{number}", f"visual.bn{number}", out, into, 3)
+    for stage, blocks in enumerate(sizes.stages, start=1):
+        planes = width * 2 ** (stage - 1)
+        for number in range(blocks):
+            block = f"visual.layer{stage}.{number}."
+            shapes |= _conv(f"{block}conv1", f"{block}bn1", planes, inputs, 1)
+            shapes |= _conv(f"{block}conv2", f"{block}bn2", planes, planes, 3)
+            shapes |= _conv(f"{block}conv3", f"{block}bn3", 4 * planes, planes, 1)
+            if number == 0:
+                shapes |= _conv(f"{block}downsample.0", f"{block}downsample.1", 4 * planes, inputs, 1)
+            inputs = 4 * planes
+    shapes["visual.attnpool.positional_embedding"] = ((sizes.image_resolution // 32) ** 2 + 1, inputs)
+    for name in ("k_proj", "q_proj", "v_proj"):
+        shapes |= _linear(f"visual.attnpool.{name}", inputs, inputs)
+    return shapes | _linear("visual.attnpool.c_proj", inputs, sizes.embed_dim)
+
+
+def layout(sizes: Architecture) -> Shapes:
     """Name and shape of every tensor of a CLIP of these sizes."""
-    shapes, width, vision, patch = _Shapes(), sizes.transformer_width, sizes.vision_width, sizes.vision_patch_size
-    if patch is None:
-        shapes.resnet(sizes)
-    else:
-        shapes["visual.conv1.weight"] = (vision, 3, patch, patch)
-        shapes["visual.class_embedding"] = (vision,)
-        shapes["visual.positional_embedding"] = ((sizes.image_resolution // patch) ** 2 + 1, vision)
-        if sizes.norm_before:
-            shapes.norm("visual.ln_pre", vision)
-        shapes.transformer("visual.", vision, sizes.stages[0], sizes.vision_hidden)
-        shapes.norm("visual.ln_post", vision)
-        shapes["visual.proj"] = (vision, sizes.embed_dim)
-    shapes.transformer("", width, sizes.transformer_layers, sizes.transformer_hidden)
-    shapes["token_embedding.weight"] = (sizes.vocab_size, width)
-    shapes["positional_embedding"] = (sizes.context_length, width)
-    shapes.norm("ln_final", width)
-    shapes["text_projection"] = (width, sizes.embed_dim)
-    if sizes.projection_bias:
-        shapes["text_projection_bias"] = (sizes.embed_dim,)
-    shapes["logit_scale"] = ()
-    return dict(shapes)
+    width = sizes.transformer_width
+    return {**(_vit(sizes, sizes.vision_patch_size) if sizes.vision_patch_size else _resnet(sizes)),
+            **_transformer("", width, sizes.transformer_layers, sizes.transformer_hidden),
+            "token_embedding.weight": (sizes.vocab_size, width), "positional_embedding": (sizes.context_length, width),
+            **_norm("ln_final", width), "text_projection": (width, sizes.embed_dim),
+            **({"text_projection_bias": (sizes.embed_dim,)} if sizes.projection_bias else {}), "logit_scale": ()}
 
 
 def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
     """Return the sizes of a complete CLIP; raise UserError, which lists missing, unexpected and misshapen tensors."""
     sizes = architecture(state_dict, conventions)
-    wanted = layout(sizes)
-    problems = []
-    missing = [name for name in wanted if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in wanted]
-    misshapen = [f"{name} {tuple(state_dict[name].shape)} instead of {shape}"
-                 for name, shape in wanted.items()
-                 if name in state_dict and tuple(state_dict[name].shape) != shape
-                 and not (shape == () and state_dict[name].size == 1)]  # Jittor has no 0-d arrays
-    for label, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
-        if names:
-            more = f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-            problems.append(f"{label}: {', '.join(names[:MOST_LISTED])}{more}")
-    if problems:
-        raise UserError("the checkpoint's tensors are not those of a CLIP; " + "; ".join(problems))
+    wanted, found = layout(sizes), {name: tuple(array.shape) for name, array in state_dict.items()}
+    if found.get("logit_scale") == (1,):  # Jittor has no 0-d arrays
+        found["logit_scale"] = ()
+    problems = {"missing": [name for name in wanted if name not in found],
+                "unexpected": [name for name in found if name not in wanted],
+                "misshapen": [f"{name} {found[name]} instead of {shape}" for name, shape in wanted.items()
+                              if found.get(name, shape) != shape]}
+    said = [f"{kind}: {', '.join(names[:MOST_LISTED])}"
+            + (f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+            for kind, names in problems.items() if names]
+    if said:
+        raise UserError(f"the checkpoint's tensors are not those of a CLIP; {'; '.join(said)}")
     return sizes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -32,19 +34,12 @@ def weight_files(path: str | Path) -> list[Path]:
         if (path / (name + INDEX)).is_file():
             return _shards(path / (name + INDEX))
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found[:4]) + (", …" if len(found) > 4 else "")
-        raise UserError(f"{path}: give one of its checkpoints by its file name ({names})" if found else
-                        f"{path} is a folder without a checkpoint ({', '.join(HUB_NAMES)})")
+    if not found:
+        raise UserError(f"{path} is a folder without a checkpoint ({', '.join(HUB_NAMES)})")
+    if len(found) > 1:
+        raise UserError(f"{path}: give one of its checkpoints by its file name "
+                        f"({', '.join(file.name for file in found[:4])}{', …' if len(found) > 4 else ''})")
     return found
-
-
-def holds_weights(path: Path) -> bool:
-    """Whether `weight_files` would find something."""
-    try:
-        return all(file.is_file() for file in weight_files(path))
-    except UserError:
-        return False
 
 
 class _Index(msgspec.Struct):
@@ -54,12 +49,24 @@ class _Index(msgspec.Struct):
 def _shards(index: Path) -> list[Path]:
     """The files beside an index that its weight_map names."""
     places = read_json(index, _Index, "it needs weight_map, a file's name for each tensor").weight_map
-    names = sorted(set(places.values()))
-    if not names:
-        raise UserError(f"{index}: its weight_map is empty")
-    for name in names:
-        if Path(name).name != name or Path(name).suffix not in SUFFIXES:
+    files = {name: index.parent / name for name in sorted(set(places.values()))}
+    for name, file in files.items():
+        if Path(name).name != name or file.suffix not in SUFFIXES:
             raise UserError(f"{index}: names the shard {name[:60]!a}, which is no checkpoint's file name")
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index.parent / name} is missing, one of the {len(names)} shards that {index.name} names")
-    return [index.parent / name for name in names]
+        if not file.is_file():
+            raise UserError(f"{file} is missing, one of the {len(files)} shards that {index.name} names")
+    return list(files.values())
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Whatever is raised about a file becomes one line that names it."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # what struct, zipfile, msgspec, NumPy and the unpickler raise on damaged bytes
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        raise UserError(f"{path} is damaged or of an unknown format ({said})") from None
