@@ -6,7 +6,7 @@
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
 `JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/methods.md):
+trained. What differs by default (why: docs/methods.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
@@ -48,10 +48,6 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
                                      ).astype(np.float32)
 
 
-PUBLISHED: dict[str, Any] = {"as_published": True, "epochs": 20, "batch": 64, "augment": 0.0, "alpha": 0.2, "beta": 0.2,
-                             "anchor": 0.0, "ratios": {}, "choose_epoch": False}
-
-
 class JclipAdapter(TrainedMethod):
     """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
 
@@ -59,15 +55,15 @@ class JclipAdapter(TrainedMethod):
     """
 
     name, title, paper = "jclip_adapter", "JCLIP-Adapter", "the contest solution that this project grew from"
-    epochs, batch, lr, augment = 20, 256, 1e-3, 1.25
-    alpha, beta, tau, rank = 0.1, 0.2, 0.01, (256, 512)
+    augment, alpha, beta, tau, rank = 1.25, 0.1, 0.2, 0.01, (256, 512)
     anchor, shrinkage, as_published = 0.2, (0.1, 0.1), False
     ratios = {"alpha": (0.0, 0.05, 0.1, 0.15), "beta": (0.1, 0.15, 0.2)}
 
     @classmethod
     def published(cls, **settings: Any) -> JclipAdapter:
         """Return the method in its published setting."""
-        return cls(**{**PUBLISHED, **settings})
+        return cls(**{"as_published": True, "epochs": 20, "batch": 64, "augment": 0.0, "alpha": 0.2, "beta": 0.2,
+                      "anchor": 0.0, "ratios": {}, "choose_epoch": False, **settings})
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         text, width = task.text, task.text.shape[1]
