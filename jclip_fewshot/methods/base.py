@@ -65,9 +65,7 @@ class Method:
     """Features in, logits out. A subclass names itself and fills in `_fit` and `_logits`.
 
     Settings are attributes of the class, and arguments of the constructor. After `fit`, `settings_` (JSON-able) says
-    what was chosen and its held-out score, `history_` holds one dict an epoch where something trains. The attributes
-    named in `state_names`, arrays, and `state_dicts`, {name: array}, are all that `_logits` reads in addition to
-    `text_`, `domains_`, `seen_` and `scale_`.
+    what was chosen and its held-out score, `history_` holds one dict an epoch where something trains.
 
     Without any shot a method answers zero-shot; classes without shots keep the share of probability that zero-shot
     gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot is answered by
@@ -84,8 +82,8 @@ class Method:
     asks_images: ClassVar[bool] = False  # its answers need the images once more, by an encoder of its own
     ignores_text: ClassVar[bool] = False  # answers by the shots alone
     least_classes: ClassVar[int] = 1  # with a shot, for a fit to have anything to learn
-    state_names: ClassVar[tuple[str, ...]] = ()
-    state_dicts: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()  # the attributes, arrays, that `_logits` reads beside COMMON_STATE
+    state_dicts: ClassVar[tuple[str, ...]] = ()  # those that are {name: array}
     seed = 0
     text_: np.ndarray
     domains_: np.ndarray

@@ -65,9 +65,8 @@ def wanting(method: type[Method], has: set[str]) -> str:
 def require_possible(choice: Choice, has: set[str]) -> None:
     """Raise UserError if a method that was named needs what there is not, `has` being all that there may be."""
     for name in choice.names:
-        why = wanting(METHODS[name], has)
-        if why and name in choice.named and name != "zero_shot":
-            raise UserError(f"{name} {why}")
+        if name in choice.named and wanting(METHODS[name], has):
+            raise UserError(f"{name} {wanting(METHODS[name], has)}")
 
 
 def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[str]:
@@ -75,8 +74,8 @@ def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[s
 
     Raise UserError if a method that was named cannot be fitted, or no method can.
     """
-    has = {TEXT, *([SHOTS] if len(task) else []), *(need for need in (TOWER, UNLABELLED)
-                                                    if getattr(given, need) is not None)}
+    there = {SHOTS: len(task) > 0, TOWER: given.tower is not None, UNLABELLED: given.unlabelled is not None}
+    has = {TEXT, *(need for need in there if there[need])}
     require_possible(choice, has)
     names = [name for name in choice.names if not wanting(METHODS[name], has)]
     left = [name for name in choice.names if name not in names]
@@ -113,7 +112,8 @@ def _affordable(choice: Choice, names: list[str], task: Task, given: Given, cuda
     if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
-    if choice.auto and not cuda:
+    limited = choice.auto and not cuda
+    if limited:
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
     if given.tower.class_tokens is None:
         names = [name for name in names if not getattr(METHODS[name], "reads_sentences", False)]
@@ -121,7 +121,7 @@ def _affordable(choice: Choice, names: list[str], task: Task, given: Given, cuda
     kept: list[str] = []
     for name in names:
         affordable = sum(costs[one] for one in [*kept, name]) <= CORE_FLOPS * cores()
-        if cuda or not choice.auto or affordable or name in choice.named:
+        if affordable or not limited or name in choice.named:
             kept.append(name)
     dropped, rate = [name for name in names if name not in kept], SHARE * matrix_rate()
     needed, saved = (duration(sum(costs[name] for name in some) / rate) for some in (kept, dropped))

@@ -2,17 +2,13 @@
 
     logits = 100 x tᵀ + Σ_m α_m(x) E_m(x)                                                    (N, K)
 
-E_m is what the method reads out of the shots (Tip-Adapter's cache, GDA's discriminants, ...).
+Symbols: C_0 = 100 x tᵀ, C_m = E_m what the method reads out of the shots; w_0 the inverse temperature, w_m = w_0 α_m.
 
-Symbols: C_0 = 100 x tᵀ, C_m = E_m the M evidences; w_0 the inverse temperature, w_m = w_0 α_m.
-
-Each shot is scored by evidence built without it (leave-one-shot-out); w minimises the cross-entropy of
-softmax(Σ w C), which is convex: a few Newton steps give the exact optimum for all α at once. A setting that is not
-linear (β, ...) is chosen by the loss that is left. Log-loss with a free temperature was chosen over held-out top-1
-because with four shots a class top-1 is a staircase whose best step is chance.
-
-Domains: an image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all classes of a
-row share it. A domain's α is fitted on its own shots, drawn to the common one by a Gaussian prior.
+Each shot is scored by evidence built without it (leave-one-shot-out); w minimises the cross-entropy of softmax(Σ w C),
+which is convex: a few Newton steps give the exact optimum. A setting that is not linear (β, ...) is chosen by the loss
+that is left. Log-loss with a free temperature, since top-1 of four shots a class is a staircase whose best step is
+chance. An image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all classes of a
+row share it; a domain's α is fitted on its own shots, drawn to the common one by a Gaussian prior.
 """
 
 from collections.abc import Iterator, Sequence
@@ -126,8 +122,8 @@ class EvidenceMethod(Method):
         raise NotImplementedError
 
     def _scales(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
-        """Factors (M,) from the published scale of α to the evidence's, which does not depend on S; and α (M,) on that
-        scale where nothing can be left out, the mean of the fit's prior too."""
+        """Two (M,): factors from the published scale of α to one that does not depend on S; α on that one where nothing
+        can be left out, which is also the mean of the fit's prior."""
         return np.ones(1), np.ones(1)
 
     def _fixed_settings(self, task: Task) -> dict[str, float]:

@@ -5,8 +5,8 @@
 
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
-`JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained. What differs by default (why: docs/methods.md):
+Deviations from the contest solution it grew from, `JclipAdapter.published()`, A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂
+random and trained (why: docs/methods.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
@@ -49,10 +49,8 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
 
 
 class JclipAdapter(TrainedMethod):
-    """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
-
-    anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
-    """
+    """alpha, beta: residual ratios in training. tau: temperature. rank: r, shrinkage: of the whitening, (image, text).
+    anchor: κ, weight of the pull to zero-shot."""
 
     name, title, paper = "jclip_adapter", "JCLIP-Adapter", "the contest solution that this project grew from"
     augment, alpha, beta, tau, rank = 1.25, 0.1, 0.2, 0.01, (256, 512)
@@ -98,7 +96,7 @@ class JclipAdapter(TrainedMethod):
         t = unit_var(beta * named + (1 - beta) * p["text"])  # (K, D)
         return product(f, t) / p["tau"]
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator):
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | float:
         if not self.anchor:
-            return None
+            return 0.0
         return self.anchor * softmax_kl(product(x, p["text"]) / p["tau"], logits)

@@ -8,8 +8,6 @@ constant): here by L-BFGS (Liu and Nocedal 1989) on centred features, which move
 tenfold. With few shots it falls under zero-shot; it is here as the bar, and because its errors are its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,18 +41,16 @@ def lbfgs(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np
     quarters of the time of SciPy's (sun397: 0.57 against 0.79 s), to a lower objective.
     """
     at, (value, gradient) = start, objective(start)
-    steps: list[np.ndarray] = []
-    changes: list[np.ndarray] = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []  # the last steps, and by how much each changed the gradient
     trace, still = [value], 0
     while len(trace) <= MAX_ITERATIONS and still < 3 and gradient.any():
         direction, weights = -gradient, []
-        for s, g in zip(reversed(steps), reversed(changes)):
+        for s, g in reversed(pairs):
             weights.append(np.vdot(s, direction) / np.vdot(s, g))
             direction = direction - weights[-1] * g
-        scale = np.vdot(steps[-1], changes[-1]) / np.vdot(changes[-1], changes[-1]) if steps \
-            else 1 / np.linalg.norm(gradient)
+        scale = np.vdot(*pairs[-1]) / np.vdot(pairs[-1][1], pairs[-1][1]) if pairs else 1 / np.linalg.norm(gradient)
         direction = direction * scale
-        for s, g, weight in zip(steps, changes, reversed(weights)):
+        for (s, g), weight in zip(pairs, reversed(weights)):
             direction = direction + (weight - np.vdot(g, direction) / np.vdot(s, g)) * s
         slope, size = np.vdot(gradient, direction), np.float32(1)
         while True:
@@ -67,7 +63,7 @@ def lbfgs(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np
             return Minimum(at, trace, True)  # no descent left within float32
         step, change = new - at, new_gradient - gradient
         if np.vdot(step, change) > 1e-10 * np.vdot(change, change):
-            steps, changes = (steps + [step])[-MEMORY:], (changes + [change])[-MEMORY:]
+            pairs = [*pairs, (step, change)][-MEMORY:]
         still = still + 1 if value - new_value < tolerance * abs(value) else 0
         at, value, gradient = new, new_value, new_gradient
         trace.append(value)

@@ -8,8 +8,8 @@ value for all, 250 · mean over classes of the class's mean own-text cosine (250
 sizes from block Lipschitz bounds: lr_W = 4 S / λmax(FᵀF), lr_a = S / (4 max_c Σ_s (f_s·t_c)²); gradient descent with
 momentum 0.9 on both blocks, 300 epochs, the epoch chosen on held-out shots.
 
-Deviations: the folds train in step with the fit on all shots and stop it when their held-out soft top-1 (`trained`)
-has not risen for `patience` epochs; a class without shots takes no part (`base.keep_unseen` puts it back).
+Deviation: the folds train in step with the fit on all shots and stop it when their held-out soft top-1 (`trained`) has
+not risen for `patience` epochs.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def borrowed(features: np.ndarray, residuals: np.ndarray, strength: float, rng: 
 
 
 def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) -> float:
-    """Mean p(label) under softmax(sharpness · logits), in percent: top-1 made smooth, what settings are chosen by.
+    """Mean p(label) under softmax(sharpness · logits), in percent: what settings are chosen by.
 
     Log-loss chooses confidence: it still falls when held-out top-1 has turned. Top-1 of a few hundred shots is a
     staircase. This has its optimum where top-1 has, without the steps.
@@ -91,9 +91,9 @@ class TrainedMethod(Method):
         """`forward` of a batch; where batches are all the shots in order, parts of it may be constants."""
         return self.forward(p, x)
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | None:
-        """Added to the cross-entropy of the batch x; None adds nothing."""
-        return None
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | float:
+        """Added to the cross-entropy of the batch x."""
+        return 0.0
 
     def optimiser(self, constants: list[Arrays]) -> SGD | Adam:
         """What trains all fits, whose constants these are; a parameter of fit m is called "m/name"."""
@@ -190,8 +190,7 @@ class _InStep:
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)
             if m == len(self.fits) - 1:
                 self.said.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
-            extra = self.method.penalty(p, x, logits, self.rng)
-            total = total + (own if extra is None else own + extra)
+            total = total + (own + self.method.penalty(p, x, logits, self.rng))
         return total
 
     def watch(self, step: int, objective: jt.Var, gradients: Vars, values: Vars) -> bool:

@@ -10,7 +10,7 @@ and a linear map that all classes share.
 r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
 standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
 held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
-softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/methods.md.
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why: docs/methods.md.
 
 Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
 """
@@ -58,12 +58,8 @@ def vicinity(task: Task, residual: float, sigma: float, seed: int) -> Callable[[
 
 
 class Vicinal(Method):
-    """λ a domain by held-out log-loss; the rest is fixed.
-
-    lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
-    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam,
-    cosine schedule.
-    """
+    """lambdas: λ, weighed by held-out log-loss. map_lambda: λ_M. residual: length of r against what was seen. sigma:
+    length of the noise against a feature row. epochs, lr: full-batch Adam, cosine schedule."""
 
     name, title, paper = "vicinal", "Vicinal", "ours, after Chapelle et al. 2000"
     trains = True
@@ -79,7 +75,6 @@ class Vicinal(Method):
             lambdas = (min(lambdas, key=lambda value: abs(np.log(value / FIXED_LAMBDA))),)
         W = [self._train(fit, lambdas, self.seed + j, f"{self.name} {j + 1}/{len(fits)}")
              for j, fit in enumerate(fits)]  # each (L, K, D)
-        rows = np.concatenate([fit.left_out for fit in fits])
         weights = self._weights(fits[:-1], W, inner)
         # the mean over λ of each class's rows: so are the logits averaged
         mixed = [np.einsum("lkd,kl->kd", w, weights).astype(np.float32) for w in W]
@@ -94,6 +89,7 @@ class Vicinal(Method):
         self.settings_ = {"lambdas": list(lambdas), "weights": chosen if len(chosen) > 1 else chosen.popitem()[1],
                           "map_lambda": self.map_lambda, "residual": self.residual, "sigma": self.sigma,
                           "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
+        rows = np.concatenate([fit.left_out for fit in fits])
         if len(rows):
             self.settings_.update(held_out_scores(self.fold_logits_[np.ix_(rows, columns)], inner.labels[rows]),
                                   chosen_by="leave-one-shot-out log-loss")
