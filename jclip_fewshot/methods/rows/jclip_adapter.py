@@ -75,14 +75,15 @@ class JclipAdapter(TrainedMethod):
         means = class_means(task)
         described = np.concatenate([text, means - means[task.seen].mean(axis=0)], axis=1)
         described[~task.seen, width:] = 0
-        for side, rows, rank, shrinkage in zip(("image", "text"), (task.features, described), self.rank,
-                                               self.shrinkage):
+        layers = []
+        for rows, rank, shrinkage in zip((task.features, described), self.rank, self.shrinkage):
             mean, whiten = whitening(rows, rank, shrinkage)
             into = np.concatenate([whiten, -whiten], axis=1)
-            constants.update({f"{side}_in": into, f"{side}_shift": -(mean @ into)[None]})
-        codes = np.maximum(described @ constants.pop("text_in") + constants.pop("text_shift"), 0)
-        return {**constants, "codes": codes}, {"image_out": np.zeros((constants["image_in"].shape[1], width)),
-                                               "text_out": np.zeros((codes.shape[1], width))}
+            layers.append((into, -(mean @ into)[None]))
+        (image_in, image_shift), (text_in, text_shift) = layers
+        codes = np.maximum(described @ text_in + text_shift, 0)
+        return {**constants, "image_in": image_in, "image_shift": image_shift, "codes": codes}, {
+            "image_out": np.zeros((image_in.shape[1], width)), "text_out": np.zeros((codes.shape[1], width))}
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         alpha, beta = p["alpha"], p["beta"]

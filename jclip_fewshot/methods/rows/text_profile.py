@@ -40,7 +40,6 @@ class TextProfile(GDA):
 
     name, title, paper = "text_profile", "Text profile", "ours"
     needs = frozenset({TEXT, SHOTS})
-    checks = True
     state_names = (*GDA.state_names, "log_profiles_")
     evidence_names = ("alpha", "gamma")
     gamma: float | None = None

@@ -102,7 +102,6 @@ class TipAdapter(EvidenceMethod):
         for b, beta in enumerate(MAP_BETAS):
             (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(task)
             evidence = evidence[0, usable] * np.float32(keys_a_class(task, self.cap))
-            for a, alpha in enumerate(MAP_ALPHAS):
-                found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable])
+            found[:, b] = [top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable]) for alpha in MAP_ALPHAS]
         arrays = {"alphas": MAP_ALPHAS, "betas": MAP_BETAS, "top1": found}
         return {f"alpha_beta/{key}": value.astype(np.float32) for key, value in arrays.items()}

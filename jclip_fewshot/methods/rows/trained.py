@@ -63,7 +63,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 class TrainedMethod(Method):
-    """A method that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
+    """A method that is trained by gradient descent: what a fit starts from (`start`) and how it answers (`forward`).
 
     epochs, lr, weight_decay, eps: AdamW with a cosine schedule from lr to least_lr. batch: rows a step; None: all
     shots in order. augment: strength of the borrowed residuals. every: epochs between two scores. patience: epochs
@@ -149,7 +149,8 @@ class _InStep:
         self.zero_shot = task.zero_shot(task.features)
         self.steps = 1 if method.batch is None else min(MAX_STEPS, max(1, -(-len(task) // method.batch)))
         self.batches: list[list[np.ndarray]] = []  # an epoch's, of each fit
-        self.said: list[tuple] = []  # of the fit on all shots, this epoch: each step's loss, hits, rows
+        self.said: tuple = ()  # of the fit on all shots: the last step's loss, hits, rows
+        self.sums = np.zeros(2)  # of these, this epoch: loss and hits, times rows
         self.kept, self.epoch = as_vars(self.first), 0
         self.history = [{"epoch": 0, **self.score(self.kept)}]
 
@@ -189,23 +190,23 @@ class _InStep:
             logits = self.method.forward_in_training(p, x)
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)
             if m == len(self.fits) - 1:
-                self.said.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
+                self.said = own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share
             total = total + (own + self.method.penalty(p, x, logits, self.rng))
         return total
 
     def watch(self, step: int, objective: jt.Var, gradients: Vars, values: Vars) -> bool:
         """Keep the epoch's scores, and its parameters where they are the ones to choose; True ends the training."""
-        self.said[-1:] = [(one.item(), float(hit.numpy().mean()), share) for one, hit, share in self.said[-1:]]
+        own, hits, share = self.said
+        self.sums += share * np.array([own.item(), hits.numpy().mean()])
         epoch, begun = divmod(step + 1, self.steps)
         if begun:
             return False
-        loss, hits = (sum(one[place] * one[2] for one in self.said) / len(self.task) for place in (0, 1))
-        self.said.clear()
+        (loss, right), self.sums = (self.sums / len(self.task)).tolist(), np.zeros(2)
         if epoch % self.method.every and epoch < self.epochs:
             return False
         found = self.score(values)
         best = max(one.get("held_out_soft_top1", 0.0) for one in self.history)
-        self.history.append({"epoch": epoch, "loss": loss, "train_top1": 100 * hits, **found})
+        self.history.append({"epoch": epoch, "loss": loss, "train_top1": 100 * right, **found})
         if not (found and self.method.choose_epoch) or found["held_out_soft_top1"] > best:
             self.kept, self.epoch = values, epoch
         return self.method.patience is not None and epoch - self.epoch >= self.method.patience
