@@ -1,7 +1,4 @@
-"""Labels and class names as people and scikit-learn hand them over, checked: for the classifier.
-
-Letters: S labels, K classes.
-"""
+"""S labels and K class names as people and scikit-learn hand them over, checked: for the classifier."""
 
 import sys
 import warnings
@@ -17,23 +14,19 @@ def sklearns(name: str, otherwise: Any) -> Any:
 
 
 def checked_names(names: Any) -> list[str]:
-    """Return class names as a list of different texts.
-
-    Raise ValueError if they are no list of texts, one is empty, holds what no file can keep, or is there twice.
-    """
+    """Return class names as a list of different texts. Raise ValueError if one is none that a file can keep."""
     if isinstance(names, (str, bytes, dict, set, frozenset)):
         raise ValueError(f"class_names must be a list, one name a class, not {type(names).__name__} {names!r:.80}")
     found = [str(name) if isinstance(name, np.str_) else name for name in names]
-    for name in found:
+    for place, name in enumerate(found):
         if not isinstance(name, str):
             raise ValueError(f"class_names must be texts, not {type(name).__name__} {name!r:.80}")
         if not name.strip():
             raise ValueError("class_names: a name is empty")
         if "\0" in name or any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
             raise ValueError(f"class_names: {name!r:.80} holds a NUL or half a character, which no file can keep")
-        if found.count(name) > 1:
-            first = found.index(name)
-            raise ValueError(f"class_names: {name!r} stands at {first} and at {found.index(name, first + 1)}")
+        if found.index(name) < place:
+            raise ValueError(f"class_names: {name!r} stands at {found.index(name)} and at {place}")
     return found
 
 
@@ -60,12 +53,11 @@ def plain_labels(labels: Any) -> np.ndarray:
 
 def named(labels: np.ndarray, class_names: Sequence[str] | None, certain: bool
           ) -> tuple[np.ndarray, list[str] | None, np.ndarray, np.ndarray | None]:
-    """Return classes (K,), sorted as scikit-learn has them, their names, and each label's place among them (S,).
+    """Return classes (K,), sorted as scikit-learn has them, their names, each label's place among them (S,), and where
+    in `class_names` each class stands (K,). Names and places are None where nothing says them.
 
-    The names are None where labels are numbers and nothing else says them. The fourth array (K,) says where in
-    `class_names` each class stands; None without those. certain: the names came with these very labels, so that numbers
-    are places in them; names that were given beforehand must be sorted for that, since tools that turn names into
-    numbers (VotingClassifier) count them in sorted order.
+    certain: the names came with these very labels, so that numbers are places in them; names that were given beforehand
+    must be sorted for that, since tools that turn names into numbers (VotingClassifier) count them in sorted order.
     Raise ValueError if a label is no class, or it is not certain which.
     """
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():

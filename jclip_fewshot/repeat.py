@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable
 from typing import Any
 
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig, checked
@@ -24,8 +23,7 @@ def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """Return the settings and shots of the run that `--from-run` names, overridden by flags given explicitly.
 
     A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
-    `settings`; "auto" means what that run took: its precision and, where nothing else is given, its methods.
-    Raise UserError if there is no such run.
+    `settings`; "auto" means what that run took. Raise UserError if there is no such run.
     """
     run = Run.open(settings.from_run, "--from-run")
     values, changed = _taken(run, settings, given)
@@ -60,13 +58,8 @@ def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[di
     if settings.precision == "auto" and len(precisions) == 1:
         values["precision"] = precisions.pop()
     changed = {name: value for name, value in given.items() if name not in _OWN}
-    if changed:
-        tell(f"Settings of {run.folder}, but {' '.join(_flags(changed))}")
+    flags = [flag_of(name) + ("" if one is True else f" {shlex.quote(str(one))}") for name, value in changed.items()
+             for one in (value if isinstance(value, (list, tuple)) else [value])]
+    if flags:
+        tell(f"Settings of {run.folder}, but {' '.join(flags)}")
     return values, changed
-
-
-def _flags(changed: dict[str, Any]) -> Iterable[str]:
-    """The changed settings as flags for the shell."""
-    for name, value in changed.items():
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            yield flag_of(name) + ("" if one is True else f" {shlex.quote(str(one))}")

@@ -1,7 +1,6 @@
 """Everything that learns from a task and answers images: one contract (base.py), one table, one file a method.
 
-Three rooms say what a method may touch. rows: finished rows only. towers: encoders and activations. unlabelled: images
-without labels. A new method is a file in its room and a line in this table (docs/adding_a_method.md).
+rows: methods on finished rows. towers: on encoders and activations. unlabelled: on images without labels.
 """
 
 from jclip_fewshot.methods.base import Method

@@ -1,11 +1,6 @@
 """The one contract of all methods: learn from a task, answer images with logits on CLIP's scale, 100 x cosine.
 
-A class says as attributes what it is and needs; the table (methods/__init__.py) is made of these, and flags, help,
-saving, report and evaluation follow from it. `needs` decides what `fit` is handed beside the task:
-
-    text, shots   nothing more: both are in the task
-    tower         tower=: the shots' activations at any depth, and the encoder that computed them
-    unlabelled    unlabelled=: images without labels, what the classes are called and their sentences
+A class says as attributes what it is and needs; flags, help, saving, report and evaluation follow from these.
 
 Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
 """
@@ -31,26 +26,21 @@ ALWAYS, ON_GPU, NEVER = "always", "on a GPU", "never"  # when `auto` takes a met
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Images without labels, and what is said of the classes.
+    """M images without labels, and what is said of the classes."""
 
-    rows (M, D): the images' unit rows; the first `beside` of them are no test images. sentences: of each class, the
-    unit rows of its sentences. names (K,): what people call the classes. encoder: the CLIP of these rows; None where
-    they came from a file. pixels: () -> (M, R, R, 3) uint8, the images as the encoder sees them.
-    """
-
-    rows: np.ndarray
-    sentences: Sequence[np.ndarray] = ()
-    names: Sequence[str] = ()
-    encoder: Any = None
-    pixels: Callable[[], np.ndarray] | None = None
-    beside: int = 0
+    rows: np.ndarray  # (M, D) unit rows
+    sentences: Sequence[np.ndarray] = ()  # of each class, the unit rows of its sentences
+    names: Sequence[str] = ()  # (K,) what people call the classes
+    encoder: Any = None  # the CLIP of these rows; None where they came from a file
+    pixels: Callable[[], np.ndarray] | None = None  # -> (M, R, R, 3) uint8, as the encoder sees the images
+    beside: int = 0  # so many of the first rows are no test images
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a fit may hand to methods that need more than the task; see `Method.needs`."""
+    """What the fits of methods are handed that need more than the task: its text and shots."""
 
-    tower: Any = None  # features/activations.py
+    tower: Any = None  # features/activations.py: what the tower makes of the shots, at any depth
     unlabelled: Unlabelled | None = None
 
     @property
@@ -65,22 +55,17 @@ class Given:
 
 @dataclass(frozen=True)
 class Queries:
-    """N images to answer: rows (N, D) of the frozen encoder, and, where the images are at hand, more.
+    """N images to answer."""
 
-    under: a function of an encoder (-> another encoder) that gives the images' rows by that one, (N, width).
-    """
-
-    rows: np.ndarray
-    under: Any = None
+    rows: np.ndarray  # (N, D) of the frozen encoder
+    under: Any = None  # where the images are at hand: a function of (encoder -> another), to the rows by that other
 
 
 class Method:
     """Features in, logits out. A subclass names itself and fills in `_fit` and `_logits`.
 
     Settings are attributes of the class, and arguments of the constructor. After `fit`, `settings_` (JSON-able) says
-    what was chosen and its held-out score, `history_` holds one dict an epoch where something trains, and the
-    attributes named in `state_names`, arrays, and `state_dicts`, {name: array}, are all that `_logits` reads in
-    addition to `text_`, `domains_`, `seen_` and `scale_`, which every method has.
+    what was chosen and its held-out score, `history_` holds one dict an epoch where something trains.
 
     Without any shot a method answers zero-shot; classes without shots keep the share of probability that zero-shot
     gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot is answered by
@@ -97,8 +82,8 @@ class Method:
     asks_images: ClassVar[bool] = False  # its answers need the images once more, by an encoder of its own
     ignores_text: ClassVar[bool] = False  # answers by the shots alone
     least_classes: ClassVar[int] = 1  # with a shot, for a fit to have anything to learn
-    state_names: ClassVar[tuple[str, ...]] = ()
-    state_dicts: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()  # the attributes, arrays, that `_logits` reads beside COMMON_STATE
+    state_dicts: ClassVar[tuple[str, ...]] = ()  # those that are {name: array}
     seed = 0
     text_: np.ndarray
     domains_: np.ndarray
@@ -119,11 +104,10 @@ class Method:
         return 0.0
 
     def answer(self, queries: Queries) -> np.ndarray:
-        """Return logits (N, K) of the queries."""
         return self.logits(queries.rows)
 
     def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
-        """Return what the report draws of this method; nothing of most."""
+        """Return what the report draws of this method."""
         return {}
 
     def fit(self, task: Task, **given: Any) -> Method:
@@ -134,7 +118,6 @@ class Method:
         return self
 
     def _begin(self, task: Task) -> None:
-        """What every fit starts with."""
         self.task_ = task
         self.text_, self.domains_, self.seen_ = task.text, task.domains, task.seen
         self.scale_, self.evidence_from_ = np.float32(task.scale), task.evidence_from
@@ -160,31 +143,26 @@ class Method:
     def held_out_logits(self) -> np.ndarray:
         """Return (S, K): each shot's logits from a fit that did not see it; only a few chosen scalars saw all shots.
 
-        See Task.folds. A shot that has no other of its class gets its zero-shot logits. The array is the method's own,
-        and cannot be written to: with a thousand classes a copy for each caller would fill the memory.
+        A shot that has no other of its class gets its zero-shot logits (Task.folds). The array cannot be written to:
+        with a thousand classes a copy for each caller would fill the memory.
         """
         if not hasattr(self, "task_"):
             raise ValueError(f"{self.name}: held-out logits need the shots: call fit")
         if self._held_out is None:
-            task = self.task_
+            task, answers = self.task_, self.fold_logits_
             self._held_out = task.zero_shot(task.features)
-            usable = task.can_be_left_out
-            if usable.any():
-                held_out = keep_unseen(self._held_out_logits(task), self._held_out, self.seen_)
-                self._held_out[usable] = held_out[usable]
+            for fold in task.folds():
+                rows = fold.left_out
+                own = copy.copy(self).fit(fold.task).logits(task.features[rows]) if answers is None else answers[rows]
+                self._held_out[rows] = keep_unseen(own, self._held_out[rows], self.seen_)
             self.fold_logits_ = None
             self._held_out.flags.writeable = False
         return self._held_out
 
     def refit(self, task: Task) -> Method:
-        """Return the method with these settings and what it learns from other shots of the same classes: no search.
-
-        For a method that can do without training (`checks`).
-        """
+        """Return the method with these settings and, where it learns from shots, what other ones say (`checks`)."""
         other = copy.copy(self)
         other.text_, other.domains_, other.seen_ = task.text, task.domains, task.seen
-        if len(task):
-            other._relearn(task)
         return other
 
     def fitted_again(self, task: Task, seed: int) -> Method:
@@ -203,9 +181,7 @@ class Method:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Method:
         """Return the method that `state` was taken of, able to answer. Raise ValueError if an array is absent."""
-        names: tuple[str, ...] = COMMON_STATE
-        if "seen_" in state and np.any(state["seen_"]):
-            names += cls.state_names
+        names = (*COMMON_STATE, *(cls.state_names if np.any(state.get("seen_", False)) else ()))
         missing = [name for name in names if name not in state]
         if missing:
             raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
@@ -222,40 +198,27 @@ class Method:
         """The columns that evidence is read from, as unit rows."""
         return unit_rows(features[:, self.evidence_from_:]) if self.evidence_from_ else features
 
-    def _fit(self, task: Task, *_: Any, **given: Any) -> None:
-        """Learn from shots of at least `least_classes` classes."""
-        raise NotImplementedError
-
     def _record_converged(self, converged: bool) -> None:
         """Keep it among the settings, and say where a search stopped before its end."""
         self.settings_["converged"] = bool(converged)
         if not converged:
             warn(f"{self.name}: the search did not converge; its answers are near the best fit, not the best")
 
-    def _relearn(self, task: Task) -> None:
-        """`_fit` with the settings as they were chosen, on at least one shot."""
+    def _fit(self, task: Task, *_: Any, **given: Any) -> None:
+        """Learn from shots of at least `least_classes` classes."""
         raise NotImplementedError
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         """(N, D) unit rows, N > 0 -> (N, K); classes without shots: anything finite."""
         raise NotImplementedError
 
-    def _held_out_logits(self, task: Task) -> np.ndarray:
-        """(S, K); at least one class has two shots."""
-        if self.fold_logits_ is not None:
-            return self.fold_logits_
-        held_out = task.zero_shot(task.features)
-        for fold in task.folds():
-            held_out[fold.left_out] = copy.copy(self).fit(fold.task).logits(task.features[fold.left_out])
-        return held_out
-
 
 def keep_unseen(logits: np.ndarray, zero_shot: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """`logits` (N, K) with the classes without shots (`seen` (K,) False) put back where zero-shot has them.
 
-    What a method learned raises the seen classes and drowns the unseen. Here the unseen get their zero-shot logits
-    plus, for each row, the amount by which the method raised the seen ones together (difference of log-sum-exp): as a
-    group they keep the share of probability that zero-shot gave them. Both arrays are on one scale.
+    What a method learned raises the seen classes and drowns the unseen. Those get their zero-shot logits plus, for each
+    row, what the method raised the seen ones by (difference of log-sum-exp): together they keep the share of
+    probability that zero-shot gave them. Both arrays are on one scale.
     """
     logits = np.array(logits, np.float32)
     if seen.all():

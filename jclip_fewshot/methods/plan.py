@@ -1,8 +1,7 @@
 """Which methods are fitted: `--methods auto|fast|all|LIST`, as far as the data and the time allow.
 
-auto takes the default methods that the data can serve, and of those that tune a tower as many as stay within so many
-floating-point operations a core on a CPU. That budget is fixed, so that a run repeats; the measured speed only serves
-the estimate that is printed: training reaches a share of the rate of Jittor's 1024³ product (docs/notes/tuning.md).
+Of the methods that tune a tower, auto takes as many as stay within so many floating-point operations a core on a CPU:
+a fixed budget, so that a run repeats. The measured speed only serves the estimate that is printed.
 """
 
 import time
@@ -21,7 +20,7 @@ from jclip_fewshot.task import EncoderSlice, Task
 
 OF = "@"  # between a method and its encoder, where there are several: gda@RN50
 CORE_FLOPS = 2.5e13  # auto's a core of a CPU, at most: ten minutes at the 42 GFLOP/s of docs/notes/tuning.md
-SHARE = 0.6  # of the matrix rate that training reaches: 0.69 to 1.1 on AVX2, 0.45 up on AVX-512 (docs/notes/tuning.md)
+SHARE = 0.6  # of the rate of Jittor's 1024³ product that training reaches (docs/notes/tuning.md)
 GROUPS = ("auto", "fast", "all")
 WANTING = {  # what to say of a named method whose need is not met
     SHOTS: "learns from labelled images, and there is none",
@@ -33,19 +32,16 @@ WANTING = {  # what to say of a named method whose need is not met
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user asked for: names in the table's order, those that were named one by one, and whether `auto` was."""
+    """What a user asked for."""
 
-    names: tuple[str, ...]
-    named: frozenset[str]
+    names: tuple[str, ...]  # in the table's order
+    named: frozenset[str]  # those that were named one by one
     auto: bool
-    every: bool = False
+    every: bool = False  # `all`
 
 
 def choose(listed: str | Sequence[str]) -> Choice:
-    """Return the methods of a list with commas; `auto`, `fast` and `all` stand for groups. zero_shot is always there.
-
-    Raise UserError if a name is no method's.
-    """
+    """Return the methods of a list with commas, and zero_shot. Raise UserError if a name is no method's or group's."""
     words = listed.split(",") if isinstance(listed, str) else list(listed)
     words = [str(word).strip() for word in words if str(word).strip()] or ["auto"]
     for word in words:
@@ -63,16 +59,14 @@ def choose(listed: str | Sequence[str]) -> Choice:
 
 def wanting(method: type[Method], has: set[str]) -> str:
     """Return why a method cannot be fitted on what there is (`base.TEXT`, ...); "" if it can."""
-    missing = [need for need in (SHOTS, TOWER, UNLABELLED) if need in method.needs and need not in has]
-    return WANTING[missing[0]] if missing else ""
+    return next((why for need, why in WANTING.items() if need in method.needs - has), "")
 
 
 def require_possible(choice: Choice, has: set[str]) -> None:
-    """Raise UserError if a method that was named needs what there is not: before the work, with all that may be."""
+    """Raise UserError if a method that was named needs what there is not, `has` being all that there may be."""
     for name in choice.names:
-        why = wanting(METHODS[name], has)
-        if why and name in choice.named and name != "zero_shot":
-            raise UserError(f"{name} {why}")
+        if name in choice.named and wanting(METHODS[name], has):
+            raise UserError(f"{name} {wanting(METHODS[name], has)}")
 
 
 def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[str]:
@@ -80,16 +74,15 @@ def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[s
 
     Raise UserError if a method that was named cannot be fitted, or no method can.
     """
-    has = {TEXT, *([SHOTS] if len(task) else []), *([TOWER] if given.tower is not None else []),
-           *([UNLABELLED] if given.unlabelled is not None else [])}
+    there = {SHOTS: len(task) > 0, TOWER: given.tower is not None, UNLABELLED: given.unlabelled is not None}
+    has = {TEXT, *(need for need in there if there[need])}
     require_possible(choice, has)
     names = [name for name in choice.names if not wanting(METHODS[name], has)]
     left = [name for name in choice.names if name not in names]
     if left and choice.every:
         tell(f"left out, since they need what is not here: {', '.join(left)}")
-    towers = _towers(choice, [name for name in names if METHODS[name].asks_images], task, given, cuda)
-    on_rows = [name for name in names if not METHODS[name].asks_images]
-    return [*names_on(on_rows, task.parts), *towers]
+    towers = _affordable(choice, [name for name in names if METHODS[name].asks_images], task, given, cuda)
+    return [*names_on([name for name in names if not METHODS[name].asks_images], task.parts), *towers]
 
 
 def names_on(names: Sequence[str], parts: Sequence[EncoderSlice]) -> list[str]:
@@ -110,8 +103,8 @@ def names_on(names: Sequence[str], parts: Sequence[EncoderSlice]) -> list[str]:
     return found
 
 
-def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
-    """Those of the methods that tune a tower which there is time for."""
+def _affordable(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
+    """Those of the methods that ask for images which have something to learn, and which there is time for."""
     if task.seen.sum() < 2:  # nothing to tell apart by shots
         names = [name for name in names if SHOTS not in METHODS[name].needs]
     if not names:
@@ -119,28 +112,25 @@ def _towers(choice: Choice, names: list[str], task: Task, given: Given, cuda: bo
     if len(task) and not task.can_be_left_out.any() and not choice.named & set(names):
         tell("tuning left out: no class has two shots, so none can be held out to weigh tuned methods by")
         return []
-    if choice.auto and not cuda:
+    limited = choice.auto and not cuda
+    if limited:
         names = [name for name in names if METHODS[name].default == ALWAYS or name in choice.named or choice.every]
-    methods = [METHODS[name]() for name in names]
-    methods = [method for method in methods
-               if given.tower.class_tokens is not None or not getattr(method, "reads_sentences", False)]
-    costs = {method.name: method.flops(task, given) for method in methods}
-    rate = matrix_rate()
-
-    def seconds(some: Sequence[str]) -> str:
-        return duration(sum(costs[name] for name in some) / (SHARE * rate))
+    if given.tower.class_tokens is None:
+        names = [name for name in names if not getattr(METHODS[name], "reads_sentences", False)]
+    costs = {name: METHODS[name]().flops(task, given) for name in names}
     kept: list[str] = []
-    for name in costs:
+    for name in names:
         affordable = sum(costs[one] for one in [*kept, name]) <= CORE_FLOPS * cores()
-        if cuda or not choice.auto or affordable or name in choice.named:
+        if affordable or not limited or name in choice.named:
             kept.append(name)
-    dropped = [name for name in costs if name not in kept]
+    dropped, rate = [name for name in names if name not in kept], SHARE * matrix_rate()
+    needed, saved = (duration(sum(costs[name] for name in some) / rate) for some in (kept, dropped))
     if dropped:
-        tell(f"tuning: {', '.join(dropped)} left out: about {seconds(dropped)} on this CPU; "
-             f"auto,{','.join(dropped)} as methods tunes all the same")
+        tell(f"tuning: {', '.join(dropped)} left out: about {saved} on this CPU; auto,{','.join(dropped)} as methods "
+             "tunes all the same")
     if kept:
-        tell(f"tuning {', '.join(kept)}: about {seconds(kept)} on this {'GPU' if cuda else 'CPU'}; finished trainings "
-             "are not repeated; fast as methods leaves it out")
+        tell(f"tuning {', '.join(kept)}: about {needed} on this {'GPU' if cuda else 'CPU'}; finished trainings are not "
+             "repeated; fast as methods leaves it out")
     return kept
 
 

@@ -1,7 +1,6 @@
 """The loop that every method trains by, its optimisers and learning rates.
 
-Optimisers are PyTorch's, with its order of operations. Rates are those of the authors' codes (each method's file says
-which): a rate a step, as the optimiser has it.
+Optimisers are PyTorch's, with its order of operations; rates, one a step, those of the authors' codes.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
 
 
 class SGD:
-    """With momentum, and weight decay in the gradient: v ← μ v + (g + λ p), p ← p − lr v.
-
-    lr_factors: of single parameters' learning rates, by name; 1 of those that are not named.
-    """
+    """With momentum, weight decay in the gradient: v ← μ v + (g + λ p), p ← p − lr v; lr_factors: by name, else 1."""
 
     def __init__(self, momentum: float = 0.9, weight_decay: float = 0.0,
                  lr_factors: Mapping[str, float] = MappingProxyType({})) -> None:
@@ -51,7 +47,7 @@ class SGD:
 class Adam:
     """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
 
-    decays: which parameters have weight decay, by name; None: all. lr_factors: as SGD's. betas: of the moments.
+    decays: which parameters have weight decay, by name; None: all. lr_factors: as SGD's.
     """
 
     def __init__(self, weight_decay: float = 0.0, l2: float = 0.0, eps: float = 1e-8,
@@ -59,24 +55,19 @@ class Adam:
                  betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.weight_decay, self.l2, self.eps, self.decays = weight_decay, l2, eps, decays
         self.lr_factors, self.betas = lr_factors, betas
-        self._groups: dict[tuple[bool, float], AdamW] = {}
+        self._of: dict[str, AdamW] = {}  # each parameter's
 
     def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
-        groups: dict[tuple[bool, float], list[str]] = {}
-        for name in values:
-            kind = self.decays is None or self.decays(name), self.lr_factors.get(name, 1.0)
-            groups.setdefault(kind, []).append(name)
         moved: Vars = {}
-        for (decayed, factor), names in groups.items():
-            group = self._groups.setdefault((decayed, factor), AdamW(
-                self.weight_decay if decayed else 0.0, self.eps, self.betas))
-            pull = self.l2 if decayed else 0.0
-            slopes = [gradients[name] + pull * values[name] if pull else gradients[name] for name in names]
-            moved.update(zip(names, group.step([values[name] for name in names], slopes, lr * factor)))
-        return {name: moved[name] for name in values}
+        for name, value in values.items():
+            decayed = self.decays is None or self.decays(name)
+            one = self._of.setdefault(name, AdamW(self.weight_decay if decayed else 0.0, self.eps, self.betas))
+            gradient = gradients[name] + self.l2 * value if self.l2 and decayed else gradients[name]
+            moved[name], = one.step([value], [gradient], lr * self.lr_factors.get(name, 1.0))
+        return moved
 
     def state(self) -> list[jt.Var]:
-        return [one for group in self._groups.values() for one in group.means + group.squares]
+        return [moment for one in self._of.values() for moment in one.means + one.squares]
 
 
 def cosine(lr: float, steps: int, least: float = 0.0) -> list[float]:
@@ -101,19 +92,15 @@ def uniform(rng: np.random.Generator, shape: Sequence[int], inputs: int) -> np.n
 
 
 def as_vars(arrays: Arrays) -> Vars:
-    """Parameters to train: float32 variables."""
+    """The same as float32 variables."""
     return {name: jt.array(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
-
-
-def as_arrays(values: Vars) -> Arrays:
-    return {name: value.numpy() for name, value in values.items()}
 
 
 def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[float], watch: Watch | None = None,
             stage: str = "") -> Arrays:
     """Train, one step a rate, and return the parameters after the last; those given are not changed.
 
-    loss: of the parameters, at a step. stage: what a progress bar says; empty: no bar.
+    stage: what a progress bar says; empty: no bar.
     """
     values = as_vars(start)
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))
@@ -128,7 +115,7 @@ def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[fl
         if (step + 1) % COLLECT_EVERY == 0:
             jt.sync_all()
             jt.gc()
-    result = as_arrays(values)
+    result = {name: value.numpy() for name, value in values.items()}
     jt.sync_all()
     jt.gc()
     return result

@@ -3,8 +3,8 @@ Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730), equations
 
     logits = 100 x w_c / ‖w_c‖,   loss = CE + Σ_c λ_c ‖w_c − t_c‖² / K,   λ_c = mean zero-shot p(c) of c's shots
 
-Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its text may be trusted.
-The settings are fixed: no held-out shot chooses anything, as the paper asks.
+Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its text may be trusted. No held-out shot
+chooses anything, as the paper asks.
 
 Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/methods.md). The pull is solved in
 each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of descended: any λ is stable, and λ → ∞ is zero-shot.
@@ -16,7 +16,8 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, softmax, unit_var
-from jclip_fewshot.methods.rows.trained import Arrays, TrainedMethod, Vars
+from jclip_fewshot.methods.rows.trained import TrainedMethod
+from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars
 from jclip_fewshot.task import Task
 
 
@@ -32,15 +33,28 @@ class CLAP(TrainedMethod):
     """strength: multiplies every λ_c."""
 
     name, title, paper = "clap", "CLAP", "Silva-Rodríguez et al. 2024"
-    epochs, batch, lr, augment, choose_epoch = 20, 256, 3e-4, 0.0, False
-    strength = 100.0
+    lr, choose_epoch, strength = 3e-4, False, 100.0
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         return {"text": task.text, "trust": trust_in_text(task)}, {"weight": task.text}
 
+    def optimiser(self, constants: list[Arrays]) -> Adam:
+        return Pulled(self, [as_vars(one) for one in constants])
+
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         return self.scale_ * product(x, unit_var(p["weight"]))
 
-    def after_step(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
-        pull = rate * self.strength * p["trust"]
-        return ((value + pull * p["text"]) / (1 + pull)).detach()
+
+class Pulled(Adam):
+    """AdamW, and the pull after each step; constants: of each fit, t (K, D) and λ (K, 1)."""
+
+    def __init__(self, method: CLAP, constants: list[Vars]) -> None:
+        super().__init__(method.weight_decay, eps=method.eps)
+        self.strength, self.constants = method.strength, constants
+
+    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
+        moved = super().step(values, gradients, lr)
+        for m, p in enumerate(self.constants):
+            pull = lr * self.strength * p["trust"]
+            moved[f"{m}/weight"] = ((moved[f"{m}/weight"] + pull * p["text"]) / (1 + pull)).detach()
+        return moved

@@ -5,8 +5,8 @@
 
 Symbols: f image row (D,); W₁ (D, D/4), W₂ (D/4, D); R residual ratio, 0.2 in the paper.
 
-Deviations: 20 epochs instead of 200 (adapters overfit: see the epoch curve in `history_`), stopped where
-the held-out shots say; R, as it acts on the trained adapter, by the same score.
+Deviations: 20 epochs instead of 200 (adapters overfit), stopped where the held-out shots say; R, as it acts on the
+trained adapter, by the same score.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ class ClipAdapter(TrainedMethod):
 
     name, title, paper = "clip_adapter", "CLIP-Adapter", "Gao et al. 2021"
     default = NEVER
-    epochs, batch, lr, augment = 20, 256, 1e-3, 0.0
     ratio, bottleneck = 0.2, None
     ratios = {"ratio": (0.1, 0.15, 0.2, 0.25)}
 

@@ -5,9 +5,8 @@ Multimodal Models", CVPR 2023 (https://arxiv.org/abs/2301.06267), equation 4.
 
 Symbols: W (K, D), one row a class, started at the text rows t; f image row of class y; T = 0.01.
 
-A sentence is one more training example of its class. So the classes without shots are trained too, by their text
-alone; `logits` still gives them zero-shot's share (`base.keep_unseen`). Deviations: W is not renormalised in
-training, as in the paper, and neither in answering; the epoch is the held-out shots' choice.
+Classes without shots are trained too, by their text alone; `logits` still gives them zero-shot's share. Deviations: W
+is not renormalised in training, as in the paper, and neither in answering; the epoch is the held-out shots' choice.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ class CrossModal(TrainedMethod):
 
     name, title, paper = "cross_modal", "Cross-modal", "Lin et al. 2023"
     default = NEVER
-    epochs, batch, lr, weight_decay, augment = 20, 256, 3e-4, 0.01, 0.0
-    text_weight = 1.0
+    lr, weight_decay, text_weight = 3e-4, 0.01, 1.0
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         return {"text": task.text}, {"weight": task.text}

@@ -2,42 +2,34 @@
 
     logits = 100 x tᵀ + Σ_m α_m(x) E_m(x)                                                    (N, K)
 
-E_m is what the method reads out of the shots (Tip-Adapter's cache, GDA's discriminants, ...).
+Symbols: C_0 = 100 x tᵀ, C_m = E_m what the method reads out of the shots; w_0 the inverse temperature, w_m = w_0 α_m.
 
-Symbols: C_0 = 100 x tᵀ, C_m = E_m the M evidences; w_0 the inverse temperature, w_m = w_0 α_m.
-
-The weights come from the shots alone. Each shot is scored by evidence built without it (leave-one-shot-out);
-then w minimises the cross-entropy of softmax(Σ w C), which is convex in w: a few Newton steps give the exact
-optimum for all α at once, where a grid would score hundreds. Settings that are not linear (β, ...) are
-compared by the loss that is left. Log-loss with a free temperature was chosen over held-out top-1 because
-with four shots a class top-1 is a staircase whose best step is chance.
-
-Domains: an image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all
-classes of a row share it. A domain's α is fitted on its own shots, drawn to the common one by a Gaussian
-prior.
+Each shot is scored by evidence built without it (leave-one-shot-out); w minimises the cross-entropy of softmax(Σ w C),
+which is convex: a few Newton steps give the exact optimum. A setting that is not linear (β, ...) is chosen by the loss
+that is left. Log-loss with a free temperature, since top-1 of four shots a class is a staircase whose best step is
+chance. An image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all classes of a
+row share it; a domain's α is fitted on its own shots, drawn to the common one by a Gaussian prior.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import softmax
 from jclip_fewshot.methods.base import DOMAIN_SHOTS, Method, top1
-from jclip_fewshot.task import Task, zero_shot_logits
+from jclip_fewshot.task import Fold, Task, zero_shot_logits
 
 MAX_STEPS = 30
 DOMAIN_SPREAD = 0.5  # prior standard deviation of a domain's weight around the common one, relative to it
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """The minimum of the regularised cross-entropy: weights (1 + M,), mean loss in nats, how it went."""
+class Mixture(NamedTuple):
+    """The minimum of the regularised cross-entropy: w (1 + M,), mean loss in nats, the objective after each step."""
 
     weights: np.ndarray
     loss: float
-    trace: tuple[float, ...]
+    trace: list[float]
     converged: bool
 
     @property
@@ -91,44 +83,31 @@ def fit_mixture(components: np.ndarray, labels: np.ndarray, prior: np.ndarray, s
         converged = objective - new_objective < 1e-6 * S
         w, loss, objective, p = w - size * step, new_loss, new_objective, new_p
         trace.append(objective)
-    return Mixture(w, loss / S, tuple(trace), converged)
-
-
-def domain_posterior(zero_shot: np.ndarray, domains: np.ndarray) -> np.ndarray:
-    """Zero-shot's probability that a row belongs to each domain: (N, K), (K,) -> (N, domains)."""
-    membership = np.eye(domains.max() + 1, dtype=np.float32)[domains]
-    return softmax(zero_shot) @ membership
+    return Mixture(w, loss / S, trace, converged)
 
 
 def weigh(zero_shot: np.ndarray, evidence: np.ndarray, alpha: np.ndarray, domains: np.ndarray) -> np.ndarray:
-    """100 x tᵀ + Σ_m α_m(x) E_m: (N, K), (M, N, K), alpha (M, domains) -> (N, K)."""
+    """100 x tᵀ + Σ_m α_m(x) E_m: (N, K), (M, N, K), alpha (M, domains), domains (K,) -> (N, K)."""
     if (alpha == alpha[:, :1]).all():
         return zero_shot + np.tensordot(alpha[:, 0].astype(np.float32), evidence, 1)
-    row_alpha = domain_posterior(zero_shot, domains) @ alpha.T.astype(np.float32)  # (N, M)
+    posterior = softmax(zero_shot) @ np.eye(domains.max() + 1, dtype=np.float32)[domains]  # (N, domains)
+    row_alpha = posterior @ alpha.T.astype(np.float32)  # (N, M)
     return zero_shot + (row_alpha.T[:, :, None] * evidence).sum(axis=0)
 
 
 class EvidenceMethod(Method):
-    """A method without training. Subclasses read evidence from shots; the weights are found here.
+    """A method without training: a subclass reads evidence out of the shots, and its weights are found here.
 
-    Domains with at least 40 held-out shots have their own α. Fixed weights, in the method's own scale, are given under
-    the names in `evidence_names`; None: leave-one-shot-out. The other settings, once chosen, are in `chosen_`.
+    Weights given under the names in `evidence_names`, on the method's own scale, stay; None: leave-one-shot-out.
+    `fixed` names the one setting that is no weight, with its value where nothing can be left out; `searched` has the
+    values to try. What was chosen is in `chosen_`. Domains with at least 40 held-out shots have their own α.
     """
 
     evidence_names: ClassVar[tuple[str, ...]] = ("alpha",)
-    fixed_alpha: ClassVar[tuple[float, ...]] = (1.0,)  # where nothing can be left out, in the published scale
-    fixed: ClassVar[dict[str, float]] = {}  # the settings that are no weight, where nothing can be left out
+    fixed: ClassVar[dict[str, float]] = {}
+    searched: ClassVar[Sequence[float]] = ()
     alpha: float | None = None
     state_dicts = ("chosen_",)
-
-    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        """(settings, held-out evidence (M, S, K)) for every setting that is not a weight."""
-        raise NotImplementedError
-
-    def _fixed_settings(self, task: Task) -> dict[str, float]:
-        """The settings where nothing can be left out; of those, what the user gave."""
-        return {name: value if getattr(self, name) is None else float(getattr(self, name))
-                for name, value in self.fixed.items()}
 
     def _learn(self, task: Task) -> None:
         """Set the learned arrays from all the shots, with the settings in `chosen_`."""
@@ -138,77 +117,91 @@ class EvidenceMethod(Method):
         """(N, D) -> (M, N, K) from the learned arrays."""
         raise NotImplementedError
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        """Factor from the published scale of α to the evidence's, which does not depend on S: () or (M,)."""
-        return np.ones(())
+    def _evidence_of_fold(self, task: Task, fold: Fold, values: Sequence[float]) -> Iterator[np.ndarray]:
+        """Evidence (M, n, K) of the n shots that the fold leaves out, for each value of the setting."""
+        raise NotImplementedError
 
-    def _fixed_alpha(self, task: Task) -> np.ndarray:
-        """α in the evidence's scale where nothing can be left out, (M,); the mean of the fit's prior."""
-        return np.asarray(self.fixed_alpha, float) * self._alpha_scale(task)
+    def _scales(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        """Two (M,): factors from the published scale of α to one that does not depend on S; α on that one where nothing
+        can be left out, which is also the mean of the fit's prior."""
+        return np.ones(1), np.ones(1)
+
+    def _fixed_settings(self, task: Task) -> dict[str, float]:
+        """The settings where nothing can be left out; of those, what the user gave."""
+        return {name: value if getattr(self, name) is None else float(getattr(self, name))
+                for name, value in self.fixed.items()}
+
+    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
+        """(settings, held-out evidence (M, S, K)) for every value of the setting that is no weight."""
+        name, = self.fixed
+        values = self.searched if getattr(self, name) is None else (float(getattr(self, name)),)
+        evidence = np.zeros((len(values), len(self.evidence_names), len(task), task.num_classes), np.float32)
+        for fold in task.folds():
+            for one, held_out in zip(evidence, self._evidence_of_fold(task, fold, values)):
+                one[:, fold.left_out] = held_out
+        yield from (({name: value}, one) for value, one in zip(values, evidence))
 
     def _fit(self, task: Task) -> None:
         zero_shot, task = task.zero_shot(task.features), task.evidence
-        scale = np.broadcast_to(self._alpha_scale(task), len(self.evidence_names))
+        scale, alpha = self._scales(task)
         wanted = [getattr(self, name) for name in self.evidence_names]
-        if None in wanted and any(one is not None for one in wanted):
+        given = None not in wanted
+        if given:
+            alpha = np.asarray(wanted, float) * scale
+        elif any(one is not None for one in wanted):
             raise ValueError(f"{self.name}: fix {' and '.join(self.evidence_names)} together, or none of them")
-        given = None if None in wanted else np.asarray(wanted, float) * scale
-        fixed = self._fixed_alpha(task) if given is None else given
+        self.alpha_ = np.tile(alpha[:, None], (1, int(task.domains.max()) + 1))
         if task.can_be_left_out.any():
-            settings = self._search(task, zero_shot, given, fixed)
+            self._search(task, zero_shot, alpha, given)
         else:
-            settings = self._fixed_settings(task)
-            self.alpha_ = np.tile(fixed[:, None], (1, int(task.domains.max()) + 1))
-            self.settings_ = {**settings, "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
-        for m, name in enumerate(self.evidence_names):
-            values = (self.alpha_[m] / scale[m]).tolist()
+            self.chosen_ = self._fixed_settings(task)
+            self.settings_ = {**self.chosen_, "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
+        for name, values in zip(self.evidence_names, (self.alpha_ / scale[:, None]).tolist()):
             self.settings_[name] = values[0] if len(set(values)) == 1 else values
-        self.chosen_ = settings
         self._learn(task)
 
-    def _search(self, task: Task, zero_shot: np.ndarray, given: np.ndarray | None, fixed: np.ndarray
-                ) -> dict[str, float]:
-        """Return the settings whose held-out log-loss is least, and set α and what the held-out shots say."""
+    def _search(self, task: Task, zero_shot: np.ndarray, alpha: np.ndarray, given: bool) -> None:
+        """Choose the settings whose held-out log-loss is least, and α where it was not given."""
         usable, (columns, labels) = task.can_be_left_out, task.seen_labels()
-        prior, best = np.r_[1.0, fixed], None
+        labels, best = labels[usable], None
         for settings, evidence in self._candidates(task):
             C = np.concatenate([zero_shot[None], evidence])
             C = C if usable.all() and task.seen.all() else C[:, usable][:, :, columns]
-            if given is None:
+            if given:  # only the temperature is fitted
+                logits = C[0] + np.tensordot(alpha.astype(np.float32), C[1:], 1)
+                mixture = fit_mixture(logits[None], labels, np.ones(1), np.ones(1))
+            else:
                 # weak prior, about as much as one shot could say: temperature 1, the published weight,
                 # or whatever weight spreads a row's logits by 3 nats
                 nats = 3 / np.maximum(C[1:].std(axis=2).mean(axis=1), 1e-6)
-                spread = np.r_[1.0, np.maximum(3 * fixed, nats)]
-                mixture = fit_mixture(C, labels[usable], prior, spread, best[1].weights if best else None)
-            else:  # only the temperature is fitted
-                logits = C[0] + np.tensordot(given.astype(np.float32), C[1:], 1)
-                mixture = fit_mixture(logits[None], labels[usable], np.ones(1), np.ones(1))
-            if best is None or mixture.loss < best[1].loss:
-                best = settings, mixture, evidence, C
+                mixture = fit_mixture(C, labels, np.r_[1.0, alpha], np.r_[1.0, np.maximum(3 * alpha, nats)],
+                                      best[0].weights if best else None)
+            if best is None or mixture.loss < best[0].loss:
+                best = mixture, settings, evidence, C
         assert best is not None  # there is at least one candidate
-        settings, mixture, evidence, C = best
-        self.alpha_ = np.tile((mixture.alpha if given is None else given)[:, None], (1, int(task.domains.max()) + 1))
-        if given is None:
-            self._fit_domains(C, labels[usable], task.domains[task.labels[usable]], mixture)
+        mixture, self.chosen_, evidence, C = best
+        if not given:
+            self.alpha_[:] = mixture.alpha[:, None]
+            self._fit_domains(C, labels, task.domains[task.labels[usable]], mixture)
         self.fold_logits_ = weigh(zero_shot, evidence, self.alpha_, task.domains)
-        held_out = self.fold_logits_[usable][:, columns]
-        self.settings_ = {**settings, "chosen_by": "leave-one-shot-out log-loss" if given is None else "given",
-                          "held_out_log_loss": mixture.loss, "held_out_top1": top1(held_out, labels[usable]),
+        self.settings_ = {**self.chosen_, "chosen_by": "given" if given else "leave-one-shot-out log-loss",
+                          "held_out_log_loss": mixture.loss,
+                          "held_out_top1": top1(self.fold_logits_[usable][:, columns], labels),
                           "temperature": float(1 / max(mixture.weights[0], 0.05))}
         self._record_converged(mixture.converged)
-        return settings
 
     def _fit_domains(self, C: np.ndarray, labels: np.ndarray, row_domains: np.ndarray, common: Mixture) -> None:
-        held_out_shots = np.bincount(row_domains, minlength=self.alpha_.shape[1])
-        if np.count_nonzero(held_out_shots) < 2:
-            return
+        domains, shots = np.unique(row_domains, return_counts=True)
         spread = DOMAIN_SPREAD * np.maximum(np.abs(common.weights), 1e-6)
-        for domain in np.flatnonzero(held_out_shots >= DOMAIN_SHOTS):
+        for domain in domains[shots >= DOMAIN_SHOTS] if len(domains) > 1 else ():
             rows = row_domains == domain
             self.alpha_[:, domain] = fit_mixture(C[:, rows], labels[rows], common.weights, spread).alpha
 
-    def _relearn(self, task: Task) -> None:
-        self._learn(task.evidence)
+    def refit(self, task: Task) -> Any:
+        other: Any = super().refit(task)
+        if len(task):
+            other._learn(task.evidence)
+        return other
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         zero_shot = zero_shot_logits(features, self.text_, self.scale_)

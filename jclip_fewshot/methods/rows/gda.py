@@ -4,17 +4,15 @@
     Σ⁻¹ = D pinv((S - 1) Σ̂ + tr(Σ̂) I),   W = μ Σ⁻¹,   b = log(1/K) - ½ diag(μ Σ⁻¹ μᵀ)
     logits = 100 x tᵀ + α (x Wᵀ + b)
 
-μ: class means (K, D). Σ̂: covariance of the shots around their class means. α: weight of the Gaussian
-classifier.
+μ: class means (K, D). Σ̂: covariance of the shots around their class means. α: weight of the Gaussian classifier.
 
 Deviations, each of which `text_shots=0` and equal counts undo:
 - A mean of four shots is noisy, and the text row says where the class should lie. Class means are drawn to
   m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and scaled by the least-squares s, as if κ
-  (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ). κ by leave-one-shot-out.
-- Where no class has more than two shots, a fold has no class with two and Σ̂ would be zero: the scatter
-  around the mean of all shots stands in.
-α is searched relative to 1 / (S - number of classes with shots), the degrees of freedom of Σ̂, to which Σ⁻¹
-is proportional: the weight found with k-1 shots then holds for k.
+  (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ).
+- Where no class has more than two shots, a fold's Σ̂ would be zero: the scatter around the mean of all shots stands in.
+α is searched relative to one over the degrees of freedom of Σ̂, to which Σ⁻¹ is proportional: the weight found with
+k-1 shots then holds for k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,10 +23,9 @@ import numpy as np
 from jclip_fewshot.backend.numerics import matmul
 from jclip_fewshot.methods.base import SHOTS
 from jclip_fewshot.methods.rows.evidence import EvidenceMethod
-from jclip_fewshot.task import Task, class_means
+from jclip_fewshot.task import Fold, Task, class_means
 
 FIXED_ALPHA = 0.1  # per degree of freedom, where nothing can be left out (the authors search on other images)
-TEXT_SHOTS = (0.0, 1.0, 2.0, 4.0)  # κ searched
 
 
 def text_means(task: Task, means: np.ndarray) -> np.ndarray:
@@ -52,7 +49,12 @@ def precision_matrix(task: Task, means: np.ndarray, within: bool = True) -> np.n
     return D * np.linalg.inv(scatter + trace * np.eye(D))  # positive definite: pinv is inv
 
 
-def degrees_of_freedom(task: Task, within: bool = True) -> int:
+def has_spread(task: Task) -> bool:
+    """Return whether a class keeps two shots in every fold."""
+    return int(task.counts.max()) > 2
+
+
+def degrees_of_freedom(task: Task, within: bool) -> int:
     """Return those of the scatter around the class means, or around the common mean; at least 1."""
     return max(len(task) - (np.count_nonzero(task.seen) if within else 1), 1)
 
@@ -64,54 +66,39 @@ def gaussian_classifier(means: np.ndarray, precision: np.ndarray) -> tuple[np.nd
 
 
 class GDA(EvidenceMethod):
-    """α and κ (`text_shots`) by leave-one-shot-out.
-
-    text_shots: fixed κ, no search (None: search; 0: the published formula).
-    With one shot a class nothing is known about Σ̂ within classes: see the deviations above.
-    """
+    """α and κ by leave-one-shot-out. text_shots: fixed κ (None: search; 0: the published formula)."""
 
     name, title, paper = "gda", "GDA", "Wang et al. 2024"
     needs = frozenset({SHOTS})
     checks = True
     state_names: ClassVar[tuple[str, ...]] = ("W_", "b_", "alpha_")
-    fixed = {"text_shots": 2.0}
+    fixed, searched = {"text_shots": 2.0}, (0.0, 1.0, 2.0, 4.0)  # κ
     text_shots: float | None = None
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        return np.array(task.text.shape[1] / degrees_of_freedom(task, self._has_spread(task)))
+    def _scales(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([task.text.shape[1] / degrees_of_freedom(task, has_spread(task))]), np.array([FIXED_ALPHA])
 
-    def _fixed_alpha(self, task: Task) -> np.ndarray:
-        return np.array([FIXED_ALPHA])
-
-    @staticmethod
-    def _has_spread(task: Task) -> bool:
-        return int(task.counts.max()) > 2
-
-    def _classifiers(self, task: Task, within: bool, all_text_shots: Sequence[float]
+    def _classifiers(self, task: Task, within: bool, kappas: Sequence[float]
                      ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(W, b) at each κ."""
         means = class_means(task)
         from_text = text_means(task, means)
         precision = precision_matrix(task, means, within)
         precision *= degrees_of_freedom(task, within) / task.text.shape[1]
         counts = task.counts[:, None]
-        for kappa in all_text_shots:
+        for kappa in kappas:
             weight = np.where(counts > 0, kappa, 1.0)  # a class without shots lies where its text says
             drawn = (counts * means + weight * from_text) / (counts + weight)
             W, b = gaussian_classifier(drawn, precision)
             # what all classes have in common moves no decision and would cost float32 three digits
             yield W - W.mean(axis=1, keepdims=True), b - b.mean()
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        searched = TEXT_SHOTS if self.text_shots is None else (float(self.text_shots),)
-        evidence = np.zeros((len(searched), 1, len(task), task.num_classes), np.float32)
-        for fold in task.folds():
-            for i, (W, b) in enumerate(self._classifiers(fold.task, self._has_spread(task), searched)):
-                evidence[i, 0, fold.left_out] = matmul(task.features[fold.left_out], W) + b
-        for kappa, held_out in zip(searched, evidence):
-            yield {"text_shots": kappa}, held_out
+    def _evidence_of_fold(self, task: Task, fold: Fold, values: Sequence[float]) -> Iterator[np.ndarray]:
+        for W, b in self._classifiers(fold.task, has_spread(task), values):
+            yield (matmul(task.features[fold.left_out], W) + b)[None]
 
     def _learn(self, task: Task) -> None:
-        W, b = next(self._classifiers(task, self._has_spread(task), [float(self.chosen_["text_shots"])]))
+        W, b = next(self._classifiers(task, has_spread(task), [float(self.chosen_["text_shots"])]))
         self.W_, self.b_ = W.astype(np.float32), b.astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:

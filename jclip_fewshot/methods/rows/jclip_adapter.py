@@ -5,8 +5,8 @@
 
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
-`JclipAdapter.published()` is the contest solution it grew from: A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂ random, both
-trained, α = β = 0.2, r = D/4, Adam, 20 epochs, batch 64. What differs by default (why: docs/methods.md):
+Deviations from the contest solution it grew from, `JclipAdapter.published()`, A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂
+random and trained (why: docs/methods.md):
 
 - W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
 - W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
@@ -48,26 +48,20 @@ def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray
                                      ).astype(np.float32)
 
 
-PUBLISHED: dict[str, Any] = {"as_published": True, "epochs": 20, "batch": 64, "augment": 0.0, "alpha": 0.2, "beta": 0.2,
-                             "anchor": 0.0, "ratios": {}, "choose_epoch": False}
-
-
 class JclipAdapter(TrainedMethod):
-    """Both sides, from zero-shot. alpha, beta: residual ratios in training. tau: temperature. rank: r, (image, text).
-
-    anchor: κ, weight of the pull to zero-shot. shrinkage: of the whitening, (image, text).
-    """
+    """alpha, beta: residual ratios in training. tau: temperature. rank: r, shrinkage: of the whitening, (image, text).
+    anchor: κ, weight of the pull to zero-shot."""
 
     name, title, paper = "jclip_adapter", "JCLIP-Adapter", "the contest solution that this project grew from"
-    epochs, batch, lr, augment = 20, 256, 1e-3, 1.25
-    alpha, beta, tau, rank = 0.1, 0.2, 0.01, (256, 512)
+    augment, alpha, beta, tau, rank = 1.25, 0.1, 0.2, 0.01, (256, 512)
     anchor, shrinkage, as_published = 0.2, (0.1, 0.1), False
     ratios = {"alpha": (0.0, 0.05, 0.1, 0.15), "beta": (0.1, 0.15, 0.2)}
 
     @classmethod
     def published(cls, **settings: Any) -> JclipAdapter:
         """Return the method in its published setting."""
-        return cls(**{**PUBLISHED, **settings})
+        return cls(**{"as_published": True, "epochs": 20, "batch": 64, "augment": 0.0, "alpha": 0.2, "beta": 0.2,
+                      "anchor": 0.0, "ratios": {}, "choose_epoch": False, **settings})
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
         text, width = task.text, task.text.shape[1]
@@ -81,14 +75,15 @@ class JclipAdapter(TrainedMethod):
         means = class_means(task)
         described = np.concatenate([text, means - means[task.seen].mean(axis=0)], axis=1)
         described[~task.seen, width:] = 0
-        for side, rows, rank, shrinkage in zip(("image", "text"), (task.features, described), self.rank,
-                                               self.shrinkage):
+        layers = []
+        for rows, rank, shrinkage in zip((task.features, described), self.rank, self.shrinkage):
             mean, whiten = whitening(rows, rank, shrinkage)
             into = np.concatenate([whiten, -whiten], axis=1)
-            constants.update({f"{side}_in": into, f"{side}_shift": -(mean @ into)[None]})
-        codes = np.maximum(described @ constants.pop("text_in") + constants.pop("text_shift"), 0)
-        return {**constants, "codes": codes}, {"image_out": np.zeros((constants["image_in"].shape[1], width)),
-                                               "text_out": np.zeros((codes.shape[1], width))}
+            layers.append((into, -(mean @ into)[None]))
+        (image_in, image_shift), (text_in, text_shift) = layers
+        codes = np.maximum(described @ text_in + text_shift, 0)
+        return {**constants, "image_in": image_in, "image_shift": image_shift, "codes": codes}, {
+            "image_out": np.zeros((image_in.shape[1], width)), "text_out": np.zeros((codes.shape[1], width))}
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         alpha, beta = p["alpha"], p["beta"]
@@ -102,7 +97,7 @@ class JclipAdapter(TrainedMethod):
         t = unit_var(beta * named + (1 - beta) * p["text"])  # (K, D)
         return product(f, t) / p["tau"]
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator):
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | float:
         if not self.anchor:
-            return None
+            return 0.0
         return self.anchor * softmax_kl(product(x, p["text"]) / p["tau"], logits)

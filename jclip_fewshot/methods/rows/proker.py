@@ -6,10 +6,8 @@ Models", CVPR 2025 (https://arxiv.org/abs/2501.11175): kernel ridge regression o
 
 β: sharpness of the kernel. λ: ridge. Both by the number of shots, as the authors fixed them.
 
-Deviation: the authors have α = 1; here leave-one-shot-out chooses it. What a fold's fit says about the shots
-that it leaves out needs no fit of its own: with G = (K_ff / λ + I)⁻¹ and H the rows left out, the kernel part
-there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for all folds.
-
+Deviation: the authors have α = 1; here leave-one-shot-out chooses it. With G = (K_ff / λ + I)⁻¹ and H the rows that a
+fold leaves out, the kernel part there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for all folds.
 It cannot do very many shots: S x S in float64, factorised and inverted in place (16,000 shots: 2 GB and minutes).
 """
 
@@ -22,41 +20,23 @@ from jclip_fewshot.methods.rows.evidence import EvidenceMethod
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
 
-BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # by shots
+BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # from so many shots
 
 
-def published_settings(shots_a_class: float) -> tuple[float, float]:
-    """(β, λ) of the largest tabled number of shots that is not above this one."""
-    return BETA_LAMBDA[max(k for k in BETA_LAMBDA if k <= max(shots_a_class, 1))]
-
-
-def ridge_system(task: Task, beta: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
-    """The lower Cholesky factor of K_ff / λ + I, (S, S), and R = L - F tᵀ (S, K), float64."""
-    from scipy.linalg import cholesky  # half a second that only a fit should wait for
+def ridge(task: Task, settings: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lower Cholesky factor of K_ff / λ + I, (S, S), R = L - F tᵀ and A, (S, K), float64."""
+    from scipy.linalg import cho_solve, cholesky  # half a second that only a fit should wait for
     features = task.features.astype(float)
     system = features @ features.T
     system -= 1
-    system *= beta
+    system *= float(settings["beta"])
     np.exp(system, out=system)
-    system /= lam
+    system /= float(settings["lambda"])
     system.flat[::len(task) + 1] += 1
     # the transpose of a symmetric matrix lies in memory as LAPACK wants it, which then needs no copy
     factor = cholesky(system.T, lower=True, overwrite_a=True, check_finite=False)
-    return factor, task.one_hot - features @ task.text.T.astype(float)
-
-
-def held_out_evidence(task: Task, beta: float, lam: float) -> np.ndarray:
-    """The kernel part of each shot's logits by the fit without its fold, (1, S, K) float32."""
-    from scipy.linalg import cho_solve, lapack, solve
-    factor, R = ridge_system(task, beta, lam)
-    A = cho_solve((factor, True), R, check_finite=False)
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
-    evidence = np.zeros((1, *R.shape), np.float32)
-    for fold in task.folds():
-        H = fold.left_out
-        left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
-        evidence[0, H] = task.scale * lam * left_out
-    return evidence
+    R = task.one_hot - features @ task.text.T.astype(float)
+    return factor, R, cho_solve((factor, True), R, check_finite=False)
 
 
 class ProKeR(EvidenceMethod):
@@ -70,19 +50,25 @@ class ProKeR(EvidenceMethod):
     lam: float | None = None
 
     def _fixed_settings(self, task: Task) -> dict[str, float]:
-        beta, lam = published_settings(float(task.counts[task.seen].mean()))
+        shots = max(float(task.counts[task.seen].mean()), 1)
+        beta, lam = BETA_LAMBDA[max(k for k in BETA_LAMBDA if k <= shots)]
         return {"beta": beta if self.beta is None else float(self.beta),
                 "lambda": lam if self.lam is None else float(self.lam)}
 
     def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
+        from scipy.linalg import lapack, solve
         settings = self._fixed_settings(task)
-        yield settings, held_out_evidence(task, settings["beta"], settings["lambda"])
+        factor, R, A = ridge(task, settings)
+        inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
+        evidence = np.zeros((1, *R.shape), np.float32)
+        for fold in task.folds():
+            H = fold.left_out
+            left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
+            evidence[0, H] = task.scale * settings["lambda"] * left_out
+        yield settings, evidence
 
     def _learn(self, task: Task) -> None:
-        from scipy.linalg import cho_solve
-        factor, R = ridge_system(task, float(self.chosen_["beta"]), float(self.chosen_["lambda"]))
-        A = cho_solve((factor, True), R, check_finite=False)
-        self.keys_, self.A_ = task.features, (task.scale * A).astype(np.float32)
+        self.keys_, self.A_ = task.features, (task.scale * ridge(task, self.chosen_)[2]).astype(np.float32)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.A_, self.chosen_["beta"])[None]

@@ -7,11 +7,7 @@ zero-shot ranks its class among the first few (`keep_support`). What is kept ser
     training-free (`SusX`)   TIP-X with α, β, γ fixed beforehand
     SuS-X-F (`SusXF`)        the keys train as in Tip-Adapter-F, on the support images alone
 
-Deviations: affinities are means over a class's images, not sums, so that a class with many is not favoured. The
-authors search α, β, γ on labelled validation images and scale ψ by their affinities; here they are fixed, and the
-range is that of pairs of support images (see `tip_x`).
-
-N queries · S support images · K classes · D feature width
+Deviations: those of `tip_x`; and the authors search α, β, γ on labelled validation images, where here they are fixed.
 """
 
 import numpy as np
@@ -27,7 +23,7 @@ FIRST = 5  # ranks that a support image's class may have
 
 
 class SusX(TipX):
-    """TIP-X with α, β, γ fixed beforehand: `fit` takes the support images as a task's shots."""
+    """`fit` takes the support images as a task's shots."""
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
@@ -43,11 +39,8 @@ class SusXF(TipAdapterF):
 
 
 def keep_support(rows: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Which support images stay, (S,) bool: those whose class zero-shot ranks among the first few (FIRST).
-
-    With few classes the first few are all: then among the first tenth of them, at least the first one.
-    """
-    first = max(1, min(FIRST, len(text) // 10))
+    """Which of S support images stay, (S,) bool; rows (S, D), text (K, D)."""
+    first = max(1, min(FIRST, len(text) // 10))  # of few classes the first five may be all
     logits = zero_shot_logits(rows, text)
     own = logits[np.arange(len(labels)), labels]
     return (logits > own[:, None]).sum(axis=1) < first

@@ -6,19 +6,18 @@ GDA (see `gda`) with a second term, related to TIP-X's inter-modal distance and 
     logits = 100 x tᵀ + α (x Wᵀ + b) + γ s(x)·log(P_c + ε)
 
 s(x): zero-shot's probabilities, (K,). m_c: where the text puts the class's mean. P_c: mean profile of a class's shots,
-with s(m_c) counted as one more shot. The last term is the log-likelihood of x's profile under the class's, up to what
-all classes share: -KL(s(x) ‖ P_c). T = 0.01, CLIP's own; ε = 1e-4, about the least probability that a mean over a few
-shots can support. What it adds to GDA: docs/methods.md.
+with s(m_c) counted as one more shot. The last term is -KL(s(x) ‖ P_c) up to what all classes share. T = 0.01, CLIP's
+own; ε = 1e-4, about the least probability that a mean over a few shots can support.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jclip_fewshot.backend.numerics import matmul, softmax, unit_rows
 from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.gda import GDA, text_means
-from jclip_fewshot.task import Task, class_means, class_sums, zero_shot_logits
+from jclip_fewshot.task import Fold, Task, class_means, class_sums, zero_shot_logits
 
 FLOOR = 1e-4  # ε
 TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
@@ -41,24 +40,18 @@ class TextProfile(GDA):
 
     name, title, paper = "text_profile", "Text profile", "ours"
     needs = frozenset({TEXT, SHOTS})
-    checks = True
     state_names = (*GDA.state_names, "log_profiles_")
     evidence_names = ("alpha", "gamma")
     gamma: float | None = None
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        return np.append(super()._alpha_scale(task), 1.0)
+    def _scales(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        scale, alpha = super()._scales(task)
+        return np.append(scale, 1.0), np.append(alpha, 0.5)
 
-    def _fixed_alpha(self, task: Task) -> np.ndarray:
-        return np.append(super()._fixed_alpha(task), 0.5)
-
-    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        likelihood = np.zeros((1, len(task), task.num_classes), np.float32)
-        for fold in task.folds():
-            rows = profiles(task.features[fold.left_out], task.text)
-            likelihood[0, fold.left_out] = matmul(rows, class_profiles(fold.task).T)
-        for settings, evidence in super()._candidates(task):
-            yield settings, np.concatenate([evidence, likelihood])
+    def _evidence_of_fold(self, task: Task, fold: Fold, values: Sequence[float]) -> Iterator[np.ndarray]:
+        likelihood = matmul(profiles(task.features[fold.left_out], task.text), class_profiles(fold.task).T)
+        for evidence in super()._evidence_of_fold(task, fold, values):
+            yield np.concatenate([evidence, likelihood[None]])
 
     def _learn(self, task: Task) -> None:
         super()._learn(task)

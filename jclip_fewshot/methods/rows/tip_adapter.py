@@ -6,14 +6,14 @@ Classification", ECCV 2022 (https://arxiv.org/abs/2207.09519), equations 3 and 4
 F: the shots' features, the cache's keys; L: their one-hot labels, its values. β: sharpness of the affinity.
 α: weight of the cache. (The authors' code has the two letters swapped; here they are the paper's.)
 
-Deviations: every class's affinity is averaged over its own shots and multiplied by the mean number of shots
-a class, so that classes with more shots are not favoured; with equal counts this is the paper's sum. α then
-means the same for k-1 and k shots, which leave-one-shot-out needs.
+Deviations: every class's affinity is averaged over its own shots and multiplied by the mean number of shots a class:
+classes with more shots are not favoured, and α means the same for k-1 and k shots, which leave-one-shot-out needs. With
+equal counts this is the paper's sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -22,10 +22,9 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_rows
 from jclip_fewshot.methods.base import SHOTS, top1
 from jclip_fewshot.methods.rows.evidence import EvidenceMethod
-from jclip_fewshot.task import Task, class_sums, fold_of_shots
+from jclip_fewshot.task import Fold, Task, class_sums, fold_of_shots
 
-BETAS = (1.0, 2.0, 3.5, 5.5, 8.0)
-# of the map that the report draws: wider than what is searched
+# of the report's map: wider than what is searched
 MAP_ALPHAS, MAP_BETAS = np.geomspace(0.1, 20, 24), np.geomspace(0.5, 16, 16)
 
 
@@ -51,9 +50,7 @@ def capped_cache(features: np.ndarray, labels: np.ndarray, cap: int = 16) -> tup
 def class_mean_values(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """L (S, K) with each row divided by its class's count: A L is then a mean, not a sum."""
     counts = np.bincount(labels, minlength=num_classes)
-    values = np.zeros((len(labels), num_classes), np.float32)
-    values[np.arange(len(labels)), labels] = 1 / counts[labels]
-    return values
+    return np.diag(1 / np.maximum(counts, 1)).astype(np.float32)[labels]
 
 
 def keys_a_class(task: Task, cap: int) -> float:
@@ -62,50 +59,41 @@ def keys_a_class(task: Task, cap: int) -> float:
 
 
 class TipAdapter(EvidenceMethod):
-    """α and β by leave-one-shot-out; with one shot a class the paper's α = 1, β = 5.5.
-
-    beta: fixed sharpness, no search (None: search). cap: keys kept a class.
-    """
+    """α and β by leave-one-shot-out; with one shot a class the paper's. beta: fixed, no search. cap: keys a class."""
 
     name, title, paper = "tip_adapter", "Tip-Adapter", "Zhang et al. 2022"
     needs = frozenset({SHOTS})
     state_names: ClassVar[tuple[str, ...]] = ("keys_", "values_", "alpha_")
     fixed = {"beta": 5.5}
+    searched: ClassVar[Sequence[float]] = (1.0, 2.0, 3.5, 5.5, 8.0)
+    fixed_alpha: ClassVar[tuple[float, ...]] = (1.0,)  # on the published scale
     beta: float | None = None
     cap = 16
-    betas: ClassVar[tuple[float, ...]] = BETAS  # searched
 
-    def _alpha_scale(self, task: Task) -> np.ndarray:
-        return np.array(keys_a_class(task, self.cap))
+    def _scales(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        scale = np.full(len(self.evidence_names), keys_a_class(task, self.cap))
+        return scale, scale * self.fixed_alpha
 
     def _cache(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         keys, labels = capped_cache(task.features, task.labels, self.cap)
         return keys, class_mean_values(labels, task.num_classes)
 
-    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        caches = [(fold.left_out, *self._cache(fold.task)) for fold in task.folds()]
-        for beta in self.betas if self.beta is None else (float(self.beta),):
-            evidence = np.zeros((len(self.evidence_names), len(task), task.num_classes), np.float32)
-            for left_out, keys, values in caches:
-                evidence[:, left_out] = self._read(task.features[left_out], keys, values, task.text, beta)
-            yield {"beta": beta}, evidence
+    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, betas: Sequence[float]
+              ) -> Iterator[np.ndarray]:
+        """Evidence (M, N, K) of a cache at each β."""
+        return (cache_logits(features, keys, values, beta)[None] for beta in betas)
 
-    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, text: np.ndarray, beta: float
-              ) -> np.ndarray:
-        """Evidence (M, N, K) of a cache."""
-        return cache_logits(features, keys, values, beta)[None]
+    def _evidence_of_fold(self, task: Task, fold: Fold, values: Sequence[float]) -> Iterator[np.ndarray]:
+        return self._read(task.features[fold.left_out], *self._cache(fold.task), values)
 
     def _learn(self, task: Task) -> None:
         self.keys_, self.values_ = self._cache(task)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        return self._read(features, self.keys_, self.values_, self.text_, float(self.chosen_["beta"]))
+        return next(self._read(features, self.keys_, self.values_, [float(self.chosen_["beta"])]))
 
     def report_arrays(self, task: Task) -> dict[str, np.ndarray]:
-        """Return the leave-one-shot-out top-1 over α, on the paper's scale, and β: (A, B) percent.
-
-        Shots that are the only one of their class are not counted; nothing where all are.
-        """
+        """Return the leave-one-shot-out top-1, (A, B) percent, over the paper's α and β, if there is one."""
         usable = task.can_be_left_out
         if not usable.any() or type(self) is not TipAdapter:
             return {}
@@ -113,8 +101,7 @@ class TipAdapter(EvidenceMethod):
         zero_shot = task.zero_shot(task.features)[usable]
         for b, beta in enumerate(MAP_BETAS):
             (_, evidence), = TipAdapter(beta=float(beta), cap=self.cap)._candidates(task)
-            evidence = evidence[0, usable] * np.float32(self._alpha_scale(task))
-            for a, alpha in enumerate(MAP_ALPHAS):
-                found[a, b] = top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable])
+            evidence = evidence[0, usable] * np.float32(keys_a_class(task, self.cap))
+            found[:, b] = [top1(zero_shot + np.float32(alpha) * evidence, task.labels[usable]) for alpha in MAP_ALPHAS]
         arrays = {"alphas": MAP_ALPHAS, "betas": MAP_BETAS, "top1": found}
         return {f"alpha_beta/{key}": value.astype(np.float32) for key, value in arrays.items()}

@@ -7,10 +7,8 @@ Symbols: F (S, D) the cache's keys, started at the shots' features and trained; 
 β sharpness, α weight of the cache.
 
 Deviations: α = 2, β = 3.5 and borrowed residuals (`trained`) in training, where the paper has α = 1, β = 5.5: a shot
-then is not its own key, and held-out top-1 is about 1 point better; afterwards α and β by the held-out shots. A L
-is averaged over a class's keys and multiplied by the mean number of keys a class, so that α means the same for
-k − 1 and k shots and no class wins by count; with equal counts this is the paper's sum. At most `cap` keys a class:
-more are averaged in groups.
+then is not its own key, and held-out top-1 is about 1 point better; afterwards α and β by the held-out shots. A L as
+in `tip_adapter`; at most `cap` keys a class: more are averaged in groups.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ class TipAdapterF(TrainedMethod):
 
     name, title, paper = "tip_adapter_f", "Tip-Adapter-F", "Zhang et al. 2022"
     default = NEVER
-    epochs, batch, lr, eps, weight_decay, augment = 20, 256, 1e-3, 1e-4, 0.01, 1.0
+    eps, weight_decay, augment = 1e-4, 0.01, 1.0
     alpha, beta, cap = 2.0, 3.5, 16
     ratios = {"alpha": (1.0, 1.5, 2.0, 2.5), "beta": (2.5, 3.5, 5.0)}
 

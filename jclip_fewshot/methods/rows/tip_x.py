@@ -6,13 +6,12 @@
 
 M: how far two images are apart as the text tower describes them. ψ rescales -M to A's range. γ: its weight.
 
-Deviations: T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (`temperature=0.5`; compared in
+Deviations: those of `tip_adapter`. T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (compared in
 docs/methods.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
-depend on the others asked with it, and is the same in all folds. Affinities are means over a class's shots, as in
-`tip_adapter`. α and γ come from one convex fit.
+depend on the others asked with it, and is the same in all folds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from jclip_fewshot.methods.rows.trained import CHUNK
 from jclip_fewshot.task import Task
 
 
-def text_divergence(features: np.ndarray, keys: np.ndarray, text: np.ndarray,
-                    temperature: float) -> np.ndarray:
+def text_divergence(features: np.ndarray, keys: np.ndarray, text: np.ndarray, temperature: float) -> np.ndarray:
     """M_ij = KL(softmax(x_i tᵀ / T) ‖ softmax(F_j tᵀ / T)): (N, D), (S, D), (K, D) -> (N, S)."""
     log_s = log_softmax(matmul(features, text.T) / np.float32(temperature))
     log_S = log_softmax(matmul(keys, text.T) / np.float32(temperature))
@@ -38,11 +36,11 @@ class TipX(TipAdapter):
     name, title, paper = "tip_x", "TIP-X", "Udandarao et al. 2022"
     needs = frozenset({TEXT, SHOTS})
     state_names = (*TipAdapter.state_names, "rescale_", "temperature_")
-    evidence_names, fixed_alpha, betas = ("alpha", "gamma"), (1.0, 0.1), (1.0, 3.5, 8.0)
+    evidence_names, fixed_alpha, searched = ("alpha", "gamma"), (1.0, 0.1), (1.0, 3.5, 8.0)
     gamma: float | None = None
     temperature = 0.01
 
-    def _rescale(self, keys: np.ndarray, text: np.ndarray) -> np.ndarray:
+    def _rescale(self, keys: np.ndarray) -> np.ndarray:
         """(largest M, its range, smallest x·f, largest x·f) over pairs of different keys."""
         if len(keys) < 2:
             return np.array([0.0, 1.0, 0.0, 1.0])
@@ -50,29 +48,23 @@ class TipX(TipAdapter):
         for first in range(0, len(keys), CHUNK):  # (S, S) numbers at once would be gigabytes at ImageNet's size
             some = keys[first:first + CHUNK]
             own = np.arange(len(some)), np.arange(first, first + len(some))
-            pairs = text_divergence(some, keys, text, float(self.temperature_)), matmul(some, keys.T)
+            pairs = text_divergence(some, keys, self.text_, self.temperature), matmul(some, keys.T)
             for one in pairs:
                 one[own] = np.nan
             bounds.append([bound for one in pairs for bound in (np.nanmin(one), np.nanmax(one))])
         least, most = np.min(bounds, axis=0), np.max(bounds, axis=0)
         return np.array([most[1], max(most[1] - least[0], 1e-12), least[2], most[3]], float)
 
-    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, text: np.ndarray, beta: float
-              ) -> np.ndarray:
+    def _read(self, features: np.ndarray, keys: np.ndarray, values: np.ndarray, betas: Sequence[float]
+              ) -> Iterator[np.ndarray]:
         largest, span, low, high = self.rescale_
-        A_low, A_high = np.exp(-beta * (1 - low)), np.exp(-beta * (1 - high))
-        M = text_divergence(features, keys, text, float(self.temperature_))
-        psi = A_low + (A_high - A_low) * (largest - M) / span
-        return np.stack([cache_logits(features, keys, values, beta), matmul(psi, values)])
+        M = text_divergence(features, keys, self.text_, float(self.temperature_))
+        for beta in betas:
+            A_low, A_high = np.exp(-beta * (1 - low)), np.exp(-beta * (1 - high))
+            psi = A_low + (A_high - A_low) * (largest - M) / span
+            yield np.stack([cache_logits(features, keys, values, beta), matmul(psi, values)])
 
     def _fit(self, task: Task) -> None:
         self.temperature_ = self.temperature
+        self.rescale_ = self._rescale(self._cache(task)[0])
         super()._fit(task)
-
-    def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        self.rescale_ = self._rescale(self._cache(task)[0], task.text)
-        return super()._candidates(task)
-
-    def _learn(self, task: Task) -> None:
-        super()._learn(task)
-        self.rescale_ = self._rescale(self.keys_, task.text)

@@ -1,9 +1,8 @@
-"""Training on the shots: the folds and the whole side by side, AdamW, cosine schedule, the epoch by held-out shots.
+"""Training on the shots: the folds and the whole side by side, the epoch and the ratios by held-out shots.
 
-A method describes one fit: what it starts from (`start`) and how it answers (`forward`). `train` runs k + 1 of them in
-step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every shot. So the curve that
-picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did not see the shot they
-answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
+k + 1 fits train in step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every
+shot. So the curve that picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did
+not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
 
 Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean of
 j's class) of another shot of the same fit, drawn again in each step (docs/methods.md).
@@ -14,8 +13,8 @@ Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import softmax, unit_rows, var
 from jclip_fewshot.methods.base import Method, held_out_scores, keep_unseen
-from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_arrays, as_vars, cosine, descend
+from jclip_fewshot.methods.training import SGD, Adam, Arrays, Vars, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task, class_means
 
 MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
@@ -50,13 +49,11 @@ def borrowed(features: np.ndarray, residuals: np.ndarray, strength: float, rng: 
 
 
 def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) -> float:
-    """Mean p(label) under softmax(sharpness · logits), in percent: top-1 made smooth, what settings are chosen by.
+    """Mean p(label) under softmax(sharpness · logits), in percent: what settings are chosen by.
 
     Log-loss chooses confidence: it still falls when held-out top-1 has turned. Top-1 of a few hundred shots is a
     staircase. This has its optimum where top-1 has, without the steps.
     """
-    if len(labels) == 0:
-        return 0.0
     return float(100 * softmax(sharpness * logits)[np.arange(len(labels)), labels].mean())
 
 
@@ -66,17 +63,20 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 class TrainedMethod(Method):
-    """A method that is trained by gradient descent. Subclasses give `start`, `forward`, perhaps `penalty`.
+    """A method that is trained by gradient descent: what a fit starts from (`start`) and how it answers (`forward`).
 
-    epochs, batch (rows a step), lr, weight_decay, eps: AdamW with a cosine schedule to zero. augment: strength of
-    the borrowed residuals. choose_epoch: keep the epoch with the best held-out soft top-1, not the last one.
-    ratios: {name of a constant: values to try} after training, by held-out soft top-1.
+    epochs, lr, weight_decay, eps: AdamW with a cosine schedule from lr to least_lr. batch: rows a step; None: all
+    shots in order. augment: strength of the borrowed residuals. every: epochs between two scores. patience: epochs
+    without a better score before it stops; None: it does not. choose_epoch: keep the epoch with the best held-out soft
+    top-1, not the last one. ratios: {name of a constant: values to try} after training, by held-out soft top-1.
     """
 
-    state_dicts = ("learned_",)
+    state_dicts: ClassVar[tuple[str, ...]] = ("learned_",)
     trains = True
-    epochs, batch, lr, weight_decay, eps = 20, 256, 1e-3, 0.0, 1e-8
-    augment, choose_epoch = 0.0, True
+    epochs, lr, least_lr, weight_decay, eps = 20, 1e-3, 0.0, 0.0, 1e-8
+    batch: int | None = 256
+    augment, every, choose_epoch = 0.0, 1, True
+    patience: int | None = None
     ratios: ClassVar[dict[str, Sequence[float]]] = {}
 
     def start(self, task: Task, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
@@ -87,54 +87,41 @@ class TrainedMethod(Method):
         """Logits (B, K) of rows x (B, D) on CLIP's scale; `p` holds constants and parameters."""
         raise NotImplementedError
 
-    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | None:
-        """Added to the cross-entropy of the batch x; None adds nothing."""
-        return None
+    def forward_in_training(self, p: Vars, x: jt.Var) -> jt.Var:
+        """`forward` of a batch; where batches are all the shots in order, parts of it may be constants."""
+        return self.forward(p, x)
 
-    def after_step(self, name: str, value: jt.Var, p: Vars, rate: float) -> jt.Var:
-        """A parameter after each step of learning rate `rate`: for what is better solved than descended."""
-        return value
+    def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | float:
+        """Added to the cross-entropy of the batch x."""
+        return 0.0
+
+    def optimiser(self, constants: list[Arrays]) -> SGD | Adam:
+        """What trains all fits, whose constants these are; a parameter of fit m is called "m/name"."""
+        return Adam(self.weight_decay, eps=self.eps)
 
     def _fit(self, task: Task) -> None:
-        """Train all fits in step; epoch 0, the start, may be the one chosen.
-
-        A class without a shot takes no part in the softmax, or training would push it under its seen neighbours
-        (`base.keep_unseen` puts it back).
-        """
+        """Train all fits in step; epoch 0, the start, may be the one chosen."""
         fits = _InStep(self, task)
-        epochs = self.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
-        descend(fits.first, fits.loss, fits, cosine(self.lr, epochs * fits.steps), fits.watch, self.name)
-        arrays = as_arrays(fits.kept)
-        learned = [{**fixed, **{name: arrays[f"{m}/{name}"] for name in fits.names}}
+        rates = cosine(self.lr, fits.epochs * fits.steps, self.least_lr)
+        descend(fits.first, fits.loss, self.optimiser(fits.fixed), rates, fits.watch, self.name)
+        learned = [{**fixed, **{name: fits.kept[f"{m}/{name}"].numpy() for name in fits.names}}
                    for m, fixed in enumerate(fits.fixed)]
-        folds = fits.fits[:-1]
         self.history_ = fits.history
         self.settings_ = {"epoch": fits.epoch, "epochs": self.epochs, "lr": self.lr, "augment": self.augment,
-                          "chosen_by": "held-out soft top-1" if folds else "fixed"}
-        self._choose(task, folds, learned)
+                          "chosen_by": "held-out soft top-1" if fits.asked else "fixed"}
 
-    def _choose(self, task: Task, folds: list[Fold], learned: list[Arrays]) -> None:
-        """Take over what was trained, with the ratios that the held-out shots like best."""
-        names = list(self.ratios) if folds else []
-        tested = task.can_be_left_out
-        best: Any = None
+        names, tested = list(self.ratios) if fits.asked else [], task.can_be_left_out
+        best: dict[str, float] | None = None
         for values in itertools.product(*(self.ratios[name] for name in names)):
             chosen = {name: np.array([value], np.float32) for name, value in zip(names, values)}
-            held_out = task.zero_shot(task.features)
-            for fit, own in zip(folds, learned):
-                answers = self._ask({**own, **chosen}, task.features[fit.left_out])
-                held_out[fit.left_out] = keep_unseen(answers, held_out[fit.left_out], task.seen)
-            score = soft_top1(held_out[tested], task.labels[tested])
-            if best is None or score > best[0]:
-                best = score, dict(zip(names, map(float, values))), chosen, held_out
-        _, scalars, chosen, self.fold_logits_ = best
-        self.learned_ = {**learned[-1], **chosen}
-        self.settings_.update(scalars)
-        if folds:
-            self.settings_.update(scores(self.fold_logits_[tested], task.labels[tested]))
+            held_out = fits.held_out(self._ask({**own, **chosen}, rows) for own, rows in zip(learned, fits.asked))
+            found = scores(held_out[tested], task.labels[tested]) if fits.asked else {}
+            if best is None or found["held_out_soft_top1"] > best["held_out_soft_top1"]:
+                best, self.fold_logits_, self.learned_ = found, held_out, {**learned[-1], **chosen}
+                self.settings_.update(zip(names, map(float, values)), **found)
 
     def _ask(self, learned: Arrays, features: np.ndarray) -> np.ndarray:
-        p = {name: var(value) for name, value in learned.items()}
+        p = as_vars(learned)
         parts = [self.forward(p, var(features[i:i + CHUNK])).numpy() for i in range(0, len(features), CHUNK)]
         return np.concatenate(parts)
 
@@ -142,26 +129,28 @@ class TrainedMethod(Method):
         return self._ask(self.learned_, features)
 
 
-class _InStep(Adam):
-    """Every fit of a method, trained by one loop; as its optimiser AdamW, and what the method does after each step."""
+class _InStep:
+    """Every fit of a method, trained by one loop."""
 
     def __init__(self, method: TrainedMethod, task: Task) -> None:
-        super().__init__(method.weight_decay, eps=method.eps)
         self.method, self.task, self.rng = method, task, np.random.default_rng(method.seed)
+        self.epochs = method.epochs if task.seen.sum() > 1 else 0  # one class alone: nothing to tell apart
         self.fits = fits_of(task)
         starts = [method.start(fit.task, np.random.default_rng(method.seed)) for fit in self.fits]
         self.fixed = [constants for constants, _ in starts]
-        self.constants = [{name: var(value) for name, value in constants.items()} for constants in self.fixed]
+        self.constants = [as_vars(constants) for constants in self.fixed]
         self.names = list(starts[0][1])
         self.first = {f"{m}/{name}": value for m, (_, start) in enumerate(starts) for name, value in start.items()}
+        # training would push a class without a shot under its seen neighbours: it takes no part in the softmax
         self.class_mask = None if task.seen.all() else var(-1e9 * ~task.seen[None])
         self.residuals = [residuals(fit.task)[fit.task.can_be_left_out] for fit in self.fits]
-        self.held_out = [(var(task.features[fit.left_out]), task.zero_shot(task.features[fit.left_out]))
-                         for fit in self.fits[:-1]]
-        self.tested = np.concatenate([task.labels[fit.left_out] for fit in self.fits])
-        self.steps = min(MAX_STEPS, max(1, -(-len(task) // method.batch)))  # an epoch
+        self.asked = [task.features[fit.left_out] for fit in self.fits[:-1]]  # by fold
+        self.tested = np.concatenate([fit.left_out for fit in self.fits])
+        self.zero_shot = task.zero_shot(task.features)
+        self.steps = 1 if method.batch is None else min(MAX_STEPS, max(1, -(-len(task) // method.batch)))
         self.batches: list[list[np.ndarray]] = []  # an epoch's, of each fit
-        self.said: list[tuple] = []  # of the fit on all shots, this epoch: each step's loss, hits, rows
+        self.said: tuple = ()  # of the fit on all shots: the last step's loss, hits, rows
+        self.sums = np.zeros(2)  # of these, this epoch: loss and hits, times rows
         self.kept, self.epoch = as_vars(self.first), 0
         self.history = [{"epoch": 0, **self.score(self.kept)}]
 
@@ -169,24 +158,25 @@ class _InStep(Adam):
         """What `forward` reads of fit m."""
         return {**self.constants[m], **{name: values[f"{m}/{name}"] for name in self.names}}
 
-    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
-        moved = super().step(values, gradients, lr)
-        parts = {key: key.partition("/") for key in moved}
-        return {key: self.method.after_step(name, moved[key], self.of(moved, int(m)), lr)
-                for key, (m, _, name) in parts.items()}
+    def held_out(self, answers: Iterable[np.ndarray]) -> np.ndarray:
+        """Each fold's answers to what it left out as one (S, K); zero-shot's to the other shots."""
+        held_out = self.zero_shot.copy()
+        for fit, own in zip(self.fits, answers):
+            held_out[fit.left_out] = keep_unseen(own, held_out[fit.left_out], self.task.seen)
+        return held_out
 
     def score(self, values: Vars) -> dict[str, float]:
         """Of the shots held out, each by the fit that did not see it."""
-        if not self.held_out:
+        if not self.asked:
             return {}
-        logits = [keep_unseen(self.method.forward(self.of(values, m), rows).numpy(), zero_shot, self.task.seen)
-                  for m, (rows, zero_shot) in enumerate(self.held_out)]
-        return scores(np.concatenate(logits), self.tested)
+        answers = (self.method.forward(self.of(values, m), var(rows)).numpy() for m, rows in enumerate(self.asked))
+        return scores(self.held_out(answers)[self.tested], self.task.labels[self.tested])
 
     def loss(self, values: Vars, step: int) -> jt.Var:
         """The sum over the fits of their mean cross-entropy over the seen classes (+ penalty)."""
         if step % self.steps == 0:
-            self.batches = [np.array_split(self.rng.permutation(len(fit.kept)), self.steps) for fit in self.fits]
+            self.batches = [[np.arange(len(fit.kept))] if self.method.batch is None
+                            else np.array_split(self.rng.permutation(len(fit.kept)), self.steps) for fit in self.fits]
         total = 0
         for m, fit in enumerate(self.fits):
             rows = self.batches[m][step % self.steps]
@@ -197,24 +187,26 @@ class _InStep(Adam):
                 rows = np.repeat(rows, 2)
             x = var(borrowed(fit.task.features[rows], self.residuals[m], self.method.augment, self.rng))
             y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
-            logits = self.method.forward(p, x)
+            logits = self.method.forward_in_training(p, x)
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)
             if m == len(self.fits) - 1:
-                self.said.append((own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share))
-            extra = self.method.penalty(p, x, logits, self.rng)
-            total = total + (own if extra is None else own + extra)
+                self.said = own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share
+            total = total + (own + self.method.penalty(p, x, logits, self.rng))
         return total
 
-    def watch(self, step: int, objective: jt.Var, gradients: Vars, values: Vars) -> None:
-        """Keep the epoch's scores, and its parameters where they are the ones to choose."""
-        self.said[-1:] = [(one.item(), float(hit.numpy().mean()), share) for one, hit, share in self.said[-1:]]
-        if step % self.steps < self.steps - 1:
-            return
-        best = max((one["held_out_soft_top1"] for one in self.history), default=0.0) if self.held_out else 0.0
-        loss, hits = (sum(one[place] * one[2] for one in self.said) / len(self.task) for place in (0, 1))
-        self.history.append({"epoch": step // self.steps + 1, "loss": loss, "train_top1": 100 * hits,
-                             **self.score(values)})
-        self.said.clear()
-        chooses = bool(self.held_out) and self.method.choose_epoch
-        if not chooses or self.history[-1]["held_out_soft_top1"] > best:
-            self.kept, self.epoch = values, step // self.steps + 1
+    def watch(self, step: int, objective: jt.Var, gradients: Vars, values: Vars) -> bool:
+        """Keep the epoch's scores, and its parameters where they are the ones to choose; True ends the training."""
+        own, hits, share = self.said
+        self.sums += share * np.array([own.item(), hits.numpy().mean()])
+        epoch, begun = divmod(step + 1, self.steps)
+        if begun:
+            return False
+        (loss, right), self.sums = (self.sums / len(self.task)).tolist(), np.zeros(2)
+        if epoch % self.method.every and epoch < self.epochs:
+            return False
+        found = self.score(values)
+        best = max(one.get("held_out_soft_top1", 0.0) for one in self.history)
+        self.history.append({"epoch": epoch, "loss": loss, "train_top1": 100 * right, **found})
+        if not (found and self.method.choose_epoch) or found["held_out_soft_top1"] > best:
+            self.kept, self.epoch = values, epoch
+        return self.method.patience is not None and epoch - self.epoch >= self.method.patience

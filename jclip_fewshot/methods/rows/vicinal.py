@@ -10,14 +10,14 @@ and a linear map that all classes share.
 r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
 standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
 held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
-softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why and what it gives: docs/methods.md.
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why: docs/methods.md.
 
 Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,43 +34,32 @@ NOISE_ROWS = 4  # of ε kept, a shot
 MAP_RATE = 0.1  # of the learning rate: each entry of M moves all classes
 
 
-class Vicinity:
-    """Draws x̃ of a fit's shots."""
+def vicinity(task: Task, residual: float, sigma: float, seed: int) -> Callable[[], np.ndarray]:
+    """Return a function that draws x̃ (S, D) float32 unit rows, other ones at each call."""
+    rng, spread, (S, D) = np.random.default_rng(seed), residuals(task), task.features.shape
+    # drawn once: a step takes its rows in another order and with other signs
+    noise = np.float32(sigma) / np.float32(np.sqrt(D)) * rng.standard_normal((NOISE_ROWS * S, D), np.float32)
+    domain = task.domains[task.labels]
+    groups = [(domain == d, np.flatnonzero((domain == d) & task.can_be_left_out)) for d in np.unique(domain)]
 
-    def __init__(self, task: Task, residual: float, sigma: float, seed: int) -> None:
-        self.features, self.residual, self.sigma = task.features, np.float32(residual), np.float32(sigma)
-        self.rng = np.random.default_rng(seed)
-        self.residuals = residuals(task)
-        # drawn once: a step takes its rows in another order and with other signs
-        scale = self.sigma / np.float32(np.sqrt(task.features.shape[1]))
-        self.noise = scale * self.rng.standard_normal((NOISE_ROWS * len(task), task.features.shape[1]), np.float32)
-        domain = task.domains[task.labels]
-        self.groups: list[tuple[np.ndarray, np.ndarray]] = []  # a domain's shots, those of them that can be left out
-        for d in np.unique(domain):
-            self.groups.append((np.flatnonzero(domain == d), np.flatnonzero((domain == d) & task.can_be_left_out)))
+    def signs(count: int) -> np.ndarray:
+        return rng.choice(np.array([-1, 1], np.float32), count)[:, None]
 
-    def draw(self) -> np.ndarray:
-        """x̃ (S, D) float32 unit rows."""
-        x = self.features.copy()
-        if self.residual:
-            for rows, lenders in self.groups:
-                if len(lenders):
-                    sign = self.rng.choice(np.array([-1, 1], np.float32), len(rows))
-                    borrowed = self.residuals[self.rng.choice(lenders, len(rows))]
-                    x[rows] += self.residual * sign[:, None] * borrowed
-        if self.sigma:
-            sign = self.rng.choice(np.array([-1, 1], np.float32), len(x))
-            x += sign[:, None] * self.noise[self.rng.permutation(len(self.noise))[:len(x)]]
+    def draw() -> np.ndarray:
+        x = task.features.copy()
+        for rows, lenders in groups:
+            if residual and len(lenders):
+                sign, lent = signs(rows.sum()), spread[rng.choice(lenders, rows.sum())]
+                x[rows] += np.float32(residual) * sign * lent
+        if sigma:
+            x += signs(S) * noise[rng.permutation(len(noise))[:S]]
         return unit_rows(x)
+    return draw
 
 
 class Vicinal(Method):
-    """λ a domain by held-out log-loss; the rest is fixed.
-
-    lambdas: λ of the text anchor, searched. map_lambda: λ_M, of the shared map. residual: length of r against
-    what was seen. sigma: length of the isotropic noise against a feature row. epochs, lr: full-batch Adam,
-    cosine schedule.
-    """
+    """lambdas: λ, weighed by held-out log-loss. map_lambda: λ_M. residual: length of r against what was seen. sigma:
+    length of the noise against a feature row. epochs, lr: full-batch Adam, cosine schedule."""
 
     name, title, paper = "vicinal", "Vicinal", "ours, after Chapelle et al. 2000"
     trains = True
@@ -81,41 +70,51 @@ class Vicinal(Method):
     def _fit(self, task: Task) -> None:
         columns, labels = task.seen_labels()
         inner = Task(task.features, labels, task.text[columns], task.domains[columns], task.scale)
-        fits = fits_of(inner)
-        lambdas = self.lambdas
+        fits, lambdas = fits_of(inner), self.lambdas
         if len(fits) == 1:
             lambdas = (min(lambdas, key=lambda value: abs(np.log(value / FIXED_LAMBDA))),)
         W = [self._train(fit, lambdas, self.seed + j, f"{self.name} {j + 1}/{len(fits)}")
              for j, fit in enumerate(fits)]  # each (L, K, D)
-
-        rows = np.concatenate([fit.left_out for fit in fits])
-        held_out = [np.stack([matmul(self.scale_ * inner.features[fit.left_out], w.T) for w in of_fit])
-                    for fit, of_fit in zip(fits[:-1], W)]  # (L, left out, K)
-        self.lambda_weights_ = self._weights(held_out, rows, inner, len(lambdas))  # (K, L)
-        mixed = [mix(of_fit, self.lambda_weights_) for of_fit in W]
+        weights = self._weights(fits[:-1], W, inner)
+        # the mean over λ of each class's rows: so are the logits averaged
+        mixed = [np.einsum("lkd,kl->kd", w, weights).astype(np.float32) for w in W]
         self.W_ = task.text.copy()
         self.W_[columns] = mixed[-1]
 
         self.fold_logits_ = task.zero_shot(task.features)
         for fit, w in zip(fits[:-1], mixed):
             self.fold_logits_[np.ix_(fit.left_out, columns)] = matmul(self.scale_ * inner.features[fit.left_out], w.T)
-        chosen = {int(d): [round(float(v), 3) for v in self.lambda_weights_[inner.domains == d][0]]
+        chosen = {int(d): [round(float(v), 3) for v in weights[inner.domains == d][0]]
                   for d in np.unique(inner.domains)}
-        weights = chosen if len(chosen) > 1 else next(iter(chosen.values()))
-        self.settings_ = {"lambdas": list(lambdas), "weights": weights, "map_lambda": self.map_lambda,
-                          "residual": self.residual, "sigma": self.sigma}
+        self.settings_ = {"lambdas": list(lambdas), "weights": chosen if len(chosen) > 1 else chosen.popitem()[1],
+                          "map_lambda": self.map_lambda, "residual": self.residual, "sigma": self.sigma,
+                          "chosen_by": "fixed: one shot a class leaves nothing to leave out"}
+        rows = np.concatenate([fit.left_out for fit in fits])
         if len(rows):
-            self.settings_.update(chosen_by="leave-one-shot-out log-loss",
-                                  **held_out_scores(self.fold_logits_[np.ix_(rows, columns)], inner.labels[rows]))
-        else:
-            self.settings_["chosen_by"] = "fixed: one shot a class leaves nothing to leave out"
+            self.settings_.update(held_out_scores(self.fold_logits_[np.ix_(rows, columns)], inner.labels[rows]),
+                                  chosen_by="leave-one-shot-out log-loss")
+
+    def _weights(self, folds: Sequence[Fold], W: Sequence[np.ndarray], task: Task) -> np.ndarray:
+        """Each class's weights of the λ, (K, L), by its domain's held-out log-loss."""
+        weights = np.full((task.num_classes, len(W[0])), 1 / len(W[0]), np.float32)
+        if not folds or len(W[0]) == 1:
+            return weights
+        log_probs = log_softmax(np.concatenate(
+            [np.stack([matmul(self.scale_ * task.features[fold.left_out], w.T) for w in of_fit])
+             for fold, of_fit in zip(folds, W)], axis=1))  # (L, held out, K)
+        labels = task.labels[np.concatenate([fold.left_out for fold in folds])]
+        losses = -log_probs[:, np.arange(len(labels)), labels]  # (L, held out)
+        for d in np.unique(task.domains):
+            own = losses[:, task.domains[labels] == d]
+            summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
+            weights[task.domains == d] = softmax(-summed)
+        return weights
 
     def _train(self, fit: Fold, lambdas: Sequence[float], seed: int, stage: str) -> np.ndarray:
         """Unit rows (L, K, D) of one fit under every λ."""
         task = fit.task
         (K, D), L = task.text.shape, len(lambdas)
-        vicinity = Vicinity(task, self.residual, self.sigma, seed)
-        text = jt.array(task.text)
+        draw, text = vicinity(task, self.residual, self.sigma, seed), jt.array(task.text)
         at_every_lambda = jt.array(np.repeat(task.labels, L).astype(np.int32))  # (S L,)
         anchor = jt.array(np.asarray(lambdas, np.float32)).reshape(L, 1, 1) / K
         maps = [f"map {number}" for number in range(L)]
@@ -125,7 +124,7 @@ class Vicinal(Method):
             return unit_var(p["delta"] + jt.stack([text + jt.matmul(text, p[name]) for name in maps]))
 
         def loss(p: Vars, step: int) -> jt.Var:
-            cosines = product(jt.array(vicinity.draw()), rows(p).reshape(L * K, D))
+            cosines = product(jt.array(draw()), rows(p).reshape(L * K, D))
             own = label_losses(cosines.reshape(len(task) * L, K), at_every_lambda, self.scale_)
             right = cosines.detach().reshape(-1, K).argmax(1)[0] == at_every_lambda
             said[:] = [own.mean().detach(), right.detach()]
@@ -143,27 +142,5 @@ class Vicinal(Method):
         trained = descend(start, loss, optimiser, cosine(self.lr, self.epochs), watch, stage)
         return rows(as_vars(trained)).numpy()
 
-    @staticmethod
-    def _weights(held_out: list[np.ndarray], rows: np.ndarray, task: Task, L: int) -> np.ndarray:
-        """Each class's weights of the λ, (K, L), by its domain's held-out log-loss."""
-        K = task.num_classes
-        if not held_out or L == 1:
-            return np.full((K, L), 1 / L, np.float32)
-        labels = task.labels[rows]
-        log_probs = log_softmax(np.concatenate(held_out, axis=1))
-        losses = -log_probs[:, np.arange(len(rows)), labels]  # (L, held out)
-        domain_of = task.domains[labels]
-        weights = np.empty((K, L), np.float32)
-        for d in np.unique(task.domains):
-            own = losses[:, domain_of == d]
-            summed = (own if own.shape[1] >= DOMAIN_SHOTS else losses).sum(axis=1, dtype=float)
-            weights[task.domains == d] = softmax(-summed)
-        return weights
-
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return matmul(self.scale_ * features, self.W_.T)
-
-
-def mix(W: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over λ of each class's rows: (L, K, D), (K, L) -> (K, D); so are the logits averaged."""
-    return np.einsum("lkd,kl->kd", W, weights).astype(np.float32)

@@ -14,7 +14,7 @@ from jclip_fewshot.methods.rows.cross_modal import CrossModal
 from jclip_fewshot.methods.rows.gda import GDA
 from jclip_fewshot.methods.rows.jclip_adapter import JclipAdapter, whitening
 from jclip_fewshot.methods.rows.linear_probe import LinearProbe, lbfgs, logistic_regression
-from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus, loss_of, start
+from jclip_fewshot.methods.rows.lp_plus_plus import LPPlusPlus
 from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
 from jclip_fewshot.methods.rows.trained import borrowed, fits_of, residuals, soft_top1
 from jclip_fewshot.task import Task, zero_shot_logits
@@ -127,7 +127,9 @@ def test_whitening_decorrelates():
 
 def test_lp_plus_plus_gradient_and_steps_against_float64():
     task = draw([4, 3, 0, 2, 5])
-    W, a, rate_w, rate_a = start(task)
+    method = LPPlusPlus()
+    constants, first = method.start(task, np.random.default_rng(0))
+    W, a, (rate_w, rate_a) = first["W"], first["a"], constants["rates"]
     F, t = task.features.astype(np.float64), task.text.astype(np.float64)
     T, L, S = F @ t.T, task.one_hot.astype(np.float64), len(task)
     means = np.stack([F[task.labels == c].mean(0) if c != 2 else np.zeros(WIDTH) for c in range(5)])
@@ -135,11 +137,14 @@ def test_lp_plus_plus_gradient_and_steps_against_float64():
     np.testing.assert_allclose(a, 250 * np.mean([T[task.labels == c, c].mean() for c in (0, 1, 3, 4)]), rtol=1e-4)
     np.testing.assert_allclose(rate_w, 4 * S / np.linalg.norm(F, 2) ** 2, rtol=1e-4)
     np.testing.assert_allclose(rate_a, S / (4 * (T ** 2).sum(0).max()), rtol=1e-4)
+    assert method.optimiser([constants]).lr_factors == {"0/W": rate_w, "0/a": rate_a}
     closed = -1e9 * ~task.seen[None]
     a = a / 30  # softer, so that errors are not all 0 or 1
-    W_var, a_var = var(W), var(a)
-    loss, _ = loss_of(W_var, a_var, var(F), var(T), jt.array(task.labels.astype(np.int32)), var(closed))
-    dw, da = jt.grad(loss, [W_var, a_var])
+    p, x = {**{name: var(value) for name, value in constants.items()}, "W": var(W), "a": var(a)}, var(F)
+    logits = method.forward_in_training(p, x)
+    np.testing.assert_array_equal(logits.numpy(), method.forward(p, x).numpy())
+    loss = cross_entropy(logits + var(closed), jt.array(task.labels.astype(np.int32)))
+    dw, da = jt.grad(loss, [p["W"], p["a"]])
     log_p = log_softmax(F @ W.T.astype(np.float64) + a * T + closed)
     error = (np.exp(log_p) - L) / S
     np.testing.assert_allclose(loss.item(), -(log_p[np.arange(S), task.labels]).mean(), rtol=1e-4)

@@ -5,7 +5,7 @@ import pytest
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.methods.base import top1
-from jclip_fewshot.methods.rows.vicinal import Vicinal, Vicinity, mix
+from jclip_fewshot.methods.rows.vicinal import Vicinal, vicinity
 from jclip_fewshot.task import Task, zero_shot_logits
 
 
@@ -63,19 +63,13 @@ def test_vicinity_borrows_within_the_domain_only():
     features[:4, 0] += [0.5, -0.5] * 2
     features[4:, 1] += [0.5, -0.5] * 2
     task = Task(features, labels, text, np.array([0, 0, 1, 1]))
-    vicinity = Vicinity(task, 1.0, 0.0, 0)
+    draw = vicinity(task, 1.0, 0.0, 0)
     for _ in range(5):
-        x = vicinity.draw()
+        x = draw()
         np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
         assert np.abs(x[:4, 1]).max() < 1e-6 and np.abs(x[4:, 0]).max() < 1e-6
-    still = Vicinity(task, 0.0, 0.0, 0).draw()
+    still = vicinity(task, 0.0, 0.0, 0)()
     np.testing.assert_allclose(still, task.features, atol=1e-6)
-
-
-def test_mix_averages_rows_class_by_class():
-    W = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    weights = np.array([[1, 0], [0, 1], [0.5, 0.5]], np.float32)
-    np.testing.assert_allclose(mix(W, weights), [W[0, 0], W[1, 1], W[:, 2].mean(0)])
 
 
 def test_beats_zero_shot_on_real_features(shared):
