@@ -57,10 +57,8 @@ def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
     As {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
     mean over the classes that occur of their top-1. Domains are left out where classes have none.
     """
-    first = best[:, 0] == labels
-    any_of_five = (best == labels[:, None]).any(axis=1)
-    counts = np.bincount(labels)
-    hits = np.bincount(labels, weights=first)
+    first, any_of_five = best[:, 0] == labels, (best == labels[:, None]).any(axis=1)
+    counts, hits = np.bincount(labels), np.bincount(labels, weights=first)
     inside_of: dict[str, dict] = {}
     of_image = np.asarray(domains)[labels]
     for domain in dict.fromkeys(domains):
@@ -100,10 +98,10 @@ def gain_text(scores: dict[str, dict]) -> str:
     if found is None:
         return ""
     before, after = found
-    did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
-    said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
-    said += f" ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
-    return filled(said) + "\n"
+    did = "changed no score" if after == before else \
+        f"{'gained' if after > before else 'lost'} {abs(after - before):.2f} points of top-1"
+    return filled(f"refining the set {did} ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
+                  ) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None,
@@ -113,67 +111,61 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
     `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
     """
-    width = width or columns()
-    if _total(header, rows) > width:
+    width, heads, shown = width or columns(), [list(header)], len(header)
+    whole = _widths([header, *rows])
+    if _total(whole) > width:
         parts = [re.sub(r"(?<=-)(?=.)| ", "\n", name).split("\n") if len(name) > 6 else [name] for name in header]
-        lines = [[""] * (max(map(len, parts)) - len(part)) + part for part in parts]
-    else:
-        lines = [[name] for name in header]
-    heads = [list(line) for line in zip(*lines)]  # a row of the header each
-    shown = len(header)
-    while keep is not None and shown > keep and _total(header, rows, shown, heads) > width:
+        tallest = max(map(len, parts))
+        heads = [list(line) for line in zip(*([""] * (tallest - len(part)) + part for part in parts))]
+    widths = _widths([*heads, *rows])
+    while keep is not None and shown > keep and _total(widths[:shown]) > width:
         shown -= 1
-    widths = _widths([*heads, *rows], shown)
     text = []
     for row in [*heads, ["-" * wide for wide in widths], *rows]:
         cells = [row[0].ljust(widths[0])] + [cell.rjust(wide) for cell, wide in zip(row[1:shown], widths[1:])]
         text.append("  ".join(cells).rstrip())
     if shown < len(header):
-        left_out = f"(too narrow for {', '.join(header[shown:])}: COLUMNS={_total(header, rows)} shows all)"
+        left_out = f"(too narrow for {', '.join(header[shown:])}: COLUMNS={_total(whole)} shows all)"
         text += textwrap.wrap(left_out, max(width, 20))
     return "\n".join(text)
 
 
-def _widths(rows: Sequence[Sequence[str]], shown: int) -> list[int]:
-    return [max(len(row[i]) for row in rows) for i in range(shown)]
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows)]
 
 
-def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: int | None = None,
-           heads: Sequence[Sequence[str]] | None = None) -> int:
-    """Width of a table: of all columns under a header of one line, or of the first `shown` under `heads`."""
-    widths = _widths([*(heads or [header]), *rows], shown or len(header))
+def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def shown_domains(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the domains of {method: scores}; none where there is only one, which says what the total says."""
+    domains = list(dict.fromkeys(domain for row in rows.values() for domain in row["domains"]))
+    return domains if len(domains) > 1 else []
 
 
 def score_table(methods: dict[str, dict]) -> str:
     """Return a row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
-    domains: list[str] = list(dict.fromkeys(domain for scores in methods.values() for domain in scores["domains"]))
-    if len(domains) < 2:
-        domains = []  # one domain says what the total says
+    domains = shown_domains(methods)
     extra = [key for key in ("seconds", "megabytes") if any(key in scores for scores in methods.values())]
-    header = ["method", "top-1", "top-5", "class mean"] + domains + extra
     rows = []
     for name, scores in methods.items():
-        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['class_mean']:.2f}"]
+        row = [name, *(f"{scores[key]:.2f}" for key in ("top1", "top5", "class_mean"))]
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
-        row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
-        rows.append(row)
-    return table(header, rows, keep=4)
+        rows.append(row + [f"{scores[key]:.1f}" if key in scores else "" for key in extra])
+    return table(["method", "top-1", "top-5", "class mean", *domains, *extra], rows, keep=4)
 
 
 def settings_table(settings: dict[str, dict]) -> str:
     """Return a row for each method: its top-1 on held-out shots and the numbers that it chose on the shots."""
-    rows = []
+    rows = [("method", "held out", "chosen on the shots")]
     for name, chosen in settings.items():
-        score = chosen.get("held_out_top1")
         said = ", ".join(f"{key.replace('_', ' ')} {short(value)}" for key, value in chosen.items()
                          if not key.startswith("held_out_") and key not in ONLY_RECORDED)
-        rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths([["method", "held out"], *rows], 2)
-    begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'held out':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
-                                 for row in rows])
+        rows.append((name, f"{chosen['held_out_top1']:.1f}" if "held_out_top1" in chosen else "", said))
+    first, second, _ = _widths(rows)
+    return "\n".join(filled(f"{name:{first}}  {score:>{second}}  {said}".rstrip(), first + second + 4)
+                     for name, score, said in rows)
 
 
 def short(value: object) -> str:

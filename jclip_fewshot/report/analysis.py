@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot.records import Record
+from jclip_fewshot.records import HeldOut, Record
 from jclip_fewshot.task import Task
 
 LIMIT = 500_000_000  # the contest's bound on a model's parameters
 CALIBRATION_BINS = 15  # as Guo et al. 2017
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
-HELD_OUT_SCORE = "held_out_top1"  # what heads and ensemble call their score on left-out shots
+MAP = ("alphas", "betas", "top1")  # the arrays that Tip-Adapter leaves for the report
 
 
 class ConfusedPair(NamedTuple):
@@ -36,7 +35,7 @@ class ConfusedPair(NamedTuple):
 
 
 def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list[ConfusedPair]:
-    """The pairs of classes that are taken for each other most often, both directions together, most first.
+    """Return the pairs of classes that are taken for each other most often, both directions together, most first.
 
     In a pair the first class is the one that is misread more often.
     """
@@ -52,10 +51,8 @@ def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list
 
 def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, int]]:
     """{domain of the true class: {domain of the first guess: images}}; `domains` names each class's domain."""
-    of_class = np.array(domains)
-    names = list(dict.fromkeys(domains))
-    return {name: {other: int(((of_class[truth] == name) & (of_class[guess] == other)).sum()) for other in names}
-            for name in names}
+    true, guessed, names = np.array(domains)[truth], np.array(domains)[guess], list(dict.fromkeys(domains))
+    return {name: {other: int(((true == name) & (guessed == other)).sum()) for other in names} for name in names}
 
 
 def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +63,11 @@ def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tu
         return 100 * hits / counts, counts
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How often answers of a certain confidence are right.
+class Calibration(NamedTuple):
+    """How often answers of a certain confidence are right: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks". confidence, accuracy (B,) in 0..1, nan for
-    empty bins; counts (B,); ece: the mean of |accuracy - confidence|, each bin weighed by its images.
+    confidence, accuracy (B,) in 0..1, nan for empty bins; counts (B,); ece: the mean of |accuracy - confidence|, each
+    bin weighed by its images.
     """
 
     confidence: np.ndarray
@@ -80,15 +76,15 @@ class Calibration:
     ece: float
 
 
-def calibration(probs: np.ndarray, truth: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
-    """Bins the first guesses by their probability, in equal widths."""
+def calibration(probs: np.ndarray, truth: np.ndarray) -> Calibration:
+    """Sort the first guesses into CALIBRATION_BINS bins of equal width by their probability."""
     first = probs.max(axis=1).astype(float)
     right = probs.argmax(axis=1) == truth
-    place = np.clip((first * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    place = np.clip((first * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    counts, confidences, hits = (np.bincount(place, weights=weights, minlength=CALIBRATION_BINS)
+                                 for weights in (None, first, right))
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, weights=first, minlength=bins) / counts
-        accuracy = np.bincount(place, weights=right, minlength=bins) / counts
+        confidence, accuracy = confidences / counts, hits / counts
     held = counts > 0
     ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(first), 1))
     return Calibration(confidence, accuracy, counts, ece)
@@ -103,36 +99,27 @@ class Rejection(NamedTuple):
 
     threshold: float
     rejected: float
-    accuracy: float | None
-    lost: float | None
+    accuracy: float | None = None
+    lost: float | None = None
 
 
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
-    """The cost of each threshold, in 0..1; at least one image."""
-    confidence, rows = probs.max(axis=1), []
-    right = None if truth is None else probs.argmax(axis=1) == truth
+    """Return the cost of each threshold, in 0..1; at least one image."""
+    confidence, guess, rows = probs.max(axis=1), probs.argmax(axis=1), []
     for threshold in thresholds:
         low = confidence < threshold
-        rejected = 100 * float(low.mean())
-        if right is None:
-            rows.append(Rejection(100 * threshold, rejected, None, None))
-            continue
-        accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
-        rows.append(Rejection(100 * threshold, rejected, accuracy, 100 * float((right & low).mean())))
+        cost = Rejection(100 * threshold, 100 * float(low.mean()))
+        if truth is not None:
+            right = guess == truth
+            accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
+            cost = cost._replace(accuracy=accuracy, lost=100 * float((right & low).mean()))
+        rows.append(cost)
     return rows
 
 
-class Estimate(NamedTuple):
-    """Top-1 in percent, its standard error in points, and the number of shots behind them."""
-
-    top1: float
-    error: float
-    shots: int
-
-
 def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[str],
-                      guess: np.ndarray) -> Estimate | None:
-    """What a test set without labels should score, by shots that were answered by fits without them.
+                      guess: np.ndarray) -> HeldOut | None:
+    """Return what a test set without labels should score, by shots that were answered by fits without them.
 
     probs (S, K), labels (S,): of the shots. Only shots with another one of their class count; None where there
     is none. Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
@@ -150,34 +137,18 @@ def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[s
             variance += weight ** 2 * share * (1 - share) / len(hits)
     if not weights:
         return None
-    return Estimate(100 * top1 / weights, 100 * variance ** 0.5 / weights, int(usable.sum()))
-
-
-def mean_confidence(probs: np.ndarray) -> float:
-    """In 0..1; 0 for no image."""
-    return float(probs.max(axis=1).mean()) if len(probs) else 0.0
-
-
-def confident_mistakes(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rows of wrong first guesses, the most confident first."""
-    wrong = np.flatnonzero(probs.argmax(axis=1) != truth)
-    return wrong[np.argsort(-probs[wrong].max(axis=1), kind="stable")]
-
-
-def least_confident(probs: np.ndarray, most: int = 50) -> np.ndarray:
-    """Rows whose first guess has the least probability, the least first."""
-    return np.argsort(probs.max(axis=1), kind="stable")[:most]
+    return HeldOut(100 * top1 / weights, 100 * variance ** 0.5 / weights, int(usable.sum()))
 
 
 def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Rows whose first guess the refinement changed, the largest change first."""
+    """Return the rows whose first guess the refinement changed, the largest change first."""
     rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
     return rows[np.argsort(-np.abs(after[rows] - before[rows]).sum(axis=1), kind="stable")]
 
 
 def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
                   labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
+    """Return for each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
 
     features (N, D), shots (S, D): unit rows; classes (N,), labels (S,): class ids.
     """
@@ -192,36 +163,33 @@ def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
 
 def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None,
                    task: Task) -> dict[str, np.ndarray]:
-    """What the report shows of nearest shots: of the class that was answered, and of the true one where it is known.
+    """Return what the report shows of nearest shots: of the class answered, and of the true one where it is known.
 
-    rows (N, D), probs (N, K), truth (N,). Returns {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
+    rows (N, D), probs (N, K), truth (N,). As {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
     """
-    classes = {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}
     arrays = {}
-    for kind, of in classes.items():
-        index, cosine = nearest_shots(rows, of, task.features, task.labels)
-        arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
+    for kind, classes in (("guess", probs.argmax(axis=1)), ("truth", truth)):
+        if classes is not None:
+            index, cosine = nearest_shots(rows, classes, task.features, task.labels)
+            arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
     return arrays
 
 
-def parameter_count(encoder: int | None, arrays: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
-    """({head, or "ensemble": numbers it keeps}, the sum with the encoder's) of all that answers an image.
+def parameter_count(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """Return {method, or "ensemble": how many numbers it keeps}.
 
-    encoder: its parameters, image and text; None where they are not recorded. Counted strictly: stored shots
-    included. Copies of the text rows, which the encoder makes, are not counted again.
+    Counted strictly: stored shots included. Copies of the text rows, which the encoder makes, are not counted again.
     """
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for key, array in arrays.items():
         part, _, rest = key.partition("/")
         name, _, field = rest.partition("/")
         if array.dtype.kind == "f" and (part == "ensemble" or part == "methods" and field != "text_"):
-            group = name if part == "methods" else part
-            sizes[group] = sizes.get(group, 0) + int(array.size)
-    return sizes, sum(sizes.values()) + (encoder or 0)
+            sizes[name if part == "methods" else part] += array.size
+    return sizes
 
 
-@dataclass(frozen=True)
-class AlphaBetaMap:
+class AlphaBetaMap(NamedTuple):
     """Tip-Adapter's held-out top-1 in percent, (A, B), over its weight α and sharpness β; what was chosen.
 
     chosen: (domain, or "" for all; α; β). shots: how many were answered.
@@ -233,17 +201,21 @@ class AlphaBetaMap:
     chosen: list[tuple[str, float, float]]
     shots: int
 
+    def said(self) -> str:
+        """Return what was chosen in words."""
+        return "; ".join(f"{domain + ': ' if domain else ''}α {alpha:.3g}, β {beta:.3g}"
+                         for domain, alpha, beta in self.chosen)
+
 
 def alpha_beta_map(record: Record, arrays: dict[str, np.ndarray]) -> AlphaBetaMap | None:
-    """The map that train.py left in the run's arrays; None where it left none."""
+    """Return the map that train.py left in the run's arrays; None where it left none."""
     settings = record.settings.get("tip_adapter", {})
-    there = all(f"alpha_beta/{key}" in arrays for key in ("alphas", "betas", "top1"))
-    if not there or "alpha" not in settings or "beta" not in settings:
+    if any(f"alpha_beta/{key}" not in arrays for key in MAP) or not {"alpha", "beta"} <= settings.keys():
         return None
     names = list(dict.fromkeys(record.domains))
     values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]
     labels = names if len(values) == len(names) > 1 else [""] * len(values)
     chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]
     counts = np.bincount(arrays["shots/labels"])
-    alphas, betas, top1 = (arrays[f"alpha_beta/{key}"].astype(float) for key in ("alphas", "betas", "top1"))
+    alphas, betas, top1 = (arrays[f"alpha_beta/{key}"].astype(float) for key in MAP)
     return AlphaBetaMap(alphas, betas, top1, chosen, int(counts[counts > 1].sum()))

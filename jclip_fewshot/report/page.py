@@ -2,9 +2,9 @@
 
     python -m jclip_fewshot report [RUN]
 
-`reading` has the run's files, `analysis` the numbers, `figures` the drawings; here they are put together for
-the templates, which hold all markup and escape every text. A number that stands for one of the record
-carries it in full in `data-value`. Words: a class is *known* where a test image is of it.
+`reading` has the run's files, `analysis` the numbers, `figures` the drawings; here they are put together for the
+templates, which hold all markup and captions and escape every text. A number that stands for one of the record carries
+it in full in `data-value`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short
+from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short, shown_domains
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import VALIDATE, Record, Score, read_validation
@@ -31,10 +31,8 @@ from jclip_fewshot.storage.files import atomic_write
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
-GALLERY = 12  # images of each kind of mistake
-LISTED = 1000  # rows of the list of all mistakes
-SHOTS, MISTAKES = 8, 12  # images of a class that are shown at a click
 CURVES = ("loss", "train_top1", "held_out_loss", "held_out_top1")
+SCORES = ("top1", "top5", "class_mean")
 
 
 def write_report(run_folder: str | Path, split: str = "", out: str | Path | None = None) -> Path:
@@ -107,27 +105,32 @@ class Page:
 
 def run_page(page: Page, run: ReportData) -> dict[str, Any]:
     """Return what the page of a trained run shows, with its answers where it has any."""
-    names = [plain_name(name, domain) for name, domain in zip(run.record.classes, run.domains)]
+    record, answers, domains = run.record, run.answers, run.record.domains
+    names = [plain_name(name, domain) for name, domain in zip(record.classes, domains)]
+    sizes = analysis.parameter_count(run.arrays)
     context: dict[str, Any] = {
-        "run": run, "record": run.record, "names": names, "answers": run.answers,
-        "seen": len(set(run.shot_labels.tolist())), "learned": _learned(page, run), "sizes": _sizes(run),
-        "stages": _stages(run), "versions": _versions(run.record), "scores": None, "estimate": None}
-    if run.answers:
-        answers = run.answers
-        context.update(known=answers.truth is not None, top=min(TOP, len(names)), best_classes=best_classes,
-                       confidence=100 * analysis.mean_confidence(answers.probs), changes=_changes(answers),
-                       scores=_scores(page, answers.record.scores), classes=_classes(page, run, answers, names),
-                       certainty=_certainty(page, answers), balance=_balance(page, run, answers, names),
-                       unsure=analysis.least_confident(answers.probs), gallery=GALLERY)
-        if answers.truth is None:
-            if "held_out_probs" in run.arrays:
-                context["estimate"] = analysis.held_out_estimate(
-                    run.arrays["held_out_probs"], run.shot_labels, run.domains, answers.guess)
-        else:
-            mistakes = analysis.confident_mistakes(answers.probs, answers.truth)
-            context.update(mistakes=mistakes, listed=mistakes[:LISTED],
-                           confusions=_confusions(answers.truth, answers.guess, run.domains),
-                           best=best_classes(answers.probs), places=[f"guess {n + 1}" for n in range(context["top"])])
+        "run": run, "record": record, "names": names, "answers": answers, "seen": len(set(record.shots.labels)),
+        "learned": _learned(page, run, sizes), "sizes": _sizes(record, sizes), "stages": _stages(run),
+        "versions": _versions(record), "scores": None, "estimate": None}
+    if answers is None:
+        return context
+    context.update(known=answers.truth is not None, top=min(TOP, len(names)), best_classes=best_classes,
+                   changes=_changes(answers), scores=_scores(page, answers.record.scores),
+                   classes=_classes(page, run, answers, names), certainty=_certainty(page, answers),
+                   balance=_balance(page, run, answers, names),
+                   unsure=np.argsort(answers.probs.max(axis=1), kind="stable"))
+    if answers.truth is None:
+        if "held_out_probs" in run.arrays:
+            context["estimate"] = analysis.held_out_estimate(
+                run.arrays["held_out_probs"], run.shot_labels, domains, answers.guess)
+        return context
+    mistakes = answers.sure[answers.guess[answers.sure] != answers.truth[answers.sure]]
+    confusion = analysis.domain_confusion(answers.truth, answers.guess, domains)
+    context.update(mistakes=mistakes, best=best_classes(answers.probs),
+                   places=[f"guess {n + 1}" for n in range(context["top"])],
+                   confusions={"pairs": analysis.confused_pairs(answers.truth, answers.guess),
+                               "counts": np.bincount(answers.truth, minlength=len(names)),
+                               "domains": confusion if len(confusion) > 1 else {}})
     return context
 
 
@@ -135,27 +138,21 @@ def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
     """The table of scores: {method: {column: top-1 ...}}; the best of each column; images by domain."""
     if not scores:
         return None
-    domains = list(dict.fromkeys(domain for row in scores.values() for domain in row["domains"]))
-    domains = domains if len(domains) > 1 else []  # one domain says what the total says
-    rows: dict[str, dict[str, float]] = {
-        name: {"top1": row["top1"], "top5": row["top5"], "class_mean": row["class_mean"],
-               **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
-        for name, row in scores.items()}
-    columns = ["top1", "top5", "class_mean", *domains]
-    panels = {"" if key == "top1" else key: {name: row[key] for name, row in rows.items() if key in row}
-              for key in ["top1", *domains]}
-    page.draw(figures.ladder, panels)
-    final = list(scores)[-1]
-    found = refining_gain(scores)
+    domains, final, gain = shown_domains(scores), list(scores)[-1], refining_gain(scores)
+    rows = {name: {**{key: row[key] for key in SCORES},
+                   **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
+            for name, row in scores.items()}
+    page.draw(figures.ladder, rows, domains)
+    columns = [*SCORES, *domains]
     return {"rows": rows, "columns": columns, "domains": domains, "final": final,
-            "refinement": None if found is None else found[1] - found[0],
+            "refinement": None if gain is None else gain[1] - gain[0],
             "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns},
             "images": {domain: inside["n"] for domain, inside in scores[final]["domains"].items()}}
 
 
 def _changes(answers: Answers) -> dict[str, Any] | None:
     """What the refinement changed: all rows; where the truth is known, those for the better, for the worse, neither."""
-    if not answers.refined:
+    if not answers.record.refinement:
         return None
     rows = analysis.changed_rows(answers.before, answers.probs)
     if answers.truth is None:
@@ -164,113 +161,95 @@ def _changes(answers: Answers) -> dict[str, Any] | None:
     return {"rows": rows, "better": rows[~was & now], "worse": rows[was & ~now], "other": int((~was & ~now).sum())}
 
 
-def _confusions(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> dict[str, Any]:
-    by_domain = analysis.domain_confusion(truth, guess, domains)
-    return {"pairs": analysis.confused_pairs(truth, guess), "counts": np.bincount(truth, minlength=len(domains)),
-            "domains": by_domain if len(by_domain) > 1 else {}}
-
-
 def _classes(page: Page, run: ReportData, answers: Answers, names: Sequence[str]) -> dict[str, Any]:
-    """A row a class, the lowest top-1 first, with the images that are shown at a click."""
-    count = len(names)
-    confidence = answers.probs.max(axis=1)
-    shots, predicted = (np.bincount(ids, minlength=count) for ids in (run.shot_labels, answers.guess))
-    known: list[int] = []
-    order, accuracy, images = np.argsort(-predicted, kind="stable"), np.full(count, np.nan), np.zeros(count, int)
+    """A row a class, the lowest top-1 first; the images shown at a click: {title: (rows, what is said, of whom)}."""
+    shots, predicted = (np.bincount(ids, minlength=len(names)) for ids in (run.shot_labels, answers.guess))
+    order, accuracy, images = np.argsort(-predicted, kind="stable"), np.full(len(names), np.nan), np.zeros(len(names))
     if answers.truth is not None:
-        accuracy, images = analysis.class_accuracy(answers.truth, answers.guess, count)
+        accuracy, images = analysis.class_accuracy(answers.truth, answers.guess, len(names))
         order = np.argsort(accuracy, kind="stable")
-        known = [int(k) for k in order if images[k]]
-        if known:
-            page.draw(figures.class_strip, accuracy, run.domains, names)
-
-    def shown(rows: np.ndarray, others: np.ndarray | None, word: str) -> dict[str, Any]:
-        """At most MISTAKES images, the most confident first: where each lies, its name, what is said of it."""
-        rows = rows[np.argsort(-confidence[rows], kind="stable")]
-        said = [f"{word} {names[others[row]]}, " if others is not None else "" for row in rows[:MISTAKES]]
-        return {"more": max(len(rows) - MISTAKES, 0), "total": len(rows), "images": [
-            (answers.paths[row], answers.names[row], f"{text}{100 * confidence[row]:.0f}\u00a0%")
-            for row, text in zip(rows, said)]}
-
+        if images.any():
+            page.draw(figures.class_strip, accuracy, run.record.domains, names)
+    sure, truth = answers.sure, None if answers.truth is None else answers.truth[answers.sure]
     rows = []
-    for k in order:
-        mine = answers.guess == k
-        if answers.truth is None:
-            groups = {"Read as this class": shown(np.flatnonzero(mine), None, "")}
+    for k in order.tolist():
+        mine = answers.guess[sure] == k
+        if truth is None:
+            groups = {"Read as this class": (sure[mine], "", None)}
         else:
-            true = answers.truth == k
-            groups = {"Misread": shown(np.flatnonzero(true & ~mine), answers.guess, "read as"),
-                      "Others read as this class": shown(np.flatnonzero(mine & ~true), answers.truth, "truth:")}
-        files = [(run.shot_paths[shot], run.record.shots.files[shot]) for shot in run.shots_of(k)[:SHOTS]]
-        rows.append({"id": int(k), "top1": accuracy[k], "images": int(images[k]), "predicted": int(predicted[k]),
-                     "shots": int(shots[k]), "shown": files,
-                     "groups": {title: group for title, group in groups.items() if group["total"]}})
-    lowest = [k for k in known if accuracy[k] == accuracy[known[0]] and accuracy[k] < 100]
-    return {"rows": rows, "known": len(known), "perfect": int((accuracy[known] == 100).sum()) if known else 0,
-            "lowest": lowest, "low": accuracy[lowest[0]] if lowest else None}
+            groups = {"Misread": (sure[(truth == k) & ~mine], "read as", answers.guess),
+                      "Others read as this class": (sure[mine & (truth != k)], "truth:", answers.truth)}
+        rows.append({"id": k, "top1": accuracy[k], "images": int(images[k]), "predicted": int(predicted[k]),
+                     "shots": int(shots[k]), "groups": groups})
+    low = accuracy[order[0]]
+    return {"rows": rows, "known": np.count_nonzero(images), "perfect": int((accuracy == 100).sum()), "low": low,
+            "lowest": [k for k in order.tolist() if accuracy[k] == low < 100]}
 
 
 def _certainty(page: Page, answers: Answers) -> dict[str, Any] | None:
     """Confidence and calibration of the ensemble and of what is submitted; None where no image could be read."""
     if not len(answers.probs):
         return None
-    shown = {"ensemble": answers.before, **({"ensemble_refined": answers.probs} if answers.refined else {})}
+    shown = {"ensemble": answers.before, **({"ensemble_refined": answers.probs} if answers.record.refinement else {})}
     confidence = {name: probs.max(axis=1) for name, probs in shown.items()}
-    found: dict[str, Any] = {
-        "means": {name: 100 * float(values.mean()) for name, values in confidence.items()},
-        "low": int((answers.probs.max(axis=1) < 0.5).sum()), "bins": analysis.CALIBRATION_BINS,
-        "rejections": analysis.rejection(answers.probs, answers.truth, (0.0, *analysis.THRESHOLDS)), "rows": {}}
+    means = {name: 100 * float(values.mean()) for name, values in confidence.items()}
+    rows = {}
     if answers.truth is None:
         page.draw(figures.confidence, confidence)
-        return found
-    curves = {name: analysis.calibration(probs, answers.truth) for name, probs in shown.items()}
-    found["rows"] = {name: (found["means"][name], 100 * float((shown[name].argmax(axis=1) == answers.truth).mean()),
-                            curve.ece) for name, curve in curves.items()}
-    costs = analysis.rejection(answers.probs, answers.truth, np.arange(0, 1, 0.02).tolist())
-    page.draw(figures.reliability, curves, confidence, costs)
-    return found
+    else:
+        curves = {name: analysis.calibration(probs, answers.truth) for name, probs in shown.items()}
+        costs = analysis.rejection(answers.probs, answers.truth, np.arange(0, 1, 0.02).tolist())
+        page.draw(figures.reliability, curves, confidence, costs)
+        rows = {name: (means[name], 100 * float((shown[name].argmax(axis=1) == answers.truth).mean()), curve.ece)
+                for name, curve in curves.items()}
+    return {"means": means, "low": int((answers.probs.max(axis=1) < 0.5).sum()), "bins": analysis.CALIBRATION_BINS,
+            "rejections": analysis.rejection(answers.probs, answers.truth, (0.0, *analysis.THRESHOLDS)), "rows": rows}
 
 
 def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]) -> dict[str, Any]:
-    domains = np.array(run.domains)
+    """What is answered, the share of the shots and, where it is known, the truth, by class and by domain."""
+    domains = np.array(run.record.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
     share = shots / max(shots.sum(), 1)
-    rows = {domain: {"predicted": int(predicted[inside].sum()), "shots": 100 * share[inside].sum(),
-                     "truth": None if truth is None else int(truth[inside].sum())}
-            for domain in dict.fromkeys(run.domains) for inside in [domains == domain]}
-    page.draw(figures.class_balance, predicted, len(answers.names) * share, truth, run.domains, names)
+    page.draw(figures.class_balance, predicted, len(answers.names) * share, truth, run.record.domains, names)
+    rows = {}
+    for domain in dict.fromkeys(run.record.domains):
+        inside = domains == domain
+        rows[domain] = {"predicted": int(predicted[inside].sum()), "shots": 100 * share[inside].sum(),
+                        "truth": None if truth is None else int(truth[inside].sum())}
     most = [(names[k], int(predicted[k])) for k in np.argsort(-predicted, kind="stable")[:5] if predicted[k]]
     return {"rows": rows, "most": most, "never": [names[k] for k in np.flatnonzero(predicted == 0)]}
 
 
-def _learned(page: Page, run: ReportData) -> dict[str, Any]:
+def _learned(page: Page, run: ReportData, sizes: Mapping[str, int]) -> dict[str, Any]:
     """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
-    settings, record = run.record.settings, run.record
-    sizes, _ = analysis.parameter_count(None, run.arrays)
-    rows = {name: {"score": chosen.get(analysis.HELD_OUT_SCORE), "seconds": record.seconds.get(f"method {name}"),
-                   "size": sizes.get(name, 0), "settings": {key: value for key, value in chosen.items()
-                                                            if key != analysis.HELD_OUT_SCORE}}
-            for name, chosen in settings.items()}
+    record, rows = run.record, {}
+    for name, chosen in record.settings.items():
+        score = chosen.get("held_out_top1")
+        settings = {key: value for key, value in chosen.items() if key != "held_out_top1"}
+        rows[name] = {"score": score, "seconds": record.seconds.get(f"method {name}"), "size": sizes.get(name, 0),
+                      "settings": settings}
     histories = {name: history for name, history in record.histories.items() if history}
     if histories:
         page.draw(figures.training_curves, histories,
-                  {name: settings.get(name, {}).get("epoch") for name in histories})
+                  {name: record.settings.get(name, {}).get("epoch") for name in histories})
     found = analysis.alpha_beta_map(record, run.arrays)
     if found is not None:
         page.draw(figures.alpha_beta, found)
-    return {"rows": rows, "last": {name: history[-1] for name, history in histories.items()}, "curves": CURVES}
+    return {"rows": rows, "last": {name: history[-1] for name, history in histories.items()}, "curves": CURVES,
+            "map": found}
 
 
-def _sizes(run: ReportData) -> dict[str, Any]:
-    counted = [encoder.get("parameters") for encoder in encoders_of(run.record.encoder)]
-    # one of unknown size: a sum would be too small
-    encoder = None if None in counted else sum(count for count in counted if count is not None)
-    sizes, total = analysis.parameter_count(encoder, run.arrays)
-    ensemble = sizes.pop("ensemble", 0)
-    return {"encoder": encoder, "methods": sum(sizes.values()), "count": len(sizes), "ensemble": ensemble,
-            "total": total,
-            "share": 100 * total / analysis.LIMIT, "limit": analysis.LIMIT // 10 ** 6}
+def _sizes(record: Record, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """How many numbers answer an image: CLIP's, None where one encoder's is not recorded, and `sizes` of the rest."""
+    counts = [encoder.get("parameters") for encoder in encoders_of(record.encoder)]
+    encoder = None if None in counts else sum(counts)
+    ensemble = sizes.get("ensemble", 0)
+    total = sum(sizes.values()) + (encoder or 0)
+    return {"encoder": encoder, "methods": sum(sizes.values()) - ensemble, "count": len(sizes) - ("ensemble" in sizes),
+            "ensemble": ensemble, "total": total, "share": 100 * total / analysis.LIMIT,
+            "limit": analysis.LIMIT // 10 ** 6}
 
 
 def _stages(run: ReportData) -> dict[str, float]:
