@@ -32,6 +32,7 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
 from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
+from jclip_fewshot.storage.json_files import write_json
 
 
 def call(name: str, arguments: list[str]) -> int:
@@ -200,12 +201,11 @@ def evaluate(settings: EvaluateConfig) -> int:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print((evaluation.tasks_table if settings.tasks else evaluation.results_table)(results))
+        print(evaluation.results_table(results))
     if other:
-        compared = evaluation.tasks_comparison if settings.tasks else evaluation.comparison_table
-        print("\n" + compared(results, other))
+        print("\n" + evaluation.comparison(results, other))
     if settings.json:
-        evaluation.save_results(Path(settings.json), results)
+        write_json(settings.json, results)
     return 0
 
 

@@ -25,9 +25,8 @@ from jclip_fewshot import __version__
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import BenchmarkConfig, SourceConfig
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.data.data_set import UNKNOWN, DataSet
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.data.formats import coop
-from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import evaluate
@@ -43,7 +42,6 @@ from jclip_fewshot.storage.files import content_digest, require_writable_folder
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RESULTS = "benchmark.json"
-Curve = dict[int, dict[str, dict]]  # {shots: {method: {"top1": [a seed each]}}}
 
 
 class Cell(msgspec.Struct, kw_only=True):
@@ -101,13 +99,14 @@ def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list
     return sorted(chosen)
 
 
-def possible(counts: Sequence[int], most: int, name: str) -> list[int]:
-    """Return the numbers of shots that a data set with `most` a class can give, in order; say what it cannot.
+def possible(counts: Sequence[int], labels: Sequence[int] | np.ndarray, name: str) -> list[int]:
+    """Return the numbers of shots that a data set with training `labels` can give, in order; say what it cannot.
 
     Raise UserError if it has none.
     """
-    if not most:
+    if not len(labels):
         raise UserError(f"{name} has no labelled image to learn from")
+    most = int(np.bincount(labels).max())
     found = sorted({min(count, most) for count in counts})
     if max(counts) > most:
         tell(f"{name} has {most} shots a class, fewer than {max(counts)}: it is run with {', '.join(map(str, found))}")
@@ -116,18 +115,12 @@ def possible(counts: Sequence[int], most: int, name: str) -> list[int]:
 
 def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
     whole = load_suite(path)
+    labels = whole.task.labels
 
     def suite(shots: int, seed: int) -> Suite:
-        labels = whole.task.labels
         rows = coop_draw(labels, shots, seed) if settings.coop_seeds else np.flatnonzero(drawn(labels, shots, seed))
         return replace(whole, task=whole.task.take(np.asarray(rows, np.int64)))
-    return Entry(whole.name, possible(parse_shots(settings.shots), whole.task.counts.max(), whole.name), suite)
-
-
-def _shots_of(data: DataSet, shots: int, seed: int, coop_seeds: bool) -> list[LabelledPath]:
-    if not coop_seeds:
-        return draw_pool(data, shots, seed)
-    return [data.train[index] for index in coop_draw([label for _, label in data.train], shots, seed)]
+    return Entry(whole.name, possible(parse_shots(settings.shots), labels, whole.name), suite)
 
 
 def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
@@ -140,15 +133,18 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
     if settings.coop_seeds and data.format != "coop":
         raise UserError(f"--coop-seeds: {folder} is read as {data.format}; CoOp draws in the order of its split file, "
                         f"{coop.NAME}….json, which is not there")
-    counts = possible(wanted, int(np.bincount([label for _, label in data.train] or [0]).max()), name)
-    chosen = {(count, seed): _shots_of(data, count, seed, settings.coop_seeds) for count in counts for seed in seeds}
+    pool = [label for _, label in data.train]
+    counts = possible(wanted, pool, name)
+    chosen = {(count, seed): [data.train[index] for index in coop_draw(pool, count, seed)] if settings.coop_seeds
+              else draw_pool(data, count, seed) for count in counts for seed in seeds}
     tests = data.split(used={path for shots in chosen.values() for path, _ in shots})
     if tests.labels is None:
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    kept = [index for index, name in enumerate(tests.names) if index not in bad and tests.labels[name] != UNKNOWN]
-    features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
+    truth = np.array([tests.labels[name] for name in tests.names], np.int64)
+    kept = [index for index, label in enumerate(truth) if index not in bad and label != UNKNOWN]
+    features, labels = rows[kept], truth[kept]
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
@@ -194,31 +190,29 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
                for data in settings.data]
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-    asked = [(entry, count, seed) for entry in entries for count in entry.counts for seed in seeds_of(settings)]
+    asked = {(entry.name, count, seed): entry
+             for entry in entries for count in entry.counts for seed in seeds_of(settings)}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {(entry.name, count): _cost(entry.suite(count, seeds_of(settings)[0]))
-            for entry in entries for count in entry.counts}
-    left, spent, paid = sum(cost[entry.name, count] for entry, count, _ in asked), 0.0, 0.0
-    for number, (entry, count, seed) in enumerate(asked, 1):
-        suite, begun = entry.suite(count, seed), time.perf_counter()
-        key, mark = (entry.name, count, seed), _fingerprint(suite, choice, seed)
-        said = f"{number} of {len(asked)}: {entry.name}, {count} shots, seed {seed}"
-        left -= cost[entry.name, count]
+    cost = {key: _cost(entry.suite(*key[1:])) for key, entry in asked.items()}
+    left, spent, paid = sum(cost.values()), 0.0, 0.0
+    for number, (key, entry) in enumerate(asked.items(), 1):
+        (name, count, seed), suite, begun = key, entry.suite(*key[1:]), time.perf_counter()
+        said, mark = f"{number} of {len(asked)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
+        left -= cost[key]
         if key in known and known[key].fingerprint == mark:
             tell(f"{said}: done before")
             continue
         found = evaluate(suite, Pipeline(choice, seed))
-        known[key] = Cell(data=entry.name, shots=count, seed=seed, n=found["n"], k=found["k"], fingerprint=mark,
+        known[key] = Cell(data=name, shots=count, seed=seed, n=found["n"], k=found["k"], fingerprint=mark,
                           methods=found["methods"], settings=found["settings"])
         results.cells = list(known.values())
         write_json(file, results)
         seconds = time.perf_counter() - begun
-        spent, paid = spent + seconds, paid + cost[entry.name, count]
+        spent, paid = spent + seconds, paid + cost[key]
         tell(f"{said}: {duration(seconds)}" + (f", about {duration(spent / paid * left)} left" if left else ""))
     write_json(file, results)
-    wanted = {(entry.name, count, seed) for entry, count, seed in asked}
-    results.cells = [cell for key, cell in known.items() if key in wanted]
+    results.cells = [cell for key, cell in known.items() if key in asked]
     return results
 
 
@@ -243,25 +237,24 @@ def quoted(entry: Entry, coop_seeds: bool) -> list[dict[str, Any]]:
             and (row["shots"] == 0 or coop_seeds and row["shots"] in entry.counts)]
 
 
-def curves(results: Results) -> dict[str, Curve]:
-    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean."""
-    found: dict[str, Curve] = {}
+def curves(results: Results) -> dict[str, dict[int, dict[str, dict]]]:
+    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean.
+
+    The mean is taken seed by seed, of the numbers of shots and the methods that all have.
+    """
+    found: dict[str, dict[int, dict[str, dict]]] = {}
     for cell in sorted(results.cells, key=lambda cell: (cell.shots, cell.seed)):
         here = found.setdefault(cell.data, {}).setdefault(cell.shots, {})
         for name, row in cell.methods.items():
             here.setdefault(name, {"top1": []})["top1"].append(row["top1"])
-    shared = [count for count in next(iter(found.values()), {}) if all(count in curve for curve in found.values())]
-    if len(found) > 1 and shared:
-        found[f"mean of {len(found)} data sets"] = {count: _mean([curve[count] for curve in found.values()])
-                                                    for count in shared}
-    return found
-
-
-def _mean(of_data: list[dict[str, dict]]) -> dict[str, dict]:
-    """The mean over data sets, seed by seed, of the methods that took part in all."""
-    common = [name for name in of_data[0] if all(name in methods for methods in of_data)]
-    return {name: {"top1": [float(np.mean(one)) for one in zip(*(methods[name]["top1"] for methods in of_data))]}
+    every = list(found.values())
+    shared = [count for count in every[0] if all(count in curve for curve in every)] if len(every) > 1 else []
+    for count in shared:
+        common = [name for name in every[0][count] if all(name in curve[count] for curve in every)]
+        found.setdefault(f"mean of {len(every)} data sets", {})[count] = {
+            name: {"top1": [float(np.mean(one)) for one in zip(*(curve[count][name]["top1"] for curve in every))]}
             for name in common}
+    return found
 
 
 def tables(results: Results) -> str:

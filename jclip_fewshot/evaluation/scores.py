@@ -52,10 +52,9 @@ def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
 
 
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
-    """Return scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
+    """Return scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain, "" for none.
 
-    As {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
-    mean over the classes that occur of their top-1. Domains are left out where classes have none.
+    As {"top1", "top5", "class_mean": mean over the classes that occur, "domains": {domain: {"n", "top1", "top5"}}}.
     """
     first, any_of_five = best[:, 0] == labels, (best == labels[:, None]).any(axis=1)
     counts, hits = np.bincount(labels), np.bincount(labels, weights=first)

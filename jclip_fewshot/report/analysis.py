@@ -1,7 +1,7 @@
 """The numbers of a report, taken out of a run's answers: pure functions on arrays.
 
-Letters: N test images that could be read, S shots, K classes, D feature width. probs (N, K): rows sum to 1;
-truth, guess (N,): class ids. The confidence of an answer is the probability of its first guess.
+Letters: N test images that could be read, S shots, K classes, D feature width. probs (N, K): rows sum to 1; truth,
+guess (N,): class ids. The confidence of an answer is the probability of its first guess.
 """
 
 from __future__ import annotations
@@ -91,29 +91,27 @@ def calibration(probs: np.ndarray, truth: np.ndarray) -> Calibration:
 
 
 class Rejection(NamedTuple):
-    """What it costs to answer "None of these" below a confidence; all in percent.
+    """What it costs to answer "None of these" below a confidence; all in percent, the last two None without truth.
 
-    rejected: of all images. accuracy: of the rest, nan where all are rejected. lost: right answers that are
-    rejected, of all images. The last two are None where the truth is not known.
+    rejected: of all images. accuracy: of the rest, nan where all are rejected. lost: right answers that are rejected,
+    of all images.
     """
 
     threshold: float
     rejected: float
-    accuracy: float | None = None
-    lost: float | None = None
+    accuracy: float | None
+    lost: float | None
 
 
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
     """Return the cost of each threshold, in 0..1; at least one image."""
-    confidence, guess, rows = probs.max(axis=1), probs.argmax(axis=1), []
+    rows, right = [], None if truth is None else probs.argmax(axis=1) == truth
     for threshold in thresholds:
-        low = confidence < threshold
-        cost = Rejection(100 * threshold, 100 * float(low.mean()))
-        if truth is not None:
-            right = guess == truth
+        low, accuracy, lost = probs.max(axis=1) < threshold, None, None
+        if right is not None:
             accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
-            cost = cost._replace(accuracy=accuracy, lost=100 * float((right & low).mean()))
-        rows.append(cost)
+            lost = 100 * float((right & low).mean())
+        rows.append(Rejection(100 * threshold, 100 * float(low.mean()), accuracy, lost))
     return rows
 
 
@@ -146,32 +144,20 @@ def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return rows[np.argsort(-np.abs(after[rows] - before[rows]).sum(axis=1), kind="stable")]
 
 
-def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
-                  labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
+def nearest_shots(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None, task: Task) -> dict[str, np.ndarray]:
+    """Return each image's nearest shot of the class answered and, where it is known, of the true one.
 
-    features (N, D), shots (S, D): unit rows; classes (N,), labels (S,): class ids.
-    """
-    index, cosine = np.full(len(features), -1, np.int32), np.zeros(len(features), np.float32)
-    for label in np.unique(classes):
-        rows, inside = np.flatnonzero(classes == label), np.flatnonzero(labels == label)
-        if len(inside):
-            near = features[rows] @ shots[inside].T
-            index[rows], cosine[rows] = inside[near.argmax(axis=1)], near.max(axis=1)
-    return index, cosine
-
-
-def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None,
-                   task: Task) -> dict[str, np.ndarray]:
-    """Return what the report shows of nearest shots: of the class answered, and of the true one where it is known.
-
-    rows (N, D), probs (N, K), truth (N,). As {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
+    rows (N, D): unit rows. As {"nearest_guess": (N,) which shot, -1 for none; "nearest_guess_cosine"; and of "truth"}.
     """
     arrays = {}
-    for kind, classes in (("guess", probs.argmax(axis=1)), ("truth", truth)):
-        if classes is not None:
-            index, cosine = nearest_shots(rows, classes, task.features, task.labels)
-            arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
+    for kind, classes in {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}.items():
+        index, cosine = np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.float32)
+        for label in np.unique(classes):
+            here, inside = np.flatnonzero(classes == label), np.flatnonzero(task.labels == label)
+            if len(inside):
+                near = rows[here] @ task.features[inside].T
+                index[here], cosine[here] = inside[near.argmax(axis=1)], near.max(axis=1)
+        arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
     return arrays
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.report import analysis
+from jclip_fewshot.task import Task
 
 
 def test_confused_pairs_count_both_ways():
@@ -53,7 +54,10 @@ def test_the_estimate_weighs_domains_as_the_answers_do():
 
 
 def test_nearest_shots_are_of_the_class_that_is_asked_for():
-    rows = np.eye(3, dtype=np.float32)
-    shots = np.array([[0.6, 0.8, 0], [0.8, 0.6, 0], [1, 0, 0]], np.float32)
-    index, cosine = analysis.nearest_shots(rows[[0, 0, 1]], np.array([0, 2, 0]), shots, np.array([0, 0, 1]))
-    assert list(index) == [1, -1, 0] and cosine == pytest.approx([0.8, 0, 0.8])
+    eye = np.eye(3, dtype=np.float32)
+    task = Task(np.array([[0.6, 0.8, 0], [0.8, 0.6, 0], [1, 0, 0]], np.float32), [0, 0, 1], eye)
+    found = analysis.nearest_shots(eye[[0, 0, 1]], eye[[1, 1, 1]], np.array([0, 2, 0]), task)
+    assert list(found["nearest_truth"]) == [1, -1, 0]
+    assert found["nearest_truth_cosine"] == pytest.approx([0.8, 0, 0.8])
+    assert list(found["nearest_guess"]) == [2, 2, 2]
+    assert set(analysis.nearest_shots(eye, eye, None, task)) == {"nearest_guess", "nearest_guess_cosine"}
