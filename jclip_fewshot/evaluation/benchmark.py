@@ -2,17 +2,15 @@
 
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
-DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set
-with so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call
-continues.
-
-Letters: N test rows, S shots, K classes, D feature width.
+DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
+so many shots and one seed; `evaluate` answers it. Each is written to disk as it ends, so that a later call continues.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,10 +69,7 @@ class Results(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of the benchmark, ready to be evaluated: counts of shots, and (shots, seed) -> the suite.
-
-    split, encoder: the name of CoOp's split, and the CLIP, where they are known.
-    """
+    """A data set, numbers of shots, (shots, seed) → the suite; CoOp's split and the CLIP where they are known."""
 
     name: str
     counts: list[int]
@@ -89,21 +84,18 @@ def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list
     It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
     fewer images is sampled with repetition there; here each image that comes up counts once.
     """
-    of_class: dict[int, list[int]] = {}
+    of_class = defaultdict[int, list[int]](list)
     for index, label in enumerate(labels):
-        of_class.setdefault(int(label), []).append(index)
+        of_class[int(label)].append(index)
     generator, chosen = random.Random(seed), set[int]()
     for images in of_class.values():
-        enough = len(images) >= shots
-        chosen.update(generator.sample(images, shots) if enough else generator.choices(images, k=shots))
+        draw = generator.sample if len(images) >= shots else generator.choices
+        chosen.update(draw(images, k=shots))
     return sorted(chosen)
 
 
 def possible(counts: Sequence[int], labels: Sequence[int] | np.ndarray, name: str) -> list[int]:
-    """Return the numbers of shots that a data set with training `labels` can give, in order; say what it cannot.
-
-    Raise UserError if it has none.
-    """
+    """Return the numbers of shots that training `labels` can give; say what they cannot. Raise UserError for none."""
     if not len(labels):
         raise UserError(f"{name} has no labelled image to learn from")
     most = int(np.bincount(labels).max())
@@ -124,7 +116,7 @@ def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
 
 
 def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
-    """A folder's test images, encoded once, and its shots, once a seed; what is in the cache is not encoded again."""
+    """A folder's test images are encoded once, its shots once a seed, and nothing again that is in the cache."""
     wanted, seeds = parse_shots(settings.shots), seeds_of(settings)
     problem = read_problem(SourceConfig(
         data=folder, model=settings.model, weights=settings.weights, augment=settings.augment,
@@ -194,7 +186,10 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
              for entry in entries for count in entry.counts for seed in seeds_of(settings)}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {key: _cost(entry.suite(*key[1:])) for key, entry in asked.items()}
+    cost = {}  # what the time of a cell grows with, roughly
+    for key, entry in asked.items():
+        suite = entry.suite(*key[1:])
+        cost[key] = (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
     left, spent, paid = sum(cost.values()), 0.0, 0.0
     for number, (key, entry) in enumerate(asked.items(), 1):
         (name, count, seed), suite, begun = key, entry.suite(*key[1:]), time.perf_counter()
@@ -214,11 +209,6 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
     write_json(file, results)
     results.cells = [cell for key, cell in known.items() if key in asked]
     return results
-
-
-def _cost(suite: Suite) -> float:
-    """What the time of a cell grows with, roughly."""
-    return (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
 
 
 def _fingerprint(suite: Suite, choice: Choice, seed: int) -> str:
@@ -248,12 +238,12 @@ def curves(results: Results) -> dict[str, dict[int, dict[str, dict]]]:
         for name, row in cell.methods.items():
             here.setdefault(name, {"top1": []})["top1"].append(row["top1"])
     every = list(found.values())
-    shared = [count for count in every[0] if all(count in curve for curve in every)] if len(every) > 1 else []
-    for count in shared:
-        common = [name for name in every[0][count] if all(name in curve[count] for curve in every)]
-        found.setdefault(f"mean of {len(every)} data sets", {})[count] = {
-            name: {"top1": [float(np.mean(one)) for one in zip(*(curve[count][name]["top1"] for curve in every))]}
-            for name in common}
+    for count in every[0] if len(every) > 1 else ():
+        rows = [curve[count] for curve in every if count in curve]
+        if len(rows) == len(every):
+            found.setdefault(f"mean of {len(every)} data sets", {})[count] = {
+                name: {"top1": [float(np.mean(one)) for one in zip(*(row[name]["top1"] for row in rows))]}
+                for name in rows[0] if all(name in row for row in rows)}
     return found
 
 

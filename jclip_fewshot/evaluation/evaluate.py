@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
 
+import msgspec
 import numpy as np
 
 from jclip_fewshot.backend.numerics import softmax
@@ -36,31 +36,25 @@ EM_TEMPERATURE = 30.0  # T of z = softmax(T x tᵀ): Martin et al. 2024
 Z95 = 1.96  # half of a normal 95 % interval, in standard errors
 
 
-class OfRows(TypedDict):
-    """What a comparison reads of `evaluate`: each method's "0110…", the test rows that it had right."""
+class Compared(msgspec.Struct):
+    """What a comparison reads of results: each method's "0110…", the test rows it had right, or top-1 of every task."""
 
     suite: str
-    n: int
-    correct: dict[str, str]
-
-
-class OfTasks(TypedDict):
-    """What a comparison reads of `evaluate_tasks`: each method's top-1 of every task."""
-
-    suite: str
-    tasks: int
-    task_classes: int
-    task_queries: int
-    seed: int
-    accuracy: dict[str, list[float]]
+    n: int = 0
+    correct: dict[str, str] = {}
+    tasks: int = 0
+    task_classes: int = 0
+    task_queries: int = 0
+    seed: int = 0
+    accuracy: dict[str, list[float]] = {}
 
 
 def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None
             ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Fit the pipeline on the suite's shots and apply every method to its test rows, some at a time.
 
-    Return {method: (N, 5) class ids, best first} and {method: {"seconds", "megabytes"}}; a method's seconds hold its
-    search, its folds and its logits, its megabytes the peak of its fit above what was in use before.
+    Return {method: (N, 5) class ids, best first} and {method: {"seconds": of search, folds and logits, "megabytes": the
+    peak of its fit above what was in use before}}.
     """
     meter, costs = PeakMemory(), dict[str, dict]()
 
@@ -208,40 +202,41 @@ def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
     return wins, losses, min(1.0, 2 * tail)
 
 
-def read_results(path: Path, tasks: bool = False) -> OfRows | OfTasks:
+def read_results(path: Path, tasks: bool = False) -> Compared:
     """Return a JSON that `evaluate --json` wrote, `tasks`: with --tasks. Raise UserError if it is no such file."""
-    kind: Any = OfTasks if tasks else OfRows
+    said = f"not a file that evaluate --json wrote {'with' if tasks else 'without'} --tasks"
     try:
-        return read_json(path, kind, f"give a file that evaluate --json wrote {'with' if tasks else 'without'} --tasks")
+        results = read_json(path, Compared, said)
     except UserError as error:
         raise UserError(f"--compare {error}") from error
+    if not (results.accuracy if tasks else results.correct):
+        raise UserError(f"--compare {path}: {said}")
+    return results
 
 
-def comparison(results: dict, other: Any) -> str:
+def comparison(results: dict, other: Compared) -> str:
     """Return a row a method of both results: top-1, theirs, and how far the difference may be chance.
 
     Of test rows those won and lost, and McNemar's p; of tasks the mean difference on the same ones and its 95 %.
     Raise UserError if the other is of another suite, or of other tasks.
     """
-    rows, tasks = [], "accuracy" in results
+    tasks, rows = "accuracy" in results, []
     for key in ("suite", "tasks", "task_classes", "task_queries", "seed") if tasks else ("suite", "n"):
-        if results[key] != other[key]:
-            raise UserError(f"--compare: that file has {key} {other[key]}, this is {results[key]}; only what answers "
-                            f"the same {'tasks' if tasks else 'rows'} can be compared")
-    detail = "accuracy" if tasks else "correct"
-    for name, ours in results[detail].items():
-        theirs = other[detail].get(name, "")
-        if len(ours) != len(theirs):
-            continue
-        if tasks:
-            gains = [a - b for a, b in zip(ours, theirs)]
-            numbers = [np.mean(ours), np.mean(theirs)]
-            said = [f"{np.mean(gains):+.2f}", f"{half_width(gains):.2f}"]
-        else:
-            wins, losses, p = mcnemar(ours, theirs)
-            numbers = [100 * hits.count("1") / len(hits) for hits in (ours, theirs)]
-            said = [str(wins), str(losses), f"{p:.3g}"]
-        rows.append([name, *(f"{number:.2f}" for number in numbers), *said])
+        if results[key] != getattr(other, key):
+            raise UserError(f"--compare: that file has {key} {getattr(other, key)}, this is {results[key]}; only what "
+                            f"answers the same {'tasks' if tasks else 'rows'} can be compared")
+    for name, correct in ({} if tasks else results["correct"]).items():
+        theirs = other.correct.get(name, "")
+        if len(theirs) == len(correct):
+            wins, losses, p = mcnemar(correct, theirs)
+            rows.append([name, *(f"{100 * hits.count('1') / len(hits):.2f}" for hits in (correct, theirs)), str(wins),
+                         str(losses), f"{p:.3g}"])
+    for name, ours in results.get("accuracy", {}).items():
+        accuracy = other.accuracy.get(name, [])
+        if len(accuracy) == len(ours):
+            gains = [a - b for a, b in zip(ours, accuracy)]
+            rows.append([name, f"{np.mean(ours):.2f}", f"{np.mean(accuracy):.2f}", f"{np.mean(gains):+.2f}",
+                         f"{half_width(gains):.2f}"])
     return table(["method", "top-1", "theirs", *(["difference", "± 95 %"] if tasks else ["wins", "losses", "p"])], rows)
 
 

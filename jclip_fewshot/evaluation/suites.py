@@ -39,8 +39,8 @@ def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
     counts = suite.task.counts
     for name, count in zip(suite.classes, counts):
         if 0 < count < shots:
-            raise UserError(f"{suite.name}: class {shown(name)} has {count} shots, fewer than --shots {shots}; the most "
-                            f"that all have is {counts[counts > 0].min()}")
+            raise UserError(f"{suite.name}: class {shown(name)} has {count} shots, fewer than --shots {shots}; the "
+                            f"most that all have is {counts[counts > 0].min()}")
     return replace(suite, task=suite.task.take(drawn(suite.task.labels, shots, seed)))
 
 

@@ -45,9 +45,8 @@ HELD_OUT_SEED = 1_000_003  # of the held-out draws, so that they have nothing to
 def hold_out(data: DataSet, per_class: int, shots: int, seed: int = 0) -> tuple[list[LabelledPath], DataSet]:
     """Return labelled images of each class that leave it at least `shots`, and the data set without them.
 
-    Of each class that can spare m images, `per_class` at most, 1 to m are held out: equally many of every class would
-    be a balanced test set, which the refinement finds easier than those that people have.
-    Raise UserError if no class has an image to spare.
+    Of a class that can spare m images, `per_class` at most, 1 to m are held out: a balanced test set would be easier
+    for the refinement than those that people have. Raise UserError if no class has an image to spare.
     """
     counts = Counter(label for _, label in data.train)
     rng = np.random.default_rng([HELD_OUT_SEED, seed])
@@ -110,9 +109,8 @@ class _Draw(NamedTuple):
 def validate(settings: ValidateConfig) -> dict | None:
     """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
 
-    Return {"n", "k", "curve": {shots: {method: {"top1": [a seed each], "top5": [...], "error": [...], "domains":
-    {domain: [...]}}}}}: n is the mean number of held-out images, "error" the sampling error of top1. None on all ranks
-    under mpirun but the first, which fits.
+    Return "n", the mean number of held-out images, "k" and "curve", as `Validation` has them; None on all ranks under
+    mpirun but the first, which fits.
     """
     counts = parse_shots(settings.shots)
     problem = read_problem(settings, max(counts))

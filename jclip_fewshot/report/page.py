@@ -10,7 +10,10 @@ it in full in `data-value`.
 from __future__ import annotations
 
 import base64
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,10 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short, shown_domains
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import VALIDATE, Record, Score, read_validation
+from jclip_fewshot.records import VALIDATE, Record, Row, Score, Validation, read_validation
 from jclip_fewshot.report import analysis, drawing, figures
 from jclip_fewshot.report.drawing import Picture
 from jclip_fewshot.report.figures import method_title
-from jclip_fewshot.report.leaderboard import leaderboard_page
 from jclip_fewshot.report.reading import Answers, ReportData, Thumbnails, read_run
 from jclip_fewshot.storage.files import atomic_write
 
@@ -38,13 +40,12 @@ SCORES = ("top1", "top5", "class_mean")
 def write_report(run_folder: str | Path, split: str = "", out: str | Path | None = None) -> Path:
     """Write the page and its pictures of a run or a validation; return the page's path.
 
-    split: the test set to report on; by default the one that test.py answered last. A run that has answered none is
-    reported without answers. out: where to write; by default the folder `report` inside the run's.
+    split: the test set to report on; by default the one answered last, if any. out: where to write; by default the
+    folder `report` inside the run's.
     Raise UserError if there is no such run, no such answers, a damaged file, or no jinja2.
     """
     folder = Path(run_folder)
-    target = Path(out) if out else folder / FOLDER
-    page = Page(folder)
+    target, page = Path(out) if out else folder / FOLDER, Page(folder)
     if (folder / VALIDATE).is_file():
         text = page.render("validation.html.j2", **leaderboard_page(page.draw, read_validation(folder)))
     else:
@@ -58,9 +59,7 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
 
 def report_line(run_folder: str | Path, split: str = "") -> str:
     """Return what a command says at its end: where the report lies, or what is missing to write it."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError:
+    if find_spec("jinja2") is None:
         return f"no report, as jinja2 is not installed: {INSTALL}, then {next_command('report')} {run_folder}"
     return f"report: {write_report(run_folder, split)}"
 
@@ -69,11 +68,10 @@ class Page:
     """The templates, the pictures drawn for them, and the thumbnails that they ask for."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import jinja2
-            from markupsafe import Markup
-        except ImportError as error:
-            raise UserError(f"the report needs jinja2: {INSTALL}") from error
+        if find_spec("jinja2") is None:
+            raise UserError(f"the report needs jinja2: {INSTALL}")
+        import jinja2
+        from markupsafe import Markup
         here = Path(__file__).parent
         self.draws = drawing.available()
         self.pictures: dict[str, Picture] = {}
@@ -101,6 +99,36 @@ class Page:
     def render(self, template: str, **context: object) -> str:
         """Return the whole page."""
         return self._environment.get_template(template).render(context)
+
+
+def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str, Any]:
+    """Return what the page of a validation shows; draw(figure, *arguments) keeps a figure for it."""
+    counts = sorted(record.curve)
+    boards = {count: {name: _over_seeds(row) for name, row in record.curve[count].items()} for count in counts}
+    board = boards[counts[-1]]
+    domains, deviations = shown_domains(board), {name: row["top1"][1] for name, row in board.items()}
+    if len(counts) > 1:
+        draw(figures.shot_curves, {"held-out images": record.curve}, "shot_curve")
+    draw(figures.ladder, {name: {"top1": row["top1"][0], **row["domains"]} for name, row in board.items()}, domains,
+         deviations)
+    final = list(board)[-1]
+    top1 = board[final]["top1"]
+    share = top1[0] / 100
+    return {
+        "record": record, "boards": boards, "counts": counts, "final": final, "top1": top1, "domains": domains,
+        "seeds": len(record.curve[counts[-1]][final]["top1"]), "same": not any(deviations.values()),
+        "sampling": 100 * math.sqrt(share * (1 - share) / record.n),  # binomial: one standard error
+        "headings": {count: f"{count} shot{'s' if count > 1 else ''}" for count in counts},
+        "menu": [*[("curve", "Curve")] * (len(counts) > 1),
+                 *((f"shots-{count}", f"{count}-shot") for count in counts[::-1]), ("run", "Run")]}
+
+
+def _over_seeds(row: Row) -> dict[str, Any]:
+    """Mean and standard deviation, 0 for one seed; of domains the mean."""
+    top1, top5 = ((statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+                  for values in (row["top1"], row["top5"]))
+    domains = {domain: statistics.mean(values) for domain, values in row["domains"].items()}
+    return {"top1": top1, "top5": top5, "domains": domains}
 
 
 def run_page(page: Page, run: ReportData) -> dict[str, Any]:

@@ -50,22 +50,16 @@ def _schemas(record: Record) -> tuple[Schema, Schema]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a test run answered; rows are the images that could be read and, where the truth is known, have a class.
-
-    probs (N, K) float32: the final answer; before (N, K): the ensemble's, each image by itself.
-    truth (N,) int64, None where it is not known. nearest: {"guess" or "truth": (N,) the nearest shot of that
-    class, -1 for none}, and their cosines under "guess_cosine", "truth_cosine"; empty where they were not kept.
-    paths: where each image lies, None where it is gone.
-    """
+    """What a test run answered; rows are the images that could be read and, where the truth is known, have a class."""
 
     split: str
     record: TestRecord
     names: list[str]
-    paths: list[Path | None]
-    probs: np.ndarray
-    before: np.ndarray
-    truth: np.ndarray | None
-    nearest: dict[str, np.ndarray]
+    paths: list[Path | None]  # where each image lies; None where it is gone
+    probs: np.ndarray  # (N, K) float32, the final answer
+    before: np.ndarray  # (N, K), the ensemble's, each image by itself
+    truth: np.ndarray | None  # (N,) int64
+    nearest: dict[str, np.ndarray]  # (N,) each, of analysis.nearest_shots without "nearest_"; empty if not kept
 
     @cached_property
     def guess(self) -> np.ndarray:
@@ -160,14 +154,13 @@ def _images_and_truth(root: str, record: Record, split: str,
 class Thumbnails:
     """Squares of images, as CLIP sees them, as data: URIs; each file is decoded once a size.
 
-    Small ones are drawn in many places: the page holds each once, under a number, and refers to it.
+    `large` returns a URI; small ones are drawn in many places: the page holds each once, and `small` returns
+    its place in `shared`. Both return None where the image is gone, cannot be read, or the page is full.
     """
 
     def __init__(self) -> None:
         self.shared: list[str] = []
-        # path → URI, path → place in `shared`; None where the image is gone, cannot be read, or the page is full
-        self.large = cache(partial(_data_uri, size=LARGE))
-        self.small = cache(self._place)
+        self.large, self.small = cache(partial(_data_uri, size=LARGE)), cache(self._place)
 
     def _place(self, path: Path | None) -> int | None:
         uri = _data_uri(path, SMALL) if len(self.shared) < MOST_SMALL else None

@@ -3,6 +3,7 @@
 import json
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -114,16 +115,16 @@ def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
     ours = {"suite": "a", "tasks": 3, "task_classes": 2, "task_queries": 5, "seed": 0, "methods": {
         "gda": {"top1": 70.0, "half_width": 1.0}}, "accuracy": {"gda": [60.0, 70.0, 80.0]}}
     theirs = {**ours, "accuracy": {"gda": [50.0, 60.0, 70.0]}, "methods": {"gda": {"top1": 60.0, "half_width": 1.0}}}
-    table = evaluate.comparison(ours, theirs)
+    table = evaluate.comparison(ours, msgspec.convert(theirs, evaluate.Compared))
     assert "+10.00" in table and table.split()[-1] == "0.00"  # each task gains the same
     with pytest.raises(UserError, match="seed 4"):
-        evaluate.comparison(ours, {**theirs, "seed": 4})
+        evaluate.comparison(ours, msgspec.convert({**theirs, "seed": 4}, evaluate.Compared))
     low, high = evaluate.intervals(ours, 200)["gda"]
     assert 60 <= low < 70 < high <= 80
     assert "from" in evaluate.results_table({**ours, "intervals": {"gda": (low, high)}})
     assert "from" not in evaluate.results_table(ours)
     write_json(tmp_path / "t.json", ours)
-    assert evaluate.read_results(tmp_path / "t.json", tasks=True)["tasks"] == 3
+    assert evaluate.read_results(tmp_path / "t.json", tasks=True).tasks == 3
     with pytest.raises(UserError, match="without --tasks"):
         evaluate.read_results(tmp_path / "t.json")
 
@@ -177,9 +178,9 @@ def test_mcnemar_is_the_exact_sign_test():
 def test_comparison_wants_the_same_suite(tmp_path):
     ours = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 200 / 3}}, "correct": {"gda": "110"}}
     theirs = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 100 / 3}}, "correct": {"gda": "100"}}
-    assert "66.67" in evaluate.comparison(ours, theirs)
+    assert "66.67" in evaluate.comparison(ours, msgspec.convert(theirs, evaluate.Compared))
     with pytest.raises(UserError, match="that file has suite b, this is a"):
-        evaluate.comparison(ours, {**theirs, "suite": "b"})
+        evaluate.comparison(ours, msgspec.convert({**theirs, "suite": "b"}, evaluate.Compared))
     (tmp_path / "x.json").write_text("[]")
     for name in ("x.json", "absent.json"):
         with pytest.raises(UserError, match="--compare"):
