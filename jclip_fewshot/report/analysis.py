@@ -15,7 +15,6 @@ import numpy as np
 from jclip_fewshot.records import HeldOut, Record
 from jclip_fewshot.task import Task
 
-LIMIT = 500_000_000  # the contest's bound on a model's parameters
 CALIBRATION_BINS = 15  # as Guo et al. 2017
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
 MAP = ("alphas", "betas", "top1")  # the arrays that Tip-Adapter leaves for the report

@@ -33,7 +33,7 @@ from jclip_fewshot.storage.files import atomic_write
 
 FOLDER, PAGE = "report", "index.html"
 INSTALL = "pip install 'jclip_fewshot[report]'"  # brings matplotlib and jinja2
-CURVES = ("loss", "train_top1", "held_out_loss", "held_out_top1")
+LIMIT = 500_000_000  # the contest's bound on a model's parameters
 SCORES = ("top1", "top5", "class_mean")
 
 
@@ -135,17 +135,25 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
     """Return what the page of a trained run shows, with its answers where it has any."""
     record, answers, domains = run.record, run.answers, run.record.domains
     names = [plain_name(name, domain) for name, domain in zip(record.classes, domains)]
-    sizes = analysis.parameter_count(run.arrays)
+    kept, grid = analysis.parameter_count(run.arrays), analysis.alpha_beta_map(record, run.arrays)
+    histories = {name: history for name, history in record.histories.items() if history}
+    stages = {f"train: {stage}": seconds for stage, seconds in record.seconds.items()
+              if not stage.startswith("method ")}
     context: dict[str, Any] = {
-        "run": run, "record": record, "names": names, "answers": answers, "seen": len(set(record.shots.labels)),
-        "learned": _learned(page, run, sizes), "sizes": _sizes(record, sizes), "stages": _stages(run),
-        "versions": _versions(record), "scores": None, "estimate": None}
+        "run": run, "record": record, "names": names, "answers": answers, "kept": kept, "sizes": _sizes(record, kept),
+        "histories": histories, "map": grid, "stages": stages, "versions": _versions(record), "scores": None,
+        "estimate": None}
+    if histories:
+        page.draw(figures.training_curves, histories,
+                  {name: record.settings.get(name, {}).get("epoch") for name in histories})
+    if grid is not None:
+        page.draw(figures.alpha_beta, grid)
     if answers is None:
         return context
-    context.update(known=answers.truth is not None, top=min(TOP, len(names)), best_classes=best_classes,
-                   changes=_changes(answers), scores=_scores(page, answers.record.scores),
-                   classes=_classes(page, run, answers, names), certainty=_certainty(page, answers),
-                   balance=_balance(page, run, answers, names),
+    stages.update({f"test: {stage}": seconds for stage, seconds in answers.record.seconds.items()})
+    context.update(top=min(TOP, len(names)), best_classes=best_classes, changes=_changes(answers),
+                   scores=_scores(page, answers.record.scores), classes=_classes(page, run, answers, names),
+                   certainty=_certainty(page, answers), balance=_balance(page, run, answers, names),
                    unsure=np.argsort(answers.probs.max(axis=1), kind="stable"))
     if answers.truth is None:
         if "held_out_probs" in run.arrays:
@@ -163,7 +171,7 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
 
 
 def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
-    """The table of scores: {method: {column: top-1 ...}}; the best of each column; images by domain."""
+    """The table of scores: {method: {column: top-1 ...}}, and the best of each column."""
     if not scores:
         return None
     domains, final, gain = shown_domains(scores), list(scores)[-1], refining_gain(scores)
@@ -174,8 +182,7 @@ def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
     columns = [*SCORES, *domains]
     return {"rows": rows, "columns": columns, "domains": domains, "final": final,
             "refinement": None if gain is None else gain[1] - gain[0],
-            "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns},
-            "images": {domain: inside["n"] for domain, inside in scores[final]["domains"].items()}}
+            "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns}}
 
 
 def _changes(answers: Answers) -> dict[str, Any] | None:
@@ -250,41 +257,14 @@ def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
     return {"rows": rows, "most": most, "never": [names[k] for k in np.flatnonzero(predicted == 0)]}
 
 
-def _learned(page: Page, run: ReportData, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A row a method with its held-out score, seconds, size and settings; the last epoch of the trained ones."""
-    record, rows = run.record, {}
-    for name, chosen in record.settings.items():
-        score = chosen.get("held_out_top1")
-        settings = {key: value for key, value in chosen.items() if key != "held_out_top1"}
-        rows[name] = {"score": score, "seconds": record.seconds.get(f"method {name}"), "size": sizes.get(name, 0),
-                      "settings": settings}
-    histories = {name: history for name, history in record.histories.items() if history}
-    if histories:
-        page.draw(figures.training_curves, histories,
-                  {name: record.settings.get(name, {}).get("epoch") for name in histories})
-    found = analysis.alpha_beta_map(record, run.arrays)
-    if found is not None:
-        page.draw(figures.alpha_beta, found)
-    return {"rows": rows, "last": {name: history[-1] for name, history in histories.items()}, "curves": CURVES,
-            "map": found}
-
-
-def _sizes(record: Record, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """How many numbers answer an image: CLIP's, None where one encoder's is not recorded, and `sizes` of the rest."""
+def _sizes(record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
+    """How many numbers answer an image: CLIP's, None where one encoder's is not recorded, and what methods keep."""
     counts = [encoder.get("parameters") for encoder in encoders_of(record.encoder)]
     encoder = None if None in counts else sum(counts)
-    ensemble = sizes.get("ensemble", 0)
-    total = sum(sizes.values()) + (encoder or 0)
-    return {"encoder": encoder, "methods": sum(sizes.values()) - ensemble, "count": len(sizes) - ("ensemble" in sizes),
-            "ensemble": ensemble, "total": total, "share": 100 * total / analysis.LIMIT,
-            "limit": analysis.LIMIT // 10 ** 6}
-
-
-def _stages(run: ReportData) -> dict[str, float]:
-    trained = {f"train: {stage}": value for stage, value in run.record.seconds.items()
-               if not stage.startswith("method ")}
-    tested = run.answers.record.seconds if run.answers else {}
-    return {**trained, **{f"test: {stage}": value for stage, value in tested.items()}}
+    methods = {name: size for name, size in kept.items() if name != "ensemble"}
+    total = sum(kept.values()) + (encoder or 0)
+    return {"encoder": encoder, "methods": sum(methods.values()), "count": len(methods), "total": total,
+            "ensemble": kept.get("ensemble", 0), "share": 100 * total / LIMIT, "limit": LIMIT // 10 ** 6}
 
 
 def _versions(record: Record) -> dict[str, str]:
