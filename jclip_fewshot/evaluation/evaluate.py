@@ -132,11 +132,10 @@ def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: N
 
 def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, queries: int, seed: int,
                    on_method: OnMethod = lambda _: None) -> dict:
-    """Return scores by the transductive papers' protocol: many small tasks, whose queries come from few classes.
+    """Return scores by the transductive papers' protocol: many small tasks with few of the classes, which all compete.
 
-    All K classes compete. As {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1",
-    "half_width"}}, "accuracy": {name: top-1 of each task}}: the mean over tasks and half of its 95 % interval.
-    Raise UserError if a task has more classes than have test rows.
+    As {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1": mean over tasks,
+    "half_width": of its 95 % interval}}, "accuracy": {name: top-1 of each task}}. Raise UserError as `draw_tasks`.
     """
     drawn = draw_tasks(suite.labels, tasks, classes, queries, seed)
     pipeline.fit(suite.task, unlabelled_of(suite), lambda name, _: on_method(name))
@@ -217,7 +216,6 @@ def read_results(path: Path, tasks: bool = False) -> Compared:
 def comparison(results: dict, other: Compared) -> str:
     """Return a row a method of both results: top-1, theirs, and how far the difference may be chance.
 
-    Of test rows those won and lost, and McNemar's p; of tasks the mean difference on the same ones and its 95 %.
     Raise UserError if the other is of another suite, or of other tasks.
     """
     tasks, rows = "accuracy" in results, []

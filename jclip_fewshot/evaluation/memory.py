@@ -5,12 +5,9 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0.
+    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0."""
 
-    highest: of all laps of the process so far, in MB, which Linux forgets with each reset.
-    """
-
-    highest = 0.0
+    highest = 0.0  # of all laps of the process so far, in MB, which Linux forgets with each reset
 
     def __init__(self) -> None:
         self._base = self._reset()

@@ -1,7 +1,4 @@
-"""Top-1, top-5 and class-mean accuracy, in all and by domain; tables of them and of what methods chose.
-
-Letters: N images, K classes. Accuracies are in percent.
-"""
+"""Top-1, top-5 and class-mean accuracy in percent; tables of them and of what methods chose. N images, K classes."""
 
 from __future__ import annotations
 
@@ -32,9 +29,9 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Return lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Return (total, ≤5) ids, of every image, from the (R, ≤5) of the readable ones and their (R, K) probabilities.
 
-    An image that cannot be read gets the classes that are likeliest by the mean of the (R, K) probabilities.
+    An image that cannot be read gets the classes that are likeliest by the mean.
     """
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)
@@ -97,8 +94,8 @@ def gain_text(scores: dict[str, dict]) -> str:
     if found is None:
         return ""
     before, after = found
-    did = "changed no score" if after == before else \
-        f"{'gained' if after > before else 'lost'} {abs(after - before):.2f} points of top-1"
+    gain = f"{'gained' if after > before else 'lost'} {abs(after - before):.2f} points of top-1"
+    did = gain if after != before else "changed no score"
     return filled(f"refining the set {did} ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
                   ) + "\n"
 

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import VALIDATE, Validation
 from jclip_fewshot.run import new_folder, require_new
 from jclip_fewshot.storage.json_files import write_json
+from jclip_fewshot.task import fold_of_shots
 
 # Shares of board A's test set by domain, as the contest's participants count them.
 BOARD_MIX = {"Animal": 0.16, "Caltech-101": 0.17, "Food-101": 0.16, "Thu-dog": 0.51}
@@ -52,11 +52,9 @@ def hold_out(data: DataSet, per_class: int, shots: int, seed: int = 0) -> tuple[
     rng = np.random.default_rng([HELD_OUT_SEED, seed])
     wanted = {label: int(rng.integers(1, spare + 1)) for label, count in sorted(counts.items())
               if (spare := min(per_class, count - shots)) > 0}
-    held: list[LabelledPath] = []
-    for path, label in draw_pool(data, per_class, HELD_OUT_SEED + seed):
-        if wanted.get(label, 0) > 0:
-            wanted[label] -= 1
-            held.append((path, label))
+    pool = draw_pool(data, per_class, HELD_OUT_SEED + seed)
+    places = fold_of_shots(np.array([label for _, label in pool], np.int64))
+    held = [image for image, place in zip(pool, places) if place < wanted.get(image[1], 0)]
     if not held:
         raise UserError(f"no class has more than {shots} training images, so none can be held out; use fewer --shots")
     gone = {path for path, _ in held}
@@ -94,7 +92,8 @@ def parse_shots(text: str) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-class _Draw(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Draw:
     """The shots and the held-out images of one fit, encoded: their rows, (S, D) and (N, D), and their labels."""
 
     count: int

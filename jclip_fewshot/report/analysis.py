@@ -15,7 +15,7 @@ import numpy as np
 from jclip_fewshot.records import HeldOut, Record
 from jclip_fewshot.task import Task
 
-CALIBRATION_BINS = 15  # as Guo et al. 2017
+CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
 MAP = ("alphas", "betas", "top1")  # the arrays that Tip-Adapter leaves for the report
 
@@ -34,10 +34,7 @@ class ConfusedPair(NamedTuple):
 
 
 def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list[ConfusedPair]:
-    """Return the pairs of classes that are taken for each other most often, both directions together, most first.
-
-    In a pair the first class is the one that is misread more often.
-    """
+    """Return the pairs of classes most often taken for each other, in each the one that is misread more often first."""
     wrong = np.flatnonzero(truth != guess)
     counts = Counter(tuple(sorted((int(truth[i]), int(guess[i])))) for i in wrong)
     pairs = []
@@ -63,16 +60,12 @@ def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tu
 
 
 class Calibration(NamedTuple):
-    """How often answers of a certain confidence are right: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    """How often answers of a certain confidence are right, after Guo et al. 2017."""
 
-    confidence, accuracy (B,) in 0..1, nan for empty bins; counts (B,); ece: the mean of |accuracy - confidence|, each
-    bin weighed by its images.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
-    ece: float
+    confidence: np.ndarray  # (B,) means in 0..1, nan for empty bins
+    accuracy: np.ndarray  # (B,) likewise
+    counts: np.ndarray  # (B,) images
+    ece: float  # the mean of |accuracy - confidence|, each bin weighed by its images
 
 
 def calibration(probs: np.ndarray, truth: np.ndarray) -> Calibration:
@@ -90,16 +83,12 @@ def calibration(probs: np.ndarray, truth: np.ndarray) -> Calibration:
 
 
 class Rejection(NamedTuple):
-    """What it costs to answer "None of these" below a confidence; all in percent, the last two None without truth.
-
-    rejected: of all images. accuracy: of the rest, nan where all are rejected. lost: right answers that are rejected,
-    of all images.
-    """
+    """What it costs to answer "None of these" below a confidence; all in percent, the last two None without truth."""
 
     threshold: float
-    rejected: float
-    accuracy: float | None
-    lost: float | None
+    rejected: float  # of all images
+    accuracy: float | None  # of the rest; nan where all are rejected
+    lost: float | None  # right answers that are rejected, of all images
 
 
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
@@ -118,8 +107,8 @@ def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[s
                       guess: np.ndarray) -> HeldOut | None:
     """Return what a test set without labels should score, by shots that were answered by fits without them.
 
-    probs (S, K), labels (S,): of the shots. Only shots with another one of their class count; None where there
-    is none. Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
+    probs (S, K), labels (S,): of the shots. Only those with another one of their class count; None where there is none.
+    Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
     """
     of_class = np.array(domains)
     usable = np.bincount(labels, minlength=len(domains))[labels] > 1
@@ -161,10 +150,7 @@ def nearest_shots(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None,
 
 
 def parameter_count(arrays: dict[str, np.ndarray]) -> dict[str, int]:
-    """Return {method, or "ensemble": how many numbers it keeps}.
-
-    Counted strictly: stored shots included. Copies of the text rows, which the encoder makes, are not counted again.
-    """
+    """Return {method, or "ensemble": how many numbers it keeps}, of stored shots too, but not of copied text rows."""
     sizes = Counter[str]()
     for key, array in arrays.items():
         part, _, rest = key.partition("/")
@@ -175,16 +161,13 @@ def parameter_count(arrays: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 class AlphaBetaMap(NamedTuple):
-    """Tip-Adapter's held-out top-1 in percent, (A, B), over its weight α and sharpness β; what was chosen.
+    """Tip-Adapter's held-out top-1 over its weight α and sharpness β, and what was chosen."""
 
-    chosen: (domain, or "" for all; α; β). shots: how many were answered.
-    """
-
-    alphas: np.ndarray
-    betas: np.ndarray
-    top1: np.ndarray
-    chosen: list[tuple[str, float, float]]
-    shots: int
+    alphas: np.ndarray  # (A,)
+    betas: np.ndarray  # (B,)
+    top1: np.ndarray  # (A, B), in percent
+    chosen: list[tuple[str, float, float]]  # domain, or "" for all; α; β
+    shots: int  # how many were answered
 
     def said(self) -> str:
         """Return what was chosen in words."""

@@ -29,8 +29,8 @@ DOMAIN_COLOURS = BLUE, VERMILLION, GREEN, PURPLE, AMBER
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 WIDE, NARROW = 920, 340  # CSS pixels
 STYLE = Path(__file__).with_name("picture.mplstyle")
-COLOURS = {"text.color": INK, "axes.titlecolor": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED,
-           "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR}
+COLOURS: dict[Any, str] = {"text.color": INK, "axes.titlecolor": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED,
+                           "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR}
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,16 @@ def picture(name: str, alt: str, draw: Callable[[Any, bool], float]) -> Picture:
                 figure.set_layout_engine("none")  # it is laid out already
             variants.append(_variant(figure))
             plt.close(figure)
-    return Picture(name, alt, *variants, png.getvalue())
+    return Picture(name, alt, variants[0], variants[1], png.getvalue())
 
 
 def _variant(figure: Any) -> Variant:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    size = dict(zip(("width", "height"), (round(72 * inches) for inches in figure.get_size_inches())))
     svg = text.getvalue()
     svg = svg[svg.index("<svg"):]
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', rf'<svg \1width="{width}"', svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', rf'<svg \1height="{height}"', svg, count=1)
+    svg = re.sub('(width|height)="[^"]*"', lambda found: f'{found[1]}="{size[found[1]]}"', svg, count=2)
     svg = svg.replace('<g id="mesh', '<g shape-rendering="crispEdges" id="mesh')  # no seams between cells
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return Variant(re.sub(r"\n\s*", "\n", svg.replace("'DejaVu Sans'", FONTS)), width, height)
+    return Variant(re.sub(r"\n\s*", "\n", svg.replace("'DejaVu Sans'", FONTS)), **size)

@@ -21,13 +21,11 @@ import numpy as np
 
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import TOP, best_classes, refining_gain, short, shown_domains
+from jclip_fewshot.evaluation.scores import best_classes, refining_gain, short, shown_domains
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.provenance import next_command
-from jclip_fewshot.records import VALIDATE, Record, Row, Score, Validation, read_validation
+from jclip_fewshot.records import VALIDATE, Record, Row, Validation, read_validation
 from jclip_fewshot.report import analysis, drawing, figures
-from jclip_fewshot.report.drawing import Picture
-from jclip_fewshot.report.figures import method_title
 from jclip_fewshot.report.reading import Answers, ReportData, Thumbnails, read_run
 from jclip_fewshot.storage.files import atomic_write
 
@@ -74,7 +72,7 @@ class Page:
         from markupsafe import Markup
         here = Path(__file__).parent
         self.draws = drawing.available()
-        self.pictures: dict[str, Picture] = {}
+        self.pictures: dict[str, drawing.Picture] = {}
         thumbnails = Thumbnails()
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -83,14 +81,14 @@ class Page:
             n="{:,}".format, fixed=lambda value, digits=1: f"{value:.{digits}f}",
             value=lambda value: repr(value.item() if isinstance(value, np.generic) else value),
             signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "−"), short=short, vars=vars,
-            method=method_title,
+            method=figures.method_title,
             svg=lambda text: "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
         self._environment.globals.update(
             folder=folder.resolve().name, draws=self.draws, install=INSTALL, pictures=self.pictures,
             thumbnails=thumbnails, style=Markup((here / "style.css").read_text(encoding="utf-8")),
             script=Markup((here / "page.js").read_text(encoding="utf-8")))
 
-    def draw(self, figure: Callable[..., Picture], *arguments: object) -> None:
+    def draw(self, figure: Callable[..., drawing.Picture], *arguments: object) -> None:
         """Keep the picture that `figure(*arguments)` makes; nothing without matplotlib."""
         if self.draws:
             found = figure(*arguments)
@@ -151,10 +149,10 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
     if answers is None:
         return context
     stages.update({f"test: {stage}": seconds for stage, seconds in answers.record.seconds.items()})
-    context.update(top=min(TOP, len(names)), best_classes=best_classes, changes=_changes(answers),
-                   scores=_scores(page, answers.record.scores), classes=_classes(page, run, answers, names),
-                   certainty=_certainty(page, answers), balance=_balance(page, run, answers, names),
-                   unsure=np.argsort(answers.probs.max(axis=1), kind="stable"))
+    context.update(best=best_classes(answers.probs), unsure=np.argsort(answers.probs.max(axis=1), kind="stable"),
+                   changes=_changes(answers), scores=_scores(page, answers.record.scores),
+                   classes=_classes(page, run, answers, names), certainty=_certainty(page, answers),
+                   balance=_balance(page, run, answers, names))
     if answers.truth is None:
         if "held_out_probs" in run.arrays:
             context["estimate"] = analysis.held_out_estimate(
@@ -162,15 +160,14 @@ def run_page(page: Page, run: ReportData) -> dict[str, Any]:
         return context
     mistakes = answers.sure[answers.guess[answers.sure] != answers.truth[answers.sure]]
     confusion = analysis.domain_confusion(answers.truth, answers.guess, domains)
-    context.update(mistakes=mistakes, best=best_classes(answers.probs),
-                   places=[f"guess {n + 1}" for n in range(context["top"])],
+    context.update(mistakes=mistakes, places=[f"guess {n + 1}" for n in range(context["best"].shape[1])],
                    confusions={"pairs": analysis.confused_pairs(answers.truth, answers.guess),
                                "counts": np.bincount(answers.truth, minlength=len(names)),
                                "domains": confusion if len(confusion) > 1 else {}})
     return context
 
 
-def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
+def _scores(page: Page, scores: Mapping[str, Any]) -> dict[str, Any] | None:
     """The table of scores: {method: {column: top-1 ...}}, and the best of each column."""
     if not scores:
         return None
@@ -179,10 +176,9 @@ def _scores(page: Page, scores: Mapping[str, Score]) -> dict[str, Any] | None:
                    **{domain: row["domains"][domain]["top1"] for domain in domains if domain in row["domains"]}}
             for name, row in scores.items()}
     page.draw(figures.ladder, rows, domains)
-    columns = [*SCORES, *domains]
-    return {"rows": rows, "columns": columns, "domains": domains, "final": final,
+    return {"rows": rows, "domains": domains, "final": final,
             "refinement": None if gain is None else gain[1] - gain[0],
-            "best": {key: max(row[key] for row in rows.values() if key in row) for key in columns}}
+            "best": {key: max(row[key] for row in rows.values() if key in row) for key in (*SCORES, *domains)}}
 
 
 def _changes(answers: Answers) -> dict[str, Any] | None:
@@ -209,11 +205,9 @@ def _classes(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
     rows = []
     for k in order.tolist():
         mine = answers.guess[sure] == k
-        if truth is None:
-            groups = {"Read as this class": (sure[mine], "", None)}
-        else:
-            groups = {"Misread": (sure[(truth == k) & ~mine], "read as", answers.guess),
-                      "Others read as this class": (sure[mine & (truth != k)], "truth:", answers.truth)}
+        groups: dict[str, tuple] = {"Read as this class": (sure[mine], "", None)} if truth is None else {
+            "Misread": (sure[(truth == k) & ~mine], "read as", answers.guess),
+            "Others read as this class": (sure[mine & (truth != k)], "truth:", answers.truth)}
         rows.append({"id": k, "top1": accuracy[k], "images": int(images[k]), "predicted": int(predicted[k]),
                      "shots": int(shots[k]), "groups": groups})
     low = accuracy[order[0]]
@@ -259,7 +253,7 @@ def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
 
 def _sizes(record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
     """How many numbers answer an image: CLIP's, None where one encoder's is not recorded, and what methods keep."""
-    counts = [encoder.get("parameters") for encoder in encoders_of(record.encoder)]
+    counts: list[Any] = [encoder.get("parameters") for encoder in encoders_of(record.encoder)]
     encoder = None if None in counts else sum(counts)
     methods = {name: size for name, size in kept.items() if name != "ensemble"}
     total = sum(kept.values()) + (encoder or 0)

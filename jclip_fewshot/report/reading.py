@@ -1,7 +1,4 @@
-"""A run's files, read back for its report: record, arrays, where its images lie, its answers.
-
-Letters: N test images that could be read, S shots, K classes.
-"""
+"""A run's files, read back for its report: record, arrays, where its images lie, its answers. Letters: analysis.py."""
 
 from __future__ import annotations
 
