@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, score, shown_domains, table
 from jclip_fewshot.features.sources import labelled_rows
 from jclip_fewshot.pipeline import Pipeline
-from jclip_fewshot.problem import Encoded, Problem, queries_of, read_problem
+from jclip_fewshot.problem import queries_of, read_problem
 from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import VALIDATE, Validation
 from jclip_fewshot.run import new_folder, require_new
@@ -92,19 +92,6 @@ def parse_shots(text: str) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Draw:
-    """The shots and the held-out images of one fit, encoded: their rows, (S, D) and (N, D), and their labels."""
-
-    count: int
-    seed: int
-    encoded: Encoded
-    rows: np.ndarray
-    shots: list[LabelledPath]
-    features: np.ndarray
-    held: list[LabelledPath]
-
-
 def validate(settings: ValidateConfig) -> dict | None:
     """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
 
@@ -117,37 +104,30 @@ def validate(settings: ValidateConfig) -> dict | None:
     if mix:
         domain_weights(domains, mix)  # complains before the work
     hold_out(problem.data, settings.per_class, max(counts))  # likewise
-    draws = list(_drawn(problem, counts, settings))
-    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
-        return None
-    curve: dict[int, dict[str, dict]] = {count: {} for count in counts}
-    for number, draw in enumerate(draws, 1):
-        begun = time.perf_counter()
-        encoded, labels = draw.encoded, np.array([label for _, label in draw.held], np.int64)
-        pipeline = Pipeline(problem.choice, draw.seed)
-        pipeline.fit(encoded.task(draw.rows, [label for _, label in draw.shots]),
-                     encoded.given([path for path, _ in draw.shots], draw.seed))
-        queries = queries_of(encoded.source, encoded.data.root, [path for path, _ in draw.held], draw.features,
-                             settings.views)
-        for name, answer in pipeline.answer(queries, every_method=True).by_method().items():
-            row = curve[draw.count].setdefault(name, {"top1": [], "top5": [], "error": [], "domains": {}})
-            _add(row, best_classes(answer), labels, domains, mix)
-        tell(f"fit {number} of {len(draws)}: {draw.count} shots, seed {draw.seed}, {time.perf_counter() - begun:.1f} s")
-    return {"n": round(statistics.mean(len(draw.held) for draw in draws)), "k": len(problem.data.class_names),
-            "curve": curve}
-
-
-def _drawn(problem: Problem, counts: list[int], settings: ValidateConfig) -> Iterator[_Draw]:
-    """The draws of all seeds and numbers of shots; of one seed they have the same held-out images."""
-    whole = problem.encode()
+    whole, tests, draws = problem.encode(), {}, {}
     for seed in range(settings.seeds):
         held, rest = hold_out(problem.data, settings.per_class, max(counts), seed)
         encoded = dataclasses.replace(whole, problem=dataclasses.replace(problem, data=rest))
         features, held, _ = labelled_rows(whole.source, rest.root, held, settings.skip_bad,
                                           stage=f"held out, seed {seed}", test_views=settings.views)
+        tests[seed] = encoded, features, held
         for count in counts:
-            rows, shots, _ = encoded.shots(count, seed, stage=f"{count} shots, seed {seed}")
-            yield _Draw(count, seed, encoded, rows, shots, features, held)
+            draws[seed, count] = encoded.shots(count, seed, stage=f"{count} shots, seed {seed}")
+    if not ranks.first():  # under mpirun the other processes have done their part of the encoding
+        return None
+    curve: dict[int, dict[str, dict]] = {count: {} for count in counts}
+    for number, ((seed, count), (rows, shots, _)) in enumerate(draws.items(), 1):
+        (encoded, features, held), begun = tests[seed], time.perf_counter()
+        task, given = encoded.task(rows, [label for _, label in shots]), encoded.given([path for path, _ in shots], seed)
+        pipeline = Pipeline(problem.choice, seed).fit(task, given)
+        queries = queries_of(encoded.source, encoded.data.root, [path for path, _ in held], features, settings.views)
+        labels = np.array([label for _, label in held], np.int64)
+        for name, answer in pipeline.answer(queries, every_method=True).by_method().items():
+            row = curve[count].setdefault(name, {"top1": [], "top5": [], "error": [], "domains": {}})
+            _add(row, best_classes(answer), labels, domains, mix)
+        tell(f"fit {number} of {len(draws)}: {count} shots, seed {seed}, {time.perf_counter() - begun:.1f} s")
+    return {"n": round(statistics.mean(len(held) for _, _, held in tests.values())), "k": len(problem.data.class_names),
+            "curve": curve}
 
 
 def _add(row: dict, best: np.ndarray, labels: np.ndarray, domains: Sequence[str], mix: dict[str, float]) -> None:

@@ -324,28 +324,26 @@ def shot_curves(curves: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str
     looks = product(zip("osD^v", ("-", "--", "-.", ":", (0, (1, 3)))), drawing.DOMAIN_COLOURS)
     look_of = dict(zip(methods, cycle(looks)))
 
-    def panel(ax: Any, curve: Mapping[int, Mapping[str, Any]]) -> None:
-        for method in methods:
-            known = [count for count in sorted(curve) if method in curve[count]]
-            values = [curve[count][method]["top1"] for count in known]
-            mean, spread = np.array([np.mean(one) for one in values]), np.array([np.std(one) for one in values])
-            (mark, line), colour = look_of[method]
-            ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
-            ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
-                    label=method_title(method))
-        # a method that falls far below zero-shot would press all others into one line
-        base = [np.mean(row["zero_shot"]["top1"]) for row in curve.values() if "zero_shot" in row]
-        ax.set_ylim(bottom=max(ax.get_ylim()[0], min(base, default=0) - FAR_BELOW))
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sorted(curve), [str(count) for count in sorted(curve)])
-        ax.set_xticks([], minor=True)
-        ax.grid(axis="y")
-
     def draw(figure: Any, wide: bool) -> float:
         columns = min(len(curves), 3 if wide else 1)
         axes = _panels(figure, len(curves), columns)
         for ax, (data, curve) in zip(axes, curves.items()):
-            panel(ax, curve)
+            counts = sorted(curve)
+            for method in methods:
+                known = [count for count in counts if method in curve[count]]
+                values = [curve[count][method]["top1"] for count in known]
+                mean, spread = np.array([np.mean(one) for one in values]), np.array([np.std(one) for one in values])
+                (mark, line), colour = look_of[method]
+                ax.fill_between(known, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+                ax.plot(known, mean, color=colour, marker=mark, linestyle=line, markersize=4.5, linewidth=1.4,
+                        label=method_title(method))
+            # a method that falls far below zero-shot would press all others into one line
+            base = [np.mean(row["zero_shot"]["top1"]) for row in curve.values() if "zero_shot" in row]
+            ax.set_ylim(bottom=max(ax.get_ylim()[0], min(base, default=0) - FAR_BELOW))
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(counts, list(map(str, counts)))
+            ax.set_xticks([], minor=True)
+            ax.grid(axis="y")
             ax.set_title(_shorten(data, 30))
         axes[0].set_ylabel("top-1, %")
         axes[len(curves) - 1].set_xlabel("shots a class")

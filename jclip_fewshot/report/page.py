@@ -45,9 +45,10 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
     folder = Path(run_folder)
     target, page = Path(out) if out else folder / FOLDER, Page(folder)
     if (folder / VALIDATE).is_file():
-        text = page.render("validation.html.j2", **leaderboard_page(page.draw, read_validation(folder)))
+        template, context = "validation.html.j2", leaderboard_page(page.draw, read_validation(folder))
     else:
-        text = page.render("run.html.j2", **run_page(page, read_run(folder, split)))
+        template, context = "run.html.j2", run_page(page, read_run(folder, split))
+    text = page.environment.get_template(template).render(context)
     files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
     for name, content in {**files, PAGE: text.encode("utf-8")}.items():
         with atomic_write(target / name) as file:
@@ -74,16 +75,16 @@ class Page:
         self.draws = drawing.available()
         self.pictures: dict[str, drawing.Picture] = {}
         thumbnails = Thumbnails()
-        self._environment = jinja2.Environment(
+        self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
             trim_blocks=True, lstrip_blocks=True)
-        self._environment.filters.update(
+        self.environment.filters.update(
             n="{:,}".format, fixed=lambda value, digits=1: f"{value:.{digits}f}",
             value=lambda value: repr(value.item() if isinstance(value, np.generic) else value),
             signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "−"), short=short, vars=vars,
             method=figures.method_title,
             svg=lambda text: "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
-        self._environment.globals.update(
+        self.environment.globals.update(
             folder=folder.resolve().name, draws=self.draws, install=INSTALL, pictures=self.pictures,
             thumbnails=thumbnails, style=Markup((here / "style.css").read_text(encoding="utf-8")),
             script=Markup((here / "page.js").read_text(encoding="utf-8")))
@@ -93,10 +94,6 @@ class Page:
         if self.draws:
             found = figure(*arguments)
             self.pictures[found.name] = found
-
-    def render(self, template: str, **context: object) -> str:
-        """Return the whole page."""
-        return self._environment.get_template(template).render(context)
 
 
 def leaderboard_page(draw: Callable[..., None], record: Validation) -> dict[str, Any]:
