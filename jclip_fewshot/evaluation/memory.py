@@ -10,20 +10,17 @@ class PeakMemory:
     highest = 0.0  # of all laps of the process so far, in MB, which Linux forgets with each reset
 
     def __init__(self) -> None:
-        self._base = self._reset()
+        self._base = 0.0
+        self.lap()
 
     def lap(self) -> float:
         """Return the peak since the last lap, in MB above the resident size at its beginning."""
-        peak, base = _peak(), self._base
-        PeakMemory.highest = max(PeakMemory.highest, peak)
-        self._base = self._reset()
-        return max(peak - base, 0.0)
-
-    @staticmethod
-    def _reset() -> float:
+        used = _peak() - self._base
+        PeakMemory.highest = max(PeakMemory.highest, _peak())
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # 5: forget the peak resident size
-        return _peak()
+        self._base = _peak()
+        return max(used, 0.0)
 
 
 def _peak() -> float:

@@ -118,8 +118,8 @@ def validate(settings: ValidateConfig) -> dict | None:
     curve: dict[int, dict[str, dict]] = {count: {} for count in counts}
     for number, ((seed, count), (rows, shots, _)) in enumerate(draws.items(), 1):
         (encoded, features, held), begun = tests[seed], time.perf_counter()
-        task, given = encoded.task(rows, [label for _, label in shots]), encoded.given([path for path, _ in shots], seed)
-        pipeline = Pipeline(problem.choice, seed).fit(task, given)
+        task = encoded.task(rows, [label for _, label in shots])
+        pipeline = Pipeline(problem.choice, seed).fit(task, encoded.given([path for path, _ in shots], seed))
         queries = queries_of(encoded.source, encoded.data.root, [path for path, _ in held], features, settings.views)
         labels = np.array([label for _, label in held], np.int64)
         for name, answer in pipeline.answer(queries, every_method=True).by_method().items():

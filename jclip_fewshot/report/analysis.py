@@ -21,16 +21,13 @@ MAP = ("alphas", "betas", "top1")  # the arrays that Tip-Adapter leaves for the 
 
 
 class ConfusedPair(NamedTuple):
-    """Two classes, the rows of images of the first read as the second, and of the second read as the first."""
+    """Two classes, the rows of images of the first read as the second, those of the second as the first, their sum."""
 
     first: int
     second: int
     as_second: np.ndarray
     as_first: np.ndarray
-
-    @property
-    def total(self) -> int:
-        return len(self.as_second) + len(self.as_first)
+    total: int
 
 
 def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list[ConfusedPair]:
@@ -38,10 +35,10 @@ def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list
     wrong = np.flatnonzero(truth != guess)
     counts = Counter(tuple(sorted((int(truth[i]), int(guess[i])))) for i in wrong)
     pairs = []
-    for (a, b), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
+    for (a, b), total in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
         ab = np.flatnonzero((truth == a) & (guess == b))
         ba = np.flatnonzero((truth == b) & (guess == a))
-        pairs.append(ConfusedPair(a, b, ab, ba) if len(ab) >= len(ba) else ConfusedPair(b, a, ba, ab))
+        pairs.append(ConfusedPair(*((a, b, ab, ba) if len(ab) >= len(ba) else (b, a, ba, ab)), total))
     return pairs
 
 
