@@ -115,9 +115,9 @@ def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
     return Entry(whole.name, possible(parse_shots(settings.shots), labels, whole.name), suite)
 
 
-def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
+def _of_folder(folder: str, settings: BenchmarkConfig, seeds: Sequence[int]) -> Entry:
     """A folder's test images are encoded once, its shots once a seed, and nothing again that is in the cache."""
-    wanted, seeds = parse_shots(settings.shots), seeds_of(settings)
+    wanted = parse_shots(settings.shots)
     problem = read_problem(SourceConfig(
         data=folder, model=settings.model, weights=settings.weights, augment=settings.augment,
         prompt_set=settings.prompt_set, **settings.encoding), max(wanted))
@@ -152,11 +152,6 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
     return Entry(name, counts, suite, split, settings.model)
 
 
-def seeds_of(settings: BenchmarkConfig) -> range:
-    """Return the random seeds: CoOp's begin with 1."""
-    return range(int(settings.coop_seeds), settings.seeds + int(settings.coop_seeds))
-
-
 def require_sound(settings: BenchmarkConfig) -> Choice:
     """Return the methods, and find out before the work what cannot be done. Raise UserError if something is amiss."""
     choice = choose(settings.methods)
@@ -178,12 +173,13 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
     choice, file = require_sound(settings), Path(settings.out) / RESULTS
     known = {} if not file.exists() else {(cell.data, cell.shots, cell.seed): cell for cell in read_json(
         file, Results, "take another folder with --out, or delete it").cells}
-    entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings)
+    first = int(settings.coop_seeds)  # CoOp's seeds begin with 1
+    seeds = range(first, first + settings.seeds)
+    entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings, seeds)
                for data in settings.data]
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-    asked = {(entry.name, count, seed): entry
-             for entry in entries for count in entry.counts for seed in seeds_of(settings)}
+    asked = {(entry.name, count, seed): entry for entry in entries for count in entry.counts for seed in seeds}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
     cost = {}  # what the time of a cell grows with, roughly

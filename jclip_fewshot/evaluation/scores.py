@@ -100,14 +100,13 @@ def gain_text(scores: dict[str, dict]) -> str:
                   ) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None,
-          width: int | None = None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None) -> str:
     """Return columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
 
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
-    `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
+    `keep` (None: all stay), and a line says which.
     """
-    width, heads, shown = width or columns(), [list(header)], len(header)
+    width, heads, shown = columns(), [list(header)], len(header)
     whole = _widths([header, *rows])
     if _total(whole) > width:
         parts = [re.sub(r"(?<=-)(?=.)| ", "\n", name).split("\n") if len(name) > 6 else [name] for name in header]
