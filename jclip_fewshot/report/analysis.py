@@ -90,9 +90,10 @@ class Rejection(NamedTuple):
 
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
     """Return the cost of each threshold, in 0..1; at least one image."""
-    rows, right = [], None if truth is None else probs.argmax(axis=1) == truth
+    confidence, rows = probs.max(axis=1), []
+    right = None if truth is None else probs.argmax(axis=1) == truth
     for threshold in thresholds:
-        low, accuracy, lost = probs.max(axis=1) < threshold, None, None
+        low, accuracy, lost = confidence < threshold, None, None
         if right is not None:
             accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
             lost = 100 * float((right & low).mean())

@@ -198,10 +198,10 @@ def _classes(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
         order = np.argsort(accuracy, kind="stable")
         if images.any():
             page.draw(figures.class_strip, accuracy, run.record.domains, names)
-    sure, truth = answers.sure, None if answers.truth is None else answers.truth[answers.sure]
-    rows = []
+    sure, rows = answers.sure, []
+    guess, truth = answers.guess[sure], None if answers.truth is None else answers.truth[sure]
     for k in order.tolist():
-        mine = answers.guess[sure] == k
+        mine = guess == k
         groups: dict[str, tuple] = {"Read as this class": (sure[mine], "", None)} if truth is None else {
             "Misread": (sure[(truth == k) & ~mine], "read as", answers.guess),
             "Others read as this class": (sure[mine & (truth != k)], "truth:", answers.truth)}
