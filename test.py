@@ -28,7 +28,7 @@ from jclip_fewshot.features.sources import test_rows
 from jclip_fewshot.problem import queries_of
 from jclip_fewshot.provenance import Stopwatch, made_by, next_command
 from jclip_fewshot.records import TestRecord
-from jclip_fewshot.report.analysis import nearest_arrays
+from jclip_fewshot.report.analysis import nearest_shots
 from jclip_fewshot.report.page import report_line
 from jclip_fewshot.run import Run
 
@@ -81,7 +81,7 @@ def main() -> None:
         refinement=answers.refinement.record() if answers.refinement else None, scores=scores, seconds=watch.seconds)
     run.save_test(split, record, {
         "names": names, "best": best, "probs": answers.final, "before": answers.probs, "readable": readable,
-        **nearest_arrays(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
+        **nearest_shots(rows, answers.final, truth if truth is None else truth[readable], run.pipeline.task_),
         **({} if truth is None else {"truth": truth})})
     print(f"Saved: {result} ({count_of(len(names), 'image')})")
     if archive:

@@ -55,7 +55,7 @@ def main():
             task, features, labels = draw(suite, seed, given.shots)
             pipeline = Pipeline(given.methods).fit(task)
             probs = pipeline.answer(features, refine="off").probs
-            for setting, sets in test_sets(labels, task.num_classes, given.seeds, given.tasks):
+            for setting, sets in test_sets(labels, given.seeds, given.tasks):
                 found.setdefault(setting, []).extend(
                     measure(pipeline, probs[rows], features[rows], labels[rows]) for rows in sets)
         print(f"{suite.name}: N = {len(labels)}, K = {task.num_classes}, {len(pipeline.methods_)} heads")

@@ -17,6 +17,7 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError, one_line
 from jclip_fewshot.provenance import table_name
 from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
+from jclip_fewshot.storage.json_files import write_json
 
 
 def call(name: str, arguments: list[str]) -> int:
@@ -172,17 +173,15 @@ def evaluate(settings: config.EvaluateConfig) -> None:
     results = found[0]
     if settings.bootstrap:
         results["intervals"] = evaluation.intervals(results, settings.bootstrap)
-    shown, compared = ((evaluation.tasks_table, evaluation.tasks_comparison) if settings.tasks
-                       else (evaluation.results_table, evaluation.comparison_table))
     if len(found) > 1:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print(shown(results))
+        print(evaluation.results_table(results))
     if other:
-        print(f"\n{compared(results, other)}")
+        print("\n" + evaluation.comparison(results, other))
     if settings.json:
-        evaluation.save_results(Path(settings.json), results)
+        write_json(settings.json, results)
 
 
 def benchmark(settings: config.BenchmarkConfig) -> None:

@@ -1,5 +1,1 @@
-"""How good it is: scores, labelled feature suites, tasks drawn from them, the local leaderboard.
-
-In: answers and labels. Out: numbers and tables. The only package that judges answers by test
-labels; it may import all packages below it.
-"""
+"""How good it is: the only package that judges answers by test labels; scores, suites, leaderboard, benchmark."""

@@ -2,17 +2,15 @@
 
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
-DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set
-with so many shots and one seed; `evaluate` answers it. Each finished cell is written to disk, so that a later call
-continues.
-
-Letters: N test rows, S shots, K classes, D feature width.
+DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
+so many shots and one seed; `evaluate` answers it. Each is written to disk as it ends, so that a later call continues.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +23,8 @@ from jclip_fewshot import __version__
 from jclip_fewshot.backend import ranks
 from jclip_fewshot.config import BenchmarkConfig, SourceConfig
 from jclip_fewshot.console import duration, tell
-from jclip_fewshot.data.data_set import UNKNOWN, DataSet
+from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.data.formats import coop
-from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import draw_pool
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.evaluate import evaluate
@@ -43,7 +40,6 @@ from jclip_fewshot.storage.files import content_digest, require_writable_folder
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RESULTS = "benchmark.json"
-Curve = dict[int, dict[str, dict]]  # {shots: {method: {"top1": [a seed each]}}}
 
 
 class Cell(msgspec.Struct, kw_only=True):
@@ -73,10 +69,7 @@ class Results(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of the benchmark, ready to be evaluated: counts of shots, and (shots, seed) -> the suite.
-
-    split, encoder: the name of CoOp's split, and the CLIP, where they are known.
-    """
+    """A data set, numbers of shots, (shots, seed) → the suite; CoOp's split and the CLIP where they are known."""
 
     name: str
     counts: list[int]
@@ -91,23 +84,21 @@ def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list
     It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
     fewer images is sampled with repetition there; here each image that comes up counts once.
     """
-    of_class: dict[int, list[int]] = {}
+    of_class = defaultdict[int, list[int]](list)
     for index, label in enumerate(labels):
-        of_class.setdefault(int(label), []).append(index)
+        of_class[int(label)].append(index)
     generator, chosen = random.Random(seed), set[int]()
     for images in of_class.values():
-        enough = len(images) >= shots
-        chosen.update(generator.sample(images, shots) if enough else generator.choices(images, k=shots))
+        draw = generator.sample if len(images) >= shots else generator.choices
+        chosen.update(draw(images, k=shots))
     return sorted(chosen)
 
 
-def possible(counts: Sequence[int], most: int, name: str) -> list[int]:
-    """Return the numbers of shots that a data set with `most` a class can give, in order; say what it cannot.
-
-    Raise UserError if it has none.
-    """
-    if not most:
+def possible(counts: Sequence[int], labels: Sequence[int] | np.ndarray, name: str) -> list[int]:
+    """Return the numbers of shots that training `labels` can give; say what they cannot. Raise UserError for none."""
+    if not len(labels):
         raise UserError(f"{name} has no labelled image to learn from")
+    most = int(np.bincount(labels).max())
     found = sorted({min(count, most) for count in counts})
     if max(counts) > most:
         tell(f"{name} has {most} shots a class, fewer than {max(counts)}: it is run with {', '.join(map(str, found))}")
@@ -116,23 +107,17 @@ def possible(counts: Sequence[int], most: int, name: str) -> list[int]:
 
 def _of_suite(path: str, settings: BenchmarkConfig) -> Entry:
     whole = load_suite(path)
+    labels = whole.task.labels
 
     def suite(shots: int, seed: int) -> Suite:
-        labels = whole.task.labels
         rows = coop_draw(labels, shots, seed) if settings.coop_seeds else np.flatnonzero(drawn(labels, shots, seed))
         return replace(whole, task=whole.task.take(np.asarray(rows, np.int64)))
-    return Entry(whole.name, possible(parse_shots(settings.shots), whole.task.counts.max(), whole.name), suite)
+    return Entry(whole.name, possible(parse_shots(settings.shots), labels, whole.name), suite)
 
 
-def _shots_of(data: DataSet, shots: int, seed: int, coop_seeds: bool) -> list[LabelledPath]:
-    if not coop_seeds:
-        return draw_pool(data, shots, seed)
-    return [data.train[index] for index in coop_draw([label for _, label in data.train], shots, seed)]
-
-
-def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
-    """A folder's test images, encoded once, and its shots, once a seed; what is in the cache is not encoded again."""
-    wanted, seeds = parse_shots(settings.shots), seeds_of(settings)
+def _of_folder(folder: str, settings: BenchmarkConfig, seeds: Sequence[int]) -> Entry:
+    """A folder's test images are encoded once, its shots once a seed, and nothing again that is in the cache."""
+    wanted = parse_shots(settings.shots)
     problem = read_problem(SourceConfig(
         data=folder, model=settings.model, weights=settings.weights, augment=settings.augment,
         prompt_set=settings.prompt_set, **settings.encoding), max(wanted))
@@ -140,15 +125,18 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
     if settings.coop_seeds and data.format != "coop":
         raise UserError(f"--coop-seeds: {folder} is read as {data.format}; CoOp draws in the order of its split file, "
                         f"{coop.NAME}….json, which is not there")
-    counts = possible(wanted, int(np.bincount([label for _, label in data.train] or [0]).max()), name)
-    chosen = {(count, seed): _shots_of(data, count, seed, settings.coop_seeds) for count in counts for seed in seeds}
+    pool = [label for _, label in data.train]
+    counts = possible(wanted, pool, name)
+    chosen = {(count, seed): [data.train[index] for index in coop_draw(pool, count, seed)] if settings.coop_seeds
+              else draw_pool(data, count, seed) for count in counts for seed in seeds}
     tests = data.split(used={path for shots in chosen.values() for path, _ in shots})
     if tests.labels is None:
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    kept = [index for index, name in enumerate(tests.names) if index not in bad and tests.labels[name] != UNKNOWN]
-    features, labels = rows[kept], np.array([tests.labels[tests.names[index]] for index in kept], np.int64)
+    truth = np.array([tests.labels[name] for name in tests.names], np.int64)
+    kept = [index for index, label in enumerate(truth) if index not in bad and label != UNKNOWN]
+    features, labels = rows[kept], truth[kept]
     row_of: dict[tuple[int, str], np.ndarray] = {}
     for seed in seeds:
         every = list(dict.fromkeys(shot for count in counts for shot in chosen[count, seed]))
@@ -162,11 +150,6 @@ def _of_folder(folder: str, settings: BenchmarkConfig) -> Entry:
         return Suite(name, task, features, labels, data.class_names, data.domains)
     split = next((path.stem[len(coop.NAME):] for path in data.root.glob(f"{coop.NAME}*.json")), "")
     return Entry(name, counts, suite, split, settings.model)
-
-
-def seeds_of(settings: BenchmarkConfig) -> range:
-    """Return the random seeds: CoOp's begin with 1."""
-    return range(int(settings.coop_seeds), settings.seeds + int(settings.coop_seeds))
 
 
 def require_sound(settings: BenchmarkConfig) -> Choice:
@@ -190,41 +173,38 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
     choice, file = require_sound(settings), Path(settings.out) / RESULTS
     known = {} if not file.exists() else {(cell.data, cell.shots, cell.seed): cell for cell in read_json(
         file, Results, "take another folder with --out, or delete it").cells}
-    entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings)
+    first = int(settings.coop_seeds)  # CoOp's seeds begin with 1
+    seeds = range(first, first + settings.seeds)
+    entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings, seeds)
                for data in settings.data]
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-    asked = [(entry, count, seed) for entry in entries for count in entry.counts for seed in seeds_of(settings)]
+    asked = {(entry.name, count, seed): entry for entry in entries for count in entry.counts for seed in seeds}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {(entry.name, count): _cost(entry.suite(count, seeds_of(settings)[0]))
-            for entry in entries for count in entry.counts}
-    left, spent, paid = sum(cost[entry.name, count] for entry, count, _ in asked), 0.0, 0.0
-    for number, (entry, count, seed) in enumerate(asked, 1):
-        suite, begun = entry.suite(count, seed), time.perf_counter()
-        key, mark = (entry.name, count, seed), _fingerprint(suite, choice, seed)
-        said = f"{number} of {len(asked)}: {entry.name}, {count} shots, seed {seed}"
-        left -= cost[entry.name, count]
+    cost = {}  # what the time of a cell grows with, roughly
+    for key, entry in asked.items():
+        suite = entry.suite(*key[1:])
+        cost[key] = (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
+    left, spent, paid = sum(cost.values()), 0.0, 0.0
+    for number, (key, entry) in enumerate(asked.items(), 1):
+        (name, count, seed), suite, begun = key, entry.suite(*key[1:]), time.perf_counter()
+        said, mark = f"{number} of {len(asked)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
+        left -= cost[key]
         if key in known and known[key].fingerprint == mark:
             tell(f"{said}: done before")
             continue
         found = evaluate(suite, Pipeline(choice, seed))
-        known[key] = Cell(data=entry.name, shots=count, seed=seed, n=found["n"], k=found["k"], fingerprint=mark,
+        known[key] = Cell(data=name, shots=count, seed=seed, n=found["n"], k=found["k"], fingerprint=mark,
                           methods=found["methods"], settings=found["settings"])
         results.cells = list(known.values())
         write_json(file, results)
         seconds = time.perf_counter() - begun
-        spent, paid = spent + seconds, paid + cost[entry.name, count]
+        spent, paid = spent + seconds, paid + cost[key]
         tell(f"{said}: {duration(seconds)}" + (f", about {duration(spent / paid * left)} left" if left else ""))
     write_json(file, results)
-    wanted = {(entry.name, count, seed) for entry, count, seed in asked}
-    results.cells = [cell for key, cell in known.items() if key in wanted]
+    results.cells = [cell for key, cell in known.items() if key in asked]
     return results
-
-
-def _cost(suite: Suite) -> float:
-    """What the time of a cell grows with, roughly."""
-    return (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
 
 
 def _fingerprint(suite: Suite, choice: Choice, seed: int) -> str:
@@ -243,25 +223,24 @@ def quoted(entry: Entry, coop_seeds: bool) -> list[dict[str, Any]]:
             and (row["shots"] == 0 or coop_seeds and row["shots"] in entry.counts)]
 
 
-def curves(results: Results) -> dict[str, Curve]:
-    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean."""
-    found: dict[str, Curve] = {}
+def curves(results: Results) -> dict[str, dict[int, dict[str, dict]]]:
+    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean.
+
+    The mean is taken seed by seed, of the numbers of shots and the methods that all have.
+    """
+    found: dict[str, dict[int, dict[str, dict]]] = {}
     for cell in sorted(results.cells, key=lambda cell: (cell.shots, cell.seed)):
         here = found.setdefault(cell.data, {}).setdefault(cell.shots, {})
         for name, row in cell.methods.items():
             here.setdefault(name, {"top1": []})["top1"].append(row["top1"])
-    shared = [count for count in next(iter(found.values()), {}) if all(count in curve for curve in found.values())]
-    if len(found) > 1 and shared:
-        found[f"mean of {len(found)} data sets"] = {count: _mean([curve[count] for curve in found.values()])
-                                                    for count in shared}
+    every = list(found.values())
+    for count in every[0] if len(every) > 1 else ():
+        rows = [curve[count] for curve in every if count in curve]
+        if len(rows) == len(every):
+            found.setdefault(f"mean of {len(every)} data sets", {})[count] = {
+                name: {"top1": [float(np.mean(one)) for one in zip(*(row[name]["top1"] for row in rows))]}
+                for name in rows[0] if all(name in row for row in rows)}
     return found
-
-
-def _mean(of_data: list[dict[str, dict]]) -> dict[str, dict]:
-    """The mean over data sets, seed by seed, of the methods that took part in all."""
-    common = [name for name in of_data[0] if all(name in methods for methods in of_data)]
-    return {name: {"top1": [float(np.mean(one)) for one in zip(*(methods[name]["top1"] for methods in of_data))]}
-            for name in common}
 
 
 def tables(results: Results) -> str:

@@ -5,34 +5,27 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0.
+    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0."""
 
-    highest: of all laps of the process so far, in MB, which Linux forgets with each reset.
-    """
-
-    highest = 0.0
+    highest = 0.0  # of all laps of the process so far, in MB, which Linux forgets with each reset
 
     def __init__(self) -> None:
-        self._begin()
+        self._base = 0.0
+        self.lap()
 
     def lap(self) -> float:
         """Return the peak since the last lap, in MB above the resident size at its beginning."""
-        peak = _status("VmHWM")
-        PeakMemory.highest = max(PeakMemory.highest, peak / 1024)
-        used = (peak - self._base) / 1024
-        self._begin()
-        return max(used, 0.0)
-
-    def _begin(self) -> None:
+        used = _peak() - self._base
+        PeakMemory.highest = max(PeakMemory.highest, _peak())
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # 5: forget the peak resident size
-        self._base = _status("VmRSS")
+        self._base = _peak()
+        return max(used, 0.0)
 
 
-def _status(field: str) -> int:
-    """A line of /proc/self/status in kB."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1])
-    return 0
+def _peak() -> float:
+    """VmHWM of /proc/self/status, in MB."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    return 0.0

@@ -1,7 +1,4 @@
-"""Top-1, top-5 and class-mean accuracy, in all and by domain; tables of them and of what methods chose.
-
-Letters: N images, K classes. Accuracies are in percent.
-"""
+"""Top-1, top-5 and class-mean accuracy in percent; tables of them and of what methods chose. N images, K classes."""
 
 from __future__ import annotations
 
@@ -32,9 +29,9 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Return lines for every image: (R, ≤5) ids of the readable ones → (total, ≤5).
+    """Return (total, ≤5) ids, of every image, from the (R, ≤5) of the readable ones and their (R, K) probabilities.
 
-    An image that cannot be read gets the classes that are likeliest by the mean of the (R, K) probabilities.
+    An image that cannot be read gets the classes that are likeliest by the mean.
     """
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)
@@ -52,15 +49,12 @@ def truth_of(labels: dict[str, int], names: Sequence[str]) -> np.ndarray:
 
 
 def score(best: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> dict:
-    """Return scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain.
+    """Return scores of (N, ≤5) ids against (N,) labels; `domains` names each class's domain, "" for none.
 
-    As {"top1", "top5", "class_mean", "domains": {domain: {"n", "top1", "top5"}}}; "class_mean" is the
-    mean over the classes that occur of their top-1. Domains are left out where classes have none.
+    As {"top1", "top5", "class_mean": mean over the classes that occur, "domains": {domain: {"n", "top1", "top5"}}}.
     """
-    first = best[:, 0] == labels
-    any_of_five = (best == labels[:, None]).any(axis=1)
-    counts = np.bincount(labels)
-    hits = np.bincount(labels, weights=first)
+    first, any_of_five = best[:, 0] == labels, (best == labels[:, None]).any(axis=1)
+    counts, hits = np.bincount(labels), np.bincount(labels, weights=first)
     inside_of: dict[str, dict] = {}
     of_image = np.asarray(domains)[labels]
     for domain in dict.fromkeys(domains):
@@ -100,80 +94,73 @@ def gain_text(scores: dict[str, dict]) -> str:
     if found is None:
         return ""
     before, after = found
-    did = f"gained {after - before:.2f}" if after > before else f"lost {before - after:.2f}" if after < before else ""
-    said = f"refining the set {did} points of top-1" if did else "refining the set changed no score"
-    said += f" ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
-    return filled(said) + "\n"
+    gain = f"{'gained' if after > before else 'lost'} {abs(after - before):.2f} points of top-1"
+    did = gain if after != before else "changed no score"
+    return filled(f"refining the set {did} ({before:.2f} to {after:.2f}); --refine off answers each image by itself"
+                  ) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None,
-          width: int | None = None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], keep: int | None = None) -> str:
     """Return columns aligned, the first to the left, the rest to the right, as wide as the terminal at most.
 
     Where they do not fit, headers are broken at spaces and hyphens; then columns go from the right, down to the first
-    `keep` (None: all stay), and a line says which. width: None asks the terminal (or COLUMNS; 80 without either).
+    `keep` (None: all stay), and a line says which.
     """
-    width = width or columns()
-    if _total(header, rows) > width:
+    width, heads, shown = columns(), [list(header)], len(header)
+    whole = _widths([header, *rows])
+    if _total(whole) > width:
         parts = [re.sub(r"(?<=-)(?=.)| ", "\n", name).split("\n") if len(name) > 6 else [name] for name in header]
-        lines = [[""] * (max(map(len, parts)) - len(part)) + part for part in parts]
-    else:
-        lines = [[name] for name in header]
-    heads = [list(line) for line in zip(*lines)]  # a row of the header each
-    shown = len(header)
-    while keep is not None and shown > keep and _total(header, rows, shown, heads) > width:
+        tallest = max(map(len, parts))
+        heads = [list(line) for line in zip(*([""] * (tallest - len(part)) + part for part in parts))]
+    widths = _widths([*heads, *rows])
+    while keep is not None and shown > keep and _total(widths[:shown]) > width:
         shown -= 1
-    widths = _widths([*heads, *rows], shown)
     text = []
     for row in [*heads, ["-" * wide for wide in widths], *rows]:
         cells = [row[0].ljust(widths[0])] + [cell.rjust(wide) for cell, wide in zip(row[1:shown], widths[1:])]
         text.append("  ".join(cells).rstrip())
     if shown < len(header):
-        left_out = f"(too narrow for {', '.join(header[shown:])}: COLUMNS={_total(header, rows)} shows all)"
+        left_out = f"(too narrow for {', '.join(header[shown:])}: COLUMNS={_total(whole)} shows all)"
         text += textwrap.wrap(left_out, max(width, 20))
     return "\n".join(text)
 
 
-def _widths(rows: Sequence[Sequence[str]], shown: int) -> list[int]:
-    return [max(len(row[i]) for row in rows) for i in range(shown)]
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows)]
 
 
-def _total(header: Sequence[str], rows: Sequence[Sequence[str]], shown: int | None = None,
-           heads: Sequence[Sequence[str]] | None = None) -> int:
-    """Width of a table: of all columns under a header of one line, or of the first `shown` under `heads`."""
-    widths = _widths([*(heads or [header]), *rows], shown or len(header))
+def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def shown_domains(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the domains of {method: scores}; none where there is only one, which says what the total says."""
+    domains = list(dict.fromkeys(domain for row in rows.values() for domain in row["domains"]))
+    return domains if len(domains) > 1 else []
 
 
 def score_table(methods: dict[str, dict]) -> str:
     """Return a row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
-    domains: list[str] = list(dict.fromkeys(domain for scores in methods.values() for domain in scores["domains"]))
-    if len(domains) < 2:
-        domains = []  # one domain says what the total says
+    domains = shown_domains(methods)
     extra = [key for key in ("seconds", "megabytes") if any(key in scores for scores in methods.values())]
-    header = ["method", "top-1", "top-5", "class mean"] + domains + extra
     rows = []
     for name, scores in methods.items():
-        row = [name, f"{scores['top1']:.2f}", f"{scores['top5']:.2f}", f"{scores['class_mean']:.2f}"]
+        row = [name, *(f"{scores[key]:.2f}" for key in ("top1", "top5", "class_mean"))]
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
-        row += [f"{scores[key]:.1f}" if key in scores else "" for key in extra]
-        rows.append(row)
-    return table(header, rows, keep=4)
+        rows.append(row + [f"{scores[key]:.1f}" if key in scores else "" for key in extra])
+    return table(["method", "top-1", "top-5", "class mean", *domains, *extra], rows, keep=4)
 
 
 def settings_table(settings: dict[str, dict]) -> str:
     """Return a row for each method: its top-1 on held-out shots and the numbers that it chose on the shots."""
-    rows = []
+    rows = [("method", "held out", "chosen on the shots")]
     for name, chosen in settings.items():
-        score = chosen.get("held_out_top1")
         said = ", ".join(f"{key.replace('_', ' ')} {short(value)}" for key, value in chosen.items()
                          if not key.startswith("held_out_") and key not in ONLY_RECORDED)
-        rows.append([name, "" if score is None else f"{score:.1f}", said])
-    widths = _widths([["method", "held out"], *rows], 2)
-    begin = sum(widths) + 4
-    header = f"{'method':{widths[0]}}  {'held out':>{widths[1]}}  chosen on the shots"
-    return "\n".join([header] + [filled(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip(), begin)
-                                 for row in rows])
+        rows.append((name, f"{chosen['held_out_top1']:.1f}" if "held_out_top1" in chosen else "", said))
+    first, second, _ = _widths(rows)
+    return "\n".join(filled(f"{name:{first}}  {score:>{second}}  {said}".rstrip(), first + second + 4)
+                     for name, score, said in rows)
 
 
 def short(value: object) -> str:

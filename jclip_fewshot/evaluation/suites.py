@@ -13,6 +13,7 @@ from jclip_fewshot.errors import UserError, shown
 from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.task import Task, domain_indices, fold_of_shots
 
+# S shots, N test rows, K classes, D feature width
 SCHEMA = {"train_x": Field("float", "S D", rows=True), "train_y": Field("whole", "S", low=0, below="K"),
           "test_x": Field("float", "N D", rows=True), "test_y": Field("whole", "N", low=0, below="K"),
           "text": Field("float", "K D", rows=True), "classes": Field("text", "K")}
@@ -20,7 +21,7 @@ SCHEMA = {"train_x": Field("float", "S D", rows=True), "train_y": Field("whole",
 
 @dataclass(frozen=True)
 class Suite:
-    """Shots and labelled test rows in one feature space: N test rows, K classes, D feature width."""
+    """Shots and labelled test rows in one feature space."""
 
     name: str
     task: Task
@@ -31,18 +32,16 @@ class Suite:
 
 
 def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
-    """Return the suite with `shots` shots of each class that has any; 0 leaves the class names alone.
+    """Return the suite with `shots` shots of each class that has any, see `drawn`; 0 leaves the class names alone.
 
-    seed: 0 takes a class's first ones, any other seed draws them.
     Raise UserError if a class has fewer, but some.
     """
-    labels = suite.task.labels
-    short = [label for label, count in enumerate(suite.task.counts) if 0 < count < shots]
-    if short:
-        raise UserError(f"{suite.name}: class {shown(suite.classes[short[0]])} has {suite.task.counts[short[0]]} "
-                        f"shots, fewer than --shots {shots}; the most that all have is "
-                        f"{min(count for count in suite.task.counts if count)}")
-    return replace(suite, task=suite.task.take(drawn(labels, shots, seed)))
+    counts = suite.task.counts
+    for name, count in zip(suite.classes, counts):
+        if 0 < count < shots:
+            raise UserError(f"{suite.name}: class {shown(name)} has {count} shots, fewer than --shots {shots}; the "
+                            f"most that all have is {counts[counts > 0].min()}")
+    return replace(suite, task=suite.task.take(drawn(suite.task.labels, shots, seed)))
 
 
 def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
@@ -57,9 +56,8 @@ def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Return a suite: train_x (S, D), train_y (S,), test_x (N, D), test_y (N,), text (K, D), classes (K,).
+    """Return the suite of a file, see SCHEMA; rows of any float type are normalised again.
 
-    Rows of any float type are normalised again.
     Raise UserError if the file is no such .npz, or its types, shapes or labels do not fit.
     """
     arrays = load_arrays(Path(path), SCHEMA, others=None)

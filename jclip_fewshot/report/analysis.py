@@ -1,61 +1,51 @@
 """The numbers of a report, taken out of a run's answers: pure functions on arrays.
 
-Letters: N test images that could be read, S shots, K classes, D feature width. probs (N, K): rows sum to 1;
-truth, guess (N,): class ids. The confidence of an answer is the probability of its first guess.
+Letters: N test images that could be read, S shots, K classes, D feature width. probs (N, K): rows sum to 1; truth,
+guess (N,): class ids. The confidence of an answer is the probability of its first guess.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from jclip_fewshot.records import Record
+from jclip_fewshot.records import HeldOut, Record
 from jclip_fewshot.task import Task
 
-LIMIT = 500_000_000  # the contest's bound on a model's parameters
-CALIBRATION_BINS = 15  # as Guo et al. 2017
+CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # round numbers for the table of rejections
-HELD_OUT_SCORE = "held_out_top1"  # what heads and ensemble call their score on left-out shots
+MAP = ("alphas", "betas", "top1")  # the arrays that Tip-Adapter leaves for the report
 
 
 class ConfusedPair(NamedTuple):
-    """Two classes, the rows of images of the first read as the second, and of the second read as the first."""
+    """Two classes, the rows of images of the first read as the second, those of the second as the first, their sum."""
 
     first: int
     second: int
     as_second: np.ndarray
     as_first: np.ndarray
-
-    @property
-    def total(self) -> int:
-        return len(self.as_second) + len(self.as_first)
+    total: int
 
 
 def confused_pairs(truth: np.ndarray, guess: np.ndarray, most: int = 20) -> list[ConfusedPair]:
-    """The pairs of classes that are taken for each other most often, both directions together, most first.
-
-    In a pair the first class is the one that is misread more often.
-    """
+    """Return the pairs of classes most often taken for each other, in each the one that is misread more often first."""
     wrong = np.flatnonzero(truth != guess)
     counts = Counter(tuple(sorted((int(truth[i]), int(guess[i])))) for i in wrong)
     pairs = []
-    for (a, b), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
+    for (a, b), total in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
         ab = np.flatnonzero((truth == a) & (guess == b))
         ba = np.flatnonzero((truth == b) & (guess == a))
-        pairs.append(ConfusedPair(a, b, ab, ba) if len(ab) >= len(ba) else ConfusedPair(b, a, ba, ab))
+        pairs.append(ConfusedPair(*((a, b, ab, ba) if len(ab) >= len(ba) else (b, a, ba, ab)), total))
     return pairs
 
 
 def domain_confusion(truth: np.ndarray, guess: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, int]]:
     """{domain of the true class: {domain of the first guess: images}}; `domains` names each class's domain."""
-    of_class = np.array(domains)
-    names = list(dict.fromkeys(domains))
-    return {name: {other: int(((of_class[truth] == name) & (of_class[guess] == other)).sum()) for other in names}
-            for name in names}
+    true, guessed, names = np.array(domains)[truth], np.array(domains)[guess], list(dict.fromkeys(domains))
+    return {name: {other: int(((true == name) & (guessed == other)).sum()) for other in names} for name in names}
 
 
 def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,76 +56,57 @@ def class_accuracy(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tu
         return 100 * hits / counts, counts
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How often answers of a certain confidence are right.
+class Calibration(NamedTuple):
+    """How often answers of a certain confidence are right, after Guo et al. 2017."""
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks". confidence, accuracy (B,) in 0..1, nan for
-    empty bins; counts (B,); ece: the mean of |accuracy - confidence|, each bin weighed by its images.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
-    ece: float
+    confidence: np.ndarray  # (B,) means in 0..1, nan for empty bins
+    accuracy: np.ndarray  # (B,) likewise
+    counts: np.ndarray  # (B,) images
+    ece: float  # the mean of |accuracy - confidence|, each bin weighed by its images
 
 
-def calibration(probs: np.ndarray, truth: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
-    """Bins the first guesses by their probability, in equal widths."""
+def calibration(probs: np.ndarray, truth: np.ndarray) -> Calibration:
+    """Sort the first guesses into CALIBRATION_BINS bins of equal width by their probability."""
     first = probs.max(axis=1).astype(float)
     right = probs.argmax(axis=1) == truth
-    place = np.clip((first * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    place = np.clip((first * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    counts, confidences, hits = (np.bincount(place, weights=weights, minlength=CALIBRATION_BINS)
+                                 for weights in (None, first, right))
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, weights=first, minlength=bins) / counts
-        accuracy = np.bincount(place, weights=right, minlength=bins) / counts
+        confidence, accuracy = confidences / counts, hits / counts
     held = counts > 0
     ece = float((counts * np.abs(accuracy - confidence))[held].sum() / max(len(first), 1))
     return Calibration(confidence, accuracy, counts, ece)
 
 
 class Rejection(NamedTuple):
-    """What it costs to answer "None of these" below a confidence; all in percent.
-
-    rejected: of all images. accuracy: of the rest, nan where all are rejected. lost: right answers that are
-    rejected, of all images. The last two are None where the truth is not known.
-    """
+    """What it costs to answer "None of these" below a confidence; all in percent, the last two None without truth."""
 
     threshold: float
-    rejected: float
-    accuracy: float | None
-    lost: float | None
+    rejected: float  # of all images
+    accuracy: float | None  # of the rest; nan where all are rejected
+    lost: float | None  # right answers that are rejected, of all images
 
 
 def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[float]) -> list[Rejection]:
-    """The cost of each threshold, in 0..1; at least one image."""
+    """Return the cost of each threshold, in 0..1; at least one image."""
     confidence, rows = probs.max(axis=1), []
     right = None if truth is None else probs.argmax(axis=1) == truth
     for threshold in thresholds:
-        low = confidence < threshold
-        rejected = 100 * float(low.mean())
-        if right is None:
-            rows.append(Rejection(100 * threshold, rejected, None, None))
-            continue
-        accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
-        rows.append(Rejection(100 * threshold, rejected, accuracy, 100 * float((right & low).mean())))
+        low, accuracy, lost = confidence < threshold, None, None
+        if right is not None:
+            accuracy = 100 * float(right[~low].mean()) if not low.all() else float("nan")
+            lost = 100 * float((right & low).mean())
+        rows.append(Rejection(100 * threshold, 100 * float(low.mean()), accuracy, lost))
     return rows
 
 
-class Estimate(NamedTuple):
-    """Top-1 in percent, its standard error in points, and the number of shots behind them."""
-
-    top1: float
-    error: float
-    shots: int
-
-
 def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[str],
-                      guess: np.ndarray) -> Estimate | None:
-    """What a test set without labels should score, by shots that were answered by fits without them.
+                      guess: np.ndarray) -> HeldOut | None:
+    """Return what a test set without labels should score, by shots that were answered by fits without them.
 
-    probs (S, K), labels (S,): of the shots. Only shots with another one of their class count; None where there
-    is none. Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
+    probs (S, K), labels (S,): of the shots. Only those with another one of their class count; None where there is none.
+    Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
     """
     of_class = np.array(domains)
     usable = np.bincount(labels, minlength=len(domains))[labels] > 1
@@ -150,100 +121,67 @@ def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[s
             variance += weight ** 2 * share * (1 - share) / len(hits)
     if not weights:
         return None
-    return Estimate(100 * top1 / weights, 100 * variance ** 0.5 / weights, int(usable.sum()))
-
-
-def mean_confidence(probs: np.ndarray) -> float:
-    """In 0..1; 0 for no image."""
-    return float(probs.max(axis=1).mean()) if len(probs) else 0.0
-
-
-def confident_mistakes(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rows of wrong first guesses, the most confident first."""
-    wrong = np.flatnonzero(probs.argmax(axis=1) != truth)
-    return wrong[np.argsort(-probs[wrong].max(axis=1), kind="stable")]
-
-
-def least_confident(probs: np.ndarray, most: int = 50) -> np.ndarray:
-    """Rows whose first guess has the least probability, the least first."""
-    return np.argsort(probs.max(axis=1), kind="stable")[:most]
+    return HeldOut(100 * top1 / weights, 100 * variance ** 0.5 / weights, int(usable.sum()))
 
 
 def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Rows whose first guess the refinement changed, the largest change first."""
+    """Return the rows whose first guess the refinement changed, the largest change first."""
     rows = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
     return rows[np.argsort(-np.abs(after[rows] - before[rows]).sum(axis=1), kind="stable")]
 
 
-def nearest_shots(features: np.ndarray, classes: np.ndarray, shots: np.ndarray,
-                  labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the nearest shot of a class: (index, -1 for none; cosine), both (N,).
+def nearest_shots(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None, task: Task) -> dict[str, np.ndarray]:
+    """Return each image's nearest shot of the class answered and, where it is known, of the true one.
 
-    features (N, D), shots (S, D): unit rows; classes (N,), labels (S,): class ids.
+    rows (N, D): unit rows. As {"nearest_guess": (N,) which shot, -1 for none; "nearest_guess_cosine"; and of "truth"}.
     """
-    index, cosine = np.full(len(features), -1, np.int32), np.zeros(len(features), np.float32)
-    for label in np.unique(classes):
-        rows, inside = np.flatnonzero(classes == label), np.flatnonzero(labels == label)
-        if len(inside):
-            near = features[rows] @ shots[inside].T
-            index[rows], cosine[rows] = inside[near.argmax(axis=1)], near.max(axis=1)
-    return index, cosine
-
-
-def nearest_arrays(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None,
-                   task: Task) -> dict[str, np.ndarray]:
-    """What the report shows of nearest shots: of the class that was answered, and of the true one where it is known.
-
-    rows (N, D), probs (N, K), truth (N,). Returns {"nearest_guess", "nearest_guess_cosine", "nearest_truth", ...}.
-    """
-    classes = {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}
     arrays = {}
-    for kind, of in classes.items():
-        index, cosine = nearest_shots(rows, of, task.features, task.labels)
+    for kind, classes in {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}.items():
+        index, cosine = np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.float32)
+        for label in np.unique(classes):
+            here, inside = np.flatnonzero(classes == label), np.flatnonzero(task.labels == label)
+            if len(inside):
+                near = rows[here] @ task.features[inside].T
+                index[here], cosine[here] = inside[near.argmax(axis=1)], near.max(axis=1)
         arrays.update({f"nearest_{kind}": index, f"nearest_{kind}_cosine": cosine})
     return arrays
 
 
-def parameter_count(encoder: int | None, arrays: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
-    """({head, or "ensemble": numbers it keeps}, the sum with the encoder's) of all that answers an image.
-
-    encoder: its parameters, image and text; None where they are not recorded. Counted strictly: stored shots
-    included. Copies of the text rows, which the encoder makes, are not counted again.
-    """
-    sizes: dict[str, int] = {}
+def parameter_count(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """Return {method, or "ensemble": how many numbers it keeps}, of stored shots too, but not of copied text rows."""
+    sizes = Counter[str]()
     for key, array in arrays.items():
         part, _, rest = key.partition("/")
         name, _, field = rest.partition("/")
         if array.dtype.kind == "f" and (part == "ensemble" or part == "methods" and field != "text_"):
-            group = name if part == "methods" else part
-            sizes[group] = sizes.get(group, 0) + int(array.size)
-    return sizes, sum(sizes.values()) + (encoder or 0)
+            sizes[name if part == "methods" else part] += array.size
+    return sizes
 
 
-@dataclass(frozen=True)
-class AlphaBetaMap:
-    """Tip-Adapter's held-out top-1 in percent, (A, B), over its weight α and sharpness β; what was chosen.
+class AlphaBetaMap(NamedTuple):
+    """Tip-Adapter's held-out top-1 over its weight α and sharpness β, and what was chosen."""
 
-    chosen: (domain, or "" for all; α; β). shots: how many were answered.
-    """
+    alphas: np.ndarray  # (A,)
+    betas: np.ndarray  # (B,)
+    top1: np.ndarray  # (A, B), in percent
+    chosen: list[tuple[str, float, float]]  # domain, or "" for all; α; β
+    shots: int  # how many were answered
 
-    alphas: np.ndarray
-    betas: np.ndarray
-    top1: np.ndarray
-    chosen: list[tuple[str, float, float]]
-    shots: int
+    def said(self) -> str:
+        """Return what was chosen in words."""
+        return "; ".join(f"{domain + ': ' if domain else ''}α {alpha:.3g}, β {beta:.3g}"
+                         for domain, alpha, beta in self.chosen)
 
 
 def alpha_beta_map(record: Record, arrays: dict[str, np.ndarray]) -> AlphaBetaMap | None:
-    """The map that train.py left in the run's arrays; None where it left none."""
+    """Return the map that train.py left in the run's arrays; None where it left none."""
     settings = record.settings.get("tip_adapter", {})
-    there = all(f"alpha_beta/{key}" in arrays for key in ("alphas", "betas", "top1"))
-    if not there or "alpha" not in settings or "beta" not in settings:
+    if any(f"alpha_beta/{key}" not in arrays for key in MAP) or not {"alpha", "beta"} <= settings.keys():
         return None
     names = list(dict.fromkeys(record.domains))
     values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]
     labels = names if len(values) == len(names) > 1 else [""] * len(values)
     chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]
     counts = np.bincount(arrays["shots/labels"])
-    alphas, betas, top1 = (arrays[f"alpha_beta/{key}"].astype(float) for key in ("alphas", "betas", "top1"))
+    alphas, betas, top1 = (arrays[f"alpha_beta/{key}"].astype(float) for key in MAP)
     return AlphaBetaMap(alphas, betas, top1, chosen, int(counts[counts > 1].sum()))

@@ -1,7 +1,4 @@
-"""A run's files, read back for its report: record, arrays, where its images lie, its answers.
-
-Letters: N test images that could be read, S shots, K classes.
-"""
+"""A run's files, read back for its report: record, arrays, where its images lie, its answers. Letters: analysis.py."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,75 +20,71 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import truth_of
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import VALIDATE, Record, TestRecord, read_validation
-from jclip_fewshot.run import MODEL, RECORD, Run
-from jclip_fewshot.storage.arrays import Field
+from jclip_fewshot.run import RECORD, Run
+from jclip_fewshot.storage.arrays import Field, Schema
 
-# arrays that a report reads, for load_arrays: N images in all, R that could be read, S shots, K classes, D width
-MODEL_SCHEMA = {
-    "shots/features": Field("float", "S D"), "shots/labels": Field("whole", "S", low=0, below="K"),
-    "shots/text": Field("float", "K D"), "held_out_probs": Field("float", "S K", needed=False),
-    "alpha_beta/alphas": Field("float", "A", low=1e-6, needed=False),
-    "alpha_beta/betas": Field("float", "B", low=1e-6, needed=False),
-    "alpha_beta/top1": Field("float", "A B", needed=False)}
-ANSWERS_SCHEMA = {
-    "names": Field("text", "N"), "readable": Field("whole", "R", low=0, below="N"), "probs": Field("float", "R K"),
-    "before": Field("float", "R K"), "truth": Field("whole", "N", low=UNKNOWN, below="K", needed=False),
-    **{f"nearest_{kind}": Field("whole", "R", low=-1, needed=False) for kind in ("guess", "truth")},
-    **{f"nearest_{kind}_cosine": Field("float", "R", needed=False) for kind in ("guess", "truth")}}
+SMALL, LARGE = 64, 160  # pixels of a thumbnail
+MOST_SMALL = 4000  # in a page: 8 MB
+
+
+def _schemas(record: Record) -> tuple[Schema, Schema]:
+    """What a report reads of a run's arrays and of a test set's: N images in all, R that could be read."""
+    shots, classes = len(record.shots.files), len(record.classes)
+    model = {"shots/features": Field("float", f"{shots} D"), "shots/text": Field("float", f"{classes} D"),
+             "shots/labels": Field("whole", f"{shots}", low=0, below=classes),
+             "held_out_probs": Field("float", f"{shots} {classes}", needed=False),
+             "alpha_beta/alphas": Field("float", "A", low=1e-6, needed=False),
+             "alpha_beta/betas": Field("float", "B", low=1e-6, needed=False),
+             "alpha_beta/top1": Field("float", "A B", needed=False)}
+    answers = {"names": Field("text", "N"), "readable": Field("whole", "R", low=0, below="N"),
+               "probs": Field("float", f"R {classes}"), "before": Field("float", f"R {classes}"),
+               "truth": Field("whole", "N", low=UNKNOWN, below=classes, needed=False)}
+    for kind in ("guess", "truth"):
+        answers[f"nearest_{kind}"] = Field("whole", "R", low=-1, below=shots, needed=False)
+        answers[f"nearest_{kind}_cosine"] = Field("float", "R", needed=False)
+    return model, answers
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a test run answered; rows are the images that could be read.
-
-    probs (N, K) float32: the final answer; before (N, K): the ensemble's, each image by itself.
-    truth (N,) int64, None where it is not known. nearest: {"guess" or "truth": (N,) the nearest shot of that
-    class, -1 for none}, and their cosines under "guess_cosine", "truth_cosine"; empty where they were not kept.
-    paths: where each image lies, None where it is gone. refined: the test set was refined as a whole.
-    """
+    """What a test run answered; rows are the images that could be read and, where the truth is known, have a class."""
 
     split: str
     record: TestRecord
     names: list[str]
-    paths: list[Path | None]
-    probs: np.ndarray
-    before: np.ndarray
-    truth: np.ndarray | None
-    nearest: dict[str, np.ndarray]
-    refined: bool
+    paths: list[Path | None]  # where each image lies; None where it is gone
+    probs: np.ndarray  # (N, K) float32, the final answer
+    before: np.ndarray  # (N, K), the ensemble's, each image by itself
+    truth: np.ndarray | None  # (N,) int64
+    nearest: dict[str, np.ndarray]  # (N,) each, of analysis.nearest_shots without "nearest_"; empty if not kept
 
     @cached_property
     def guess(self) -> np.ndarray:
         """(N,) the class that is answered first; ties go to the lower id, as in result.txt."""
         return self.probs.argmax(axis=1)
 
+    @cached_property
+    def sure(self) -> np.ndarray:
+        """(N,) the rows, the most confident first: by the probability of the first guess."""
+        return np.argsort(-self.probs.max(axis=1), kind="stable")
+
 
 @dataclass(frozen=True)
 class ReportData:
-    """A trained run, read back: record, arrays, where its shots lie and, after test.py, its answers."""
+    """A trained run, read back: record, arrays, where its shots lie (None: gone) and, after test.py, its answers."""
 
-    run: Run
+    record: Record
     arrays: dict[str, np.ndarray]
     shot_paths: list[Path | None]
     answers: Answers | None
-
-    @property
-    def record(self) -> Record:
-        """How it was trained."""
-        return self.run.record
 
     @property
     def shot_labels(self) -> np.ndarray:
         """(S,) int64."""
         return self.arrays["shots/labels"]
 
-    @property
-    def domains(self) -> list[str]:
-        """Each class's domain, by id."""
-        return self.record.domains
-
     def shots_of(self, label: int) -> np.ndarray:
-        """Which shots are of a class."""
+        """Return which shots are of a class."""
         return np.flatnonzero(self.shot_labels == label)
 
 
@@ -118,37 +111,27 @@ def read_run(folder: Path, split: str = "") -> ReportData:
     Raise UserError if there is no such run, no answers of `split`, or a file is damaged.
     """
     run = Run.open(folder)
-    record, arrays = run.record, run.arrays(MODEL_SCHEMA)
-    _require_fit(folder / MODEL, len(arrays["shots/text"]) == len(record.classes)
-                 and len(arrays["shots/labels"]) == len(record.shots.files))
-    answers, root, splits = None, record.config.data, run.splits()
+    record, splits = run.record, run.splits()
+    of_model, of_answers = _schemas(record)
+    arrays, answers, root = run.arrays(of_model), None, record.config.data
     if split or splits:
-        answers = _read_answers(run, split or splits[-1])
+        answers = _read_answers(run, split or splits[-1], of_answers)
         root = answers.record.config.data or root
     shots = [Path(root, path) for path in record.shots.files]
-    if answers:
-        _require_fit(folder / f"test_{answers.split}.npz", answers.probs.shape[1] == len(record.classes)
-                     and all(found.max(initial=-1) < len(shots) for found in answers.nearest.values()
-                             if found.dtype.kind == "i"))
-    return ReportData(run, arrays, [path if path.is_file() else None for path in shots], answers)
+    return ReportData(record, arrays, [path if path.is_file() else None for path in shots], answers)
 
 
-def _require_fit(file: Path, fits: bool) -> None:
-    if not fits:
-        raise UserError(f"{file} does not fit the run's record: train and test again")
-
-
-def _read_answers(run: Run, split: str) -> Answers:
-    tested, arrays = run.tested(split), run.answers(split, ANSWERS_SCHEMA)
+def _read_answers(run: Run, split: str, schema: Schema) -> Answers:
+    tested, arrays = run.tested(split), run.answers(split, schema)
     readable = arrays["readable"].astype(np.int64)
-    names = [str(name) for name in arrays["names"][readable]]
+    names = arrays["names"][readable].tolist()
     paths, truth = _images_and_truth(tested.config.data or run.record.config.data, run.record, split, names)
     if "truth" in arrays:  # what the scores were taken with
         truth = arrays["truth"][readable]
     rows = np.arange(len(names)) if truth is None else np.flatnonzero(truth != UNKNOWN)  # others cannot be judged
-    nearest = {key[len("nearest_"):]: value[rows] for key, value in arrays.items() if key.startswith("nearest_")}
+    nearest = {key.removeprefix("nearest_"): value[rows] for key, value in arrays.items() if key.startswith("nearest_")}
     return Answers(split, tested, [names[row] for row in rows], [paths[row] for row in rows], arrays["probs"][rows],
-                   arrays["before"][rows], None if truth is None else truth[rows], nearest, bool(tested.refinement))
+                   arrays["before"][rows], None if truth is None else truth[rows], nearest)
 
 
 def _images_and_truth(root: str, record: Record, split: str,
@@ -160,39 +143,26 @@ def _images_and_truth(root: str, record: Record, split: str,
         tests = data.split(split)
         where = {name: tests.folder / name for name in tests.names}
         labels = tests.labels if data.class_names == record.classes else None
-        truth = None if labels is None else truth_of(labels, names)
+        return [where.get(name) for name in names], None if labels is None else truth_of(labels, names)
     except UserError:
         return [None] * len(names), None
-    return [where.get(name) for name in names], truth
 
 
 class Thumbnails:
     """Squares of images, as CLIP sees them, as data: URIs; each file is decoded once a size.
 
-    Small ones are drawn in many places: the page holds each once, under a number, and refers to it.
+    `large` returns a URI; small ones are drawn in many places: the page holds each once, and `small` returns
+    its place in `shared`. Both return None where the image is gone, cannot be read, or the page is full.
     """
 
-    SMALL, LARGE = 64, 160  # pixels
-    MOST = 4000  # small ones in a page: 8 MB
-
     def __init__(self) -> None:
-        self._small: dict[Path | None, int | None] = {}
-        self._large: dict[Path | None, str | None] = {}
         self.shared: list[str] = []
+        self.large, self.small = cache(partial(_data_uri, size=LARGE)), cache(self._place)
 
-    def large(self, path: Path | None) -> str | None:
-        """Return the URI; None where the image is gone or cannot be read."""
-        if path not in self._large:
-            self._large[path] = _data_uri(path, self.LARGE)
-        return self._large[path]
-
-    def small(self, path: Path | None) -> int | None:
-        """Return the place in `shared`; None where the image is gone, cannot be read, or the page is full."""
-        if path not in self._small:
-            uri = _data_uri(path, self.SMALL) if len(self.shared) < self.MOST else None
-            self._small[path] = None if uri is None else len(self.shared)
-            self.shared += [uri] if uri else []
-        return self._small[path]
+    def _place(self, path: Path | None) -> int | None:
+        uri = _data_uri(path, SMALL) if len(self.shared) < MOST_SMALL else None
+        self.shared += [uri] if uri else []
+        return len(self.shared) - 1 if uri else None
 
 
 def _data_uri(path: Path | None, size: int) -> str | None:

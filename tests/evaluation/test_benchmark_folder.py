@@ -25,7 +25,7 @@ def test_a_folder_gives_shots_by_the_seed_and_scores_what_has_a_known_class(tmp_
     source = SimpleNamespace(images=images, scale=100.0, parts=())
     monkeypatch.setattr(Problem, "encode", lambda self: Encoded(self, source, np.eye(2, 4, dtype=np.float32)))
     settings = replace(BenchmarkConfig(data=(str(tmp_path),)), shots="1,2", seeds=2, augment=7)
-    entry = benchmark._of_folder(str(tmp_path), settings)
+    entry = benchmark._of_folder(str(tmp_path), settings, range(2))
     assert entry.counts == [1, 2] and asked[1:] == [(4, 7, 0), (4, 7, 1)]  # each seed's shots once, with its views
     suite = entry.suite(2, 1)
     assert len(suite.task) == 4 and suite.labels.tolist() == [0] * 3 + [1] * 3

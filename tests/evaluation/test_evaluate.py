@@ -3,17 +3,18 @@
 import json
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
-from jclip_fewshot.evaluation.tasks import draw_tasks
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.plan import choose
 from jclip_fewshot.pipeline import Pipeline
+from jclip_fewshot.storage.json_files import write_json
 from jclip_fewshot.task import zero_shot_logits
 from tests.evaluation.suites import CLASSES, small_suite
 
@@ -56,7 +57,7 @@ def test_evaluate_has_the_fixed_interface(tmp_path):
         assert 0 <= scores["top1"] <= scores["top5"] <= 100
     hits = [int(hit) for hit in results["correct"]["ensemble"]]
     assert 100 * np.mean(hits) == pytest.approx(results["methods"]["ensemble"]["top1"])
-    evaluate.save_results(tmp_path / "out.json", results)
+    write_json(tmp_path / "out.json", results)
     assert json.loads((tmp_path / "out.json").read_text())["methods"] == results["methods"]
     assert "ensemble_refined" in evaluate.results_table({**results, "intervals": evaluate.intervals(results, 100)})
 
@@ -103,29 +104,51 @@ def test_tasks_of_few_classes(tmp_path):
     results = evaluate.evaluate_tasks(suite, Pipeline(["zero_shot"]), tasks=6, classes=2, queries=10, seed=1)
     assert results["tasks"] == 6
     hits = zero_shot_logits(suite.features, suite.task.text).argmax(1) == suite.labels
-    by_task = [100 * hits[rows].mean() for rows in draw_tasks(suite.labels, 6, 6, 2, 10, 1)]
+    by_task = [100 * hits[rows].mean() for rows in evaluate.draw_tasks(suite.labels, 6, 2, 10, 1)]
     scores = results["methods"]["zero_shot"]
     assert scores["top1"] == pytest.approx(np.mean(by_task))
     assert scores["half_width"] == pytest.approx(1.96 * np.std(by_task, ddof=1) / np.sqrt(6))
-    assert "zero_shot_refined" in evaluate.tasks_table(results)
+    assert "zero_shot_refined" in evaluate.results_table(results)
 
 
 def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
     ours = {"suite": "a", "tasks": 3, "task_classes": 2, "task_queries": 5, "seed": 0, "methods": {
         "gda": {"top1": 70.0, "half_width": 1.0}}, "accuracy": {"gda": [60.0, 70.0, 80.0]}}
     theirs = {**ours, "accuracy": {"gda": [50.0, 60.0, 70.0]}, "methods": {"gda": {"top1": 60.0, "half_width": 1.0}}}
-    table = evaluate.tasks_comparison(ours, theirs)
+    table = evaluate.comparison(ours, msgspec.convert(theirs, evaluate.Compared))
     assert "+10.00" in table and table.split()[-1] == "0.00"  # each task gains the same
     with pytest.raises(UserError, match="seed 4"):
-        evaluate.tasks_comparison(ours, {**theirs, "seed": 4})
+        evaluate.comparison(ours, msgspec.convert({**theirs, "seed": 4}, evaluate.Compared))
     low, high = evaluate.intervals(ours, 200)["gda"]
     assert 60 <= low < 70 < high <= 80
-    assert "from" in evaluate.tasks_table({**ours, "intervals": {"gda": (low, high)}})
-    assert "from" not in evaluate.tasks_table(ours)
-    evaluate.save_results(tmp_path / "t.json", ours)
-    assert evaluate.read_results(tmp_path / "t.json", tasks=True)["tasks"] == 3
+    assert "from" in evaluate.results_table({**ours, "intervals": {"gda": (low, high)}})
+    assert "from" not in evaluate.results_table(ours)
+    write_json(tmp_path / "t.json", ours)
+    assert evaluate.read_results(tmp_path / "t.json", tasks=True).tasks == 3
     with pytest.raises(UserError, match="without --tasks"):
         evaluate.read_results(tmp_path / "t.json")
+
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 30))
+
+
+def test_tasks_hold_their_classes_and_repeat():
+    tasks = evaluate.draw_tasks(LABELS, tasks=9, classes=5, queries=75, seed=3)
+    assert len(tasks) == 9
+    for rows in tasks:
+        assert len(rows) == 75 and len(np.unique(rows)) == 75
+        assert len(np.unique(LABELS[rows])) <= 5
+    again = evaluate.draw_tasks(LABELS, tasks=9, classes=5, queries=75, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(tasks, again))
+    other = evaluate.draw_tasks(LABELS, tasks=9, classes=5, queries=75, seed=4)
+    assert not all(np.array_equal(a, b) for a, b in zip(tasks, other))
+
+
+def test_tasks_take_all_rows_where_there_are_fewer():
+    (rows,) = evaluate.draw_tasks(np.array([0, 0, 1, 3, 3, 3]), tasks=1, classes=2, queries=75)
+    assert len(rows) in (3, 4, 5)
+    with pytest.raises(UserError, match="1 to 3 classes"):
+        evaluate.draw_tasks(np.array([0, 1, 3]), tasks=1, classes=4, queries=75)
 
 
 def test_more_classes_a_task_than_there_are(tmp_path):
@@ -153,11 +176,11 @@ def test_mcnemar_is_the_exact_sign_test():
 
 
 def test_comparison_wants_the_same_suite(tmp_path):
-    ours = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 66.7}}, "correct": {"gda": "110"}}
-    theirs = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 33.3}}, "correct": {"gda": "100"}}
-    assert "66.70" in evaluate.comparison_table(ours, theirs)
-    with pytest.raises(UserError, match="of b with 3 rows"):
-        evaluate.comparison_table(ours, {**theirs, "suite": "b"})
+    ours = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 200 / 3}}, "correct": {"gda": "110"}}
+    theirs = {"suite": "a", "n": 3, "methods": {"gda": {"top1": 100 / 3}}, "correct": {"gda": "100"}}
+    assert "66.67" in evaluate.comparison(ours, msgspec.convert(theirs, evaluate.Compared))
+    with pytest.raises(UserError, match="that file has suite b, this is a"):
+        evaluate.comparison(ours, msgspec.convert({**theirs, "suite": "b"}, evaluate.Compared))
     (tmp_path / "x.json").write_text("[]")
     for name in ("x.json", "absent.json"):
         with pytest.raises(UserError, match="--compare"):

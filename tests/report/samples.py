@@ -126,17 +126,13 @@ def answer(folder, contest, task, near, text, refined):
     answers.update({"ensemble_refined": final} if refined else {})
     scores = {} if known is None else {name: score(best_classes(a), truth[readable], contest.domains)
                                        for name, a in answers.items()}
-    nearest = {}
-    for kind, of in (("guess", final.argmax(axis=1)), ("truth", truth[readable])):
-        nearest[f"nearest_{kind}"], nearest[f"nearest_{kind}_cosine"] = nearest_shots(
-            features[readable], of, task.features, task.labels)
     Run.open(folder).save_test("A", {
         "command": "python test.py", "date": "2025-11-21 03:13:00", "device": "the CPU", "config": {"data": ""},
         "images": 30, "unreadable": {"image_5.jpg": "cut <short>"},
         "refinement": {"changed": 2, "classes_present": 3} if refined else None, "scores": scores,
         "seconds": {"features": 4.0}},
         {"names": tests.names, "best": best_classes(final), "probs": final, "before": before, "readable": readable,
-         **nearest})
+         **nearest_shots(features[readable], final, truth[readable], task)})
 
 
 def cells(page, row):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jclip_fewshot.report import analysis
+from jclip_fewshot.task import Task
 
 
 def test_confused_pairs_count_both_ways():
@@ -21,12 +22,10 @@ def test_calibration_of_perfect_and_overconfident_answers():
     assert analysis.calibration(sure, np.array([1, 2, 3, 0] * 5)).ece == pytest.approx(1)
 
 
-def test_changed_rows_and_orders():
+def test_changed_rows_come_by_the_size_of_the_change():
     before = np.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])
     after = np.array([[0.4, 0.6], [0.8, 0.2], [0.1, 0.9]])
     assert list(analysis.changed_rows(before, after)) == [2, 0]
-    assert list(analysis.least_confident(after, 2)) == [0, 1]
-    assert list(analysis.confident_mistakes(after, np.array([0, 0, 0]))) == [2, 0]
 
 
 def test_rejection_counts_what_is_lost():
@@ -48,14 +47,17 @@ def test_the_estimate_weighs_domains_as_the_answers_do():
     probs = np.eye(3)[[0, 0, 1, 0, 0]]  # class 2 has no other shot: it does not count
     guess = np.array([0, 0, 0, 1])
     found = analysis.held_out_estimate(probs, labels, domains, guess)
-    assert found.top1 == pytest.approx(75 * 1.0 + 25 * 0.5) and found.shots == 4
+    assert found.top1 == pytest.approx(75 * 1.0 + 25 * 0.5) and found.count == 4
     assert found.error == pytest.approx(100 * np.sqrt(0.75 ** 2 * 0.75 * 0.25 / 2 + 0.25 ** 2 * 0.25 / 2))
     assert analysis.held_out_estimate(probs[[0, 2]], labels[[0, 2]], domains, guess) is None
     assert analysis.held_out_estimate(probs, labels, domains, guess[:0]) is None
 
 
 def test_nearest_shots_are_of_the_class_that_is_asked_for():
-    rows = np.eye(3, dtype=np.float32)
-    shots = np.array([[0.6, 0.8, 0], [0.8, 0.6, 0], [1, 0, 0]], np.float32)
-    index, cosine = analysis.nearest_shots(rows[[0, 0, 1]], np.array([0, 2, 0]), shots, np.array([0, 0, 1]))
-    assert list(index) == [1, -1, 0] and cosine == pytest.approx([0.8, 0, 0.8])
+    eye = np.eye(3, dtype=np.float32)
+    task = Task(np.array([[0.6, 0.8, 0], [0.8, 0.6, 0], [1, 0, 0]], np.float32), [0, 0, 1], eye)
+    found = analysis.nearest_shots(eye[[0, 0, 1]], eye[[1, 1, 1]], np.array([0, 2, 0]), task)
+    assert list(found["nearest_truth"]) == [1, -1, 0]
+    assert found["nearest_truth_cosine"] == pytest.approx([0.8, 0, 0.8])
+    assert list(found["nearest_guess"]) == [2, 2, 2]
+    assert set(analysis.nearest_shots(eye, eye, None, task)) == {"nearest_guess", "nearest_guess_cosine"}

@@ -180,7 +180,7 @@ def test_the_map_is_what_the_head_computes(run):
 
 
 def test_dark_drawings_hold_no_light_colour(run):
-    drawn = figures.ladder({"": {"zero_shot": 70.0, "gda": 75.0, "ensemble": 60.0}})
+    drawn = figures.ladder({"zero_shot": {"top1": 70.0}, "gda": {"top1": 75.0}, "ensemble": {"top1": 60.0}}, [])
     for variant in (drawn.wide, drawn.narrow):
         for light, dark in ((drawing.INK, "#e8eaec"), (drawing.BLUE, "#56b4e9")):
             assert light in variant.light and light not in variant.dark and dark in variant.dark
@@ -271,6 +271,8 @@ def test_a_class_shows_its_shots_and_mistakes_and_the_lowest_are_counted(run, pa
     assert drawn == 18 + wrong  # every shot and every mistake once, however often it is shown
     listed = re.search(r'<table[^>]*data-search="mistakes".*?</table>', page, re.DOTALL).group()
     assert listed.count("<use ") == wrong
+    mistakes = [row for row in answers.sure if answers.guess[row] != answers.truth[row]]
+    assert re.findall(r'<th scope="row">(.*?)</th>', listed) == [answers.names[row] for row in mistakes]
     accuracy, _ = analysis.class_accuracy(answers.truth, answers.guess, 6)
     sharing = int((accuracy == accuracy.min()).sum())
     assert (f"shared by {sharing} classes" if sharing > 1 else "Lowest:") in Elements(page).text
@@ -319,7 +321,7 @@ def test_without_truth_held_out_shots_give_an_estimate(tmp_path, bare):
     made = make_run(tmp_path / "runs/one", make_contest(tmp_path / "data", labelled=False))
     text = page_of(made)
     found = read_run(made)
-    estimate = analysis.held_out_estimate(found.arrays["held_out_probs"], found.shot_labels, found.domains,
+    estimate = analysis.held_out_estimate(found.arrays["held_out_probs"], found.shot_labels, found.record.domains,
                                           found.answers.guess)
     assert f"about {estimate.top1:.0f}\u00a0%" in Elements(text).text
     rejected = float(cells(text, 'data-threshold="50"')[0][0]["data-value"])

@@ -48,3 +48,4 @@ def test_images_of_no_known_class_are_not_judged(tmp_path):
     answers = read_run(run).answers
     assert len(answers.names) == len(answers.paths) == len(answers.probs) == len(answers.truth) == 26
     assert answers.truth.min() == 0 and "image_1.jpg" not in answers.names
+    assert (np.diff(answers.probs.max(axis=1)[answers.sure]) <= 0).all()
