@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.precision import bfloat16_holds
-from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
+from jclip_fewshot.encoders.preprocessing import recipe_said
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
@@ -32,21 +32,18 @@ COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
 
 
 class ClipEncoder(Encoder):
-    """A loaded CLIP (`model`); `weights_digest` stands for its weights.
+    """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone.
 
-    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own. One that was trained with a
-    tokenizer that is not read here encodes images alone.
+    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own.
     """
 
     def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
                  tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
                  recipe: PixelRecipe | None = None) -> None:
-        cuda = on_cuda()
-        super().__init__(
-            name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
-            width=model.embed_dim, scale=float(np.exp(np.float64(model.logit_scale.numpy()[0]))),
-            batch_size=batch_size or (CUDA_BATCH if cuda else CPU_BATCH), device="cuda" if cuda else "cpu",
-            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe=recipe)
+        cuda, scale = on_cuda(), float(np.exp(np.float64(model.logit_scale.numpy()[0])))
+        super().__init__(name, weights_digest, model.precision, model.visual.input_resolution, model.embed_dim, scale,
+                         batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+                         sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe)
         self.model = model
         self.context_length = model.context_length
         self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
@@ -64,8 +61,9 @@ class ClipEncoder(Encoder):
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
-        on_device = self.device == "cuda"
-        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
+        if self.device == "cuda":
+            return normalize_on_device(pixels, self.recipe)
+        return jt.array(self.recipe.normalized(pixels))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))
@@ -89,7 +87,6 @@ class ClipEncoder(Encoder):
 
 
 def _block(depth: Depth) -> int | None:
-    """The block in whose front a depth is; None behind the last norm."""
     return None if isinstance(depth, str) else depth
 
 
@@ -102,16 +99,21 @@ def recognises(path: Path) -> bool:
 
 
 def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
-    """Open a CLIP; raise UserError as `read_clip` does.
+    """Open a CLIP; raise UserError as `read_clip` does, or if its preprocessing is not computed here.
 
     options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
     bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
-    elsewhere. Each precision's rows are kept apart in the cache.
+    elsewhere.
     """
-    own = (OPENAI.image.activation, OPENAI.image.head_width)
-    released = is_released(name)  # asked for by OpenAI's name
-    weights, sizes, preprocessing = read_clip(path, *own if released else (options.activation, options.head_width))
-    recipe = recipe_of(preprocessing, sizes.image_resolution, path)
+    asked = (options.activation, options.head_width)
+    if is_released(name):  # asked for by OpenAI's name
+        asked = (OPENAI.image.activation, OPENAI.image.head_width)
+    weights, sizes, preprocessing = read_clip(path, *asked)
+    side = sizes.image_resolution
+    recipe = recipe_said(preprocessing, path, side) if preprocessing else clip_recipe(side)
+    if recipe.size != (side, side):
+        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
+                        f"takes {side} x {side}")
     start(options.device)
     from jclip_fewshot.clip.model import build_model
     auto, dtype = options.dtype == "auto", options.dtype
@@ -126,24 +128,8 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     return encoder
 
 
-def recipe_of(preprocessing: dict[str, Any], side: int, path: Path) -> PixelRecipe:
-    """Return what a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
-
-    Raise UserError if something is not computed here, or pixels are of another size than the tower takes.
-    """
-    if not preprocessing:
-        return clip_recipe(side)
-    cfg = preprocessing.get("preprocess_cfg")
-    recipe = checked(from_transformers, preprocessing, path) if cfg is None else \
-        checked(lambda said: from_open_clip(said, side), cfg, path)
-    if recipe.size != (side, side):
-        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
-                        f"takes {side} x {side}")
-    return clip_recipe(side) if recipe == clip_recipe(side) else recipe
-
-
 def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:
-    """Of what makes a CLIP's rows: the file's digest; of several files, or not computed as OpenAI's, of all of that."""
+    """Of what makes a CLIP's rows: its file, or its files and how they are computed where that is not OpenAI's way."""
     digests = [file_digest(file, cache) for file in weight_files(path)]
     if len(digests) == 1 and conventions == OPENAI:
         return digests[0]

@@ -1,6 +1,4 @@
-"""Encoders made of another one: a CLIP with some tensors exchanged, or rows that are any function of its images.
-
-All share the model of the CLIP that they are made of, and have a fingerprint of their own.
+"""Encoders made of a CLIP, whose model they share: with some tensors exchanged, or any function of its images.
 
 B images · K classes · L tokens · W width of the image tower
 """
@@ -27,10 +25,7 @@ TOKENS = b"tokens-1"  # in the fingerprint: to be raised when a row of `token_en
 
 
 class TunedEncoder(ClipEncoder):
-    """`base` with `tensors` in the place of its own, {OpenAI's name: array in the model's layout}.
-
-    The tensors are in place while this encoder answers, and at no other time.
-    """
+    """`base` with `tensors` in the place of its own while it answers, {OpenAI's name: array in the model's layout}."""
 
     def __init__(self, base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> None:
         arrays = {key: np.ascontiguousarray(tensors[key], np.float32) for key in sorted(tensors)}
@@ -79,16 +74,15 @@ def logits_of(rows: np.ndarray) -> np.ndarray:
 
 
 def last_block(model: CLIP) -> int:
-    """Number of the image tower's last block, whose input `token_rows` takes."""
+    """Return the number of the image tower's last block, whose input `token_rows` takes."""
     return len(model.visual.transformer.resblocks) - 1
 
 
 def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
     """x (B, L, W), the input of the last block -> (B, 3W): all of the last tokens as one row.
 
-    CLIP's projection keeps D of W directions of one token. This row is what it leaves out as well: the class token
-    after the last norm, and maximum and minimum over the patches' tokens after it, each of unit length. Mean,
-    deviation and earlier blocks were tried: docs/notes/tuning.md.
+    The class token after the last norm, and maximum and minimum over the patches' tokens, each of unit length. CLIP's
+    projection keeps D of W directions of the first alone. Other choices: docs/notes/tuning.md.
     """
     tokens = model.visual.ln_post(model.visual.transformer.resblocks[last_block(model)](x))
     patches = tokens[:, 1:]
@@ -96,7 +90,7 @@ def token_rows(model: CLIP, x: jt.Var) -> jt.Var:
 
 
 def token_encoder(base: ClipEncoder) -> FunctionEncoder:
-    """`base` with rows of its tokens, (3W,), in the place of its features."""
+    """Return `base` with rows of its tokens, (3W,), in the place of its features."""
     model = base.model
     return FunctionEncoder(base, "tokens", TOKENS, 3 * model.visual.shape_at(None)[0], lambda images: token_rows(
         model, model.visual.activations(images, last_block(model)).cast(model.dtype)))

@@ -2,15 +2,15 @@
 
     encoder = open_encoder("siglip-base-patch16-224")  # a folder as Xenova and timm have it, or a file
 
-An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime brings
-its own threads and operators and gets on with Jittor in either order of import (a test holds it to that); a child
-process would only copy pixels and rows. No torch.
+An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime gets on
+with Jittor in either order of import (a test holds it to that).
 
-Letters: B batch, H, W pixels, L tokens, D feature width.
+B batch · H, W pixels · L tokens · D feature width
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +18,7 @@ import string
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 
-INSTALL = "pip install '.[onnx]'"
 CPU_BATCH, CUDA_BATCH = 16, 128
 SCALE = 100.0  # where no file says it: OpenAI's, clipped there in training
 IMAGE_ROWS = ("image_embeds", "pooler_output", "sentence_embedding")
@@ -50,15 +49,6 @@ _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", "to
 _SENTENCES = ("a photo of a cat.", "two red houses beside a river", "text", "3")
 
 
-class Files(NamedTuple):
-    """The ONNX files of an encoder, and the folder of their JSON files; `whole` holds both towers in one graph."""
-
-    folder: Path
-    image: Path
-    text: Path | None
-    whole: Path | None
-
-
 def recognises(path: Path) -> bool:
     """Whether this is an ONNX file, or a folder with one where the hub has them."""
     if path.is_file():
@@ -66,11 +56,12 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and any(any(place.glob("*.onnx")) for place in (path, path / "onnx"))
 
 
-def find_files(path: Path) -> Files:
-    """Return which ONNX files of a folder, or beside a file, are the towers.
+def find_towers(path: Path) -> tuple[Path, Path | None]:
+    """Return which ONNX files of a folder, or beside a file, are the image tower and the text tower, if there is one.
 
-    Raise UserError if there is none, or several of which none has a usual name.
+    Raise UserError if there is no image tower, or several files of which none has a usual name.
     """
+    image = path
     if path.is_dir():
         place = next(place for place in (path / "onnx", path) if any(place.glob("*.onnx")))
         found = sorted(file.name for file in place.glob("*.onnx"))
@@ -78,14 +69,12 @@ def find_files(path: Path) -> Files:
         if not usual and len(found) > 1:
             raise UserError(f"{path} holds {', '.join(found)}; name the one to use, {place / found[0]}")
         image = place / (usual or found)[0]
-    else:
-        image, place = path, path.parent
     if image.name.startswith("text_model"):
         raise UserError(f"{image} is a text tower alone; give the folder that holds its image tower too")
-    texts = [place / image.name.replace("vision_model", "text_model"), place / "text_model.onnx"]
-    text = next((file for file in texts if file.is_file()), None) if image.name.startswith("vision_model") else None
-    whole = place / "model.onnx"
-    return Files(place.parent if place.name == "onnx" else place, image, text, whole if whole.is_file() else None)
+    if not image.name.startswith("vision_model"):
+        return image, None
+    texts = (image.name.replace("vision_model", "text_model"), "text_model.onnx")
+    return image, next((image.with_name(name) for name in texts if image.with_name(name).is_file()), None)
 
 
 class Tower:
@@ -114,14 +103,27 @@ class Tower:
 
     def type_of(self, name: str) -> type:
         """NumPy's type of an input."""
-        said = self.inputs[name].type
         return {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64,
-                "tensor(int32)": np.int32}.get(said, np.int64)
+                "tensor(int32)": np.int32}.get(self.inputs[name].type, np.int64)
 
     def fixed(self, name: str, axis: int) -> int:
         """The size of an input's axis where the graph fixes it, else 0."""
         size = self.inputs[name].shape[axis]
         return size if isinstance(size, int) else 0
+
+    def row(self, names: Sequence[str], wanted: str = "", model_type: str = "") -> str:
+        """The output that is the row: the one that is wanted, of one of these names, or the only one that can be."""
+        shapes, said = self.outputs, f"{self.path} gives {', '.join(self.outputs)}"
+        if wanted and wanted not in shapes:
+            raise UserError(f"{said}, and no {wanted}; name one of them with {parameter('output')}")
+        usual = [wanted] if wanted else [name for name in names if name in shapes]
+        if LAST in shapes and names is IMAGE_ROWS and (model_type in CLASS_TOKEN or len(shapes[LAST]) == 4):
+            usual.append(LAST)
+        flat = [name for name, shape in shapes.items() if len(shape) == 2 and not name.startswith("logits")]
+        if not usual and len(flat) != 1:
+            raise UserError(f"{said}; none of them is known to be the row of features: name it with "
+                            f"{parameter('output')}")
+        return (usual or flat)[0]
 
     def run(self, feeds: dict[str, np.ndarray], output: str) -> np.ndarray:
         """One output as float32."""
@@ -166,14 +168,9 @@ class OnnxEncoder(Encoder):
     def features(self, images: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> (B, D)."""
         tower = self._image
-        feeds = {tower.pixels: images}
-        if tower.ids:
-            blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
-            feeds.update(self._ids(tower, blank))
-        found = tower.run(feeds, self._row)
-        if found.ndim == 2:
-            return found
-        return found[:, 0] if found.ndim == 3 else found.mean(axis=tuple(range(2, found.ndim)))
+        blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
+        found = tower.run({tower.pixels: images, **self._ids(tower, blank)}, self._row)
+        return found[:, 0] if found.ndim == 3 else found.reshape(*found.shape[:2], -1).mean(axis=2)
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         if self._text is None:
@@ -190,6 +187,21 @@ class OnnxEncoder(Encoder):
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
         return super().tokens(sentences) if self._words is None else self._words.ids(sentences)
+
+    def fitted_scale(self, whole: Tower) -> tuple[float, float] | None:
+        """Scale and bias by the straight line through a graph's logits against the cosines: exact but for rounding."""
+        wanted = "image_embeds", "text_embeds", "logits_per_image"
+        if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
+            return None
+        drawn: np.ndarray = np.random.default_rng(0).integers(0, 256, (2, *self.recipe.size, 3))
+        feeds = {whole.pixels: self.recipe.normalized(drawn.astype(self.recipe.dtype)),
+                 **self._ids(whole, self.tokens(_SENTENCES))}
+        image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
+        cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
+        scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)
+        if np.abs(scale * cosines + bias - logits.reshape(-1)).max() > 1e-2 or scale <= 0:
+            return None
+        return float(scale), float(bias)
 
 
 class Words:
@@ -220,10 +232,9 @@ class Words:
         pad = said.get("pad_token") or said_in(folder / "special_tokens_map.json").get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         padding = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
-        padding = own.get("pad_id", text.get("pad_token_id")) if padding is None else padding
-        if not isinstance(padding, int):
+        self.padding = own.get("pad_id", text.get("pad_token_id")) if padding is None else padding
+        if not isinstance(self.padding, int):
             raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a padding token")
-        self.padding = padding
         # SigLIP was trained on such texts; its tokenizer.json does this itself or leaves it to whoever calls it
         self._lower = family.startswith("siglip")
         self._plain = said.get("tokenizer_class") == "SiglipTokenizer"
@@ -261,52 +272,40 @@ def open_onnx(path: Path, name: str, options: Options) -> OnnxEncoder:
     """Open a folder or an ONNX file.
 
     options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
-    options.output: which of the image tower's outputs is the row; empty for the usual one.
     Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
     """
     start(options.device)
-    files = find_files(path)
-    config = said_in(files.folder / "config.json")
-    recipe = recipe_of(files.folder, config)
-    image = Tower(files.image)
+    image_file, text_file = find_towers(path)
+    folder = image_file.parent.parent if image_file.parent.name == "onnx" else image_file.parent
+    config = said_in(folder / "config.json")
+    recipe = recipe_of(folder, config)
+    image = Tower(image_file)
     if not image.pixels:
-        raise UserError(f"{files.image} takes no pictures (no input has four axes); give an image tower")
-    tower = Tower(files.text) if files.text is not None else image if image.ids else None
+        raise UserError(f"{image_file} takes no pictures (no input has four axes); give an image tower")
     for axis, side in ((2, recipe.size[0]), (3, recipe.size[1])):
         if image.fixed(image.pixels, axis) not in (0, side):
-            raise UserError(f"{files.image} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON beside "
+            raise UserError(f"{image_file} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON beside "
                             f"it makes {side}; they belong to different models")
-    words = Words(files.folder, config, tower.fixed(tower.ids, 1)) if tower is not None else None
-    text = (tower, _row_output(tower, TEXT_ROWS)) if tower is not None else None
-    row = _row_output(image, IMAGE_ROWS, options.output, str(config.get("model_type", "")))
-    digest = _digest(files, {image, *([tower] if tower else [])}, options.output, options.cache)
+    tower = Tower(text_file) if text_file is not None else image if image.ids else None
+    words = Words(folder, config, tower.fixed(tower.ids, 1)) if tower is not None else None
+    text = (tower, tower.row(TEXT_ROWS)) if tower is not None else None
+    row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
+    digest = _digest(folder, [image, *([tower] if tower else [])], options.output, options.cache)
     encoder = OnnxEncoder(name or str(path), digest, recipe, (image, row), text, words, options.batch_size)
     if options.dtype not in ("auto", "float32", encoder.precision):
         warn(f"{encoder.name} computes in {encoder.precision}, as its file has it, not in {options.dtype}")
     if text is not None:
-        found = _stored_scale(files.folder)
-        if found is None and files.whole is not None:
-            found = _fitted_scale(encoder, image if files.whole == files.image else Tower(files.whole))
-        found = found or _metadata_scale(image)
-        if not found:
+        found, whole = _stored_scale(folder), image_file.with_name("model.onnx")
+        if found is None and whole.is_file():
+            found = encoder.fitted_scale(image if whole == image_file else Tower(whole))
+        if found is None:
+            with contextlib.suppress(KeyError, ValueError):
+                found = float(image.said["logit_scale"]), 0.0  # as our own export writes it
+        if found is None:
             warn(f"{encoder.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
                  f"model.safetensors would); {SCALE:g} is taken")
         encoder.scale, encoder.bias = found or (SCALE, 0.0)
     return encoder
-
-
-def _row_output(tower: Tower, names: Sequence[str], wanted: str = "", model_type: str = "") -> str:
-    """Which output is the row: the one that is wanted, one of the usual names, or the only one that can be meant."""
-    shapes, said = tower.outputs, f"{tower.path} gives {', '.join(tower.outputs)}"
-    if wanted and wanted not in shapes:
-        raise UserError(f"{said}, and no {wanted}; name one of them with {parameter('output')}")
-    usual = [wanted] if wanted else [name for name in names if name in shapes]
-    if LAST in shapes and names is IMAGE_ROWS and (model_type in CLASS_TOKEN or len(shapes[LAST]) == 4):
-        usual.append(LAST)
-    flat = [name for name, shape in shapes.items() if len(shape) == 2 and not name.startswith("logits")]
-    if not usual and len(flat) != 1:
-        raise UserError(f"{said}; none of them is known to be the row of features: name it with {parameter('output')}")
-    return (usual or flat)[0]
 
 
 def _stored_scale(folder: Path) -> tuple[float, float] | None:
@@ -317,42 +316,17 @@ def _stored_scale(folder: Path) -> tuple[float, float] | None:
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), "np") as file:
-            names = set(file.keys())
             found = {name: float(np.reshape(file.get_tensor(name), -1)[0])
-                     for name in ("logit_scale", "logit_bias") if name in names}
+                     for name in {"logit_scale", "logit_bias"} & set(file.keys())}
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({_line(error)}); download it again") from None
     return (math.exp(min(found["logit_scale"], 20)), found.get("logit_bias", 0.0)) if "logit_scale" in found else None
 
 
-def _metadata_scale(tower: Tower) -> tuple[float, float] | None:
-    """What our own export writes into its files."""
-    try:
-        return float(tower.said["logit_scale"]), float(tower.said.get("logit_bias", 0))
-    except (KeyError, ValueError):
-        return None
-
-
-def _fitted_scale(encoder: OnnxEncoder, whole: Tower) -> tuple[float, float] | None:
-    """The straight line through the logits of both towers against the cosines: exact but for rounding."""
-    wanted = "image_embeds", "text_embeds", "logits_per_image"
-    if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
-        return None
-    recipe = encoder.recipe
-    drawn: np.ndarray = np.random.default_rng(0).integers(0, 256, (2, *recipe.size, 3)).astype(recipe.dtype)
-    feeds = {whole.pixels: recipe.normalized(drawn), **encoder._ids(whole, encoder.tokens(_SENTENCES))}
-    image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
-    cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
-    scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)
-    if np.abs(scale * cosines + bias - logits.reshape(-1)).max() > 1e-2 or scale <= 0:
-        return None
-    return float(scale), float(bias)
-
-
-def _digest(files: Files, towers: set[Tower], output: str, store: FeatureCache | None) -> str:
+def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCache | None) -> str:
     """Of all that the rows depend on: the graphs, their weights beside them, the JSON files, the output."""
     paths = {path for tower in towers for path in (tower.path, *tower.external)}
-    paths |= {files.folder / name for name in _JSON if (files.folder / name).is_file()}
+    paths |= {folder / name for name in _JSON if (folder / name).is_file()}
     said = [f"{path.name} {file_digest(path, store)}" for path in sorted(paths)]
     return content_digest(json.dumps([*said, output]).encode()).hex()
 
@@ -365,35 +339,16 @@ def _external_files(path: Path) -> tuple[list[Path], int]:
     onnx = _library("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
     except Exception as error:
         raise UserError(f"{path} is no ONNX file ({_line(error)}); download it again") from None
-    files: dict[Path, None] = {}
-    numbers = 0
-    for tensor in _tensors(model.graph):
-        numbers += math.prod(tensor.dims)
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                place = Path(entry.value)
-                if place.is_absolute() or ".." in place.parts:
-                    raise UserError(f"{path} wants weights from {entry.value}, outside its folder; refused")
-                files[path.parent / place] = None
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{path} keeps its weights in {file.name}, which is not beside it; download that too")
-    return list(files), numbers
-
-
-def _tensors(graph: Any) -> list[Any]:
-    """Every stored tensor of a graph and of the graphs inside it."""
-    found = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [attribute.t] if attribute.HasField("t") else list(attribute.tensors)
-            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs):
-                found += _tensors(inner)
-    return found
+    tensors = list(onnx.external_data_helper._get_all_tensors(model))
+    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    for place in sorted(places):
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise UserError(f"{path} wants weights from {place}, outside its folder; refused")
+        if not (path.parent / place).is_file():
+            raise UserError(f"{path} keeps its weights in {place}, which is not beside it; download that too")
+    return [path.parent / place for place in places], sum(math.prod(tensor.dims) for tensor in tensors)
 
 
 @cache
@@ -409,7 +364,7 @@ def _library(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise UserError(f"ONNX encoders need {name}: {INSTALL}") from None
+        raise UserError(f"ONNX encoders need {name}: pip install '.[onnx]'") from None
 
 
 def _line(error: Exception) -> str:

@@ -11,8 +11,8 @@ Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter si
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,18 +58,16 @@ def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell.
 
-    Raise UserError if a stage has no blocks, or the first convolution another shape.
+    Raise UserError if the first convolution is of another shape.
     """
     first = tensors["conv1.weight"].shape
     if len(first) != 4 or first[1] != 3:
         raise UserError(f"conv1.weight is {first}; a tower for RGB images has (C, 3, k, k)")
     convs, inputs = {"conv1": first}, first[0]
     for stage in range(1, 5):
-        blocks = {int(name.split(".")[1]) for name in tensors if re.match(rf"layer{stage}\.\d+\.", name)}
-        if blocks != set(range(len(blocks))) or not blocks:
-            raise UserError(f"layer{stage} has the blocks {sorted(blocks)}; they must be numbered from 0 without gaps")
+        blocks = next(n for n in itertools.count(1) if f"layer{stage}.{n}.conv1.weight" not in tensors)
         planes = next(iter(np.shape(tensors.get(f"layer{stage}.0.conv1.weight", ()))), 0)
-        for block in range(len(blocks)):
+        for block in range(blocks):
             name = f"layer{stage}.{block}"
             convs[f"{name}.conv1"] = (planes, inputs, 1, 1)
             convs[f"{name}.conv2"] = (planes, planes, 3, 3)
@@ -82,8 +80,15 @@ def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def _norm_of(conv: str) -> str:
-    """The batch norm behind a convolution."""
-    return re.sub(r"conv(\d)$", r"bn\1", conv).replace("downsample.0", "downsample.1")
+    return conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
+
+
+def folded(tensors: dict[str, np.ndarray], conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a convolution's weight (C', C, k, k) and bias (C',), the frozen batch norm behind it folded in."""
+    weight, bias, mean, var = (np.asarray(tensors[f"{norm}.{part}"], np.float64) for part in NORM)
+    scale = weight / np.sqrt(var + 1e-5)
+    kernel = np.asarray(tensors[f"{conv}.weight"], np.float64) * scale[:, None, None, None]
+    return kernel.astype(np.float32), (bias - mean * scale).astype(np.float32)
 
 
 def recognises(path: Path) -> bool:
@@ -117,10 +122,9 @@ class ImageEncoder(Encoder):
         unknown = sorted(set(tensors) - set(expected))
         if unknown:
             raise UserError(f"the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
-        self._folded = {tensor[:-len(".weight")]: _folded(tensor[:-len(".weight")], tensors)
-                        for tensor, shape in expected.items() if len(shape) == 4}
-        cuda = on_cuda()
-        width = max(shape[0] for tensor, shape in expected.items() if tensor.startswith("layer4."))
+        self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
+                       for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
+        cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])
         super().__init__(name, weights_digest, "float32", IMAGE_SIZE, width, 100.0,
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(math.prod(shape) for shape in expected.values()),
@@ -130,7 +134,7 @@ class ImageEncoder(Encoder):
         self.shape_at(depth)
         x = jt.nn.relu(self._conv(jt.array(self.recipe.normalized(pixels)), "conv1", 2))
         x = jt.nn.max_pool2d(x, 3, 2, 1)
-        for block in (conv[:-len(".conv1")] for conv in self._folded if conv.endswith(".conv1")):
+        for block in (conv[:-len(".conv1")] for conv in self._convs if conv.endswith(".conv1")):
             stride = 2 if block in ("layer2.0", "layer3.0", "layer4.0") else 1
             y = jt.nn.relu(self._conv(x, f"{block}.conv1"))
             y = jt.nn.relu(self._conv(y, f"{block}.conv2", stride))
@@ -139,14 +143,5 @@ class ImageEncoder(Encoder):
         return x.mean(3).mean(2).numpy()
 
     def _conv(self, x: jt.Var, name: str, stride: int = 1) -> jt.Var:
-        weight, shift = self._folded[name]
-        return jt.nn.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2) + shift
-
-
-def _folded(conv: str, tensors: dict[str, np.ndarray]) -> tuple[jt.Var, jt.Var]:
-    """A frozen batch norm is a scale and a shift: they go into the convolution before it."""
-    weight, bias, mean, var = (np.asarray(tensors[f"{_norm_of(conv)}.{part}"], np.float64) for part in NORM)
-    scale = weight / np.sqrt(var + 1e-5)
-    folded = np.asarray(tensors[f"{conv}.weight"], np.float64) * scale[:, None, None, None]
-    return (jt.array(folded.astype(np.float32)).stop_grad(),
-            jt.array((bias - mean * scale).astype(np.float32).reshape(1, -1, 1, 1)).stop_grad())
+        weight, bias = self._convs[name]
+        return jt.nn.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
