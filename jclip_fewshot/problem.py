@@ -33,7 +33,7 @@ from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad
-from jclip_fewshot.features.sources import Source, labelled_rows, open_source
+from jclip_fewshot.features.sources import Source, labelled_rows, open_source, require_some
 from jclip_fewshot.methods.base import SHOTS, TEXT, TOWER, UNLABELLED, Given, Queries, Unlabelled
 from jclip_fewshot.methods.plan import Choice, choose, require_possible
 from jclip_fewshot.methods.rows.sus_x import keep_support
@@ -160,9 +160,7 @@ class Encoded:
     def _readable(self, root: Path, paths: Sequence[str], where: str) -> tuple[np.ndarray, list[str]]:
         """Rows of the images that can be read, and where these lie."""
         rows, bad = self.source.images(root, paths, stage="without labels")
-        if len(bad) == len(paths):
-            index, reason = next(iter(bad.items()))
-            raise UserError(f"{where}: none of the {len(paths)} images can be read ({paths[index]}: {reason})")
+        require_some(paths, bad, where=f"{where}: ")
         for index, reason in bad.items():
             warn(f"{paths[index]} cannot be read ({reason}); left out")
         kept = [index for index in range(len(paths)) if index not in bad]
@@ -206,9 +204,9 @@ def tower_of(source: Any, root: Path, shots: Sequence[str], views: int, seed: in
 
     sentences (K,): one a class, for what trains the text tower.
     """
-    if source.model is None or not hasattr(source.model.visual, "transformer"):
+    if source.clip is None or not hasattr(source.clip.encoder.model.visual, "transformer"):
         return None
-    return source.activations(root, shots, views, seed, sentences)
+    return source.clip.activations(root, shots, views, seed, sentences)
 
 
 def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
@@ -216,10 +214,10 @@ def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, 
 
     They are encoded once a method, and found again in the cache.
     """
-    if source.model is None:
+    if source.clip is None:
         return Queries(rows)
 
     def under(make: Callable) -> np.ndarray:
-        other = source.under(make)
+        other = source.clip.under(make)
         return other.images(root, paths, stage=f"images by {other.encoder.name}", test_views=test_views)[0]
     return Queries(rows, under)

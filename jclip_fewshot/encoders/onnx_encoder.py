@@ -136,30 +136,46 @@ class Tower:
 
 
 class OnnxEncoder(Encoder):
-    """Towers as ONNX files; `bias` is SigLIP's, the same for every class, so that a softmax does not see it.
+    """A folder of ONNX files, or one; `bias` is SigLIP's, the same for every class, so that a softmax does not see it.
 
-    image, text: each a tower and the name of the output that is the row. words: of the text tower.
+    options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
+    Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
     """
 
-    def __init__(self, name: str, digest: str, recipe: PixelRecipe, image: tuple[Tower, str],
-                 text: tuple[Tower, str] | None, words: Words | None, batch_size: int) -> None:
-        (self._image, self._row), self._text, self._words = image, text, words
-        self.has_text, self.bias = text is not None, 0.0
-        tower = self._image
-        fixed, cuda = tower.fixed(tower.pixels, 0), on_cuda()
-        parameters = {one.path: one.parameters for one, _ in [image, *([text] if text else [])]}
-        self.context_length = words.length if words is not None else 0
-        super().__init__(name, digest, "float16" if tower.type_of(tower.pixels) == np.float16 else "float32",
-                         recipe.size[0], 0, SCALE, fixed or batch_size or (CUDA_BATCH if cuda else CPU_BATCH),
-                         "cuda" if cuda else "cpu", sum(parameters.values()), recipe)
-        blank: np.ndarray = np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)
-        self.width = self.images(blank).shape[1]
+    def __init__(self, path: Path, name: str, options: Options) -> None:
+        start(options.device)
+        image_file, text_file = find_towers(path)
+        folder = image_file.parent.parent if image_file.parent.name == "onnx" else image_file.parent
+        config = said_in(folder / "config.json")
+        recipe = recipe_of(folder, config)
+        self._image = image = Tower(image_file)
+        if not image.pixels:
+            raise UserError(f"{image_file} takes no pictures (no input has four axes); give an image tower")
+        for axis, side in ((2, recipe.size[0]), (3, recipe.size[1])):
+            if image.fixed(image.pixels, axis) not in (0, side):
+                raise UserError(f"{image_file} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON "
+                                f"beside it makes {side}; they belong to different models")
+        self._text = text = Tower(text_file) if text_file is not None else image if image.ids else None
+        self._words = Words(folder, config, text.fixed(text.ids, 1)) if text is not None else None
+        self._text_row = text.row(TEXT_ROWS) if text is not None else ""
+        self._row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
+        self.has_text, self.context_length = text is not None, self._words.length if self._words is not None else 0
+        towers = [image] if text is None or text is image else [image, text]
+        fixed, cuda = image.fixed(image.pixels, 0), on_cuda()
+        super().__init__(name, _digest(folder, towers, options.output, options.cache),
+                         "float16" if image.type_of(image.pixels) == np.float16 else "float32",
+                         recipe.size[0], 0, SCALE, fixed or options.batch_size or (CUDA_BATCH if cuda else CPU_BATCH),
+                         "cuda" if cuda else "cpu", sum(tower.parameters for tower in towers), recipe)
+        self.width = self.images(np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)).shape[1]
+        if options.dtype not in ("auto", "float32", self.precision):
+            warn(f"{name} computes in {self.precision}, as its file has it, not in {options.dtype}")
         if text is not None:
             width = self.texts(self.tokens([_SENTENCES[0]])).shape[1]
             if width != self.width:
-                raise UserError(f"{tower.path.name} gives {self._row} of {self.width} numbers and {text[0].path.name} "
-                                f"{text[1]} of {width}: these are not one model's towers, or {parameter('output')} "
-                                "names another one")
+                raise UserError(f"{image_file.name} gives {self._row} of {self.width} numbers and {text.path.name} "
+                                f"{self._text_row} of {width}: these are not one model's towers, or "
+                                f"{parameter('output')} names another one")
+            self.scale, self.bias = self._found_scale(folder)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         self.shape_at(depth)
@@ -175,9 +191,8 @@ class OnnxEncoder(Encoder):
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         if self._text is None:
             return super().texts(tokens)
-        tower, row = self._text
         blank = np.zeros((1, 3, *self.recipe.size), np.float32)
-        return tower.run({**self._ids(tower, tokens), tower.pixels: blank}, row)
+        return self._text.run({**self._ids(self._text, tokens), self._text.pixels: blank}, self._text_row)
 
     def _ids(self, tower: Tower, tokens: np.ndarray) -> dict[str, np.ndarray]:
         if "attention_mask" not in tower.inputs:
@@ -188,8 +203,21 @@ class OnnxEncoder(Encoder):
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
         return super().tokens(sentences) if self._words is None else self._words.ids(sentences)
 
-    def fitted_scale(self, whole: Tower) -> tuple[float, float] | None:
-        """Scale and bias by the straight line through a graph's logits against the cosines: exact but for rounding."""
+    def _found_scale(self, folder: Path) -> tuple[float, float]:
+        """Scale and bias of the cosines by the files beside the towers."""
+        found, whole = _stored_scale(folder), self._image.path.with_name("model.onnx")
+        if found is None and whole.is_file():
+            found = self._fitted_scale(self._image if whole == self._image.path else Tower(whole))
+        if found is None:
+            with contextlib.suppress(KeyError, ValueError):
+                found = float(self._image.said["logit_scale"]), 0.0  # as our own export writes it
+        if found is None:
+            warn(f"{self.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
+                 f"model.safetensors would); {SCALE:g} is taken")
+        return found or (SCALE, 0.0)
+
+    def _fitted_scale(self, whole: Tower) -> tuple[float, float] | None:
+        """By the straight line through a graph's logits against the cosines: exact but for rounding."""
         wanted = "image_embeds", "text_embeds", "logits_per_image"
         if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
             return None
@@ -266,46 +294,6 @@ class Words:
         length = np.where(filled.any(axis=1), ids.shape[1] - filled.argmax(axis=1), 0)
         ends = self._tokenizer is not None and self._tokenizer.encode("").ids[-1:] == [self.padding]  # it pads as well
         return (np.arange(ids.shape[1]) < (length + ends)[:, None]).astype(np.int64)
-
-
-def open_onnx(path: Path, name: str, options: Options) -> OnnxEncoder:
-    """Open a folder or an ONNX file.
-
-    options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
-    Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
-    """
-    start(options.device)
-    image_file, text_file = find_towers(path)
-    folder = image_file.parent.parent if image_file.parent.name == "onnx" else image_file.parent
-    config = said_in(folder / "config.json")
-    recipe = recipe_of(folder, config)
-    image = Tower(image_file)
-    if not image.pixels:
-        raise UserError(f"{image_file} takes no pictures (no input has four axes); give an image tower")
-    for axis, side in ((2, recipe.size[0]), (3, recipe.size[1])):
-        if image.fixed(image.pixels, axis) not in (0, side):
-            raise UserError(f"{image_file} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON beside "
-                            f"it makes {side}; they belong to different models")
-    tower = Tower(text_file) if text_file is not None else image if image.ids else None
-    words = Words(folder, config, tower.fixed(tower.ids, 1)) if tower is not None else None
-    text = (tower, tower.row(TEXT_ROWS)) if tower is not None else None
-    row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
-    digest = _digest(folder, [image, *([tower] if tower else [])], options.output, options.cache)
-    encoder = OnnxEncoder(name or str(path), digest, recipe, (image, row), text, words, options.batch_size)
-    if options.dtype not in ("auto", "float32", encoder.precision):
-        warn(f"{encoder.name} computes in {encoder.precision}, as its file has it, not in {options.dtype}")
-    if text is not None:
-        found, whole = _stored_scale(folder), image_file.with_name("model.onnx")
-        if found is None and whole.is_file():
-            found = encoder.fitted_scale(image if whole == image_file else Tower(whole))
-        if found is None:
-            with contextlib.suppress(KeyError, ValueError):
-                found = float(image.said["logit_scale"]), 0.0  # as our own export writes it
-        if found is None:
-            warn(f"{encoder.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
-                 f"model.safetensors would); {SCALE:g} is taken")
-        encoder.scale, encoder.bias = found or (SCALE, 0.0)
-    return encoder
 
 
 def _stored_scale(folder: Path) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ from jclip_fewshot.errors import UserError
 FAMILIES: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str, Options], Encoder]]] = {
     "CLIP": (clip_encoder.recognises, clip_encoder.open_clip),
     "ResNet": (resnet.recognises, resnet.open_resnet),
-    "ONNX": (onnx_encoder.recognises, onnx_encoder.open_onnx),
+    "ONNX": (onnx_encoder.recognises, onnx_encoder.OnnxEncoder),
 }
 
 

@@ -6,11 +6,10 @@
     text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
 
 Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
-(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit,
-whatever else is encoded and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
-again, need not.
+(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit, whatever
+else is encoded, and Jittor need not compile again.
 
-Letters: N images, V views an image, K classes, D feature width, H, W pixels, B batch, L tokens.
+N images · V views an image · K classes · D feature width · H, W pixels · B batch · L tokens
 """
 
 from __future__ import annotations
@@ -49,13 +48,10 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                  depth: Depth = ROWS, **how: Any) -> tuple[np.ndarray, Bad]:
     """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded.
 
-    cache: where rows are looked for and kept; None computes them all. workers: decoding processes; None fits them to
-    the machine, 0 decodes in this process. on_start: told before the first batch how many images will be encoded.
-    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache does not have
-    them. Afterwards every rank calls again without it and finds all rows in the common cache.
-    depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
-    how: `views`, `seed`, `view`, `as_seen` of decode.Recipe; 0 views is the encoder's own preprocessing, more is that
-    many random ones, seeded by `seed` and the image's content (Tip-Adapter's: crops of half the area and more, flips).
+    workers: decoding processes; None fits them to the machine, 0 decodes in this process. on_start: told before the
+    first batch how many images will be encoded. shard: (rank, size): computes this rank's part alone; rows of the other
+    parts that are not in the cache stay zero. depth: another one than ROWS gives what the encoder has there,
+    (N, V, *shape), in half precision, as it is. how: `views`, `seed`, `view`, `as_seen` of decode.Recipe.
 
     Raise UserError if a worker died, or the encoder gives rows that are no numbers; KeyboardInterrupt, on Ctrl-C, says
     how many are encoded and whether they are in the cache.
@@ -73,7 +69,6 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             found &= known
     batch = _images_a_batch(encoder, views)
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
-    workers = _workers(workers, len(wanted) * views // IMAGES_A_WORKER)
     cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
     if wanted and on_start is not None:
@@ -81,7 +76,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     if wanted and cached:
         tell(f"{stage}: {cached:,} of {total:,} cached")
     stage += "" if views == 1 else f" x {views} views"  # the rate is of images, not of views
-    with Decoder(paths, recipe, batch, min(workers, len(wanted))) as decoder, \
+    workers = _workers(workers, len(wanted), len(wanted) * views // IMAGES_A_WORKER)
+    with Decoder(paths, recipe, batch, workers) as decoder, \
             progress(stage=stage, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
@@ -125,24 +121,23 @@ def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as
 
 def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
     """The cache's rows of an encoder at a depth."""
-    about = dict(recipe.about(), what="images", encoder=encoder.fingerprint, **({} if depth == ROWS else
-                                                                                {"depth": depth}))
-    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)),
-                       np.float32 if depth == ROWS else np.float16)
+    about, dtype = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}, np.float32
+    if depth != ROWS:
+        about, dtype = {**about, "depth": depth}, np.float16
+    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)), dtype)
     store.refresh()
     return store
 
 
-def _workers(workers: int | None, worth: int) -> int:
-    return min(cores(), worth) if workers is None else workers
+def _workers(asked: int | None, files: int, worth: int) -> int:
+    return min(files, worth, cores()) if asked is None else min(files, asked)
 
 
 def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, recipe: Recipe,
                   workers: int | None, cache: FeatureCache) -> None:
     """Read the files that the cache has not seen at this place; fill in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
-    workers = min(_workers(workers, len(unknown) // FILES_A_WORKER), len(unknown))
-    with Decoder(paths, recipe, 1, workers) as decoder:
+    with Decoder(paths, recipe, 1, _workers(workers, len(unknown), len(unknown) // FILES_A_WORKER)) as decoder:
         read = decoder.digests(unknown)
         for index, done in progress(read, stage="reading", unit="files", total=len(unknown)):
             if not done.reason:
@@ -162,8 +157,7 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> 
     n, views = pixels.shape[:2]
     batch = pixels.reshape((n * views,) + pixels.shape[2:])
     missing = _images_a_batch(encoder, views) * views - len(batch)
-    if missing:
-        batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], batch.dtype)])
+    batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], batch.dtype)]) if missing else batch
     if depth != ROWS:
         return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
     return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
@@ -174,27 +168,30 @@ def _sound(features: np.ndarray) -> bool:
     return bool(np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all())
 
 
-def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
+def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], class_names: Sequence[str] = (), *,
                  cache: FeatureCache | None = None) -> np.ndarray:
     """Return text rows (K, D) of classes: the normalised mean of the normalised rows of each class's sentences.
 
-    sentences_by_class: K lists of at least one sentence.
-    Raise UserError if a class has no sentence, or a sentence is too long.
+    Raise UserError, which names the class, if it has no sentence or one that is too long.
     """
-    for k, sentences in enumerate(sentences_by_class):
+    tokens = []
+    for name, sentences in zip(class_names or range(len(sentences_by_class)), sentences_by_class):
         if not len(sentences):
-            raise UserError(f"class {k} has no sentence: give it at least one prompt")
-    number: dict[str, int] = {}
-    places = [[number.setdefault(sentence, len(number)) for sentence in sentences] for sentences in sentences_by_class]
-    if not places:
+            raise UserError(f"class {name} has no sentence: give it at least one prompt")
+        try:
+            tokens.append(encoder.tokens(sentences))
+        except UserError as error:
+            raise UserError(f"class {name}: {str(error).rpartition(';')[0]}; shorten the class's name, its template or "
+                            "its description") from None
+    if not tokens:
         return np.zeros((0, encoder.width), np.float32)
-    rows = _encode_sentences(encoder, list(number), cache)
-    return unit_rows(np.stack([rows[one].mean(axis=0) for one in places]))
+    rows = _encode_tokens(encoder, np.concatenate(tokens), cache)
+    return unit_rows(np.stack([one.mean(axis=0) for one in np.split(rows, np.cumsum([len(t) for t in tokens[:-1]]))]))
 
 
-def _encode_sentences(encoder: Encoder, sentences: Sequence[str], cache: FeatureCache | None) -> np.ndarray:
-    """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
-    tokens, back = np.unique(encoder.tokens(sentences), axis=0, return_inverse=True)
+def _encode_tokens(encoder: Encoder, tokens: np.ndarray, cache: FeatureCache | None) -> np.ndarray:
+    """(P, L) -> unit rows (P, D); the same tokens are computed once."""
+    tokens, back = np.unique(tokens, axis=0, return_inverse=True)
     tokens = np.ascontiguousarray(tokens, np.int32)
     keys, store = as_keys([content_digest(row.tobytes()) for row in tokens]), None
     rows, found = np.zeros((len(tokens), 1, encoder.width), np.float32), np.zeros(len(tokens), bool)

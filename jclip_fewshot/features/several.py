@@ -2,7 +2,7 @@
 
 The first one has text. Of an encoder without text, the text columns are zero.
 
-Letters: N images, K classes, D width of the joined rows.
+N images · K classes · D width of the joined rows
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,11 @@ def encoders_of(record: dict) -> list[dict]:
 class SeveralSources:
     """Answers `images` and `texts` like a single source; `parts` says whose columns are whose."""
 
-    def __init__(self, sources: Sequence) -> None:
+    def __init__(self, sources: Sequence[Any]) -> None:
         self._sources = list(sources)
         self.parts = _named([source.part for source in sources])
+        self.scale = joined_scale(self.parts)
+        self.clip = sources[0].clip
         encoders = [source for source in sources if getattr(source, "barrier", None) is not None]
         for encoder in encoders[1:]:
             encoder.barrier = encoders[0].barrier  # under mpirun: one count of the points that all have come to
@@ -46,28 +49,9 @@ class SeveralSources:
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """(K, D) rows of the classes."""
-        rows = [source.texts(class_names, sentences) if part.has_text
-                else np.zeros((len(class_names), part.width), np.float32)
-                for part, source in zip(self.parts, self._sources)]
-        return joined(rows)
-
-    @property
-    def scale(self) -> float:
-        """Of the joined rows' cosines in zero-shot logits."""
-        return joined_scale(self.parts)
-
-    @property
-    def model(self) -> object:
-        """The first one's CLIP, for tuning; None where it is none that can be tuned."""
-        return self._sources[0].model
-
-    def activations(self, *args, **kwargs):
-        """The first one's images at any depth (EncoderSource.activations)."""
-        return self._sources[0].activations(*args, **kwargs)
-
-    def under(self, make):
-        """The first one's source with another encoder (EncoderSource.under)."""
-        return self._sources[0].under(make)
+        return joined([source.texts(class_names, sentences) if part.has_text
+                       else np.zeros((len(class_names), part.width), np.float32)
+                       for part, source in zip(self.parts, self._sources)])
 
     def record(self) -> dict:
         """What test.py needs to open the same source again: the first one's record, and the others in it."""
@@ -77,8 +61,7 @@ class SeveralSources:
 
 def _named(parts: Sequence[EncoderSlice]) -> tuple[EncoderSlice, ...]:
     """Names that differ: a second "model" becomes model-2."""
-    seen: Counter = Counter()
-    named = []
+    seen, named = Counter[str](), []
     for part in parts:
         seen[part.name] += 1
         named.append(part if seen[part.name] == 1 else part._replace(name=f"{part.name}-{seen[part.name]}"))

@@ -21,22 +21,20 @@ _SCHEMA = {"path": Field("text", "N"), "feature": Field("float", "N D", rows=Tru
 
 
 class TableSource:
-    """Looks rows up in a .npz of `path`, `feature`, and `classes`, `text`; sentences went into it when it was made.
+    """Looks rows up in a .npz; sentences went into it when it was made.
 
-    path (N,) image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes (K,) or,
-    without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
+    It holds path (N,): image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
+    (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
+
+    with_text: False for --features-extra, whose encoder has no text.
+    Raise UserError if the file is absent, damaged, or its arrays are not these.
     """
 
     scale = CLIP_SCALE  # a feature file does not say
     parts = ()  # one encoder
-    model = None  # nothing that could be tuned
+    clip = None  # nothing that could be tuned
 
     def __init__(self, file: str | Path, with_text: bool = True) -> None:
-        """Read and check a file. with_text: False for --features-extra, whose encoder has no text.
-
-        Raise UserError if it is absent, no .npz, or lacks an array, if arrays are of other types or of shapes that do
-        not fit, or if there is text where none should be.
-        """
         self._given, self._with_text = str(file), with_text
         self._said = f"{parameter('features' if with_text else 'features_extra')} {file}"
         content = load_arrays(Path(file), _SCHEMA, others=None, said=self._said)

@@ -24,7 +24,7 @@ from tests.encoders.onnx_folders import SIZE, WIDTH, make_folder
 
 
 def open_onnx(path, **options) -> OnnxEncoder:
-    return onnx_encoder.open_onnx(path, "", Options(**options))
+    return OnnxEncoder(path, "", Options(**options))
 
 
 pytest.importorskip("onnxruntime")
@@ -128,7 +128,7 @@ def test_long_sentences_are_cut_and_said(tmp_path, capsys):
 def test_an_image_tower_is_a_second_encoder_and_not_the_first(tmp_path, capsys):
     image, both = make_folder(tmp_path / "image", text=False), make_folder(tmp_path / "both")
     source = open_source([str(both), str(image)], "weights")
-    assert [part.name for part in source.parts] == ["both", "image"] and source.model is None
+    assert [part.name for part in source.parts] == ["both", "image"] and source.clip is None
     with pytest.raises(UserError, match="image has no text tower"):
         open_source(str(image), "weights").texts(["a"], [["a"]])
     with pytest.raises(UserError, match="output x names an output of an ONNX encoder"):
