@@ -22,7 +22,7 @@ from jclip_fewshot.clip.checkpoint.architecture import Architecture
 from jclip_fewshot.clip.checkpoint.conventions import Tower
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.data.recipe import FIT, SQUASH, PixelRecipe
-from jclip_fewshot.encoders.precision import drawn_images
+from jclip_fewshot.encoders.clip_encoder import drawn_images
 from jclip_fewshot.encoders.resnet import folded
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write

@@ -29,8 +29,7 @@ from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.data.submission import move_aside, require_target, write_result, write_table
 from jclip_fewshot.errors import UserError, shown
-from jclip_fewshot.features.several import encoders_of
-from jclip_fewshot.features.sources import Source, listed, reopen_source
+from jclip_fewshot.features.sources import Source, encoders_of, listed, reopen_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import demo_flags, next_command
 from jclip_fewshot.records import Record, TestRecord

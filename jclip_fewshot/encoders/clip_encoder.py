@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +11,20 @@ import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import on_cuda, start
+from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
 from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
 from jclip_fewshot.clip.download import is_released
+from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
-from jclip_fewshot.encoders.precision import bfloat16_holds
 from jclip_fewshot.encoders.preprocessing import recipe_said
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
+from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.json_files import read_json, write_json
 from jclip_fewshot.storage.row_store import as_keys
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -29,6 +32,9 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
+COSINE = 0.9995  # the least of bfloat16 features to float32 ones; docs/notes/speed.md
+VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
+_SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
 
 class ClipEncoder(Encoder):
@@ -51,13 +57,13 @@ class ClipEncoder(Encoder):
         self._calls = 0
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
-        return (self.width,) if depth == ROWS else self.model.visual.shape_at(_block(depth))
+        return (self.width,) if depth == ROWS else self.model.visual.shape_at(None if isinstance(depth, str) else depth)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         images = self.prepared(pixels)
         if depth == ROWS:
             return self._numpy(self.model.encode_image(images))
-        return self._numpy(self.model.visual.activations(images, _block(depth)))
+        return self._numpy(self.model.visual.activations(images, None if isinstance(depth, str) else depth))
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
@@ -86,10 +92,6 @@ class ClipEncoder(Encoder):
         return result
 
 
-def _block(depth: Depth) -> int | None:
-    return None if isinstance(depth, str) else depth
-
-
 def recognises(path: Path) -> bool:
     """Whether a file or a folder holds a CLIP's tensors, by their names."""
     if not holds_weights(path):
@@ -102,8 +104,7 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     """Open a CLIP; raise UserError as `read_clip` does, or if its preprocessing is not computed here.
 
     options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
-    bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
-    elsewhere.
+    bfloat16 where the processor is faster by it and this checkpoint's features stay the same, float32 elsewhere.
     """
     asked = (options.activation, options.head_width)
     if is_released(name):  # asked for by OpenAI's name
@@ -128,6 +129,50 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     return encoder
 
 
+def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
+    """Return whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE, and sooner.
+
+    A few drawn images and sentences are encoded both ways, once for a checkpoint where there is a folder to remember it
+    in. The encoder is left as it was.
+    """
+    if not cpu.bfloat16_is_faster():
+        return False
+    file, verdicts = Path(folder or "", VERDICTS), dict[str, float]()
+    if folder is not None:
+        with contextlib.suppress(UserError):  # none yet, or a damaged one
+            verdicts = read_json(file, dict[str, float])
+    if encoder.weights_digest not in verdicts:
+        verdicts[encoder.weights_digest] = least_cosine(encoder)
+        if folder is not None:
+            with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to is reported with the rows
+                write_json(file, verdicts)
+    cosine = verdicts[encoder.weights_digest]
+    if not cosine >= COSINE:
+        warn(f"{encoder.name}: bfloat16 would change its features (cosine {cosine:.5f}); computing in float32")
+    return cosine >= COSINE
+
+
+def least_cosine(encoder: ClipEncoder) -> float:
+    """The least cosine between bfloat16 and float32 rows of a few images and sentences."""
+    model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
+    before, rows = model.matrices.precision, []
+    for precision in ("float32", "bfloat16"):
+        model.set_precision(precision)
+        rows.append(unit_rows(np.concatenate([encoder.images(pixels), encoder.texts(tokens)])))
+    model.set_precision(before)
+    return float((rows[0] * rows[1]).sum(axis=1).min())
+
+
+def drawn_images(size: int) -> np.ndarray:
+    """(4, R, R, 3) uint8: colour fields of four roughnesses, from large blots to noise."""
+    random, images = np.random.default_rng(0), []
+    for cells in (3, 12, 48, size):
+        field = random.integers(0, 256, (cells, cells, 3))
+        places = np.arange(size) * cells // size
+        images.append(field[places][:, places])
+    return np.stack(images).astype(np.uint8)
+
+
 def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:
     """Of what makes a CLIP's rows: its file, or its files and how they are computed where that is not OpenAI's way."""
     digests = [file_digest(file, cache) for file in weight_files(path)]
@@ -148,10 +193,7 @@ def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
         digests, known, marks = cache.known_files([path])
         if known[0]:
             return digests.tobytes().hex()
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 22), b""):
-            digest.update(block)
+    digest = content_digest(memoryview(np.memmap(path, mode="r")) if path.stat().st_size else b"")
     if cache is not None:
-        cache.remember_files(marks, as_keys([digest.digest()]))
-    return digest.hexdigest()
+        cache.remember_files(marks, as_keys([digest]))
+    return digest.hex()

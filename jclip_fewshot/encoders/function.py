@@ -1,4 +1,4 @@
-"""Encoders made of a CLIP, whose model they share: with some tensors exchanged, or any function of its images.
+"""Encoders made of a CLIP, whose model they share: rows are any function of its images.
 
 B images · K classes · L tokens · W width of the image tower
 """
@@ -24,26 +24,6 @@ ONE = 100.0  # the last coordinate of `homogeneous`, about as large as the other
 TOKENS = b"tokens-1"  # in the fingerprint: to be raised when a row of `token_encoder` changes
 
 
-class TunedEncoder(ClipEncoder):
-    """`base` with `tensors` in the place of its own while it answers, {OpenAI's name: array in the model's layout}."""
-
-    def __init__(self, base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> None:
-        arrays = {key: np.ascontiguousarray(tensors[key], np.float32) for key in sorted(tensors)}
-        parts = [base.weights_digest.encode(), *(part for key, array in arrays.items()
-                                                 for part in (key.encode(), array.tobytes()))]
-        super().__init__(base.model, name, content_digest(b"\0".join(parts)).hex(), base.batch_size, base.tokens,
-                         base.recipe)
-        self._tensors = {key: jt.array(array).cast(base.model.dtype).stop_grad() for key, array in arrays.items()}
-
-    def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
-        with replaced(self.model, self._tensors):
-            return super().images(pixels, depth)
-
-    def texts(self, tokens: np.ndarray) -> np.ndarray:
-        with replaced(self.model, self._tensors):
-            return super().texts(tokens)
-
-
 class FunctionEncoder(ClipEncoder):
     """`base` with rows (width,) by `function`, of images (B, 3, R, R); it encodes no texts.
 
@@ -61,6 +41,20 @@ class FunctionEncoder(ClipEncoder):
             return super().images(pixels, depth)
         with jt.no_grad():
             return self._numpy(self._function(self.prepared(pixels)).float32())
+
+
+def tuned_encoder(base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> FunctionEncoder:
+    """Return `base` with `tensors` in the place of its own, {OpenAI's name: array in the model's layout}."""
+    arrays = {key: np.ascontiguousarray(tensors[key], np.float32) for key in sorted(tensors)}
+    said = b"\0".join(part for key, array in arrays.items() for part in (key.encode(), array.tobytes()))
+    own = {key: jt.array(array).cast(base.model.dtype).stop_grad() for key, array in arrays.items()}
+
+    def rows(images: jt.Var) -> jt.Var:
+        with replaced(base.model, own):
+            found = base.model.encode_image(images)
+            found.sync()
+        return found
+    return FunctionEncoder(base, name, said, base.width, rows)
 
 
 def homogeneous(logits: jt.Var) -> jt.Var:

@@ -26,7 +26,6 @@ from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores, on_cuda, start
 from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.preprocessing import recipe_of, said_in

@@ -67,7 +67,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             _read_unknown(paths, digests, known, marks, recipe, workers, cache)
             rows, found = store.get(digests)
             found &= known
-    batch = _images_a_batch(encoder, views)
+    batch = max(1, round(encoder.batch_size / views))  # images whose views come nearest to the encoder's batch
     wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
     cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
@@ -81,7 +81,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             progress(stage=stage, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
-                features = _encode_batch(encoder, pixels, depth)
+                features = _encode_batch(encoder, pixels, batch, depth)
                 good = _usable([paths[i] for i in indices], features, done, encoder.name)
                 bad.update((i, one.reason) for i, one in zip(indices, done) if one.reason)
                 placed = np.asarray(indices)[good]
@@ -147,20 +147,15 @@ def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks
     cache.remember_files(marks[now_known], digests[now_known])
 
 
-def _images_a_batch(encoder: Encoder, views: int) -> int:
-    """Images whose views come nearest to the encoder's batch."""
-    return max(1, round(encoder.batch_size / views))
-
-
-def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+def _encode_batch(encoder: Encoder, pixels: np.ndarray, batch: int, depth: Depth) -> np.ndarray:
     """pixels (n, V, H, W, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
-    n, views = pixels.shape[:2]
-    batch = pixels.reshape((n * views,) + pixels.shape[2:])
-    missing = _images_a_batch(encoder, views) * views - len(batch)
-    batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], batch.dtype)]) if missing else batch
-    if depth != ROWS:
-        return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
-    return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
+    n, views, *shape = pixels.shape
+    filled = pixels.reshape(n * views, *shape)
+    if n < batch:
+        filled = np.concatenate([filled, np.zeros(((batch - n) * views, *shape), pixels.dtype)])
+    if depth == ROWS:
+        return unit_rows(encoder.images(filled)[:n * views]).reshape(n, views, -1)
+    return encoder.images(filled, depth)[:n * views].reshape(n, views, *encoder.shape_at(depth)).astype(np.float16)
 
 
 def _sound(features: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """Where feature rows come from: a CLIP that encodes, or a file of features that somebody has computed.
 
 train.py and test.py do not care which: all sources answer `images` and `texts`, and several of them together are one
-more source (several.py). `clip` is the EncoderSource of a CLIP that can be tuned, or None.
+more source. `clip` is the EncoderSource of a CLIP that can be tuned, or None.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +29,9 @@ from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
-from jclip_fewshot.features.several import SeveralSources, encoders_of
 from jclip_fewshot.features.table import TableSource
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.task import EncoderSlice, Task
+from jclip_fewshot.task import EncoderSlice, Task, joined, joined_scale
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
@@ -58,6 +58,7 @@ class EncoderSource:
 
     def __post_init__(self) -> None:  # under mpirun there is a cache
         self.barrier: Any = ranks.Barrier(self.cache.folder) if self.cache is not None else None
+        self.scale = self.encoder.scale  # of the cosines in zero-shot logits
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
@@ -132,11 +133,6 @@ class EncoderSource:
         return rows
 
     @property
-    def scale(self) -> float:
-        """Of the cosines in zero-shot logits."""
-        return self.encoder.scale
-
-    @property
     def part(self) -> EncoderSlice:
         """The encoder among several."""
         encoder, given = self.encoder, Path(self.opened_as["model"])
@@ -166,7 +162,55 @@ class EncoderSource:
         return self.opened_as if self.as_seen is None else {**self.opened_as, "as_seen": self.as_seen}
 
 
+class SeveralSources:
+    """The rows of several encoders side by side (task.joined), each counting alike; `parts` says whose are whose.
+
+    The first one has text. Of an encoder without text, the text columns are zero.
+    """
+
+    def __init__(self, sources: Sequence[Any]) -> None:
+        self._sources, seen, parts = list(sources), Counter[str](), list[EncoderSlice]()
+        for part in (source.part for source in sources):
+            seen[part.name] += 1  # a second "model" becomes model-2
+            parts.append(part._replace(name=f"{part.name}-{seen[part.name]}") if seen[part.name] > 1 else part)
+        self.parts = tuple(parts)
+        self.scale = joined_scale(self.parts)
+        self.clip = sources[0].clip
+        encoders = [source for source in sources if getattr(source, "barrier", None) is not None]
+        for encoder in encoders[1:]:
+            encoder.barrier = encoders[0].barrier  # under mpirun: one count of the points that all have come to
+
+    def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
+               test_views: int = 1) -> tuple[np.ndarray, Bad]:
+        """(N, D) unit rows of files below `root`, and why some could not be read by any of the encoders."""
+        rows, bad = [], dict[int, str]()
+        for part, source in zip(self.parts, self._sources):
+            found, unreadable = source.images(root, paths, views, seed, f"{stage} by {part.name}", test_views)
+            rows.append(found)
+            bad = {**unreadable, **bad}
+        together = joined(rows)
+        together[sorted(bad)] = 0
+        return together, bad
+
+    def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        """(K, D) rows of the classes."""
+        return joined([source.texts(class_names, sentences) if part.has_text
+                       else np.zeros((len(class_names), part.width), np.float32)
+                       for part, source in zip(self.parts, self._sources)])
+
+    def record(self) -> dict:
+        """What test.py needs to open the same source again: the first one's record, and the others in it."""
+        first, *others = [{**source.record(), "name": part.name} for part, source in zip(self.parts, self._sources)]
+        return {**first, "others": others}
+
+
 Source = EncoderSource | TableSource | SeveralSources
+
+
+def encoders_of(record: dict) -> list[dict]:
+    """Return what a source's record says of each encoder: the first one's entries, then those of the others in it."""
+    first = {key: value for key, value in record.items() if key != "others"}
+    return [first, *record.get("others", [])]
 
 
 def _below(root: Path, paths: Sequence[str]) -> list[str]:
@@ -186,16 +230,10 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
     Raise UserError if a checkpoint or feature file is absent, damaged or given twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
-    for what, names in (("model", models), ("features", tables), ("features_extra", extra)):
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"{parameter(what)} {name} is given twice; each encoder counts once")
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
         raise UserError(f"{parameter('output')} {how['output']} names an output of an ONNX encoder, and there is none")
-    found: list[EncoderSource | TableSource] = [TableSource(file) for file in tables]
-    found += [] if tables else [_encoder_source(name, weights, **how) for name in models]
-    found += [TableSource(file, with_text=False) for file in extra]
-    return _together(found)
+    first = [TableSource(file) for file in tables] or [_encoder_source(name, weights, **how) for name in models]
+    return _together([*first, *(TableSource(file, with_text=False) for file in extra)])
 
 
 def listed(given: str | Path | Sequence[str]) -> list[str]:
@@ -232,7 +270,7 @@ def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], clas
     """
     if "others" in saved:
         parts = task.parts
-        if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
+        if len(parts) != 1 + len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
         return _together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **how)
                           for part, one, there in zip(parts, encoders_of(saved), encoders_of(where))])
@@ -241,15 +279,13 @@ def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], clas
         if table.record()["features_digest"] != saved.get("features_digest"):
             _require_same_rows(table, where["features"], shots, class_names, task)
         return table
-    if "weights_digest" not in saved:
-        raise UserError("the run does not say which checkpoint it was trained with; train again")
     if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
         how["precision"] = saved.get("precision") or "auto"
     how.update({name: saved[name] for name in SAID if name in saved})
     as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
     source = _encoder_source(where["model"], where["weights"], as_seen, **how)
     now = source.record()
-    if now["weights_digest"] != saved["weights_digest"]:
+    if now["weights_digest"] != saved.get("weights_digest"):
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
                         f"now, {saved.get('width')} then; the content differs): train again, or say with "
                         f"{parameter('model')} or {parameter('weights')} where the old file lies")

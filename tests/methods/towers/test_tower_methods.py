@@ -10,7 +10,7 @@ from jclip_fewshot.clip.model import build_model, numpy_state_dict
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder, token_rows
+from jclip_fewshot.encoders.function import token_rows
 from jclip_fewshot.features.activations import Activations, Views
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
@@ -110,11 +110,7 @@ def frozen_and_tuned(method, encoder, images):
             encoder.model.visual.embed(jt.array(images)), 0, 2)).numpy()
     if isinstance(method, CoOp):  # of the text side alone
         return frozen, frozen
-    tuned = method.encoder(encoder)
-    if isinstance(tuned, FunctionEncoder):
-        return frozen, tuned._function(jt.array(images)).numpy()
-    with replaced(encoder.model, tuned._tensors):
-        return frozen, towers.image_rows(encoder.model, jt.array(images)).numpy()
+    return frozen, method.encoder(encoder)._function(jt.array(images)).numpy()
 
 
 def test_the_model_is_as_it_was(fitted, encoder):
