@@ -53,7 +53,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, preprocessing and precision: two encoders with one fingerprint give the same rows."""
+        """Two encoders with one fingerprint give the same rows."""
         said = f"{self.weights_digest} {PREPROCESSING} {self.precision}"
         return content_digest((said if self.recipe.is_clips_own else f"{said} {self.recipe}").encode()).hex()
 

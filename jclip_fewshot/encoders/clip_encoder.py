@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.preprocessing import recipe_said
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.storage.files import content_digest
+from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest
 from jclip_fewshot.storage.json_files import read_json, write_json
 from jclip_fewshot.storage.row_store import as_keys
 
@@ -67,9 +68,8 @@ class ClipEncoder(Encoder):
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
-        if self.device == "cuda":
-            return normalize_on_device(pixels, self.recipe)
-        return jt.array(self.recipe.normalized(pixels))
+        on_device = self.device == "cuda"
+        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))
@@ -106,9 +106,8 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
     bfloat16 where the processor is faster by it and this checkpoint's features stay the same, float32 elsewhere.
     """
-    asked = (options.activation, options.head_width)
-    if is_released(name):  # asked for by OpenAI's name
-        asked = (OPENAI.image.activation, OPENAI.image.head_width)
+    own = (OPENAI.image.activation, OPENAI.image.head_width)
+    asked = own if is_released(name) else (options.activation, options.head_width)
     weights, sizes, preprocessing = read_clip(path, *asked)
     side = sizes.image_resolution
     recipe = recipe_said(preprocessing, path, side) if preprocessing else clip_recipe(side)
@@ -117,9 +116,8 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
                         f"takes {side} x {side}")
     start(options.device)
     from jclip_fewshot.clip.model import build_model
-    auto, dtype = options.dtype == "auto", options.dtype
-    if auto:
-        dtype = "float16" if on_cuda() else "float32"
+    auto = options.dtype == "auto"
+    dtype = ("float16" if on_cuda() else "float32") if auto else options.dtype
     model = build_model(weights, dtype, sizes.conventions)
     digest = weights_digest(path, sizes.conventions, options.cache)
     encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
@@ -132,20 +130,19 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
 def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
     """Return whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE, and sooner.
 
-    A few drawn images and sentences are encoded both ways, once for a checkpoint where there is a folder to remember it
-    in. The encoder is left as it was.
+    folder: where the answer for a checkpoint is remembered.
     """
     if not cpu.bfloat16_is_faster():
         return False
-    file, verdicts = Path(folder or "", VERDICTS), dict[str, float]()
+    verdicts: dict[str, float] = {}
     if folder is not None:
         with contextlib.suppress(UserError):  # none yet, or a damaged one
-            verdicts = read_json(file, dict[str, float])
+            verdicts = read_json(folder / VERDICTS, dict[str, float])
     if encoder.weights_digest not in verdicts:
         verdicts[encoder.weights_digest] = least_cosine(encoder)
         if folder is not None:
             with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to is reported with the rows
-                write_json(file, verdicts)
+                write_json(folder / VERDICTS, verdicts)
     cosine = verdicts[encoder.weights_digest]
     if not cosine >= COSINE:
         warn(f"{encoder.name}: bfloat16 would change its features (cosine {cosine:.5f}); computing in float32")
@@ -153,7 +150,7 @@ def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
 
 
 def least_cosine(encoder: ClipEncoder) -> float:
-    """The least cosine between bfloat16 and float32 rows of a few images and sentences."""
+    """Between bfloat16 and float32 rows of a few images and sentences."""
     model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
     before, rows = model.matrices.precision, []
     for precision in ("float32", "bfloat16"):
@@ -193,7 +190,8 @@ def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
         digests, known, marks = cache.known_files([path])
         if known[0]:
             return digests.tobytes().hex()
-    digest = content_digest(memoryview(np.memmap(path, mode="r")) if path.stat().st_size else b"")
+    content = np.memmap(path, mode="r").data if path.stat().st_size else b""
+    digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
     if cache is not None:
         cache.remember_files(marks, as_keys([digest]))
     return digest.hex()

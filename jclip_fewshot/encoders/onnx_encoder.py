@@ -135,7 +135,7 @@ class Tower:
 
 
 class OnnxEncoder(Encoder):
-    """A folder of ONNX files, or one; `bias` is SigLIP's, the same for every class, so that a softmax does not see it.
+    """A folder of ONNX files, or one file.
 
     options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
     Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
@@ -174,7 +174,7 @@ class OnnxEncoder(Encoder):
                 raise UserError(f"{image_file.name} gives {self._row} of {self.width} numbers and {text.path.name} "
                                 f"{self._text_row} of {width}: these are not one model's towers, or "
                                 f"{parameter('output')} names another one")
-            self.scale, self.bias = self._found_scale(folder)
+            self.scale = self._found_scale(folder)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         self.shape_at(depth)
@@ -202,20 +202,20 @@ class OnnxEncoder(Encoder):
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
         return super().tokens(sentences) if self._words is None else self._words.ids(sentences)
 
-    def _found_scale(self, folder: Path) -> tuple[float, float]:
-        """Scale and bias of the cosines by the files beside the towers."""
+    def _found_scale(self, folder: Path) -> float:
+        """By the files beside the towers. SigLIP's bias, the same for every class, changes no softmax."""
         found, whole = _stored_scale(folder), self._image.path.with_name("model.onnx")
         if found is None and whole.is_file():
             found = self._fitted_scale(self._image if whole == self._image.path else Tower(whole))
         if found is None:
             with contextlib.suppress(KeyError, ValueError):
-                found = float(self._image.said["logit_scale"]), 0.0  # as our own export writes it
+                found = float(self._image.said["logit_scale"])  # as our own export writes it
         if found is None:
             warn(f"{self.name}: no file beside it says the scale of its cosines (model.onnx with both towers and "
                  f"model.safetensors would); {SCALE:g} is taken")
-        return found or (SCALE, 0.0)
+        return SCALE if found is None else found
 
-    def _fitted_scale(self, whole: Tower) -> tuple[float, float] | None:
+    def _fitted_scale(self, whole: Tower) -> float | None:
         """By the straight line through a graph's logits against the cosines: exact but for rounding."""
         wanted = "image_embeds", "text_embeds", "logits_per_image"
         if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
@@ -226,9 +226,8 @@ class OnnxEncoder(Encoder):
         image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
         cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
         scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)
-        if np.abs(scale * cosines + bias - logits.reshape(-1)).max() > 1e-2 or scale <= 0:
-            return None
-        return float(scale), float(bias)
+        exact = np.abs(scale * cosines + bias - logits.reshape(-1)).max() <= 1e-2
+        return float(scale) if exact and scale > 0 else None
 
 
 class Words:
@@ -244,7 +243,7 @@ class Words:
         lengths = (fixed, said.get("model_max_length"), text.get("max_position_embeddings"))
         self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
         self._tokenizer: Any = None
-        self.padding = 0
+        self.padding, self._pads_last = 0, False
         if not path.is_file() and family == "clip" and text.get("vocab_size") == CLIP_WORDS:
             return
         if not path.is_file():
@@ -254,14 +253,17 @@ class Words:
         except Exception as error:
             raise UserError(f"{path} is no tokenizer ({_line(error)}); download it again") from None
         own = self._tokenizer.padding or {}
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.length)
         pad = said.get("pad_token") or said_in(folder / "special_tokens_map.json").get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         padding = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
-        self.padding = own.get("pad_id", text.get("pad_token_id")) if padding is None else padding
-        if not isinstance(self.padding, int):
+        padding = own.get("pad_id", text.get("pad_token_id")) if padding is None else padding
+        if not isinstance(padding, int) or not 0 <= padding < 2**31:
             raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a padding token")
+        self.padding = padding
+        self._tokenizer.no_padding()
+        self._pads_last = self._tokenizer.encode("").ids[-1:] == [padding]  # the end mark is the padding as well
+        self._tokenizer.enable_truncation(self.length)
+        self._tokenizer.enable_padding(length=self.length, pad_id=padding)
         # SigLIP was trained on such texts; its tokenizer.json does this itself or leaves it to whoever calls it
         self._lower = family.startswith("siglip")
         self._plain = said.get("tokenizer_class") == "SiglipTokenizer"
@@ -271,14 +273,11 @@ class Words:
         if self._tokenizer is None:
             return token_array(sentences, self.length)
         found = self._tokenizer.encode_batch([self._cleaned(sentence) for sentence in sentences])
-        ids = np.full((len(found), self.length), self.padding, np.int32)
-        for row, one in zip(ids, found):
-            row[:len(one.ids)] = one.ids
         long = [sentence for sentence, one in zip(sentences, found) if one.overflowing]
         if long:
             warn(f"{len(long)} of {len(sentences)} sentences are longer than the {self.length} tokens that the encoder "
                  f"takes, and are cut off: {long[0][:60]!r}…")
-        return ids
+        return np.array([one.ids for one in found], np.int32)
 
     def _cleaned(self, sentence: str) -> str:
         if self._lower:
@@ -291,23 +290,21 @@ class Words:
         """(B, L) int64: 1 for a sentence's tokens, its end among them, 0 for the padding."""
         filled = (ids != self.padding)[:, ::-1]
         length = np.where(filled.any(axis=1), ids.shape[1] - filled.argmax(axis=1), 0)
-        ends = self._tokenizer is not None and self._tokenizer.encode("").ids[-1:] == [self.padding]  # it pads as well
-        return (np.arange(ids.shape[1]) < (length + ends)[:, None]).astype(np.int64)
+        return (np.arange(ids.shape[1]) < (length + self._pads_last)[:, None]).astype(np.int64)
 
 
-def _stored_scale(folder: Path) -> tuple[float, float] | None:
-    """logit_scale and logit_bias of a model.safetensors, which holds the scale's logarithm."""
+def _stored_scale(folder: Path) -> float | None:
+    """exp(logit_scale) of a model.safetensors."""
     path = folder / "model.safetensors"
     if not path.is_file():
         return None
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), "np") as file:
-            found = {name: float(np.reshape(file.get_tensor(name), -1)[0])
-                     for name in {"logit_scale", "logit_bias"} & set(file.keys())}
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+            found = [file.get_tensor(name) for name in {"logit_scale"}.intersection(file.keys())]
+        return math.exp(min(float(np.reshape(found[0], -1)[0]), 20)) if found else None
+    except (OSError, ValueError, TypeError, IndexError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({_line(error)}); download it again") from None
-    return (math.exp(min(found["logit_scale"], 20)), found.get("logit_bias", 0.0)) if "logit_scale" in found else None
 
 
 def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCache | None) -> str:

@@ -32,7 +32,6 @@ _CLASSES: dict[str, dict[str, Any]] = {
                      "include_top": True},
     "DINOv3ViT": {**IMAGENET, "size": {"height": 224, "width": 224}, "resample": BILINEAR},
 }
-_SQUARE = ("Siglip", "ViT", "DeiT", "EfficientNet", "DINOv3ViT")  # a plain number as size means both sides
 _TELLING = ("pretrained_cfg", "image_processor_type", "feature_extractor_type", "image_mean", "size")
 _UNKNOWN = ("size_divisor", "max_num_patches", "do_thumbnail", "do_align_long_axis", "do_pad", "do_pan_and_scan",
             "do_image_splitting")
@@ -95,7 +94,8 @@ def _from_transformers(said: dict[str, Any]) -> PixelRecipe:
         raise UserError(f"{kind or 'the file'} says no {needed[0]}")
     if not said.get("do_resize", True):
         raise UserError("do_resize is off: the encoder takes pictures of any size, which is not computed here")
-    scale, resize = _transformers_size(said["size"], family in _SQUARE)
+    square = "height" in _CLASSES.get(family, {"size": ()})["size"]  # a plain number as size means both sides there
+    scale, resize = _transformers_size(said["size"], square)
     size, crop = scale, said.get("crop_size", {})
     if family == "ConvNext":
         if scale[0] < 384:

@@ -1,10 +1,7 @@
 """An image tower without a text tower: torchvision's ResNet-50 layout (He et al. 2016, arXiv:1512.03385).
 
-Read from supervised checkpoints and from MoCo's (v2: He et al. 2020, arXiv:1911.05722; v3: Chen et al. 2021,
-arXiv:2104.02057), whose tensors have the same names behind a prefix. The classifier on top is left out: a row is
-the mean of the last feature map, 2048 numbers on a ResNet-50.
-
-B images · R pixels a side · C channels
+Read from supervised checkpoints and from MoCo's (v2: arXiv:1911.05722, v3: arXiv:2104.02057), whose tensors have the
+same names behind a prefix. A row is the mean of the last feature map, without the classifier on top.
 
 Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter side to R), not to 256 pixels first.
 """
@@ -36,34 +33,20 @@ STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 IMAGE_SIZE, CPU_BATCH, CUDA_BATCH = 224, 16, 128
 
 
-def _prefix(tensors: dict[str, np.ndarray]) -> str | None:
-    """What stands before the names of such a tower, whole or not; None where there is none."""
-    return next((prefix for prefix in PREFIXES
-                 if f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors), None)
-
-
 def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the tower's tensors under torchvision's names, without prefix, classifier and counters.
-
-    Raise UserError if there is no ResNet of torchvision's layout in it.
-    """
-    prefix = _prefix(tensors)
-    if prefix is None:
-        raise UserError("no ResNet of torchvision's layout: conv1.weight and layer1.0.conv3.weight are missing")
-    found = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
-    return {name: array for name, array in found.items()
-            if name.split(".")[0] in STAGES and not name.endswith("num_batches_tracked")}
+    """Return the tensors of such a tower, whole or not, without prefix, classifier and counters; none of another."""
+    for prefix in PREFIXES:
+        if f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors:
+            found = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
+            return {name: array for name, array in found.items()
+                    if name.split(".")[0] in STAGES and not name.endswith("num_batches_tracked")}
+    return {}
 
 
 def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell.
-
-    Raise UserError if the first convolution is of another shape.
-    """
-    first = tensors["conv1.weight"].shape
-    if len(first) != 4 or first[1] != 3:
-        raise UserError(f"conv1.weight is {first}; a tower for RGB images has (C, 3, k, k)")
-    convs, inputs = {"conv1": first}, first[0]
+    """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell."""
+    first = tensors["conv1.weight"].shape or (0,)
+    convs, inputs = {"conv1": (first[0], 3, first[-1], first[-1])}, first[0]
     for stage in range(1, 5):
         blocks = next(n for n in itertools.count(1) if f"layer{stage}.{n}.conv1.weight" not in tensors)
         planes = next(iter(np.shape(tensors.get(f"layer{stage}.0.conv1.weight", ()))), 0)
@@ -93,7 +76,7 @@ def folded(tensors: dict[str, np.ndarray], conv: str, norm: str) -> tuple[np.nda
 
 def recognises(path: Path) -> bool:
     """Whether a checkpoint's tensors look like such a tower, whole or not."""
-    return holds_weights(path) and _prefix(read_tensors(path, outline=True)) is not None
+    return holds_weights(path) and bool(tower_tensors(read_tensors(path, outline=True)))
 
 
 def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
@@ -113,6 +96,8 @@ class ImageEncoder(Encoder):
     def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str,
                  batch_size: int = 0) -> None:
         tensors = tower_tensors(tensors)
+        if not tensors:
+            raise UserError("no ResNet of torchvision's layout: conv1.weight and layer1.0.conv3.weight are missing")
         expected = layout(tensors)
         for tensor, shape in expected.items():
             if tensor not in tensors:

@@ -59,7 +59,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     recipe = recipe_of(encoder, **how)
     views, n, store = max(1, recipe.views), len(paths), None
     found, marks = np.zeros(n, bool), np.zeros((n, 2), np.uint64)
-    rows = np.zeros((n, views, *encoder.shape_at(depth)), np.float32 if depth == ROWS else np.float16)
+    rows: np.ndarray = np.zeros((n, views, *encoder.shape_at(depth)), _dtype(depth))
     if cache is not None and n:
         store = stored_rows(cache, encoder, recipe, depth)
         digests, known, marks = cache.known_files(paths)
@@ -119,12 +119,15 @@ def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as
     return Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
 
 
+def _dtype(depth: Depth) -> type:
+    return np.float32 if depth == ROWS else np.float16
+
+
 def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
     """The cache's rows of an encoder at a depth."""
-    about, dtype = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}, np.float32
-    if depth != ROWS:
-        about, dtype = {**about, "depth": depth}, np.float16
-    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)), dtype)
+    about = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}
+    about |= {} if depth == ROWS else {"depth": depth}
+    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)), _dtype(depth))
     store.refresh()
     return store
 

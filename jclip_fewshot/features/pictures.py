@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,7 +39,8 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
         return [images] if images.ndim == 3 else list(images)
     array = np.asarray(images) if hasattr(images, "__array__") else None
     items = list(images) if array is None else array.tolist() if array.ndim == 1 and array.dtype.kind in "OU" else []
-    if items and all(isinstance(item, (str, os.PathLike, Image.Image)) or _is_pixels(item) for item in items):
+    if items and all(isinstance(item, (str, os.PathLike, Image.Image)) or isinstance(item, np.ndarray)
+                     and item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return items
     array = np.asarray(items) if array is None else array
     if array.dtype.kind == "c":
@@ -52,10 +52,6 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
     except (TypeError, ValueError):
         raise TypeError(f"argument must be a path as a string, a Pillow image, pixels, or numbers (N, D); not "
                         f"{type(images).__name__} of {array.dtype}") from None
-
-
-def _is_pixels(item: Any) -> bool:
-    return isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ more source. `clip` is the EncoderSource of a CLIP that can be tuned, or None.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -37,6 +38,7 @@ BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
 SAID = ("activation", "head_width", "output")  # what the user said of a model
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
+barrier = functools.cache(ranks.Barrier)  # one count of the points that all ranks have come to
 
 
 @dataclass(eq=False)
@@ -56,8 +58,7 @@ class EncoderSource:
     as_seen: bool | None = None
     parts = ()  # one encoder
 
-    def __post_init__(self) -> None:  # under mpirun there is a cache
-        self.barrier: Any = ranks.Barrier(self.cache.folder) if self.cache is not None else None
+    def __post_init__(self) -> None:
         self.scale = self.encoder.scale  # of the cosines in zero-shot logits
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
@@ -82,7 +83,7 @@ class EncoderSource:
             how.update(view=view, stage=f"{stage}, view {view + 1} of {test_views}" if view else stage)
             if ranks.size() > 1:
                 encode_images(self.encoder, files, shard=(ranks.rank(), ranks.size()), **how)
-                self.barrier.wait()
+                self._wait()
             rows, unreadable = encode_images(self.encoder, files, **how)
             total, bad = total + rows, {**unreadable, **bad}
             if len(bad) == len(paths):
@@ -126,11 +127,15 @@ class EncoderSource:
         if not self.encoder.has_text:
             raise UserError(_no_text(self.part))
         if not ranks.first():  # the first rank's rows are in the cache then
-            self.barrier.wait()
+            self._wait()
         rows = encode_texts(self.encoder, sentences, class_names, cache=self.cache)
-        if ranks.size() > 1 and ranks.first():
-            self.barrier.wait()
+        if ranks.first():
+            self._wait()
         return rows
+
+    def _wait(self) -> None:
+        if self.cache is not None:  # as there is under mpirun
+            barrier(self.cache.folder).wait()
 
     @property
     def part(self) -> EncoderSlice:
@@ -169,16 +174,13 @@ class SeveralSources:
     """
 
     def __init__(self, sources: Sequence[Any]) -> None:
-        self._sources, seen, parts = list(sources), Counter[str](), list[EncoderSlice]()
+        self._sources, self.parts, seen = list(sources), tuple[EncoderSlice, ...](), Counter[str]()
         for part in (source.part for source in sources):
             seen[part.name] += 1  # a second "model" becomes model-2
-            parts.append(part._replace(name=f"{part.name}-{seen[part.name]}") if seen[part.name] > 1 else part)
-        self.parts = tuple(parts)
+            name = f"{part.name}-{seen[part.name]}" if seen[part.name] > 1 else part.name
+            self.parts += (part._replace(name=name),)
         self.scale = joined_scale(self.parts)
         self.clip = sources[0].clip
-        encoders = [source for source in sources if getattr(source, "barrier", None) is not None]
-        for encoder in encoders[1:]:
-            encoder.barrier = encoders[0].barrier  # under mpirun: one count of the points that all have come to
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
@@ -227,12 +229,13 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
     """Return a source by what the flags of the same names say; several encoders where they name several.
 
     how: cache, workers, precision, batch_size, activation, head_width, output.
-    Raise UserError if a checkpoint or feature file is absent, damaged or given twice, or a folder is none.
+    Raise UserError if a checkpoint or feature file is absent, damaged or there twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
         raise UserError(f"{parameter('output')} {how['output']} names an output of an ONNX encoder, and there is none")
-    first = [TableSource(file) for file in tables] or [_encoder_source(name, weights, **how) for name in models]
+    first: list[Any] = [TableSource(file) for file in tables]
+    first = first or [_encoder_source(name, weights, **how) for name in models]
     return _together([*first, *(TableSource(file, with_text=False) for file in extra)])
 
 
