@@ -1,7 +1,4 @@
-"""A fitted pipeline as one linear classifier: for NumPy, given rows, or with CLIP's tower as ONNX: docs/export.md.
-
-Letters: K classes, D feature width.
-"""
+"""A fitted pipeline as one linear classifier: for NumPy, given rows, or with CLIP's tower as ONNX: docs/export.md."""
 
 from __future__ import annotations
 
@@ -40,10 +37,9 @@ class Export:
 
 
 def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
-    """Pool the heads that are linear in the row, with weights of their own.
+    """Pool the heads that are linear in the row, with weights of their own; raise UserError if of several encoders.
 
     A pipeline that was read from a file has no held-out logits: those heads learn from its shots once more.
-    Raise UserError if there are several encoders.
     """
     task = pipeline.task_
     if task.parts:
@@ -71,10 +67,7 @@ def require_export_name(path: str | Path) -> None:
 
 
 def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, Any]) -> None:
-    """Write the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
-
-    encoder: what the source's `record` says; a feature file knows neither model nor image size.
-    """
+    """Write the classifier, its classes and how images become rows, by what the source's `record` says of `encoder`."""
     require_export_name(path)
     linear, size = export.linear, int(encoder.get("image_size", 0))
     recipe = msgspec.convert(encoder["pixels"], PixelRecipe) if "pixels" in encoder else clip_recipe(size or 224)
@@ -90,11 +83,7 @@ def save_export(path: str | Path, export: Export, class_names: Sequence[str], en
 
 def save_onnx(path: str | Path, export: Export, class_names: Sequence[str], source: Source, uint8: bool = False
               ) -> float:
-    """Write pixels -> probabilities as one ONNX file, and return how far ONNX Runtime's rows lie from ours.
-
-    source: of one CLIP, in float32. uint8: takes pixels as Pillow has them and normalises inside.
-    Raise UserError if there is no tower to write, or ONNX Runtime answers otherwise.
-    """
+    """Write pixels -> probabilities by a source of one CLIP, in float32, as `export_onnx.save_classifier` does."""
     from jclip_fewshot.export_onnx import save_classifier
     encoder = getattr(source, "encoder", None)
     if encoder is None:

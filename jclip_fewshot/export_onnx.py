@@ -35,10 +35,7 @@ PIXELS, ROWS, ANSWERS = "pixels", "image_embeds", "probabilities"
 
 
 class Graph:
-    """Nodes and stored tensors. `g.MatMul(x, y)` adds a node, whose output is a name, an input of other nodes.
-
-    Inputs may be numbers as well: whole ones (axes, shapes, ids) are stored as int64, others as float32.
-    """
+    """Nodes and stored tensors. `g.MatMul(x, y)` adds a node and returns its output's name; numbers are stored."""
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
         import onnx
@@ -57,7 +54,7 @@ class Graph:
         return name
 
     def store(self, values: Any, name: str = "") -> str:
-        """A tensor that the graph holds."""
+        """A tensor that the graph holds: whole numbers (axes, shapes, ids) as int64, others as float32."""
         name, array = name or f"constant_{len(self._stored)}", np.array(values, order="C")
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32, copy=False)
         self._stored[name] = self._onnx.numpy_helper.from_array(array, name)
@@ -210,13 +207,6 @@ def answers(g: Graph, rows: str, linear: Linear) -> str:
     return g.Div(p, g.ReduceSum(p, [-1], keepdims=1), name=ANSWERS)
 
 
-def normalised(g: Graph, pixels: str, recipe: PixelRecipe) -> str:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) with mean and deviation taken out."""
-    mean, std = (np.array(value, np.float32).reshape(1, 3, 1, 1) for value in (recipe.mean, recipe.std))
-    x = g.Transpose(g.Cast(pixels, to=1), perm=[0, 3, 1, 2])
-    return g.Div(g.Sub(g.Div(x, 255.0), mean), std)
-
-
 def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool, metadata: dict[str, str]) -> float:
     """Write pixels -> probabilities as one file, and return how far ONNX Runtime's unit rows lie from ours.
 
@@ -224,7 +214,10 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
     Raise UserError if it is no CLIP, is over 2 GB, there is no `onnx`, or ONNX Runtime gives other rows.
     """
     g, sizes, recipe = _graph_of(encoder), encoder.model.architecture, encoder.recipe
-    x = normalised(g, PIXELS, recipe) if uint8 else PIXELS
+    x = PIXELS
+    if uint8:
+        mean, std = (np.reshape(three, (3, 1, 1)) for three in (recipe.mean, recipe.std))
+        x = g.Div(g.Sub(g.Div(g.Transpose(g.Cast(x, to=1), perm=[0, 3, 1, 2]), 255.0), mean), std)
     answers(g, g.Identity(image_rows(g, x, sizes), name=ROWS), linear)
     shape = (np.uint8, "N", *recipe.size, 3) if uint8 else (np.float32, "N", 3, *recipe.size)
     model = g.model({PIXELS: shape}, {ANSWERS: (np.float32, "N", len(linear.bias)),
@@ -240,10 +233,9 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
 
 
 def save_towers(folder: str | Path, encoder: Any) -> float:
-    """Write a CLIP's towers as an ONNX encoder's folder, and return how far ONNX Runtime's unit rows lie from ours.
+    """Write a CLIP's towers, whose vocabulary must be CLIP's own, as an ONNX encoder's folder laid out as on the hub.
 
-    The layout of the hub: onnx/vision_model.onnx, onnx/text_model.onnx, config.json, preprocessor_config.json. The
-    vocabulary must be CLIP's own. Raise UserError as `save_classifier` does.
+    Return and raise as `save_classifier` does.
     """
     tensors, sizes, recipe = _graph_of(encoder).tensors, encoder.model.architecture, encoder.recipe
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)

@@ -1,7 +1,4 @@
-"""What every encoder offers.
-
-B batch · R pixels a side · L tokens · W width of a tower · D feature width
-"""
+"""What every encoder offers. B batch · R pixels a side · L tokens · W width of a tower · D feature width"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip import cpu
-from jclip_fewshot.clip.checkpoint import OPENAI, Conventions, openai_names, read_clip, read_tensors
+from jclip_fewshot.clip.checkpoint import OPENAI, openai_names, read_clip, read_tensors
 from jclip_fewshot.clip.checkpoint.files import holds_weights, weight_files
 from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import warn
@@ -39,10 +39,7 @@ _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a
 
 
 class ClipEncoder(Encoder):
-    """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone.
-
-    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own.
-    """
+    """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone."""
 
     def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
                  tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
@@ -119,7 +116,10 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     auto = options.dtype == "auto"
     dtype = ("float16" if on_cuda() else "float32") if auto else options.dtype
     model = build_model(weights, dtype, sizes.conventions)
-    digest = weights_digest(path, sizes.conventions, options.cache)
+    digests = [file_digest(file, options.cache) for file in weight_files(path)]
+    digest = digests[0]
+    if len(digests) > 1 or sizes.conventions != OPENAI:  # what it computes depends on more than a file
+        digest = content_digest(" ".join([*digests, repr(sizes.conventions)]).encode()).hex()
     encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
     if auto and not on_cuda() and bfloat16_holds(encoder, options.cache.folder if options.cache else None):
         model.set_precision("bfloat16")
@@ -128,10 +128,7 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
 
 
 def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
-    """Return whether a float32 ClipEncoder on the CPU gives the same features in bfloat16, to COSINE, and sooner.
-
-    folder: where the answer for a checkpoint is remembered.
-    """
+    """Return whether a float32 CLIP on the CPU gives the same features in bfloat16, and sooner; `folder` remembers."""
     if not cpu.bfloat16_is_faster():
         return False
     verdicts: dict[str, float] = {}
@@ -168,14 +165,6 @@ def drawn_images(size: int) -> np.ndarray:
         places = np.arange(size) * cells // size
         images.append(field[places][:, places])
     return np.stack(images).astype(np.uint8)
-
-
-def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:
-    """Of what makes a CLIP's rows: its file, or its files and how they are computed where that is not OpenAI's way."""
-    digests = [file_digest(file, cache) for file in weight_files(path)]
-    if len(digests) == 1 and conventions == OPENAI:
-        return digests[0]
-    return content_digest(" ".join([*digests, repr(conventions)]).encode()).hex()
 
 
 def normalize_on_device(pixels: np.ndarray, recipe: PixelRecipe) -> jt.Var:

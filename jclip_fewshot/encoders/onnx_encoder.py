@@ -2,8 +2,7 @@
 
     encoder = open_encoder("siglip-base-patch16-224")  # a folder as Xenova and timm have it, or a file
 
-An image tower, and where there is one a text tower with tokenizer.json. They run in this process: ONNX Runtime gets on
-with Jittor in either order of import (a test holds it to that).
+An image tower, and where there is one a text tower with tokenizer.json.
 
 B batch · H, W pixels · L tokens · D feature width
 """
@@ -56,10 +55,7 @@ def recognises(path: Path) -> bool:
 
 
 def find_towers(path: Path) -> tuple[Path, Path | None]:
-    """Return which ONNX files of a folder, or beside a file, are the image tower and the text tower, if there is one.
-
-    Raise UserError if there is no image tower, or several files of which none has a usual name.
-    """
+    """Return image tower and text tower, if there is one, among ONNX files; raise UserError if no name says which."""
     image = path
     if path.is_dir():
         place = next(place for place in (path / "onnx", path) if any(place.glob("*.onnx")))
@@ -231,10 +227,7 @@ class OnnxEncoder(Encoder):
 
 
 class Words:
-    """tokenizer.json and what the files beside it say of it: length, padding, and what happens to the letters.
-
-    Without one, a CLIP with CLIP's own vocabulary gets this program's tokenizer, which is open_clip's.
-    """
+    """tokenizer.json and what is said of it beside it; without one, CLIP's own vocabulary has this program's."""
 
     def __init__(self, folder: Path, config: dict[str, Any], fixed: int) -> None:
         path, family = folder / "tokenizer.json", str(config.get("model_type", ""))
@@ -272,19 +265,15 @@ class Words:
         """(B, L) int32, filled up; what is too long is cut off, and said."""
         if self._tokenizer is None:
             return token_array(sentences, self.length)
-        found = self._tokenizer.encode_batch([self._cleaned(sentence) for sentence in sentences])
+        cleaned = [sentence.lower() for sentence in sentences] if self._lower else list(sentences)
+        if self._plain:
+            cleaned = [" ".join(one.translate(str.maketrans("", "", string.punctuation)).split()) for one in cleaned]
+        found = self._tokenizer.encode_batch(cleaned)
         long = [sentence for sentence, one in zip(sentences, found) if one.overflowing]
         if long:
             warn(f"{len(long)} of {len(sentences)} sentences are longer than the {self.length} tokens that the encoder "
                  f"takes, and are cut off: {long[0][:60]!r}…")
         return np.array([one.ids for one in found], np.int32)
-
-    def _cleaned(self, sentence: str) -> str:
-        if self._lower:
-            sentence = sentence.lower()
-        if self._plain:
-            sentence = " ".join(sentence.translate(str.maketrans("", "", string.punctuation)).split())
-        return sentence
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """(B, L) int64: 1 for a sentence's tokens, its end among them, 0 for the padding."""
@@ -316,10 +305,7 @@ def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCa
 
 
 def _external_files(path: Path) -> tuple[list[Path], int]:
-    """Return the files beside a graph that hold its weights, and how many numbers these and the graph hold.
-
-    Raise UserError if it is no ONNX file, or a weight file is missing or would lie outside the graph's folder.
-    """
+    """The files beside a graph that hold its weights, and how many numbers these and the graph hold."""
     onnx = _library("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)

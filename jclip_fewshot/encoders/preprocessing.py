@@ -43,10 +43,7 @@ def said_in(path: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
-    """Return what a model's folder says of its pixels. config: what its config.json holds.
-
-    Raise UserError if nothing is said, or something that is not computed here.
-    """
+    """Return what a model's folder says of its pixels, `config` being its config.json; raise UserError if nothing."""
     if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
         return recipe_said(config, folder / "config.json")
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -61,9 +58,9 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
 
 
 def recipe_said(said: dict[str, Any], path: Path, size: int = 0) -> PixelRecipe:
-    """Return the recipe of one file's content, open_clip's, timm's or transformers'.
+    """Return the recipe of a file of open_clip (`size` where it names none), timm or transformers.
 
-    size: the image tower's, where open_clip's names none. Raise UserError if something is not computed here.
+    Raise UserError if something is not computed here.
     """
     try:
         if "preprocess_cfg" in said:
@@ -72,7 +69,13 @@ def recipe_said(said: dict[str, Any], path: Path, size: int = 0) -> PixelRecipe:
             recipe = _from_timm(said["pretrained_cfg"])
         else:
             recipe = _from_transformers(said)
-        _require_sensible(recipe)
+        sides = [*recipe.size, *(recipe.scale or recipe.size)]
+        if not all(1 <= side <= 4096 for side in sides):
+            raise UserError(f"{recipe.size[0]} x {recipe.size[1]} pixels are no size for a picture")
+        if len(recipe.mean) != 3 or len(recipe.std) != 3 or not all(s > 0 for s in recipe.std):
+            raise UserError(f"mean {recipe.mean} and deviation {recipe.std} are not those of three colours")
+        if recipe.interpolation not in INTERPOLATIONS.values():
+            raise UserError(f"interpolation {recipe.interpolation} is none that Pillow and the libraries share")
         return recipe
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -162,14 +165,3 @@ def _known(table: dict[str, Any], what: str, name: str) -> Any:
     if name not in table:
         raise UserError(f"{what} {name!r} is not computed here, only {', '.join(table)}")
     return table[name]
-
-
-def _require_sensible(recipe: PixelRecipe) -> None:
-    """Raise UserError where the numbers cannot be meant."""
-    sides = [*recipe.size, *(recipe.scale or recipe.size)]
-    if not all(1 <= side <= 4096 for side in sides):
-        raise UserError(f"{recipe.size[0]} x {recipe.size[1]} pixels are no size for a picture")
-    if len(recipe.mean) != 3 or len(recipe.std) != 3 or not all(s > 0 for s in recipe.std):
-        raise UserError(f"mean {recipe.mean} and deviation {recipe.std} are not those of three colours")
-    if recipe.interpolation not in INTERPOLATIONS.values():
-        raise UserError(f"interpolation {recipe.interpolation} is none that Pillow and the libraries share")

@@ -25,10 +25,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str, Options],
 
 
 def family_of(path: Path) -> str:
-    """Return the name of the family that a file or a folder belongs to.
-
-    Raise UserError if it belongs to none, or cannot be read.
-    """
+    """Return the family that a file or a folder belongs to; raise UserError if to none, or if it cannot be read."""
     trouble = None  # of a file that one family cannot read, and another might
     for name, (recognises, _) in FAMILIES.items():
         try:
@@ -44,10 +41,9 @@ def family_of(path: Path) -> str:
 
 
 def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None = None, **options: Any) -> Encoder:
-    """Open a model of any family, by the name of a released CLIP, a file or a folder.
+    """Open a released CLIP by its name, or a file or a folder of any family; raise UserError if there is none such.
 
     download_root: where a model given by name is looked for, and downloaded to. options: see `Options`.
-    Raise UserError if there is no such model, or it is of no known family or damaged.
     """
     path = find_checkpoint(name_or_path, download_root)
     return FAMILIES[family_of(path)][1](path, str(name_or_path), Options(**options))

@@ -4,8 +4,8 @@
     views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
     views.take(images, numbers)             # (n, W) float32: image i in view v
 
-All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
-content, and are mapped into memory: an input of a ViT-B/32's block is 77 kB a view. Without a cache they are held.
+All below the depth is computed once, whatever trains above it. Numbers lie in half precision in the cache, mapped into
+memory: an input of a ViT-B/32's block is 77 kB a view. Whatever asks for an image that cannot be read is a UserError.
 
 S images · V views · L tokens · W width of the image tower
 """
@@ -36,9 +36,6 @@ class Views:
     def __init__(self, images: Sequence[np.ndarray]) -> None:
         self._images = images
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     @property
     def count(self) -> int:
         """V"""
@@ -52,8 +49,8 @@ class Views:
 class Activations:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    paths: S readable images. class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where
-    finished trainings are kept. cache, workers, and how (views, seed, as_seen): as for `encode_views`.
+    class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished trainings are kept.
+    cache, workers, and how (views, seed, as_seen): as for `encode_views`.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None,
@@ -95,17 +92,14 @@ class Activations:
         return rows
 
     def under(self, make: Callable[[Encoder], Encoder]) -> np.ndarray:
-        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one.
-
-        Raise UserError if an image cannot be read.
-        """
+        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one."""
         rows, bad = encode_images(make(self.encoder), self.paths, cache=self._cache, workers=self._workers,
                                   stage="shots", as_seen=self._recipe.as_seen)
         _require_readable(self.paths, bad)
         return rows
 
     def pixels(self) -> np.ndarray:
-        """Return the plain images (S, R, R, 3) as the encoder asks for them; raise UserError if one cannot be read."""
+        """Return the plain images (S, R, R, 3) as the encoder asks for them."""
         recipe = recipe_of(self.encoder, as_seen=self._recipe.as_seen)
         pixels: np.ndarray = np.zeros((len(self.paths), *recipe.pixels.size, 3), recipe.pixels.dtype)
         with Decoder(self.paths, recipe, PIXELS_AT_ONCE, 0) as decoder:

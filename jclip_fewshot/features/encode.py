@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import progress, tell, warn
-from jclip_fewshot.data.decode import Decoder, Done, Recipe
+from jclip_fewshot.data.decode import Decoder, Recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -52,9 +52,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     first batch how many images will be encoded. shard: (rank, size): computes this rank's part alone; rows of the other
     parts that are not in the cache stay zero. depth: another one than ROWS gives what the encoder has there,
     (N, V, *shape), in half precision, as it is. how: `views`, `seed`, `view`, `as_seen` of decode.Recipe.
-
-    Raise UserError if a worker died, or the encoder gives rows that are no numbers; KeyboardInterrupt, on Ctrl-C, says
-    how many are encoded and whether they are in the cache.
+    Raise UserError if a worker died, or the encoder gives rows that are no numbers.
     """
     recipe = recipe_of(encoder, **how)
     views, n, store = max(1, recipe.views), len(paths), None
@@ -82,8 +80,13 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
         try:
             for indices, pixels, done in decoder.batches(wanted):
                 features = _encode_batch(encoder, pixels, batch, depth)
-                good = _usable([paths[i] for i in indices], features, done, encoder.name)
-                bad.update((i, one.reason) for i, one in zip(indices, done) if one.reason)
+                good = np.array([not one.reason for one in done])
+                for i, one in zip(indices, done):
+                    if one.reason:
+                        bad[i] = one.reason
+                    elif one.note:
+                        warn(f"{paths[i]}: {one.note}")
+                _require_sound(encoder, features[good], f"{paths[indices[0]]} or near it")
                 placed = np.asarray(indices)[good]
                 rows[placed] = features[good]
                 keep = np.array([not one.note for one in done])[good]  # a note is to be said again the next time
@@ -100,18 +103,6 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             if cache is not None:
                 cache.flush()
     return rows, bad
-
-
-def _usable(paths: Sequence, features: np.ndarray, done: Sequence[Done], name: str) -> np.ndarray:
-    """Which images of a batch have rows, (n,) bool; what was missing from them is said."""
-    good = np.array([not one.reason for one in done], bool)
-    for path, one in zip(paths, done):
-        if one.note and not one.reason:
-            warn(f"{path}: {one.note}")
-    if not _sound(features[good]):
-        raise UserError(f"the encoder {name} gives rows that are zero or no numbers, near {paths[0]}: is the "
-                        "checkpoint damaged? (float16 may overflow)")
-    return good
 
 
 def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as_seen: bool = False) -> Recipe:
@@ -161,14 +152,16 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, batch: int, depth: Depth
     return encoder.images(filled, depth)[:n * views].reshape(n, views, *encoder.shape_at(depth)).astype(np.float16)
 
 
-def _sound(features: np.ndarray) -> bool:
-    """Whether (n, V, ...) features are finite and no view's are all zero."""
-    return bool(np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all())
+def _require_sound(encoder: Encoder, features: np.ndarray, what: str) -> None:
+    """Raise UserError unless (n, V, ...) features are finite and no view's are all zero."""
+    if not (np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all()):
+        raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, of {what}: is the "
+                        "checkpoint damaged? (float16 may overflow)")
 
 
 def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], class_names: Sequence[str] = (), *,
                  cache: FeatureCache | None = None) -> np.ndarray:
-    """Return text rows (K, D) of classes: the normalised mean of the normalised rows of each class's sentences.
+    """Return text rows (K, D): the normalised mean of the normalised rows of each class's sentences.
 
     Raise UserError, which names the class, if it has no sentence or one that is too long.
     """
@@ -205,9 +198,7 @@ def _encode_tokens(encoder: Encoder, tokens: np.ndarray, cache: FeatureCache | N
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])[:, None]
-                if not _sound(features):
-                    raise UserError(f"the encoder {encoder.name} gives text rows that are zero or no numbers: "
-                                    "is the checkpoint damaged?")
+                _require_sound(encoder, features, "texts")
                 rows[part] = features
                 if store is not None:
                     store.put(keys[part], features)

@@ -22,10 +22,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
-    """Return a list of pictures, or rows (N, D) as they are.
-
-    Raise TypeError if they are neither pictures nor dense rows, ValueError for complex numbers.
-    """
+    """Return a list of pictures, or rows (N, D) as they are; raise TypeError or ValueError if they are neither."""
     for item in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(item, (bytes, bytearray)) or hasattr(item, "read") and not isinstance(item, os.PathLike):
             raise TypeError("an image's bytes or an open file are not taken: give Image.open(...) of them, or a path")
@@ -56,10 +53,7 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
 
 @contextlib.contextmanager
 def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
-    """Paths of the pictures; those that are none are written without loss, and deleted at the end.
-
-    Raise ValueError for pixels of a shape that no picture has, UserError for a Pillow image whose file is damaged.
-    """
+    """Paths of the pictures; those that are none are written without loss, and deleted at the end."""
     folder, paths = "", list[str]()
     with contextlib.ExitStack() as stack:
         for number, picture in enumerate(pictures):

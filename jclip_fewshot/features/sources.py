@@ -43,9 +43,7 @@ barrier = functools.cache(ranks.Barrier)  # one count of the points that all ran
 
 @dataclass(eq=False)
 class EncoderSource:
-    """Encodes image files and sentences; what is in the cache is not computed again.
-
-    Under mpirun each rank encodes a part of the images and finds the others' rows in the cache.
+    """Encodes image files and sentences; under mpirun each rank a part, and finds the others' rows in the cache.
 
     as_seen: whether pictures are turned as their EXIF data says and laid on white where they are transparent. None lets
     the first folder decide: not in the contest's layout, for parity with CLIP's own preprocessing; else they are.
@@ -66,7 +64,7 @@ class EncoderSource:
         """Return (N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
 
         views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
-        test-time views (decode.view_of_test) are averaged, the plain image first; each is kept in the cache by itself.
+        test-time views (decode.view_of_test) are averaged, the plain image first.
         """
         total: Any = 0.0
         files, bad, said = _below(root, paths), dict[int, str](), False
@@ -96,10 +94,7 @@ class EncoderSource:
         return self.as_seen
 
     def _forecast(self, stage: str, images: int, views: int) -> None:
-        """Say before a long encoding how long it will take here, by timing a batch, and how much disk it needs.
-
-        Raise UserError if the disk of the cache has less room than that.
-        """
+        """Say before a long encoding how long it takes here, by timing a batch; raise UserError if the disk is full."""
         encoder, each, where = self.encoder, max(1, views), ""
         if self.cache is not None:
             size = images * (each * encoder.width * 4 + 64)
@@ -120,10 +115,7 @@ class EncoderSource:
              f"({rate:.0f} {'views' if views else 'images'}/s){where}")
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
-        """Return (K, D) rows, the mean over each class's sentences, normalised again.
-
-        Raise UserError if there is no text tower, or a sentence is too long, whose class is named then.
-        """
+        """Return (K, D) rows as `encode_texts` does; raise UserError, too, if there is no text tower."""
         if not self.encoder.has_text:
             raise UserError(_no_text(self.part))
         if not ranks.first():  # the first rank's rows are in the cache then
@@ -201,7 +193,7 @@ class SeveralSources:
                        for part, source in zip(self.parts, self._sources)])
 
     def record(self) -> dict:
-        """What test.py needs to open the same source again: the first one's record, and the others in it."""
+        """The first one's record, and the others in it."""
         first, *others = [{**source.record(), "name": part.name} for part, source in zip(self.parts, self._sources)]
         return {**first, "others": others}
 
@@ -228,8 +220,8 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
                 features_extra: str | Sequence[str] = "", **how: Any) -> Source:
     """Return a source by what the flags of the same names say; several encoders where they name several.
 
-    how: cache, workers, precision, batch_size, activation, head_width, output.
-    Raise UserError if a checkpoint or feature file is absent, damaged or there twice, or a folder is none.
+    how: cache, workers, precision, batch_size, activation, head_width, output. Raise UserError if a checkpoint or
+    feature file is absent, damaged or there twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
@@ -264,12 +256,11 @@ def _together(found: Sequence[Any]) -> Source:
 
 def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], class_names: Sequence[str], task: Task,
                   **how: Any) -> Source:
-    """Return the source that a run was trained with.
+    """Return the source that a run was trained with; raise UserError if it is gone, or another one now.
 
     saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
     encoders, "others" has the same of those behind the first. how: as for `open_source`.
     shots (S,): the run's training images, class_names (K,), task: what it learned from, to recognise rows.
-    Raise UserError if it is gone, or another one now.
     """
     if "others" in saved:
         parts = task.parts
@@ -340,8 +331,7 @@ def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]],
                   what: str = "training image", **how: Any) -> tuple[np.ndarray, list[tuple[str, int]], Bad]:
     """Return feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
-    what: to call one of them. how: as for `images` of the source.
-    Raise UserError if none can be read, or, without `skip_bad`, if one cannot.
+    Raise UserError, which calls one of them `what`, if none can be read, or, without `skip_bad`, if one cannot.
     """
     paths = [path for path, _ in images]
     rows, bad = source.images(root, paths, **how)
@@ -356,10 +346,7 @@ def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]],
 
 
 def test_rows(source: Source, root: Path, tests: TestSet, views: int = 1) -> tuple[np.ndarray, Bad]:
-    """Return feature rows of a test set and why some images could not be read: {index: reason}, each with a warning.
-
-    views: test-time views of each image that are averaged. Raise UserError if none can be read.
-    """
+    """Return feature rows of a test set, `views` test-time views averaged, and {index: reason} of unreadable images."""
     rows, bad = source.images(root, tests.files, test_views=views)
     if ranks.first():  # one rank says it
         require_some(tests.names, bad, where=f"{tests.folder}: ")

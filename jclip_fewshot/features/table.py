@@ -26,8 +26,7 @@ class TableSource:
     It holds path (N,): image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
     (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
 
-    with_text: False for --features-extra, whose encoder has no text.
-    Raise UserError if the file is absent, damaged, or its arrays are not these.
+    with_text: False for --features-extra. Raise UserError if the file is absent, damaged, or its arrays are not these.
     """
 
     scale = CLIP_SCALE  # a feature file does not say
@@ -62,7 +61,7 @@ class TableSource:
     def texts(self, class_names: Sequence[str], *_: Any) -> np.ndarray:
         """Return (K, D) unit rows of classes: by name, or in order where the file has no names.
 
-        Raise UserError, which names the classes without a row, or with several of them.
+        Raise UserError, which names classes without a row, or with several.
         """
         if self.text is None:
             raise UserError(f"{self._said}: has no array 'text' (K, D): the classes' text rows")

@@ -48,7 +48,7 @@ def test_encoded_once_and_found_again(encoder, paths, tmp_path, depth):
     activations = Activations(encoder, paths, cache=cache, views=VIEWS, seed=1)
     expected, _ = encode_views(encoder, paths, views=VIEWS, seed=1, workers=0, depth=depth)
     views = activations.at(depth)
-    assert len(views) == len(paths) and views.count == VIEWS
+    assert len(views._images) == len(paths) and views.count == VIEWS
     images, numbers = np.array([3, 0]), np.array([0, 2])
     taken = views.take(images, numbers)
     assert taken.dtype == np.float32 and taken.shape == (2, *encoder.shape_at(depth))

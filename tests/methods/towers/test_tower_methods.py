@@ -10,7 +10,6 @@ from jclip_fewshot.clip.model import build_model, numpy_state_dict
 from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import token_rows
 from jclip_fewshot.features.activations import Activations, Views
 from jclip_fewshot.methods.towers import lora, towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
@@ -106,8 +105,8 @@ def fitted(request, case):
 def frozen_and_tuned(method, encoder, images):
     frozen = towers.image_rows(encoder.model, jt.array(images)).numpy()
     if isinstance(method, TokenGDA):
-        return frozen, token_rows(encoder.model, encoder.model.visual.transformer.part(
-            encoder.model.visual.embed(jt.array(images)), 0, 2)).numpy()
+        return frozen, method.rows(encoder.model, encoder.model.visual.transformer.part(
+            encoder.model.visual.embed(jt.array(images)), 0, 2), {}).numpy()
     if isinstance(method, CoOp):  # of the text side alone
         return frozen, frozen
     return frozen, method.encoder(encoder)._function(jt.array(images)).numpy()
