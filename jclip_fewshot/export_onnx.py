@@ -251,7 +251,6 @@ def save_towers(folder: str | Path, encoder: Any) -> float:
                         {"logit_scale": repr(encoder.scale)})
         contents[path], gap, _ = _verified(path, model, {given: feed}, wanted)
         gaps.append(gap)
-    (folder / "onnx").mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
         with atomic_write(path) as file:
             file.write(content)

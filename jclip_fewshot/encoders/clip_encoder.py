@@ -65,8 +65,10 @@ class ClipEncoder(Encoder):
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
-        on_device = self.device == "cuda"
-        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
+        if self.device != "cuda":
+            return jt.array(self.recipe.normalized(pixels))
+        mean, std = (jt.array(np.array(three, np.float32)) for three in (self.recipe.mean, self.recipe.std))
+        return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)  # a quarter of the bytes travel
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))
@@ -165,12 +167,6 @@ def drawn_images(size: int) -> np.ndarray:
         places = np.arange(size) * cells // size
         images.append(field[places][:, places])
     return np.stack(images).astype(np.uint8)
-
-
-def normalize_on_device(pixels: np.ndarray, recipe: PixelRecipe) -> jt.Var:
-    """`recipe.normalized`, computed by Jittor: a quarter of the bytes go over the bus."""
-    mean, std = (jt.array(np.array(three, np.float32)) for three in (recipe.mean, recipe.std))
-    return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
 def file_digest(path: Path, cache: FeatureCache | None = None) -> str:

@@ -91,10 +91,6 @@ class Tower:
         self.pixels = next((name for name, one in self.inputs.items() if len(one.shape) == 4), "")
         self.ids = next((name for name, one in self.inputs.items()
                          if "int" in one.type and len(one.shape) == 2 and "mask" not in name), "")
-        others = sorted(set(self.inputs) - {self.pixels, self.ids, "attention_mask"})
-        if others:
-            raise UserError(f"{path} wants {', '.join(others)}, which is not given here; export image tower and text "
-                            "tower by themselves")
 
     def type_of(self, name: str) -> type:
         """NumPy's type of an input."""
@@ -103,7 +99,7 @@ class Tower:
 
     def fixed(self, name: str, axis: int) -> int:
         """The size of an input's axis where the graph fixes it, else 0."""
-        size = self.inputs[name].shape[axis]
+        size = self.inputs[name].shape[axis] if name else 0
         return size if isinstance(size, int) else 0
 
     def row(self, names: Sequence[str], wanted: str = "", model_type: str = "") -> str:
@@ -127,7 +123,8 @@ class Tower:
             return self._session.run([output], feeds)[0].astype(np.float32, copy=False)
         except Exception as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
-            raise UserError(f"{self.path}: ONNX Runtime failed on {shapes} ({_line(error)})") from None
+            raise UserError(f"{self.path}: ONNX Runtime failed on {shapes} ({_line(error)}); it must be an image tower "
+                            "or a text tower, and the JSON beside it its own") from None
 
 
 class OnnxEncoder(Encoder):
@@ -146,10 +143,6 @@ class OnnxEncoder(Encoder):
         self._image = image = Tower(image_file)
         if not image.pixels:
             raise UserError(f"{image_file} takes no pictures (no input has four axes); give an image tower")
-        for axis, side in ((2, recipe.size[0]), (3, recipe.size[1])):
-            if image.fixed(image.pixels, axis) not in (0, side):
-                raise UserError(f"{image_file} takes {image.fixed(image.pixels, axis)} pixels a side and the JSON "
-                                f"beside it makes {side}; they belong to different models")
         self._text = text = Tower(text_file) if text_file is not None else image if image.ids else None
         self._words = Words(folder, config, text.fixed(text.ids, 1)) if text is not None else None
         self._text_row = text.row(TEXT_ROWS) if text is not None else ""
@@ -167,9 +160,8 @@ class OnnxEncoder(Encoder):
         if text is not None:
             width = self.texts(self.tokens([_SENTENCES[0]])).shape[1]
             if width != self.width:
-                raise UserError(f"{image_file.name} gives {self._row} of {self.width} numbers and {text.path.name} "
-                                f"{self._text_row} of {width}: these are not one model's towers, or "
-                                f"{parameter('output')} names another one")
+                raise UserError(f"{image_file} gives {self._row} of {self.width} numbers and {self._text_row} of "
+                                f"{width}: not one model's towers, or {parameter('output')} names another one")
             self.scale = self._found_scale(folder)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:

@@ -5,9 +5,8 @@
     rows, bad = encode_images(encoder, paths, cache=cache)             # (N, D), {index: reason}
     text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
 
-Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
-(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit, whatever
-else is encoded, and Jittor need not compile again.
+What has once been computed is found again by content (feature_cache.py). Every batch is filled up to one size: the row
+of an image is then the same, bit for bit, whatever else is encoded, and Jittor need not compile again.
 
 N images · V views an image · K classes · D feature width · H, W pixels · B batch · L tokens
 """
@@ -57,7 +56,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     recipe = recipe_of(encoder, **how)
     views, n, store = max(1, recipe.views), len(paths), None
     found, marks = np.zeros(n, bool), np.zeros((n, 2), np.uint64)
-    rows: np.ndarray = np.zeros((n, views, *encoder.shape_at(depth)), _dtype(depth))
+    rows: np.ndarray = np.zeros((n, views, *encoder.shape_at(depth)), np.float32 if depth == ROWS else np.float16)
     if cache is not None and n:
         store = stored_rows(cache, encoder, recipe, depth)
         digests, known, marks = cache.known_files(paths)
@@ -110,15 +109,12 @@ def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as
     return Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
 
 
-def _dtype(depth: Depth) -> type:
-    return np.float32 if depth == ROWS else np.float16
-
-
 def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
     """The cache's rows of an encoder at a depth."""
     about = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}
     about |= {} if depth == ROWS else {"depth": depth}
-    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)), _dtype(depth))
+    shape = (max(1, recipe.views), *encoder.shape_at(depth))
+    store = cache.rows(about, shape, np.float32 if depth == ROWS else np.float16)
     store.refresh()
     return store
 

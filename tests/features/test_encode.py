@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from jclip_fewshot.data import decode
 from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders import open_encoder
 from jclip_fewshot.encoders.base import ROWS, Encoder
-from jclip_fewshot.encoders.clip_encoder import normalize_on_device
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
@@ -612,4 +613,5 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
 
 def test_normalising_on_the_device_is_normalising():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    np.testing.assert_allclose(normalize_on_device(pixels, clip_recipe(5)).numpy(), normalize(pixels), atol=1e-6)
+    encoder = SimpleNamespace(device="cuda", recipe=clip_recipe(5))
+    np.testing.assert_allclose(ClipEncoder.prepared(encoder, pixels).numpy(), normalize(pixels), atol=1e-6)

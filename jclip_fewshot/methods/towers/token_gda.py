@@ -13,7 +13,6 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows, unit_var
-from jclip_fewshot.encoders.base import Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.features.activations import Activations
@@ -35,7 +34,7 @@ class TokenGDA(TowerMethod):
     trains = False
     state_names = (*TowerMethod.state_names, "weight_", "bias_")
 
-    def depth(self, model: CLIP) -> Depth:
+    def depth(self, model: CLIP) -> int:
         return len(model.visual.transformer.resblocks) - 1
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
