@@ -170,22 +170,16 @@ class OnnxEncoder(Encoder):
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> (B, D)."""
-        tower = self._image
-        blank = self._words.ids([""]) if self._words is not None else np.zeros((1, 8), np.int64)
-        found = tower.run({tower.pixels: images, **self._ids(tower, blank)}, self._row)
+        tower, words = self._image, self._words
+        blank = words.feeds(tower, words.ids([""])) if words is not None else {}
+        found = tower.run({**blank, tower.pixels: images}, self._row)
         return found[:, 0] if found.ndim == 3 else found.reshape(*found.shape[:2], -1).mean(axis=2)
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
-        if self._text is None:
+        if self._text is None or self._words is None:
             return super().texts(tokens)
         blank = np.zeros((1, 3, *self.recipe.size), np.float32)
-        return self._text.run({**self._ids(self._text, tokens), self._text.pixels: blank}, self._text_row)
-
-    def _ids(self, tower: Tower, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        if "attention_mask" not in tower.inputs:
-            return {tower.ids: tokens}
-        mask = self._words.mask(tokens) if self._words is not None else np.ones_like(tokens)
-        return {tower.ids: tokens, "attention_mask": mask}
+        return self._text.run({**self._words.feeds(self._text, tokens), self._text.pixels: blank}, self._text_row)
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:
         return super().tokens(sentences) if self._words is None else self._words.ids(sentences)
@@ -206,11 +200,11 @@ class OnnxEncoder(Encoder):
     def _fitted_scale(self, whole: Tower) -> float | None:
         """By the straight line through a graph's logits against the cosines: exact but for rounding."""
         wanted = "image_embeds", "text_embeds", "logits_per_image"
-        if not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
+        if self._words is None or not (set(wanted) <= set(whole.outputs) and whole.ids and whole.pixels):
             return None
         drawn: np.ndarray = np.random.default_rng(0).integers(0, 256, (2, *self.recipe.size, 3))
         feeds = {whole.pixels: self.recipe.normalized(drawn.astype(self.recipe.dtype)),
-                 **self._ids(whole, self.tokens(_SENTENCES))}
+                 **self._words.feeds(whole, self.tokens(_SENTENCES))}
         image, text, logits = (whole.run(feeds, name).astype(np.float64) for name in wanted)
         cosines = (unit_rows(image).astype(np.float64) @ unit_rows(text).T).reshape(-1)
         scale, bias = np.polyfit(cosines, logits.reshape(-1), 1)
@@ -267,11 +261,12 @@ class Words:
                  f"takes, and are cut off: {long[0][:60]!r}…")
         return np.array([one.ids for one in found], np.int32)
 
-    def mask(self, ids: np.ndarray) -> np.ndarray:
-        """(B, L) int64: 1 for a sentence's tokens, its end among them, 0 for the padding."""
+    def feeds(self, tower: Tower, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What a tower is fed: (B, L) ids, and 1 for a sentence's tokens, its end among them, 0 for the padding."""
         filled = (ids != self.padding)[:, ::-1]
         length = np.where(filled.any(axis=1), ids.shape[1] - filled.argmax(axis=1), 0)
-        return (np.arange(ids.shape[1]) < (length + self._pads_last)[:, None]).astype(np.int64)
+        mask = np.arange(ids.shape[1]) < (length + self._pads_last)[:, None]
+        return {tower.ids: ids, **({"attention_mask": mask} if "attention_mask" in tower.inputs else {})}
 
 
 def _stored_scale(folder: Path) -> float | None:

@@ -82,10 +82,7 @@ def recognises(path: Path) -> bool:
 def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
     """Open such a tower; raise UserError if a tensor of it is missing, of another shape or unknown."""
     start(options.device)
-    try:
-        return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
 
 
 class ImageEncoder(Encoder):
@@ -97,16 +94,16 @@ class ImageEncoder(Encoder):
                  batch_size: int = 0) -> None:
         tensors = tower_tensors(tensors)
         if not tensors:
-            raise UserError("no ResNet of torchvision's layout: conv1.weight and layer1.0.conv3.weight are missing")
+            raise UserError(f"{name}: no ResNet of torchvision's layout: conv1 and layer1.0.conv3 are missing")
         expected = layout(tensors)
         for tensor, shape in expected.items():
             if tensor not in tensors:
-                raise UserError(f"the ResNet lacks {tensor}")
+                raise UserError(f"{name}: the ResNet lacks {tensor}")
             if tuple(tensors[tensor].shape) != shape:
-                raise UserError(f"{tensor} is {tuple(tensors[tensor].shape)}, not {shape}")
+                raise UserError(f"{name}: {tensor} is {tuple(tensors[tensor].shape)}, not {shape}")
         unknown = sorted(set(tensors) - set(expected))
         if unknown:
-            raise UserError(f"the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
+            raise UserError(f"{name}: the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
         self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
                        for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
         cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])

@@ -24,20 +24,24 @@ from jclip_fewshot.clip.download import is_released
 from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.data.formats import contest
+from jclip_fewshot.data.listing import some
 from jclip_fewshot.encoders import onnx_encoder
 from jclip_fewshot.encoders.base import Encoder
+from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
-from jclip_fewshot.features.table import TableSource
+from jclip_fewshot.storage.arrays import Field, load_arrays
 from jclip_fewshot.storage.feature_cache import FeatureCache
-from jclip_fewshot.task import EncoderSlice, Task, joined, joined_scale
+from jclip_fewshot.task import CLIP_SCALE, EncoderSlice, Task, joined, joined_scale
 
 BATCHES_TO_SAY = 20  # fewer are over before a forecast of them was read
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".onnx")
 SAID = ("activation", "head_width", "output")  # what the user said of a model
 SAME_ROWS = 1e-3  # how far rows may lie apart that only another rounding has changed
+_TABLE = {"path": Field("text", "N"), "feature": Field("float", "N D", rows=True),
+          "classes": Field("text", "K", needed=False), "text": Field("float", "K D", rows=True, needed=False)}
 barrier = functools.cache(ranks.Barrier)  # one count of the points that all ranks have come to
 
 
@@ -159,6 +163,73 @@ class EncoderSource:
         return self.opened_as if self.as_seen is None else {**self.opened_as, "as_seen": self.as_seen}
 
 
+class TableSource:
+    """Features that somebody has computed already, in a .npz; sentences went into it when it was made.
+
+    It holds path (N,): image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
+    (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
+
+    with_text: False for --features-extra. Raise UserError if the file is absent, damaged, or its arrays are not these.
+    """
+
+    scale = CLIP_SCALE  # a feature file does not say
+    parts = ()  # one encoder
+    clip = None  # nothing that could be tuned
+
+    def __init__(self, file: str | Path, with_text: bool = True) -> None:
+        self._given, self._with_text = str(file), with_text
+        self._said = f"{parameter('features' if with_text else 'features_extra')} {file}"
+        content = load_arrays(Path(file), _TABLE, others=None, said=self._said)
+        if "text" in content and not with_text:
+            raise UserError(f"{self._said}: holds text rows, so its encoder has a text tower; give it with "
+                            f"{parameter('features')}")
+        paths = [path.replace("\\", "/").removeprefix("./") for path in content["path"].tolist()]
+        self.index = {path: number for number, path in enumerate(paths)}
+        if len(self.index) < len(paths):
+            raise UserError(f"{self._said}: {len(paths) - len(self.index)} paths are listed twice")
+        self.feature = unit_rows(content["feature"])
+        self.text = unit_rows(content["text"]) if "text" in content else None
+        self.classes = content["classes"].tolist() if "classes" in content else None
+        self._digest = file_digest(Path(file))
+        self.part = EncoderSlice(Path(file).stem, self.feature.shape[1], with_text)
+
+    def images(self, _root: Path | None, paths: Sequence, *_: Any, **__: Any) -> tuple[np.ndarray, Bad]:
+        """Return (N, D) unit rows of paths below the data folder; raise UserError, which names those it lacks."""
+        names = [Path(path).as_posix() for path in paths]
+        missing = [name for name in names if name not in self.index]
+        if missing:
+            raise UserError(f"{self._said}: no feature for {some(missing, 3)} "
+                            f"({len(missing)} of {len(names)} images; it holds {len(self.index)})")
+        return self.feature[[self.index[name] for name in names]], {}
+
+    def texts(self, class_names: Sequence[str], *_: Any) -> np.ndarray:
+        """Return (K, D) unit rows of classes: by name, or in order where the file has no names.
+
+        Raise UserError, which names classes without a row, or with several.
+        """
+        if self.text is None:
+            raise UserError(f"{self._said}: has no array 'text' (K, D): the classes' text rows")
+        if self.classes is None and len(self.text) != len(class_names):
+            raise UserError(f"{self._said}: {len(self.text)} text rows without names for {len(class_names)} classes; "
+                            "add an array 'classes' (K,)")
+        if self.classes is None or list(class_names) == self.classes:  # ImageNet has two cranes
+            return self.text.copy()
+        counts = Counter(self.classes)
+        twice = [name for name in dict.fromkeys(class_names) if counts[name] > 1]
+        if twice:
+            raise UserError(f"{self._said}: several text rows for {some(twice, 3)}; list each class once in 'classes', "
+                            "or all of them in the data set's order")
+        missing = [name for name in class_names if not counts[name]]
+        if missing:
+            raise UserError(f"{self._said}: no text row for {some(missing, 3)} "
+                            f"({len(missing)} of {len(class_names)} classes)")
+        return self.text[[self.classes.index(name) for name in class_names]]
+
+    def record(self) -> dict:
+        return {"features": self._given, "features_digest": self._digest,
+                **({} if self._with_text else {"has_text": False})}
+
+
 class SeveralSources:
     """The rows of several encoders side by side (task.joined), each counting alike; `parts` says whose are whose.
 
@@ -276,8 +347,7 @@ def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], clas
     if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
         how["precision"] = saved.get("precision") or "auto"
     how.update({name: saved[name] for name in SAID if name in saved})
-    as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
-    source = _encoder_source(where["model"], where["weights"], as_seen, **how)
+    source = _encoder_source(where["model"], where["weights"], saved.get("as_seen", False), **how)
     now = source.record()
     if now["weights_digest"] != saved.get("weights_digest"):
         raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "

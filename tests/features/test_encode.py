@@ -23,7 +23,7 @@ from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features import encode as features
 from jclip_fewshot.features.encode import encode_images, encode_texts, encode_views
-from jclip_fewshot.features.table import TableSource
+from jclip_fewshot.features.sources import TableSource
 from jclip_fewshot.storage import feature_cache
 from jclip_fewshot.storage.feature_cache import FeatureCache
 
