@@ -43,13 +43,12 @@ def encode_images(encoder: Encoder, paths: Sequence, **how: Any) -> tuple[np.nda
 
 
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, workers: int | None = None,
-                 shard: tuple[int, int] = (0, 1), stage: str = "images", on_start: Callable[[int], Any] | None = None,
-                 depth: Depth = ROWS, **how: Any) -> tuple[np.ndarray, Bad]:
+                 stage: str = "images", on_start: Callable[[int], Any] | None = None, depth: Depth = ROWS, **how: Any
+                 ) -> tuple[np.ndarray, Bad]:
     """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded.
 
     workers: decoding processes; None fits them to the machine, 0 decodes in this process. on_start: told before the
-    first batch how many images will be encoded. shard: (rank, size): computes this rank's part alone; rows of the other
-    parts that are not in the cache stay zero. depth: another one than ROWS gives what the encoder has there,
+    first batch how many images will be encoded. depth: another one than ROWS gives what the encoder has there,
     (N, V, *shape), in half precision, as it is. how: `views`, `seed`, `view`, `as_seen` of decode.Recipe.
     Raise UserError if a worker died, or the encoder gives rows that are no numbers.
     """
@@ -65,7 +64,7 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             rows, found = store.get(digests)
             found &= known
     batch = max(1, round(encoder.batch_size / views))  # images whose views come nearest to the encoder's batch
-    wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
+    wanted = np.flatnonzero(~found).tolist()
     cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
     if wanted and on_start is not None:

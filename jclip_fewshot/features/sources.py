@@ -84,7 +84,7 @@ class EncoderSource:
         for view in range(1 if views else test_views):
             how.update(view=view, stage=f"{stage}, view {view + 1} of {test_views}" if view else stage)
             if ranks.size() > 1:
-                encode_images(self.encoder, files, shard=(ranks.rank(), ranks.size()), **how)
+                encode_images(self.encoder, files[ranks.rank()::ranks.size()], **how)
                 self._wait()
             rows, unreadable = encode_images(self.encoder, files, **how)
             total, bad = total + rows, {**unreadable, **bad}
