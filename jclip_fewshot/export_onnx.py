@@ -112,8 +112,7 @@ def text_rows(g: Graph, ids: str, sizes: Architecture) -> str:
     positions = g.Slice(g.tensor("positional_embedding"), [0], length, [0])
     x, mask = g.Add(g.Gather(g.tensor("token_embedding.weight"), ids), positions), ""
     if how.causal:
-        mask = g.store(np.triu(np.full((most, most), -np.inf), 1), "causal")
-        mask = g.Slice(mask, [0, 0], g.Concat(length, length, axis=0), [0, 1])
+        mask = g.Slice(np.triu(np.full((most, most), -np.inf), 1), [0, 0], g.Concat(length, length, axis=0), [0, 1])
     x = _blocks(g, x, "transformer", sizes.transformer_layers, sizes.transformer_width, how.text, mask)
     if how.text_pool == "last":
         x = g.Gather(x, -1, axis=1)
@@ -184,8 +183,7 @@ def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
 def _conv(g: Graph, x: str, conv: str, norm: str, stride: int = 1) -> str:
     kernel, bias = folded(g.tensors, conv, norm)
     side = kernel.shape[-1]
-    return g.Conv(x, g.store(kernel, conv), g.store(bias, norm), strides=[stride, stride], kernel_shape=[side, side],
-                  pads=[side // 2] * 4)
+    return g.Conv(x, kernel, bias, strides=[stride, stride], kernel_shape=[side, side], pads=[side // 2] * 4)
 
 
 def _halved(g: Graph, x: str) -> str:
@@ -196,13 +194,11 @@ def answers(g: Graph, rows: str, linear: Linear) -> str:
     """(N, D) -> (N, K) probabilities: Linear.probs."""
     x = g.Div(rows, g.Max(g.ReduceL2(rows, axes=[-1], keepdims=1), 1e-12))
     bias = np.where(linear.seen, linear.bias, np.float32(-1e9))  # so that a class without shots gets no share here
-    logits = g.Add(g.MatMul(x, g.store(linear.weight.T, "weight")), g.store(bias, "bias"))
+    logits = g.Add(g.MatMul(x, linear.weight.T), bias)
     if linear.seen.all():
         return g.Softmax(logits, axis=-1, name=ANSWERS)
     p = g.Softmax(logits, axis=-1)
-    cosines = g.MatMul(x, g.store(linear.text.T, "text"))
-    zero_shot = g.Softmax(g.Mul(cosines, float(linear.scale)), axis=-1)
-    z = g.Mul(zero_shot, g.store(np.float32(~linear.seen), "unseen"))
+    z = g.Mul(g.Softmax(g.Mul(g.MatMul(x, linear.text.T), float(linear.scale)), axis=-1), ~linear.seen)
     p = g.Add(g.Mul(p, g.Sub(1.0, g.ReduceSum(z, [-1], keepdims=1))), g.Mul(z, math.exp(linear.offset)))
     return g.Div(p, g.ReduceSum(p, [-1], keepdims=1), name=ANSWERS)
 
