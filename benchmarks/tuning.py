@@ -32,8 +32,8 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig, TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo
-from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
-from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.evaluation.scores import percent, truth_of
 from jclip_fewshot.features.activations import Activations, Views
 from jclip_fewshot.methods import METHODS, training

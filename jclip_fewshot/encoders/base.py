@@ -38,7 +38,6 @@ class Encoder:
     """
 
     has_text = True  # False where it encodes no sentences
-    context_length = 77  # most tokens of a text, its marks among them
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int,  # noqa: PLR0913 all are facts
                  width: int, scale: float, batch_size: int, device: str = "cpu", parameters: int = 0,
@@ -69,7 +68,7 @@ class Encoder:
         raise UserError(f"{self.name} has no text tower")
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:  # noqa: ARG002
-        """B sentences -> (B, L) int32, L at most context_length; raise UserError, which names one that is too long."""
+        """B sentences -> (B, L) int32; raise UserError, which names one that is too long."""
         raise UserError(f"{self.name} has no text tower")
 
     def lengths(self, tokens: np.ndarray) -> np.ndarray:

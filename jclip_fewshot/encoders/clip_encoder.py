@@ -49,7 +49,6 @@ class ClipEncoder(Encoder):
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe)
         self.model = model
-        self.context_length = model.context_length
         self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
         self._tokenize = tokenize or (lambda sentences: clip.token_array(sentences, model.context_length))
         self._calls = 0

@@ -147,7 +147,7 @@ class OnnxEncoder(Encoder):
         self._words = Words(folder, config, text.fixed(text.ids, 1)) if text is not None else None
         self._text_row = text.row(TEXT_ROWS) if text is not None else ""
         self._row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
-        self.has_text, self.context_length = text is not None, self._words.length if self._words is not None else 0
+        self.has_text = text is not None
         towers = [image] if text is None or text is image else [image, text]
         fixed, cuda = image.fixed(image.pixels, 0), on_cuda()
         super().__init__(name, _digest(folder, towers, options.output, options.cache),

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.data import demo
-from jclip_fewshot.encoders import UNPROJECTED, open_encoder
-from jclip_fewshot.encoders.base import ROWS, Encoder
+from jclip_fewshot.encoders import open_encoder
+from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_views
