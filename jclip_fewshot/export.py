@@ -53,9 +53,8 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
         if on_fit is not None:
             on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)
-    usable, whole = task.can_be_left_out, None
-    if usable.any():
-        whole = top1(pipeline.held_out_probs_[usable], task.labels[usable])
+    usable = task.can_be_left_out
+    whole = top1(pipeline.held_out_probs_[usable], task.labels[usable]) if usable.any() else None
     found: dict[str, Any] = ensemble.settings_
     return Export(pooled(forms, ensemble, task), found["weights"], found.get("held_out_top1"), whole)
 

@@ -61,7 +61,12 @@ class EncoderSource:
     parts = ()  # one encoder
 
     def __post_init__(self) -> None:
-        self.scale = self.encoder.scale  # of the cosines in zero-shot logits
+        encoder, given = self.encoder, Path(self.opened_as["model"])
+        name = given.as_posix().replace("/", "-") if is_released(given) else given.name or given.resolve().name
+        if given.suffix in CHECKPOINT_SUFFIXES and not given.is_dir():
+            name = given.stem
+        self.part = EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale)  # as one of several
+        self.scale = encoder.scale  # of the cosines in zero-shot logits
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
@@ -134,15 +139,6 @@ class EncoderSource:
             barrier(self.cache.folder).wait()
 
     @property
-    def part(self) -> EncoderSlice:
-        """The encoder among several."""
-        encoder, given = self.encoder, Path(self.opened_as["model"])
-        name = given.as_posix().replace("/", "-") if is_released(given) else given.name or given.resolve().name
-        if given.suffix in CHECKPOINT_SUFFIXES and not given.is_dir():
-            name = given.stem
-        return EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale)
-
-    @property
     def clip(self) -> EncoderSource | None:
         return self if getattr(self.encoder, "model", None) is not None else None
 
@@ -177,7 +173,7 @@ class TableSource:
     clip = None  # nothing that could be tuned
 
     def __init__(self, file: str | Path, with_text: bool = True) -> None:
-        self._given, self._with_text = str(file), with_text
+        self._given = str(file)
         self._said = f"{parameter('features' if with_text else 'features_extra')} {file}"
         content = load_arrays(Path(file), _TABLE, others=None, said=self._said)
         if "text" in content and not with_text:
@@ -227,7 +223,7 @@ class TableSource:
 
     def record(self) -> dict:
         return {"features": self._given, "features_digest": self._digest,
-                **({} if self._with_text else {"has_text": False})}
+                **({} if self.part.has_text else {"has_text": False})}
 
 
 class SeveralSources:
