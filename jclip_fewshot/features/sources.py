@@ -76,13 +76,11 @@ class EncoderSource:
         test-time views (decode.view_of_test) are averaged, the plain image first.
         """
         total: Any = 0.0
-        files, bad, said = _below(root, paths), dict[int, str](), False
+        files, bad = _below(root, paths), dict[int, str]()
 
         def forecast(images: int) -> None:
-            nonlocal said
-            if not said:
-                self._forecast(stage, images, views or (test_views - view if test_views > 1 else 0))
-            said = True
+            del how["on_start"]  # one is enough
+            self._forecast(stage, images, views or (test_views - view if test_views > 1 else 0))
 
         how: dict[str, Any] = dict(cache=self.cache, workers=self.workers, as_seen=self._seen(root), views=views,
                                    seed=seed, on_start=forecast)
