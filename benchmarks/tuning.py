@@ -32,10 +32,10 @@ from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.config import MachineConfig, TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo
-from jclip_fewshot.encoders import ROWS, UNPROJECTED, ClipEncoder
-from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.encoders.base import ROWS, UNPROJECTED, Depth
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.evaluation.scores import percent, truth_of
-from jclip_fewshot.features.activations import Activations
+from jclip_fewshot.features.activations import Activations, Views
 from jclip_fewshot.methods import METHODS, training
 from jclip_fewshot.methods.plan import matrix_rate
 from jclip_fewshot.methods.towers.base import block_flops
@@ -120,7 +120,8 @@ def contest_case(classes: int, depth: Depth) -> tuple:
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)
     views = rng.standard_normal((len(labels), 1) + encoder.shape_at(depth), np.float32)
-    activations = Activations.of_arrays(encoder, {depth: views.astype(np.float16)})
+    activations = Activations(encoder, [])
+    activations._at[depth] = Views(list(views.astype(np.float16)))
     activations.class_tokens = encoder.tokens(["a photo of a golden retriever dog."] * CLASSES)
     return Task(rng.standard_normal((len(labels), 512)), labels, rng.standard_normal((CLASSES, 512))), activations
 

@@ -24,8 +24,7 @@ from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes
 from jclip_fewshot.export import linear_export, require_export_name, save_export, save_onnx
 from jclip_fewshot.features.pictures import Images, as_files, pictures_or_rows
-from jclip_fewshot.features.several import encoders_of
-from jclip_fewshot.features.sources import Source, listed, open_source
+from jclip_fewshot.features.sources import Source, encoders_of, listed, open_source
 from jclip_fewshot.labels import named, plain_labels, sklearns
 from jclip_fewshot.methods.base import Given
 from jclip_fewshot.methods.plan import choose

@@ -1,7 +1,4 @@
-"""A fitted pipeline as one linear classifier: for NumPy, given rows, or with CLIP's tower as ONNX: docs/export.md.
-
-Letters: K classes, D feature width.
-"""
+"""A fitted pipeline as one linear classifier: for NumPy, given rows, or with CLIP's tower as ONNX: docs/export.md."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.write import write_safetensors
@@ -30,23 +28,18 @@ SUFFIXES = (".npz", ".safetensors", ".onnx")
 
 @dataclass(frozen=True)
 class Export:
-    """The linear part of a pipeline.
-
-    heads: what it was pooled of, with their weights. held_out_top1: of the shots left out, in percent; ensemble_top1:
-    of the whole ensemble on the same shots. Both None where no shot could be left out.
-    """
+    """The linear part of a pipeline. Scores are in percent, None where no shot could be left out."""
 
     linear: Linear
-    heads: dict[str, float]
+    heads: dict[str, float]  # what it was pooled of, with their weights
     held_out_top1: float | None
-    ensemble_top1: float | None
+    ensemble_top1: float | None  # of the whole ensemble on the same shots
 
 
 def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
-    """Pool the heads that are linear in the row, with weights of their own.
+    """Pool the heads that are linear in the row, with weights of their own; raise UserError if of several encoders.
 
     A pipeline that was read from a file has no held-out logits: those heads learn from its shots once more.
-    Raise UserError if there are several encoders.
     """
     task = pipeline.task_
     if task.parts:
@@ -60,9 +53,8 @@ def linear_export(pipeline: Pipeline, on_fit: OnFit | None = None) -> Export:
         if on_fit is not None:
             on_fit(name, 0.0)
     ensemble = Ensemble().fit(held_out, task)
-    usable, whole = task.can_be_left_out, None
-    if usable.any():
-        whole = top1(pipeline.held_out_probs_[usable], task.labels[usable])
+    usable = task.can_be_left_out
+    whole = top1(pipeline.held_out_probs_[usable], task.labels[usable]) if usable.any() else None
     found: dict[str, Any] = ensemble.settings_
     return Export(pooled(forms, ensemble, task), found["weights"], found.get("held_out_top1"), whole)
 
@@ -74,56 +66,42 @@ def require_export_name(path: str | Path) -> None:
 
 
 def save_export(path: str | Path, export: Export, class_names: Sequence[str], encoder: dict[str, Any]) -> None:
-    """Write the classifier, its classes and how images become rows; .safetensors keeps texts in its metadata.
-
-    encoder: what the source's `record` says; a feature file knows neither model nor image size.
-    """
+    """Write the classifier, its classes and how images become rows, by what the source's `record` says of `encoder`."""
     require_export_name(path)
-    linear, recipe = export.linear, _recipe(encoder)
-    arrays: dict[str, Any] = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
-              "scale": np.float32(linear.scale), "offset": np.float32(linear.offset),
-              "mean": np.array(recipe.mean, np.float32), "std": np.array(recipe.std, np.float32),
-              "image_size": np.int64(encoder.get("image_size", 0))}
-    texts, said = {"classes": list(class_names), "heads": list(export.heads)}, _said(encoder, recipe)
+    linear, size = export.linear, int(encoder.get("image_size", 0))
+    recipe = msgspec.convert(encoder["pixels"], PixelRecipe) if "pixels" in encoder else clip_recipe(size or 224)
+    arrays = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
+              "scale": np.float32(linear.scale), "offset": np.float32(linear.offset), "image_size": np.int64(size),
+              "mean": np.array(recipe.mean, np.float32), "std": np.array(recipe.std, np.float32)}
+    said = _said(export, class_names, encoder, recipe)
     if Path(path).suffix == ".npz":
-        save_arrays(Path(path), arrays | {name: np.array(value) for name, value in (texts | said).items()})
+        save_arrays(Path(path), {name: np.array(value) for name, value in (arrays | said).items()})
     else:
-        write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()}, _listed(texts) | said)
+        write_safetensors(path, {name: np.asarray(array) for name, array in arrays.items()}, _as_texts(said))
 
 
 def save_onnx(path: str | Path, export: Export, class_names: Sequence[str], source: Source, uint8: bool = False
               ) -> float:
-    """Write pixels -> probabilities as one ONNX file, and return how far ONNX Runtime's rows lie from ours.
-
-    source: of one CLIP, in float32. uint8: takes pixels as Pillow has them and normalises inside.
-    Raise UserError if there is no tower to write, or ONNX Runtime answers otherwise.
-    """
+    """Write pixels -> probabilities by a source of one CLIP, in float32, as `export_onnx.save_classifier` does."""
     from jclip_fewshot.export_onnx import save_classifier
     encoder = getattr(source, "encoder", None)
     if encoder is None:
         raise UserError("the run was trained on a file of features, which holds no tower to write; export to .npz")
     recipe = encoder.recipe
-    texts = {"classes": list(class_names), "heads": list(export.heads), "mean": list(recipe.mean),
-             "std": list(recipe.std)}
-    metadata = {**_listed(texts), **_said(source.record(), recipe), "image_size": str(recipe.size[0]),
-                "uint8": str(uint8).lower(), "held_out_top1": str(export.held_out_top1)}
-    return save_classifier(path, export.linear, encoder, uint8, metadata)
+    said = _said(export, class_names, source.record(), recipe) | {
+        "mean": list(recipe.mean), "std": list(recipe.std), "image_size": recipe.size[0], "uint8": uint8,
+        "held_out_top1": str(export.held_out_top1)}
+    return save_classifier(path, export.linear, encoder, uint8, _as_texts(said))
 
 
-def _recipe(encoder: dict[str, Any]) -> PixelRecipe:
-    """The pixels that a source's `record` tells of; CLIP's own where it says nothing."""
-    said = encoder.get("pixels")
-    if said is None:
-        return clip_recipe(int(encoder.get("image_size", 0)) or 224)
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-    return PixelRecipe(**fields)
-
-
-def _said(encoder: dict[str, Any], recipe: PixelRecipe) -> dict[str, str]:
-    return {"model": str(encoder.get("model") or encoder.get("features", "")),
+def _said(export: Export, class_names: Sequence[str], encoder: dict[str, Any], recipe: PixelRecipe) -> dict[str, Any]:
+    """What every format says beside the numbers."""
+    return {"classes": list(class_names), "heads": list(export.heads),
+            "model": str(encoder.get("model") or encoder.get("features", "")),
             "weights_digest": str(encoder.get("weights_digest", "")), "preprocessing": recipe.described}
 
 
-def _listed(texts: dict[str, list]) -> dict[str, str]:
-    """Lists as JSON, for formats whose metadata are texts."""
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()}
+def _as_texts(said: dict[str, Any]) -> dict[str, str]:
+    """For formats whose metadata are texts; all else as JSON."""
+    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in said.items()}

@@ -1,7 +1,7 @@
 """CLIP's towers and a linear classifier as ONNX graphs: what any program with ONNX Runtime can answer with.
 
 The graphs are written with the `onnx` library alone, out of a state dict with OpenAI's names (clip/model.py says the
-same in Jittor), and every file is checked on the way out: ONNX Runtime must give our own rows.
+same in Jittor), and ONNX Runtime must give our own rows before a file is written.
 
 N images or texts · R pixels a side · L tokens · W width of a tower · H heads · D feature width · K classes
 """
@@ -9,18 +9,20 @@ N images or texts · R pixels a side · L tokens · W width of a tower · H head
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, Tower
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.data.recipe import FIT, SQUASH, PixelRecipe
-from jclip_fewshot.encoders.precision import drawn_images
+from jclip_fewshot.encoders.clip_encoder import drawn_images
+from jclip_fewshot.encoders.resnet import folded
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
 from jclip_fewshot.storage.json_files import write_json
@@ -32,45 +34,43 @@ PIXELS, ROWS, ANSWERS = "pixels", "image_embeds", "probabilities"
 
 
 class Graph:
-    """Nodes and stored tensors; a value is the name of what a node puts out."""
+    """Nodes and stored tensors. `g.MatMul(x, y)` adds a node and returns its output's name; numbers are stored."""
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
         import onnx
-        self._onnx, self._tensors = onnx, tensors
+        self.tensors, self._onnx = tensors, onnx
         self._nodes: list[Any] = []
         self._stored: dict[str, Any] = {}
 
-    def add(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+    def __getattr__(self, operator: str) -> Callable[..., str]:
+        return partial(self.add, operator)
+
+    def add(self, operator: str, *inputs: Any, name: str = "", **attributes: Any) -> str:
         """A node of one output."""
         name = name or f"{operator}_{len(self._nodes)}"
-        self._nodes.append(self._onnx.helper.make_node(operator, list(inputs), [name], **attributes))
+        given = [one if isinstance(one, str) else self.store(one) for one in inputs]
+        self._nodes.append(self._onnx.helper.make_node(operator, given, [name], **attributes))
         return name
 
-    def store(self, array: npt.ArrayLike, name: str = "") -> str:
-        """A tensor that the graph holds."""
-        name = name or f"constant_{len(self._stored)}"
-        if name not in self._stored:
-            self._stored[name] = self._onnx.numpy_helper.from_array(np.array(array, order="C"), name)
+    def store(self, values: Any, name: str = "") -> str:
+        """A tensor that the graph holds: whole numbers (axes, shapes, ids) as int64, others as float32."""
+        name, array = name or f"constant_{len(self._stored)}", np.array(values, order="C")
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32, copy=False)
+        self._stored[name] = self._onnx.numpy_helper.from_array(array, name)
         return name
-
-    def number(self, value: float) -> str:
-        return self.store(np.float32(value))
-
-    def axes(self, *values: int) -> str:
-        return self.store(np.array(values, np.int64), f"axes {values}")
 
     def tensor(self, name: str, transposed: bool = False) -> str:
-        """One of the state dict, float32."""
-        array = np.asarray(self._tensors[name], np.float32)
+        """One of the state dict."""
+        array = np.asarray(self.tensors[name], np.float32)
         return self.store(array.T, name + ".T") if transposed else self.store(array, name)
 
     def linear(self, x: str, name: str) -> str:
-        """x Wᵀ + b of a layer that the state dict has as `name`.weight (outputs, inputs) and .bias."""
-        return self.add("Add", self.add("MatMul", x, self.tensor(name + ".weight", True)), self.tensor(name + ".bias"))
+        """x Wᵀ + b of a layer that the state dict has as `name`weight (outputs, inputs) and `name`bias."""
+        return self.Add(self.MatMul(x, self.tensor(name + "weight", True)), self.tensor(name + "bias"))
 
     def norm(self, x: str, name: str, eps: float) -> str:
-        return self.add("LayerNormalization", x, self.tensor(name + ".weight"), self.tensor(name + ".bias"),
-                        axis=-1, epsilon=eps)
+        return self.LayerNormalization(x, self.tensor(name + ".weight"), self.tensor(name + ".bias"), axis=-1,
+                                       epsilon=eps)
 
     def model(self, inputs: dict[str, tuple], outputs: dict[str, tuple], metadata: dict[str, str]) -> Any:
         """The ONNX model. inputs: {name: (NumPy type, *shape)}, outputs likewise, "N" for any number."""
@@ -89,146 +89,117 @@ def image_rows(g: Graph, pixels: str, sizes: Architecture) -> str:
     if sizes.vision_patch_size is None:
         return _resnet(g, pixels, sizes)
     how, width, patch = sizes.conventions.image, sizes.vision_width, sizes.vision_patch_size
-    x = g.add("Conv", pixels, g.tensor("visual.conv1.weight"), strides=[patch, patch], kernel_shape=[patch, patch])
-    x = g.add("Transpose", g.add("Reshape", x, g.axes(0, width, -1)), perm=[0, 2, 1])
-    count = g.add("Gather", g.add("Shape", pixels), g.axes(0))
-    first = g.store(np.asarray(g._tensors["visual.class_embedding"], np.float32).reshape(1, 1, -1), "class")
-    first = g.add("Expand", first, g.add("Concat", count, g.axes(1, width), axis=0))
-    x = g.add("Add", g.add("Concat", first, x, axis=1), g.tensor("visual.positional_embedding"))
+    x = g.Conv(pixels, g.tensor("visual.conv1.weight"), strides=[patch, patch], kernel_shape=[patch, patch])
+    x = g.Transpose(g.Reshape(x, [0, width, -1]), perm=[0, 2, 1])
+    shape = g.Concat(g.Gather(g.Shape(pixels), [0]), [1, width], axis=0)
+    x = g.Concat(g.Expand(g.tensor("visual.class_embedding"), shape), x, axis=1)
+    x = g.Add(x, g.tensor("visual.positional_embedding"))
     if sizes.norm_before:
         x = g.norm(x, "visual.ln_pre", how.eps)
     x = _blocks(g, x, "visual.transformer", sizes.stages[0], width, how)
     if sizes.conventions.pool == "class":
-        x = g.add("Gather", x, g.store(np.int64(0)), axis=1)
+        x = g.Gather(x, 0, axis=1)
     else:
-        patches = g.add("Slice", x, g.axes(1), g.axes(1 << 30), g.axes(1))
-        x = g.add("ReduceMean", patches, axes=[1], keepdims=0)
-    return g.add("MatMul", g.norm(x, "visual.ln_post", how.eps), g.tensor("visual.proj"))
+        x = g.ReduceMean(g.Slice(x, [1], [1 << 30], [1]), axes=[1], keepdims=0)
+    return g.MatMul(g.norm(x, "visual.ln_post", how.eps), g.tensor("visual.proj"))
 
 
 def text_rows(g: Graph, ids: str, sizes: Architecture) -> str:
     """(N, L) int64, L at most the context length -> (N, D), not normalised."""
     how, most = sizes.conventions, sizes.context_length
-    length, start = g.add("Slice", g.add("Shape", ids), g.axes(1), g.axes(2)), g.axes(0)
-    positions = g.add("Slice", g.tensor("positional_embedding"), start, length, start)
-    x = g.add("Add", g.add("Gather", g.tensor("token_embedding.weight"), ids), positions)
-    mask = ""
+    length = g.Slice(g.Shape(ids), [1], [2])
+    positions = g.Slice(g.tensor("positional_embedding"), [0], length, [0])
+    x, mask = g.Add(g.Gather(g.tensor("token_embedding.weight"), ids), positions), ""
     if how.causal:
-        mask = g.store(np.triu(np.full((most, most), -np.inf, np.float32), 1), "causal")
-        mask = g.add("Slice", mask, g.axes(0, 0), g.add("Concat", length, length, axis=0), g.axes(0, 1))
+        mask = g.Slice(np.triu(np.full((most, most), -np.inf), 1), [0, 0], g.Concat(length, length, axis=0), [0, 1])
     x = _blocks(g, x, "transformer", sizes.transformer_layers, sizes.transformer_width, how.text, mask)
     if how.text_pool == "last":
-        x = g.add("Gather", x, g.store(np.int64(-1)), axis=1)
+        x = g.Gather(x, -1, axis=1)
     else:
-        marks = ids if how.text_pool == "highest" else \
-            g.add("Cast", g.add("Equal", ids, g.store(np.int64(how.end))), to=6)  # int32
-        ends = g.add("ArgMax", marks, axis=1, keepdims=1)
-        x = g.add("GatherND", x, ends, batch_dims=1)
-    x = g.add("MatMul", g.norm(x, "ln_final", how.text.eps), g.tensor("text_projection"))
-    return g.add("Add", x, g.tensor("text_projection_bias")) if sizes.projection_bias else x
+        marks = ids if how.text_pool == "highest" else g.Cast(g.Equal(ids, how.end), to=6)  # int32
+        x = g.GatherND(x, g.ArgMax(marks, axis=1, keepdims=1), batch_dims=1)
+    x = g.MatMul(g.norm(x, "ln_final", how.text.eps), g.tensor("text_projection"))
+    return g.Add(x, g.tensor("text_projection_bias")) if sizes.projection_bias else x
 
 
 def _blocks(g: Graph, x: str, name: str, layers: int, width: int, how: Tower, mask: str = "") -> str:
     """(N, L, W) -> (N, L, W): residual attention blocks. mask (L, L): added to the scores."""
-    for number in range(layers):
-        block = f"{name}.resblocks.{number}"
-        y = g.norm(x, f"{block}.ln_1", how.eps)
-        y = g.add("Add", g.add("MatMul", y, g.tensor(f"{block}.attn.in_proj_weight", True)),
-                  g.tensor(f"{block}.attn.in_proj_bias"))
-        parts = [g.add("Slice", y, g.axes(part * width), g.axes((part + 1) * width), g.axes(2)) for part in range(3)]
+    for block in (f"{name}.resblocks.{number}" for number in range(layers)):
+        y = g.linear(g.norm(x, f"{block}.ln_1", how.eps), f"{block}.attn.in_proj_")
+        parts = [g.Slice(y, [part * width], [(part + 1) * width], [2]) for part in range(3)]
         y = _attention(g, parts, width, width // how.head_width, mask)
-        x = g.add("Add", x, g.linear(y, f"{block}.attn.out_proj"))
-        y = _activation(g, g.linear(g.norm(x, f"{block}.ln_2", how.eps), f"{block}.mlp.c_fc"), how.activation)
-        x = g.add("Add", x, g.linear(y, f"{block}.mlp.c_proj"))
+        x = g.Add(x, g.linear(y, f"{block}.attn.out_proj."))
+        y = _activation(g, g.linear(g.norm(x, f"{block}.ln_2", how.eps), f"{block}.mlp.c_fc."), how.activation)
+        x = g.Add(x, g.linear(y, f"{block}.mlp.c_proj."))
     return x
 
 
 def _attention(g: Graph, parts: list[str], width: int, heads: int, mask: str = "") -> str:
     """Query (N, Q, W), key and value (N, L, W) -> (N, Q, W)."""
-    split = g.axes(0, 0, heads, width // heads)
-    query, key, value = (g.add("Transpose", g.add("Reshape", part, split), perm=order)
+    query, key, value = (g.Transpose(g.Reshape(part, [0, 0, heads, width // heads]), perm=order)
                          for part, order in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])))
-    scores = g.add("MatMul", g.add("Mul", query, g.number((width // heads) ** -0.5)), key)
-    scores = g.add("Add", scores, mask) if mask else scores
-    mixed = g.add("Transpose", g.add("MatMul", g.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
-    return g.add("Reshape", mixed, g.axes(0, 0, width))
+    scores = g.MatMul(g.Mul(query, (width // heads) ** -0.5), key)
+    scores = g.Add(scores, mask) if mask else scores
+    mixed = g.Transpose(g.MatMul(g.Softmax(scores, axis=-1), value), perm=[0, 2, 1, 3])
+    return g.Reshape(mixed, [0, 0, width])
 
 
 def _activation(g: Graph, x: str, name: str) -> str:
     if name == "quick_gelu":
-        return g.add("Mul", x, g.add("Sigmoid", g.add("Mul", x, g.number(1.702))))
+        return g.Mul(x, g.Sigmoid(g.Mul(x, 1.702)))
     if name == "gelu":
-        inner = g.add("Erf", g.add("Mul", x, g.number(math.sqrt(0.5))))
+        inner = g.Erf(g.Mul(x, math.sqrt(0.5)))
     else:
-        cube = g.add("Mul", g.add("Mul", g.add("Mul", x, x), x), g.number(0.044715))
-        inner = g.add("Tanh", g.add("Mul", g.add("Add", x, cube), g.number(math.sqrt(2 / math.pi))))
-    return g.add("Mul", g.add("Mul", x, g.add("Add", inner, g.number(1))), g.number(0.5))
+        cube = g.Mul(g.Mul(g.Mul(x, x), x), 0.044715)
+        inner = g.Tanh(g.Mul(g.Add(x, cube), math.sqrt(2 / math.pi)))
+    return g.Mul(g.Mul(x, g.Add(inner, 1.0)), 0.5)
 
 
 def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
     """ModifiedResNet: three convolutions, bottlenecks, attention whose one query is the mean over all positions."""
     for number in (1, 2, 3):
-        x = _conv(g, x, f"visual.conv{number}", f"visual.bn{number}", 2 if number == 1 else 1)
+        x = g.Relu(_conv(g, x, f"visual.conv{number}", f"visual.bn{number}", 2 if number == 1 else 1))
     x = _halved(g, x)
     for stage, blocks in enumerate(sizes.stages, 1):
         for number in range(blocks):
             name, halves = f"visual.layer{stage}.{number}", number == 0 and stage > 1
-            y = _conv(g, x, f"{name}.conv1", f"{name}.bn1")
-            y = _conv(g, y, f"{name}.conv2", f"{name}.bn2")
-            y = _conv(g, _halved(g, y) if halves else y, f"{name}.conv3", f"{name}.bn3", relu=False)
+            y = g.Relu(_conv(g, x, f"{name}.conv1", f"{name}.bn1"))
+            y = g.Relu(_conv(g, y, f"{name}.conv2", f"{name}.bn2"))
+            y = _conv(g, _halved(g, y) if halves else y, f"{name}.conv3", f"{name}.bn3")
             if number == 0:
-                shortcut = _halved(g, x) if halves else x
-                x = _conv(g, shortcut, f"{name}.downsample.0", f"{name}.downsample.1", relu=False)
-            x = g.add("Relu", g.add("Add", x, y))
+                x = _conv(g, _halved(g, x) if halves else x, f"{name}.downsample.0", f"{name}.downsample.1")
+            x = g.Relu(g.Add(x, y))
     width = 32 * sizes.vision_width
-    x = g.add("Transpose", g.add("Reshape", x, g.axes(0, width, -1)), perm=[0, 2, 1])
-    mean = g.add("ReduceMean", x, axes=[1], keepdims=1)
-    x = g.add("Add", g.add("Concat", mean, x, axis=1), g.tensor("visual.attnpool.positional_embedding"))
-    first = g.add("Slice", x, g.axes(0), g.axes(1), g.axes(1))
-    parts = [g.linear(of, f"visual.attnpool.{part}_proj") for of, part in ((first, "q"), (x, "k"), (x, "v"))]
-    pooled = g.add("Reshape", _attention(g, parts, width, sizes.vision_heads), g.axes(0, width))
-    return g.linear(pooled, "visual.attnpool.c_proj")
+    x = g.Transpose(g.Reshape(x, [0, width, -1]), perm=[0, 2, 1])
+    x = g.Concat(g.ReduceMean(x, axes=[1], keepdims=1), x, axis=1)
+    x = g.Add(x, g.tensor("visual.attnpool.positional_embedding"))
+    parts = [g.linear(of, f"visual.attnpool.{part}_proj.") for of, part in (
+        (g.Slice(x, [0], [1], [1]), "q"), (x, "k"), (x, "v"))]
+    pooled = g.Reshape(_attention(g, parts, width, sizes.vision_heads), [0, width])
+    return g.linear(pooled, "visual.attnpool.c_proj.")
 
 
-def _conv(g: Graph, x: str, conv: str, norm: str, stride: int = 1, relu: bool = True) -> str:
-    """A convolution with the frozen batch norm behind it folded into it."""
-    weight, bias, mean, var = (np.asarray(g._tensors[f"{norm}.{part}"], np.float64)
-                               for part in ("weight", "bias", "running_mean", "running_var"))
-    scale = weight / np.sqrt(var + 1e-5)
-    kernel = np.asarray(g._tensors[conv + ".weight"], np.float64) * scale[:, None, None, None]
+def _conv(g: Graph, x: str, conv: str, norm: str, stride: int = 1) -> str:
+    kernel, bias = folded(g.tensors, conv, norm)
     side = kernel.shape[-1]
-    y = g.add("Conv", x, g.store(np.float32(kernel), conv), g.store(np.float32(bias - mean * scale), norm),
-              strides=[stride, stride], kernel_shape=[side, side], pads=[side // 2] * 4)
-    return g.add("Relu", y) if relu else y
+    return g.Conv(x, kernel, bias, strides=[stride, stride], kernel_shape=[side, side], pads=[side // 2] * 4)
 
 
 def _halved(g: Graph, x: str) -> str:
-    return g.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    return g.AveragePool(x, kernel_shape=[2, 2], strides=[2, 2])
 
 
 def answers(g: Graph, rows: str, linear: Linear) -> str:
     """(N, D) -> (N, K) probabilities: Linear.probs."""
-    length = g.add("Max", g.add("ReduceL2", rows, axes=[-1], keepdims=1), g.number(1e-12))
-    x = g.add("Div", rows, length)
+    x = g.Div(rows, g.Max(g.ReduceL2(rows, axes=[-1], keepdims=1), 1e-12))
     bias = np.where(linear.seen, linear.bias, np.float32(-1e9))  # so that a class without shots gets no share here
-    logits = g.add("Add", g.add("MatMul", x, g.store(np.float32(linear.weight.T), "weight")),
-                   g.store(np.float32(bias), "bias"))
+    logits = g.Add(g.MatMul(x, linear.weight.T), bias)
     if linear.seen.all():
-        return g.add("Softmax", logits, axis=-1, name=ANSWERS)
-    p = g.add("Softmax", logits, axis=-1)
-    cosines = g.add("MatMul", x, g.store(np.float32(linear.text.T), "text"))
-    zero_shot = g.add("Softmax", g.add("Mul", cosines, g.number(linear.scale)), axis=-1)
-    z = g.add("Mul", zero_shot, g.store(np.float32(~linear.seen), "unseen"))
-    rest = g.add("Sub", g.number(1), g.add("ReduceSum", z, g.axes(-1), keepdims=1))
-    p = g.add("Add", g.add("Mul", p, rest), g.add("Mul", z, g.number(math.exp(linear.offset))))
-    return g.add("Div", p, g.add("ReduceSum", p, g.axes(-1), keepdims=1), name=ANSWERS)
-
-
-def normalised(g: Graph, pixels: str, recipe: PixelRecipe) -> str:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) with mean and deviation taken out."""
-    mean, std = (np.array(value, np.float32).reshape(1, 3, 1, 1) for value in (recipe.mean, recipe.std))
-    x = g.add("Transpose", g.add("Cast", pixels, to=1), perm=[0, 3, 1, 2])
-    return g.add("Div", g.add("Sub", g.add("Div", x, g.number(255)), g.store(mean, "mean")), g.store(std, "std"))
+        return g.Softmax(logits, axis=-1, name=ANSWERS)
+    p = g.Softmax(logits, axis=-1)
+    z = g.Mul(g.Softmax(g.Mul(g.MatMul(x, linear.text.T), float(linear.scale)), axis=-1), ~linear.seen)
+    p = g.Add(g.Mul(p, g.Sub(1.0, g.ReduceSum(z, [-1], keepdims=1))), g.Mul(z, math.exp(linear.offset)))
+    return g.Div(p, g.ReduceSum(p, [-1], keepdims=1), name=ANSWERS)
 
 
 def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool, metadata: dict[str, str]) -> float:
@@ -238,20 +209,18 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
     Raise UserError if it is no CLIP, is over 2 GB, there is no `onnx`, or ONNX Runtime gives other rows.
     """
     g, sizes, recipe = _graph_of(encoder), encoder.model.architecture, encoder.recipe
-    height, width = recipe.size
-    x = normalised(g, PIXELS, recipe) if uint8 else PIXELS
-    rows = g.add("Identity", image_rows(g, x, sizes), name=ROWS)
-    answers(g, rows, linear)
-    shape = (np.uint8, "N", height, width, 3) if uint8 else (np.float32, "N", 3, height, width)
+    x = PIXELS
+    if uint8:
+        mean, std = (np.reshape(three, (3, 1, 1)) for three in (recipe.mean, recipe.std))
+        x = g.Div(g.Sub(g.Div(g.Transpose(g.Cast(x, to=1), perm=[0, 3, 1, 2]), 255.0), mean), std)
+    answers(g, g.Identity(image_rows(g, x, sizes), name=ROWS), linear)
+    shape = (np.uint8, "N", *recipe.size, 3) if uint8 else (np.float32, "N", 3, *recipe.size)
     model = g.model({PIXELS: shape}, {ANSWERS: (np.float32, "N", len(linear.bias)),
                                       ROWS: (np.float32, "N", sizes.embed_dim)}, metadata)
-    pixels = drawn_images(height)
-    given = pixels if uint8 else recipe.normalized(pixels)
-    wanted = encoder.images(pixels)
-    content = _bytes_of(model, path)
-    found, probs = _run(content, {PIXELS: given}, [ROWS, ANSWERS])
-    gap = _require_same(path, found, wanted)
-    if np.abs(probs - linear.probs(found)).max() > SAME:
+    pixels = drawn_images(recipe.size[0])
+    feeds = {PIXELS: pixels if uint8 else recipe.normalized(pixels)}
+    content, gap, (probs, rows) = _verified(path, model, feeds, encoder.images(pixels))
+    if np.abs(probs - linear.probs(rows)).max() > SAME:
         raise UserError(f"{path}: ONNX Runtime gives other probabilities than this program; nothing was written")
     with atomic_write(path) as file:
         file.write(content)
@@ -259,39 +228,36 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
 
 
 def save_towers(folder: str | Path, encoder: Any) -> float:
-    """Write a CLIP's towers as an ONNX encoder's folder, and return how far ONNX Runtime's unit rows lie from ours.
+    """Write a CLIP's towers, whose vocabulary must be CLIP's own, as an ONNX encoder's folder laid out as on the hub.
 
-    The layout of the hub: onnx/vision_model.onnx, onnx/text_model.onnx, config.json, preprocessor_config.json. The
-    vocabulary must be CLIP's own. Raise UserError as `save_classifier` does.
+    Return and raise as `save_classifier` does.
     """
-    image, text = _graph_of(encoder), _graph_of(encoder)
-    sizes, recipe, folder = encoder.model.architecture, encoder.recipe, Path(folder)
-    scale = {"logit_scale": repr(encoder.scale)}
-    image.add("Identity", image_rows(image, "pixel_values", sizes), name="image_embeds")
-    text.add("Identity", text_rows(text, "input_ids", sizes), name="text_embeds")
-    row = (np.float32, "N", sizes.embed_dim)
-    models = {
-        "vision_model.onnx": image.model({"pixel_values": (np.float32, "N", 3, *recipe.size)}, {"image_embeds": row},
-                                         scale),
-        "text_model.onnx": text.model({"input_ids": (np.int64, "N", "L")}, {"text_embeds": row}, scale)}
-    contents = {name: _bytes_of(model, folder / name) for name, model in models.items()}
+    tensors, sizes, recipe = _graph_of(encoder).tensors, encoder.model.architecture, encoder.recipe
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)
-    found, = _run(contents["vision_model.onnx"], {"pixel_values": recipe.normalized(pixels)}, ["image_embeds"])
-    gap = _require_same(folder, found, encoder.images(pixels))
-    found, = _run(contents["text_model.onnx"], {"input_ids": tokens.astype(np.int64)}, ["text_embeds"])
-    gap = max(gap, _require_same(folder, found, encoder.texts(tokens)))
-    (folder / "onnx").mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        with atomic_write(folder / "onnx" / name) as file:
+    folder, contents, gaps = Path(folder), dict[Path, bytes](), list[float]()
+    for tower, given, kind, rows_of, output, feed, wanted in (
+            ("vision", "pixel_values", (np.float32, "N", 3, *recipe.size), image_rows, "image_embeds",
+             recipe.normalized(pixels), encoder.images(pixels)),
+            ("text", "input_ids", (np.int64, "N", "L"), text_rows, "text_embeds",
+             tokens.astype(np.int64), encoder.texts(tokens))):
+        g, path = Graph(tensors), folder / f"onnx/{tower}_model.onnx"
+        g.Identity(rows_of(g, given, sizes), name=output)
+        model = g.model({given: kind}, {output: (np.float32, "N", sizes.embed_dim)},
+                        {"logit_scale": repr(encoder.scale)})
+        contents[path], gap, _ = _verified(path, model, {given: feed}, wanted)
+        gaps.append(gap)
+    for path, content in contents.items():
+        with atomic_write(path) as file:
             file.write(content)
     for name, said in _settings(sizes, recipe).items():
         write_json(folder / name, said)
-    return gap
+    return max(gaps)
 
 
 def _settings(sizes: Architecture, recipe: PixelRecipe) -> dict[str, dict]:
     """What the JSON files say. preprocess_cfg is open_clip's form: transformers' rounds an odd margin down."""
     mean, std, (height, width) = list(recipe.mean), list(recipe.std), recipe.size
+    size = {"height": height, "width": width}
     text = {"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.context_length, "pad_token_id": 0}
     config: dict[str, Any] = {"model_type": "clip", "projection_dim": sizes.embed_dim, "text_config": text}
     if recipe.odd_margin == "even":
@@ -300,10 +266,9 @@ def _settings(sizes: Architecture, recipe: PixelRecipe) -> dict[str, dict]:
             "interpolation": Image.Resampling(recipe.interpolation).name.lower(),
             "resize_mode": {SQUASH: "squash", FIT: "longest"}.get(recipe.resize, "shortest")}
     hub = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "resample": recipe.interpolation,
-           "do_center_crop": True, "crop_size": {"height": height, "width": width}, "do_rescale": True,
-           "size": {"height": height, "width": width} if recipe.resize == SQUASH else
-           {"shortest_edge": (recipe.scale or recipe.size)[0]},
-           "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std}
+           "do_center_crop": True, "crop_size": size, "do_rescale": True, "rescale_factor": 1 / 255,
+           "size": size if recipe.resize == SQUASH else {"shortest_edge": (recipe.scale or recipe.size)[0]},
+           "do_normalize": True, "image_mean": mean, "image_std": std}
     return {"config.json": config, **({} if recipe.resize == FIT else {"preprocessor_config.json": hub})}
 
 
@@ -330,21 +295,16 @@ def _drawn_texts(sizes: Architecture) -> np.ndarray:
     return ids
 
 
-def _bytes_of(model: Any, path: str | Path) -> bytes:
+def _verified(path: str | Path, model: Any, feeds: dict[str, np.ndarray], wanted: np.ndarray
+              ) -> tuple[bytes, float, list[np.ndarray]]:
+    """The file's bytes, how far its last output's unit rows lie from those that are wanted, and all outputs."""
+    import onnxruntime
     if model.ByteSize() >= LARGEST:
         raise UserError(f"{path} would have {model.ByteSize() >> 20} MB, and one ONNX file holds 2,048; export to .npz")
-    return model.SerializeToString()
-
-
-def _run(content: bytes, feeds: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-    import onnxruntime
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return session.run(outputs, feeds)
-
-
-def _require_same(path: str | Path, found: np.ndarray, wanted: np.ndarray) -> float:
-    gap = float(np.abs(unit_rows(found) - unit_rows(wanted)).max())
+    content = model.SerializeToString()
+    found = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, feeds)
+    gap = float(np.abs(unit_rows(found[-1]) - unit_rows(wanted)).max())
     if not gap <= SAME:
         raise UserError(f"{path}: ONNX Runtime's rows differ from this program's by {gap:.1e}, over {SAME:g}; nothing "
                         "was written")
-    return gap
+    return content, gap, found

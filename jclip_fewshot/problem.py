@@ -186,9 +186,9 @@ def tower_of(source: Any, root: Path, shots: Sequence[str], views: int, seed: in
 
     sentences (K,): one a class, for what trains the text tower.
     """
-    if source.model is None or not hasattr(source.model.visual, "transformer"):
+    if source.clip is None or not hasattr(source.clip.encoder.model.visual, "transformer"):
         return None
-    return source.activations(root, shots, views, seed, sentences)
+    return source.clip.activations(root, shots, views, seed, sentences)
 
 
 def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
@@ -196,10 +196,10 @@ def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, 
 
     They are encoded once a method, and found again in the cache.
     """
-    if source.model is None:
+    if source.clip is None:
         return Queries(rows)
 
     def under(make: Callable) -> np.ndarray:
-        other = source.under(make)
+        other = source.clip.under(make)
         return other.images(root, paths, stage=f"images by {other.encoder.name}", test_views=test_views)[0]
     return Queries(rows, under)

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from jclip_fewshot.config import TestConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import filled
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.features.sources import encoders_of
 from jclip_fewshot.storage.json_files import read_json
 
 VALIDATE = "validate.json"  # what `python -m jclip_fewshot validate` leaves in a folder

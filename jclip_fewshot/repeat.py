@@ -9,7 +9,7 @@ from typing import Any
 from jclip_fewshot.config import MachineConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import flag_of
-from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.features.sources import encoders_of
 from jclip_fewshot.methods.plan import GROUPS, OF
 from jclip_fewshot.run import SHOTS, Run
 

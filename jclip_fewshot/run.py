@@ -29,8 +29,7 @@ from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.errors import UserError, flag_of, shown
-from jclip_fewshot.features.several import encoders_of
-from jclip_fewshot.features.sources import Source, listed, reopen_source
+from jclip_fewshot.features.sources import Source, encoders_of, listed, reopen_source
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record, TestRecord

@@ -44,7 +44,7 @@ from jclip_fewshot.data.submission import check_result, write_result  # noqa: E4
 from jclip_fewshot.errors import UserError  # noqa: E402
 from jclip_fewshot.evaluation.suites import load_suite  # noqa: E402
 from jclip_fewshot.evaluation.validate import shot_curve  # noqa: E402
-from jclip_fewshot.features.table import TableSource  # noqa: E402
+from jclip_fewshot.features.sources import TableSource  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
 from jclip_fewshot.records import Record, TestRecord, Validation  # noqa: E402
 from jclip_fewshot.repeat import repeated  # noqa: E402

@@ -1,7 +1,4 @@
-"""What every encoder offers.
-
-Letters: B batch, R pixels a side, L tokens, W width of a tower, D feature width.
-"""
+"""What every encoder offers. B batch · R pixels a side · L tokens · W width of a tower · D feature width"""
 
 from __future__ import annotations
 
@@ -21,36 +18,26 @@ Depth = str | int  # ROWS (D,), UNPROJECTED (W,) before the last projection, or 
 
 @dataclass(frozen=True)
 class Options:
-    """How to open an encoder; a family takes what concerns it.
+    """How to open an encoder; a family takes what concerns it."""
 
-    device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: "float32", "float16", "bfloat16" or "auto".
-    batch_size: images a batch; 0 fits it to the device. cache: saves reading a file twice for its digest.
-    activation, head_width: of a CLIP, where nothing in or beside its file says them. output: of an ONNX file, the one
-    that is the row. tokenize: another tokenizer than the encoder's.
-    """
-
-    device: str | None = None
-    dtype: str = "float32"
-    batch_size: int = 0
-    cache: Any = None  # a FeatureCache
-    activation: str = ""
+    device: str | None = None  # "cpu", "cuda" or the one that Jittor runs on
+    dtype: str = "float32"  # or "float16", "bfloat16", "auto"
+    batch_size: int = 0  # images a batch; 0 fits it to the device
+    cache: Any = None  # a FeatureCache, which saves reading a file twice for its digest
+    activation: str = ""  # this and the next: of a CLIP, where nothing in or beside its file says them
     head_width: int = 0
-    output: str = ""
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
+    output: str = ""  # of an ONNX file's outputs the one that is the row
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # another tokenizer than the encoder's
 
 
 class Encoder:
     """Images or sentences in, rows out, not normalised.
 
-    name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the
-    arithmetic. image_size: R. width: D. scale: of the cosines in zero-shot logits, exp of the checkpoint's
-    logit_scale. batch_size: B, images a batch. device: "cpu" or "cuda". parameters: numbers in both towers.
-    has_text: False where it encodes no sentences. context_length: most tokens of a text, its marks among them.
-    recipe: what pixels it takes.
+    name: what a person calls it. weights_digest: of the weights' content. precision: "float32", ... of the arithmetic.
+    scale: of the cosines in zero-shot logits. parameters: numbers in both towers. recipe: what pixels it takes.
     """
 
-    has_text = True
-    context_length = 77
+    has_text = True  # False where it encodes no sentences
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int,  # noqa: PLR0913 all are facts
                  width: int, scale: float, batch_size: int, device: str = "cpu", parameters: int = 0,
@@ -62,7 +49,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, preprocessing and precision: two encoders with one fingerprint give the same rows."""
+        """Two encoders with one fingerprint give the same rows."""
         said = f"{self.weights_digest} {PREPROCESSING} {self.precision}"
         return content_digest((said if self.recipe.is_clips_own else f"{said} {self.recipe}").encode()).hex()
 
@@ -81,7 +68,7 @@ class Encoder:
         raise UserError(f"{self.name} has no text tower")
 
     def tokens(self, sentences: Sequence[str]) -> np.ndarray:  # noqa: ARG002
-        """B sentences -> (B, L) int32, L at most context_length; raise UserError, which names one that is too long."""
+        """B sentences -> (B, L) int32; raise UserError, which names one that is too long."""
         raise UserError(f"{self.name} has no text tower")
 
     def lengths(self, tokens: np.ndarray) -> np.ndarray:

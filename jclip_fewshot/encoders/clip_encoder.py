@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jclip_fewshot import clip
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import on_cuda, start
-from jclip_fewshot.clip.checkpoint import Conventions, read_clip, read_state_dict
+from jclip_fewshot.clip import cpu
+from jclip_fewshot.clip.checkpoint import read_clip, read_state_dict
 from jclip_fewshot.clip.checkpoint.architecture import OPENAI
 from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.download import said_of
+from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
-from jclip_fewshot.encoders.precision import bfloat16_holds
-from jclip_fewshot.encoders.preprocessing import checked, from_open_clip, from_transformers
+from jclip_fewshot.encoders.preprocessing import recipe_said
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import DIGEST_BYTES, content_digest, fed_with
+from jclip_fewshot.storage.json_files import read_json, write_json
 from jclip_fewshot.storage.row_store import as_keys
 
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
@@ -30,43 +34,41 @@ if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose i
 
 CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
+COSINE = 0.9995  # the least of bfloat16 features to float32 ones; docs/notes/speed.md
+VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
+_SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
 
 class ClipEncoder(Encoder):
-    """A loaded CLIP (`model`); `weights_digest` stands for its weights.
-
-    tokenize: another tokenizer than CLIP's, for a CLIP with a vocabulary of its own. One that was trained with a
-    tokenizer that is not read here encodes images alone.
-    """
+    """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone."""
 
     def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
                  tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
                  recipe: PixelRecipe | None = None) -> None:
-        cuda = on_cuda()
-        super().__init__(
-            name, weights_digest, precision=model.precision, image_size=model.visual.input_resolution,
-            width=model.embed_dim, scale=float(np.exp(np.float64(model.logit_scale.numpy()[0]))),
-            batch_size=batch_size or (CUDA_BATCH if cuda else CPU_BATCH), device="cuda" if cuda else "cpu",
-            parameters=sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe=recipe)
+        cuda, scale = on_cuda(), float(np.exp(np.float64(model.logit_scale.numpy()[0])))
+        super().__init__(name, weights_digest, model.precision, model.visual.input_resolution, model.embed_dim, scale,
+                         batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+                         sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe)
         self.model = model
-        self.context_length = model.context_length
         self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
         self._tokenize = tokenize or (lambda sentences: clip.token_array(sentences, model.context_length))
         self._calls = 0
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
-        return (self.width,) if depth == ROWS else self.model.visual.shape_at(_block(depth))
+        return (self.width,) if depth == ROWS else self.model.visual.shape_at(None if isinstance(depth, str) else depth)
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         images = self.prepared(pixels)
         if depth == ROWS:
             return self._numpy(self.model.encode_image(images))
-        return self._numpy(self.model.visual.activations(images, _block(depth)))
+        return self._numpy(self.model.visual.activations(images, None if isinstance(depth, str) else depth))
 
     def prepared(self, pixels: np.ndarray) -> jt.Var:
         """(B, R, R, 3) uint8 RGB -> (B, 3, R, R), as the model takes them."""
-        on_device = self.device == "cuda"
-        return normalize_on_device(pixels, self.recipe) if on_device else jt.array(self.recipe.normalized(pixels))
+        if self.device != "cuda":
+            return jt.array(self.recipe.normalized(pixels))
+        mean, std = (jt.array(np.array(three, np.float32)) for three in (self.recipe.mean, self.recipe.std))
+        return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)  # a quarter of the bytes travel
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         return self._numpy(self.model.encode_text(tokens))
@@ -89,11 +91,6 @@ class ClipEncoder(Encoder):
         return result
 
 
-def _block(depth: Depth) -> int | None:
-    """The block in whose front a depth is; None behind the last norm."""
-    return None if isinstance(depth, str) else depth
-
-
 def recognises(path: Path) -> bool:
     """Whether a file or a folder holds a CLIP's tensors, by their names."""
     names = read_state_dict(path, outline=True)
@@ -101,21 +98,26 @@ def recognises(path: Path) -> bool:
 
 
 def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
-    """Open a CLIP; raise UserError as `read_clip` does.
+    """Open a CLIP; raise UserError as `read_clip` does, or if its preprocessing is not computed here.
 
     options.dtype: "float16" is for CUDA, "bfloat16" for CPUs with AVX512_BF16, "auto" takes float16 on CUDA; on the CPU
-    bfloat16 where the processor is faster by it and this checkpoint's features stay the same (precision.py), float32
-    elsewhere. Each precision's rows are kept apart in the cache.
+    bfloat16 where the processor is faster by it and this checkpoint's features stay the same, float32 elsewhere.
     """
     weights, sizes, preprocessing = read_clip(path, *said_of(name, options.activation, options.head_width))
-    recipe = recipe_of(preprocessing, sizes.image_resolution, path)
+    side = sizes.image_resolution
+    recipe = recipe_said(preprocessing, path, side) if preprocessing else clip_recipe(side)
+    if recipe.size != (side, side):
+        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
+                        f"takes {side} x {side}")
     start(options.device)
     from jclip_fewshot.clip.model import build_model
-    auto, dtype = options.dtype == "auto", options.dtype
-    if auto:
-        dtype = "float16" if on_cuda() else "float32"
+    auto = options.dtype == "auto"
+    dtype = ("float16" if on_cuda() else "float32") if auto else options.dtype
     model = build_model(weights, dtype, sizes.conventions)
-    digest = weights_digest(path, sizes.conventions, options.cache)
+    digests = [file_digest(file, options.cache) for file in weight_files(path)]
+    digest = digests[0]
+    if len(digests) > 1 or sizes.conventions != OPENAI:  # what it computes depends on more than a file
+        digest = content_digest(" ".join([*digests, repr(sizes.conventions)]).encode()).hex()
     encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
     if auto and not on_cuda() and bfloat16_holds(encoder, options.cache.folder if options.cache else None):
         model.set_precision("bfloat16")
@@ -123,34 +125,44 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     return encoder
 
 
-def recipe_of(preprocessing: dict[str, Any], side: int, path: Path) -> PixelRecipe:
-    """Return what a CLIP's folder says of its pixels; OpenAI's preprocessing where it says nothing.
-
-    Raise UserError if something is not computed here, or pixels are of another size than the tower takes.
-    """
-    if not preprocessing:
-        return clip_recipe(side)
-    cfg = preprocessing.get("preprocess_cfg")
-    recipe = checked(from_transformers, preprocessing, path) if cfg is None else \
-        checked(lambda said: from_open_clip(said, side), cfg, path)
-    if recipe.size != (side, side):
-        raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
-                        f"takes {side} x {side}")
-    return clip_recipe(side) if recipe == clip_recipe(side) else recipe
-
-
-def weights_digest(path: Path, conventions: Conventions, cache: FeatureCache | None = None) -> str:
-    """Of what makes a CLIP's rows: the file's digest; of several files, or not computed as OpenAI's, of all of that."""
-    digests = [file_digest(file, cache) for file in weight_files(path)]
-    if len(digests) == 1 and conventions == OPENAI:
-        return digests[0]
-    return content_digest(" ".join([*digests, repr(conventions)]).encode()).hex()
+def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
+    """Return whether a float32 CLIP on the CPU gives the same features in bfloat16, and sooner; `folder` remembers."""
+    if not cpu.bfloat16_is_faster():
+        return False
+    verdicts: dict[str, float] = {}
+    if folder is not None:
+        with contextlib.suppress(UserError):  # none yet, or a damaged one
+            verdicts = read_json(folder / VERDICTS, dict[str, float])
+    if encoder.weights_digest not in verdicts:
+        verdicts[encoder.weights_digest] = least_cosine(encoder)
+        if folder is not None:
+            with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to is reported with the rows
+                write_json(folder / VERDICTS, verdicts)
+    cosine = verdicts[encoder.weights_digest]
+    if not cosine >= COSINE:
+        warn(f"{encoder.name}: bfloat16 would change its features (cosine {cosine:.5f}); computing in float32")
+    return cosine >= COSINE
 
 
-def normalize_on_device(pixels: np.ndarray, recipe: PixelRecipe) -> jt.Var:
-    """`recipe.normalized`, computed by Jittor: a quarter of the bytes go over the bus."""
-    mean, std = (jt.array(np.array(three, np.float32)) for three in (recipe.mean, recipe.std))
-    return ((jt.array(pixels).float32() / 255 - mean) / std).transpose(0, 3, 1, 2)
+def least_cosine(encoder: ClipEncoder) -> float:
+    """Between bfloat16 and float32 rows of a few images and sentences."""
+    model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
+    before, rows = model.matrices.precision, []
+    for precision in ("float32", "bfloat16"):
+        model.set_precision(precision)
+        rows.append(unit_rows(np.concatenate([encoder.images(pixels), encoder.texts(tokens)])))
+    model.set_precision(before)
+    return float((rows[0] * rows[1]).sum(axis=1).min())
+
+
+def drawn_images(size: int) -> np.ndarray:
+    """(4, R, R, 3) uint8: colour fields of four roughnesses, from large blots to noise."""
+    random, images = np.random.default_rng(0), []
+    for cells in (3, 12, 48, size):
+        field = random.integers(0, 256, (cells, cells, 3))
+        places = np.arange(size) * cells // size
+        images.append(field[places][:, places])
+    return np.stack(images).astype(np.uint8)
 
 
 def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
@@ -159,7 +171,7 @@ def file_digest(path: Path, cache: FeatureCache | None = None) -> str:
         digests, known, marks = cache.known_files([path])
         if known[0]:
             return digests.tobytes().hex()
-    digest = fed_with(path, hashlib.blake2b(digest_size=DIGEST_BYTES))
+    digest = fed_with(path, hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
     if cache is not None:
-        cache.remember_files(marks, as_keys([digest.digest()]))
-    return digest.hexdigest()
+        cache.remember_files(marks, as_keys([digest]))
+    return digest.hex()

@@ -11,8 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from jclip_fewshot.data.recipe import COVER, FIT, SHORT, SQUASH, PixelRecipe
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.json_files import read_json
@@ -20,8 +18,8 @@ from jclip_fewshot.storage.json_files import read_json
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 _CLIP = {"image_mean": PixelRecipe.mean, "image_std": PixelRecipe.std}
-NEAREST, LANCZOS, BILINEAR, BICUBIC = (int(Image.Resampling[name]) for name in (
-    "NEAREST", "LANCZOS", "BILINEAR", "BICUBIC"))
+NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3  # Pillow's numbers
+INTERPOLATIONS = {"nearest": NEAREST, "lanczos": LANCZOS, "bilinear": BILINEAR, "bicubic": BICUBIC, "random": BILINEAR}
 _SHORT_224 = {"size": {"shortest_edge": 224}, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224}
 # what the classes of transformers do where the file has no such key
 _CLASSES: dict[str, dict[str, Any]] = {
@@ -35,7 +33,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
                      "include_top": True},
     "DINOv3ViT": {**IMAGENET, "size": {"height": 224, "width": 224}, "resample": BILINEAR},
 }
-_SQUARE = ("Siglip", "ViT", "DeiT", "EfficientNet", "DINOv3ViT")  # a plain number as size means both sides
+_TELLING = ("pretrained_cfg", "image_processor_type", "feature_extractor_type", "image_mean", "size")
 _UNKNOWN = ("size_divisor", "max_num_patches", "do_thumbnail", "do_align_long_axis", "do_pad", "do_pan_and_scan",
             "do_image_splitting")
 
@@ -46,28 +44,40 @@ def said_in(path: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
-    """Return what a model's folder says of its pixels. config: what its config.json holds.
-
-    Raise UserError if nothing is said, or something that is not computed here.
-    """
+    """Return what a model's folder says of its pixels, `config` being its config.json; raise UserError if nothing."""
     if "preprocess_cfg" in config:  # as our own export writes it, beside transformers' form, whose rounding is another
-        return checked(from_open_clip, config["preprocess_cfg"], folder / "config.json")
+        return recipe_said(config, folder / "config.json")
     for name in ("preprocessor_config.json", "processor_config.json"):
         said = said_in(folder / name)
         said = said.get("image_processor", said)
-        if "pretrained_cfg" in said:
-            return checked(from_timm, said["pretrained_cfg"], folder / name)
-        if any(key in said for key in ("image_processor_type", "feature_extractor_type", "image_mean", "size")):
-            return checked(from_transformers, said, folder / name)
+        if any(key in said for key in _TELLING):
+            return recipe_said(said, folder / name)
     if "pretrained_cfg" in config:
-        return checked(from_timm, config["pretrained_cfg"], folder / "config.json")
+        return recipe_said(config, folder / "config.json")
     raise UserError(f"{folder} has neither preprocessor_config.json nor timm's config.json, so nothing says how "
                     "pictures are resized and normalised; download it beside the model")
 
 
-def checked(read: Any, said: Any, path: Path) -> PixelRecipe:
+def recipe_said(said: dict[str, Any], path: Path, size: int = 0) -> PixelRecipe:
+    """Return the recipe of a file of open_clip (`size` where it names none), timm or transformers.
+
+    Raise UserError if something is not computed here.
+    """
     try:
-        return read(said)
+        if "preprocess_cfg" in said:
+            recipe = _from_open_clip(said["preprocess_cfg"], size)
+        elif "pretrained_cfg" in said:
+            recipe = _from_timm(said["pretrained_cfg"])
+        else:
+            recipe = _from_transformers(said)
+        sides = [*recipe.size, *(recipe.scale or recipe.size)]
+        if not all(1 <= side <= 4096 for side in sides):
+            raise UserError(f"{recipe.size[0]} x {recipe.size[1]} pixels are no size for a picture")
+        if len(recipe.mean) != 3 or len(recipe.std) != 3 or not all(s > 0 for s in recipe.std):
+            raise UserError(f"mean {recipe.mean} and deviation {recipe.std} are not those of three colours")
+        if recipe.interpolation not in INTERPOLATIONS.values():
+            raise UserError(f"interpolation {recipe.interpolation} is none that Pillow and the libraries share")
+        return recipe
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
@@ -75,11 +85,8 @@ def checked(read: Any, said: Any, path: Path) -> PixelRecipe:
                         "again") from None
 
 
-def from_transformers(said: dict[str, Any]) -> PixelRecipe:
-    """Return the recipe of a preprocessor_config.json, in the form of any year.
-
-    Raise UserError if a key's effect is not computed here, or a key is missing.
-    """
+def _from_transformers(said: dict[str, Any]) -> PixelRecipe:
+    """Of a preprocessor_config.json, in the form of any year."""
     kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
     family = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     for key in _UNKNOWN:
@@ -91,7 +98,8 @@ def from_transformers(said: dict[str, Any]) -> PixelRecipe:
         raise UserError(f"{kind or 'the file'} says no {needed[0]}")
     if not said.get("do_resize", True):
         raise UserError("do_resize is off: the encoder takes pictures of any size, which is not computed here")
-    scale, resize = _transformers_size(said["size"], family in _SQUARE)
+    square = "height" in _CLASSES.get(family, {"size": ()})["size"]  # a plain number as size means both sides there
+    scale, resize = _transformers_size(said["size"], square)
     size, crop = scale, said.get("crop_size", {})
     if family == "ConvNext":
         if scale[0] < 384:
@@ -103,8 +111,8 @@ def from_transformers(said: dict[str, Any]) -> PixelRecipe:
     elif resize == SHORT:
         raise UserError("pictures keep their shape and are not cropped, which is not computed here")
     mean, std = _transformers_normal(said)
-    return _sensible(PixelRecipe(size, scale, resize, int(said["resample"]), mean, std, odd_margin="down",
-                                 rgb_first=True, floats=family == "DINOv3ViT"))
+    return PixelRecipe(size, scale, resize, int(said["resample"]), mean, std, odd_margin="down", rgb_first=True,
+                       floats=family == "DINOv3ViT")
 
 
 def _transformers_size(size: Any, square: bool) -> tuple[tuple[int, int], str]:
@@ -129,50 +137,32 @@ def _transformers_normal(said: dict[str, Any]) -> tuple[tuple[float, ...], tuple
     return tuple((m + bool(said.get("rescale_offset"))) / factor for m in mean), tuple(s / factor for s in std)
 
 
-def from_timm(said: dict[str, Any]) -> PixelRecipe:
+def _from_timm(said: dict[str, Any]) -> PixelRecipe:
     """Of the pretrained_cfg in timm's config.json."""
     height, width = (int(side) for side in said["input_size"][1:])
-    size, share = (height, width), float(said.get("crop_pct") or 0.875)
+    share = float(said.get("crop_pct") or 0.875)
     scale = math.floor(height / share), math.floor(width / share)
-    mode = said.get("crop_mode") or "center"
-    resize = {"squash": SQUASH, "border": FIT, "center": SHORT if scale[0] == scale[1] else COVER}.get(mode)
-    if resize is None:
-        raise UserError(f"crop_mode {mode!r} is not computed here")
+    modes = {"squash": SQUASH, "border": FIT, "center": SHORT if scale[0] == scale[1] else COVER}
+    resize = _known(modes, "crop_mode", said.get("crop_mode") or "center")
     mean, std = (tuple(map(float, said.get(key) or IMAGENET[f"image_{key}"])) for key in ("mean", "std"))
     fill = tuple(round(255 * m) for m in mean) if resize == FIT else (0, 0, 0)
-    return _sensible(PixelRecipe(size, scale, resize, _interpolation(said.get("interpolation") or "bicubic"), mean, std,
-                                 fill, rgb_first=True))
+    interpolation = _known(INTERPOLATIONS, "interpolation", said.get("interpolation") or "bicubic")
+    return PixelRecipe((height, width), scale, resize, interpolation, mean, std, fill, rgb_first=True)
 
 
-def from_open_clip(said: dict[str, Any], size: int | tuple[int, int] = 0) -> PixelRecipe:
-    """Of the preprocess_cfg in open_clip_config.json. size: the image tower's, where the file names none."""
-    given = said.get("size") or size
+def _from_open_clip(said: dict[str, Any], size: int) -> PixelRecipe:
+    """Of the preprocess_cfg in open_clip_config.json."""
+    given, fill = said.get("size") or size, said.get("fill_color") or 0
     height, width = (given, given) if isinstance(given, int) else map(int, given)
-    mode = said.get("resize_mode") or "shortest"
-    resize = {"squash": SQUASH, "longest": FIT, "shortest": SHORT if height == width else COVER}.get(mode)
-    if resize is None:
-        raise UserError(f"resize_mode {mode!r} is not computed here")
-    mean = tuple(map(float, said.get("mean") or PixelRecipe.mean))
-    std = tuple(map(float, said.get("std") or PixelRecipe.std))
-    fill = said.get("fill_color") or 0
-    return _sensible(PixelRecipe((height, width), None, resize, _interpolation(said.get("interpolation") or "bicubic"),
-                                 mean, std, (fill,) * 3 if isinstance(fill, int) else tuple(map(int, fill))))
+    modes = {"squash": SQUASH, "longest": FIT, "shortest": SHORT if height == width else COVER}
+    resize = _known(modes, "resize_mode", said.get("resize_mode") or "shortest")
+    mean, std = (tuple(map(float, said.get(key) or _CLIP[f"image_{key}"])) for key in ("mean", "std"))
+    interpolation = _known(INTERPOLATIONS, "interpolation", said.get("interpolation") or "bicubic")
+    return PixelRecipe((height, width), None, resize, interpolation, mean, std,
+                       (fill,) * 3 if isinstance(fill, int) else tuple(map(int, fill)))
 
 
-def _interpolation(name: str) -> int:
-    known = {"nearest": NEAREST, "lanczos": LANCZOS, "bilinear": BILINEAR, "bicubic": BICUBIC, "random": BILINEAR}
-    if name not in known:
-        raise UserError(f"interpolation {name!r} is none of {', '.join(known)}")
-    return known[name]
-
-
-def _sensible(recipe: PixelRecipe) -> PixelRecipe:
-    """The recipe, unless its numbers cannot be meant."""
-    sides = [*recipe.size, *(recipe.scale or recipe.size)]
-    if not all(1 <= side <= 4096 for side in sides):
-        raise UserError(f"{recipe.size[0]} x {recipe.size[1]} pixels are no size for a picture")
-    if len(recipe.mean) != 3 or len(recipe.std) != 3 or not all(s > 0 for s in recipe.std):
-        raise UserError(f"mean {recipe.mean} and deviation {recipe.std} are not those of three colours")
-    if recipe.interpolation not in (NEAREST, LANCZOS, BILINEAR, BICUBIC):
-        raise UserError(f"interpolation {recipe.interpolation} is none that Pillow and the libraries share")
-    return recipe
+def _known(table: dict[str, Any], what: str, name: str) -> Any:
+    if name not in table:
+        raise UserError(f"{what} {name!r} is not computed here, only {', '.join(table)}")
+    return table[name]

@@ -8,58 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jclip_fewshot.clip.checkpoint import read_state_dict
-from jclip_fewshot.clip.checkpoint.architecture import NoClip, architecture
+from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.download import find_checkpoint
 from jclip_fewshot.encoders import clip_encoder, onnx_encoder, resnet
 from jclip_fewshot.encoders.base import Encoder, Options
 from jclip_fewshot.errors import UserError
 
-
-class Family(NamedTuple):
-    """One kind of encoders."""
-
-    recognises: Callable[[Path], bool]
-    open: Callable[[Path, str, Options], Encoder]
-
-
-# The first that recognises a model opens it: a folder with a CLIP's weights and ONNX files is taken as a CLIP.
-FAMILIES = {
-    "CLIP": Family(clip_encoder.recognises, clip_encoder.open_clip),
-    "ResNet": Family(resnet.recognises, resnet.open_resnet),
-    "ONNX": Family(onnx_encoder.recognises, onnx_encoder.open_onnx),
+# In order: a folder with a CLIP's weights and ONNX files is taken as a CLIP.
+FAMILIES: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str, Options], Encoder]]] = {
+    "CLIP": (clip_encoder.recognises, clip_encoder.open_clip),
+    "ResNet": (resnet.recognises, resnet.open_resnet),
+    "ONNX": (onnx_encoder.recognises, onnx_encoder.OnnxEncoder),
 }
 
 
 def family_of(path: Path) -> str:
-    """Return the name of the family that a file or a folder belongs to.
-
-    Raise UserError if it belongs to none, or cannot be read.
-    """
+    """Return the family that a file or a folder belongs to; raise UserError if to none, or if it cannot be read."""
     trouble = None  # of a file that one family cannot read, and another might
-    for name, family in FAMILIES.items():
+    for name, (recognises, _) in FAMILIES.items():
         try:
-            if family.recognises(path):
+            if recognises(path):
                 return name
         except UserError as error:
             trouble = trouble or error
     if trouble is not None:
         raise trouble
-    try:
-        architecture(read_state_dict(path, outline=True))
-    except NoClip as error:
-        raise UserError(f"{path} is neither a CLIP ({error}) nor a ResNet of torchvision's layout (supervised, MoCo v2 "
-                        "or v3) nor a folder of ONNX files") from None
-    raise UserError(f"{path} has a part of a CLIP's tensors alone")
+    read_tensors(path, outline=True)  # says of a folder what it lacks
+    raise UserError(f"{path} is neither a CLIP (both its towers) nor a ResNet of torchvision's layout (supervised, "
+                    "MoCo v2 or v3) nor a folder of ONNX files")
 
 
 def open_encoder(name_or_path: str | Path, *, download_root: str | Path | None = None, **options: Any) -> Encoder:
-    """Open a model of any family, by the name of a released CLIP, a file or a folder.
+    """Open a released CLIP by its name, or a file or a folder of any family; raise UserError if there is none such.
 
     download_root: where a model given by name is looked for, and downloaded to. options: see `Options`.
-    Raise UserError if there is no such model, or it is of no known family or damaged.
     """
     path = find_checkpoint(name_or_path, download_root)
-    return FAMILIES[family_of(path)].open(path, str(name_or_path), Options(**options))
+    return FAMILIES[family_of(path)][1](path, str(name_or_path), Options(**options))

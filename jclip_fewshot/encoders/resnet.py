@@ -1,18 +1,15 @@
 """An image tower without a text tower: torchvision's ResNet-50 layout (He et al. 2016, arXiv:1512.03385).
 
-Read from supervised checkpoints and from MoCo's (v2: He et al. 2020, arXiv:1911.05722; v3: Chen et al. 2021,
-arXiv:2104.02057), whose tensors have the same names behind a prefix. The classifier on top is left out: a row is
-the mean of the last feature map, 2048 numbers on a ResNet-50.
-
-B images · R pixels a side · C channels
+Read from supervised checkpoints and from MoCo's (v2: arXiv:1911.05722, v3: arXiv:2104.02057), whose tensors have the
+same names behind a prefix. A row is the mean of the last feature map, without the classifier on top.
 
 Deviation: images are resized and cropped as CLIP's are (bicubic, the shorter side to R), not to 256 pixels first.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,40 +32,24 @@ STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 IMAGE_SIZE, CPU_BATCH, CUDA_BATCH = 224, 16, 128
 
 
-def _prefix(tensors: dict[str, np.ndarray]) -> str | None:
-    """What stands before the names of such a tower, whole or not; None where there is none."""
-    return next((prefix for prefix in PREFIXES
-                 if f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors), None)
-
-
 def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the tower's tensors under torchvision's names, without prefix, classifier and counters.
-
-    Raise UserError if there is no ResNet of torchvision's layout in it.
-    """
-    prefix = _prefix(tensors)
-    if prefix is None:
-        raise UserError("no ResNet of torchvision's layout: conv1.weight and layer1.0.conv3.weight are missing")
-    found = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
-    return {name: array for name, array in found.items()
-            if name.split(".")[0] in STAGES and not name.endswith("num_batches_tracked")}
+    """Return the tensors of such a tower, whole or not, without prefix, classifier and counters; none of another."""
+    for prefix in PREFIXES:
+        if f"{prefix}layer1.0.conv3.weight" in tensors and f"{prefix}conv1.weight" in tensors:
+            found = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
+            return {name: array for name, array in found.items()
+                    if name.split(".")[0] in STAGES and not name.endswith("num_batches_tracked")}
+    return {}
 
 
 def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell.
-
-    Raise UserError if a stage has no blocks, or the first convolution another shape.
-    """
-    first = tensors["conv1.weight"].shape
-    if len(first) != 4 or first[1] != 3:
-        raise UserError(f"conv1.weight is {first}; a tower for RGB images has (C, 3, k, k)")
-    convs, inputs = {"conv1": first}, first[0]
+    """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell."""
+    first = tensors["conv1.weight"].shape or (0,)
+    convs, inputs = {"conv1": (first[0], 3, first[-1], first[-1])}, first[0]
     for stage in range(1, 5):
-        blocks = {int(name.split(".")[1]) for name in tensors if re.match(rf"layer{stage}\.\d+\.", name)}
-        if blocks != set(range(len(blocks))) or not blocks:
-            raise UserError(f"layer{stage} has the blocks {sorted(blocks)}; they must be numbered from 0 without gaps")
+        blocks = next(n for n in itertools.count(1) if f"layer{stage}.{n}.conv1.weight" not in tensors)
         planes = next(iter(np.shape(tensors.get(f"layer{stage}.0.conv1.weight", ()))), 0)
-        for block in range(len(blocks)):
+        for block in range(blocks):
             name = f"layer{stage}.{block}"
             convs[f"{name}.conv1"] = (planes, inputs, 1, 1)
             convs[f"{name}.conv2"] = (planes, planes, 3, 3)
@@ -81,22 +62,26 @@ def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def _norm_of(conv: str) -> str:
-    """The batch norm behind a convolution."""
-    return re.sub(r"conv(\d)$", r"bn\1", conv).replace("downsample.0", "downsample.1")
+    return conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
+
+
+def folded(tensors: dict[str, np.ndarray], conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a convolution's weight (C', C, k, k) and bias (C',), the frozen batch norm behind it folded in."""
+    weight, bias, mean, var = (np.asarray(tensors[f"{norm}.{part}"], np.float64) for part in NORM)
+    scale = weight / np.sqrt(var + 1e-5)
+    kernel = np.asarray(tensors[f"{conv}.weight"], np.float64) * scale[:, None, None, None]
+    return kernel.astype(np.float32), (bias - mean * scale).astype(np.float32)
 
 
 def recognises(path: Path) -> bool:
     """Whether a checkpoint's tensors look like such a tower, whole or not."""
-    return _prefix(read_tensors(path, outline=True)) is not None
+    return bool(tower_tensors(read_tensors(path, outline=True)))
 
 
 def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
     """Open such a tower; raise UserError if a tensor of it is missing, of another shape or unknown."""
     start(options.device)
-    try:
-        return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
 
 
 class ImageEncoder(Encoder):
@@ -107,19 +92,20 @@ class ImageEncoder(Encoder):
     def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str,
                  batch_size: int = 0) -> None:
         tensors = tower_tensors(tensors)
+        if not tensors:
+            raise UserError(f"{name}: no ResNet of torchvision's layout: conv1 and layer1.0.conv3 are missing")
         expected = layout(tensors)
         for tensor, shape in expected.items():
             if tensor not in tensors:
-                raise UserError(f"the ResNet lacks {tensor}")
+                raise UserError(f"{name}: the ResNet lacks {tensor}")
             if tuple(tensors[tensor].shape) != shape:
-                raise UserError(f"{tensor} is {tuple(tensors[tensor].shape)}, not {shape}")
+                raise UserError(f"{name}: {tensor} is {tuple(tensors[tensor].shape)}, not {shape}")
         unknown = sorted(set(tensors) - set(expected))
         if unknown:
-            raise UserError(f"the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
-        self._folded = {tensor[:-len(".weight")]: _folded(tensor[:-len(".weight")], tensors)
-                        for tensor, shape in expected.items() if len(shape) == 4}
-        cuda = on_cuda()
-        width = max(shape[0] for tensor, shape in expected.items() if tensor.startswith("layer4."))
+            raise UserError(f"{name}: the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
+        self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
+                       for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
+        cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])
         super().__init__(name, weights_digest, "float32", IMAGE_SIZE, width, 100.0,
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(math.prod(shape) for shape in expected.values()),
@@ -129,7 +115,7 @@ class ImageEncoder(Encoder):
         self.shape_at(depth)
         x = jt.nn.relu(self._conv(jt.array(self.recipe.normalized(pixels)), "conv1", 2))
         x = jt.nn.max_pool2d(x, 3, 2, 1)
-        for block in (conv[:-len(".conv1")] for conv in self._folded if conv.endswith(".conv1")):
+        for block in (conv[:-len(".conv1")] for conv in self._convs if conv.endswith(".conv1")):
             stride = 2 if block in ("layer2.0", "layer3.0", "layer4.0") else 1
             y = jt.nn.relu(self._conv(x, f"{block}.conv1"))
             y = jt.nn.relu(self._conv(y, f"{block}.conv2", stride))
@@ -138,14 +124,5 @@ class ImageEncoder(Encoder):
         return x.mean(3).mean(2).numpy()
 
     def _conv(self, x: jt.Var, name: str, stride: int = 1) -> jt.Var:
-        weight, shift = self._folded[name]
-        return jt.nn.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2) + shift
-
-
-def _folded(conv: str, tensors: dict[str, np.ndarray]) -> tuple[jt.Var, jt.Var]:
-    """A frozen batch norm is a scale and a shift: they go into the convolution before it."""
-    weight, bias, mean, var = (np.asarray(tensors[f"{_norm_of(conv)}.{part}"], np.float64) for part in NORM)
-    scale = weight / np.sqrt(var + 1e-5)
-    folded = np.asarray(tensors[f"{conv}.weight"], np.float64) * scale[:, None, None, None]
-    return (jt.array(folded.astype(np.float32)).stop_grad(),
-            jt.array((bias - mean * scale).astype(np.float32).reshape(1, -1, 1, 1)).stop_grad())
+        weight, bias = self._convs[name]
+        return jt.nn.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)

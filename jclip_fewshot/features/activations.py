@@ -4,10 +4,10 @@
     views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
     views.take(images, numbers)             # (n, W) float32: image i in view v
 
-All below the depth is computed once, whatever trains above it. Numbers lie in half precision, in the cache by
-content, and are mapped into memory: an input of a ViT-B/32's block is 77 kB a view. Without a cache they are held.
+All below the depth is computed once, whatever trains above it. Numbers lie in half precision in the cache, mapped into
+memory: an input of a ViT-B/32's block is 77 kB a view. Whatever asks for an image that cannot be read is a UserError.
 
-Letters: S images, V views, L tokens, W width of the image tower.
+S images · V views · L tokens · W width of the image tower
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ class Views:
     def __init__(self, images: Sequence[np.ndarray]) -> None:
         self._images = images
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     @property
     def count(self) -> int:
         """V"""
@@ -51,9 +48,8 @@ class Views:
 class Activations:
     """S images of one encoder at any depth, encoded when first asked for.
 
-    encoder: the tower. paths: S readable images. class_tokens (K, L): a sentence a class, for what trains the text
-    tower. fits: where finished trainings are kept. cache, workers, and how (views, seed, as_seen): as for
-    `encode_views`; 0 views is the plain image.
+    class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished trainings are kept.
+    cache, workers, and how (views, seed, as_seen): as for `encode_views`.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None,
@@ -70,87 +66,55 @@ class Activations:
         """The encoder's CLIP."""
         return self.encoder.model  # type: ignore[attr-defined]  # only a CLIP in Jittor is asked for activations
 
-    @classmethod
-    def of_arrays(cls, encoder: Encoder, arrays: dict[Depth, np.ndarray]) -> Activations:
-        """Activations that are given: {depth: (S, V, *shape)}."""
-        activations = cls(encoder, [])
-        activations._at = {depth: Views(list(array)) for depth, array in arrays.items()}
-        return activations
-
     def at(self, depth: Depth) -> Views:
         """Return every image at that depth; raise UserError if one cannot be read."""
         if depth not in self._at:
-            self._at[depth] = Views(self._encoded(depth))
+            each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
+            step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()
+            for begin in range(0, len(self.paths), step):
+                rows = self._encoded(self.paths[begin:begin + step], depth, self._workers)
+                if self._cache is None:
+                    held.extend(rows)
+            if self._cache is not None:  # one may be missing there: its image has just changed, or no disk was left
+                digests, known, _ = self._cache.known_files(self.paths)
+                mapped = stored_rows(self._cache, self.encoder, self._recipe, depth).mapped(digests)
+                held = [row if row is not None and known[index] else self._encoded([self.paths[index]], depth, 0)[0]
+                        for index, row in enumerate(mapped)]
+            self._at[depth] = Views(held)
         return self._at[depth]
 
-    def under(self, make: Callable[[Encoder], Encoder]) -> np.ndarray:
-        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one.
+    def _encoded(self, paths: Sequence, depth: Depth, workers: int | None) -> np.ndarray:
+        said = f"block {depth}" if isinstance(depth, int) else depth
+        rows, bad = encode_views(self.encoder, paths, cache=self._cache, workers=workers, depth=depth,
+                                 stage=f"shots at {said}", **self._how)
+        _require_readable(paths, bad)
+        return rows
 
-        Raise UserError if an image cannot be read.
-        """
+    def under(self, make: Callable[[Encoder], Encoder]) -> np.ndarray:
+        """Return the plain images' unit rows (S, width) by the encoder that `make` makes of this one."""
         rows, bad = encode_images(make(self.encoder), self.paths, cache=self._cache, workers=self._workers,
                                   stage="shots", as_seen=self._recipe.as_seen)
-        self._require_readable(self.paths, bad)
+        _require_readable(self.paths, bad)
         return rows
 
     def pixels(self) -> np.ndarray:
-        """Return the plain images (S, R, R, 3) as the encoder asks for them; raise UserError if one cannot be read."""
-        recipe, bad = recipe_of(self.encoder, as_seen=self._recipe.as_seen), dict[int, str]()
+        """Return the plain images (S, R, R, 3) as the encoder asks for them."""
+        recipe = recipe_of(self.encoder, as_seen=self._recipe.as_seen)
         pixels: np.ndarray = np.zeros((len(self.paths), *recipe.pixels.size, 3), recipe.pixels.dtype)
         with Decoder(self.paths, recipe, PIXELS_AT_ONCE, 0) as decoder:
             for indices, found, done in decoder.batches(list(range(len(self.paths)))):
                 pixels[indices] = found[:, 0]
-                bad.update((index, one.reason) for index, one in zip(indices, done) if one.reason)
-        self._require_readable(self.paths, bad)
+                _require_readable(self.paths, {i: one.reason for i, one in zip(indices, done) if one.reason})
         return pixels
-
-    def waiting(self, depth: Depth) -> int:
-        """How many views are not encoded to that depth yet."""
-        if depth in self._at:
-            return 0
-        there = 0
-        if self._cache is not None:
-            digests, known, _ = self._cache.known_files(self.paths)
-            store = stored_rows(self._cache, self.encoder, self._recipe, depth)
-            there = int((store.holds(digests) & known).sum())
-        return (len(self.paths) - there) * max(1, self._recipe.views)
 
     def digest(self, images: np.ndarray) -> str:
         """Names some of the images by their content and the views of them, in order."""
-        if self.paths:
-            parts = [content_digest(Path(self.paths[i]).read_bytes()) for i in images]
-        else:
-            held = next(iter(self._at.values()))
-            parts = [held.take(np.repeat(i, held.count), np.arange(held.count)).tobytes() for i in images]
+        parts = [content_digest(Path(self.paths[i]).read_bytes()) for i in images]
         recipe = self._recipe
         said = f"{recipe.views} {self._how.get('seed', 0)} " + ("as seen " if recipe.as_seen else "")
         return content_digest(said.encode() + b"".join(parts)).hex()
 
-    def _encoded(self, depth: Depth) -> list[np.ndarray]:
-        each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
-        step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()
-        for begin in range(0, len(self.paths), step):
-            rows = self._views(self.paths[begin:begin + step], depth, self._workers)
-            if self._cache is None:
-                held.extend(rows)
-        return held if self._cache is None else self._mapped(depth, self._cache)
 
-    def _views(self, paths: Sequence, depth: Depth, workers: int | None) -> np.ndarray:
-        said = f"block {depth}" if isinstance(depth, int) else depth
-        rows, bad = encode_views(self.encoder, paths, cache=self._cache, workers=workers, depth=depth,
-                                 stage=f"shots at {said}", **self._how)
-        self._require_readable(paths, bad)
-        return rows
-
-    @staticmethod
-    def _require_readable(paths: Sequence, bad: dict[int, str]) -> None:
-        for index, reason in bad.items():
-            raise UserError(f"training image {paths[index]} cannot be read ({reason}); give another one")
-
-    def _mapped(self, depth: Depth, cache: FeatureCache) -> list[np.ndarray]:
-        """Rows where they lie in the cache; one that is not there (its image has just changed, or the cache cannot be
-        written) is encoded again."""
-        digests, known, _ = cache.known_files(self.paths)
-        rows = stored_rows(cache, self.encoder, self._recipe, depth).mapped(digests)
-        return [row if row is not None and known[index] else self._views([self.paths[index]], depth, 0)[0]
-                for index, row in enumerate(rows)]
+def _require_readable(paths: Sequence, bad: dict[int, str]) -> None:
+    for index, reason in bad.items():
+        raise UserError(f"training image {paths[index]} cannot be read ({reason}); give another one")

@@ -5,12 +5,10 @@
     rows, bad = encode_images(encoder, paths, cache=cache)             # (N, D), {index: reason}
     text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
 
-Images are decoded ahead of the encoder (decode.py) and what has once been computed is found again by content
-(feature_cache.py). Every batch is filled up to one size: the row of an image is then the same, bit for bit,
-whatever else is encoded and wherever an earlier run stopped, and Jittor, which compiles a batch of 1
-again, need not.
+What has once been computed is found again by content (feature_cache.py). Every batch is filled up to one size: the row
+of an image is then the same, bit for bit, whatever else is encoded, and Jittor need not compile again.
 
-Letters: N images, V views an image, K classes, D feature width, H, W pixels, B batch, L tokens.
+N images · V views an image · K classes · D feature width · H, W pixels · B batch · L tokens
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import numpy as np
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.console import progress, tell, warn
-from jclip_fewshot.data.decode import Decoder, Done, Recipe, digest_of
+from jclip_fewshot.data.decode import Decoder, Recipe, digest_of
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
@@ -46,25 +44,19 @@ def encode_images(encoder: Encoder, paths: Sequence, **how: Any) -> tuple[np.nda
 
 
 def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None, workers: int | None = None,
-                 shard: tuple[int, int] = (0, 1), stage: str = "images", on_start: Callable[[int], Any] | None = None,
-                 depth: Depth = ROWS, **how: Any) -> tuple[np.ndarray, Bad]:
+                 stage: str = "images", on_start: Callable[[int], Any] | None = None, depth: Depth = ROWS, **how: Any
+                 ) -> tuple[np.ndarray, Bad]:
     """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded.
 
-    cache: where rows are looked for and kept; None computes them all. workers: decoding processes; None fits them to
-    the machine, 0 decodes in this process. on_start: told before the first batch how many images will be encoded.
-    shard: (rank, size): computes only this rank's part; rows of the other parts stay zero where the cache does not have
-    them. Afterwards every rank calls again without it and finds all rows in the common cache.
-    depth: another one than ROWS gives what the encoder has there, (N, V, *shape), in half precision, as it is.
-    how: `views`, `seed`, `view`, `as_seen` of decode.Recipe; 0 views is the encoder's own preprocessing, more is that
-    many random ones, seeded by `seed` and the image's content (Tip-Adapter's: crops of half the area and more, flips).
-
-    Raise UserError if a worker died, or the encoder gives rows that are no numbers; KeyboardInterrupt, on Ctrl-C, says
-    how many are encoded and whether they are in the cache.
+    workers: decoding processes; None fits them to the machine, 0 decodes in this process. on_start: told before the
+    first batch how many images will be encoded. depth: another one than ROWS gives what the encoder has there,
+    (N, V, *shape), in half precision, as it is. how: `views`, `seed`, `view`, `as_seen` of decode.Recipe.
+    Raise UserError if a worker died, or the encoder gives rows that are no numbers.
     """
     recipe = recipe_of(encoder, **how)
     views, n, store = max(1, recipe.views), len(paths), None
     found, marks = np.zeros(n, bool), np.zeros((n, 2), np.uint64)
-    rows = np.zeros((n, views, *encoder.shape_at(depth)), np.float32 if depth == ROWS else np.float16)
+    rows: np.ndarray = np.zeros((n, views, *encoder.shape_at(depth)), np.float32 if depth == ROWS else np.float16)
     if cache is not None and n:
         store = stored_rows(cache, encoder, recipe, depth)
         digests, known, marks = cache.known_files(paths)
@@ -72,9 +64,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
             _read_unknown(paths, digests, known, marks, workers, cache)
             rows, found = store.get(digests)
             found &= known
-    batch = _images_a_batch(encoder, views)
-    wanted = [i for i in np.flatnonzero(~found).tolist() if i // batch % shard[1] == shard[0]]
-    workers = _workers(workers, len(wanted) * views // IMAGES_A_WORKER)
+    batch = max(1, round(encoder.batch_size / views))  # images whose views come nearest to the encoder's batch
+    wanted = np.flatnonzero(~found).tolist()
     cached, bad = int(found.sum()), dict[int, str]()
     finished, total = cached, cached + len(wanted)
     if wanted and on_start is not None:
@@ -82,13 +73,19 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     if wanted and cached:
         tell(f"{stage}: {cached:,} of {total:,} cached")
     stage += "" if views == 1 else f" x {views} views"  # the rate is of images, not of views
-    with Decoder(paths, recipe, batch, min(workers, len(wanted))) as decoder, \
+    workers = _workers(workers, len(wanted), len(wanted) * views // IMAGES_A_WORKER)
+    with Decoder(paths, recipe, batch, workers) as decoder, \
             progress(stage=stage, unit="images", total=total, initial=cached) as bar:
         try:
             for indices, pixels, done in decoder.batches(wanted):
-                features = _encode_batch(encoder, pixels, depth)
-                good = _usable([paths[i] for i in indices], features, done, encoder.name)
-                bad.update((i, one.reason) for i, one in zip(indices, done) if one.reason)
+                features = _encode_batch(encoder, pixels, batch, depth)
+                good = np.array([not one.reason for one in done])
+                for i, one in zip(indices, done):
+                    if one.reason:
+                        bad[i] = one.reason
+                    elif one.note:
+                        warn(f"{paths[i]}: {one.note}")
+                _require_sound(encoder, features[good], f"{paths[indices[0]]} or near it")
                 placed = np.asarray(indices)[good]
                 rows[placed] = features[good]
                 keep = np.array([not one.note for one in done])[good]  # a note is to be said again the next time
@@ -107,18 +104,6 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
     return rows, bad
 
 
-def _usable(paths: Sequence, features: np.ndarray, done: Sequence[Done], name: str) -> np.ndarray:
-    """Which images of a batch have rows, (n,) bool; what was missing from them is said."""
-    good = np.array([not one.reason for one in done], bool)
-    for path, one in zip(paths, done):
-        if one.note and not one.reason:
-            warn(f"{path}: {one.note}")
-    if not _sound(features[good]):
-        raise UserError(f"the encoder {name} gives rows that are zero or no numbers, near {paths[0]}: is the "
-                        "checkpoint damaged? (float16 may overflow)")
-    return good
-
-
 def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as_seen: bool = False) -> Recipe:
     """What becomes of the images of an encoder; without random views the seed says nothing."""
     return Recipe(encoder.recipe, views, seed if views else 0, view, as_seen)
@@ -126,23 +111,24 @@ def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as
 
 def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
     """The cache's rows of an encoder at a depth."""
-    about = dict(recipe.about(), what="images", encoder=encoder.fingerprint, **({} if depth == ROWS else
-                                                                                {"depth": depth}))
-    store = cache.rows(about, (max(1, recipe.views), *encoder.shape_at(depth)),
-                       np.float32 if depth == ROWS else np.float16)
+    about = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}
+    about |= {} if depth == ROWS else {"depth": depth}
+    shape = (max(1, recipe.views), *encoder.shape_at(depth))
+    store = cache.rows(about, shape, np.float32 if depth == ROWS else np.float16)
     store.refresh()
     return store
 
 
-def _workers(workers: int | None, worth: int) -> int:
-    return min(cores(), worth) if workers is None else workers
+def _workers(asked: int | None, files: int, worth: int) -> int:
+    return min(files, worth, cores()) if asked is None else min(files, asked)
 
 
 def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks: np.ndarray, workers: int | None,
                   cache: FeatureCache) -> None:
     """Read the files that the cache has not seen at this place; fill in their `digests` and `known`."""
     unknown = np.flatnonzero(~known).tolist()
-    pool = ThreadPoolExecutor(_workers(workers, len(unknown) // FILES_A_WORKER) or 1)  # hashing lets other threads run
+    # hashing lets other threads run
+    pool = ThreadPoolExecutor(_workers(workers, len(unknown), len(unknown) // FILES_A_WORKER) or 1)
     try:
         read = pool.map(digest_of, [paths[index] for index in unknown])
         for digest, index in zip(progress(read, stage="reading", unit="files", total=len(unknown)), unknown):
@@ -155,49 +141,48 @@ def _read_unknown(paths: Sequence, digests: np.ndarray, known: np.ndarray, marks
     cache.remember_files(marks[now_known], digests[now_known])
 
 
-def _images_a_batch(encoder: Encoder, views: int) -> int:
-    """Images whose views come nearest to the encoder's batch."""
-    return max(1, round(encoder.batch_size / views))
-
-
-def _encode_batch(encoder: Encoder, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+def _encode_batch(encoder: Encoder, pixels: np.ndarray, batch: int, depth: Depth) -> np.ndarray:
     """pixels (n, V, H, W, 3) -> unit rows (n, V, D), or half-precision numbers at another depth."""
-    n, views = pixels.shape[:2]
-    batch = pixels.reshape((n * views,) + pixels.shape[2:])
-    missing = _images_a_batch(encoder, views) * views - len(batch)
-    if missing:
-        batch = np.concatenate([batch, np.zeros((missing,) + batch.shape[1:], batch.dtype)])
-    if depth != ROWS:
-        return encoder.images(batch, depth)[:n * views].reshape((n, views) + encoder.shape_at(depth)).astype(np.float16)
-    return unit_rows(encoder.images(batch)[:n * views]).reshape(n, views, -1)
+    n, views, *shape = pixels.shape
+    filled = pixels.reshape(n * views, *shape)
+    if n < batch:
+        filled = np.concatenate([filled, np.zeros(((batch - n) * views, *shape), pixels.dtype)])
+    if depth == ROWS:
+        return unit_rows(encoder.images(filled)[:n * views]).reshape(n, views, -1)
+    return encoder.images(filled, depth)[:n * views].reshape(n, views, *encoder.shape_at(depth)).astype(np.float16)
 
 
-def _sound(features: np.ndarray) -> bool:
-    """Whether (n, V, ...) features are finite and no view's are all zero."""
-    return bool(np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all())
+def _require_sound(encoder: Encoder, features: np.ndarray, what: str) -> None:
+    """Raise UserError unless (n, V, ...) features are finite and no view's are all zero."""
+    if not (np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all()):
+        raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, of {what}: is the "
+                        "checkpoint damaged? (float16 may overflow)")
 
 
-def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], *,
+def encode_texts(encoder: Encoder, sentences_by_class: Sequence[Sequence[str]], class_names: Sequence[str] = (), *,
                  cache: FeatureCache | None = None) -> np.ndarray:
-    """Return text rows (K, D) of classes: the normalised mean of the normalised rows of each class's sentences.
+    """Return text rows (K, D): the normalised mean of the normalised rows of each class's sentences.
 
-    sentences_by_class: K lists of at least one sentence.
-    Raise UserError if a class has no sentence, or a sentence is too long.
+    Raise UserError, which names the class, if it has no sentence or one that is too long.
     """
-    for k, sentences in enumerate(sentences_by_class):
+    tokens = []
+    for name, sentences in zip(class_names or range(len(sentences_by_class)), sentences_by_class):
         if not len(sentences):
-            raise UserError(f"class {k} has no sentence: give it at least one prompt")
-    number: dict[str, int] = {}
-    places = [[number.setdefault(sentence, len(number)) for sentence in sentences] for sentences in sentences_by_class]
-    if not places:
+            raise UserError(f"class {name} has no sentence: give it at least one prompt")
+        try:
+            tokens.append(encoder.tokens(sentences))
+        except UserError as error:
+            raise UserError(f"class {name}: {str(error).rpartition(';')[0]}; shorten the class's name, its template or "
+                            "its description") from None
+    if not tokens:
         return np.zeros((0, encoder.width), np.float32)
-    rows = _encode_sentences(encoder, list(number), cache)
-    return unit_rows(np.stack([rows[one].mean(axis=0) for one in places]))
+    rows = _encode_tokens(encoder, np.concatenate(tokens), cache)
+    return unit_rows(np.stack([one.mean(axis=0) for one in np.split(rows, np.cumsum([len(t) for t in tokens[:-1]]))]))
 
 
-def _encode_sentences(encoder: Encoder, sentences: Sequence[str], cache: FeatureCache | None) -> np.ndarray:
-    """Different sentences -> unit rows (P, D); those with the same tokens are computed once."""
-    tokens, back = np.unique(encoder.tokens(sentences), axis=0, return_inverse=True)
+def _encode_tokens(encoder: Encoder, tokens: np.ndarray, cache: FeatureCache | None) -> np.ndarray:
+    """(P, L) -> unit rows (P, D); the same tokens are computed once."""
+    tokens, back = np.unique(tokens, axis=0, return_inverse=True)
     tokens = np.ascontiguousarray(tokens, np.int32)
     keys, store = as_keys([content_digest(row.tobytes()) for row in tokens]), None
     rows, found = np.zeros((len(tokens), 1, encoder.width), np.float32), np.zeros(len(tokens), bool)
@@ -213,9 +198,7 @@ def _encode_sentences(encoder: Encoder, sentences: Sequence[str], cache: Feature
                 part = wanted[begin:begin + TEXT_BATCH]
                 filled = np.resize(part, -(-len(part) // TEXT_STEP) * TEXT_STEP)
                 features = unit_rows(encoder.texts(tokens[filled])[:len(part)])[:, None]
-                if not _sound(features):
-                    raise UserError(f"the encoder {encoder.name} gives text rows that are zero or no numbers: "
-                                    "is the checkpoint damaged?")
+                _require_sound(encoder, features, "texts")
                 rows[part] = features
                 if store is not None:
                     store.put(keys[part], features)

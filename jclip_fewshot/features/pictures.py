@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,11 +22,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
-    """A list of pictures, or rows (N, D) as they are.
-
-    Raises:
-        TypeError: neither pictures nor dense rows. ValueError: complex numbers.
-    """
+    """Return a list of pictures, or rows (N, D) as they are; raise TypeError or ValueError if they are neither."""
     for item in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(item, (bytes, bytearray)) or hasattr(item, "read") and not isinstance(item, os.PathLike):
             raise TypeError("an image's bytes or an open file are not taken: give Image.open(...) of them, or a path")
@@ -39,17 +34,16 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
         raise TypeError("sparse rows are not taken: give a dense array, images.toarray()")
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim in (3, 4):
         return [images] if images.ndim == 3 else list(images)
-    items = images if isinstance(images, np.ndarray) or hasattr(images, "__array__") else list(images)
-    if isinstance(items, list) and items and all(_is_picture(item) for item in items):
+    array = np.asarray(images) if hasattr(images, "__array__") else None
+    items = list(images) if array is None else array.tolist() if array.ndim == 1 and array.dtype.kind in "OU" else []
+    if items and all(isinstance(item, (str, os.PathLike, Image.Image)) or isinstance(item, np.ndarray)
+                     and item.dtype == np.uint8 and item.ndim in (2, 3) for item in items):
         return items
-    array = np.asarray(items)
+    array = np.asarray(items) if array is None else array
     if array.dtype.kind == "c":
         raise ValueError("Complex data not supported: rows are real numbers")
     if array.dtype.kind in "fiub":
         return array
-    items = array.tolist() if array.ndim == 1 else []
-    if items and all(_is_picture(item) for item in items):
-        return items
     try:  # numbers that stand in an array of objects
         return array.astype(np.float64)
     except (TypeError, ValueError):
@@ -57,21 +51,11 @@ def pictures_or_rows(images: Images) -> list[Picture] | np.ndarray:
                         f"{type(images).__name__} of {array.dtype}") from None
 
 
-def _is_picture(item: Any) -> bool:
-    return isinstance(item, (str, os.PathLike, Image.Image)) or (
-        isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3))
-
-
 @contextlib.contextmanager
 def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
-    """Paths of the pictures; those that are none are written without loss, and deleted at the end.
-
-    Raises:
-        ValueError: pixels of a shape that no picture has. UserError: a Pillow image whose file is damaged.
-    """
+    """Paths of the pictures; those that are none are written without loss, and deleted at the end."""
+    folder, paths = "", list[str]()
     with contextlib.ExitStack() as stack:
-        folder = ""
-        paths = []
         for number, picture in enumerate(pictures):
             if isinstance(picture, (str, os.PathLike)):
                 paths.append(os.fspath(picture))

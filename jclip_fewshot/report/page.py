@@ -22,7 +22,7 @@ import numpy as np
 from jclip_fewshot.data.prompts import plain_name
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, refining_gain, short, shown_domains
-from jclip_fewshot.features.several import encoders_of
+from jclip_fewshot.features.sources import encoders_of
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import VALIDATE, Record, Row, Validation, read_validation
 from jclip_fewshot.report import analysis, drawing, figures

@@ -101,7 +101,7 @@ def test_none_of_these_below_the_threshold(capsys):
 class Source:
     """Reads every path but those that begin with "bad"."""
 
-    model = None  # no tower to tune
+    clip = None  # no tower to tune
 
     def images(self, root, paths, stage="", test_views=1):
         self.views = test_views

@@ -8,9 +8,10 @@ from PIL import Image
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.encoders.function import FunctionEncoder, TunedEncoder, homogeneous, logits_of, token_encoder
+from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of, tuned_encoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_images
+from jclip_fewshot.methods.towers.token_gda import TokenGDA
 from tests.cases import small_clip
 
 
@@ -35,8 +36,8 @@ def test_its_rows_are_the_functions_and_its_fingerprint_says_which():
 def test_encoders_made_of_another_take_the_pixels_that_it_takes():
     base = small_clip()
     base.recipe = replace(base.recipe, mean=(0.5, 0.5, 0.5))
-    for made in (FunctionEncoder(base, "same", b"", base.width, base.model.encode_image), token_encoder(base),
-                 TunedEncoder(base, {}, "tuned")):
+    for made in (FunctionEncoder(base, "same", b"", base.width, base.model.encode_image), TokenGDA().encoder(base),
+                 tuned_encoder(base, {}, "tuned")):
         assert made.recipe == base.recipe
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import Architecture, layout, write_safetensors
-from jclip_fewshot.encoders import open_encoder, precision
+from jclip_fewshot.encoders import clip_encoder, open_encoder
 from jclip_fewshot.storage.feature_cache import FeatureCache
 
 from ..clip.clip_reference import SIZES, random_weights
@@ -34,7 +34,7 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, mo
     cache = FeatureCache(tmp_path)
     monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: False)
     single = opened(checkpoint, "auto", cache)
-    assert single.precision == "float32" and not (tmp_path / precision.VERDICTS).exists()
+    assert single.precision == "float32" and not (tmp_path / clip_encoder.VERDICTS).exists()
     assert "warning" not in capsys.readouterr().err  # auto needs no line
 
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
@@ -42,10 +42,10 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, mo
     half = opened(checkpoint, "auto", cache)
     assert half.precision == "bfloat16" == half.model.precision
     assert half.fingerprint != single.fingerprint and half.weights_digest == single.weights_digest
-    verdicts = json.loads((tmp_path / precision.VERDICTS).read_text())
+    verdicts = json.loads((tmp_path / clip_encoder.VERDICTS).read_text())
     assert 0.9995 <= verdicts[half.weights_digest] < 1
 
-    monkeypatch.setattr(precision, "least_cosine", lambda _: pytest.fail("measured twice"))
+    monkeypatch.setattr(clip_encoder, "least_cosine", lambda _: pytest.fail("measured twice"))
     assert opened(checkpoint, "auto", cache).precision == "bfloat16"
     assert opened(checkpoint, "float32", cache).fingerprint == single.fingerprint
     assert opened(checkpoint, "bfloat16", cache).fingerprint == half.fingerprint
@@ -55,7 +55,7 @@ def test_auto_keeps_float32_where_features_would_change(checkpoint, monkeypatch,
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
     monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: True)
     for cosine in (0.9994, float("nan")):
-        monkeypatch.setattr(precision, "least_cosine", lambda _: cosine)
+        monkeypatch.setattr(clip_encoder, "least_cosine", lambda _: cosine)
         assert opened(checkpoint, "auto").precision == "float32"
         assert "bfloat16 would change its features" in capsys.readouterr().err
     assert opened(checkpoint, "bfloat16").precision == "bfloat16"  # asked for by name
@@ -64,9 +64,9 @@ def test_auto_keeps_float32_where_features_would_change(checkpoint, monkeypatch,
 def test_a_damaged_verdict_is_measured_again(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
     monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: True)
-    (tmp_path / precision.VERDICTS).write_text('{"a": ')
+    (tmp_path / clip_encoder.VERDICTS).write_text('{"a": ')
     assert opened(checkpoint, "auto", FeatureCache(tmp_path)).precision == "bfloat16"
-    assert len(json.loads((tmp_path / precision.VERDICTS).read_text())) == 1
+    assert len(json.loads((tmp_path / clip_encoder.VERDICTS).read_text())) == 1
 
 
 @pytest.mark.parametrize("vendor, flags, compiler, tiles, faster", [

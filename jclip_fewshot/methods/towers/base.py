@@ -25,7 +25,7 @@ from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, uni
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import TunedEncoder
+from jclip_fewshot.encoders.function import tuned_encoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
@@ -216,7 +216,7 @@ class TowerMethod(Method):
         """The tower that gives the rows which `logits_with` takes: the frozen one where no tensor of it moved."""
         if not self.update_:
             return base
-        return TunedEncoder(base, merged(base.model, self.update_), f"{base.name} {self.name}")
+        return tuned_encoder(base, merged(base.model, self.update_), self.name)
 
     def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
         """Return a name of a training, made of all that it depends on."""

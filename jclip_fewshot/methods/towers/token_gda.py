@@ -1,6 +1,6 @@
 """A Gaussian classifier on all of the image tower's last tokens: nothing trains; new is what CLIP projects away.
 
-GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/function.py: the class token before the
+GDA as in methods/rows/gda.py (Wang et al. 2024), on all last tokens: the class token before the
 projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
 there; the logits are brought to a calibrated scale on held-out shots.
 
@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows
-from jclip_fewshot.encoders.base import Depth
+from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows, unit_var
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import last_block, token_encoder, token_rows
+from jclip_fewshot.encoders.function import FunctionEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix
@@ -23,6 +22,8 @@ from jclip_fewshot.methods.towers.base import TowerMethod
 from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Vars
 from jclip_fewshot.task import Task, class_means
+
+TOKENS = b"tokens-1"  # in the encoder's fingerprint: to be raised when `rows` gives others
 
 
 class TokenGDA(TowerMethod):
@@ -33,18 +34,27 @@ class TokenGDA(TowerMethod):
     trains = False
     state_names = (*TowerMethod.state_names, "weight_", "bias_")
 
-    def depth(self, model: CLIP) -> Depth:
-        return last_block(model)
+    def depth(self, model: CLIP) -> int:
+        return len(model.visual.transformer.resblocks) - 1
 
     def flops_of_fit(self, task: Task, activations: Activations) -> float:
         width = 3.0 * activations.model.visual.shape_at(None)[0]
         return len(task) * width ** 2 * 2 + width ** 3
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        return token_rows(model, x)
+        """x (B, L, W), the input of the last block -> (B, 3W): all of the last tokens as one row.
+
+        The class token after the last norm, and maximum and minimum over the patches' tokens, each of unit length.
+        CLIP's projection keeps D of W directions of the first alone. Other choices: docs/notes/tuning.md.
+        """
+        tokens = model.visual.ln_post(model.visual.transformer.resblocks[self.depth(model)](x))
+        patches = tokens[:, 1:]
+        return jt.concat([unit_var(tokens[:, 0]), unit_var(patches.max(1)), unit_var(patches.min(1))], dim=1)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        return token_encoder(base)
+        model = base.model
+        return FunctionEncoder(base, "tokens", TOKENS, 3 * model.visual.shape_at(None)[0], lambda images: self.rows(
+            model, model.visual.activations(images, self.depth(model)).cast(model.dtype), {}))
 
     def _fit(self, task: Task, tower: Activations) -> None:
         rows = self.mean_rows(tower, {}, np.arange(len(task)))
