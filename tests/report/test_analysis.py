@@ -47,7 +47,7 @@ def test_the_estimate_weighs_domains_as_the_answers_do():
     probs = np.eye(3)[[0, 0, 1, 0, 0]]  # class 2 has no other shot: it does not count
     guess = np.array([0, 0, 0, 1])
     found = analysis.held_out_estimate(probs, labels, domains, guess)
-    assert found.top1 == pytest.approx(75 * 1.0 + 25 * 0.5) and found.count == 4
+    assert found.top1 == pytest.approx(75 * 1.0 + 25 * 0.5) and found.shots == 4
     assert found.error == pytest.approx(100 * np.sqrt(0.75 ** 2 * 0.75 * 0.25 / 2 + 0.25 ** 2 * 0.25 / 2))
     assert analysis.held_out_estimate(probs[[0, 2]], labels[[0, 2]], domains, guess) is None
     assert analysis.held_out_estimate(probs, labels, domains, guess[:0]) is None
