@@ -49,8 +49,8 @@ def main() -> None:
     for name, row in results["methods"].items():
         print(f"{name:20} {row['top1']:6.1f} {row['seconds']:8.1f} {row['megabytes']:6.0f}")
     seconds = time.perf_counter() - begun
-    print(f"{given.classes} classes x {given.shots} shots, {given.images} images: {seconds:.0f} s, peak "
-          f"{PeakMemory.highest / 1024:.1f} GB")
+    print(f"{given.classes} classes x {given.shots} shots, {given.images} images: {seconds:.0f} s "
+          f"({time.process_time():.0f} s of CPU), peak {PeakMemory.highest / 1024:.1f} GB")
 
 
 if __name__ == "__main__":
