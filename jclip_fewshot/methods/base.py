@@ -2,7 +2,8 @@
 
 A class says as attributes what it is and needs; flags, help, saving, report and evaluation follow from these.
 
-Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
+Letters, in all methods: N queries, S shots, K classes, D feature width, B rows of a step; of a tower V views of an
+image, R pixels a side, L tokens, W width. Feature rows are unit length, float32.
 """
 
 from __future__ import annotations

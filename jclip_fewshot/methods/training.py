@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.adamw import AdamW
+from jclip_fewshot.backend.adamw import Adam
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import log_softmax_var
 from jclip_fewshot.console import progress
@@ -44,32 +44,6 @@ class SGD:
         return list(self.velocity.values())
 
 
-class Adam:
-    """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
-
-    decays: which parameters have weight decay, by name; None: all. lr_factors: as SGD's.
-    """
-
-    def __init__(self, weight_decay: float = 0.0, l2: float = 0.0, eps: float = 1e-8,
-                 decays: Callable[[str], bool] | None = None, lr_factors: Mapping[str, float] = MappingProxyType({}),
-                 betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.weight_decay, self.l2, self.eps, self.decays = weight_decay, l2, eps, decays
-        self.lr_factors, self.betas = lr_factors, betas
-        self._of: dict[str, AdamW] = {}  # each parameter's
-
-    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
-        moved: Vars = {}
-        for name, value in values.items():
-            decayed = self.decays is None or self.decays(name)
-            one = self._of.setdefault(name, AdamW(self.weight_decay if decayed else 0.0, self.eps, self.betas))
-            gradient = gradients[name] + self.l2 * value if self.l2 and decayed else gradients[name]
-            moved[name], = one.step([value], [gradient], lr * self.lr_factors.get(name, 1.0))
-        return moved
-
-    def state(self) -> list[jt.Var]:
-        return [moment for one in self._of.values() for moment in one.means + one.squares]
-
-
 def cosine(lr: float, steps: int, least: float = 0.0) -> list[float]:
     """least + (lr − least) ½ (1 + cos(π t / steps)), t = 0 … steps − 1."""
     return (least + (lr - least) * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / max(steps, 1)))).tolist()
@@ -100,7 +74,7 @@ def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[fl
             stage: str = "") -> Arrays:
     """Train, one step a rate, and return the parameters after the last; those given are not changed.
 
-    stage: what a progress bar says; empty: no bar.
+    stage: what a progress bar says; empty: no bar. The methods' own functions take `watch` and `stage` as `told`.
     """
     values = as_vars(start)
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))

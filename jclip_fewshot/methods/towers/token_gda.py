@@ -3,8 +3,6 @@
 GDA as in methods/rows/gda.py (Wang et al. 2024), on the rows of encoders/function.py: the class token before the
 projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
 there; the logits are brought to a calibrated scale on held-out shots.
-
-S shots · V views · W width of the image tower · K classes
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ class TokenGDA(TowerMethod):
     def depth(self, model: CLIP) -> Depth:
         return last_block(model)
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        width = 3.0 * activations.model.visual.shape_at(None)[0]
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        width = 3.0 * tower.model.visual.shape_at(None)[0]
         return len(task) * width ** 2 * 2 + width ** 3
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:

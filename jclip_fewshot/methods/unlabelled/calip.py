@@ -4,11 +4,9 @@ AAAI 2023 (https://arxiv.org/abs/2209.14169), equations 3 to 7.
     A = 2 F tᵀ,   F_a = softmax_K(A) t,   t_a = softmax_M(A)ᵀ F
     logits = 100 (x tᵀ + β₂ x t_aᵀ + β₃ (mean_M F_a + max_M F_a) tᵀ)
 
-Symbols: x (D,) an image's row, F (M, D) its patch tokens behind the last norm and projection, unit rows; t (K, D)
-text. softmax_K over classes, softmax_M over patches. Temperature ½ and pooling (mean plus maximum) as in the authors'
-code; they search β₂, β₃ on labelled test images, which is no option without labels: here both are fixed.
-
-Letters: N images, M patches, K classes, D feature width.
+Symbols: x (D,) an image's row, F (M, D) its M patch tokens behind the last norm and projection, unit rows; t (K, D)
+text. softmax_K over classes, softmax_M over patches. Temperature ½ and pooling as in the authors' code. Deviation: they
+search β₂, β₃ on labelled test images, here both are fixed.
 """
 
 from __future__ import annotations
