@@ -41,8 +41,8 @@ class Adam:
             step = {"b1": b1, "b2": b2, "rate": own_lr / (1 - b1 ** self.steps),
                     "debias": float(1 / np.sqrt(1 - b2 ** self.steps)),
                     "decay": 1 - own_lr * (self.weight_decay if decayed else 0.0), "eps": self.eps}
-            moments = self._moments.get(name) or [jt.zeros_like(value), jt.zeros_like(value)]
-            moved[name], *self._moments[name] = (one.detach() for one in move(step, value, *moments, gradient))
+            mean, square = self._moments.get(name) or (jt.zeros_like(value), jt.zeros_like(value))
+            moved[name], *self._moments[name] = (one.detach() for one in move(step, value, mean, square, gradient))
         return moved
 
     def state(self) -> list[jt.Var]:

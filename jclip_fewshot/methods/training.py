@@ -18,9 +18,6 @@ from jclip_fewshot.console import progress
 
 Arrays = dict[str, np.ndarray]
 Vars = dict[str, "jt.Var"]
-Loss = Callable[[Vars, int], "jt.Var"]  # (parameters, step) -> the loss, a scalar
-# (step, loss, gradients, parameters after the step), for what wants to see everything; True ends the training
-Watch = Callable[[int, "jt.Var", Vars, Vars], "bool | None"]
 COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
 
 
@@ -66,15 +63,15 @@ def uniform(rng: np.random.Generator, shape: Sequence[int], inputs: int) -> np.n
 
 
 def as_vars(arrays: Arrays) -> Vars:
-    """The same as float32 variables."""
     return {name: jt.array(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
 
 
-def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[float], watch: Watch | None = None,
-            stage: str = "") -> Arrays:
+def descend(start: Arrays, loss: Callable[[Vars, int], jt.Var], optimiser: SGD | Adam, rates: Sequence[float],
+            watch: Callable[[int, jt.Var, Vars, Vars], bool | None] | None = None, stage: str = "") -> Arrays:
     """Train, one step a rate, and return the parameters after the last; those given are not changed.
 
-    stage: what a progress bar says; empty: no bar. The methods' own functions take `watch` and `stage` as `told`.
+    loss: (parameters, step) -> a scalar. watch sees step, loss, gradients, and parameters after the step; True ends
+    the training. stage: what a progress bar says; empty: no bar. Methods' own functions take both as `told`.
     """
     values = as_vars(start)
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))

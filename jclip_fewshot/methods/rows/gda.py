@@ -52,7 +52,7 @@ def has_spread(task: Task) -> bool:
 
 
 def degrees_of_freedom(task: Task, within: bool) -> int:
-    """Return those of the scatter around the class means, or around the common mean; at least 1."""
+    """Of the scatter around the class means, or around the common mean; at least 1."""
     return max(len(task) - (np.count_nonzero(task.seen) if within else 1), 1)
 
 

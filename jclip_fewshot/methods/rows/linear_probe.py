@@ -4,8 +4,7 @@
     minimise  C Σ_s −log softmax(W f_s + b)[y_s] + ½ ‖W‖²,   logits = W x + b
 
 Symbols: W (K, D), b (K,), not penalised; C inverse strength of the penalty. The minimum is unique (b up to a common
-constant): here by L-BFGS (Liu and Nocedal 1989) on centred features, which moves only b and cuts the condition number
-tenfold.
+constant): by L-BFGS (Liu and Nocedal 1989) on centred features, whose condition number is a tenth; only b moves by it.
 """
 
 from collections.abc import Callable

@@ -14,8 +14,6 @@ from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
 from jclip_fewshot.methods.rows.tip_x import TipX
 from jclip_fewshot.task import zero_shot_logits
 
-TEMPERATURE = 0.5  # of s and S: the authors' code
-ALPHA, BETA, GAMMA = 1.0, 5.5, 0.1  # Tip-Adapter's, and the least γ that the authors report
 FIRST = 5  # ranks that a support image's class may have
 
 
@@ -24,7 +22,8 @@ class SusX(TipX):
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
-    alpha, gamma, beta, temperature = ALPHA, GAMMA, BETA, TEMPERATURE
+    alpha, beta = 1.0, 5.5  # Tip-Adapter's
+    gamma, temperature = 0.1, 0.5  # the least γ that the authors report; their code's T
 
 
 class SusXF(TipAdapterF):

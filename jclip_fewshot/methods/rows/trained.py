@@ -64,8 +64,8 @@ class TrainedMethod(Method):
 
     epochs, lr, weight_decay, eps: AdamW with a cosine schedule from lr to least_lr. batch: rows a step; None: all
     shots in order. augment: strength of the borrowed residuals. every: epochs between two scores. patience: epochs
-    without a better score before it stops; None: it does not. choose_epoch: keep the epoch with the best held-out soft
-    top-1, not the last one. ratios: {name of a constant: values to try} after training, by held-out soft top-1.
+    without a better score before it stops; None: it does not. choose_epoch: keep the epoch of the best score, held-out
+    soft top-1, not the last one. ratios: {name of a constant: values to try} after training, by the same score.
     """
 
     state_dicts: ClassVar[tuple[str, ...]] = ("learned_",)

@@ -33,7 +33,7 @@ MAP_RATE = 0.1  # of the learning rate: each entry of M moves all classes
 
 
 def vicinity(task: Task, residual: float, sigma: float, seed: int) -> Callable[[], np.ndarray]:
-    """Return a function that draws x̃ (S, D) float32 unit rows, other ones at each call."""
+    """Return a function that draws x̃ (S, D), other rows at each call."""
     rng, spread, (S, D) = np.random.default_rng(seed), residuals(task), task.features.shape
     # drawn once: a step takes its rows in another order and with other signs
     noise = np.float32(sigma) / np.float32(np.sqrt(D)) * rng.standard_normal((NOISE_ROWS * S, D), np.float32)

@@ -36,10 +36,7 @@ ROWS_AT_ONCE = 256
 
 
 class TowerMethod(Method):
-    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`).
-
-    `update_` has small arrays under OpenAI's names that change the tower, `classifier_` (K, D) unit rows.
-    """
+    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`)."""
 
     needs = frozenset({TEXT, SHOTS, TOWER})
     trains = True
@@ -102,8 +99,8 @@ class TowerMethod(Method):
 
     def _begin(self, task: Task) -> None:
         super()._begin(task)
-        self.update_: Arrays = {}
-        self.classifier_ = task.text
+        self.update_: Arrays = {}  # small, under OpenAI's names: what changes the tower
+        self.classifier_ = task.text  # (K, D) unit rows
         for name in set(self.state_names) - set(TowerMethod.state_names):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.full(int(task.domains.max()) + 1, True)

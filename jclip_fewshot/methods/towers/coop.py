@@ -6,8 +6,7 @@ CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", 2022 (arXiv:
     p(y = i | x) = softmax_i(exp(s) cos(g(prompt_i), f)),   prompt_i = [V]_1 … [V]_M [CLASS_i] .
     CoCoOp:  v_m(x) = v_m + h(f),   h: D → D/16 → ReLU → W
 
-Only V (and h) train, and the name stands behind the context. f is frozen and comes in as rows; a step costs K sentences
-through the text tower, so CoOp's batches are all shots.
+Only V (and h) train. f is frozen and comes in as rows; a step costs K sentences, so CoOp's batches are all shots.
 """
 
 from __future__ import annotations
@@ -116,10 +115,9 @@ def train(start: Arrays, prompts: Prompts, rows: Callable[[int], jt.Var], labels
 
 
 class CoOp(TowerMethod):
-    """One context for all classes, started at "a photo of a", name at the end.
+    """One context for all classes, started at "a photo of a"; a step sees all shots in one of their views each.
 
-    A step sees all shots in one of their views each. The classifier is the text rows, moved as the learned context
-    moves the rows of "a photo of a bear."
+    The classifier is the text rows, moved as the learned context moves the rows of "a photo of a bear."
     """
 
     name, title, paper = "coop", "CoOp", "Zhou et al. 2022"
@@ -143,10 +141,7 @@ class CoOp(TowerMethod):
 
 
 class CoCoOp(TowerMethod):
-    """A context that each image shifts: an image's answer costs K sentences through the text tower.
-
-    The authors' start, rates and batch of one image; epochs: ten in their code, which takes ten times as long.
-    """
+    """A context that each image shifts: an answer costs K sentences through the text tower. Authors' epochs: 10."""
 
     name, title, paper = "cocoop", "CoCoOp", "Zhou et al. 2022"
     default = NEVER

@@ -6,8 +6,7 @@ CLIP-LoRA: towers.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vi
     stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
 
-300 × shots steps, 60 % of them in stage 1; both by CLIP-LoRA's optimiser and rates; s the model's scale. ln_pre,
-ln_post and ln_final stay, as in the authors' code.
+300 × shots steps, 60 % of them in stage 1; CLIP-LoRA's optimiser and rates; s the model's scale. Other norms stay.
 
 Of both, the text tower trains on one template; what that moves its rows by is added to the rows of all sentences, and
 these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows.

@@ -1,7 +1,6 @@
 """LoRA and norms in the last b blocks of the image tower, with a classifier anchored at the text rows.
 
-After CLIP-LoRA and 2SFS (full_towers.py); what lies below the b blocks is frozen, so it is computed once and a training
-costs seconds to minutes on a CPU.
+After CLIP-LoRA and 2SFS (full_towers.py); what lies below the b blocks is frozen, and computed once.
 
     min over A, B, norms, ΔC   CE(s · cos(f, normalise(t + ΔC)), y)
 

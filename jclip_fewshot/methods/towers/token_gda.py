@@ -24,7 +24,7 @@ from jclip_fewshot.task import Task, class_means
 
 
 class TokenGDA(TowerMethod):
-    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to what every tower method has."""
+    """`weight_` (3W, K) and `bias_` (K,) are learned."""
 
     name, title, paper = "token_gda", "GDA on tokens", "ours, after Wang et al. 2024"
     default = ALWAYS

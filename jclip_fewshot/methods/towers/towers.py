@@ -44,7 +44,6 @@ def block_names(model: CLIP, *towers: str) -> list[str]:
 
 
 def norm_names(blocks: Iterable[str]) -> list[str]:
-    """Names of the norms in some blocks."""
     return [f"{block}.{norm}.{kind}" for block in blocks for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")]
 
 

@@ -38,13 +38,6 @@ def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, be
     return np.float32(scale) * logits
 
 
-def patch_rows(model: CLIP, images: jt.Var) -> jt.Var:
-    """(B, 3, R, R) -> (B, M, D): every patch's token behind the last norm and projection, not normalised."""
-    visual = model.visual
-    x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
-    return jt.matmul(visual.ln_post(x[:, 1:]), visual.proj)
-
-
 class CALIP(LabelFreeByImages):
     """Nothing is learned: the text rows are all there is."""
 
@@ -55,5 +48,7 @@ class CALIP(LabelFreeByImages):
         return {}
 
     def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
-        features = unit_rows(model.encode_image(images).numpy())
-        return jt.array(calip_logits(features, patch_rows(model, images).numpy(), self.text_, scale=self.scale_))
+        visual, features = model.visual, unit_rows(model.encode_image(images).numpy())
+        x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
+        patches = jt.matmul(visual.ln_post(x[:, 1:]), visual.proj).numpy()  # (B, M, D)
+        return jt.array(calip_logits(features, patches, self.text_, scale=self.scale_))

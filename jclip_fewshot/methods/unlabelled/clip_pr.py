@@ -8,8 +8,7 @@ Three stages, each with a new Adam (L2 3e-4 in the gradient): the head at 1e-3, 
 at 1e-4. The share is the mean over the last batches' softmax, the older ones without gradient. As in the authors' code,
 the head's gradients of stage 2 pile up and enter stage 3's first step.
 
-Deviations: constant rates, fewer epochs, and α = 1 instead of 100: a uniform prior is a claim about the test set that
-nobody has checked.
+Deviations: constant rates, fewer epochs, and α = 1 instead of 100: nobody has checked that the prior is uniform.
 """
 
 from __future__ import annotations
@@ -71,10 +70,7 @@ class Objective:
 
 def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], objective: Objective,
           rates: Sequence[float], carried: Arrays | None = None, **told: Any) -> Arrays:
-    """A stage of the head: rows(step) are unit rows, labels[step] their pseudo-labels.
-
-    carried: gradients left over from stage 2, added to the first step's.
-    """
+    """A stage of the head on each step's unit rows and pseudo-labels; carried: stage 2's gradients, for step 0."""
     def loss(p: Vars, step: int) -> jt.Var:
         found = objective(head(p, rows(step)), labels[step])
         if step == 0 and carried:
@@ -105,10 +101,7 @@ def answer(p: Arrays, rows: np.ndarray) -> np.ndarray:
 
 
 class ClipPr(LabelFree):
-    """The head's two stages, brought to CLIP's scale on the unlabelled images.
-
-    epochs, rates: of the head's stages. tower_epochs, tower_rate: of the image tower's. weight: α. hidden: width of h.
-    """
+    """The head's two stages (`epochs`, `rates`), brought to CLIP's scale on the unlabelled images. weight: α."""
 
     name, title, paper = "clip_pr", "CLIP-PR", "Kahana et al. 2022"
     trains = True

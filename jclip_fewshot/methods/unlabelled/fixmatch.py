@@ -69,10 +69,7 @@ def train(start: Arrays, prompts: coop.Prompts, x: Sequence[np.ndarray], u: Sequ
 
 
 class FixMatch(Method):
-    """Text rows learned from the shots and the unlabelled images, again without each fold's shots.
-
-    keep: the share of each class's images that is kept. weight: w. batch_x, batch_u: rows a step.
-    """
+    """keep: the share of each class's images that is kept. weight: w. batch_x, batch_u: rows a step."""
 
     name, title, paper = "fixmatch", "FixMatch", "Sohn et al. 2020"
     needs = frozenset({TEXT, SHOTS, TOWER, UNLABELLED})

@@ -6,8 +6,7 @@ Huang et al., "Unsupervised Prompt Learning for Vision-Language Models", 2022 (a
     CoOp on them from different starts; logits are averaged
 
 A class may get fewer than n, or none. Averaging the logits is averaging the text rows: one matrix (K, D) is kept.
-Deviations, for a dozen images a class: n = 4 instead of 16, 4 starts of 4 vectors instead of 16 of 16, full batches
-instead of 32.
+Deviations, for a dozen images a class: n = 4 instead of 16, 4 starts of 4 vectors instead of 16 of 16, full batches.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ class Upl(LabelFree):
         rows = unlabelled.rows[chosen]
 
         def text(number: int) -> np.ndarray:
-            """The text rows that one start leads to."""
             rng = np.random.default_rng([self.seed, number])
             steps = [rng.permutation(len(chosen)) for _ in range(self.epochs)]
             trained = coop.train(coop.random_context(rng, self.context, encoder.model), prompts,
