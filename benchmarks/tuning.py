@@ -38,6 +38,7 @@ from jclip_fewshot.evaluation.scores import percent, truth_of
 from jclip_fewshot.features.activations import Activations, Views
 from jclip_fewshot.methods import METHODS, training
 from jclip_fewshot.methods.plan import matrix_rate
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.base import block_flops
 from jclip_fewshot.pipeline import TOGETHER, Pipeline
 from jclip_fewshot.problem import queries_of, read_problem
@@ -147,7 +148,7 @@ def timed(name: str, task: Task, activations: Activations, steps: int) -> float:
         marks.append(time.perf_counter())
     training.jt.sync = marked
     try:
-        method.train(task, activations, np.arange(len(task)), "")
+        method.train(fits_of(task)[-1], activations, "")
     finally:
         training.jt.sync = original
     return float(np.median(np.diff(marks)[1:steps + 1]))

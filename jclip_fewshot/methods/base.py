@@ -2,7 +2,8 @@
 
 A class says as attributes what it is and needs; flags, help, saving, report and evaluation follow from these.
 
-Letters: N queries, S shots, K classes, D feature width. Feature rows are unit length, float32.
+Letters, in all methods: N queries, S shots, K classes, D feature width, B rows of a step; of a tower V views of an
+image, R pixels a side, L tokens, W width. Feature rows are unit length, float32.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ class Method:
     Settings are attributes of the class, and arguments of the constructor. After `fit`, `settings_` (JSON-able) says
     what was chosen and its held-out score, `history_` holds one dict an epoch where something trains.
 
-    Without any shot a method answers zero-shot; classes without shots keep the share of probability that zero-shot
-    gives them (`keep_unseen`), so `_logits` may put anything finite there. A held-out shot is answered by
-    `fold_logits_` (S, K), where `_fit` leaves it, else by the same method fitted on each fold.
+    Without any shot a method answers zero-shot; where a class has none, `_logits` may be anything finite
+    (`keep_unseen`). A held-out shot is answered by `fold_logits_` (S, K), where `_fit` leaves it, else by refitting.
     """
 
     name: ClassVar[str] = ""
@@ -141,10 +141,9 @@ class Method:
         return keep_unseen(self._logits(features), zero_shot, self.seen_)
 
     def held_out_logits(self) -> np.ndarray:
-        """Return (S, K): each shot's logits from a fit that did not see it; only a few chosen scalars saw all shots.
+        """Return (S, K), read-only: each shot's logits from a fit that did not see it, but for a few chosen scalars.
 
-        A shot that has no other of its class gets its zero-shot logits (Task.folds). The array cannot be written to:
-        with a thousand classes a copy for each caller would fill the memory.
+        A shot that has no other of its class gets its zero-shot logits (Task.folds).
         """
         if not hasattr(self, "task_"):
             raise ValueError(f"{self.name}: held-out logits need the shots: call fit")
@@ -216,9 +215,8 @@ class Method:
 def keep_unseen(logits: np.ndarray, zero_shot: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """`logits` (N, K) with the classes without shots (`seen` (K,) False) put back where zero-shot has them.
 
-    What a method learned raises the seen classes and drowns the unseen. Those get their zero-shot logits plus, for each
-    row, what the method raised the seen ones by (difference of log-sum-exp): together they keep the share of
-    probability that zero-shot gave them. Both arrays are on one scale.
+    These get their zero-shot logits plus, for each row, what the method raised the seen ones by (difference of
+    log-sum-exp): together they keep the share of probability that zero-shot gave them. Both arrays are on one scale.
     """
     logits = np.array(logits, np.float32)
     if seen.all():
@@ -241,5 +239,5 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def held_out_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """What `settings_` says of the answers (S, K) to held-out shots."""
+    """Return what `settings_` says of the answers (S, K) to held-out shots."""
     return {"held_out_loss": log_loss(logits, labels), "held_out_top1": top1(logits, labels)}

@@ -70,7 +70,7 @@ def require_possible(choice: Choice, has: set[str]) -> None:
 
 
 def plan(choice: Choice, task: Task, given: Given, cuda: bool = False) -> list[str]:
-    """Return the methods to fit, `gda@RN50` where there are several encoders; say what is left out and what it costs.
+    """Return the methods to fit, as `names_on`; say what is left out, and what tuning costs.
 
     Raise UserError if a method that was named cannot be fitted, or no method can.
     """
@@ -104,7 +104,7 @@ def names_on(names: Sequence[str], parts: Sequence[EncoderSlice]) -> list[str]:
 
 
 def _affordable(choice: Choice, names: list[str], task: Task, given: Given, cuda: bool) -> list[str]:
-    """Those of the methods that ask for images which have something to learn, and which there is time for."""
+    """Those of the methods that ask for images which have something to learn, and time for it."""
     if task.seen.sum() < 2:  # nothing to tell apart by shots
         names = [name for name in names if SHOTS not in METHODS[name].needs]
     if not names:

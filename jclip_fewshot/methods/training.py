@@ -11,16 +11,13 @@ from types import MappingProxyType
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.adamw import AdamW
+from jclip_fewshot.backend.adamw import Adam
 from jclip_fewshot.backend.losses import cross_entropy
 from jclip_fewshot.backend.numerics import log_softmax_var
 from jclip_fewshot.console import progress
 
 Arrays = dict[str, np.ndarray]
 Vars = dict[str, "jt.Var"]
-Loss = Callable[[Vars, int], "jt.Var"]  # (parameters, step) -> the loss, a scalar
-# (step, loss, gradients, parameters after the step), for what wants to see everything; True ends the training
-Watch = Callable[[int, "jt.Var", Vars, Vars], "bool | None"]
 COLLECT_EVERY = 16  # steps; Jittor's memory grows otherwise
 
 
@@ -42,32 +39,6 @@ class SGD:
 
     def state(self) -> list[jt.Var]:
         return list(self.velocity.values())
-
-
-class Adam:
-    """Adam, with weight decay in the gradient (`l2`), or apart from it as AdamW has it (`weight_decay`).
-
-    decays: which parameters have weight decay, by name; None: all. lr_factors: as SGD's.
-    """
-
-    def __init__(self, weight_decay: float = 0.0, l2: float = 0.0, eps: float = 1e-8,
-                 decays: Callable[[str], bool] | None = None, lr_factors: Mapping[str, float] = MappingProxyType({}),
-                 betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.weight_decay, self.l2, self.eps, self.decays = weight_decay, l2, eps, decays
-        self.lr_factors, self.betas = lr_factors, betas
-        self._of: dict[str, AdamW] = {}  # each parameter's
-
-    def step(self, values: Vars, gradients: Vars, lr: float) -> Vars:
-        moved: Vars = {}
-        for name, value in values.items():
-            decayed = self.decays is None or self.decays(name)
-            one = self._of.setdefault(name, AdamW(self.weight_decay if decayed else 0.0, self.eps, self.betas))
-            gradient = gradients[name] + self.l2 * value if self.l2 and decayed else gradients[name]
-            moved[name], = one.step([value], [gradient], lr * self.lr_factors.get(name, 1.0))
-        return moved
-
-    def state(self) -> list[jt.Var]:
-        return [moment for one in self._of.values() for moment in one.means + one.squares]
 
 
 def cosine(lr: float, steps: int, least: float = 0.0) -> list[float]:
@@ -92,15 +63,15 @@ def uniform(rng: np.random.Generator, shape: Sequence[int], inputs: int) -> np.n
 
 
 def as_vars(arrays: Arrays) -> Vars:
-    """The same as float32 variables."""
     return {name: jt.array(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
 
 
-def descend(start: Arrays, loss: Loss, optimiser: SGD | Adam, rates: Sequence[float], watch: Watch | None = None,
-            stage: str = "") -> Arrays:
+def descend(start: Arrays, loss: Callable[[Vars, int], jt.Var], optimiser: SGD | Adam, rates: Sequence[float],
+            watch: Callable[[int, jt.Var, Vars, Vars], bool | None] | None = None, stage: str = "") -> Arrays:
     """Train, one step a rate, and return the parameters after the last; those given are not changed.
 
-    stage: what a progress bar says; empty: no bar.
+    loss: (parameters, step) -> a scalar. watch sees step, loss, gradients, and parameters after the step; True ends
+    the training. stage: what a progress bar says; empty: no bar. Methods' own functions take both as `told`.
     """
     values = as_vars(start)
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))

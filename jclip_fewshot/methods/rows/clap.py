@@ -3,11 +3,10 @@ Vision-Language Models", CVPR 2024 (https://arxiv.org/abs/2312.12730), equations
 
     logits = 100 x w_c / ‖w_c‖,   loss = CE + Σ_c λ_c ‖w_c − t_c‖² / K,   λ_c = mean zero-shot p(c) of c's shots
 
-Symbols: w_c row of class c (D,), started at the text row t_c; λ_c: how far its text may be trusted. No held-out shot
-chooses anything, as the paper asks.
+w_c (D,): row of class c, started at the text row t_c. No held-out shot chooses anything, as the paper asks.
 
-Deviations: AdamW for 20 epochs where the paper takes SGD for 300 (compared in docs/methods.md). The pull is solved in
-each step, w ← (w + ρ λ_c t) / (1 + ρ λ_c), instead of descended: any λ is stable, and λ → ∞ is zero-shot.
+Deviations: AdamW for 20 epochs where the paper takes SGD for 300. The pull is solved in each step instead of descended,
+w ← (w + ρ λ_c t) / (1 + ρ λ_c), ρ the rate: any λ is stable, and λ → ∞ is zero-shot.
 """
 
 from __future__ import annotations

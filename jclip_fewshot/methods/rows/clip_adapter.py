@@ -5,8 +5,7 @@
 
 Symbols: f image row (D,); W₁ (D, D/4), W₂ (D/4, D); R residual ratio, 0.2 in the paper.
 
-Deviations: 20 epochs instead of 200 (adapters overfit), stopped where the held-out shots say; R, as it acts on the
-trained adapter, by the same score.
+Deviations: 20 epochs instead of 200, stopped where the held-out shots say; R in answering by the same score.
 """
 
 from __future__ import annotations

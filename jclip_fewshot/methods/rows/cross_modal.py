@@ -5,8 +5,7 @@ Multimodal Models", CVPR 2023 (https://arxiv.org/abs/2301.06267), equation 4.
 
 Symbols: W (K, D), one row a class, started at the text rows t; f image row of class y; T = 0.01.
 
-Classes without shots are trained too, by their text alone; `logits` still gives them zero-shot's share. Deviations: W
-is not renormalised in training, as in the paper, and neither in answering; the epoch is the held-out shots' choice.
+Classes without shots are trained too, by their text alone. Deviation: W is not renormalised in answering either.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ Symbols: C_0 = 100 x tᵀ, C_m = E_m what the method reads out of the shots; w_0
 
 Each shot is scored by evidence built without it (leave-one-shot-out); w minimises the cross-entropy of softmax(Σ w C),
 which is convex: a few Newton steps give the exact optimum. A setting that is not linear (β, ...) is chosen by the loss
-that is left. Log-loss with a free temperature, since top-1 of four shots a class is a staircase whose best step is
-chance. An image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all classes of a
-row share it; a domain's α is fitted on its own shots, drawn to the common one by a Gaussian prior.
+that is left. An image's α is the mean of its domains' α under zero-shot's posterior over domains, so that all classes
+of a row share it; a domain's α is fitted on its own shots, drawn to the common one by a Gaussian prior.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +99,7 @@ class EvidenceMethod(Method):
 
     Weights given under the names in `evidence_names`, on the method's own scale, stay; None: leave-one-shot-out.
     `fixed` names the one setting that is no weight, with its value where nothing can be left out; `searched` has the
-    values to try. What was chosen is in `chosen_`. Domains with at least 40 held-out shots have their own α.
+    values to try; `chosen_` has what was chosen.
     """
 
     evidence_names: ClassVar[tuple[str, ...]] = ("alpha",)

@@ -6,13 +6,10 @@
 
 μ: class means (K, D). Σ̂: covariance of the shots around their class means. α: weight of the Gaussian classifier.
 
-Deviations, each of which `text_shots=0` and equal counts undo:
-- A mean of four shots is noisy, and the text row says where the class should lie. Class means are drawn to
-  m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and scaled by the least-squares s, as if κ
-  (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ).
-- Where no class has more than two shots, a fold's Σ̂ would be zero: the scatter around the mean of all shots stands in.
-α is searched relative to one over the degrees of freedom of Σ̂, to which Σ⁻¹ is proportional: the weight found with
-k-1 shots then holds for k.
+Deviations: class means are drawn to m_c = f̄ + s (t_c - t̄), the text row moved to the images' centre and scaled by the
+least-squares s, as if κ (`text_shots`) further shots lay there: μ_c = (n_c f̄_c + κ m_c) / (n_c + κ). Where no class has
+more than two shots, a fold's Σ̂ would be zero: the scatter around the mean of all shots stands in. α is searched
+relative to one over the degrees of freedom of Σ̂: the weight found with k-1 shots then holds for k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +52,7 @@ def has_spread(task: Task) -> bool:
 
 
 def degrees_of_freedom(task: Task, within: bool) -> int:
-    """Return those of the scatter around the class means, or around the common mean; at least 1."""
+    """Of the scatter around the class means, or around the common mean; at least 1."""
     return max(len(task) - (np.count_nonzero(task.seen) if within else 1), 1)
 
 

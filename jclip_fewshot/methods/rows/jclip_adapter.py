@@ -5,14 +5,11 @@
 
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
-Deviations from the contest solution it grew from, `JclipAdapter.published()`, A(z) = ReLU(ReLU(z W₁) W₂), W₁ and W₂
-random and trained (why: docs/methods.md):
-
-- W₂ starts at zero and has no ReLU after it: training starts from zero-shot exactly.
-- W₁ is the whitening of its input, [P, −P] with P = (eigenvectors) / sqrt(eigenvalue + shrinkage), and is fixed.
-- A_t sees [t_c; mean shot of c − mean of those means]; a class without a shot shows the mean.
-- Borrowed residuals (`trained`) and a pull towards zero-shot, κ KL(zero-shot ‖ p), instead of early stopping alone.
-- α and β, as they act on the trained adapters, are chosen on held-out shots; β not above its value in training.
+Deviations from the contest solution, `JclipAdapter.published()`, A(z) = ReLU(ReLU(z W₁) W₂) with W₁ and W₂ random and
+trained (why: docs/methods.md): W₂ starts at zero and has no ReLU after it. W₁ is fixed, the whitening [P, −P] of its
+input, P = (eigenvectors) / sqrt(eigenvalue + shrinkage). A_t sees [t_c; mean shot of c − mean of those means]; a class
+without a shot shows the mean. Borrowed residuals (`trained`), and a pull towards zero-shot, κ KL(zero-shot ‖ p). α, β
+in answering are chosen on held-out shots; β not above its value in training.
 """
 
 from __future__ import annotations
@@ -30,10 +27,7 @@ from jclip_fewshot.task import Task, class_means
 
 
 def whitening(rows: np.ndarray, rank: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """(mean (D,), P (D, r)): (rows − mean) P has decorrelated columns and rows of length about 1.
-
-    shrinkage: in mean eigenvalues, added to each eigenvalue.
-    """
+    """Mean (D,) and P (D, r): (rows − mean) P has decorrelated columns. shrinkage: added, in mean eigenvalues."""
     mean = rows.mean(axis=0, dtype=np.float64)
     centred = rows - mean
     wide = centred.shape[0] < centred.shape[1]  # then the small Gram matrix has the same eigenvalues

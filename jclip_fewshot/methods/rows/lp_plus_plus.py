@@ -4,12 +4,10 @@
     logits_c = w_c·x + a_c (x·t_c),   loss = mean cross-entropy of the shots, full batch
 
 Symbols: w_c (D,) visual prototype, started at the class's mean shot; a_c blending weight of the text, started at one
-value for all, 250 · mean over classes of the class's mean own-text cosine (250/shots times the class sums); step
-sizes from block Lipschitz bounds: lr_W = 4 S / λmax(FᵀF), lr_a = S / (4 max_c Σ_s (f_s·t_c)²); gradient descent with
-momentum 0.9 on both blocks, 300 epochs, the epoch chosen on held-out shots.
+value for all, 250 · mean over classes of the class's mean own-text cosine; step sizes from block Lipschitz bounds:
+lr_W = 4 S / λmax(FᵀF), lr_a = S / (4 max_c Σ_s (f_s·t_c)²); gradient descent with momentum 0.9, 300 epochs.
 
-Deviation: the folds train in step with the fit on all shots and stop it when their held-out soft top-1 (`trained`) has
-not risen for `patience` epochs.
+Deviation: it stops when the folds' held-out soft top-1 (`trained`) has not risen for `patience` epochs.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import matmul, product, var
+from jclip_fewshot.backend.numerics import matmul, product
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.rows.trained import TrainedMethod
 from jclip_fewshot.methods.training import SGD, Arrays, Vars
@@ -41,8 +39,7 @@ class LPPlusPlus(TrainedMethod):
         blend = TEXT_SCALE * (own / np.maximum(task.counts, 1))[task.seen].mean()
         top = float(np.linalg.eigvalsh(matmul(task.features.T, task.features).astype(np.float64))[-1])
         steepest = float((cosines.astype(np.float64) ** 2).sum(axis=0).max())
-        constants = {"text": task.text, "rates": np.array([4 * len(task) / top, len(task) / (4 * steepest)]),
-                     "cosines": product(var(task.features), var(task.text)).numpy()}
+        constants = {"text": task.text, "rates": np.array([4 * len(task) / top, len(task) / (4 * steepest)])}
         return constants, {"W": class_means(task), "a": np.full((1, task.num_classes), blend, np.float32)}
 
     def optimiser(self, constants: list[Arrays]) -> SGD:
@@ -52,9 +49,6 @@ class LPPlusPlus(TrainedMethod):
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         return product(x, p["W"]) + p["a"] * product(x, p["text"])
-
-    def forward_in_training(self, p: Vars, x: jt.Var) -> jt.Var:
-        return product(x, p["W"]) + p["a"] * p["cosines"]
 
     def _fit(self, task: Task) -> None:
         super()._fit(task)

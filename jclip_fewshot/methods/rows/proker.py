@@ -8,7 +8,7 @@ Models", CVPR 2025 (https://arxiv.org/abs/2501.11175): kernel ridge regression o
 
 Deviation: the authors have α = 1; here leave-one-shot-out chooses it. With G = (K_ff / λ + I)⁻¹ and H the rows that a
 fold leaves out, the kernel part there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for all folds.
-It cannot do very many shots: S x S in float64, factorised and inverted in place (16,000 shots: 2 GB and minutes).
+Memory is S x S in float64 (16,000 shots: 2 GB).
 """
 
 from collections.abc import Iterator

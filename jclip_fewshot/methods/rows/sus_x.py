@@ -4,9 +4,6 @@ Vision-Language Models", ICCV 2023 (https://arxiv.org/abs/2211.16198).
 Support images come from a search engine or a generator: a folder a class, some of them wrong. One stays where
 zero-shot ranks its class among the first few (`keep_support`). What is kept serves as shots; `tip_x` has the formula.
 
-    training-free (`SusX`)   TIP-X with α, β, γ fixed beforehand
-    SuS-X-F (`SusXF`)        the keys train as in Tip-Adapter-F, on the support images alone
-
 Deviations: those of `tip_x`; and the authors search α, β, γ on labelled validation images, where here they are fixed.
 """
 
@@ -17,21 +14,20 @@ from jclip_fewshot.methods.rows.tip_adapter_f import TipAdapterF
 from jclip_fewshot.methods.rows.tip_x import TipX
 from jclip_fewshot.task import zero_shot_logits
 
-TEMPERATURE = 0.5  # of s and S: the authors' code
-ALPHA, BETA, GAMMA = 1.0, 5.5, 0.1  # Tip-Adapter's, and the least γ that the authors report
 FIRST = 5  # ranks that a support image's class may have
 
 
 class SusX(TipX):
-    """`fit` takes the support images as a task's shots."""
+    """TIP-X with α, β, γ fixed beforehand."""
 
     name, title, paper = "sus_x", "SuS-X", "Udandarao et al. 2023"
     default = NEVER
-    alpha, gamma, beta, temperature = ALPHA, GAMMA, BETA, TEMPERATURE
+    alpha, beta = 1.0, 5.5  # Tip-Adapter's
+    gamma, temperature = 0.1, 0.5  # the least γ that the authors report; their code's T
 
 
 class SusXF(TipAdapterF):
-    """Trained keys, the last epoch; its α and β chosen with support images as pseudo-shots."""
+    """The keys train as in Tip-Adapter-F, to the last epoch; α and β are chosen with support images as shots."""
 
     name, title, paper = "sus_x_f", "SuS-X-F", "Udandarao et al. 2023"
     default = NEVER

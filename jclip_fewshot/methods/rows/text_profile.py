@@ -1,6 +1,4 @@
-"""Text profile: what the text tower says about a class's shots, right or wrong, is a feature; the project's own.
-
-GDA (see `gda`) with a second term, related to TIP-X's inter-modal distance and to EM-Dirichlet's simplex points:
+"""Text profile: GDA (see `gda`) with a second term, what the text tower says about a class's shots; the project's own.
 
     s(x) = softmax(x tᵀ / T),    P_c = (Σ_{j in c} s(f_j) + s(m_c)) / (n_c + 1)
     logits = 100 x tᵀ + α (x Wᵀ + b) + γ s(x)·log(P_c + ε)

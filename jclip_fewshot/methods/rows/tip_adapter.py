@@ -6,9 +6,8 @@ Classification", ECCV 2022 (https://arxiv.org/abs/2207.09519), equations 3 and 4
 F: the shots' features, the cache's keys; L: their one-hot labels, its values. β: sharpness of the affinity.
 α: weight of the cache. (The authors' code has the two letters swapped; here they are the paper's.)
 
-Deviations: every class's affinity is averaged over its own shots and multiplied by the mean number of shots a class:
-classes with more shots are not favoured, and α means the same for k-1 and k shots, which leave-one-shot-out needs. With
-equal counts this is the paper's sum.
+Deviation: every class's affinity is averaged over its own shots and multiplied by the mean number of shots a class, so
+that α means the same for k-1 and k shots, as leave-one-shot-out needs. With equal counts this is the paper's sum.
 """
 
 from __future__ import annotations

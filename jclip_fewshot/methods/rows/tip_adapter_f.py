@@ -3,12 +3,10 @@ Few-shot Classification", ECCV 2022 (https://arxiv.org/abs/2207.09519), section 
 
     A = exp(−β (1 − x Fᵀ)),   logits = 100 x tᵀ + α A L
 
-Symbols: F (S, D) the cache's keys, started at the shots' features and trained; L (S, K) their one-hot labels, frozen;
-β sharpness, α weight of the cache.
+F (S, D), the cache's keys, starts at the shots' features and is trained; the rest as in `tip_adapter`.
 
 Deviations: α = 2, β = 3.5 and borrowed residuals (`trained`) in training, where the paper has α = 1, β = 5.5: a shot
-then is not its own key, and held-out top-1 is about 1 point better; afterwards α and β by the held-out shots. A L as
-in `tip_adapter`; at most `cap` keys a class: more are averaged in groups.
+then is not its own key; afterwards α and β by the held-out shots.
 """
 
 from __future__ import annotations

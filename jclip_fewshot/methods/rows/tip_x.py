@@ -6,9 +6,8 @@
 
 M: how far two images are apart as the text tower describes them. ψ rescales -M to A's range. γ: its weight.
 
-Deviations: those of `tip_adapter`. T = 0.01, CLIP's own temperature, where the authors' code has 0.5 (compared in
-docs/methods.md). ψ's range is taken once from pairs of shots, not from the queries, so that an image's answer does not
-depend on the others asked with it, and is the same in all folds.
+Deviations: those of `tip_adapter`. T = 0.01, CLIP's own temperature, where the authors' code has 0.5. ψ's range is from
+pairs of shots, not from the queries, so that an image's answer does not depend on the others asked with it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched p
 
 Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean of
 j's class) of another shot of the same fit, drawn again in each step (docs/methods.md).
-
-Letters: S shots, K classes, D feature width, B batch, M = k + 1 fits.
 """
 
 from __future__ import annotations
@@ -51,8 +49,7 @@ def borrowed(features: np.ndarray, residuals: np.ndarray, strength: float, rng: 
 def soft_top1(logits: np.ndarray, labels: np.ndarray, sharpness: float = 5.0) -> float:
     """Mean p(label) under softmax(sharpness · logits), in percent: what settings are chosen by.
 
-    Log-loss chooses confidence: it still falls when held-out top-1 has turned. Top-1 of a few hundred shots is a
-    staircase. This has its optimum where top-1 has, without the steps.
+    Log-loss still falls when held-out top-1 has turned; this has its optimum where top-1 has, without its steps.
     """
     return float(100 * softmax(sharpness * logits)[np.arange(len(labels)), labels].mean())
 
@@ -67,8 +64,8 @@ class TrainedMethod(Method):
 
     epochs, lr, weight_decay, eps: AdamW with a cosine schedule from lr to least_lr. batch: rows a step; None: all
     shots in order. augment: strength of the borrowed residuals. every: epochs between two scores. patience: epochs
-    without a better score before it stops; None: it does not. choose_epoch: keep the epoch with the best held-out soft
-    top-1, not the last one. ratios: {name of a constant: values to try} after training, by held-out soft top-1.
+    without a better score before it stops; None: it does not. choose_epoch: keep the epoch of the best score, held-out
+    soft top-1, not the last one. ratios: {name of a constant: values to try} after training, by the same score.
     """
 
     state_dicts: ClassVar[tuple[str, ...]] = ("learned_",)
@@ -86,10 +83,6 @@ class TrainedMethod(Method):
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
         """Logits (B, K) of rows x (B, D) on CLIP's scale; `p` holds constants and parameters."""
         raise NotImplementedError
-
-    def forward_in_training(self, p: Vars, x: jt.Var) -> jt.Var:
-        """`forward` of a batch; where batches are all the shots in order, parts of it may be constants."""
-        return self.forward(p, x)
 
     def penalty(self, p: Vars, x: jt.Var, logits: jt.Var, rng: np.random.Generator) -> jt.Var | float:
         """Added to the cross-entropy of the batch x."""
@@ -187,7 +180,7 @@ class _InStep:
                 rows = np.repeat(rows, 2)
             x = var(borrowed(fit.task.features[rows], self.residuals[m], self.method.augment, self.rng))
             y, p = jt.array(fit.task.labels[rows].astype(np.int32)), self.of(values, m)
-            logits = self.method.forward_in_training(p, x)
+            logits = self.method.forward(p, x)
             own = cross_entropy(logits if self.class_mask is None else logits + self.class_mask, y)
             if m == len(self.fits) - 1:
                 self.said = own.detach(), (jt.argmax(logits, 1)[0] == y).detach(), share

@@ -9,10 +9,8 @@ and a linear map that all classes share.
 
 r: what another shot of the same domain differs by from its class's mean, drawn in every step with a random sign. ε:
 standard normal. M (D, D): learned by all shots. δ_c: what the shots say about class c alone. λ: how strongly a class is
-held to its text row. All λ are trained, with the same draws; for each domain they are averaged with weights
-softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Why: docs/methods.md.
-
-Letters: S shots, K classes, D feature width, L values of λ. Only classes with a shot take part.
+held to its text row. All L values of λ are trained, with the same draws; for each domain they are averaged with weights
+softmax_λ(-(held-out log-loss of the domain's shots, in nats, summed)). Only classes with a shot take part.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ MAP_RATE = 0.1  # of the learning rate: each entry of M moves all classes
 
 
 def vicinity(task: Task, residual: float, sigma: float, seed: int) -> Callable[[], np.ndarray]:
-    """Return a function that draws x̃ (S, D) float32 unit rows, other ones at each call."""
+    """Return a function that draws x̃ (S, D), other rows at each call."""
     rng, spread, (S, D) = np.random.default_rng(seed), residuals(task), task.features.shape
     # drawn once: a step takes its rows in another order and with other signs
     noise = np.float32(sigma) / np.float32(np.sqrt(D)) * rng.standard_normal((NOISE_ROWS * S, D), np.float32)

@@ -9,7 +9,7 @@ from jclip_fewshot.task import Task, zero_shot_logits
 
 
 class ZeroShot(Method):
-    """Needs no shots; duplicate text rows tie, and ties go to the lower class number."""
+    """Duplicate text rows tie, and ties go to the lower class number."""
 
     name, title, paper = "zero_shot", "Zero-shot", "Radford et al. 2021"
     needs = frozenset({TEXT})

@@ -8,8 +8,6 @@ of them. What comes out is a few small arrays that change the tower, and K class
 Safeguards against forgetting, chosen on the shots that a fold left out: α (WiSE-FT, Wortsman et al. 2022,
 arXiv:2109.01903: weights averaged with the original ones), and for each domain whether to tune at all: images that
 zero-shot places in a domain where tuning does not lower the held-out log-loss keep their zero-shot logits.
-
-Letters: N images, S shots, V views, K classes, D feature width.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, merged, rows_from, values_of
-from jclip_fewshot.methods.training import Arrays, Vars, as_vars
+from jclip_fewshot.methods.training import Arrays, Vars, as_vars, batches
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.task import Fold, Task, zero_shot_logits
 
@@ -38,10 +36,7 @@ ROWS_AT_ONCE = 256
 
 
 class TowerMethod(Method):
-    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`).
-
-    After `fit`: `update_` (small arrays under OpenAI's names that change the tower), `classifier_` (K, D) unit rows.
-    """
+    """A subclass says where stored activations stop (`at`, or `depth`) and what trains from there (`train`)."""
 
     needs = frozenset({TEXT, SHOTS, TOWER})
     trains = True
@@ -60,28 +55,22 @@ class TowerMethod(Method):
         """Where the stored activations stop: what lies below is computed once."""
         return self.at
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        """Trained arrays of one fit on the shots `kept`, `classifier` (K, D) among them: ΔC.
-
-        `task` holds those shots alone.
-        """
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        """Return the arrays of a training on the shots that `fit` keeps, `classifier` (K, D) among them: ΔC."""
         raise NotImplementedError
 
-    def schedule(self, task: Task, activations: Activations, kept: np.ndarray, rng: np.random.Generator, batch: int,
-                 epochs: int) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
+    def schedule(self, fit: Fold, tower: Activations, rng: np.random.Generator, batch: int, epochs: int
+                 ) -> tuple[list[np.ndarray], Callable[[int], jt.Var]]:
         """Return each step's labels, among the classes with a shot, and a function of a step: its shots at `depth`.
 
         Every epoch has all shots once, in a new order and in random views; a smaller last batch is dropped.
         """
-        views, batch = activations.at(self.depth(activations.model)), min(batch, len(kept))
-        chosen: list[np.ndarray] = []
-        for _ in range(epochs):
-            order = rng.permutation(len(kept))
-            chosen += [order[i:i + batch] for i in range(0, len(kept) - batch + 1, batch)]
-        numbers, labels = [rng.integers(views.count, size=batch) for _ in chosen], task.seen_labels()[1]
-        return [labels[one] for one in chosen], lambda step: jt.array(views.take(kept[chosen[step]], numbers[step]))
+        kept, views = fit.kept, tower.at(self.depth(tower.model))
+        steps = batches(np.stack([rng.permutation(len(kept)) for _ in range(epochs)]), batch)
+        numbers, labels = [rng.integers(views.count, size=len(one)) for one in steps], fit.task.seen_labels()[1]
+        return [labels[one] for one in steps], lambda step: jt.array(views.take(kept[steps[step]], numbers[step]))
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
         """Return the floating-point operations of one fit, where they matter beside encoding."""
         return 0.0
 
@@ -89,10 +78,7 @@ class TowerMethod(Method):
         return (len(task.folds()) + 1) * self.flops_of_fit(task, given.tower)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:
-        """Activations at `depth`, (B, *shape) -> unit rows (B, D), the fit's tensors being in place.
-
-        own: its arrays that are none of the model's.
-        """
+        """Activations at `depth`, (B, *shape) -> unit rows (B, D), with the fit's tensors in place; own: of `own`."""
         depth = self.depth(model)
         if isinstance(depth, int):
             return rows_from(model, x, depth)
@@ -113,8 +99,8 @@ class TowerMethod(Method):
 
     def _begin(self, task: Task) -> None:
         super()._begin(task)
-        self.update_: Arrays = {}
-        self.classifier_ = task.text
+        self.update_: Arrays = {}  # small, under OpenAI's names: what changes the tower
+        self.classifier_ = task.text  # (K, D) unit rows
         for name in set(self.state_names) - set(TowerMethod.state_names):
             setattr(self, name, np.zeros(0, np.float32))  # as long as there is nothing to learn from
         self.tuned_domains_ = np.full(int(task.domains.max()) + 1, True)
@@ -135,15 +121,15 @@ class TowerMethod(Method):
 
     def _trained(self, tower: Activations, fit: Fold, number: str) -> Arrays:
         """One fit's arrays; those of a finished training are kept in the activations' cache, if they have one."""
-        key = self._key(fit.task, tower, fit.kept) if tower.fits is not None else ""
+        key = self._key(fit, tower) if tower.fits is not None else ""
         arrays = tower.fits.get(key) if tower.fits is not None else None
         if arrays is None:
-            arrays = self.train(fit.task, tower, fit.kept, f"{self.name} {number}")
+            arrays = self.train(fit, tower, f"{self.name} {number}")
             if tower.fits is not None:
                 tower.fits.put(key, arrays)
         return arrays
 
-    def _choose_alpha(self, activations: Activations, task: Task, folds: list[Fold], learned: list[Arrays]
+    def _choose_alpha(self, tower: Activations, task: Task, folds: list[Fold], learned: list[Arrays]
                       ) -> tuple[float, np.ndarray]:
         """Return the α of least held-out log-loss and its answers (S, K), each by the fit that did not see the shot."""
         tested, found = task.can_be_left_out, []
@@ -151,16 +137,15 @@ class TowerMethod(Method):
         for alpha in self.alphas:
             held_out = task.zero_shot(task.features)
             for fold, arrays in zip(folds, learned):
-                answers = self.logits_of_fit(activations, task, self.interpolated(activations.model, arrays, alpha),
-                                             fold.left_out)
+                answers = self.logits_of_fit(tower, task, self.interpolated(tower.model, arrays, alpha), fold.left_out)
                 held_out[fold.left_out] = keep_unseen(answers, held_out[fold.left_out], task.seen)
             found.append((log_loss(cooled(held_out[tested], labels), labels), alpha, held_out))
         return min(found, key=lambda one: one[0])[1:]
 
-    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    def logits_of_fit(self, tower: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         """Return logits (n, K) of some of the images by a fit's arrays."""
         classifier = unit_rows(task.text + arrays.pop(CLASSIFIER, np.float32(0)))
-        return matmul(self.scale_ * self.mean_rows(activations, arrays, images), classifier.T)
+        return matmul(self.scale_ * self.mean_rows(tower, arrays, images), classifier.T)
 
     def _choose_domains(self, task: Task, held_out: np.ndarray) -> None:
         """Where tuning does not lower the held-out log-loss of a domain's shots, zero-shot answers there."""
@@ -183,9 +168,9 @@ class TowerMethod(Method):
         tuned = self.tuned_domains_[self.domains_[zero_shot.argmax(axis=1)]]
         return np.where(tuned[:, None], logits, zero_shot)
 
-    def mean_rows(self, activations: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
+    def mean_rows(self, tower: Activations, update: Arrays, images: np.ndarray) -> np.ndarray:
         """Unit rows (n, D) of some of the images under the update, the mean of their views."""
-        model, views = activations.model, activations.at(self.depth(activations.model))
+        model, views = tower.model, tower.at(self.depth(tower.model))
         asked = np.stack([np.repeat(images, views.count), np.tile(np.arange(views.count), len(images))], axis=1)
         tensors = as_vars(merged(model, update))
         own = {name: tensors.pop(name) for name in self.own}
@@ -199,33 +184,30 @@ class TowerMethod(Method):
         return unit_rows(rows.reshape(len(images), views.count, -1).mean(axis=1))
 
     def answer(self, queries: Queries) -> np.ndarray:
-        return self.logits_with(queries.rows, queries.under(self.encoder))
-
-    def logits_with(self, features: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-        """Return (N, K) on CLIP's scale. features (N, D): of the frozen tower; tuned (N, D): by `encoder`."""
-        zero_shot = zero_shot_logits(unit_rows(features), self.text_, self.scale_)
+        zero_shot = zero_shot_logits(unit_rows(queries.rows), self.text_, self.scale_)
         if self.seen_.sum() < self.least_classes:
             return zero_shot
-        return self._safeguarded(keep_unseen(self._logits(tuned), zero_shot, self.seen_), zero_shot)
+        logits = self._logits(queries.under(self.encoder))
+        return self._safeguarded(keep_unseen(logits, zero_shot, self.seen_), zero_shot)
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         """Return (N, K), classes without shots anyhow, of rows by `encoder`."""
         return matmul(self.scale_ * unit_rows(features), self.classifier_.T)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
-        """The tower that gives the rows which `logits_with` takes: the frozen one where no tensor of it moved."""
+        """The tower whose rows `_logits` takes: the frozen one where no tensor of it moved."""
         if not self.update_:
             return base
         return tuned_encoder(base, merged(base.model, self.update_), self.name)
 
-    def _key(self, task: Task, activations: Activations, kept: np.ndarray) -> str:
+    def _key(self, fit: Fold, tower: Activations) -> str:
         """Return a name of a training, made of all that it depends on."""
-        constants = {name: getattr(self, name) for name in self.constants}
-        said = [__version__, self.name, str(self.seed), repr(constants), activations.encoder.fingerprint,
-                activations.digest(kept), repr(task.scale)]
+        task, constants = fit.task, {name: getattr(self, name) for name in self.constants}
+        said = [__version__, self.name, str(self.seed), repr(constants), tower.encoder.fingerprint,
+                tower.digest(fit.kept), repr(task.scale)]
         arrays = [task.labels.tobytes(), task.text.tobytes()]
         if self.reads_sentences:
-            arrays.append(activations.class_tokens.tobytes())
+            arrays.append(tower.class_tokens.tobytes())
         return content_digest("\0".join(said).encode() + b"".join(arrays)).hex()
 
 

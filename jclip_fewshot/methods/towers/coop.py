@@ -6,11 +6,7 @@ CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", 2022 (arXiv:
     p(y = i | x) = softmax_i(exp(s) cos(g(prompt_i), f)),   prompt_i = [V]_1 … [V]_M [CLASS_i] .
     CoCoOp:  v_m(x) = v_m + h(f),   h: D → D/16 → ReLU → W
 
-Only V (and h) train, and the name stands behind the context. f is frozen and comes in as rows; a step costs K sentences
-through the text tower, so full batches are the default in the contest. Deviation: sentences are cut after the longest
-(the same rows); float32 where the authors have half.
-
-K classes · L tokens · M context vectors · W width of the text tower · D feature width · B images a step
+Only V (and h) train. f is frozen and comes in as rows; a step costs K sentences, so CoOp's batches are all shots.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import TowerMethod, sentence_flops
 from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, text_rows
 from jclip_fewshot.methods.training import SGD, Arrays, Vars, cosine_by_epoch, descend, mean_cross_entropy, uniform
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Fold, Task
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.002, 5e-4, 0.9  # the authors', Dassl's
 STD = 0.02  # of the context's start
@@ -112,20 +108,16 @@ def logits_one_by_one(arrays: Arrays, prompts: Prompts, rows: np.ndarray, scale:
 
 def train(start: Arrays, prompts: Prompts, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray],
           rates: Sequence[float], scale: float, **told: Any) -> Arrays:
-    """CoOp's or CoCoOp's training: cross-entropy, SGD. rows: step -> unit image rows (B, D); labels: of each step.
-
-    told: `descend`'s watch and stage.
-    """
+    """CoOp's or CoCoOp's training: cross-entropy, SGD. rows: step -> unit image rows (B, D); labels: of each step."""
     def loss(p: Vars, step: int) -> jt.Var:
         return mean_cross_entropy(logits(p, prompts, rows(step), scale), labels[step])
     return descend(start, loss, SGD(MOMENTUM, WEIGHT_DECAY), rates, **told)
 
 
 class CoOp(TowerMethod):
-    """One context for all classes, started at "a photo of a", name at the end.
+    """One context for all classes, started at "a photo of a"; a step sees all shots in one of their views each.
 
-    A step sees all shots in one of their views each. The classifier is the text rows, moved as the learned context
-    moves the rows of "a photo of a bear."; the image tower stays as it is.
+    The classifier is the text rows, moved as the learned context moves the rows of "a photo of a bear."
     """
 
     name, title, paper = "coop", "CoOp", "Zhou et al. 2022"
@@ -133,27 +125,23 @@ class CoOp(TowerMethod):
     context, steps = 4, 100
     constants = ("context", "steps")
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        sentence = sentence_flops(activations.model, activations.class_tokens)
-        return self.steps * 3 * float(task.seen.sum()) * sentence
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        return self.steps * 3 * float(task.seen.sum()) * sentence_flops(tower.model, tower.class_tokens)
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, tokens = activations.model, np.random.default_rng(self.seed), activations.class_tokens
-        views, (seen, labels) = activations.at(ROWS), task.seen_labels()
-        numbers = [rng.integers(views.count, size=len(kept)) for _ in range(self.steps)]
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        model, rng, tokens = tower.model, np.random.default_rng(self.seed), tower.class_tokens
+        views, (seen, labels) = tower.at(ROWS), fit.task.seen_labels()
+        numbers = [rng.integers(views.count, size=len(fit.kept)) for _ in range(self.steps)]
         trained = train(first_words(model, tokens, self.context), Prompts(model, tokens[seen], self.context),
-                        lambda step: jt.array(views.take(kept, numbers[step])), [labels] * self.steps,
-                        cosine_by_epoch(LR, self.steps, 1), task.scale, stage=stage)
+                        lambda step: jt.array(views.take(fit.kept, numbers[step])), [labels] * self.steps,
+                        cosine_by_epoch(LR, self.steps, 1), fit.task.scale, stage=stage)
         context = jt.array(trained["ctx"])
         moved = in_batches(lambda some: Prompts(model, some, self.context).rows(context).numpy(), tokens)
         return {CLASSIFIER: moved - in_batches(lambda some: text_rows(model, some).numpy(), tokens)}
 
 
 class CoCoOp(TowerMethod):
-    """A context that each image shifts: an image's answer costs K sentences through the text tower.
-
-    The authors' start, rates and batch of one image; epochs: ten in their code, which takes ten times as long.
-    """
+    """A context that each image shifts: an answer costs K sentences through the text tower. Authors' epochs: 10."""
 
     name, title, paper = "cocoop", "CoCoOp", "Zhou et al. 2022"
     default = NEVER
@@ -163,25 +151,25 @@ class CoCoOp(TowerMethod):
     context, epochs, batch = 4, 1, 1
     constants = ("context", "epochs", "batch")
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        sentence = sentence_flops(activations.model, activations.class_tokens)
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        sentence = sentence_flops(tower.model, tower.class_tokens)
         return self.epochs * len(task) * 3 * float(task.seen.sum()) * sentence
 
     def _fit(self, task: Task, tower: Activations) -> None:
         self.class_tokens_ = tower.class_tokens
         super()._fit(task, tower)
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, tokens = activations.model, np.random.default_rng(self.seed), activations.class_tokens
-        labels, rows = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        model, rng, tokens = tower.model, np.random.default_rng(self.seed), tower.class_tokens
+        labels, rows = self.schedule(fit, tower, rng, self.batch, self.epochs)
         start = {**first_words(model, tokens, self.context),
-                 **random_net(rng, activations.encoder.width, model.transformer.width)}
-        return train(start, Prompts(model, tokens[task.seen], self.context), rows, labels,
-                     cosine_by_epoch(LR, self.epochs, len(labels) // self.epochs), task.scale, stage=stage)
+                 **random_net(rng, tower.encoder.width, model.transformer.width)}
+        return train(start, Prompts(model, tokens[fit.task.seen], self.context), rows, labels,
+                     cosine_by_epoch(LR, self.epochs, len(labels) // self.epochs), fit.task.scale, stage=stage)
 
-    def logits_of_fit(self, activations: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-        prompts = Prompts(activations.model, activations.class_tokens, self.context)
-        return logits_one_by_one(arrays, prompts, self.mean_rows(activations, arrays, images), task.scale)
+    def logits_of_fit(self, tower: Activations, task: Task, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+        prompts = Prompts(tower.model, tower.class_tokens, self.context)
+        return logits_one_by_one(arrays, prompts, self.mean_rows(tower, arrays, images), task.scale)
 
     def encoder(self, base: ClipEncoder) -> ClipEncoder:
         if not self.update_:

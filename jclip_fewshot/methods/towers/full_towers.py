@@ -6,14 +6,10 @@ CLIP-LoRA: towers.py. 2SFS: Farina et al., "Rethinking Few-Shot Adaptation of Vi
     stage 1   min over the blocks' norms    CE(s · cos(f, t), y),   t = text tower's rows, again in each step
     stage 2   min over C (K, D)             CE(s · cos(f, C), y),   C starts at the tuned text rows, f fixed
 
-300 × shots steps, 60 % of them in stage 1; both by CLIP-LoRA's optimiser and rates; s the model's scale. The authors'
-code names ln_pre, ln_post and ln_final as well, and freezes them again: they stay.
+300 × shots steps, 60 % of them in stage 1; CLIP-LoRA's optimiser and rates; s the model's scale. Other norms stay.
 
 Of both, the text tower trains on one template; what that moves its rows by is added to the rows of all sentences, and
-these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows. For a GPU: on two
-cores a training on the contest takes hours (docs/notes/tuning.md).
-
-S shots · B images a step · K classes
+these answer (CLIP-LoRA) or start stage 2. Deviation: the authors answer by the one template's rows.
 """
 
 from __future__ import annotations
@@ -30,14 +26,14 @@ from jclip_fewshot.methods.towers import towers
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops, sentence_flops
 from jclip_fewshot.methods.towers.towers import CLASSIFIER, CLIP, in_batches, text_rows
 from jclip_fewshot.methods.training import Arrays, Vars, as_vars
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Fold, Task
 
 FIRST_SHARE = 0.6  # of 2SFS's steps: the authors'
 BOTH = ("visual.", "")
 
 
 class _BothTowers(TowerMethod):
-    """What the two share: activations at block 0, steps by shots, tensors of both towers."""
+    """Activations at block 0, steps by shots, tensors of both towers."""
 
     reads_sentences = True
     at = 0
@@ -47,19 +43,19 @@ class _BothTowers(TowerMethod):
     def _count(self, task: Task) -> int:
         return max(1, round(self.steps_a_shot * float(task.counts[task.seen].mean())))
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        image = min(self.batch, len(task)) * image_flops(activations.model)
-        sentences = task.num_classes * sentence_flops(activations.model, activations.class_tokens)
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        image = min(self.batch, len(task)) * image_flops(tower.model)
+        sentences = task.num_classes * sentence_flops(tower.model, tower.class_tokens)
         return self._count(task) * 2 * (image + sentences)
 
-    def _steps(self, task: Task, activations: Activations, kept: np.ndarray
+    def _steps(self, fit: Fold, tower: Activations
                ) -> tuple[list[np.ndarray], Callable[[int], jt.Var], Callable[[Vars], jt.Var]]:
         """Each step's labels, and functions of a step and of the parameters: image and text rows by the towers then."""
-        total, a_epoch = self._count(task), max(1, len(kept) // min(self.batch, len(kept)))
-        model, rng = activations.model, np.random.default_rng(self.seed)
-        labels, x = self.schedule(task, activations, kept, rng, self.batch, -(-total // a_epoch))
+        total, shots, model = self._count(fit.task), len(fit.kept), tower.model
+        epochs = -(-total // max(1, shots // min(self.batch, shots)))
+        labels, x = self.schedule(fit, tower, np.random.default_rng(self.seed), self.batch, epochs)
         return (labels[:total], lambda step: self.rows(model, x(step), {}),
-                lambda _: text_rows(model, activations.class_tokens[task.seen]))
+                lambda _: text_rows(model, tower.class_tokens[fit.task.seen]))
 
 
 class ClipLora(_BothTowers):
@@ -67,13 +63,13 @@ class ClipLora(_BothTowers):
 
     name, title, paper = "clip_lora", "CLIP-LoRA", "Zanella and Ben Ayed 2024"
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model = activations.model
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        model = tower.model
         start = towers.random_start(model, towers.block_names(model, *BOTH), np.random.default_rng([self.seed, 2]))
-        labels, rows, text = self._steps(task, activations, kept)
+        labels, rows, text = self._steps(fit, tower)
         drop = towers.dropout(np.random.default_rng([self.seed, 1]), towers.DROPOUT)
         trained = towers.train(start, model, rows, text, labels, drop=drop, stage=stage)
-        return {**trained, CLASSIFIER: _text_moved(model, activations.class_tokens, towers.merged(model, trained))}
+        return {**trained, CLASSIFIER: _text_moved(model, tower.class_tokens, towers.merged(model, trained))}
 
 
 class TwoStage(_BothTowers):
@@ -82,13 +78,13 @@ class TwoStage(_BothTowers):
     name, title, paper = "two_stage", "2SFS", "Farina et al. 2025"
     steps_a_shot = 300
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, seen = activations.model, task.seen
-        labels, rows, text = self._steps(task, activations, kept)
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        task, model, seen = fit.task, tower.model, fit.task.seen
+        labels, rows, text = self._steps(fit, tower)
         count = max(1, round(FIRST_SHARE * len(labels)))
         start = towers.values_of(model, towers.norm_names(towers.block_names(model, *BOTH)))
         trained = towers.train(start, model, rows, text, labels[:count], task.scale, stage=stage)
-        moved, tensors = _text_moved(model, activations.class_tokens, trained), as_vars(trained)
+        moved, tensors = _text_moved(model, tower.class_tokens, trained), as_vars(trained)
 
         def tuned_rows(step: int) -> jt.Var:
             with replaced(model, tensors), jt.no_grad():

@@ -4,10 +4,8 @@ Fahes et al., "Fine-Tuning CLIP's Last Visual Projector: A Few-Shot Cornucopia",
 
     min_W  CE(scale · cos(x₀ W, t), y) + λ ‖W − W⁰‖²_F
 
-x₀ are the numbers before the projection, t the classes' text rows. Adam, eps 1e-4, no decay, cosine to 0, full
-batches, another view in each step (the first is skipped at the start). λ = 1/shots or 1/shots².
-
-S shots · V views · W width of the image tower · D feature width · K classes
+x₀: numbers before the projection; t: text rows; λ = 1/n², n the mean of the shots a class. Adam, eps 1e-4, no decay,
+cosine to 0, full batches, another view in each step, in turn (the first is skipped at the start).
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.towers.base import TowerMethod
 from jclip_fewshot.methods.towers.towers import values_of
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, cosine, descend, mean_cross_entropy
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Fold, Task
 
 NAME = "visual.proj"  # in OpenAI's checkpoints
 EPS = 1e-4  # the authors'
@@ -37,10 +35,7 @@ def logits(proj: jt.Var, unprojected: jt.Var, text: jt.Var, scale: float) -> jt.
 
 def train(start: np.ndarray, views: Sequence[np.ndarray], labels: np.ndarray, text: np.ndarray, penalty: float,
           lr: float, scale: float, order: Sequence[int], **told: Any) -> np.ndarray:
-    """The projection (W, D) after training.
-
-    views: x₀ (S, W) of each view. penalty: λ. order: each step's view. told: `descend`'s watch and stage.
-    """
+    """The projection (W, D) after training. views: x₀ (S, W) of each. penalty: λ. order: each step's view."""
     first, rows, inputs = jt.array(start), jt.array(text), [jt.array(view) for view in views]
 
     def loss(p: Vars, step: int) -> jt.Var:
@@ -50,25 +45,22 @@ def train(start: np.ndarray, views: Sequence[np.ndarray], labels: np.ndarray, te
 
 
 class ProLIP(TowerMethod):
-    """ProLIP with λ = 1/n², n the mean of the shots a class.
-
-    lr: the authors report 70.0 to 70.4 % for 1e-5 to 1e-2 with this λ (69.7 to 70.1 with 1/n). Views come in turn, as
-    theirs.
-    """
+    """lr, steps: of the training; the authors report about the same top-1 for rates of 1e-5 to 1e-2 with this λ."""
 
     name, title, paper = "prolip", "ProLIP", "Fahes et al. 2025"
     at = UNPROJECTED
     lr, steps, power = 1e-3, 300, 2.0  # λ = 1 / shots ** power
     constants = ("lr", "steps", "power")
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        width, features = activations.model.visual.proj.shape
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        width, features = tower.model.visual.proj.shape
         return self.steps * 3 * 2.0 * len(task) * features * (width + task.num_classes)
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        views, (seen, labels) = activations.at(UNPROJECTED), task.seen_labels()
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        task, kept, views = fit.task, fit.kept, tower.at(UNPROJECTED)
+        seen, labels = task.seen_labels()
         penalty = max(1.0, float(task.counts[seen].mean())) ** -self.power
         inputs = [views.take(kept, np.full(len(kept), view)) for view in range(views.count)]
         order = [(1 + step) % len(inputs) for step in range(self.steps)]
-        return {NAME: train(values_of(activations.model, [NAME])[NAME], inputs, labels, task.text[seen], penalty,
+        return {NAME: train(values_of(tower.model, [NAME])[NAME], inputs, labels, task.text[seen], penalty,
                             self.lr, task.scale, order, stage=stage)}

@@ -3,8 +3,6 @@
 GDA as in methods/rows/gda.py (Wang et al. 2024), on all last tokens: the class token before the
 projection, and the extremes of the patches' tokens. Class means are those of the shots alone, since no text row lives
 there; the logits are brought to a calibrated scale on held-out shots.
-
-S shots · V views · W width of the image tower · K classes
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ TOKENS = b"tokens-1"  # in the encoder's fingerprint: to be raised when `rows` g
 
 
 class TokenGDA(TowerMethod):
-    """After `fit`: `weight_` (3W, K) and `bias_` (K,) in addition to what every tower method has."""
+    """`weight_` (3W, K) and `bias_` (K,) are learned."""
 
     name, title, paper = "token_gda", "GDA on tokens", "ours, after Wang et al. 2024"
     default = ALWAYS
@@ -37,8 +35,8 @@ class TokenGDA(TowerMethod):
     def depth(self, model: CLIP) -> int:
         return len(model.visual.transformer.resblocks) - 1
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        width = 3.0 * activations.model.visual.shape_at(None)[0]
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        width = 3.0 * tower.model.visual.shape_at(None)[0]
         return len(task) * width ** 2 * 2 + width ** 3
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:

@@ -5,12 +5,9 @@ CLIP-LoRA: Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Languag
     h = W x + γ B A x,   A (r, W) Kaiming-uniform, B (W, r) = 0,   r = 2,   γ = 1/√r (their code; α/r in LoRA's paper)
 
 Of query, key and value, in both towers or one. Dropout 0.25 on the update's input, a mask each for q, k and v. AdamW,
-lr 2e-4, weight decay 1e-2 on A and B, cosine by step to 1e-6. Text rows of one template again in each step where the
-text tower trains, else fixed. Logits 100 cos. Deviations: sentences are cut after the longest (the same rows); without
-dropout the update is kept next to W, where the authors' code merges it and takes it out before the backward pass,
-which makes gradients of lower blocks wrong.
-
-B images or sentences · R pixels a side · L tokens · W width of a tower · r rank · D feature width · K classes
+lr 2e-4, weight decay 1e-2, cosine by step to 1e-6. Where the text tower trains, text rows of one template again in each
+step. Deviation: without dropout the update is kept next to W, where the authors' code merges it and takes it out
+before the backward pass, which makes gradients of lower blocks wrong.
 """
 
 from __future__ import annotations
@@ -47,7 +44,6 @@ def block_names(model: CLIP, *towers: str) -> list[str]:
 
 
 def norm_names(blocks: Iterable[str]) -> list[str]:
-    """Names of the norms in some blocks."""
     return [f"{block}.{norm}.{kind}" for block in blocks for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")]
 
 
@@ -133,10 +129,7 @@ def attached(model: CLIP, p: Vars, drop: Drop | None = None) -> Iterator[None]:
 
 
 def dropout(rng: np.random.Generator, rate: float) -> Drop:
-    """x -> x with a share `rate` of its numbers at zero, the rest grown by 1/(1 − rate).
-
-    The masks come from a generator of NumPy's: the same on every device.
-    """
+    """x -> x with a share `rate` of its numbers at zero, the rest grown by 1/(1 − rate); NumPy draws on any device."""
     def drop(x: jt.Var) -> jt.Var:
         kept = rng.random(x.shape, np.float32) >= rate
         return x * jt.array(kept.astype(np.float32) / np.float32(1 - rate))
@@ -161,8 +154,7 @@ def train(start: Arrays, model: CLIP, rows: Callable[[int], jt.Var], text: Calla
           ) -> Arrays:
     """CLIP-LoRA's training, whatever trains: one step an entry of `labels`, the labels of that step's images.
 
-    rows: step -> unit image rows (B, D); text: parameters -> unit text rows (K, D). Both are asked with the parameters
-    attached. told: `descend`'s watch and stage.
+    rows: step -> unit image rows (B, D); text: parameters -> unit text rows (K, D); both with the parameters attached.
     """
     def loss(p: Vars, step: int) -> jt.Var:
         with attached(model, p, drop):

@@ -7,8 +7,6 @@ Jia et al., "Visual Prompt Tuning", 2022 (arXiv:2203.12119); shallow as in LaFTe
     min_P     CE(scale · cos(f(x; P), t), y)
 
 Deviations: the classifier is CLIP's text rows, which stay; AdamW at LaFTer's rate with a cosine, ten epochs.
-
-B images · P prompts · L tokens · W width · D feature width · K classes
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops
 from jclip_fewshot.methods.towers.towers import CLIP
 from jclip_fewshot.methods.training import Adam, Arrays, Vars, as_vars, cosine, descend, mean_cross_entropy
-from jclip_fewshot.task import Task
+from jclip_fewshot.task import Fold, Task
 
 WEIGHT_DECAY = 0.01  # LaFTer's
 PROMPTS = "prompts"
@@ -60,18 +58,18 @@ class VPT(TowerMethod):
     prompts, deep, epochs, batch, lr = 8, True, 10, 32, 5e-4
     constants = ("prompts", "deep", "epochs", "batch", "lr")
 
-    def flops_of_fit(self, task: Task, activations: Activations) -> float:
-        return 3 * self.epochs * len(task) * image_flops(activations.model, self.prompts)
+    def flops_of_fit(self, task: Task, tower: Activations) -> float:
+        return 3 * self.epochs * len(task) * image_flops(tower.model, self.prompts)
 
-    def train(self, task: Task, activations: Activations, kept: np.ndarray, stage: str) -> Arrays:
-        model, rng, text = activations.model, np.random.default_rng(self.seed), jt.array(task.text[task.seen])
+    def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
+        task, model, rng = fit.task, tower.model, np.random.default_rng(self.seed)
+        text = jt.array(task.text[task.seen])
         blocks = len(model.visual.transformer.resblocks) if self.deep else 0
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
-        labels, x = self.schedule(task, activations, kept, rng, self.batch, self.epochs)
+        labels, x = self.schedule(fit, tower, rng, self.batch, self.epochs)
 
         def loss(p: Vars, step: int) -> jt.Var:
-            logits = task.scale * product(self.rows(model, x(step), p), text)
-            return mean_cross_entropy(logits, labels[step])
+            return mean_cross_entropy(task.scale * product(self.rows(model, x(step), p), text), labels[step])
         return descend(start, loss, Adam(WEIGHT_DECAY), cosine(self.lr, len(labels)), stage=stage)
 
     def rows(self, model: CLIP, x: jt.Var, own: Vars) -> jt.Var:

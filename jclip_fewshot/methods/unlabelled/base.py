@@ -2,8 +2,6 @@
 
 `LabelFree` answers from finished rows, so that a run keeps a matrix or three; `LabelFreeByImages` asks the model about
 each image once more. What they learned cannot know a shot's label, so a held-out shot is answered as any other image.
-
-Letters: N images, B of them at a time, M unlabelled images, K classes, D feature width.
 """
 
 from __future__ import annotations

@@ -4,11 +4,9 @@ AAAI 2023 (https://arxiv.org/abs/2209.14169), equations 3 to 7.
     A = 2 F tᵀ,   F_a = softmax_K(A) t,   t_a = softmax_M(A)ᵀ F
     logits = 100 (x tᵀ + β₂ x t_aᵀ + β₃ (mean_M F_a + max_M F_a) tᵀ)
 
-Symbols: x (D,) an image's row, F (M, D) its patch tokens behind the last norm and projection, unit rows; t (K, D)
-text. softmax_K over classes, softmax_M over patches. Temperature ½ and pooling (mean plus maximum) as in the authors'
-code; they search β₂, β₃ on labelled test images, which is no option without labels: here both are fixed.
-
-Letters: N images, M patches, K classes, D feature width.
+Symbols: x (D,) an image's row, F (M, D) its M patch tokens behind the last norm and projection, unit rows; t (K, D)
+text. softmax_K over classes, softmax_M over patches. Temperature ½ and pooling as in the authors' code. Deviation: they
+search β₂, β₃ on labelled test images, here both are fixed.
 """
 
 from __future__ import annotations
@@ -40,13 +38,6 @@ def calip_logits(features: np.ndarray, patches: np.ndarray, text: np.ndarray, be
     return np.float32(scale) * logits
 
 
-def patch_rows(model: CLIP, images: jt.Var) -> jt.Var:
-    """(B, 3, R, R) -> (B, M, D): every patch's token behind the last norm and projection, not normalised."""
-    visual = model.visual
-    x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
-    return jt.matmul(visual.ln_post(x[:, 1:]), visual.proj)
-
-
 class CALIP(LabelFreeByImages):
     """Nothing is learned: the text rows are all there is."""
 
@@ -57,5 +48,7 @@ class CALIP(LabelFreeByImages):
         return {}
 
     def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
-        features = unit_rows(model.encode_image(images).numpy())
-        return jt.array(calip_logits(features, patch_rows(model, images).numpy(), self.text_, scale=self.scale_))
+        visual, features = model.visual, unit_rows(model.encode_image(images).numpy())
+        x = visual.transformer.part(visual.embed(images), 0, len(visual.transformer.resblocks))
+        patches = jt.matmul(visual.ln_post(x[:, 1:]), visual.proj).numpy()  # (B, M, D)
+        return jt.array(calip_logits(features, patches, self.text_, scale=self.scale_))

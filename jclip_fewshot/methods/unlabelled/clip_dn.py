@@ -3,11 +3,8 @@ Vision-language Models", NeurIPS 2023 (https://arxiv.org/abs/2302.11084).
 
     logits = 100 (x - λ μ_x) (t - λ μ_t)ᵀ
 
-μ_x, μ_t: means of a set of unlabelled images' rows and of the text rows; λ = 1/4 in the authors' code (half of the
-½ that their first-order argument gives). x μ_tᵀ is the same for all classes of a row: what changes the order is
--λ μ_x (t - λ μ_t)ᵀ, a bias against classes whose text lies near all images.
-
-Letters: N images, K classes, D feature width.
+μ_x, μ_t: means of the unlabelled images' rows and of the text rows; λ = 1/4 as in the authors' code. What changes the
+order is -λ μ_x (t - λ μ_t)ᵀ, a bias against classes whose text lies near all images.
 """
 
 import numpy as np

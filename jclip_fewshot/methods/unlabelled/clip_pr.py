@@ -5,19 +5,16 @@ Kahana et al., "Improving Zero-Shot Models with Label Distribution Priors", 2022
     L = CE(h(f), argmax zero-shot) + α KL(prior ‖ mean share),   h: D → 128 → LeakyReLU → 128 → LeakyReLU → K
 
 Three stages, each with a new Adam (L2 3e-4 in the gradient): the head at 1e-3, the whole image tower at 1e-6, the head
-at 1e-4. The share is the mean over the last batches' softmax, the older ones without gradient ("over time"), or over
-batches gathered for one step ("gathered"). Quirks of the authors' code that are kept: the rate falls by 0.3 after
-every step in the reference runs, and the head's gradients of stage 2 pile up and enter stage 3's first step.
+at 1e-4. The share is the mean over the last batches' softmax, the older ones without gradient. As in the authors' code,
+the head's gradients of stage 2 pile up and enter stage 3's first step.
 
-Deviations: constant rates, fewer epochs, and α = 1 instead of 100: a uniform prior is a claim about the test set that
-nobody has checked. Below zero-shot on 11 of 12 sets of LaFTer's table.
-
-B images a step · K classes · D feature width
+Deviations: constant rates, fewer epochs, and α = 1 instead of 100: nobody has checked that the prior is uniform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +31,6 @@ from jclip_fewshot.task import Task
 
 L2, SLOPE = 3e-4, 0.01  # the authors'
 TINY = 1e-12
-Schedule = Callable[[int, float], tuple[list[np.ndarray], dict[str, Any]]]
 
 
 def head(p: Vars, rows: jt.Var) -> jt.Var:
@@ -53,10 +49,7 @@ def random_head(rng: np.random.Generator, width: int, hidden: int, classes: int)
 
 
 class Objective:
-    """L of a step's logits (B, K); prior (K,), weight: α.
-
-    The mean share is that of the newest batch, with gradient, and of `memory` - 1 older ones, without.
-    """
+    """L of a step's logits (B, K); prior (K,), weight: α, memory: batches that the mean share is of."""
 
     def __init__(self, prior: np.ndarray, weight: float, memory: int) -> None:
         self.prior, self.weight = prior, weight
@@ -77,10 +70,7 @@ class Objective:
 
 def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray], objective: Objective,
           rates: Sequence[float], carried: Arrays | None = None, **told: Any) -> Arrays:
-    """A stage of the head: rows(step) are unit rows, labels[step] their pseudo-labels.
-
-    carried: gradients left over from stage 2, added to the first step's. told: `descend`'s watch and stage.
-    """
+    """A stage of the head on each step's unit rows and pseudo-labels; carried: stage 2's gradients, for step 0."""
     def loss(p: Vars, step: int) -> jt.Var:
         found = objective(head(p, rows(step)), labels[step])
         if step == 0 and carried:
@@ -92,10 +82,7 @@ def train(start: Arrays, rows: Callable[[int], jt.Var], labels: Sequence[np.ndar
 
 def train_tower(h: Arrays, model: CLIP, rows: Callable[[int], jt.Var], labels: Sequence[np.ndarray],
                 objective: Objective, rates: Sequence[float], **told: Any) -> tuple[Arrays, Arrays]:
-    """The stage of the image tower: (its tensors, sum of the head's gradients over the stage).
-
-    rows(step): asked with the tensors in place.
-    """
+    """The stage of the image tower: (its tensors, sum of the head's gradients); rows(step) are asked with these."""
     fixed, piled = as_vars(h), {name: np.zeros_like(value) for name, value in h.items()}
 
     def loss(p: Vars, step: int) -> jt.Var:
@@ -114,11 +101,7 @@ def answer(p: Arrays, rows: np.ndarray) -> np.ndarray:
 
 
 class ClipPr(LabelFree):
-    """The head's two stages, brought to CLIP's scale on the unlabelled images.
-
-    epochs, rates: of the head's stages. tower_epochs, tower_rate: of the image tower's. weight: α. hidden: width of h.
-    memory: batches whose shares are averaged.
-    """
+    """The head's two stages (`epochs`, `rates`), brought to CLIP's scale on the unlabelled images. weight: α."""
 
     name, title, paper = "clip_pr", "CLIP-PR", "Kahana et al. 2022"
     trains = True
@@ -130,23 +113,27 @@ class ClipPr(LabelFree):
         labels, classes = zero_shot.argmax(axis=1), task.num_classes
         objective = Objective(np.full(classes, 1 / classes), self.weight, self.memory)
 
-        def schedule(epochs: int, rate: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+        def stage(trained: Callable, epochs: int, rate: float, rows: Callable[[np.ndarray], jt.Var], said: str) -> Any:
             steps = batches(np.stack([rng.permutation(len(labels)) for _ in range(epochs)]), self.batch)
-            return steps, {"labels": [labels[step] for step in steps], "objective": objective,
-                           "rates": [rate] * len(steps)}
+            return trained(lambda step: rows(steps[step]), [labels[step] for step in steps], objective,
+                           [rate] * len(steps), stage=f"clip-pr, {said}")
 
-        def stage(h: Arrays, rows: np.ndarray, number: int, carried: Arrays) -> Arrays:
-            steps, how = schedule(self.epochs[number], self.rates[number])
-            return train(h, lambda step: jt.array(rows[steps[step]]), carried=carried,
-                         stage=f"clip-pr, head, stage {number + 1}", **how)
-        h = stage(random_head(rng, rows.shape[1], self.hidden, classes), rows, 0, {})
-        tensors, rows, carried = self.tower_stage(h, unlabelled, schedule)
-        h = stage(h, rows, 1, carried)
+        def by_rows(some: np.ndarray) -> jt.Var:
+            return jt.array(rows[some])
+
+        h, tensors, carried = random_head(rng, rows.shape[1], self.hidden, classes), Arrays(), Arrays()
+        h = stage(partial(train, h), self.epochs[0], self.rates[0], by_rows, "head, stage 1")
+        if self.asks_images:
+            encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
+
+            def by_tower(some: np.ndarray) -> jt.Var:
+                return image_rows(encoder.model, encoder.prepared(pixels[some]))
+            tensors, carried = stage(partial(train_tower, h, encoder.model), self.tower_epochs, self.tower_rate,
+                                     by_tower, "tower")
+            with replaced(encoder.model, as_vars(tensors)):
+                rows = in_batches(lambda some: by_tower(some).numpy(), np.arange(len(pixels)))
+        h = stage(partial(train, h, carried=carried), self.epochs[1], self.rates[1], by_rows, "head, stage 2")
         return {**h, **tensors, "spread": scale_to(answer(h, rows), zero_shot)}
-
-    def tower_stage(self, h: Arrays, unlabelled: Unlabelled, schedule: Schedule) -> tuple[Arrays, np.ndarray, Arrays]:
-        """Return the image tower's tensors, the images' rows by them, and what stage 3 carries: here nothing moves."""
-        return {}, unlabelled.rows, {}
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return self.learned_["spread"] * answer(self.learned_, features)
@@ -159,17 +146,6 @@ class ClipPrTower(LabelFreeByImages, ClipPr):
 
     def flops(self, task: Task, given: Given) -> float:
         return 3 * self.tower_epochs * given.images * image_flops(given.tower.model)
-
-    def tower_stage(self, h: Arrays, unlabelled: Unlabelled, schedule: Schedule) -> tuple[Arrays, np.ndarray, Arrays]:
-        encoder, pixels = unlabelled.encoder, pixels_of(unlabelled, self.name)
-        steps, how = schedule(self.tower_epochs, self.tower_rate)
-
-        def rows(some: np.ndarray) -> jt.Var:
-            return image_rows(encoder.model, encoder.prepared(some))
-        tensors, carried = train_tower(h, encoder.model, lambda step: rows(pixels[steps[step]]),
-                                       stage="clip-pr, tower", **how)
-        with replaced(encoder.model, as_vars(tensors)):
-            return tensors, in_batches(lambda some: rows(some).numpy(), pixels), carried
 
     def ask(self, model: CLIP, p: Vars, images: jt.Var) -> jt.Var:
         with replaced(model, tensors_of(p)):

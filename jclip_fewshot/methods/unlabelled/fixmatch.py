@@ -5,10 +5,8 @@ the shots are among the unlabelled images too, as in Dassl's version.
 
     loss = CE(p(weak x), y) + w mean_u 1[max p(weak u) >= τ_c] CE(p(strong u), argmax p(weak u)),   u over x and all u
 
-The mean runs over all u, kept or not. τ is 0.95 for every class as published. With CLIP that keeps few images of hard
-classes and all of easy ones, so here τ_c is a quantile of the images read as c (`class_thresholds`).
-
-B images a step · K classes · U unlabelled images
+The mean runs over all u, kept or not. Deviation: τ is 0.95 for every class as published. With CLIP that keeps few
+images of hard classes and all of easy ones, so here τ_c is a quantile of the U images read as c (`class_thresholds`).
 """
 
 from __future__ import annotations
@@ -59,10 +57,7 @@ def consistency(strong: jt.Var, labels: np.ndarray, mask: np.ndarray) -> jt.Var:
 def train(start: Arrays, prompts: coop.Prompts, x: Sequence[np.ndarray], u: Sequence[np.ndarray],
           steps: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], scale: float, threshold: np.ndarray, weight: float,
           **descent: Any) -> Arrays:
-    """x: (weak rows, strong rows, labels) of the shots, u: (weak, strong) rows of the others; steps: of x and of u.
-
-    descent: `descend`'s rates, watch and stage.
-    """
+    """x: (weak rows, strong rows, labels) of the shots, u: (weak, strong) rows of the others; steps: of x and of u."""
     def loss(p: Vars, step: int) -> jt.Var:
         a, b = steps[0][step], steps[1][step]
         text = prompts.rows(p["ctx"])
@@ -74,10 +69,7 @@ def train(start: Arrays, prompts: coop.Prompts, x: Sequence[np.ndarray], u: Sequ
 
 
 class FixMatch(Method):
-    """Text rows learned from the shots and the unlabelled images, again without each fold's shots.
-
-    keep: the share of each class's images that is kept. weight: w. batch_x, batch_u: rows a step.
-    """
+    """keep: the share of each class's images that is kept. weight: w. batch_x, batch_u: rows a step."""
 
     name, title, paper = "fixmatch", "FixMatch", "Sohn et al. 2020"
     needs = frozenset({TEXT, SHOTS, TOWER, UNLABELLED})

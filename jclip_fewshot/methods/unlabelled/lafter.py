@@ -6,13 +6,11 @@ NeurIPS 2023 (arXiv:2305.18287). Settings as in their code.
     stage 1   min_φ  Σ CE_0.1(φ (e + n), y),   n ~ N(0, 0.1²)          e sentence rows, φ (K, D), no bias, no scale
     stage 2   min_{P, norms, φ}  CE_0.1(φ u(strong(x); P), c(x)),      c(x) = argmax φ₀ f(weak(x))
 
-P: visual prompts between class token and patches. The teacher is φ₀, as stage 1 left it, on normalised rows of the
-same tower without prompts: its norms move with the student's. The student's rows u are not normalised. AdamW,
-constant rate, weight decay 0.01 but for names with "bias". The last epoch counts; the authors report the best epoch
-on the test set. For a dozen images a class: 10 epochs instead of 50, 16 prompts instead of 50, 400 steps of stage 1,
-where they take 400 to 600 by data set.
+P: visual prompts between class token and patches. The teacher is φ₀, as stage 1 left it, on unit rows of the same tower
+without prompts: its norms move with the student's, whose rows u are not normalised. AdamW, constant rate.
 
-K classes · D feature width · E sentences · B images a step
+Deviations: the last epoch counts, where the authors report the best one on the test set. For a dozen images a class: 10
+epochs and 16 prompts instead of 50, 400 steps of stage 1.
 """
 
 from __future__ import annotations
@@ -40,10 +38,7 @@ ADAPTER, PROMPTS = "adapter", "prompt_embeddings"
 
 def train_text(start: np.ndarray, rows: np.ndarray, labels: np.ndarray, noise: Callable[[int], np.ndarray],
                rates: Sequence[float], **told: Any) -> np.ndarray:
-    """Stage 1: φ (K, D) from `start`, all sentences in each step.
-
-    rows (E, D): the sentences' unit rows; labels (E,): whose they are; noise(step) (E, D), added to them.
-    """
+    """Stage 1: φ (K, D) from `start`. rows (E, D): the sentences'; labels (E,): whose they are; noise(step): (E, D)."""
     def loss(p: Vars, step: int) -> jt.Var:
         moved = jt.array((rows + noise(step)).astype(np.float32))
         return mean_cross_entropy(product(moved, p[ADAPTER]), labels, SMOOTHING)
@@ -86,10 +81,7 @@ class LafterText(LabelFree):
     text_steps, lr = 400, 5e-4
 
     def text_classifier(self, task: Task, unlabelled: Unlabelled) -> np.ndarray:
-        """Stage 1 on what is said of the classes, from the class means of the sentence rows: φ (K, D).
-
-        The authors start at random; a sentence a class then leaves φ far from the text, and it has K D numbers.
-        """
+        """Stage 1 on what is said of the classes: φ (K, D), from the class means; the authors start at random."""
         rows = np.concatenate(unlabelled.sentences)
         labels = np.repeat(np.arange(task.num_classes), [len(one) for one in unlabelled.sentences])
 

@@ -5,13 +5,8 @@ Huang et al., "Unsupervised Prompt Learning for Vision-Language Models", 2022 (a
     of each class k the n images with the largest max softmax among those whose argmax is k
     CoOp on them from different starts; logits are averaged
 
-A class may get fewer than n, or none. The pseudo-labels are never renewed. Averaging the logits of CoOp's fits is
-averaging their text rows: what is kept is one matrix (K, D).
-
-Deviations, for a dozen images a class: 4 of them a class instead of 16, 4 starts of 4 vectors instead of 16 of 16, full
-batches instead of 32.
-
-K classes · N unlabelled images · D feature width
+A class may get fewer than n, or none. Averaging the logits is averaging the text rows: one matrix (K, D) is kept.
+Deviations, for a dozen images a class: n = 4 instead of 16, 4 starts of 4 vectors instead of 16 of 16, full batches.
 """
 
 from __future__ import annotations
@@ -37,10 +32,7 @@ def confident(logits: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarra
 
 
 class Upl(LabelFree):
-    """The text rows that UPL learns, in the place of CLIP's.
-
-    per_class: images a class. starts: of CoOp's training. context: M. epochs, lr: of each training.
-    """
+    """per_class: n, images a class. starts, epochs, lr: of CoOp's trainings. context: its vectors."""
 
     name, title, paper = "upl", "UPL", "Huang et al. 2022"
     needs = frozenset({TEXT, UNLABELLED, TOWER})
@@ -54,7 +46,6 @@ class Upl(LabelFree):
         rows = unlabelled.rows[chosen]
 
         def text(number: int) -> np.ndarray:
-            """The text rows that one start leads to."""
             rng = np.random.default_rng([self.seed, number])
             steps = [rng.permutation(len(chosen)) for _ in range(self.epochs)]
             trained = coop.train(coop.random_context(rng, self.context, encoder.model), prompts,

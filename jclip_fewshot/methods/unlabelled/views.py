@@ -3,8 +3,6 @@
 weak    the pixels that the encoder asks for (features/activations.py)
 strong  of the weak view: crop (0.2 to 1 of its area), flip, colour jitter (0.4, 0.4, 0.4; 80 % of them), grey (20 %),
         Gaussian blur: LaFTer's, but cut out of the square that CLIP sees, and without a change of hue
-
-Letters: B images, R pixels a side.
 """
 
 import numpy as np

@@ -40,8 +40,8 @@ def test_sus_x_searches_nothing_and_uses_the_support():
     task, _ = with_support(Task(np.zeros((0, 16)), [], TEXT), TEXT, images(range(30)))
     method = sus_x.SusX().fit(task)
     settings = method.settings_
-    assert (settings["alpha"], settings["gamma"], settings["beta"]) == (sus_x.ALPHA, sus_x.GAMMA, sus_x.BETA)
+    assert (settings["alpha"], settings["gamma"], settings["beta"]) == (1.0, 0.1, 5.5)
     assert np.abs(method.logits(ROWS) - zero_shot_logits(ROWS, TEXT)).max() > 0.1
-    assert isinstance(method, TipX) and method.temperature_ == sus_x.TEMPERATURE
+    assert isinstance(method, TipX) and method.temperature_ == sus_x.SusX.temperature
     trained = sus_x.SusXF().fit(task)
     assert trained.settings_["epoch"] == trained.epochs  # the last epoch

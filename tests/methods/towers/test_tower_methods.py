@@ -11,6 +11,8 @@ from jclip_fewshot.clip.replace import part, replaced
 from jclip_fewshot.encoders.base import ROWS, UNPROJECTED
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
 from jclip_fewshot.features.activations import Activations, Views
+from jclip_fewshot.methods.base import Queries
+from jclip_fewshot.methods.rows.trained import fits_of
 from jclip_fewshot.methods.towers import towers, visual_prompts
 from jclip_fewshot.methods.towers.coop import CoCoOp, CoOp
 from jclip_fewshot.methods.towers.full_towers import ClipLora, TwoStage
@@ -121,14 +123,15 @@ def test_the_model_is_as_it_was(fitted, encoder):
 def test_saved_and_read_again_it_answers_the_same(fitted, encoder, case):
     frozen, tuned = frozen_and_tuned(fitted, encoder, case[2])
     again = type(fitted).from_state(fitted.state())
-    assert np.array_equal(again.logits_with(frozen, tuned), fitted.logits_with(frozen, tuned))
+    queries = Queries(frozen, lambda make: tuned)
+    assert np.array_equal(again.answer(queries), fitted.answer(queries))
     assert again.encoder(encoder).fingerprint == fitted.encoder(encoder).fingerprint
     assert (fitted.encoder(encoder) is encoder) == isinstance(fitted, CoOp)
 
 
 def test_the_class_without_shots_keeps_its_share(fitted, encoder, case):
     frozen, tuned = frozen_and_tuned(fitted, encoder, case[2])
-    share = np.exp(log_softmax(fitted.logits_with(frozen, tuned)))[:, UNSEEN]
+    share = np.exp(log_softmax(fitted.answer(Queries(frozen, lambda make: tuned))))[:, UNSEEN]
     np.testing.assert_allclose(share, np.exp(log_softmax(case[0].zero_shot(frozen)))[:, UNSEEN], atol=2e-3)
     held_out = np.exp(log_softmax(fitted.held_out_logits()))[:, UNSEEN]
     np.testing.assert_allclose(held_out, np.exp(log_softmax(case[0].zero_shot(case[0].features)))[:, UNSEEN], atol=2e-3)
@@ -139,7 +142,7 @@ def test_training_fits_the_shots(case, encoder):
         epochs, lr = 60, 1e-2
     task, activations, _ = case
     everyone = np.arange(len(task))
-    arrays = Longer(seed=1).train(task, activations, everyone, "")
+    arrays = Longer(seed=1).train(fits_of(task)[-1], activations, "")
     classifier = unit_rows(task.text + arrays.pop("classifier"))
     rows = Longer(seed=1).mean_rows(activations, arrays, everyone)
     chance = log_softmax(task.scale * rows @ classifier.T)[everyone, task.labels].mean()
@@ -156,10 +159,9 @@ def test_a_training_does_not_see_the_shots_that_its_fold_leaves_out(kind, case):
         array[fold.left_out] = array[fold.left_out][::-1]
     other = Held(activations.encoder, arrays)
     other.class_tokens = activations.class_tokens
-    first, second = (kind(seed=1).train(task.take(fold.kept), one, fold.kept, "") for one in (activations, other))
+    first, second = (kind(seed=1).train(fold, one, "") for one in (activations, other))
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
-    everyone = np.arange(len(task))
-    first, second = (kind(seed=1).train(task, one, everyone, "") for one in (activations, other))
+    first, second = (kind(seed=1).train(fits_of(task)[-1], one, "") for one in (activations, other))
     assert not all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
@@ -197,7 +199,7 @@ def test_finished_folds_survive_ctrl_c(case, tmp_path, monkeypatch):
 def test_alpha_zero_is_the_frozen_tower(case, encoder):
     task, activations, images = case
     method = QuickBlocks(seed=1)
-    arrays = method.train(task, activations, np.arange(len(task)), "")
+    arrays = method.train(fits_of(task)[-1], activations, "")
     halfway = method.interpolated(encoder.model, arrays, 0.0)
     assert not halfway.pop("classifier").any()
     with replaced(encoder.model, {name: jt.array(v) for name, v in towers.merged(encoder.model, halfway).items()}):

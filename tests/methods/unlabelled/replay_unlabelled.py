@@ -172,7 +172,7 @@ def replay_clip_pr(reference: Reference) -> Deviation:
 def authors_logits(features, support, labels, text, alpha, beta, gamma, range_of):
     """(N, K) as the authors' code has it: sums, and −M scaled to the range of x·F over the rows `range_of`."""
     values = np.eye(len(text), dtype=np.float32)[labels]
-    M = tip_x.text_divergence(features, support, text, sus_x.TEMPERATURE)
+    M = tip_x.text_divergence(features, support, text, sus_x.SusX.temperature)
     cosine = matmul(range_of, support.T)
     scaled = (M - M.min()) / (M.max() - M.min()) * (cosine.max() - cosine.min()) + cosine.min()
     return (zero_shot_logits(features, text) + alpha * tip_adapter.cache_logits(features, support, values, beta)
@@ -185,7 +185,7 @@ def replay_sus_x(reference: Reference) -> Deviation:
     support, labels, text = reference["support"], reference["support_labels"], reference["text"]
     alpha, beta, gamma = map(float, reference["alpha_beta_gamma"])
     for queries, key in (("test", "M"), ("val", "M_val")):
-        M = tip_x.text_divergence(reference[queries], support, text, sus_x.TEMPERATURE)
+        M = tip_x.text_divergence(reference[queries], support, text, sus_x.SusX.temperature)
         found.gradient = largest(found.gradient, np.abs(M - reference[key]).max())
     test, val = reference["test"], reference["val"]
     for rows, key in ((test, "logits_code"), (val, "logits_code_range_of_val")):
