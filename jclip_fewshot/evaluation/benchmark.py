@@ -2,8 +2,8 @@
 
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
-DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
-so many shots and one seed; `evaluate` answers it. Each is written to disk as it ends, so that a later call continues.
+DATA is a data set's folder or a feature suite (.npz). A cell is one data set with so many shots and one seed; it is
+written to disk as it ends, so that a later call continues.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Entry:
 def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list[int]:
     """Return the indices, in order, of the shots that CoOp's code draws of training images with `labels`.
 
-    It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
-    fewer images is sampled with repetition there; here each image that comes up counts once.
+    It seeds Python's generator, then samples class after class as they first appear. A class with fewer images is
+    sampled with repetition there; here each image that comes up counts once.
     """
     of_class = defaultdict[int, list[int]](list)
     for index, label in enumerate(labels):
@@ -166,13 +166,13 @@ def require_sound(settings: BenchmarkConfig) -> Choice:
 
 
 def benchmark(settings: BenchmarkConfig) -> Results | None:
-    """Run all cells that are not in the output folder yet, and return those that were asked for.
+    """Run all cells that are not in the output folder yet; return those asked for, None on all ranks but the first.
 
-    None on all ranks under mpirun but the first, which fits. Raise UserError if a data set cannot be read.
+    Raise UserError if a data set cannot be read.
     """
     choice, file = require_sound(settings), Path(settings.out) / RESULTS
-    known = {} if not file.exists() else {(cell.data, cell.shots, cell.seed): cell for cell in read_json(
-        file, Results, "take another folder with --out, or delete it").cells}
+    before = read_json(file, Results, "take another folder with --out, or delete it").cells if file.exists() else []
+    known = {(cell.data, cell.shots, cell.seed): cell for cell in before}
     first = int(settings.coop_seeds)  # CoOp's seeds begin with 1
     seeds = range(first, first + settings.seeds)
     entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings, seeds)
@@ -224,10 +224,7 @@ def quoted(entry: Entry, coop_seeds: bool) -> list[dict[str, Any]]:
 
 
 def curves(results: Results) -> dict[str, dict[int, dict[str, dict]]]:
-    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean.
-
-    The mean is taken seed by seed, of the numbers of shots and the methods that all have.
-    """
+    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets the mean of what all have."""
     found: dict[str, dict[int, dict[str, dict]]] = {}
     for cell in sorted(results.cells, key=lambda cell: (cell.shots, cell.seed)):
         here = found.setdefault(cell.data, {}).setdefault(cell.shots, {})

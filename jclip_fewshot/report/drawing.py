@@ -1,8 +1,7 @@
 """How a figure becomes a picture of the page: drawn with matplotlib, once for a desktop, once for a phone.
 
 In the page a picture is an SVG whose text is text, so it takes the page's fonts; the dark one is the light one with
-its colours exchanged. Beside the page lies a PNG of each for other uses. Colours after Okabe and Ito, "Color
-Universal Design", darkened until they are legible on white; nothing is said by colour alone.
+its colours exchanged. Colours after Okabe and Ito, "Color Universal Design", darkened until they are legible on white.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from jclip_fewshot.evaluation.scores import gain_text, table
 class Source:
     """Rows by class, a little off for every seed of the views; counts what it is asked."""
 
-    scale, parts, model = 100.0, (), None
+    scale, parts, clip = 100.0, (), None
 
     def __init__(self, names):
         self.names, self.asked = names, []
