@@ -228,10 +228,7 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
 
 
 def save_towers(folder: str | Path, encoder: Any) -> float:
-    """Write a CLIP's towers, whose vocabulary must be CLIP's own, as an ONNX encoder's folder laid out as on the hub.
-
-    Return and raise as `save_classifier` does.
-    """
+    """Write a CLIP of CLIP's own vocabulary as a folder as on the hub; return and raise as `save_classifier` does."""
     tensors, sizes, recipe = _graph_of(encoder).tensors, encoder.model.architecture, encoder.recipe
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)
     folder, contents, gaps = Path(folder), dict[Path, bytes](), list[float]()

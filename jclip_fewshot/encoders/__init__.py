@@ -19,7 +19,7 @@ from jclip_fewshot.errors import UserError
 # In order: a folder with a CLIP's weights and ONNX files is taken as a CLIP.
 FAMILIES: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str, Options], Encoder]]] = {
     "CLIP": (clip_encoder.recognises, clip_encoder.open_clip),
-    "ResNet": (resnet.recognises, resnet.open_resnet),
+    "ResNet": (resnet.recognises, resnet.ResNetEncoder),
     "ONNX": (onnx_encoder.recognises, onnx_encoder.OnnxEncoder),
 }
 

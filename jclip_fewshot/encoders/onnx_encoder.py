@@ -21,6 +21,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores, on_cuda, start
+from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.console import warn
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
@@ -269,15 +270,8 @@ class Words:
 def _stored_scale(folder: Path) -> float | None:
     """exp(logit_scale) of a model.safetensors."""
     path = folder / "model.safetensors"
-    if not path.is_file():
-        return None
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(str(path), "np") as file:
-            found = [file.get_tensor(name) for name in {"logit_scale"}.intersection(file.keys())]
-        return math.exp(min(float(np.reshape(found[0], -1)[0]), 20)) if found else None
-    except (OSError, ValueError, TypeError, IndexError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({_line(error)}); download it again") from None
+    found = read_tensors(path, outline=True).get("logit_scale") if path.is_file() else None
+    return math.exp(min(float(found.reshape(-1)[0]), 20)) if found is not None and found.size == 1 else None
 
 
 def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCache | None) -> str:

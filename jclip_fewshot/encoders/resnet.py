@@ -68,27 +68,22 @@ def recognises(path: Path) -> bool:
     return bool(tower_tensors(read_tensors(path, outline=True)))
 
 
-def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
-    """Open such a tower; raise UserError if a tensor of it is missing, of another shape or unknown."""
-    start(options.device)
-    return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
-
-
-class ImageEncoder(Encoder):
-    """A frozen ResNet as an encoder of images; it has no texts and no scale of its own."""
+class ResNetEncoder(Encoder):
+    """A frozen ResNet, without texts; raise UserError if a tensor of it is missing, of another shape or unknown."""
 
     has_text = False
 
-    def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str, batch_size: int = 0) -> None:
-        tensors = tower_tensors(tensors)
+    def __init__(self, path: Path, name: str, options: Options) -> None:
+        start(options.device)
+        tensors = tower_tensors(read_tensors(path))
         expected = layout(tensors)
         require_shapes({tensor: tuple(array.shape) for tensor, array in tensors.items()}, expected,
                        f"{name}: its tensors are not those of a ResNet of torchvision's layout")
         self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
                        for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
         cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])
-        super().__init__(name, weights_digest, "float32", IMAGE_SIZE, width, 100.0,
-                         batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+        super().__init__(name, file_digest(path, options.cache), "float32", IMAGE_SIZE, width, 100.0,
+                         options.batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(math.prod(shape) for shape in expected.values()),
                          replace(clip_recipe(IMAGE_SIZE), mean=MEAN, std=STD))
 

@@ -166,10 +166,7 @@ def require_sound(settings: BenchmarkConfig) -> Choice:
 
 
 def benchmark(settings: BenchmarkConfig) -> Results | None:
-    """Run all cells that are not in the output folder yet; return those asked for, None on all ranks but the first.
-
-    Raise UserError if a data set cannot be read.
-    """
+    """Run all cells that are not in the output folder yet; return those asked for, None on all ranks but the first."""
     choice, file = require_sound(settings), Path(settings.out) / RESULTS
     before = read_json(file, Results, "take another folder with --out, or delete it").cells if file.exists() else []
     known = {(cell.data, cell.shots, cell.seed): cell for cell in before}
@@ -179,17 +176,16 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
                for data in settings.data]
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-    asked = {(entry.name, count, seed): entry for entry in entries for count in entry.counts for seed in seeds}
+    suites = {(entry.name, count, seed): entry.suite(count, seed)
+              for entry in entries for count in entry.counts for seed in seeds}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {}  # what the time of a cell grows with, roughly
-    for key, entry in asked.items():
-        suite = entry.suite(*key[1:])
-        cost[key] = (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
+    # what the time of a cell grows with, roughly
+    cost = {key: (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes for key, suite in suites.items()}
     left, spent, paid = sum(cost.values()), 0.0, 0.0
-    for number, (key, entry) in enumerate(asked.items(), 1):
-        (name, count, seed), suite, begun = key, entry.suite(*key[1:]), time.perf_counter()
-        said, mark = f"{number} of {len(asked)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
+    for number, (key, suite) in enumerate(suites.items(), 1):
+        (name, count, seed), begun = key, time.perf_counter()
+        said, mark = f"{number} of {len(suites)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
         left -= cost[key]
         if key in known and known[key].fingerprint == mark:
             tell(f"{said}: done before")
@@ -203,7 +199,7 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
         spent, paid = spent + seconds, paid + cost[key]
         tell(f"{said}: {duration(seconds)}" + (f", about {duration(spent / paid * left)} left" if left else ""))
     write_json(file, results)
-    results.cells = [cell for key, cell in known.items() if key in asked]
+    results.cells = [cell for key, cell in known.items() if key in suites]
     return results
 
 

@@ -1,6 +1,4 @@
-"""The pipeline of train.py and test.py on a labelled feature suite: a row a method.
-
-    python -m jclip_fewshot evaluate --suite FILE.npz
+"""The pipeline on a labelled feature suite, a row a method: `python -m jclip_fewshot evaluate --suite FILE.npz`.
 
 Letters: N test rows, S shots, K classes, D feature width.
 """
@@ -11,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -127,26 +124,21 @@ def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Trans
     def simplex(features: np.ndarray) -> np.ndarray:
         return softmax(zero_shot_logits(features, task.text).astype(np.float64) * (EM_TEMPERATURE / 100))
 
-    def published(hard: bool, support: np.ndarray, features: np.ndarray, _probs: np.ndarray) -> np.ndarray:
-        return em_dirichlet(simplex(features), support, task.labels, hard=hard).scores
-
     found: dict[str, Transductive] = {}
     if len(task) and images * task.num_classes > EM_LARGEST:
         tell(f"EM-Dirichlet is left out: it needs {32 * images * task.num_classes / 1e9:.0f} GB for {images:,} images "
              f"of {task.num_classes} classes")
     elif len(task):
         support = simplex(task.features)
-        found = {"em_dirichlet": partial(published, False, support),
-                 "em_dirichlet_hard": partial(published, True, support)}
+        for name, hard in (("em_dirichlet", False), ("em_dirichlet_hard", True)):
+            found[name] = lambda features, _, hard=hard: em_dirichlet(simplex(features), support, task.labels,
+                                                                      hard=hard).scores
     name = "ensemble_refined" if len(pipeline.methods_) > 1 else "zero_shot_refined"
     return {**found, name: lambda features, probs: pipeline.refine(features, probs).probs}
 
 
 def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None) -> dict:
-    """Return {"suite", "n", "k", "methods": {name: scores, "seconds", "megabytes"}, "settings", "correct"}.
-
-    correct: {name: "0110…", the test rows that the method had right}.
-    """
+    """Return {"suite", "n", "k", "methods": {name: scores, costs}, "settings", "correct": {name: "0110…"}}."""
     found, costs = predict(suite, pipeline, on_method)
     methods = {name: {**score(best, suite.labels, suite.domains), **costs[name]} for name, best in found.items()}
     correct = {name: "".join(map(str, (best[:, 0] == suite.labels).astype(int))) for name, best in found.items()}
@@ -177,10 +169,7 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
 
 
 def draw_tasks(labels: np.ndarray, tasks: int, classes: int, queries: int, seed: int = 0) -> list[np.ndarray]:
-    """Return every task's rows as Martin et al. 2024 draw them: `queries` of `classes` classes, or all that these have.
-
-    Raise UserError for impossible numbers.
-    """
+    """Return every task's rows as Martin et al. 2024 draw them: `queries` of `classes` classes, or all they have."""
     present, rng, drawn = np.unique(labels), np.random.default_rng(seed), []
     if tasks < 1 or queries < 1 or not 1 <= classes <= len(present):
         raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: need a task, a query, "
@@ -237,10 +226,7 @@ def read_results(path: Path, tasks: bool = False) -> Compared:
 
 
 def comparison(results: dict, other: Compared) -> str:
-    """Return a row a method of both results: top-1, theirs, and how far the difference may be chance.
-
-    Raise UserError if the other is of another suite, or of other tasks.
-    """
+    """Return a row a method of both results: top-1, theirs, chance; raise UserError if the rows or tasks differ."""
     tasks, rows = "accuracy" in results, []
     for key in ("suite", "tasks", "task_classes", "task_queries", "seed") if tasks else ("suite", "n"):
         if results[key] != getattr(other, key):

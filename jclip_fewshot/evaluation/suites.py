@@ -42,10 +42,7 @@ def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
 
 
 def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
-    """Return which shots with `labels` (S,) are among `shots` of their class, (S,) bool; a small class gives all.
-
-    seed: 0 takes a class's first ones, any other seed draws them.
-    """
+    """Return which shots (S,) are among `shots` of their class: for seed 0 the first, else drawn; (S,) bool."""
     order = np.arange(len(labels)) if seed == 0 else np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels), np.int64)
     place[order] = fold_of_shots(labels[order])

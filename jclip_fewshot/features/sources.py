@@ -217,10 +217,7 @@ class TableSource:
 
 
 class SeveralSources:
-    """The rows of several encoders side by side (task.joined), each counting alike; `parts` says whose are whose.
-
-    The first one has text; the text columns of one without are zero.
-    """
+    """The rows of several encoders side by side (task.joined); the first has text, others' text columns may be 0."""
 
     def __init__(self, sources: Sequence[Any]) -> None:
         self._sources, self.parts, seen = list(sources), tuple[EncoderSlice, ...](), Counter[str]()

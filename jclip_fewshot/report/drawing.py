@@ -10,9 +10,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
@@ -32,8 +31,7 @@ COLOURS: dict[Any, str] = {"text.color": INK, "axes.titlecolor": INK, "axes.labe
                            "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR}
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One drawing as SVG text, and its size in CSS pixels."""
 
     light: str
@@ -46,8 +44,7 @@ class Variant:
         return re.sub("|".join(DARK), lambda found: DARK[found.group()], self.light)
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture for both widths; `alt` says in words what it shows."""
 
     name: str

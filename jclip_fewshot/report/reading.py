@@ -103,10 +103,7 @@ def find_run(run: str | Path, runs: str | Path) -> Path:
 
 
 def read_run(folder: Path, split: str = "") -> ReportData:
-    """Read a run's record, arrays and, where test.py has been, its answers.
-
-    Raise UserError if there is no such run, no answers of `split`, or a file is damaged.
-    """
+    """Read a run's files and, where test.py has been, its answers; raise UserError if they are absent or damaged."""
     run = Run.open(folder)
     split = split or "".join(run.splits()[-1:])
     of_model, of_answers = _schemas(run.record)
