@@ -130,9 +130,10 @@ def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Trans
              f"of {task.num_classes} classes")
     elif len(task):
         support = simplex(task.features)
-        for name, hard in (("em_dirichlet", False), ("em_dirichlet_hard", True)):
-            found[name] = lambda features, _, hard=hard: em_dirichlet(simplex(features), support, task.labels,
-                                                                      hard=hard).scores
+        for hard in (False, True):
+            def published(features: np.ndarray, _: np.ndarray, hard: bool = hard) -> np.ndarray:
+                return em_dirichlet(simplex(features), support, task.labels, hard=hard).scores
+            found["em_dirichlet_hard" if hard else "em_dirichlet"] = published
     name = "ensemble_refined" if len(pipeline.methods_) > 1 else "zero_shot_refined"
     return {**found, name: lambda features, probs: pipeline.refine(features, probs).probs}
 

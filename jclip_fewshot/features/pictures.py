@@ -73,10 +73,11 @@ def as_files(pictures: Sequence[Picture]) -> Iterator[list[str]]:
 
 def _write(picture: Image.Image | np.ndarray, path: str) -> None:
     if isinstance(picture, np.ndarray):
+        shape = picture.shape
         try:
             picture = Image.fromarray(picture)
         except TypeError:
-            raise ValueError(f"pixels must be of shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}") from None
+            raise ValueError(f"pixels must be of shape (H, W), (H, W, 3) or (H, W, 4), not {shape}") from None
     exif = picture.getexif()
     if picture.mode in ("I", "F"):  # a 16-bit picture as older Pillows open it; PNG knows no floats
         picture = eight_bits(picture)

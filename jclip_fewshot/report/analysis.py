@@ -181,5 +181,5 @@ def alpha_beta_map(record: Record, arrays: dict[str, np.ndarray]) -> AlphaBetaMa
     labels = names if len(values) == len(names) > 1 else [""] * len(values)
     chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]
     counts = np.bincount(arrays["shots/labels"])
-    return AlphaBetaMap(*(arrays[f"alpha_beta/{key}"].astype(float) for key in MAP), chosen,
-                        int(counts[counts > 1].sum()))
+    alphas, betas, top1 = (arrays[f"alpha_beta/{key}"].astype(float) for key in MAP)
+    return AlphaBetaMap(alphas, betas, top1, chosen, int(counts[counts > 1].sum()))
