@@ -16,8 +16,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jclip_fewshot.backend.numerics import unit_rows  # noqa: E402
-from jclip_fewshot.evaluation.evaluate import evaluate  # noqa: E402
-from jclip_fewshot.evaluation.memory import PeakMemory  # noqa: E402
+from jclip_fewshot.evaluation.evaluate import (
+    PeakMemory,  # noqa: E402
+    evaluate,  # noqa: E402
+)
 from jclip_fewshot.evaluation.suites import Suite  # noqa: E402
 from jclip_fewshot.pipeline import Pipeline  # noqa: E402
 from jclip_fewshot.task import Task  # noqa: E402

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".safetensors", ".onnx")
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """The linear part of a pipeline. Scores are in percent, None where no shot could be left out."""
 
     linear: Linear

@@ -22,6 +22,7 @@ from jclip_fewshot.clip.checkpoint.architecture import Architecture, Tower
 from jclip_fewshot.combine.linear import Linear
 from jclip_fewshot.data.recipe import FIT, SQUASH, PixelRecipe
 from jclip_fewshot.encoders.clip_encoder import drawn_images
+from jclip_fewshot.encoders.onnx_encoder import library
 from jclip_fewshot.encoders.resnet import folded
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import atomic_write
@@ -37,8 +38,7 @@ class Graph:
     """Nodes and stored tensors. `g.MatMul(x, y)` adds a node and returns its output's name; numbers are stored."""
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
-        import onnx
-        self.tensors, self._onnx = tensors, onnx
+        self.tensors, self._onnx = tensors, library("onnx")
         self._nodes: list[Any] = []
         self._stored: dict[str, Any] = {}
 
@@ -228,10 +228,7 @@ def save_classifier(path: str | Path, linear: Linear, encoder: Any, uint8: bool,
 
 
 def save_towers(folder: str | Path, encoder: Any) -> float:
-    """Write a CLIP's towers, whose vocabulary must be CLIP's own, as an ONNX encoder's folder laid out as on the hub.
-
-    Return and raise as `save_classifier` does.
-    """
+    """Write a CLIP of CLIP's own vocabulary as a folder as on the hub; return and raise as `save_classifier` does."""
     tensors, sizes, recipe = _graph_of(encoder).tensors, encoder.model.architecture, encoder.recipe
     pixels, tokens = drawn_images(recipe.size[0]), _drawn_texts(sizes)
     folder, contents, gaps = Path(folder), dict[Path, bytes](), list[float]()
@@ -276,11 +273,7 @@ def _graph_of(encoder: Any) -> Graph:
     model = getattr(encoder, "model", None)
     if model is None:
         raise UserError(f"{encoder.name} is no CLIP in Jittor, so its tower cannot be written as ONNX; export to .npz")
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"an export to ONNX needs {error.name}: pip install '.[onnx]'") from None
+    library("onnxruntime")  # found out before the work
     from jclip_fewshot.clip.model import numpy_state_dict
     return Graph(numpy_state_dict(model))
 
@@ -298,11 +291,10 @@ def _drawn_texts(sizes: Architecture) -> np.ndarray:
 def _verified(path: str | Path, model: Any, feeds: dict[str, np.ndarray], wanted: np.ndarray
               ) -> tuple[bytes, float, list[np.ndarray]]:
     """The file's bytes, how far its last output's unit rows lie from those that are wanted, and all outputs."""
-    import onnxruntime
     if model.ByteSize() >= LARGEST:
         raise UserError(f"{path} would have {model.ByteSize() >> 20} MB, and one ONNX file holds 2,048; export to .npz")
     content = model.SerializeToString()
-    found = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, feeds)
+    found = library("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, feeds)
     gap = float(np.abs(unit_rows(found[-1]) - unit_rows(wanted)).max())
     if not gap <= SAME:
         raise UserError(f"{path}: ONNX Runtime's rows differ from this program's by {gap:.1e}, over {SAME:g}; nothing "

@@ -214,7 +214,7 @@ def convert(settings: config.ConvertConfig) -> None:
     else:
         require_writable_folder(settings.target, "OUT")
         command.set_up(config.DeviceConfig())
-        from jclip_fewshot.encoders.registry import open_encoder
+        from jclip_fewshot.encoders import open_encoder
         from jclip_fewshot.export_onnx import save_towers
         _tell_gap(settings.target, save_towers(settings.target, open_encoder(settings.source, **said)))
 

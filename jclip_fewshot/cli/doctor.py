@@ -81,7 +81,7 @@ def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, i
     from jclip_fewshot.clip.checkpoint import read_clip
     from jclip_fewshot.clip.checkpoint.origin import KNOWN
     from jclip_fewshot.clip.download import local_checkpoint, released, said_of, sha256
-    from jclip_fewshot.encoders.registry import family_of
+    from jclip_fewshot.encoders import family_of
     found, source = local_checkpoint(model, weights), released(model)
     if found is None:
         raise UserError(f"no file or folder {model}, and no model of that name" if source is None else

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ class Options:
     activation: str = ""  # this and the next: of a CLIP, where nothing in or beside its file says them
     head_width: int = 0
     output: str = ""  # of an ONNX file's outputs the one that is the row
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # another tokenizer than the encoder's
 
 
 class Encoder:

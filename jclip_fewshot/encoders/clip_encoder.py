@@ -1,4 +1,4 @@
-"""A CLIP as an encoder."""
+"""A CLIP as an encoder, and encoders made of it, which share its model. B images · R pixels a side · K classes"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jclip_fewshot.clip.checkpoint import read_clip, read_state_dict
 from jclip_fewshot.clip.checkpoint.architecture import OPENAI
 from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.download import said_of
+from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.console import warn
 from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
@@ -36,6 +37,7 @@ CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
 COSINE = 0.9995  # the least of bfloat16 features to float32 ones; docs/notes/speed.md
 VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
+ONE = 100.0  # the last coordinate of `homogeneous`, about as large as the others
 _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a river.", "text", "3")
 
 
@@ -43,16 +45,12 @@ class ClipEncoder(Encoder):
     """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone."""
 
     def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
-                 tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
                  recipe: PixelRecipe | None = None) -> None:
         cuda, scale = on_cuda(), float(np.exp(np.float64(model.logit_scale.numpy()[0])))
         super().__init__(name, weights_digest, model.precision, model.visual.input_resolution, model.embed_dim, scale,
                          batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe)
-        self.model = model
-        self.has_text = bool(tokenize or not model.architecture.conventions.tokenizer)
-        self._tokenize = tokenize or (lambda sentences: clip.token_array(sentences, model.context_length))
-        self._calls = 0
+        self.model, self.has_text, self._calls = model, not model.architecture.conventions.tokenizer, 0
 
     def shape_at(self, depth: Depth = ROWS) -> tuple:
         return (self.width,) if depth == ROWS else self.model.visual.shape_at(None if isinstance(depth, str) else depth)
@@ -77,7 +75,7 @@ class ClipEncoder(Encoder):
         if not self.has_text:
             raise UserError(f"{self.name}: its texts need the tokenizer {self.model.architecture.conventions.tokenizer}"
                             ", which is not read here; it encodes images alone")
-        return self._tokenize(sentences)
+        return clip.token_array(sentences, self.model.context_length)
 
     def lengths(self, tokens: np.ndarray) -> np.ndarray:
         return self.model.ends(tokens) + 1
@@ -89,6 +87,46 @@ class ClipEncoder(Encoder):
             jt.sync_all()
             jt.gc()
         return result
+
+
+class FunctionEncoder(ClipEncoder):
+    """`base` with rows (width,) by `function` of images (B, 3, R, R), which depends on `said` and on weights alone."""
+
+    def __init__(self, base: ClipEncoder, name: str, said: bytes, width: int,
+                 function: Callable[[jt.Var], jt.Var]) -> None:
+        digest = content_digest(base.weights_digest.encode() + b"\0" + said).hex()
+        super().__init__(base.model, f"{base.name} {name}", digest, base.batch_size, base.recipe)
+        self.has_text, self.width, self._function = False, width, function
+
+    def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
+        if depth != ROWS:
+            return super().images(pixels, depth)
+        with jt.no_grad():
+            return self._numpy(self._function(self.prepared(pixels)).float32())
+
+
+def tuned_encoder(base: ClipEncoder, tensors: dict[str, np.ndarray], name: str) -> FunctionEncoder:
+    """Return `base` with `tensors` in the place of its own, {OpenAI's name: array in the model's layout}."""
+    arrays = {key: np.ascontiguousarray(tensors[key], np.float32) for key in sorted(tensors)}
+    said = b"\0".join(part for key, array in arrays.items() for part in (key.encode(), array.tobytes()))
+    own = {key: jt.array(array).cast(base.model.dtype).stop_grad() for key, array in arrays.items()}
+
+    def rows(images: jt.Var) -> jt.Var:
+        with replaced(base.model, own):
+            found = base.model.encode_image(images)
+            found.sync()
+        return found
+    return FunctionEncoder(base, name, said, base.width, rows)
+
+
+def homogeneous(logits: jt.Var) -> jt.Var:
+    """Logits (B, K) -> rows (B, K + 1), whose length says nothing: rows are stored with unit length."""
+    return jt.concat([logits.float32(), jt.full((logits.shape[0], 1), ONE)], dim=1)
+
+
+def logits_of(rows: np.ndarray) -> np.ndarray:
+    """Return the logits (N, K) that `homogeneous` rows (N, K + 1) of any length stand for."""
+    return (ONE * rows[:, :-1] / rows[:, -1:]).astype(np.float32)
 
 
 def recognises(path: Path) -> bool:
@@ -118,7 +156,7 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     digest = digests[0]
     if len(digests) > 1 or sizes.conventions != OPENAI:  # what it computes depends on more than a file
         digest = content_digest(" ".join([*digests, repr(sizes.conventions)]).encode()).hex()
-    encoder = ClipEncoder(model, name, digest, options.batch_size, options.tokenize, recipe)
+    encoder = ClipEncoder(model, name, digest, options.batch_size, recipe)
     if auto and not on_cuda() and bfloat16_holds(encoder, options.cache.folder if options.cache else None):
         model.set_precision("bfloat16")
         encoder.precision = model.precision
@@ -130,12 +168,11 @@ def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
     if not cpu.bfloat16_is_faster():
         return False
     verdicts: dict[str, float] = {}
-    if folder is not None:
-        with contextlib.suppress(UserError):  # none yet, or a damaged one
-            verdicts = read_json(folder / VERDICTS, dict[str, float])
+    with contextlib.suppress(UserError):  # none yet, or a damaged one
+        verdicts = read_json(folder / VERDICTS, dict[str, float]) if folder else {}
     if encoder.weights_digest not in verdicts:
         verdicts[encoder.weights_digest] = least_cosine(encoder)
-        if folder is not None:
+        if folder:
             with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to is reported with the rows
                 write_json(folder / VERDICTS, verdicts)
     cosine = verdicts[encoder.weights_digest]
@@ -145,12 +182,14 @@ def bfloat16_holds(encoder: ClipEncoder, folder: Path | None = None) -> bool:
 
 
 def least_cosine(encoder: ClipEncoder) -> float:
-    """Between bfloat16 and float32 rows of a few images and sentences."""
-    model, pixels, tokens = encoder.model, drawn_images(encoder.image_size), encoder.tokens(_SENTENCES)
+    """Between bfloat16 and float32 rows of a few images and, where it takes them, sentences."""
+    model, pixels = encoder.model, drawn_images(encoder.image_size)
+    tokens = encoder.tokens(_SENTENCES) if encoder.has_text else None
     before, rows = model.matrices.precision, []
     for precision in ("float32", "bfloat16"):
         model.set_precision(precision)
-        rows.append(unit_rows(np.concatenate([encoder.images(pixels), encoder.texts(tokens)])))
+        texts = [] if tokens is None else [encoder.texts(tokens)]
+        rows.append(unit_rows(np.concatenate([encoder.images(pixels), *texts])))
     model.set_precision(before)
     return float((rows[0] * rows[1]).sum(axis=1).min())
 

@@ -1,8 +1,6 @@
 """Encoders as ONNX files, run by ONNX Runtime: what the hub has of CLIP, SigLIP, DINOv2 and v3, ConvNeXt, timm, …
 
-    encoder = open_encoder("siglip-base-patch16-224")  # a folder as Xenova and timm have it, or a file
-
-An image tower, and where there is one a text tower with tokenizer.json.
+A folder as Xenova and timm have it, or a file: an image tower, and where there is one a text tower with tokenizer.json.
 
 B batch · H, W pixels · L tokens · D feature width
 """
@@ -23,6 +21,7 @@ import numpy as np
 
 from jclip_fewshot.backend.numerics import unit_rows
 from jclip_fewshot.backend.runtime import cores, on_cuda, start
+from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.tokenizer import token_array
 from jclip_fewshot.console import warn
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
@@ -76,7 +75,7 @@ class Tower:
     """One ONNX file in a session; `pixels` and `ids` are the names of those inputs, or empty."""
 
     def __init__(self, path: Path) -> None:
-        self.path, runtime = path, _library("onnxruntime")
+        self.path, runtime = path, library("onnxruntime")
         self.external, self.parameters = _external_files(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or cores()
@@ -112,8 +111,7 @@ class Tower:
             usual.append(LAST)
         flat = [name for name, shape in shapes.items() if len(shape) == 2 and not name.startswith("logits")]
         if not usual and len(flat) != 1:
-            raise UserError(f"{said}; none of them is known to be the row of features: name it with "
-                            f"{parameter('output')}")
+            raise UserError(f"{said}; none is known to be the row of features: name it with {parameter('output')}")
         return (usual or flat)[0]
 
     def run(self, feeds: dict[str, np.ndarray], output: str) -> np.ndarray:
@@ -148,7 +146,7 @@ class OnnxEncoder(Encoder):
         self._text_row = text.row(TEXT_ROWS) if text is not None else ""
         self._row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
         self.has_text = text is not None
-        towers = [image] if text is None or text is image else [image, text]
+        towers = list(dict.fromkeys([image, text or image]))
         fixed, cuda = image.fixed(image.pixels, 0), on_cuda()
         super().__init__(name, _digest(folder, towers, options.output, options.cache),
                          "float16" if image.type_of(image.pixels) == np.float16 else "float32",
@@ -223,12 +221,12 @@ class Words:
         self.length = next((n for n in lengths if isinstance(n, int) and 0 < n < 10**6), TEXT_LENGTHS.get(family, 77))
         self._tokenizer: Any = None
         self.padding, self._pads_last = 0, False
-        if not path.is_file() and family == "clip" and text.get("vocab_size") == CLIP_WORDS:
-            return
         if not path.is_file():
+            if family == "clip" and text.get("vocab_size") == CLIP_WORDS:
+                return
             raise UserError(f"{folder} has a text tower and no tokenizer.json; download that too")
         try:
-            self._tokenizer = _library("tokenizers").Tokenizer.from_file(str(path))
+            self._tokenizer = library("tokenizers").Tokenizer.from_file(str(path))
         except Exception as error:
             raise UserError(f"{path} is no tokenizer ({_line(error)}); download it again") from None
         own = self._tokenizer.padding or {}
@@ -272,15 +270,8 @@ class Words:
 def _stored_scale(folder: Path) -> float | None:
     """exp(logit_scale) of a model.safetensors."""
     path = folder / "model.safetensors"
-    if not path.is_file():
-        return None
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(str(path), "np") as file:
-            found = [file.get_tensor(name) for name in {"logit_scale"}.intersection(file.keys())]
-        return math.exp(min(float(np.reshape(found[0], -1)[0]), 20)) if found else None
-    except (OSError, ValueError, TypeError, IndexError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({_line(error)}); download it again") from None
+    found = read_tensors(path, outline=True).get("logit_scale") if path.is_file() else None
+    return math.exp(min(float(found.reshape(-1)[0]), 20)) if found is not None and found.size == 1 else None
 
 
 def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCache | None) -> str:
@@ -293,7 +284,7 @@ def _digest(folder: Path, towers: Sequence[Tower], output: str, store: FeatureCa
 
 def _external_files(path: Path) -> tuple[list[Path], int]:
     """The files beside a graph that hold its weights, and how many numbers these and the graph hold."""
-    onnx = _library("onnx")
+    onnx = library("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
@@ -310,18 +301,19 @@ def _external_files(path: Path) -> tuple[list[Path], int]:
 
 @cache
 def _providers(cuda: bool) -> list[str]:
-    if cuda and "CUDAExecutionProvider" in _library("onnxruntime").get_available_providers():
+    if cuda and "CUDAExecutionProvider" in library("onnxruntime").get_available_providers():
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     if cuda:
         warn("this ONNX Runtime has no CUDA (pip install onnxruntime-gpu); the encoder runs on the CPU")
     return ["CPUExecutionProvider"]
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Return an imported library; raise UserError, which says how to get it, if it is not installed."""
     try:
         return __import__(name)
     except ImportError:
-        raise UserError(f"ONNX encoders need {name}: pip install '.[onnx]'") from None
+        raise UserError(f"ONNX needs {name}: pip install '.[onnx]'") from None
 
 
 def _line(error: Exception) -> str:

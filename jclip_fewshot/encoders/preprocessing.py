@@ -59,10 +59,7 @@ def recipe_of(folder: Path, config: dict[str, Any]) -> PixelRecipe:
 
 
 def recipe_said(said: dict[str, Any], path: Path, size: int = 0) -> PixelRecipe:
-    """Return the recipe of a file of open_clip (`size` where it names none), timm or transformers.
-
-    Raise UserError if something is not computed here.
-    """
+    """Return the recipe of a file of open_clip (`size` if it names none), timm or transformers, or raise UserError."""
     try:
         if "preprocess_cfg" in said:
             recipe = _from_open_clip(said["preprocess_cfg"], size)

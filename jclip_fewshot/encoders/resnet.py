@@ -18,11 +18,11 @@ import numpy as np
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.runtime import on_cuda, start
 from jclip_fewshot.clip.checkpoint import read_tensors
+from jclip_fewshot.clip.checkpoint.architecture import Shapes, bottlenecks, conv_shapes, require_shapes
 from jclip_fewshot.data.recipe import clip_recipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.preprocessing import IMAGENET
-from jclip_fewshot.errors import UserError
 
 MEAN, STD = IMAGENET["image_mean"], IMAGENET["image_std"]  # as torchvision has them
 PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encoder.", "base_encoder.", "backbone.",
@@ -42,23 +42,13 @@ def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {}
 
 
-def layout(tensors: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def layout(tensors: dict[str, np.ndarray]) -> Shapes:
     """Return name and shape of every tensor of the tower whose blocks and widths `tensors` tell."""
-    first = tensors["conv1.weight"].shape or (0,)
-    convs, inputs = {"conv1": (first[0], 3, first[-1], first[-1])}, first[0]
+    first, stages = tensors["conv1.weight"].shape or (0,), []
     for stage in range(1, 5):
         blocks = next(n for n in itertools.count(1) if f"layer{stage}.{n}.conv1.weight" not in tensors)
-        planes = next(iter(np.shape(tensors.get(f"layer{stage}.0.conv1.weight", ()))), 0)
-        for block in range(blocks):
-            name = f"layer{stage}.{block}"
-            convs[f"{name}.conv1"] = (planes, inputs, 1, 1)
-            convs[f"{name}.conv2"] = (planes, planes, 3, 3)
-            convs[f"{name}.conv3"] = (4 * planes, planes, 1, 1)
-            if block == 0:
-                convs[f"{name}.downsample.0"] = (4 * planes, inputs, 1, 1)
-            inputs = 4 * planes
-    shapes = {f"{conv}.weight": shape for conv, shape in convs.items()}
-    return shapes | {f"{_norm_of(conv)}.{part}": shape[:1] for conv, shape in convs.items() for part in NORM}
+        stages.append((blocks, next(iter(np.shape(tensors.get(f"layer{stage}.0.conv1.weight", ()))), 0)))
+    return {**conv_shapes("conv1", "bn1", first[0], 3, first[-1]), **bottlenecks("", first[0], stages)}
 
 
 def _norm_of(conv: str) -> str:
@@ -78,36 +68,22 @@ def recognises(path: Path) -> bool:
     return bool(tower_tensors(read_tensors(path, outline=True)))
 
 
-def open_resnet(path: Path, name: str, options: Options) -> ImageEncoder:
-    """Open such a tower; raise UserError if a tensor of it is missing, of another shape or unknown."""
-    start(options.device)
-    return ImageEncoder(read_tensors(path), name, file_digest(path, options.cache), options.batch_size)
-
-
-class ImageEncoder(Encoder):
-    """A frozen ResNet as an encoder of images; it has no texts and no scale of its own."""
+class ResNetEncoder(Encoder):
+    """A frozen ResNet, without texts; raise UserError if a tensor of it is missing, of another shape or unknown."""
 
     has_text = False
 
-    def __init__(self, tensors: dict[str, np.ndarray], name: str, weights_digest: str,
-                 batch_size: int = 0) -> None:
-        tensors = tower_tensors(tensors)
-        if not tensors:
-            raise UserError(f"{name}: no ResNet of torchvision's layout: conv1 and layer1.0.conv3 are missing")
+    def __init__(self, path: Path, name: str, options: Options) -> None:
+        start(options.device)
+        tensors = tower_tensors(read_tensors(path))
         expected = layout(tensors)
-        for tensor, shape in expected.items():
-            if tensor not in tensors:
-                raise UserError(f"{name}: the ResNet lacks {tensor}")
-            if tuple(tensors[tensor].shape) != shape:
-                raise UserError(f"{name}: {tensor} is {tuple(tensors[tensor].shape)}, not {shape}")
-        unknown = sorted(set(tensors) - set(expected))
-        if unknown:
-            raise UserError(f"{name}: the ResNet has tensors that torchvision's layout does not know: {unknown[0]}")
+        require_shapes({tensor: tuple(array.shape) for tensor, array in tensors.items()}, expected,
+                       f"{name}: its tensors are not those of a ResNet of torchvision's layout")
         self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
                        for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
         cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])
-        super().__init__(name, weights_digest, "float32", IMAGE_SIZE, width, 100.0,
-                         batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+        super().__init__(name, file_digest(path, options.cache), "float32", IMAGE_SIZE, width, 100.0,
+                         options.batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
                          sum(math.prod(shape) for shape in expected.values()),
                          replace(clip_recipe(IMAGE_SIZE), mean=MEAN, std=STD))
 

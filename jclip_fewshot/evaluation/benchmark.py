@@ -2,8 +2,8 @@
 
     python -m jclip_fewshot benchmark DATA [DATA ...]
 
-DATA is the folder of a data set, in any format of docs/data.md, or a feature suite (.npz). A cell is one data set with
-so many shots and one seed; `evaluate` answers it. Each is written to disk as it ends, so that a later call continues.
+DATA is a data set's folder or a feature suite (.npz). A cell is one data set with so many shots and one seed; it is
+written to disk as it ends, so that a later call continues.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Entry:
 def coop_draw(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list[int]:
     """Return the indices, in order, of the shots that CoOp's code draws of training images with `labels`.
 
-    It seeds Python's generator, then samples class after class in the order in which they first appear. A class with
-    fewer images is sampled with repetition there; here each image that comes up counts once.
+    It seeds Python's generator, then samples class after class as they first appear. A class with fewer images is
+    sampled with repetition there; here each image that comes up counts once.
     """
     of_class = defaultdict[int, list[int]](list)
     for index, label in enumerate(labels):
@@ -166,30 +166,26 @@ def require_sound(settings: BenchmarkConfig) -> Choice:
 
 
 def benchmark(settings: BenchmarkConfig) -> Results | None:
-    """Run all cells that are not in the output folder yet, and return those that were asked for.
-
-    None on all ranks under mpirun but the first, which fits. Raise UserError if a data set cannot be read.
-    """
+    """Run all cells that are not in the output folder yet; return those asked for, None on all ranks but the first."""
     choice, file = require_sound(settings), Path(settings.out) / RESULTS
-    known = {} if not file.exists() else {(cell.data, cell.shots, cell.seed): cell for cell in read_json(
-        file, Results, "take another folder with --out, or delete it").cells}
+    before = read_json(file, Results, "take another folder with --out, or delete it").cells if file.exists() else []
+    known = {(cell.data, cell.shots, cell.seed): cell for cell in before}
     first = int(settings.coop_seeds)  # CoOp's seeds begin with 1
     seeds = range(first, first + settings.seeds)
     entries = [_of_suite(data, settings) if Path(data).is_file() else _of_folder(data, settings, seeds)
                for data in settings.data]
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return None
-    asked = {(entry.name, count, seed): entry for entry in entries for count in entry.counts for seed in seeds}
+    suites = {(entry.name, count, seed): entry.suite(count, seed)
+              for entry in entries for count in entry.counts for seed in seeds}
     results = Results(**made_by(), coop_seeds=settings.coop_seeds, cells=list(known.values()),
                       quoted={entry.name: quoted(entry, settings.coop_seeds) for entry in entries})
-    cost = {}  # what the time of a cell grows with, roughly
-    for key, entry in asked.items():
-        suite = entry.suite(*key[1:])
-        cost[key] = (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes
+    # what the time of a cell grows with, roughly
+    cost = {key: (len(suite.features) + 10 * len(suite.task)) * suite.task.num_classes for key, suite in suites.items()}
     left, spent, paid = sum(cost.values()), 0.0, 0.0
-    for number, (key, entry) in enumerate(asked.items(), 1):
-        (name, count, seed), suite, begun = key, entry.suite(*key[1:]), time.perf_counter()
-        said, mark = f"{number} of {len(asked)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
+    for number, (key, suite) in enumerate(suites.items(), 1):
+        (name, count, seed), begun = key, time.perf_counter()
+        said, mark = f"{number} of {len(suites)}: {name}, {count} shots, seed {seed}", _fingerprint(suite, choice, seed)
         left -= cost[key]
         if key in known and known[key].fingerprint == mark:
             tell(f"{said}: done before")
@@ -203,7 +199,7 @@ def benchmark(settings: BenchmarkConfig) -> Results | None:
         spent, paid = spent + seconds, paid + cost[key]
         tell(f"{said}: {duration(seconds)}" + (f", about {duration(spent / paid * left)} left" if left else ""))
     write_json(file, results)
-    results.cells = [cell for key, cell in known.items() if key in asked]
+    results.cells = [cell for key, cell in known.items() if key in suites]
     return results
 
 
@@ -224,10 +220,7 @@ def quoted(entry: Entry, coop_seeds: bool) -> list[dict[str, Any]]:
 
 
 def curves(results: Results) -> dict[str, dict[int, dict[str, dict]]]:
-    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets, their mean.
-
-    The mean is taken seed by seed, of the numbers of shots and the methods that all have.
-    """
+    """Return {data: {shots: {method: {"top1": [a seed each]}}}}; behind several data sets the mean of what all have."""
     found: dict[str, dict[int, dict[str, dict]]] = {}
     for cell in sorted(results.cells, key=lambda cell: (cell.shots, cell.seed)):
         here = found.setdefault(cell.data, {}).setdefault(cell.shots, {})

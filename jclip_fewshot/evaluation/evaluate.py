@@ -1,6 +1,4 @@
-"""The pipeline of train.py and test.py on a labelled feature suite: a row a method.
-
-    python -m jclip_fewshot evaluate --suite FILE.npz
+"""The pipeline on a labelled feature suite, a row a method: `python -m jclip_fewshot evaluate --suite FILE.npz`.
 
 Letters: N test rows, S shots, K classes, D feature width.
 """
@@ -10,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,7 +19,6 @@ from jclip_fewshot.combine.em_dirichlet import em_dirichlet
 from jclip_fewshot.combine.refinement import blocks
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.memory import PeakMemory
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.methods.base import Given, Unlabelled
@@ -49,12 +46,38 @@ class Compared(msgspec.Struct):
     accuracy: dict[str, list[float]] = {}
 
 
+class PeakMemory:
+    """The process's peak, lap by lap; Linux alone lets a process reset it, elsewhere every lap is 0."""
+
+    highest = 0.0  # of all laps of the process so far, in MB, which Linux forgets with each reset
+
+    def __init__(self) -> None:
+        self._base = 0.0
+        self.lap()
+
+    def lap(self) -> float:
+        """Return the peak since the last lap, in MB above the resident size at its beginning."""
+        used = _peak() - self._base
+        PeakMemory.highest = max(PeakMemory.highest, _peak())
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # 5: forget the peak resident size
+        self._base = _peak()
+        return max(used, 0.0)
+
+
+def _peak() -> float:
+    """VmHWM of /proc/self/status, in MB."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    return 0.0
+
+
 def predict(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None
             ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Fit the pipeline on the suite's shots and apply every method to its test rows, some at a time.
 
-    Return {method: (N, 5) class ids, best first} and {method: {"seconds": of search, folds and logits, "megabytes": the
-    peak of its fit above what was in use before}}.
+    Return {method: (N, 5) class ids, best first} and {method: {"seconds", "megabytes": the peak above what was used}}.
     """
     meter, costs = PeakMemory(), dict[str, dict]()
 
@@ -95,15 +118,11 @@ def unlabelled_of(suite: Suite) -> Given:
 def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Transductive]:
     """Return the methods that look at the test rows as a whole, by name: the refinement, and EM-Dirichlet.
 
-    The latter needs shots and runs as published, on zero-shot probabilities, with the authors' settings for tasks of
-    few classes; on very many images and classes it is left out, and it is said.
+    The latter needs shots and runs as published, on z = softmax(T x tᵀ), with the authors' settings for tasks of few
+    classes; on very many images and classes it is left out, and it is said.
     """
     def simplex(features: np.ndarray) -> np.ndarray:
-        """z = softmax(T x tᵀ), (N, K)."""
         return softmax(zero_shot_logits(features, task.text).astype(np.float64) * (EM_TEMPERATURE / 100))
-
-    def published(hard: bool, support: np.ndarray, features: np.ndarray, _probs: np.ndarray) -> np.ndarray:
-        return em_dirichlet(simplex(features), support, task.labels, hard=hard).scores
 
     found: dict[str, Transductive] = {}
     if len(task) and images * task.num_classes > EM_LARGEST:
@@ -111,18 +130,16 @@ def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Trans
              f"of {task.num_classes} classes")
     elif len(task):
         support = simplex(task.features)
-        found = {"em_dirichlet": partial(published, False, support),
-                 "em_dirichlet_hard": partial(published, True, support)}
+        for hard in (False, True):
+            def published(features: np.ndarray, _: np.ndarray, hard: bool = hard) -> np.ndarray:
+                return em_dirichlet(simplex(features), support, task.labels, hard=hard).scores
+            found["em_dirichlet_hard" if hard else "em_dirichlet"] = published
     name = "ensemble_refined" if len(pipeline.methods_) > 1 else "zero_shot_refined"
     return {**found, name: lambda features, probs: pipeline.refine(features, probs).probs}
 
 
 def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None) -> dict:
-    """Return scores of every method on the suite, and which test rows each got right.
-
-    As {"suite", "n", "k", "methods": {name: {"top1", "top5", "class_mean", "domains", "seconds", "megabytes"}},
-    "settings": {name: {...}}, "correct": {name: a 0 or 1 a row}}.
-    """
+    """Return {"suite", "n", "k", "methods": {name: scores, costs}, "settings", "correct": {name: "0110…"}}."""
     found, costs = predict(suite, pipeline, on_method)
     methods = {name: {**score(best, suite.labels, suite.domains), **costs[name]} for name, best in found.items()}
     correct = {name: "".join(map(str, (best[:, 0] == suite.labels).astype(int))) for name, best in found.items()}
@@ -134,8 +151,8 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
                    on_method: OnMethod = lambda _: None) -> dict:
     """Return scores by the transductive papers' protocol: many small tasks with few of the classes, which all compete.
 
-    As {"suite", "tasks", "task_classes", "task_queries", "seed", "methods": {name: {"top1": mean over tasks,
-    "half_width": of its 95 % interval}}, "accuracy": {name: top-1 of each task}}. Raise UserError as `draw_tasks`.
+    In "methods" {name: {"top1": mean over tasks, "half_width": of its 95 % interval}}, in "accuracy" {name: top-1 of
+    each task}. Raise UserError as `draw_tasks`.
     """
     drawn = draw_tasks(suite.labels, tasks, classes, queries, seed)
     pipeline.fit(suite.task, unlabelled_of(suite), lambda name, _: on_method(name))
@@ -153,10 +170,7 @@ def evaluate_tasks(suite: Suite, pipeline: Pipeline, tasks: int, classes: int, q
 
 
 def draw_tasks(labels: np.ndarray, tasks: int, classes: int, queries: int, seed: int = 0) -> list[np.ndarray]:
-    """Return every task's rows as Martin et al. 2024 draw them: `queries` of `classes` classes, or all that these have.
-
-    Raise UserError for impossible numbers.
-    """
+    """Return every task's rows as Martin et al. 2024 draw them: `queries` of `classes` classes, or all they have."""
     present, rng, drawn = np.unique(labels), np.random.default_rng(seed), []
     if tasks < 1 or queries < 1 or not 1 <= classes <= len(present):
         raise UserError(f"--tasks {tasks} --task-classes {classes} --task-queries {queries}: need a task, a query, "
@@ -195,8 +209,7 @@ def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
 
     McNemar 1947: without a difference, each row in which just one is right is a fair coin.
     """
-    wins = sum(a > b for a, b in zip(ours, theirs))
-    losses = sum(a < b for a, b in zip(ours, theirs))
+    wins, losses = (sum(a > b for a, b in pairs) for pairs in (zip(ours, theirs), zip(theirs, ours)))
     tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
     return wins, losses, min(1.0, 2 * tail)
 
@@ -214,10 +227,7 @@ def read_results(path: Path, tasks: bool = False) -> Compared:
 
 
 def comparison(results: dict, other: Compared) -> str:
-    """Return a row a method of both results: top-1, theirs, and how far the difference may be chance.
-
-    Raise UserError if the other is of another suite, or of other tasks.
-    """
+    """Return a row a method of both results: top-1, theirs, chance; raise UserError if the rows or tasks differ."""
     tasks, rows = "accuracy" in results, []
     for key in ("suite", "tasks", "task_classes", "task_queries", "seed") if tasks else ("suite", "n"):
         if results[key] != getattr(other, key):

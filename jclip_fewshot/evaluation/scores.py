@@ -29,10 +29,7 @@ def best_classes(probs: np.ndarray, top: int = TOP) -> np.ndarray:
 
 
 def with_unreadable(best: np.ndarray, probs: np.ndarray, readable: Sequence[int], total: int) -> np.ndarray:
-    """Return (total, ≤5) ids, of every image, from the (R, ≤5) of the readable ones and their (R, K) probabilities.
-
-    An image that cannot be read gets the classes that are likeliest by the mean.
-    """
+    """Return (total, ≤5) ids by those (R, ≤5) of readable images; others get the likeliest by the mean probs (R, K)."""
     prior = best_classes(probs.mean(axis=0, keepdims=True)) if len(probs) else np.arange(best.shape[1])[None]
     lines = np.repeat(prior, total, axis=0)
     lines[np.asarray(readable, np.int64)] = best

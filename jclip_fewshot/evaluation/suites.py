@@ -32,10 +32,7 @@ class Suite:
 
 
 def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
-    """Return the suite with `shots` shots of each class that has any, see `drawn`; 0 leaves the class names alone.
-
-    Raise UserError if a class has fewer, but some.
-    """
+    """Return the suite with `shots` shots of each class that has any, see `drawn`; raise UserError if one has fewer."""
     counts = suite.task.counts
     for name, count in zip(suite.classes, counts):
         if 0 < count < shots:
@@ -45,10 +42,7 @@ def with_shots(suite: Suite, shots: int, seed: int = 0) -> Suite:
 
 
 def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
-    """Return which shots with `labels` (S,) are among `shots` of their class, (S,) bool; a small class gives all.
-
-    seed: 0 takes a class's first ones, any other seed draws them.
-    """
+    """Return which shots (S,) are among `shots` of their class: for seed 0 the first, else drawn; (S,) bool."""
     order = np.arange(len(labels)) if seed == 0 else np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels), np.int64)
     place[order] = fold_of_shots(labels[order])
@@ -56,10 +50,7 @@ def drawn(labels: np.ndarray, shots: int, seed: int = 0) -> np.ndarray:
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Return the suite of a file, see SCHEMA; rows of any float type are normalised again.
-
-    Raise UserError if the file is no such .npz, or its types, shapes or labels do not fit.
-    """
+    """Return the suite of a file, see SCHEMA, rows normalised again; raise UserError if the file is no such .npz."""
     arrays = load_arrays(Path(path), SCHEMA, others=None)
     classes = arrays["classes"].tolist()
     labels = arrays["test_y"].astype(np.int64)

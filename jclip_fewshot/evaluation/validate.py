@@ -2,10 +2,7 @@
 
     python -m jclip_fewshot validate --data Dataset --seeds 3
 
-Labelled training images that are not shots serve as a test set of the whole pipeline of train.py and test.py, once a
-seed. A row a method says mean and standard deviation over the seeds, and the sampling error of the held-out images.
-
-Letters: N held-out images, S shots, D feature width.
+Labelled training images that are not shots serve as a test set, N images, of the whole pipeline, once a seed.
 """
 
 from __future__ import annotations
@@ -95,8 +92,7 @@ def parse_shots(text: str) -> list[int]:
 def validate(settings: ValidateConfig) -> dict | None:
     """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
 
-    Return "n", the mean number of held-out images, "k" and "curve", as `Validation` has them; None on all ranks under
-    mpirun but the first, which fits.
+    Return "n", "k" and "curve", as `Validation` has them; None on all ranks under mpirun but the first, which fits.
     """
     counts = parse_shots(settings.shots)
     problem = read_problem(settings, max(counts))

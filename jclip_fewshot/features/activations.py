@@ -1,8 +1,4 @@
-"""Images at a depth of the image tower: what a method needs that trains from there upwards.
-
-    activations = Activations(encoder, paths, cache=cache, views=10)
-    views = activations.at(UNPROJECTED)     # or ROWS, or b: the input of block b
-    views.take(images, numbers)             # (n, W) float32: image i in view v
+"""Images at a depth of the image tower (encoders.base.Depth): what a method needs that trains from there upwards.
 
 All below the depth is computed once, whatever trains above it. Numbers lie in half precision in the cache, mapped into
 memory: an input of a ViT-B/32's block is 77 kB a view. Whatever asks for an image that cannot be read is a UserError.
@@ -46,17 +42,15 @@ class Views:
 
 
 class Activations:
-    """S images of one encoder at any depth, encoded when first asked for.
+    """S images of one encoder at any depth, encoded when first asked for; cache, workers, how: as for `encode_views`.
 
     class_tokens (K, L): a sentence a class, for what trains the text tower. fits: where finished trainings are kept.
-    cache, workers, and how (views, seed, as_seen): as for `encode_views`.
     """
 
     def __init__(self, encoder: Encoder, paths: Sequence, *, cache: FeatureCache | None = None,
-                 workers: int | None = None, class_tokens: np.ndarray | None = None, fits: FitCache | None = None,
-                 **how: Any) -> None:
-        self.encoder, self.paths, self.fits = encoder, list(paths), fits
-        self.class_tokens: Any = class_tokens
+                 workers: int | None = None, class_tokens: Any = None, fits: FitCache | None = None, **how: Any
+                 ) -> None:
+        self.encoder, self.paths, self.fits, self.class_tokens = encoder, list(paths), fits, class_tokens
         self._cache, self._workers, self._how = cache, workers, how
         self._recipe = recipe_of(encoder, **how)
         self._at: dict[Depth, Views] = {}
@@ -67,7 +61,7 @@ class Activations:
         return self.encoder.model  # type: ignore[attr-defined]  # only a CLIP in Jittor is asked for activations
 
     def at(self, depth: Depth) -> Views:
-        """Return every image at that depth; raise UserError if one cannot be read."""
+        """Return every image at that depth."""
         if depth not in self._at:
             each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
             step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()
@@ -109,8 +103,7 @@ class Activations:
 
     def digest(self, images: np.ndarray) -> str:
         """Names some of the images by their content and the views of them, in order."""
-        parts = [content_digest(Path(self.paths[i]).read_bytes()) for i in images]
-        recipe = self._recipe
+        parts, recipe = [content_digest(Path(self.paths[i]).read_bytes()) for i in images], self._recipe
         said = f"{recipe.views} {self._how.get('seed', 0)} " + ("as seen " if recipe.as_seen else "")
         return content_digest(said.encode() + b"".join(parts)).hex()
 

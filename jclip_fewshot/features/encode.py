@@ -1,10 +1,5 @@
 """Images and sentences -> unit feature rows.
 
-    encoder = open_encoder("ViT-B/32")
-    cache = FeatureCache(".cache")
-    rows, bad = encode_images(encoder, paths, cache=cache)             # (N, D), {index: reason}
-    text = encode_texts(encoder, sentences_by_class, cache=cache)      # (K, D)
-
 What has once been computed is found again by content (feature_cache.py). Every batch is filled up to one size: the row
 of an image is then the same, bit for bit, whatever else is encoded, and Jittor need not compile again.
 
@@ -48,9 +43,8 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                  ) -> tuple[np.ndarray, Bad]:
     """Return unit rows (N, V, D) of the views of N image files, and {index: reason} of those that cannot be decoded.
 
-    workers: decoding processes; None fits them to the machine, 0 decodes in this process. on_start: told before the
-    first batch how many images will be encoded. depth: another one than ROWS gives what the encoder has there,
-    (N, V, *shape), in half precision, as it is. how: `views`, `seed`, `view`, `as_seen` of decode.Recipe.
+    workers: decoding processes; None fits them to the machine, 0 decodes here. on_start: told how many images will be
+    encoded. depth: another one than ROWS gives (N, V, *shape) in half precision, as it is. how: of decode.Recipe.
     Raise UserError if a worker died, or the encoder gives rows that are no numbers.
     """
     recipe = recipe_of(encoder, **how)
@@ -86,13 +80,12 @@ def encode_views(encoder: Encoder, paths: Sequence, *, cache: FeatureCache | Non
                     elif one.note:
                         warn(f"{paths[i]}: {one.note}")
                 _require_sound(encoder, features[good], f"{paths[indices[0]]} or near it")
-                placed = np.asarray(indices)[good]
-                rows[placed] = features[good]
-                keep = np.array([not one.note for one in done])[good]  # a note is to be said again the next time
-                if store is not None and cache is not None and keep.any():
-                    keys = as_keys([done[place].digest for place in np.flatnonzero(good)[keep]])
-                    store.put(keys, rows[placed[keep]])
-                    cache.remember_files(marks[placed[keep]], keys)
+                rows[np.asarray(indices)[good]] = features[good]
+                whole = {i: one.digest for i, one in zip(indices, done) if not one.reason and not one.note}
+                if store is not None and cache is not None and whole:  # a note is to be said again the next time
+                    placed, keys = list(whole), as_keys(list(whole.values()))
+                    store.put(keys, rows[placed])
+                    cache.remember_files(marks[placed], keys)
                 finished += len(indices)
                 bar.update(len(indices))
         except KeyboardInterrupt:
@@ -147,9 +140,9 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, batch: int, depth: Depth
     filled = pixels.reshape(n * views, *shape)
     if n < batch:
         filled = np.concatenate([filled, np.zeros(((batch - n) * views, *shape), pixels.dtype)])
-    if depth == ROWS:
-        return unit_rows(encoder.images(filled)[:n * views]).reshape(n, views, -1)
-    return encoder.images(filled, depth)[:n * views].reshape(n, views, *encoder.shape_at(depth)).astype(np.float16)
+    found = encoder.images(filled, depth)[:n * views]
+    found = unit_rows(found) if depth == ROWS else found.astype(np.float16)
+    return found.reshape(n, views, *encoder.shape_at(depth))
 
 
 def _require_sound(encoder: Encoder, features: np.ndarray, what: str) -> None:

@@ -1,7 +1,7 @@
 """Where feature rows come from: a CLIP that encodes, or a file of features that somebody has computed.
 
-train.py and test.py do not care which: all sources answer `images` and `texts`, and several of them together are one
-more source. `clip` is the EncoderSource of a CLIP that can be tuned, or None.
+All sources answer `images` and `texts`, and several of them together are one more source. `clip` is the EncoderSource
+of a CLIP that can be tuned, or None.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from jclip_fewshot.console import duration, tell, warn
 from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.data.formats import contest
 from jclip_fewshot.data.listing import some
-from jclip_fewshot.encoders import onnx_encoder
+from jclip_fewshot.encoders import onnx_encoder, open_encoder
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.encoders.clip_encoder import file_digest
-from jclip_fewshot.encoders.registry import open_encoder
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad, encode_images, encode_texts
@@ -65,15 +64,13 @@ class EncoderSource:
         name = given.as_posix().replace("/", "-") if released(given) else given.name or given.resolve().name
         if given.suffix in CHECKPOINT_SUFFIXES and not given.is_dir():
             name = given.stem
-        self.part = EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale)  # as one of several
-        self.scale = encoder.scale  # of the cosines in zero-shot logits
+        self.part, self.scale = EncoderSlice(name, encoder.width, encoder.has_text, encoder.scale), encoder.scale
 
     def images(self, root: Path, paths: Sequence[str], views: int = 0, seed: int = 0, stage: str = "images",
                test_views: int = 1) -> tuple[np.ndarray, Bad]:
         """Return (N, D) unit rows of files below `root`, and why some could not be read: {index: reason}.
 
-        views: random ones, averaged, in place of the plain image. test_views: without those, how many of the
-        test-time views (decode.view_images) are averaged, the plain image first.
+        The mean of `views` random views, or, of none, of the first of the test-time views (decode.view_images).
         """
         total: Any = 0.0
         files, bad = _below(root, paths), dict[int, str]()
@@ -158,12 +155,10 @@ class EncoderSource:
 
 
 class TableSource:
-    """Features that somebody has computed already, in a .npz; sentences went into it when it was made.
+    """Features that somebody has computed already, in a .npz, see _TABLE; sentences went into it when it was made.
 
-    It holds path (N,): image files, relative to the data folder; feature (N, D); text (K, D), in the order of classes
-    (K,) or, without that, of the contest's ids. Rows need not be normalised, nor float32; here they are.
-
-    with_text: False for --features-extra. Raise UserError if the file is absent, damaged, or its arrays are not these.
+    Paths are relative to the data folder; text rows are in the order of `classes` or, without that, of the contest's
+    ids. with_text: False for --features-extra. Raise UserError if the file is damaged or its arrays are not these.
     """
 
     scale = CLIP_SCALE  # a feature file does not say
@@ -188,7 +183,7 @@ class TableSource:
         self.part = EncoderSlice(Path(file).stem, self.feature.shape[1], with_text)
 
     def images(self, _root: Path | None, paths: Sequence, *_: Any, **__: Any) -> tuple[np.ndarray, Bad]:
-        """Return (N, D) unit rows of paths below the data folder; raise UserError, which names those it lacks."""
+        """Return (N, D) unit rows; raise UserError, which names the paths that it lacks."""
         names = [Path(path).as_posix() for path in paths]
         missing = [name for name in names if name not in self.index]
         if missing:
@@ -197,16 +192,13 @@ class TableSource:
         return self.feature[[self.index[name] for name in names]], {}
 
     def texts(self, class_names: Sequence[str], *_: Any) -> np.ndarray:
-        """Return (K, D) unit rows of classes: by name, or in order where the file has no names.
-
-        Raise UserError, which names classes without a row, or with several.
-        """
+        """Return (K, D) unit rows, by name, or in order without names; raise UserError for a class with none or two."""
         if self.text is None:
             raise UserError(f"{self._said}: has no array 'text' (K, D): the classes' text rows")
         if self.classes is None and len(self.text) != len(class_names):
             raise UserError(f"{self._said}: {len(self.text)} text rows without names for {len(class_names)} classes; "
                             "add an array 'classes' (K,)")
-        if self.classes is None or list(class_names) == self.classes:  # ImageNet has two cranes
+        if self.classes in (None, list(class_names)):  # ImageNet has two cranes
             return self.text.copy()
         counts = Counter(self.classes)
         twice = [name for name in dict.fromkeys(class_names) if counts[name] > 1]
@@ -225,10 +217,7 @@ class TableSource:
 
 
 class SeveralSources:
-    """The rows of several encoders side by side (task.joined), each counting alike; `parts` says whose are whose.
-
-    The first one has text. Of an encoder without text, the text columns are zero.
-    """
+    """The rows of several encoders side by side (task.joined); the first has text, others' text columns may be 0."""
 
     def __init__(self, sources: Sequence[Any]) -> None:
         self._sources, self.parts, seen = list(sources), tuple[EncoderSlice, ...](), Counter[str]()
@@ -283,10 +272,9 @@ def _no_text(part: EncoderSlice) -> str:
 
 def open_source(model: str | Sequence[str], weights: str, features: str | Sequence[str] = "",
                 features_extra: str | Sequence[str] = "", **how: Any) -> Source:
-    """Return a source by what the flags of the same names say; several encoders where they name several.
+    """Return a source by what the flags of the same names say, `how`: by the other flags of config.SourceConfig.
 
-    how: cache, workers, precision, batch_size, activation, head_width, output. Raise UserError if a checkpoint or
-    feature file is absent, damaged or there twice, or a folder is none.
+    Raise UserError if a checkpoint or feature file is absent, damaged or there twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
@@ -323,9 +311,8 @@ def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], clas
                   **how: Any) -> Source:
     """Return the source that a run was trained with; raise UserError if it is gone, or another one now.
 
-    saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
-    encoders, "others" has the same of those behind the first. how: as for `open_source`.
-    shots (S,): the run's training images, class_names (K,), task: what it learned from, to recognise rows.
+    saved: its `record`. where: "model", "weights", "features" as they lie now, of further encoders in "others".
+    shots (S,), class_names (K,), task: what the run learned from, to recognise rows. how: as for `open_source`.
     """
     if "others" in saved:
         parts = task.parts
@@ -395,15 +382,15 @@ def labelled_rows(source: Source, root: Path, images: Sequence[tuple[str, int]],
                   what: str = "training image", **how: Any) -> tuple[np.ndarray, list[tuple[str, int]], Bad]:
     """Return feature rows of labelled images that could be read, those images, and what was wrong with the others.
 
-    Raise UserError, which calls one of them `what`, if none can be read, or, without `skip_bad`, if one cannot.
+    Raise UserError if none can be read or, without `skip_bad`, if one cannot. what: such an image in messages.
     """
     paths = [path for path, _ in images]
     rows, bad = source.images(root, paths, **how)
     for index in sorted(bad):
+        said = f"{what} {paths[index]} cannot be read ({bad[index]})"
         if not skip_bad:
-            raise UserError(f"{what} {paths[index]} cannot be read ({bad[index]}); replace it, or leave it out with "
-                            f"{parameter('skip_bad')}")
-        warn(f"{what} {paths[index]} cannot be read ({bad[index]}); left out")
+            raise UserError(f"{said}; replace it, or leave it out with {parameter('skip_bad')}")
+        warn(f"{said}; left out")
     require_some(paths, bad, f"{what}s")
     kept = [index for index in range(len(images)) if index not in bad]
     return rows[kept], [images[i] for i in kept], bad

@@ -103,10 +103,9 @@ def rejection(probs: np.ndarray, truth: np.ndarray | None, thresholds: Sequence[
 
 def held_out_estimate(probs: np.ndarray, labels: np.ndarray, domains: Sequence[str],
                       guess: np.ndarray) -> HeldOut | None:
-    """Return what a test set without labels should score, by shots that were answered by fits without them.
+    """Return what a test set should score, by its first guesses `guess` (N,), which weigh the domains, and by shots.
 
-    probs (S, K), labels (S,): of the shots. Only those with another one of their class count; None where there is none.
-    Each domain weighs as much as it has first guesses in the test set, `guess` (N,).
+    probs (S, K): of fits without the shot; labels (S,). Only shots with another one of their class count; None if none.
     """
     of_class = np.array(domains)
     usable = np.bincount(labels, minlength=len(domains))[labels] > 1
@@ -131,9 +130,9 @@ def changed_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def nearest_shots(rows: np.ndarray, probs: np.ndarray, truth: np.ndarray | None, task: Task) -> dict[str, np.ndarray]:
-    """Return each image's nearest shot of the class answered and, where it is known, of the true one.
+    """Return the shot nearest to each unit row (N, D), of the class answered and, where it is known, of the true one.
 
-    rows (N, D): unit rows. As {"nearest_guess": (N,) which shot, -1 for none; "nearest_guess_cosine"; and of "truth"}.
+    As {"nearest_guess": (N,) which shot, -1 for none; "nearest_guess_cosine"; and of "truth"}.
     """
     arrays = {}
     for kind, classes in {"guess": probs.argmax(axis=1), **({} if truth is None else {"truth": truth})}.items():
@@ -178,8 +177,7 @@ def alpha_beta_map(record: Record, arrays: dict[str, np.ndarray]) -> AlphaBetaMa
     settings = record.settings.get("tip_adapter", {})
     if any(f"alpha_beta/{key}" not in arrays for key in MAP) or not {"alpha", "beta"} <= settings.keys():
         return None
-    names = list(dict.fromkeys(record.domains))
-    values = settings["alpha"] if isinstance(settings["alpha"], list) else [settings["alpha"]]
+    names, values = list(dict.fromkeys(record.domains)), np.ravel(settings["alpha"]).tolist()
     labels = names if len(values) == len(names) > 1 else [""] * len(values)
     chosen = [(label, float(value), float(settings["beta"])) for label, value in zip(labels, values)]
     counts = np.bincount(arrays["shots/labels"])

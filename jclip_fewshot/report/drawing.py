@@ -1,8 +1,7 @@
 """How a figure becomes a picture of the page: drawn with matplotlib, once for a desktop, once for a phone.
 
 In the page a picture is an SVG whose text is text, so it takes the page's fonts; the dark one is the light one with
-its colours exchanged. Beside the page lies a PNG of each for other uses. Colours after Okabe and Ito, "Color
-Universal Design", darkened until they are legible on white; nothing is said by colour alone.
+its colours exchanged. Colours after Okabe and Ito, "Color Universal Design", darkened until they are legible on white.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # light → dark
 INK, MUTED, HAIR, PAPER = "#1c2127", "#5c6570", "#d6d8d3", "#fdfdfb"
@@ -33,8 +31,7 @@ COLOURS: dict[Any, str] = {"text.color": INK, "axes.titlecolor": INK, "axes.labe
                            "ytick.color": MUTED, "axes.edgecolor": HAIR, "grid.color": HAIR}
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One drawing as SVG text, and its size in CSS pixels."""
 
     light: str
@@ -47,8 +44,7 @@ class Variant:
         return re.sub("|".join(DARK), lambda found: DARK[found.group()], self.light)
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture for both widths; `alt` says in words what it shows."""
 
     name: str

@@ -53,10 +53,7 @@ def _by_domain(classes: np.ndarray, domains: Sequence[str]) -> dict[str, list[in
 
 def ladder(rows: Mapping[str, Mapping[str, float]], domains: list[str], spread: dict[str, float] | None = None
            ) -> Picture:
-    """Top-1 of every method, step by step, against zero-shot.
-
-    rows: {method: {"top1" or a domain: top-1 in percent}}. spread: of the total, in points.
-    """
+    """Top-1 of each method against zero-shot: {method: {"top1" or a domain: percent}}; spread: of "top1", in points."""
     methods = list(rows)
 
     def rungs(ax: Any, name: str, whole: bool, left: bool) -> None:
@@ -248,8 +245,7 @@ def confidence(answers: dict[str, np.ndarray]) -> Picture:
 def reliability(curves: dict[str, Calibration], answers: dict[str, np.ndarray], costs: Sequence[Rejection]) -> Picture:
     """Right answers against confidence, how confident the first guesses are, and what rejecting the low ones costs.
 
-    curves: {what answers: its calibration}, at most two; answers: as of `confidence`; costs: of the last one, by
-    rising threshold.
+    curves, answers: {what answers: …}, at most two, as of `confidence`; costs: of the last one, by rising threshold.
     """
     def draw(figure: Any, wide: bool) -> float:
         axes = figure.subplot_mosaic("ab;ac", width_ratios=[1.15, 1]) if wide else \
@@ -316,10 +312,7 @@ def class_balance(predicted: np.ndarray, expected: np.ndarray, truth: np.ndarray
 
 
 def shot_curves(curves: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str = "benchmark") -> Picture:
-    """A panel a data set, a curve a method: {data: {shots: {method: {"top1": [a random seed each]}}}}.
-
-    A method may be missing with few shots, and is drawn from where it is there. name: of the picture.
-    """
+    """A panel a data set, a curve a method where it is there: {data: {shots: {method: {"top1": [a seed each]}}}}."""
     methods = list(dict.fromkeys(method for curve in curves.values() for row in curve.values() for method in row))
     looks = product(zip("osD^v", ("-", "--", "-.", ":", (0, (1, 3)))), drawing.DOMAIN_COLOURS)
     look_of = dict(zip(methods, cycle(looks)))

@@ -2,9 +2,8 @@
 
     python -m jclip_fewshot report [RUN]
 
-`reading` has the run's files, `analysis` the numbers, `figures` the drawings; here they are put together for the
-templates, which hold all markup and captions and escape every text. A number that stands for one of the record carries
-it in full in `data-value`.
+`reading` has the run's files, `analysis` the numbers, `figures` the drawings, the templates all markup and captions;
+they escape every text. A number that stands for one of the record carries it in full in `data-value`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ SCORES = ("top1", "top5", "class_mean")
 def write_report(run_folder: str | Path, split: str = "", out: str | Path | None = None) -> Path:
     """Write the page and its pictures of a run or a validation; return the page's path.
 
-    split: the test set to report on; by default the one answered last, if any. out: where to write; by default the
-    folder `report` inside the run's.
-    Raise UserError if there is no such run, no such answers, a damaged file, or no jinja2.
+    split: the test set to report on, else the one answered last, if any. out: where to write, else to the folder's
+    `report`. Raise UserError if there is no such run, no such answers, a damaged file, or no jinja2.
     """
     folder = Path(run_folder)
     target, page = Path(out) if out else folder / FOLDER, Page(folder)
@@ -49,7 +47,7 @@ def write_report(run_folder: str | Path, split: str = "", out: str | Path | None
     else:
         template, context = "run.html.j2", run_page(page, read_run(folder, split))
     text = page.environment.get_template(template).render(context)
-    files = {f"{picture.name}.png": picture.png for picture in page.pictures.values()}
+    files = {f"{name}.png": picture.png for name, picture in page.pictures.items()}
     for name, content in {**files, PAGE: text.encode("utf-8")}.items():
         with atomic_write(target / name) as file:
             file.write(content)
@@ -237,9 +235,8 @@ def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
     domains = np.array(run.record.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
-    share = shots / max(shots.sum(), 1)
+    share, rows = shots / max(shots.sum(), 1), {}
     page.draw(figures.class_balance, predicted, len(answers.names) * share, truth, run.record.domains, names)
-    rows = {}
     for domain in dict.fromkeys(run.record.domains):
         inside = domains == domain
         rows[domain] = {"predicted": int(predicted[inside].sum()), "shots": 100 * share[inside].sum(),
@@ -251,11 +248,10 @@ def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]
 def _sizes(record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
     """How many numbers answer an image: CLIP's, None where one encoder's is not recorded, and what methods keep."""
     counts: list[Any] = [encoder.get("parameters") for encoder in encoders_of(record.encoder)]
-    encoder = None if None in counts else sum(counts)
-    methods = {name: size for name, size in kept.items() if name != "ensemble"}
+    encoder, ensemble = None if None in counts else sum(counts), kept.get("ensemble", 0)
     total = sum(kept.values()) + (encoder or 0)
-    return {"encoder": encoder, "methods": sum(methods.values()), "count": len(methods), "total": total,
-            "ensemble": kept.get("ensemble", 0), "share": 100 * total / LIMIT, "limit": LIMIT // 10 ** 6}
+    return {"encoder": encoder, "methods": sum(kept.values()) - ensemble, "count": len(kept.keys() - {"ensemble"}),
+            "total": total, "ensemble": ensemble, "share": 100 * total / LIMIT, "limit": LIMIT // 10 ** 6}
 
 
 def _versions(record: Record) -> dict[str, str]:
@@ -263,7 +259,6 @@ def _versions(record: Record) -> dict[str, str]:
     told = dict(record.versions)
     for encoder in encoders_of(record.encoder):
         of = f" of {encoder['name']}" if "name" in encoder else ""
-        found = {f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint"),
-                 f"features{of}": encoder.get("features_digest"), f"precision{of}": encoder.get("precision")}
-        told.update({key: str(value) for key, value in found.items() if value})
-    return {key: value for key, value in told.items() if value}
+        told |= {f"checkpoint{of}": encoder.get("weights_digest") or encoder.get("fingerprint", ""),
+                 f"features{of}": encoder.get("features_digest", ""), f"precision{of}": encoder.get("precision", "")}
+    return {key: str(value) for key, value in told.items() if value}

@@ -89,10 +89,7 @@ class ReportData:
 
 
 def find_run(run: str | Path, runs: str | Path) -> Path:
-    """Return the folder `run`, or what was trained, tested or validated last under `runs`.
-
-    Raise UserError if there is none.
-    """
+    """Return the folder `run`, or what was trained, tested or validated last under `runs`; raise UserError for none."""
     if run:
         return Path(run) if Path(run, VALIDATE).is_file() else Run.open(run, "RUN", runs).folder
     files = [path for name in (RECORD, "test_*.json", VALIDATE) for path in Path(runs).glob(f"*/{name}")]
@@ -106,19 +103,14 @@ def find_run(run: str | Path, runs: str | Path) -> Path:
 
 
 def read_run(folder: Path, split: str = "") -> ReportData:
-    """Read a run's record, arrays and, where test.py has been, its answers.
-
-    Raise UserError if there is no such run, no answers of `split`, or a file is damaged.
-    """
+    """Read a run's files and, where test.py has been, its answers; raise UserError if they are absent or damaged."""
     run = Run.open(folder)
-    record, splits = run.record, run.splits()
-    of_model, of_answers = _schemas(record)
-    arrays, answers, root = run.arrays(of_model), None, record.config.data
-    if split or splits:
-        answers = _read_answers(run, split or splits[-1], of_answers)
-        root = answers.record.config.data or root
-    shots = [Path(root, path) for path in record.shots.files]
-    return ReportData(record, arrays, [path if path.is_file() else None for path in shots], answers)
+    split = split or "".join(run.splits()[-1:])
+    of_model, of_answers = _schemas(run.record)
+    arrays, answers = run.arrays(of_model), _read_answers(run, split, of_answers) if split else None
+    root = answers and answers.record.config.data or run.record.config.data
+    shots = [Path(root, path) for path in run.record.shots.files]
+    return ReportData(run.record, arrays, [path if path.is_file() else None for path in shots], answers)
 
 
 def _read_answers(run: Run, split: str, schema: Schema) -> Answers:
@@ -151,8 +143,8 @@ def _images_and_truth(root: str, record: Record, split: str,
 class Thumbnails:
     """Squares of images, as CLIP sees them, as data: URIs; each file is decoded once a size.
 
-    `large` returns a URI; small ones are drawn in many places: the page holds each once, and `small` returns
-    its place in `shared`. Both return None where the image is gone, cannot be read, or the page is full.
+    `large` returns a URI, `small` a place in `shared`, as the page holds small ones once and draws them in many places.
+    Both return None where the image is gone, cannot be read, or the page is full.
     """
 
     def __init__(self) -> None:

@@ -147,20 +147,12 @@ class RowStore:
         rows = dict(self._stored(keys))
         return [rows.get(i) for i in range(len(keys))]
 
-    def holds(self, keys: np.ndarray) -> np.ndarray:
-        """Return which of the keys (n, 2) have a row, (n,) bool, by the index alone: no row is read or checked."""
-        return self._places(keys)[1]
-
-    def _places(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The newest row of each key in the index, (n,) of PLACE, and whether there is one."""
-        if not len(self):
-            return np.zeros(len(keys), PLACE), np.zeros(len(keys), bool)
-        places = self._index[np.searchsorted(self._first, keys[:, 0], side="right") - 1]
-        return places, (places["first"] == keys[:, 0]) & (places["second"] == keys[:, 1])
-
     def _stored(self, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(which key, its newest row) where there is one that passes its checksum."""
-        places, there = self._places(keys)
+        if not len(self):
+            return
+        places = self._index[np.searchsorted(self._first, keys[:, 0], side="right") - 1]
+        there = (places["first"] == keys[:, 0]) & (places["second"] == keys[:, 1])
         for i, (_, _, checksum, shard, start) in zip(np.flatnonzero(there).tolist(), places[there].tolist()):
             data = self._data[shard][start:start + self._bytes]
             if zlib.crc32(data) == checksum:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of, tuned_encoder
+from jclip_fewshot.encoders.clip_encoder import FunctionEncoder, homogeneous, logits_of, tuned_encoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import encode_images
 from jclip_fewshot.methods.towers.token_gda import TokenGDA

@@ -178,7 +178,7 @@ def test_weights_beside_the_graph(tmp_path):
 
 def test_an_unknown_output_is_asked_for(tmp_path):
     folder = make_folder(tmp_path / "classifier", text=False, image_output="logits")
-    with pytest.raises(UserError, match="gives logits; none of them is known .* output"):
+    with pytest.raises(UserError, match="gives logits; none is known .* output"):
         open_onnx(folder)
     with pytest.raises(UserError, match="gives logits, and no rows"):
         open_onnx(folder, output="rows")
@@ -197,7 +197,7 @@ def test_what_is_recognised(tmp_path):
 def test_a_missing_library_is_one_line(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "tiny")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"ONNX encoders need onnx: pip install '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r"ONNX needs onnx: pip install '\.\[onnx\]'"):
         open_onnx(folder, device="cpu")
 
 

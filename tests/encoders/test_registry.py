@@ -8,7 +8,7 @@ import pytest
 
 from jclip_fewshot.clip.checkpoint import Architecture, Conventions, Tower, layout, write_safetensors
 from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
-from jclip_fewshot.encoders import open_encoder, registry
+from jclip_fewshot.encoders import FAMILIES, open_encoder
 from jclip_fewshot.encoders.base import Encoder
 from jclip_fewshot.errors import UserError
 
@@ -34,7 +34,7 @@ def test_a_new_family_is_a_line(tmp_path, monkeypatch):
     def open_mean(path, name, options):
         return Mean(name, path.read_text(), "float32", int(path.read_text()), 3, 100.0, options.batch_size or 2)
 
-    monkeypatch.setitem(registry.FAMILIES, "mean", (lambda path: path.suffix == ".mean", open_mean))
+    monkeypatch.setitem(FAMILIES, "mean", (lambda path: path.suffix == ".mean", open_mean))
     (tmp_path / "eight.mean").write_text("8")
     encoder = open_encoder(tmp_path / "eight.mean", batch_size=5)
     assert encoder.images(np.ones((1, 8, 8, 3), np.uint8)).tolist() == [[1, 1, 1]] and encoder.batch_size == 5

@@ -22,12 +22,14 @@ def checkpoint(tmp_path_factory):
     return file
 
 
-def tokens(sentences):
-    return np.array([[98, 1 + len(sentence) % 90, 99] for sentence in sentences], np.int32)
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch):
+    monkeypatch.setattr(clip_encoder.ClipEncoder, "tokens", lambda _, sentences: np.array(
+        [[98, 1 + len(sentence) % 90, 99] for sentence in sentences], np.int32))
 
 
 def opened(checkpoint, dtype, cache=None):
-    return open_encoder(checkpoint, dtype=dtype, cache=cache, tokenize=tokens)
+    return open_encoder(checkpoint, dtype=dtype, cache=cache)
 
 
 def test_auto_takes_bfloat16_where_it_is_fast_and_holds(checkpoint, tmp_path, monkeypatch, capsys):
@@ -59,6 +61,14 @@ def test_auto_keeps_float32_where_features_would_change(checkpoint, monkeypatch,
         assert opened(checkpoint, "auto").precision == "float32"
         assert "bfloat16 would change its features" in capsys.readouterr().err
     assert opened(checkpoint, "bfloat16").precision == "bfloat16"  # asked for by name
+
+
+def test_a_clip_without_a_tokenizer_is_compared_by_its_images(checkpoint, monkeypatch):
+    monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: "")
+    encoder = opened(checkpoint, "float32")
+    monkeypatch.setattr(encoder, "has_text", False)
+    monkeypatch.setattr(encoder, "tokens", lambda _: pytest.fail("it has no tokenizer"))
+    assert 0.9995 <= clip_encoder.least_cosine(encoder) < 1
 
 
 def test_a_damaged_verdict_is_measured_again(checkpoint, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,10 +20,6 @@ from jclip_fewshot.errors import UserError
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # x sigmoid(1.702 x); x Φ(x); its approximation by tanh
 MOST_LISTED = 40  # names of a kind in a message
-
-
-class NoClip(UserError):
-    """Tensors, but not of a CLIP."""
 
 
 class Tower(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,13 +103,13 @@ class Architecture:
 def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
     """Return a CLIP's sizes by its tensors' shapes.
 
-    Raise NoClip if tensors that no CLIP lacks are missing, UserError if heads of this width do not fit.
+    Raise UserError if tensors that no CLIP lacks are missing, or heads of this width do not fit.
     """
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
-            raise NoClip(f"this is no CLIP checkpoint: it has no tensor {name}")
+            raise UserError(f"this is no CLIP checkpoint: it has no tensor {name}")
         if state_dict[name].ndim != ndim or 0 in state_dict[name].shape:
-            raise NoClip(f"this is no CLIP checkpoint: {name} has shape {state_dict[name].shape}")
+            raise UserError(f"this is no CLIP checkpoint: {name} has shape {state_dict[name].shape}")
         return state_dict[name].shape
 
     def count(pattern: str) -> int:
@@ -135,7 +132,7 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         positions = "visual.attnpool.positional_embedding"
     depth = count(r"transformer\.resblocks\.(\d+)\.")
     if not depth or not all(stages):
-        raise NoClip("this is no CLIP checkpoint: a tower of it has no blocks")
+        raise UserError("this is no CLIP checkpoint: a tower of it has no blocks")
     for tower, how in ((vision_width if patch else 32 * vision_width, conventions.image), (width, conventions.text)):
         if how.head_width < 1 or tower % how.head_width:
             raise UserError(f"heads {how.head_width} wide do not fit into a tower that is {tower} wide")
@@ -162,7 +159,7 @@ def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _conv(conv: str, norm: str, outputs: int, inputs: int, side: int) -> Shapes:
+def conv_shapes(conv: str, norm: str, outputs: int, inputs: int, side: int) -> Shapes:
     """A convolution without bias, and the batch norm behind it."""
     return {f"{conv}.weight": (outputs, inputs, side, side), **_norm(norm, outputs),
             f"{norm}.running_mean": (outputs,), f"{norm}.running_var": (outputs,)}
@@ -188,21 +185,27 @@ def _vit(sizes: Architecture, patch: int) -> Shapes:
             "visual.proj": (width, sizes.embed_dim)}
 
 
+def bottlenecks(prefix: str, inputs: int, stages: Sequence[tuple[int, int]]) -> Shapes:
+    """A ResNet behind its stem, which gives `inputs` channels; stages: how many blocks, and their inner channels."""
+    shapes: Shapes = {}
+    for stage, (blocks, planes) in enumerate(stages, start=1):
+        for block in (f"{prefix}layer{stage}.{number}." for number in range(blocks)):
+            shapes |= conv_shapes(f"{block}conv1", f"{block}bn1", planes, inputs, 1)
+            shapes |= conv_shapes(f"{block}conv2", f"{block}bn2", planes, planes, 3)
+            shapes |= conv_shapes(f"{block}conv3", f"{block}bn3", 4 * planes, planes, 1)
+            if block.endswith(".0."):
+                shapes |= conv_shapes(f"{block}downsample.0", f"{block}downsample.1", 4 * planes, inputs, 1)
+            inputs = 4 * planes
+    return shapes
+
+
 def _resnet(sizes: Architecture) -> Shapes:
     shapes: Shapes = {}
-    width = inputs = sizes.vision_width
+    width = sizes.vision_width
     for number, (out, into) in enumerate([(width // 2, 3), (width // 2, width // 2), (width, width // 2)], start=1):
-        shapes |= _conv(f"visual.conv{number}", f"visual.bn{number}", out, into, 3)
-    for stage, blocks in enumerate(sizes.stages, start=1):
-        planes = width * 2 ** (stage - 1)
-        for number in range(blocks):
-            block = f"visual.layer{stage}.{number}."
-            shapes |= _conv(f"{block}conv1", f"{block}bn1", planes, inputs, 1)
-            shapes |= _conv(f"{block}conv2", f"{block}bn2", planes, planes, 3)
-            shapes |= _conv(f"{block}conv3", f"{block}bn3", 4 * planes, planes, 1)
-            if number == 0:
-                shapes |= _conv(f"{block}downsample.0", f"{block}downsample.1", 4 * planes, inputs, 1)
-            inputs = 4 * planes
+        shapes |= conv_shapes(f"visual.conv{number}", f"visual.bn{number}", out, into, 3)
+    shapes |= bottlenecks("visual.", width, [(blocks, width * 2 ** stage) for stage, blocks in enumerate(sizes.stages)])
+    inputs = 32 * width
     shapes["visual.attnpool.positional_embedding"] = ((sizes.image_resolution // 32) ** 2 + 1, inputs)
     for name in ("k_proj", "q_proj", "v_proj"):
         shapes |= _linear(f"visual.attnpool.{name}", inputs, inputs)
@@ -222,16 +225,21 @@ def layout(sizes: Architecture) -> Shapes:
 def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
     """Return the sizes of a complete CLIP; raise UserError, which lists missing, unexpected and misshapen tensors."""
     sizes = architecture(state_dict, conventions)
-    wanted, found = layout(sizes), {name: tuple(array.shape) for name, array in state_dict.items()}
+    found = {name: tuple(array.shape) for name, array in state_dict.items()}
     if found.get("logit_scale") == (1,):  # Jittor has no 0-d arrays
         found["logit_scale"] = ()
+    require_shapes(found, layout(sizes), "the checkpoint's tensors are not those of a CLIP")
+    return sizes
+
+
+def require_shapes(found: Shapes, wanted: Shapes, said: str) -> None:
+    """Raise UserError, which begins with `said`, unless the tensors found are those that are wanted."""
     problems = {"missing": [name for name in wanted if name not in found],
                 "unexpected": [name for name in found if name not in wanted],
                 "misshapen": [f"{name} {found[name]} instead of {shape}" for name, shape in wanted.items()
                               if found.get(name, shape) != shape]}
-    said = [f"{kind}: {', '.join(names[:MOST_LISTED])}"
-            + (f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
-            for kind, names in problems.items() if names]
-    if said:
-        raise UserError(f"the checkpoint's tensors are not those of a CLIP; {'; '.join(said)}")
-    return sizes
+    listed = [f"{kind}: {', '.join(names[:MOST_LISTED])}"
+              + (f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+              for kind, names in problems.items() if names]
+    if listed:
+        raise UserError("; ".join([said, *listed]))

@@ -22,8 +22,7 @@ from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import log_softmax, matmul, temperature, unit_rows, unit_var
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.encoders.base import ROWS, Depth
-from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import tuned_encoder
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder, tuned_encoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ON_GPU, SHOTS, TEXT, TOWER, Given, Method, Queries, keep_unseen, log_loss, top1
 from jclip_fewshot.methods.rows.trained import fits_of

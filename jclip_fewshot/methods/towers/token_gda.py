@@ -11,8 +11,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import matmul, temperature, unit_rows, unit_var
-from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder, FunctionEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import ALWAYS, keep_unseen
 from jclip_fewshot.methods.rows.gda import gaussian_classifier, precision_matrix

@@ -15,8 +15,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import product, unit_var
-from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder, FunctionEncoder
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.methods.base import NEVER
 from jclip_fewshot.methods.towers.base import TowerMethod, image_flops

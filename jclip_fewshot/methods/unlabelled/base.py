@@ -12,8 +12,7 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.numerics import unit_rows
-from jclip_fewshot.encoders.clip_encoder import ClipEncoder
-from jclip_fewshot.encoders.function import FunctionEncoder, homogeneous, logits_of
+from jclip_fewshot.encoders.clip_encoder import ClipEncoder, FunctionEncoder, homogeneous, logits_of
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.methods.base import NEVER, TEXT, TOWER, UNLABELLED, Method, Queries, Unlabelled
 from jclip_fewshot.methods.towers.towers import CLIP
