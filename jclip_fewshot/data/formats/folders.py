@@ -173,6 +173,6 @@ def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str], f
     folder = next((place / called for place in (top, root) if (place / called).is_dir()), None)
     if folder is None:
         others = splits_in(top)[1]
-        raise UserError(f"no folder {top / called}: the test images of split {name} belong there; "
+        raise UserError(f"--split {name}: no folder {top / called}: the test images of split {name} belong there; "
                         + (f"there are {listing.some(others)}" if others else "give another --split or --data"))
     return _read_folder(root, folder, class_names, flat)

@@ -69,21 +69,29 @@ def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
                     "name it with --labels")
 
 
-def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str) -> DataSet:
-    """Return the data set of a table's training rows. others: tables of the test sets, by name."""
+def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str,
+              class_names: list[str] | None = None) -> DataSet:
+    """Return the data set of a table's training rows. others: tables of the test sets, by name.
+
+    class_names: by id, where they are known; the training images then stay in the table's order, in which CoOp's random
+    seeds draw shots.
+    """
     files = listing.Files(root)
     for part in found.parts:
         if Path(part).name != part or len(part) > 60:
             raise UserError(f"{found.file}: {shown(part)} in its column of splits is no name of a test set")
-    located = listing.locate(files, found.file, found.parts["train"], found.base, any_ending=True)
-    rows, notes = one_label_each(located, found.file)
-    for number, _, label in located:
+
+    def located(one: Labelled, listed: list[Listed]) -> tuple[list[tuple[str, str]], list[str]]:
+        return one_label_each(listing.locate(files, one.file, listed, one.base, any_ending=True), one.file)
+
+    for number, _, label in found.parts["train"]:
         if not label or not label.isprintable():
             raise UserError(f"{found.file}, line {number}: {shown(brief(label))} is no class name; fill the column "
                             f"{found.labels!r}")
-    class_names = sorted({label for _, label in rows}, key=natural_key)
-    if len(class_names) < 2 or len(class_names) == len(rows) > 20:
-        raise UserError(f"{found.file}: the column {found.labels!r} names {len(class_names)} classes for {len(rows)} "
+    rows, notes = located(found, found.parts["train"])
+    names = class_names or sorted({label for _, label in rows}, key=natural_key)
+    if not class_names and (len(names) < 2 or len(names) == len(rows) > 20):
+        raise UserError(f"{found.file}: the column {found.labels!r} names {len(names)} classes for {len(rows)} "
                         "images; is it the column of the classes? Call the right one label")
     tables = {**{part: (found, listed) for part, listed in found.parts.items() if part != "train"},
               **{part: (one, [row for rows in one.parts.values() for row in rows]) for part, one in others.items()}}
@@ -91,18 +99,16 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
 
     def split(part: str) -> TestSet:
         if part not in tables:
-            return folder_split(root, top, part, class_names)
-        one, listed = tables[part]
-        located = listing.locate(files, one.file, listed, one.base, any_ending=True)
-        named = {path: label for _, path, label in located}
-        names = sorted(named, key=natural_key)
-        labels, said = known_answers(named, class_names, f"the test set {part}") if one.labels else (None, [])
-        return TestSet(root, names, names, labels, said)
+            return folder_split(root, top, part, names)
+        named = dict(located(*tables[part])[0])
+        images = sorted(named, key=natural_key)
+        labels, said = known_answers(named, names, f"the test set {part}") if tables[part][0].labels else (None, [])
+        return TestSet(root, images, images, labels, said)
 
-    ids = {label: place for place, label in enumerate(class_names)}
-    return named_by_files(root, name, class_names, by_class((path, ids[label]) for path, label in rows),
-                          order or splits_in(top)[1],
-                          [f"classes by the column {found.labels!r} of {found.file}", *notes], split)
+    ids = {label: place for place, label in enumerate(names)}
+    train = [(path, ids[label]) for path, label in rows]
+    return named_by_files(root, name, names, train if class_names else by_class(train), order or splits_in(top)[1],
+                          [f"classes by {found.labels!r} of {found.file}", *notes], split)
 
 
 def _training_table(root: Path, top: Path) -> Labelled | None:
