@@ -30,7 +30,7 @@ REFUSED = {"[\ud800-\udfff]": "bytes that are no UTF-8", ",": "a comma", "\t": "
 
 @dataclass(frozen=True)
 class ResultCheck:
-    """What is wrong with a submission file, what is unusual but harmless, and how many lines it has."""
+    """What is wrong with a submission file, what is unusual but harmless, and how many images have a line."""
 
     problems: list[str]
     notes: list[str]
@@ -91,13 +91,10 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
 
 
 def write_csv(path: PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV, whole or not at all. Raise UserError if it cannot be written."""
+    """Write a CSV, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    try:
-        write_text(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, text.getvalue())
 
 
 def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> None:
@@ -113,30 +110,25 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
     Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
     whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
     top5: (N, min(5, K)) class ids, best first. num_classes: K.
-    Raise ValueError for names and ids that make no valid submission, UserError if a file cannot be written.
+    Raise ValueError for names and ids that make no valid submission, OSError if a file cannot be written.
     """
     path = Path(path)
     require_target(path)
     archive = path.with_suffix(".zip")
-    if len(top5) != len(names):
-        raise ValueError(f"{len(names)} test images, but {len(top5)} rows of ids")
-    lines = sorted(zip(names, top5), key=lambda line: natural_key(line[0]))
+    lines = sorted(zip(names, top5, strict=True), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
     check = _check_bytes(text, names, num_classes)
     if not check.ok:
         raise ValueError("no valid submission: " + "; ".join(check.problems))
-    try:
-        archive.unlink(missing_ok=True)
-        with atomic_write(path) as file:
-            file.write(text)
-        if path.read_bytes() != text:
-            raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
-        entry = zipfile.ZipInfo("result.txt")  # dated 1980: the same text makes the same bytes
-        entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-        with atomic_write(archive) as file, zipfile.ZipFile(file, "w") as zipped:
-            zipped.writestr(entry, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path} or {archive.name}: {error.strerror or error}") from error
+    archive.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text)
+    if path.read_bytes() != text:
+        raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
+    entry = zipfile.ZipInfo("result.txt")  # dated 1980: the same text makes the same bytes
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    with atomic_write(archive) as file, zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr(entry, text)
     return archive
 
 
@@ -172,41 +164,45 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
 
 
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
+    known = dict.fromkeys(names, 0)  # image: its line
+    notes: list[str] = []
     problems: dict[str, list[str]] = {}  # by their kind, in the order of the kinds' first one
+    for kind, said in _problems(data, known, num_classes):
+        problems.setdefault(kind, []).append(said)
+    for found in problems.values():  # three of a kind are told
+        if len(found) > 3:
+            found[2:] = [f"{found[2]} (and {len(found) - 3} more of this kind)"]
+    if not data.endswith(b"\n"):
+        notes.append("no newline at the end of the last line")
+    order = sorted(known, key=known.__getitem__)
+    if not problems and order != sorted(order, key=natural_key):
+        notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
+    return ResultCheck([said for found in problems.values() for said in found], notes,
+                       sum(number > 0 for number in known.values()))
 
-    def checked(notes: list[str], lines: int) -> ResultCheck:
-        for found in problems.values():  # three of a kind are told
-            if len(found) > 3:
-                found[2:] = [f"{found[2]} (and {len(found) - 3} more of this kind)"]
-        return ResultCheck([said for found in problems.values() for said in found], notes, lines)
 
+def _problems(data: bytes, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong (its kind, and what to say), and note each image's line in `known`."""
     if data.startswith(b"\xef\xbb\xbf"):
-        problems["bom"] = ["the file begins with a byte-order mark; save it as UTF-8 without one"]
+        yield "bom", "the file begins with a byte-order mark; save it as UTF-8 without one"
         data = data[3:]
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         place = data[:error.start].count(b"\n") + 1
-        problems["text"] = [f"line {place}: not UTF-8 text"]
-        return checked([], 0)
+        yield "text", f"line {place}: not UTF-8 text"
+        return
     if not text:
-        return ResultCheck(["the file is empty"], [], 0)
+        yield "empty", "the file is empty"
+        return
     if "\r" in text:
-        problems["crlf"] = ["lines end in CR LF (Windows); they must end in LF alone"]
+        yield "crlf", "lines end in CR LF (Windows); they must end in LF alone"
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    notes = [] if text.endswith("\n") else ["no newline at the end of the last line"]
-    lines = text.removesuffix("\n").split("\n")
-    known = dict.fromkeys(names, 0)  # image: its line
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         for kind, said in _line_problems(line, number, known, num_classes):
-            problems.setdefault(kind, []).append(f"line {number}{said}")
-    missing = sorted((name for name, number in known.items() if not number), key=natural_key)
-    if missing:
-        problems["missing"] = [f"no line for {name}" for name in missing]
-    order = sorted(known, key=known.__getitem__)
-    if not missing and "unknown" not in problems and order != sorted(order, key=natural_key):
-        notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
-    return checked(notes, len(lines))
+            yield kind, f"line {number}{said}"
+    for name in sorted((name for name, number in known.items() if not number), key=natural_key):
+        yield "missing", f"no line for {name}"
 
 
 def _line_problems(line: str, number: int, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
