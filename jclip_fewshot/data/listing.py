@@ -1,7 +1,4 @@
-"""What lies in folders and stands in list files: images in natural order, lines of `text id`.
-
-Mistakes in them are the user's: each raises UserError and says where it is.
-"""
+"""What lies in folders and stands in list files: images in natural order, lines of `text id`."""
 
 from __future__ import annotations
 
@@ -102,8 +99,8 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return files, folders, others
 
 
-def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of the images and the folders in natural order, and of other files; no hidden or left-over folders."""
+def sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of images and folders in natural order, and of other files; no hidden or left-over folders."""
     files, folders, others = entries_of(folder)
     # macOS leaves `._image_1.jpg` in archives
     images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
@@ -114,12 +111,7 @@ def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 def folders_of(folder: Path) -> list[str]:
     """Names of the folders in one, in natural order, but hidden ones and those that systems leave behind."""
-    return _sorted_entries(folder)[1]
-
-
-def images_of(folder: Path) -> tuple[list[str], list[str]]:
-    """(image names in natural order, names of what else is there but folders) of one folder."""
-    return _sorted_entries(folder)[::2]
+    return sorted_entries(folder)[1]
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -130,7 +122,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
     while waiting:
         folder, above = waiting.pop()
-        images, folders, others = _sorted_entries(folder)
+        images, folders, others = sorted_entries(folder)
         yield folder, images, others
         status = os.stat(folder)
         above = (*above, (status.st_dev, status.st_ino))

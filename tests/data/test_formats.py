@@ -60,7 +60,7 @@ def described(data, now):
 def test_every_format_says_the_same(contest, tmp_path, kind):
     now = layouts.make(kind, contest, tmp_path / "data")
     data = read_data_set(tmp_path / "data")
-    assert data.format == layouts.KINDS[kind] == recognised(tmp_path / "data")
+    assert data.format == layouts.KINDS[kind] == recognised(tmp_path / "data")[0]
     assert sorted(data.class_names) == ["barrel", "cellphone", "sea_horse"]
     train, test = layouts.rows_of(contest)
     assert described(data, now) == (set(train), dict(test))

@@ -33,17 +33,16 @@ class Splits(msgspec.Struct):
     test: list[Entry] = []
 
 
-def recognise(root: Path) -> tuple[int, str] | None:
+def recognise(root: Path) -> tuple[int, str, Path] | None:
     """The split file."""
-    file = _split_file(root)
-    return (3, file.name) if file else None
+    names = [name for name in listing.entries_of(root)[0] if name.startswith(NAME) and name.endswith(".json")]
+    if len(names) > 1:
+        raise UserError(f"{root} holds {' and '.join(sorted(names))}; leave the one that is meant")
+    return (3, names[0], root / names[0]) if names else None
 
 
-def read(root: Path, **_: Any) -> DataSet:
+def read(root: Path, file: Path, **_: Any) -> DataSet:
     """Return classes by the file's ids and names; test, then val."""
-    file = _split_file(root)
-    if file is None:
-        raise UserError(f"{root} holds no {NAME}….json")
     content = read_json(file, Splits, 'it must be {"train": [[path, id, name], …], "val": […], "test": […]}')
     class_names = _class_names(file, content)
     folders, paths = listing.folders_of(root), [path for path, _, _ in content.train[:LOOKED_AT]]
@@ -55,13 +54,6 @@ def read(root: Path, **_: Any) -> DataSet:
     parts = {part: [(number, path, listing.same_text(name)) for number, (path, _, name) in enumerate(entries, 1)]
              for part in ("train", "test", "val") if (entries := getattr(content, part))}
     return table.read_rows(root, root, table.Labelled(file, "path", "name", base, parts), {}, "coop", class_names)
-
-
-def _split_file(root: Path) -> Path | None:
-    names = [name for name in listing.entries_of(root)[0] if name.startswith(NAME) and name.endswith(".json")]
-    if len(names) > 1:
-        raise UserError(f"{root} holds {' and '.join(sorted(names))}; leave the one that is meant")
-    return root / names[0] if names else None
 
 
 def _class_names(file: Path, content: Splits) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jclip_fewshot.data import listing
 from jclip_fewshot.data.data_set import HELD_OUT, TestSet, by_class, known_answers
-from jclip_fewshot.data.listing import count_of, folders_of, images_of, kinds_of, natural_key, same_text, walk
+from jclip_fewshot.data.listing import count_of, folders_of, kinds_of, natural_key, same_text, sorted_entries, walk
 from jclip_fewshot.data.prompts import known_domains
 from jclip_fewshot.errors import UserError, nearest, shown
 
@@ -41,11 +41,11 @@ def holds_images(folder: Path) -> bool:
 def unwrapped(folder: Path) -> Path:
     """Return the data set inside folders that hold one folder of images each: archive/dataset/dataset/."""
     for _ in range(WRAPPERS):
-        inner = folders_of(folder)
-        if images_of(folder)[0] or any(role_of(name) for name in inner):
+        images, inner, _ = sorted_entries(folder)
+        if images or any(role_of(name) for name in inner):
             break
         inner = [name for name in inner if holds_images(folder / name)] if 1 < len(inner) < 20 else inner
-        if len(inner) != 1 or inner[0] in known_domains() or images_of(folder / inner[0])[0]:
+        if len(inner) != 1 or inner[0] in known_domains() or sorted_entries(folder / inner[0])[0]:
             break
         folder = folder / inner[0]
     return folder
@@ -53,12 +53,12 @@ def unwrapped(folder: Path) -> Path:
 
 def inside_split(folder: Path) -> Path:
     """Return the images' folder in a training or test folder: seg_train/seg_train/, test/images/."""
-    while not images_of(folder)[0]:
-        inner = folders_of(folder)
-        if len(inner) != 1 or not (role_of(inner[0]) or inner[0].casefold() in (*PLAIN, folder.name.casefold())):
-            break
+    while True:
+        images, inner, _ = sorted_entries(folder)
+        plain = (*PLAIN, folder.name.casefold())
+        if images or len(inner) != 1 or not (role_of(inner[0]) or inner[0].casefold() in plain):
+            return folder
         folder = folder / inner[0]
-    return folder
 
 
 def below(folder: Path, root: Path) -> str:
@@ -79,8 +79,8 @@ def splits_in(top: Path) -> tuple[list[str], list[str]]:
 def class_folders(root: Path, top: Path, skip: Collection[str] = ()) -> tuple[Classes, list[str]]:
     """Return ({class: its images}, notes) of a tree with a folder a class, or a folder a domain with its classes in it.
 
-    A class is its folder's path below `top`, an image its path below `root`; what lies deeper in a class's folder is of
-    that class. skip: folders of `top` that are no classes. Raise UserError if folders leave open what is a class.
+    What lies deeper in a class's folder is of that class. skip: folders of `top` that are no classes.
+    Raise UserError if folders leave open what is a class.
     """
     found: Classes = {}
     loose, ignored, empty, inner = 0, [], [], 0
@@ -108,7 +108,7 @@ def class_folders(root: Path, top: Path, skip: Collection[str] = ()) -> tuple[Cl
 
 def _require_one_depth(top: Path, found: Classes) -> None:
     """Raise UserError where class folders lie at several depths or below two, or their own names repeat."""
-    depths = {len(parts): "/".join(parts) for parts in reversed(list(found))}
+    depths = {len(parts): "/".join(parts) for parts in reversed(found)}
     if len(depths) > 1 or max(depths, default=1) > 2:
         said = " and ".join(f"{shown(depths[depth])} ({count_of(depth, 'folder')} deep)" for depth in sorted(depths))
         raise UserError(f"{top}: which folders are the classes? Images lie in {said}; put every class's images into "
@@ -158,8 +158,8 @@ def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[
     there = {same_text(name): name for name in names}
     labels: dict[str, int] = {}
     for number, name, label in listing.read_pairs(path, num_classes=num_classes):
-        plain = same_text(name.replace("\\", "/"))
-        name = there.get(plain, plain)
+        name = same_text(name.replace("\\", "/"))
+        name = there.get(name, name)
         if name in labels:
             raise UserError(f"{path}, line {number}: {name} stands there twice; remove one")
         labels[name] = label
@@ -167,9 +167,8 @@ def _listed_answers(path: Path, names: Sequence[str], num_classes: int) -> dict[
 
 
 def folder_split(root: Path, top: Path, name: str, class_names: Sequence[str], flat: bool = False) -> TestSet:
-    """Return the test set in a folder of `top`, or of the data folder.
+    """Return the test set in a folder of `top`, or of the data folder; flat: the contest's, in TestSet<name> itself.
 
-    flat: the contest's, in TestSet<name>, whose images lie in the folder itself and are called by their file's name.
     Raise UserError if there is no such folder, no image, or one that nothing here can read, or that `flat` leaves out.
     """
     if name != Path(name).name or name in ("", ".", ".."):

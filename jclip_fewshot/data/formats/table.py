@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,29 +44,34 @@ class Labelled:
     parts: dict[str, list[Listed]]  # by a column of splits: "train", or the name of a test set
 
 
-def recognise(root: Path) -> tuple[int, str] | None:
-    """A table whose paths are images here."""
+Found = tuple[Path, Labelled]  # the folder of the tables, and the training images' one
+
+
+def first_in(root: Path, find: Callable[[Path], Labelled | None]) -> Found | None:
+    """Return the table with classes that `find` finds in the data folder, or else in the one inside its wrappers."""
     for top in dict.fromkeys((root, unwrapped(root))):
-        found = _training_table(root, top)
-        if found:
-            return 2, f"{found.file}, columns {found.paths!r} and {found.labels!r}"
+        found = find(top)
+        if found and found.labels:
+            return top, found
     return None
 
 
-def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
-    """Return classes by the training rows' labels, numbered in natural order."""
-    for top in dict.fromkeys((root, unwrapped(root))):
-        found = labelled(root, top, labels) if labels else _training_table(root, top)
-        if found and found.labels:
-            tests = {file.stem: one for file in _tables_in(top) if role_of(file.stem) not in ("", "train")
-                     and file != found.file and (one := labelled(root, top, file))}
-            return read_rows(root, top, found, tests, "table")
-    if labels:
+def recognise(root: Path, labels: Path | None = None) -> tuple[int, str, Found] | None:
+    """A table whose paths are images here. Raise UserError if `labels`, the one that is meant, is none."""
+    found = first_in(root, lambda top: labelled(root, top, labels) if labels else _training_table(root, top))
+    if labels and not found:
         raise UserError(f"{labels}: which columns hold the images' paths and their classes? It has "
                         f"{', '.join(map(repr, _read_table(labels)[0][:8]))}; call them path and label, and give paths "
                         f"below {root}")
-    raise UserError(f"{root} holds no table (.csv, .tsv, .jsonl) with a column of image paths and a column of classes; "
-                    "name it with --labels")
+    return (2, f"{found[1].file}, columns {found[1].paths!r} and {found[1].labels!r}", found) if found else None
+
+
+def read(root: Path, found: Found, **_: Any) -> DataSet:
+    """Return classes by the training rows' labels, numbered in natural order."""
+    top, training = found
+    tests = {file.stem: one for file in _tables_in(top) if role_of(file.stem) not in ("", "train")
+             and file != training.file and (one := labelled(root, top, file))}
+    return read_rows(root, top, training, tests, "table")
 
 
 def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str,
