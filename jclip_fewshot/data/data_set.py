@@ -146,6 +146,6 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
         name = named[unknown[0]]
         why = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(unknown[0])} has no class"
         scored = f"{len(labels) - len(unknown)} alone are scored" if meant else "no scores"
-        notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
-                     f"({why}); rename or move them to be scored")
+        notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not "
+                     f"known ({why}); rename or move them to be scored")
     return labels if meant else None, notes

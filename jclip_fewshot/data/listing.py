@@ -65,7 +65,7 @@ def same_text(text: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """False for a file name whose bytes are no UTF-8 (Python shows those as lone surrogates)."""
+    """False for a file name whose bytes are no UTF-8: Python shows those as lone surrogates."""
     return not re.search("[\ud800-\udfff]", name)
 
 
@@ -80,7 +80,7 @@ def require_plain_name(path: str) -> None:
 def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Return names in a folder: files, folders, and what is neither (pipes, devices, which would hang a reader).
 
-    Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
+    A link that leads nowhere counts as a file, which then cannot be read.
     Raise UserError if an entry cannot be looked at, or this Python reads a name in another encoding than UTF-8.
     """
     files, folders, others, name = list[str](), list[str](), list[str](), ""
@@ -117,7 +117,7 @@ def folders_of(folder: Path) -> list[str]:
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield (folder, image names, names of other files) of every folder from top down, but hidden and left-over ones.
 
-    Raise UserError for what cannot be looked at, and a link to a folder above itself, which would go round forever.
+    Raise UserError for what cannot be looked at, and for a link to a folder above itself.
     """
     waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
     while waiting:
@@ -150,12 +150,8 @@ def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], An
     """Return what a JSON text holds; `pairs` makes an object of its keys and values. Raise UserError if it is none."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}, line {error.lineno}: no JSON ({error.msg})") from error
-    except RecursionError:
-        raise UserError(f"{where}: lists inside lists, too deep to read") from None
-    except ValueError:
-        raise UserError(f"{where}: holds a number of thousands of digits") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise UserError(f"{where}: no JSON that can be read ({brief(str(error))})") from None
 
 
 def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: float = math.inf
@@ -223,9 +219,8 @@ class Files:
 
 def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = "",
            any_ending: bool = False) -> list[tuple[int, str, Label]]:
-    """Return the images that a list names with their paths below the data folder, as these are on the disk.
+    """Return the images that a list names, (line number, path below `base`, class), with their paths below the data.
 
-    listed: (line number, path below `base`, class). any_ending: as for `Files.find`.
     Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
     """
     found: list[tuple[int, str, Label]] = []

@@ -52,10 +52,9 @@ def require_target(path: PathLike) -> None:
 
 
 def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> Path:
-    """Return where the answers go: as `given`, or result.txt for the contest and result.csv for other data sets.
+    """Return where the answers go: as `given`, or result.txt in `folder` for the contest, result.csv for the rest.
 
-    form: "txt", "csv", or "auto": by the name that is given, or else by the data set. folder: of a name not given.
-    Raise UserError if the name does not end as the form says.
+    form: "txt", "csv", or "auto". Raise UserError if the name does not end as the form says.
     """
     if not given:
         return Path(folder, "result.csv" if form == "csv" or form == "auto" and plain else "result.txt")
@@ -105,11 +104,10 @@ def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], pro
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]], num_classes: int) -> Path:
-    """Write a submission in natural order, read it back and check it, and zip it beside; return the archive's path.
+    """Write a submission in natural order, read it back and zip it beside, as result.txt; return the archive's path.
 
-    Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
-    whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
-    top5: (N, min(5, K)) class ids, best first. num_classes: K.
+    Both are written whole or not at all, and the same result makes the same bytes. An archive that stood there is
+    removed first, so that it never disagrees with the text. top5: (N, min(5, K)) class ids, best first. num_classes: K.
     Raise ValueError for names and ids that make no valid submission, OSError if a file cannot be written.
     """
     path = Path(path)
@@ -135,9 +133,8 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
 def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> ResultCheck:
     """Find everything that is wrong with a submission file (.txt, or the .zip around it) for the N test images.
 
-    Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF, tabs, commas,
-    header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image twice, unknown, or
-    without a line. Notes: an order other than the natural one, no newline at the end. Raise UserError if it is absent.
+    A line is `name id id id id id` with single spaces and LF, min(5, K) different ids of 0..K-1, one for each image.
+    Notes: an order other than the natural one, no newline at the end. Raise UserError if the file is absent.
     """
     path = Path(path)
     try:
@@ -156,10 +153,10 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
                                     "it must hold result.txt and nothing else"], [], 0)
             with archive.open("result.txt") as file:
                 text = file.read(MAX_BYTES + 1)
+                if len(text) > MAX_BYTES:
+                    raise ValueError(f"result.txt has more than {MAX_BYTES >> 20} MB")
     except Exception as error:  # whatever zipfile and its decompressors raise on a damaged archive
         return ResultCheck([f"the archive cannot be read: {shown(brief(str(error)))}"], [], 0)
-    if len(text) > MAX_BYTES:
-        return ResultCheck([f"result.txt has more than {MAX_BYTES >> 20} MB"], [], 0)
     return _check_bytes(text, names, num_classes)
 
 
