@@ -294,17 +294,15 @@ class Decoder(contextlib.AbstractContextManager):
         ahead = iter(enumerate(groups))
         for b, group in enumerate(groups):
             for later, more in itertools.islice(ahead, 1 if b else BUFFERS):  # the encoder is done with that buffer
-                self._queue(later % BUFFERS, more)
+                # small enough that every worker gets some of each batch
+                step = max(1, min(PACKET_IMAGES, len(more) // (2 * len(self.workers))))
+                images = [(place, index, os.fspath(self.paths[index])) for place, index in enumerate(more)]
+                self._waiting.extend(pickle.dumps((later % BUFFERS, images[i:i + step]))
+                                     for i in range(0, len(images), step))
+            self._hand_out()
             while not all(i in self._done for i in group):
                 self._exchange()
             yield group, self._batches[b % BUFFERS, :len(group)], [self._done.pop(i) for i in group]
-
-    def _queue(self, buffer: int, group: Sequence[int]) -> None:
-        """Queues tasks: small enough that every worker gets some of each batch."""
-        step = max(1, min(PACKET_IMAGES, len(group) // (2 * len(self.workers))))
-        images = [(place, index, os.fspath(self.paths[index])) for place, index in enumerate(group)]
-        self._waiting.extend(pickle.dumps((buffer, images[i:i + step])) for i in range(0, len(images), step))
-        self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting:

@@ -31,9 +31,8 @@ MAX_LINE = 4096  # letters of a line of a list
 def natural_key(name: str) -> tuple:
     """Sorts digits by their value: image_2.jpg before image_10.jpg; a total order."""
     pieces: list = re.split(r"([0-9]+)", name)
-    for place in range(1, len(pieces), 2):
-        digits = pieces[place].lstrip("0")
-        pieces[place] = len(digits), digits  # orders as the number does, however long it is
+    values = [digits.lstrip("0") for digits in pieces[1::2]]
+    pieces[1::2] = [(len(value), value) for value in values]  # orders as the numbers do, however long they are
     return pieces, name
 
 
@@ -119,19 +118,15 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
     Raise UserError for what cannot be looked at, and for a link to a folder above itself.
     """
-    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
+    waiting = [top]
     while waiting:
-        folder, above = waiting.pop()
+        folder = waiting.pop()
         images, folders, others = sorted_entries(folder)
         yield folder, images, others
-        status = os.stat(folder)
-        above = (*above, (status.st_dev, status.st_ino))
         for inner in (folder / name for name in reversed(folders)):
-            if inner.is_symlink():
-                status = os.stat(inner)
-                if (status.st_dev, status.st_ino) in above:
-                    raise UserError(f"{shown(str(inner))} is a link to a folder above itself; remove the link")
-            waiting.append((inner, above))
+            if inner.is_symlink() and inner.resolve() in map(Path.resolve, (folder, *folder.parents)):
+                raise UserError(f"{shown(str(inner))} is a link to a folder above itself; remove the link")
+            waiting.append(inner)
 
 
 def read_text(path: Path, what: str = "") -> str:
@@ -174,25 +169,25 @@ def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: f
 
 
 class Files:
-    """The files below a folder, by the paths that lists have for them; each folder is looked at once."""
+    """The files below a folder, by the paths that lists have for them; each folder is looked at once.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Backslashes may stand for "/", composed letters for others. any_ending: lists may leave ".jpg" out.
+    """
+
+    def __init__(self, root: Path, any_ending: bool = False) -> None:
+        self.root, self.any_ending = root, any_ending
         self._known: dict[str, list[dict[str, str]]] = {}
 
-    def find(self, listed: str, any_ending: bool = False) -> str | None:
-        """Return the path of a file as it is on the disk, with "/"; None where there is none.
+    def find(self, listed: str) -> str | None:
+        """Return the path of a file as it is on the disk, with "/"; None where there is none."""
+        return self._find(listed) or self._find(listed.replace("\\", "/"))
 
-        Backslashes may stand for "/", composed letters for others. any_ending: the list may leave ".jpg" out.
-        """
-        return self._find(listed, any_ending) or self._find(listed.replace("\\", "/"), any_ending)
-
-    def most_in(self, places: Iterable[str], paths: Sequence[str], any_ending: bool = False) -> tuple[str, int]:
+    def most_in(self, places: Iterable[str], paths: Sequence[str]) -> tuple[str, int]:
         """Return in which of some folders most paths begin, the first of equals, and how many of them do."""
-        hits = {place: sum(self.find(f"{place}/{path}", any_ending) is not None for path in paths) for place in places}
+        hits = {place: sum(self.find(f"{place}/{path}") is not None for path in paths) for place in places}
         return max(hits.items(), key=lambda hit: hit[1])
 
-    def _find(self, listed: str, any_ending: bool) -> str | None:
+    def _find(self, listed: str) -> str | None:
         *parents, name = [part for part in listed.split("/") if part not in ("", ".")] or [""]
         folder = ""
         for parent in parents:
@@ -203,7 +198,7 @@ class Files:
             folder = f"{folder}{inner}/"
         names = self._names(folder)[0]
         found = names.get(name) or names.get(same_text(name))
-        if found is None and any_ending:
+        if found is None and self.any_ending:
             endings = [name + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
             matches = [names[one] for one in endings if one in names]
             found = matches[0] if len(matches) == 1 else None
@@ -217,8 +212,8 @@ class Files:
         return self._known[folder]
 
 
-def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = "",
-           any_ending: bool = False) -> list[tuple[int, str, Label]]:
+def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = ""
+           ) -> list[tuple[int, str, Label]]:
     """Return the images that a list names, (line number, path below `base`, class), with their paths below the data.
 
     Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
@@ -227,7 +222,7 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]],
     absent: list[tuple[int, str, Path]] = []
     for number, path, label in listed:
         below = _inside(files.root, posixpath.join(base, path), f"{source}, line {number}")
-        there = files.find(below, any_ending)
+        there = files.find(below)
         if there is None:
             absent.append((number, path, files.root / below))
         else:

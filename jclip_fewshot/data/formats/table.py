@@ -81,13 +81,13 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
     class_names: by id, where they are known; the training images then stay in the table's order, in which CoOp's random
     seeds draw shots.
     """
-    files = listing.Files(root)
+    files = listing.Files(root, any_ending=True)
     for part in found.parts:
         if Path(part).name != part or len(part) > 60:
             raise UserError(f"{found.file}: {shown(part)} in its column of splits is no name of a test set")
 
     def located(one: Labelled, listed: list[Listed]) -> tuple[list[tuple[str, str]], list[str]]:
-        return one_label_each(listing.locate(files, one.file, listed, one.base, any_ending=True), one.file)
+        return one_label_each(listing.locate(files, one.file, listed, one.base), one.file)
 
     for number, _, label in found.parts["train"]:
         if not label or not label.isprintable():
@@ -142,10 +142,10 @@ def labelled(root: Path, top: Path, file: Path) -> Labelled | None:
         forms = [form for name in names for form in (name, name + "s", name + "es")]
         return next((letters[form] for form in forms if form in letters), "")
 
-    files, bases, labels = listing.Files(root), _bases(root, top, file), called(LABELS)
+    files, bases, labels = listing.Files(root, any_ending=True), _bases(root, top, file), called(LABELS)
     for paths in dict.fromkeys([called(PATHS), *(one for one in columns if one != labels)]):
         cells = [row[paths] for _, row in rows[:LOOKED_AT]] if paths else []
-        base, hits = files.most_in(bases, [one for one in cells if one.strip() and ".." not in one], any_ending=True)
+        base, hits = files.most_in(bases, [one for one in cells if one.strip() and ".." not in one])
         if 2 * hits > len(cells):
             break
     else:
@@ -185,18 +185,15 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
     try:
         columns = [cell.strip() for cell in next(reader, [])]
-        rows = []
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if len(cells) != len(columns):
-                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells under {len(columns)} column "
-                                    "names")
-                rows.append((reader.line_num, dict(zip(columns, cells))))
+        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: no row of a table ({error})") from None
     if len(set(columns)) < len(columns) or not all(columns[1:]):
         raise UserError(f"{path}: its first line must name the columns, each once: {', '.join(columns[:8])}")
-    return columns, rows
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise UserError(f"{path}, line {number}: {len(cells)} cells under {len(columns)} column names")
+    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
 
 
 def _json_lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
