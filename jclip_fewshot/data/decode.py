@@ -53,8 +53,6 @@ JPEG_PIXELS = 400_000_000  # of a JPEG; Pillow's own limit, 179 million, is that
 
 
 class Recipe(NamedTuple):
-    """What becomes of an image file."""
-
     pixels: PixelRecipe
     views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views

@@ -204,13 +204,12 @@ def _problems(data: bytes, known: dict[str, int], num_classes: int) -> Iterator[
 
 def _line_problems(line: str, number: int, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a line (its kind, and what to say), and note its number in `known`."""
-    if not line.strip():
-        yield "empty", " is empty"
     for sign, word in (("\t", "tab"), (",", "comma")):
         if sign in line:
             yield word, f": a {word}; one space goes between name and ids"
     line = line.replace("\t", " ").replace(",", " ")
     if not line.strip():
+        yield "empty", " is empty"
         return
     if line != " ".join(line.split()):
         yield "spaces", ": exactly one space goes between name and ids, none at the ends"

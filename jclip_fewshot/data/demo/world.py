@@ -83,8 +83,6 @@ DOMAINS = {
 
 @dataclass(frozen=True)
 class DemoClass:
-    """A class of the demo contest."""
-
     name: str  # as in classes.txt, "Beast_spotted_orange_hare"
     domain: str
     scene: dict[str, str]

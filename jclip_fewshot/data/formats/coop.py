@@ -26,15 +26,12 @@ Entry = tuple[str, Annotated[int, msgspec.Meta(ge=0, lt=10**9)], str]  # path, c
 
 
 class Splits(msgspec.Struct):
-    """What a split file holds."""
-
     train: Annotated[list[Entry], msgspec.Meta(min_length=1)]
     val: list[Entry] = []
     test: list[Entry] = []
 
 
 def recognise(root: Path) -> tuple[int, str, Path] | None:
-    """The split file."""
     names = [name for name in listing.entries_of(root)[0] if name.startswith(NAME) and name.endswith(".json")]
     if len(names) > 1:
         raise UserError(f"{root} holds {' and '.join(sorted(names))}; leave the one that is meant")

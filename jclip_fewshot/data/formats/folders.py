@@ -34,7 +34,6 @@ def role_of(name: str) -> str:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is any image in a folder or below."""
     return any(images for _, images, _ in walk(folder))
 
 

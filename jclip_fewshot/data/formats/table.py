@@ -35,8 +35,6 @@ Listed = tuple[int, str, str]  # line number, path below the base, class
 
 @dataclass(frozen=True)
 class Labelled:
-    """A table that lists images of a folder."""
-
     file: Path
     paths: str  # the name of a column
     labels: str  # likewise; "" for none
