@@ -241,12 +241,10 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]],
 def _inside(root: Path, path: str, where: str) -> str:
     """A listed path as one below the data folder, or a run's record could not name it: absolute ones shortened."""
     plain = path.replace("\\", "/")
-    if plain.startswith("/"):
-        plain = os.path.relpath(plain, root)
-    elif ".." not in plain.split("/") and not re.match("[A-Za-z]:/", plain):
+    if not re.match("/|[A-Za-z]:/", plain) and ".." not in plain.split("/"):
         return path
-    plain = posixpath.normpath(plain)
-    if plain.startswith("..") or re.match("[A-Za-z]:/", plain):
+    plain = os.path.relpath(plain, root) if plain.startswith("/") else posixpath.normpath(plain)
+    if re.match(r"\.\.|[A-Za-z]:/", plain):
         raise UserError(f"{where}: {shown(brief(path))} is not below {root}; list images by their path below the data "
                         "folder, and move or link there what lies elsewhere")
     return plain

@@ -75,18 +75,17 @@ class PixelRecipe:
         if self.resize in (SHORT, COVER):
             image = _middle(image)
         to = self._resized(image.height, image.width)
-        if self.floats:
-            bands = [band.convert("F").resize(to[::-1], self.interpolation) for band in image.convert("RGB").split()]
-            array = np.stack([np.asarray(band) for band in bands], axis=-1)
-        else:
-            array = np.asarray(image.resize(to[::-1], self.interpolation).convert("RGB"))
         top, left = (self._corner(have, want) for have, want in zip(to, self.size))  # negative: outside
-        height, width = self.size
-        result: np.ndarray = np.empty((height, width, 3), self.dtype)
-        result[:] = self.fill
-        bottom, right = min(to[0], top + height), min(to[1], left + width)
-        result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]
-        return result
+
+        def cropped(picture: Image.Image, fill: tuple[int, ...] | float) -> np.ndarray:
+            canvas = Image.new(picture.mode, self.size[::-1], fill)
+            canvas.paste(picture, (-left, -top))
+            return np.asarray(canvas)
+
+        if not self.floats:
+            return cropped(image.resize(to[::-1], self.interpolation).convert("RGB"), self.fill)
+        bands = [band.convert("F").resize(to[::-1], self.interpolation) for band in image.convert("RGB").split()]
+        return np.stack([cropped(band, fill) for band, fill in zip(bands, self.fill)], axis=-1)
 
     def _resized(self, height: int, width: int) -> Pixels:
         scale = self.scale or self.size

@@ -36,7 +36,7 @@ def medoids(distance: np.ndarray, k: int) -> list[int]:
     chosen: list[int] = []
 
     def best_beside(others: list[int]) -> tuple[int, np.ndarray]:
-        reach = distance[:, others].min(axis=1) if others else np.full(m, np.inf)
+        reach = distance[:, others].min(axis=1, initial=np.inf)
         cost = np.minimum(distance, reach[:, None]).sum(axis=0)
         cost[others] = np.inf
         return int(cost.argmin()), cost

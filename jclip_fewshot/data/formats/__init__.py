@@ -1,9 +1,9 @@
 """Formats of data sets, a file each; every one of them reads into one description, data_set.DataSet.
 
-A format is a module with `recognise(root)` and `read(root, found, **wanted)`. `recognise` returns how sure it is that a
-folder has this format (3: by files that no other has, 2: by what they hold, 1: by its folders), why, and what `read`
-needs of it; None for no such folder. `read` raises UserError for all that is wrong with the files. To add one: a file,
-a line in FORMATS, a real example in tests/data/test_formats.py.
+A format is a module with `recognise(root)` and `read(root, *found, **wanted)`. `recognise` returns how sure it is of a
+folder (3: by files that no other format has, 2: by what they hold, 1: by its folders), why, and what else `read` is
+handed, or None. `read` raises UserError for all that is wrong with the files. To add one: a file, a line in FORMATS, a
+real example in tests/data/test_formats.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_data_set(root: PathLike, board: str = "A", domains: bool = False, label
         format, found = (format, FORMATS[format].recognise(folder)) if format else recognised(folder)
     if found is None and format in NEEDS:
         raise UserError(f"{root} holds no {NEEDS[format]}")
-    data = FORMATS[format].read(folder, found and found[2], board=board, labelled=labelled)
+    data = FORMATS[format].read(folder, *(found or ())[2:], board=board, labelled=labelled)
     return replace(data, domains=[domain_of(name) for name in data.class_names]) if domains else data
 
 

@@ -23,13 +23,13 @@ TRAIN_LIST = "train.txt"
 LOOKED_AT = 200  # folders in which the contest's lists are looked for where --data leads past them
 
 
-def recognise(root: Path) -> tuple[int, str, None] | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """Its lists: classes.txt, classes_b.txt or train.txt; a classes.txt alone, which others have too, by its form."""
     there = [name for name in (*CLASS_LISTS.values(), TRAIN_LIST) if (root / name).is_file()]
     alone = there == [CLASS_LISTS["A"]] and not any((root / name).is_dir() for name in ("TrainSet", "TestSetA"))
     if not there or alone and not re.search(r"\S\s+[0-9]+\s*$", _first_line(root / there[0])):
         return None
-    return 3, " and ".join(there), None
+    return 3, " and ".join(there)
 
 
 def _first_line(path: Path) -> str:
@@ -49,7 +49,7 @@ def elsewhere(root: Path) -> Path | None:
     return next((folder for folder in (*one, *two)[:LOOKED_AT] if recognise(folder)), None)
 
 
-def read(root: Path, _: None = None, board: str = "A", labelled: bool = True) -> DataSet:
+def read(root: Path, board: str = "A", labelled: bool = True) -> DataSet:
     """Return the classes of a board, its training list and the test sets."""
     class_names = read_classes(root, board)
     source = root / TRAIN_LIST

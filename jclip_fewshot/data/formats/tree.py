@@ -18,20 +18,20 @@ from jclip_fewshot.data.listing import count_of, folders_of, sorted_entries
 from jclip_fewshot.errors import UserError
 
 
-def recognise(root: Path) -> tuple[int, str, None] | None:
+def recognise(root: Path) -> tuple[int, str] | None:
     """A training folder with folders of images in it; or any folders of images, which is worth less."""
     top = folders.unwrapped(root)
     trains = [name for name in folders.splits_in(top)[0] if _holds_classes(top / name)]
     if trains:
-        return 2, f"a folder a class in {folders.below(top, root)}{trains[0]}", None
-    return (1, f"a folder a class in {top}", None) if _holds_classes(top) else None
+        return 2, f"a folder a class in {folders.below(top, root)}{trains[0]}"
+    return (1, f"a folder a class in {top}") if _holds_classes(top) else None
 
 
 def _holds_classes(folder: Path) -> bool:
     return any(folders.holds_images(folder / name) for name in folders_of(folder))
 
 
-def read(root: Path, *_: Any, **__: Any) -> DataSet:
+def read(root: Path, **_: Any) -> DataSet:
     """Return classes by their folders, numbered in natural order."""
     inner = contest.elsewhere(root)
     if inner:
@@ -53,9 +53,9 @@ def read(root: Path, *_: Any, **__: Any) -> DataSet:
             listing.require_plain_name(path)
     if len(classes) < 2:
         _require_no_boxes(top)
-        images, inner, others = sorted_entries(top)
+        images, beside, others = sorted_entries(top)
         raise UserError(f"{root}: {base} holds {'one class folder alone' if classes else 'no class folder with images'}"
-                        f" (folders: {listing.some(inner) or 'none'}; {count_of(len(images), 'image')} and "
+                        f" (folders: {listing.some(beside) or 'none'}; {count_of(len(images), 'image')} and "
                         f"{count_of(len(others), 'other file')} beside them), and no list or table says more; give the "
                         "folder with a folder a class with --data, or a table with --labels")
     names = sorted(classes, key=listing.natural_key)
