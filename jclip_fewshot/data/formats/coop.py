@@ -62,8 +62,8 @@ def _class_names(file: Path, content: Splits) -> list[str]:
                             "one")
         if not name.strip() or not name.isprintable():
             raise UserError(f"{file}: {path} has the class name {name!r}, which cannot be printed")
-    missing = next((label for label in range(len(names)) if label not in names), None)
-    if missing is not None or len(set(names.values())) < len(names):
-        raise UserError(f"{file}: {len(names)} classes need the ids 0..{len(names) - 1} and a name each"
-                        + (f", but {missing} is missing" if missing is not None else ", but a name is there twice"))
+    missing = [f"{label} is missing" for label in range(len(names)) if label not in names]
+    if missing or len(set(names.values())) < len(names):
+        raise UserError(f"{file}: {len(names)} classes need the ids 0..{len(names) - 1} and a name each, but "
+                        f"{missing[0] if missing else 'a name is there twice'}")
     return [names[label] for label in range(len(names))]

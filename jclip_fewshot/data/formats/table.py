@@ -165,9 +165,8 @@ def _bases(root: Path, top: Path, file: Path) -> list[str]:
     role = role_of(file.stem) or "train"
     folders = listing.folders_of(top)[:LOOKED_AT]
     order = [name for name in folders if role_of(name) == role] + [name for name in folders if not role_of(name)]
-    places = [top, *(top / name for name in order), *(top / name / name for name in order), root]
-    if root in file.parents:
-        places.insert(0, file.parent)
+    places = [*([file.parent] if root in file.parents else []), top, *(top / name for name in order),
+              *(top / name / name for name in order), root]
     return list(dict.fromkeys(below(place, root).rstrip("/") for place in places))
 
 
@@ -203,5 +202,5 @@ def _json_lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object a line, with a path and a label, not {line[:40]!r}")
         rows.append((number, {key: str(value) for key, value in row.items() if isinstance(value, (str, int, float))}))
-    columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    return columns, [(number, {**dict.fromkeys(columns, ""), **row}) for number, row in rows]
+    columns = dict.fromkeys((key for _, row in rows for key in row), "")
+    return list(columns), [(number, {**columns, **row}) for number, row in rows]
