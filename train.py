@@ -22,8 +22,8 @@ from jclip_fewshot.cli.flags import parse
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.console import tell
 from jclip_fewshot.data import demo
+from jclip_fewshot.data.formats.folders import named_below
 from jclip_fewshot.data.shots import caution, rule
-from jclip_fewshot.data.support import named_below
 from jclip_fewshot.evaluation.scores import settings_table
 from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import read_problem, with_support

@@ -64,7 +64,7 @@ class Bench:
         """A sentence an attribute that the class's name tells, in the words of the world's captions."""
         found = {}
         for one in self.classes:
-            name = prompts.display_name(one.name, one.domain)
+            name = prompts.display_names([one.name], [one.domain])[0]
             said = [f"{name}, {value} {kind}" for kind, value in one.scene.items() if value in one.name.lower()]
             found[one.name] = said or [name]
         path = self.work / f"descriptions{self.seed}.json"

@@ -26,9 +26,9 @@ from jclip_fewshot.console import tell
 from jclip_fewshot.data import prompts
 from jclip_fewshot.data.data_set import DataSet
 from jclip_fewshot.data.formats import read_data_set
+from jclip_fewshot.data.formats.folders import read_support, read_unlabelled
 from jclip_fewshot.data.listing import LabelledPath
 from jclip_fewshot.data.shots import choose_shots, shortage
-from jclip_fewshot.data.support import read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.features.activations import Activations
 from jclip_fewshot.features.encode import Bad

@@ -273,7 +273,7 @@ def main() -> None:
         batch = pixels[chosen]
         flipped = rng.random(args.batch) < 0.5
         batch[flipped] = batch[flipped, :, ::-1]
-        images = ((batch.astype(np.float32) / 255 - preprocess.MEAN) / preprocess.STD).transpose(0, 3, 1, 2)
+        images = preprocess.normalize(batch)
         tokens = vocabulary.tokens([sentence(domains[i], scenes[i], rng, templates) for i in chosen])
 
         x = unit_var(model.encode_image(jt.array(np.ascontiguousarray(images))))

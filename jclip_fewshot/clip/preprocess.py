@@ -7,15 +7,14 @@ mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation i
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-# A table of the 256 values of each channel: the same bits as computing pixel by pixel, several times as fast.
-_VALUES = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - MEAN) / STD).T.copy()  # (3, 256)
-_BICUBIC = getattr(Image, "Resampling", Image).BICUBIC
+MEAN = 0.48145466, 0.4578275, 0.40821073
+STD = 0.26862954, 0.26130258, 0.27577711
+_BICUBIC = Image.Resampling.BICUBIC
 _LONG = 1 << 24  # pixels of a resized image; of a longer one only what is kept is resized
 
 
@@ -39,35 +38,32 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def resize_and_crop(image: Image.Image, size: int, true_size: tuple[int, int] | None = None) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """The short side to `size`, then the middle `size` x `size` pixels, in RGB.
 
     The rounding is torchvision's: the long side is cut down to a whole pixel, the crop's corner is rounded half to
-    even. true_size: (width, height) before the decoder shrank the picture by 2, 4 or 8; `image` may then reach a part
-    of a pixel beyond it.
+    even.
     """
     image = eight_bits(image)
-    width, height = true_size or image.size
-    shrunk = round(width / image.width)
-    box = (0, 0, width / shrunk, height / shrunk)
+    width, height = image.size
     if min(width, height) != size:
         if width <= height:
             width, height = size, int(size * height / width)
         else:
             width, height = int(size * width / height), size
         if width * height > _LONG:
-            return _middle(image, box, (width, height), size).convert("RGB")
-        image = image.resize((width, height), _BICUBIC, box)
+            return _middle(image, (width, height), size).convert("RGB")
+        image = image.resize((width, height), _BICUBIC)
     left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
     return image.crop((left, top, left + size, top + size)).convert("RGB")
 
 
-def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int], size: int) -> Image.Image:
-    """The middle `size` x `size` pixels of `box` resized to `resized`, without the rest: 1 x 40,000 pixels would become
+def _middle(image: Image.Image, resized: tuple[int, int], size: int) -> Image.Image:
+    """The middle `size` x `size` pixels of what is `resized`, without the rest: 1 x 40,000 pixels would become
     224 x 8,960,000 of them. The same pixels: what is cut off lies beyond the reach of the filter."""
     cut, source = [], []
     for axis in (0, 1):
-        scale = box[2 + axis] / resized[axis]
+        scale = image.size[axis] / resized[axis]
         first = round((resized[axis] - size) / 2) * scale
         last = first + size * scale
         reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter
@@ -84,12 +80,22 @@ def _middle(image: Image.Image, box: tuple[float, ...], resized: tuple[int, int]
     return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
 
 
-def normalize(pixels: np.ndarray) -> np.ndarray:
-    """(..., size, size, 3) uint8 to (..., 3, size, size) float32 with CLIP's mean and deviation taken out."""
-    channels = [np.take(table, pixels[..., channel], mode="clip") for channel, table in enumerate(_VALUES)]
+@cache
+def _values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(3, 256): a table of the values of each channel, the same bits as computing pixel by pixel, and faster."""
+    values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+    return ((values - np.array(mean, np.float32)) / np.array(std, np.float32)).T.copy()
+
+
+def normalize(pixels: np.ndarray, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> np.ndarray:
+    """(..., H, W, 3) pixels from 0 to 255 to (..., 3, H, W) float32 with mean and deviation taken out."""
+    if pixels.dtype == np.uint8:
+        channels = [np.take(table, pixels[..., c], mode="clip") for c, table in enumerate(_values(mean, std))]
+    else:
+        channels = [(pixels[..., c] / np.float32(255) - np.float32(mean[c])) / np.float32(std[c]) for c in range(3)]
     return np.stack(channels, axis=-3)
 
 
-def image_array(image: Image.Image, size: int, true_size: tuple[int, int] | None = None) -> np.ndarray:
+def image_array(image: Image.Image, size: int) -> np.ndarray:
     """One image as CLIP sees it: (3, size, size) float32."""
-    return normalize(np.asarray(resize_and_crop(image, size, true_size)))
+    return normalize(np.asarray(resize_and_crop(image, size)))

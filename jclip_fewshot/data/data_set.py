@@ -33,17 +33,13 @@ class TestSet:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Classes, training images and the test sets beside them.
-
-    train: (path below root, class id) of every training image, sorted by class and natural order of the path; of a CoOp
-    split in its order. Classes without any are normal.
-    """
+    """Classes, training images and the test sets beside them. Classes without any image are normal."""
 
     root: Path  # the data folder; all paths are below it
     format: str  # a name in formats.FORMATS
     class_names: list[str]  # raw names ("Animal_Bear"), by id
     domains: list[str]  # each class's domain ("Animal"; "" where it has none), by id
-    train: list[LabelledPath]
+    train: list[LabelledPath]  # sorted by class and natural order of the path; of a CoOp split in its order
     splits: tuple[str, ...]  # names of the test sets, the one that is meant where none is named first
     notes: list[str]  # what a person should hear about, a sentence each
     read_split: Callable[[str], TestSet] = field(compare=False, repr=False)  # or reads another folder of images
@@ -95,16 +91,14 @@ class DataSet:
 def named_by_files(root: Path, format: str, class_names: list[str], train: list[LabelledPath],
                    splits: Iterable[str], notes: list[str], read_split: Callable[[str], TestSet]) -> DataSet:
     """Return the data set of a format without the contest's lists, with notes on class names that say nothing."""
-    notes, codes = list(notes), [name for name in class_names if CODE.fullmatch(name)]
     numbered = [name for name in class_names if NUMBERED.match(name)]
-    if numbered:
-        notes.append(f"the number in front of {count_of(len(numbered), 'class name')} ({numbered[0]}, …) is left out "
-                     "of the prompts")
-    if codes:
-        notes.append(f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code "
-                     f"({some(codes, 3)}), which CLIP's text tower knows nothing about: say with --names what they "
-                     "show")
-    return DataSet(root, format, class_names, domains_of(class_names), train, tuple(splits), notes, read_split)
+    codes = [name for name in class_names if CODE.fullmatch(name)]
+    more = {f"the number in front of {count_of(len(numbered), 'class name')} ({some(numbered, 1)}) is left out of the "
+            "prompts": numbered,
+            f"{count_of(len(codes), 'class is', 'classes are')} called by a number or code ({some(codes, 3)}), which "
+            "CLIP's text tower knows nothing about: say with --names what they show": codes}
+    return DataSet(root, format, class_names, domains_of(class_names), train, tuple(splits),
+                   [*notes, *(note for note, there in more.items() if there)], read_split)
 
 
 def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
@@ -113,10 +107,7 @@ def by_class(rows: Iterable[LabelledPath]) -> list[LabelledPath]:
 
 
 def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tuple[list[tuple[str, Label]], list[str]]:
-    """Return listed images (line number, path, class) once each, and a note if some were listed twice.
-
-    Raise UserError if an image has two classes.
-    """
+    """Return listed images (line number, path, class) once each, and notes. Raise UserError if one has two classes."""
     first: dict[str, tuple[int, Label]] = {}
     again = 0
     for number, path, label in rows:
@@ -132,32 +123,29 @@ def one_label_each(rows: Iterable[tuple[int, str, Label]], source: Path) -> tupl
 
 def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: str
                   ) -> tuple[dict[str, int] | None, list[str]]:
-    """Return class ids of a test set whose images have class names ("" for none), and what to say about them.
+    """Return class ids of a test set (`what`) whose images have class names ("" for none), and notes about them.
 
     Names that differ in capitals alone are the same class. An image of no known class has the class UNKNOWN, and a note
-    says so; None if all have. what: to call the test set.
+    says so; None if all have.
     """
     ids = {name: label for label, name in enumerate(class_names)}
     alike: dict[str, list[str]] = {}
     for name in class_names:
         alike.setdefault(name.casefold(), []).append(name)
-    meant: dict[str, str] = {}
     named = {image: same_text(text) for image, text in named.items()}
+    meant: dict[str, str] = {}
     for name in named.values():
         near = [name] if name in ids else alike.get(name.casefold(), [])
         if len(near) == 1:
             meant[name] = near[0]
+    labels = {image: ids[meant[name]] if name in meant else UNKNOWN for image, name in named.items()}
     notes = [f"{what}: {shown(name)} is taken for the class {shown(known)}" for name, known in meant.items()
              if name != known]
-    labels = {image: ids[meant[name]] if name in meant else UNKNOWN for image, name in named.items()}
     unknown = [image for image, label in labels.items() if label == UNKNOWN]
-    if not unknown:
-        return labels, notes
-    if not meant and not any(named.values()):
-        return None, []
-    name = named[unknown[0]]
-    reason = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(unknown[0])} has no class"
-    scored = f"{len(labels) - len(unknown)} alone are scored" if meant else "no scores"
-    notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not known "
-                 f"({reason}); rename or move them to be scored")
+    if unknown and (meant or any(named.values())):
+        name = named[unknown[0]]
+        why = f"{shown(name)} is no class{nearest(name, class_names)}" if name else f"{shown(unknown[0])} has no class"
+        scored = f"{len(labels) - len(unknown)} alone are scored" if meant else "no scores"
+        notes.append(f"{what}: {scored}, as the class of {len(unknown)} of {count_of(len(named), 'image')} is not "
+                     f"known ({why}); rename or move them to be scored")
     return labels if meant else None, notes

@@ -53,8 +53,6 @@ JPEG_PIXELS = 400_000_000  # of a JPEG; Pillow's own limit, 179 million, is that
 
 
 class Recipe(NamedTuple):
-    """What becomes of an image file."""
-
     pixels: PixelRecipe
     views: int = 0          # 0: the recipe's own view of the picture; more: that many random views instead
     seed: int = 0           # of the random views
@@ -76,7 +74,7 @@ class Done(NamedTuple):
 
 
 def open_image(data: bytes) -> tuple[Image.Image, str]:
-    """Return a decoded image, and what a person should hear about it (or ""); of a cut-off file, what is there."""
+    """Return a decoded image, and what a person should hear about it; of a cut-off file, what is there."""
     image = _opened(data)
     try:
         image.load()
@@ -119,10 +117,7 @@ def _cut_off(data: bytes) -> Image.Image:
 
 
 def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> Image.Image:
-    """One of Tip-Adapter's random views: an RGB image of the recipe's size.
-
-    torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3)), half of them mirrored.
-    """
+    """Tip-Adapter's: torchvision's RandomResizedCrop(size, scale=(0.5, 1), ratio=(3/4, 4/3)), half of them mirrored."""
     width, height = image.size
     for _ in range(10):
         area = width * height * (0.5 + 0.5 * rng.random())
@@ -141,8 +136,7 @@ def random_view(image: Image.Image, recipe: PixelRecipe, rng: random.Random) -> 
 def view_images(image: Image.Image, digest: bytes, recipe: Recipe) -> Iterator[np.ndarray]:
     """The V views of one image, (H, W, 3) each; random ones are seeded by its content, not by its place.
 
-    Of a test image, view 0 is the encoder's own preprocessing, 1 the whole image squeezed to the size; 2 and 3 are
-    these two mirrored, 4 and more are random.
+    View 0 is the encoder's own, 1 the whole image squeezed to the size, 2 and 3 these two mirrored, others are random.
     """
     pixels, view = recipe.pixels, 4 if recipe.views else recipe.view
     image = as_seen(image) if recipe.as_seen else image
@@ -168,8 +162,7 @@ def _bytes_of(path: str) -> bytes:
         raise UserError("unreadable: a device or pipe, no file")
     if kind.st_size > MOST_BYTES:
         raise UserError(f"too large: {kind.st_size >> 20} MB, {MOST_BYTES >> 20} MB are the limit")
-    with open(path, "rb") as file:
-        data = file.read()
+    data = Path(path).read_bytes()
     if not data:
         raise UserError("the file is empty")
     return data
@@ -284,9 +277,9 @@ class Decoder(contextlib.AbstractContextManager):
         self.workers = []
 
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray, list[Done]]]:
-        """(indices, pixels (B, V, H, W, 3), results) a batch, in the order asked for.
+        """(indices, pixels (B, V, H, W, 3), results) a batch, in order; zeros where `Done.reason` says why.
 
-        The pixels are shared memory, valid until the next batch is asked for, and zeros where `Done.reason` says why.
+        The pixels are valid until the next batch is asked for.
         """
         size = self.batch_shape[0]
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
@@ -299,17 +292,15 @@ class Decoder(contextlib.AbstractContextManager):
         ahead = iter(enumerate(groups))
         for b, group in enumerate(groups):
             for later, more in itertools.islice(ahead, 1 if b else BUFFERS):  # the encoder is done with that buffer
-                self._send(later % BUFFERS, more)
+                # small enough that every worker gets some of each batch
+                step = max(1, min(PACKET_IMAGES, len(more) // (2 * len(self.workers))))
+                images = [(place, index, os.fspath(self.paths[index])) for place, index in enumerate(more)]
+                self._waiting.extend(pickle.dumps((later % BUFFERS, images[i:i + step]))
+                                     for i in range(0, len(images), step))
+            self._hand_out()
             while not all(i in self._done for i in group):
                 self._exchange()
             yield group, self._batches[b % BUFFERS, :len(group)], [self._done.pop(i) for i in group]
-
-    def _send(self, buffer: int, group: Sequence[int]) -> None:
-        """Queues tasks: small enough that every worker gets some of each batch."""
-        step = max(1, min(PACKET_IMAGES, len(group) // (2 * len(self.workers))))
-        images = [(place, index, os.fspath(self.paths[index])) for place, index in enumerate(group)]
-        self._waiting.extend(pickle.dumps((buffer, images[i:i + step])) for i in range(0, len(images), step))
-        self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting:
@@ -323,8 +314,7 @@ class Decoder(contextlib.AbstractContextManager):
 
     def _exchange(self) -> None:
         """Waits until a result comes (or a worker dies), takes it, hands out more tasks."""
-        writing = [self._tasks] if self._waiting else []
-        ready, _, _ = select.select([self._results], writing, [], 0.2)
+        ready, _, _ = select.select([self._results], [self._tasks] if self._waiting else [], [], 0.2)
         if ready:
             packet = self._results.recv(PACKET_BYTES)
             if not packet:

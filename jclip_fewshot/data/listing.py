@@ -1,7 +1,4 @@
-"""What lies in folders and stands in list files: images in natural order, lines of `text id`.
-
-Mistakes in them are the user's: each raises UserError and says where it is.
-"""
+"""What lies in folders and stands in list files: images in natural order, lines of `text id`."""
 
 from __future__ import annotations
 
@@ -34,9 +31,8 @@ MAX_LINE = 4096  # letters of a line of a list
 def natural_key(name: str) -> tuple:
     """Sorts digits by their value: image_2.jpg before image_10.jpg; a total order."""
     pieces: list = re.split(r"([0-9]+)", name)
-    for place in range(1, len(pieces), 2):
-        digits = pieces[place].lstrip("0")
-        pieces[place] = len(digits), digits  # orders as the number does, however long it is
+    values = [digits.lstrip("0") for digits in pieces[1::2]]
+    pieces[1::2] = [(len(value), value) for value in values]  # orders as the numbers do, however long they are
     return pieces, name
 
 
@@ -68,7 +64,7 @@ def same_text(text: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """False for a file name whose bytes are no UTF-8 (Python shows those as lone surrogates)."""
+    """False for a file name whose bytes are no UTF-8: Python shows those as lone surrogates."""
     return not re.search("[\ud800-\udfff]", name)
 
 
@@ -83,7 +79,7 @@ def require_plain_name(path: str) -> None:
 def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Return names in a folder: files, folders, and what is neither (pipes, devices, which would hang a reader).
 
-    Links count as what they lead to; one that leads nowhere counts as a file, which then cannot be read.
+    A link that leads nowhere counts as a file, which then cannot be read.
     Raise UserError if an entry cannot be looked at, or this Python reads a name in another encoding than UTF-8.
     """
     files, folders, others, name = list[str](), list[str](), list[str](), ""
@@ -102,8 +98,8 @@ def entries_of(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return files, folders, others
 
 
-def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of the images and the folders in natural order, and of other files; no hidden or left-over folders."""
+def sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of images and folders in natural order, and of other files; no hidden or left-over folders."""
     files, folders, others = entries_of(folder)
     # macOS leaves `._image_1.jpg` in archives
     images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
@@ -114,32 +110,23 @@ def _sorted_entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 def folders_of(folder: Path) -> list[str]:
     """Names of the folders in one, in natural order, but hidden ones and those that systems leave behind."""
-    return _sorted_entries(folder)[1]
-
-
-def images_of(folder: Path) -> tuple[list[str], list[str]]:
-    """(image names in natural order, names of what else is there but folders) of one folder."""
-    return _sorted_entries(folder)[::2]
+    return sorted_entries(folder)[1]
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield (folder, image names, names of other files) of every folder from top down, but hidden and left-over ones.
 
-    Raise UserError for what cannot be looked at, and a link to a folder above itself, which would go round forever.
+    Raise UserError for what cannot be looked at, and for a link to a folder above itself.
     """
-    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(top, ())]
+    waiting = [top]
     while waiting:
-        folder, above = waiting.pop()
-        images, folders, others = _sorted_entries(folder)
+        folder = waiting.pop()
+        images, folders, others = sorted_entries(folder)
         yield folder, images, others
-        status = os.stat(folder)
-        above = (*above, (status.st_dev, status.st_ino))
         for inner in (folder / name for name in reversed(folders)):
-            if inner.is_symlink():
-                status = os.stat(inner)
-                if (status.st_dev, status.st_ino) in above:
-                    raise UserError(f"{shown(str(inner))} is a link to a folder above itself; remove the link")
-            waiting.append((inner, above))
+            if inner.is_symlink() and inner.resolve() in map(Path.resolve, (folder, *folder.parents)):
+                raise UserError(f"{shown(str(inner))} is a link to a folder above itself; remove the link")
+            waiting.append(inner)
 
 
 def read_text(path: Path, what: str = "") -> str:
@@ -158,12 +145,8 @@ def read_json(text: str, where: str, pairs: Callable[[list[tuple[str, Any]]], An
     """Return what a JSON text holds; `pairs` makes an object of its keys and values. Raise UserError if it is none."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}, line {error.lineno}: no JSON ({error.msg})") from error
-    except RecursionError:
-        raise UserError(f"{where}: lists inside lists, too deep to read") from None
-    except ValueError:
-        raise UserError(f"{where}: holds a number of thousands of digits") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise UserError(f"{where}: no JSON that can be read ({brief(str(error))})") from None
 
 
 def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: float = math.inf
@@ -186,25 +169,25 @@ def read_pairs(path: Path, form: str = "<image path> <class id>", num_classes: f
 
 
 class Files:
-    """The files below a folder, by the paths that lists have for them; each folder is looked at once."""
+    """The files below a folder, by the paths that lists have for them; each folder is looked at once.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Backslashes may stand for "/", composed letters for others. any_ending: lists may leave ".jpg" out.
+    """
+
+    def __init__(self, root: Path, any_ending: bool = False) -> None:
+        self.root, self.any_ending = root, any_ending
         self._known: dict[str, list[dict[str, str]]] = {}
 
-    def find(self, listed: str, any_ending: bool = False) -> str | None:
-        """Return the path of a file as it is on the disk, with "/"; None where there is none.
+    def find(self, listed: str) -> str | None:
+        """Return the path of a file as it is on the disk, with "/"; None where there is none."""
+        return self._find(listed) or self._find(listed.replace("\\", "/"))
 
-        Backslashes may stand for "/", composed letters for others. any_ending: the list may leave ".jpg" out.
-        """
-        return self._find(listed, any_ending) or self._find(listed.replace("\\", "/"), any_ending)
-
-    def most_in(self, places: Iterable[str], paths: Sequence[str], any_ending: bool = False) -> tuple[str, int]:
+    def most_in(self, places: Iterable[str], paths: Sequence[str]) -> tuple[str, int]:
         """Return in which of some folders most paths begin, the first of equals, and how many of them do."""
-        hits = {place: sum(self.find(f"{place}/{path}", any_ending) is not None for path in paths) for place in places}
+        hits = {place: sum(self.find(f"{place}/{path}") is not None for path in paths) for place in places}
         return max(hits.items(), key=lambda hit: hit[1])
 
-    def _find(self, listed: str, any_ending: bool) -> str | None:
+    def _find(self, listed: str) -> str | None:
         *parents, name = [part for part in listed.split("/") if part not in ("", ".")] or [""]
         folder = ""
         for parent in parents:
@@ -215,7 +198,7 @@ class Files:
             folder = f"{folder}{inner}/"
         names = self._names(folder)[0]
         found = names.get(name) or names.get(same_text(name))
-        if found is None and any_ending:
+        if found is None and self.any_ending:
             endings = [name + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
             matches = [names[one] for one in endings if one in names]
             found = matches[0] if len(matches) == 1 else None
@@ -229,18 +212,17 @@ class Files:
         return self._known[folder]
 
 
-def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = "",
-           any_ending: bool = False) -> list[tuple[int, str, Label]]:
-    """Return the images that a list names with their paths below the data folder, as these are on the disk.
+def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]], base: str = ""
+           ) -> list[tuple[int, str, Label]]:
+    """Return the images that a list names, (line number, path below `base`, class), with their paths below the data.
 
-    listed: (line number, path below `base`, class). any_ending: as for `Files.find`.
     Raise UserError if one is absent, lies elsewhere, or has a name that no list can hold.
     """
     found: list[tuple[int, str, Label]] = []
     absent: list[tuple[int, str, Path]] = []
     for number, path, label in listed:
         below = _inside(files.root, posixpath.join(base, path), f"{source}, line {number}")
-        there = files.find(below, any_ending)
+        there = files.find(below)
         if there is None:
             absent.append((number, path, files.root / below))
         else:
@@ -259,12 +241,10 @@ def locate(files: Files, source: Path, listed: Iterable[tuple[int, str, Label]],
 def _inside(root: Path, path: str, where: str) -> str:
     """A listed path as one below the data folder, or a run's record could not name it: absolute ones shortened."""
     plain = path.replace("\\", "/")
-    if plain.startswith("/"):
-        plain = os.path.relpath(plain, root)
-    elif ".." not in plain.split("/") and not re.match("[A-Za-z]:/", plain):
+    if not re.match("/|[A-Za-z]:/", plain) and ".." not in plain.split("/"):
         return path
-    plain = posixpath.normpath(plain)
-    if plain.startswith("..") or re.match("[A-Za-z]:/", plain):
+    plain = os.path.relpath(plain, root) if plain.startswith("/") else posixpath.normpath(plain)
+    if re.match(r"\.\.|[A-Za-z]:/", plain):
         raise UserError(f"{where}: {shown(brief(path))} is not below {root}; list images by their path below the data "
                         "folder, and move or link there what lies elsewhere")
     return plain

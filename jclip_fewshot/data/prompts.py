@@ -6,7 +6,7 @@
     openai80.txt                short templates for a class of any kind, in the manner of OpenAI's 80
 
 Prompt sets: seeds, the domain's first template; templates, all of them; openai80, the general ones (Radford et al.
-2021, section 3.1.4); descriptions (CuPL, Pratt et al. 2022); both, templates and descriptions. Rows are averaged.
+2021, section 3.1.4); descriptions (CuPL, Pratt et al. 2022); both, templates and descriptions.
 
 In a template `a {}` stands for the name with its article: "an accordion", but "scissors". A template of a user's own
 file may be for one class: `raw class name <tab> template`. Empty lines and those that begin with # are skipped.
@@ -53,10 +53,7 @@ def domain_of(class_name: str) -> str:
 
 
 def domains_of(class_names: Sequence[str]) -> list[str]:
-    """Return the domain of each class where nothing but the names is known: `domain_of` each, if all are known domains.
-
-    Otherwise none has a domain: polar_bear is no bear of the domain polar.
-    """
+    """Return `domain_of` each class if all are known domains, else "": polar_bear is no bear of the domain polar."""
     domains = [domain_of(name) for name in class_names]
     return domains if set(domains) <= known_domains() else [""] * len(domains)
 
@@ -71,9 +68,8 @@ def class_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
                     prompt_set: str = "both", descriptions: str | Path = "") -> list[list[str]]:
     """Return the sentences of each class in a prompt set; the templates where a set of descriptions has none for one.
 
-    folder: of prompts; the package's by default. names, templates, descriptions: a user's own files; those of
-    descriptions take the place of the folder's. Raise UserError for what is wrong with the files, a class in a user's
-    that there is not, and a set of descriptions of which no class has any.
+    folder: of prompts; the package's by default. names, templates, descriptions: a user's own files, in place of the
+    folder's. Raise UserError for what is wrong with them, a class that there is not, and a set without any sentence.
     """
     prompts = _with_own_words(load(folder or None), class_names, names, templates, descriptions)
     if prompt_set == "descriptions" and not any(name in prompts.descriptions for name in class_names):
@@ -93,7 +89,7 @@ def sentences(class_name: str, domain: str | None = None, prompts: Prompts | Non
     """
     prompts = prompts or load()
     domain = domain_of(class_name) if domain is None else domain
-    name, article = _name_and_article(class_name, domain, prompts)
+    name, article = name_and_article(class_name, domain, prompts)
     described = prompts.descriptions.get(class_name, [])
     if prompt_set == "descriptions" and described:  # led by the name, or a sentence could be of anything
         return [said if name.lower() in said.lower() else f"{name}: {said}" for said in described]
@@ -114,19 +110,16 @@ def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
 
 def display_names(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                   names: str | Path = "") -> list[str]:
-    """Return what to call each class. folder, names: as for `class_sentences`."""
+    """Return what to call each class: "Caltech-101_car_side" is a "car seen from the side".
+
+    folder, names: as for `class_sentences`.
+    """
     prompts = _with_own_words(load(folder or None), class_names, names)
-    return [display_name(name, domain, prompts) for name, domain in zip(class_names, domains)]
+    return [name_and_article(name, domain, prompts)[0] for name, domain in zip(class_names, domains)]
 
 
-def display_name(class_name: str, domain: str | None = None, prompts: Prompts | None = None) -> str:
-    """Return what to call a class: "Caltech-101_car_side" is a "car seen from the side"."""
-    domain = domain_of(class_name) if domain is None else domain
-    return _name_and_article(class_name, domain, prompts or load())[0]
-
-
-def _name_and_article(class_name: str, domain: str, prompts: Prompts) -> tuple[str, str]:
-    """(name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
+def name_and_article(class_name: str, domain: str, prompts: Prompts) -> tuple[str, str]:
+    """Return (name, article) of a class; the article is "a", "an" or "" for plurals and substances."""
     name, article = prompts.names.get(class_name) or (plain_name(class_name, domain), None)
     return name, indefinite_article(name) if article is None else article
 
@@ -149,13 +142,9 @@ def indefinite_article(name: str) -> str:
 def fill(template: str, name: str, article: str | None = None) -> str:
     """Put a class's name into a template; `a {}` and `an {}` take its own article, by default by the name's sound."""
     article = indefinite_article(name) if article is None else article
-
-    def phrase(slot: re.Match[str]) -> str:
-        if slot.group() == "{}" or not article:
-            return name
-        return f"{article.capitalize() if slot.group()[0] == 'A' else article} {name}"
-
-    return SLOT.sub(phrase, template)
+    phrase = f"{article} {name}" if article else name
+    begins = {"{": name, "a": phrase, "A": f"{article.capitalize()} {name}" if article else name}
+    return SLOT.sub(lambda slot: begins[slot.group()[0]], template)
 
 
 def load(folder: str | Path | None = None) -> Prompts:
@@ -172,10 +161,10 @@ def load(folder: str | Path | None = None) -> Prompts:
     table, general = folder / "class_names.tsv", folder / "openai80.txt"
     descriptions: dict[str, list[str]] = {}
     for path in sorted((folder / "descriptions").glob("*.json")):
-        for class_name, lines in _descriptions(path).items():
-            if class_name in descriptions:
-                raise UserError(f"{path}: {class_name} is described in another file too; remove one")
-            descriptions[class_name] = lines
+        found = _descriptions(path)
+        if twice := found.keys() & descriptions.keys():
+            raise UserError(f"{path}: {min(twice)} is described in another file too; remove one")
+        descriptions.update(found)
     return Prompts(templates, _names(table) if table.is_file() else {}, descriptions,
                    _templates(general)[""] if general.is_file() else [])
 
@@ -203,11 +192,10 @@ def _with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | P
         prompts = replace(prompts, own_templates={name: of_class.get(name) or of_all for name in class_names})
     if descriptions:
         found = known(descriptions, _descriptions(Path(descriptions)))
-        empty = next((name for name, lines in found.items() if not lines), None)
-        if empty is not None:
-            raise UserError(f"{descriptions}: {empty!r} has no sentence; write one or take the class out")
-        if not found:
-            raise UserError(f"{descriptions} describes no class; write {{class name: [sentence, ...]}}")
+        empty = [name for name, lines in found.items() if not lines]
+        if empty or not found:
+            wrong = f"{empty[0]!r} has no sentence" if empty else "it describes no class"
+            raise UserError(f"{descriptions}: {wrong}; write {{class name: [sentence, ...]}}")
         prompts = replace(prompts, descriptions=found)
     return prompts
 

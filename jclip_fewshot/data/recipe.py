@@ -1,25 +1,22 @@
 """What becomes of a picture before an encoder sees it, as CLIP, transformers, timm and open_clip have it.
 
-The decoding workers make pixels (H, W, 3) by a recipe; the encoder takes its mean and deviation out of them. Which JSON
-of a model's folder says what: encoders/preprocessing.py.
+The decoding workers make pixels (H, W, 3) by a recipe; the encoder takes its mean and deviation out of them.
+encoders/preprocessing.py reads recipes out of a model's folder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from jclip_fewshot.clip.preprocess import eight_bits, resize_and_crop
+from jclip_fewshot.clip.preprocess import MEAN, STD, eight_bits, normalize, resize_and_crop
 
 PREPROCESSING = "clip-3"  # in every fingerprint: to be raised when a pixel changes; tests/data/test_recipe.py asks
 Pixels = tuple[int, int]  # height, width
 SHORT, COVER, FIT, SQUASH = "short", "cover", "fit", "squash"
 LONGEST = 64  # times the short side
-_UPRIGHT = 1  # EXIF's orientation of a picture that need not be turned
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,8 @@ class PixelRecipe:
     scale: Pixels | None = None  # what the resize aims at; None for `size`
     resize: str = SHORT
     interpolation: int = int(Image.Resampling.BICUBIC)
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, as clip/preprocess.py
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     fill: tuple[int, ...] = (0, 0, 0)  # the colour around a picture that is smaller than the crop
     odd_margin: str = "even"
     rgb_first: bool = False  # colours are converted before the resize, not after it as in CLIP
@@ -64,20 +61,9 @@ class PixelRecipe:
         """Whether this is OpenAI's preprocessing, whatever the size."""
         return self == clip_recipe(self.size[0])
 
-    @cached_property
-    def _values(self) -> np.ndarray:
-        """(3, 256): a table of the values of each channel, the same bits as computing pixel by pixel, and faster."""
-        values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-        return ((values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).T.copy()
-
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """(..., H, W, 3) pixels -> (..., 3, H, W) float32 with mean and deviation taken out."""
-        if pixels.dtype == np.uint8:
-            channels = [np.take(table, pixels[..., c], mode="clip") for c, table in enumerate(self._values)]
-        else:
-            channels = [(pixels[..., c] / np.float32(255) - np.float32(mean)) / np.float32(std)
-                        for c, (mean, std) in enumerate(zip(self.mean, self.std))]
-        return np.stack(channels, axis=-3)
+        return normalize(pixels, self.mean, self.std)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """One picture as (H, W, 3) of `dtype`."""
@@ -89,18 +75,17 @@ class PixelRecipe:
         if self.resize in (SHORT, COVER):
             image = _middle(image)
         to = self._resized(image.height, image.width)
-        if self.floats:
-            bands = [band.convert("F").resize(to[::-1], self.interpolation) for band in image.convert("RGB").split()]
-            array = np.stack([np.asarray(band) for band in bands], axis=-1)
-        else:
-            array = np.asarray(image.resize(to[::-1], self.interpolation).convert("RGB"))
         top, left = (self._corner(have, want) for have, want in zip(to, self.size))  # negative: outside
-        height, width = self.size
-        result: np.ndarray = np.empty((height, width, 3), self.dtype)
-        result[:] = self.fill
-        bottom, right = min(to[0], top + height), min(to[1], left + width)
-        result[max(0, -top):bottom - top, max(0, -left):right - left] = array[max(0, top):bottom, max(0, left):right]
-        return result
+
+        def cropped(picture: Image.Image, fill: tuple[int, ...] | float) -> np.ndarray:
+            canvas = Image.new(picture.mode, self.size[::-1], fill)
+            canvas.paste(picture, (-left, -top))
+            return np.asarray(canvas)
+
+        if not self.floats:
+            return cropped(image.resize(to[::-1], self.interpolation).convert("RGB"), self.fill)
+        bands = [band.convert("F").resize(to[::-1], self.interpolation) for band in image.convert("RGB").split()]
+        return np.stack([cropped(band, fill) for band, fill in zip(bands, self.fill)], axis=-1)
 
     def _resized(self, height: int, width: int) -> Pixels:
         scale = self.scale or self.size
@@ -136,7 +121,7 @@ def _middle(image: Image.Image) -> Image.Image:
 def as_seen(image: Image.Image) -> Image.Image:
     """The picture as a viewer shows it: turned as its EXIF data says, and on white where it is transparent."""
     try:
-        turned = image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
+        turned = image.getexif().get(0x0112, 1) != 1  # EXIF's orientation; 1 is upright
     except Exception:  # damaged EXIF data raises nearly anything; the picture is sound
         turned = False
     if turned:

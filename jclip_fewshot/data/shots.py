@@ -1,9 +1,8 @@
 """Which k training images of a class serve as its shots.
 
 Representative choice is k-medoids (Kaufman and Rousseeuw 1987, PAM) in CLIP's feature space: the k images for which the
-sum of each image's distance 1 - x·x' to the nearest of them is least, so that they cover what the class looks like. The
-rows that lie farthest from the rest, or are read as another class, may not be chosen and need not be covered.
-docs/notes/selection.md has why, and what else was tried.
+sum of each image's distance 1 - x·x' to the nearest of them is least. The rows that lie farthest from the rest, or are
+read as another class, may not be chosen and need not be covered (docs/notes/selection.md).
 
 Letters: m images of one class's pool, k shots, K classes, D feature width.
 """
@@ -37,7 +36,7 @@ def medoids(distance: np.ndarray, k: int) -> list[int]:
     chosen: list[int] = []
 
     def best_beside(others: list[int]) -> tuple[int, np.ndarray]:
-        reach = distance[:, others].min(axis=1) if others else np.full(m, np.inf)
+        reach = distance[:, others].min(axis=1, initial=np.inf)
         cost = np.minimum(distance, reach[:, None]).sum(axis=0)
         cost[others] = np.inf
         return int(cost.argmin()), cost
@@ -55,10 +54,7 @@ def medoids(distance: np.ndarray, k: int) -> list[int]:
 
 
 def representative(rows: np.ndarray, k: int, text: np.ndarray, label: int) -> list[int]:
-    """Return k of a class's (m, D) unit rows that stand for it, as sorted indices.
-
-    text (K, D): every class's text row, to tell rows that are read as another class than `label`.
-    """
+    """Return k of a class's (m, D) unit rows that stand for it, as sorted indices; text (K, D): of every class."""
     rows = np.asarray(rows, np.float64)
     # Near the pool's own mean, and nearer to its own text than to the most similar other one.
     similarity = rows @ text.T.astype(np.float64)
@@ -102,11 +98,9 @@ def choose_shots(data: DataSet, shots: int = 4, seed: int = 0, shot_list: PathLi
                  encode: Encode | None = None, text: np.ndarray | None = None) -> list[LabelledPath]:
     """Return the training images to learn from: `shots` of every class that has any, sorted by class.
 
-    The contest asks for the same number of every class. In a plain tree a class with fewer gives all it has.
-
-    shot_list: a file of `path label` lines that makes the choice instead (see write_shot_list). encode, text (K, D):
-    choose those that represent a `pool` of images a class, by their rows and the classes' text rows.
-    Raise UserError if a class of the contest has fewer images than shots, but some, or the shot list is wrong.
+    shot_list: a file that makes the choice instead (see read_shot_list). encode, text (K, D): choose those that
+    represent a `pool` of images a class, by their rows and the classes' text rows. In a plain tree a class with fewer
+    images gives all it has. Raise UserError if a class of the contest has some, but too few, or the list is wrong.
     """
     if shot_list:
         return read_shot_list(shot_list, data)
@@ -135,10 +129,9 @@ def shortage(data: DataSet, shots: int) -> str:
 
 
 def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
-    """Return up to `most` training images of every class, sorted by class.
+    """Return up to `most` training images of every class, sorted by class: the first by the SHA-256 of seed and path.
 
-    The images are ordered by the SHA-256 of seed and path, and the first of a class taken: the same on every machine
-    and Python, whatever the other classes are; fewer shots are always a part of more.
+    The choice is the same on every machine, whatever the other classes are; fewer shots are always a part of more.
     """
     drawn: dict[int, list[LabelledPath]] = {}
     for row in sorted(data.train, key=lambda row: hashlib.sha256(f"{seed} {row[0]}".encode()).digest()):
@@ -149,15 +142,14 @@ def draw_pool(data: DataSet, most: int, seed: int = 0) -> list[LabelledPath]:
 def read_shot_list(path: PathLike, data: DataSet) -> list[LabelledPath]:
     """Return chosen training images, `path label` a line, the path below the data folder.
 
-    Warn of classes that have training images, but none in the list. Raise UserError if there is no line, one does not
-    parse, an id is not the data set's, or an image is there twice, absent, elsewhere or of a test set.
+    Warn of classes that have training images, but none in the list. Raise UserError if there is no line, one is wrong,
+    or an image is there twice, absent, elsewhere or of a test set.
     """
     path = Path(path)
     listed = read_pairs(path, num_classes=len(data.class_names))
     if not listed:
         raise UserError(f"{path} lists no image; it needs lines like `TrainSet/Animal/Bear/1.jpg 0`")
-    known = dict(data.train)
-    seen: dict[str, int] = {}
+    known, seen = dict(data.train), dict[str, int]()
     found = locate(Files(data.root), path, listed)
     tests: dict[str, str] = {}  # the images of all test sets that can be read
     if any(image not in known for _, image, _ in found):

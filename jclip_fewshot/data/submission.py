@@ -30,7 +30,7 @@ REFUSED = {"[\ud800-\udfff]": "bytes that are no UTF-8", ",": "a comma", "\t": "
 
 @dataclass(frozen=True)
 class ResultCheck:
-    """What is wrong with a submission file, what is unusual but harmless, and how many lines it has."""
+    """What is wrong with a submission file, what is unusual but harmless, and how many images have a line."""
 
     problems: list[str]
     notes: list[str]
@@ -52,10 +52,9 @@ def require_target(path: PathLike) -> None:
 
 
 def answers_file(given: str, form: str, plain: bool, folder: PathLike = "") -> Path:
-    """Return where the answers go: as `given`, or result.txt for the contest and result.csv for other data sets.
+    """Return where the answers go: as `given`, or result.txt in `folder` for the contest, result.csv for the rest.
 
-    form: "txt", "csv", or "auto": by the name that is given, or else by the data set. folder: of a name not given.
-    Raise UserError if the name does not end as the form says.
+    form: "txt", "csv", or "auto". Raise UserError if the name does not end as the form says.
     """
     if not given:
         return Path(folder, "result.csv" if form == "csv" or form == "auto" and plain else "result.txt")
@@ -91,13 +90,10 @@ def move_aside(path: PathLike, ours: Iterable[Path]) -> Path | None:
 
 
 def write_csv(path: PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV, whole or not at all. Raise UserError if it cannot be written."""
+    """Write a CSV, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    try:
-        write_text(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, text.getvalue())
 
 
 def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], probability: Sequence[float]) -> None:
@@ -108,44 +104,37 @@ def write_table(path: PathLike, files: Sequence[str], labels: Sequence[str], pro
 
 
 def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[int]], num_classes: int) -> Path:
-    """Write a submission in natural order, read it back and check it, and zip it beside; return the archive's path.
+    """Write a submission in natural order, read it back and zip it beside, as result.txt; return the archive's path.
 
-    Both files are written whole or not at all, and the same result makes the same bytes. The archive holds `result.txt`
-    whatever `path` is called; one that stood there is removed first, so that it never disagrees with the text.
-    top5: (N, min(5, K)) class ids, best first. num_classes: K.
-    Raise ValueError for names and ids that make no valid submission, UserError if a file cannot be written.
+    Both are written whole or not at all, and the same result makes the same bytes. An archive that stood there is
+    removed first, so that it never disagrees with the text. top5: (N, min(5, K)) class ids, best first. num_classes: K.
+    Raise ValueError for names and ids that make no valid submission, OSError if a file cannot be written.
     """
     path = Path(path)
     require_target(path)
     archive = path.with_suffix(".zip")
-    if len(top5) != len(names):
-        raise ValueError(f"{len(names)} test images, but {len(top5)} rows of ids")
-    lines = sorted(zip(names, top5), key=lambda line: natural_key(line[0]))
+    lines = sorted(zip(names, top5, strict=True), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
     check = _check_bytes(text, names, num_classes)
     if not check.ok:
         raise ValueError("no valid submission: " + "; ".join(check.problems))
-    try:
-        archive.unlink(missing_ok=True)
-        with atomic_write(path) as file:
-            file.write(text)
-        if path.read_bytes() != text:
-            raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
-        entry = zipfile.ZipInfo("result.txt")  # dated 1980: the same text makes the same bytes
-        entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-        with atomic_write(archive) as file, zipfile.ZipFile(file, "w") as zipped:
-            zipped.writestr(entry, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path} or {archive.name}: {error.strerror or error}") from error
+    archive.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text)
+    if path.read_bytes() != text:
+        raise UserError(f"{path} does not read back as it was written; is the disk full or failing?")
+    entry = zipfile.ZipInfo("result.txt")  # dated 1980: the same text makes the same bytes
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    with atomic_write(archive) as file, zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr(entry, text)
     return archive
 
 
 def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> ResultCheck:
     """Find everything that is wrong with a submission file (.txt, or the .zip around it) for the N test images.
 
-    Problems: a line that is not `name id id id id id` with single spaces and LF (byte-order mark, CR LF, tabs, commas,
-    header, empty line); other than min(5, K) ids, an id twice, no id, out of 0..K-1; an image twice, unknown, or
-    without a line. Notes: an order other than the natural one, no newline at the end. Raise UserError if it is absent.
+    A line is `name id id id id id` with single spaces and LF, min(5, K) different ids of 0..K-1, one for each image.
+    Notes: an order other than the natural one, no newline at the end. Raise UserError if the file is absent.
     """
     path = Path(path)
     try:
@@ -164,60 +153,63 @@ def check_result(path: PathLike, names: Sequence[str], num_classes: int) -> Resu
                                     "it must hold result.txt and nothing else"], [], 0)
             with archive.open("result.txt") as file:
                 text = file.read(MAX_BYTES + 1)
+                if len(text) > MAX_BYTES:
+                    raise ValueError(f"result.txt has more than {MAX_BYTES >> 20} MB")
     except Exception as error:  # whatever zipfile and its decompressors raise on a damaged archive
         return ResultCheck([f"the archive cannot be read: {shown(brief(str(error)))}"], [], 0)
-    if len(text) > MAX_BYTES:
-        return ResultCheck([f"result.txt has more than {MAX_BYTES >> 20} MB"], [], 0)
     return _check_bytes(text, names, num_classes)
 
 
 def _check_bytes(data: bytes, names: Sequence[str], num_classes: int) -> ResultCheck:
+    known = dict.fromkeys(names, 0)  # image: its line
+    notes: list[str] = []
     problems: dict[str, list[str]] = {}  # by their kind, in the order of the kinds' first one
+    for kind, said in _problems(data, known, num_classes):
+        problems.setdefault(kind, []).append(said)
+    for found in problems.values():  # three of a kind are told
+        if len(found) > 3:
+            found[2:] = [f"{found[2]} (and {len(found) - 3} more of this kind)"]
+    if not data.endswith(b"\n"):
+        notes.append("no newline at the end of the last line")
+    order = sorted(known, key=known.__getitem__)
+    if not problems and order != sorted(order, key=natural_key):
+        notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
+    return ResultCheck([said for found in problems.values() for said in found], notes,
+                       sum(number > 0 for number in known.values()))
 
-    def checked(notes: list[str], lines: int) -> ResultCheck:
-        for found in problems.values():  # three of a kind are told
-            if len(found) > 3:
-                found[2:] = [f"{found[2]} (and {len(found) - 3} more of this kind)"]
-        return ResultCheck([said for found in problems.values() for said in found], notes, lines)
 
+def _problems(data: bytes, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong (its kind, and what to say), and note each image's line in `known`."""
     if data.startswith(b"\xef\xbb\xbf"):
-        problems["bom"] = ["the file begins with a byte-order mark; save it as UTF-8 without one"]
+        yield "bom", "the file begins with a byte-order mark; save it as UTF-8 without one"
         data = data[3:]
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         place = data[:error.start].count(b"\n") + 1
-        problems["text"] = [f"line {place}: not UTF-8 text"]
-        return checked([], 0)
+        yield "text", f"line {place}: not UTF-8 text"
+        return
     if not text:
-        return ResultCheck(["the file is empty"], [], 0)
+        yield "empty", "the file is empty"
+        return
     if "\r" in text:
-        problems["crlf"] = ["lines end in CR LF (Windows); they must end in LF alone"]
+        yield "crlf", "lines end in CR LF (Windows); they must end in LF alone"
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    notes = [] if text.endswith("\n") else ["no newline at the end of the last line"]
-    lines = text.removesuffix("\n").split("\n")
-    known = dict.fromkeys(names, 0)  # image: its line
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         for kind, said in _line_problems(line, number, known, num_classes):
-            problems.setdefault(kind, []).append(f"line {number}{said}")
-    missing = sorted((name for name, number in known.items() if not number), key=natural_key)
-    if missing:
-        problems["missing"] = [f"no line for {name}" for name in missing]
-    order = sorted(known, key=known.__getitem__)
-    if not missing and "unknown" not in problems and order != sorted(order, key=natural_key):
-        notes.append("the images are not in natural order (image_2.jpg before image_10.jpg)")
-    return checked(notes, len(lines))
+            yield kind, f"line {number}{said}"
+    for name in sorted((name for name, number in known.items() if not number), key=natural_key):
+        yield "missing", f"no line for {name}"
 
 
 def _line_problems(line: str, number: int, known: dict[str, int], num_classes: int) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a line (its kind, and what to say), and note its number in `known`."""
-    if not line.strip():
-        yield "empty", " is empty"
     for sign, word in (("\t", "tab"), (",", "comma")):
         if sign in line:
             yield word, f": a {word}; one space goes between name and ids"
     line = line.replace("\t", " ").replace(",", " ")
     if not line.strip():
+        yield "empty", " is empty"
         return
     if line != " ".join(line.split()):
         yield "spaces", ": exactly one space goes between name and ids, none at the ends"

@@ -162,9 +162,8 @@ def _data_uri(path: Path | None, size: int) -> str | None:
         return None
     try:
         with Image.open(path) as image:
-            true_size = image.size
             image.draft("RGB", (size, size))  # lets JPEG decode at a fraction of its size
-            square = resize_and_crop(image, min(size, *true_size), true_size)
+            square = resize_and_crop(image, min(size, *image.size))
             buffer = io.BytesIO()
             square.save(buffer, "JPEG", quality=76, optimize=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

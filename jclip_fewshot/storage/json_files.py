@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Ki
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             what = "no regular file, or more than 64 MB" if path.exists() else "no such file"
             raise UserError(f"{path}: cannot be read ({what})")
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=kind)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except msgspec.ValidationError as error:

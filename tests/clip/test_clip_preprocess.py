@@ -31,7 +31,7 @@ def test_shape_type_and_untouched_input():
     array = image_array(image, 224)
     assert array.shape == (3, 224, 224) and array.dtype == np.float32 and array.flags.c_contiguous
     assert image.tobytes() == before
-    lowest, highest = (0 - MEAN) / STD, (1 - MEAN) / STD
+    lowest, highest = (0 - np.array(MEAN)) / STD, (1 - np.array(MEAN)) / STD
     assert (array.min(axis=(1, 2)) >= lowest - 1e-5).all()
     assert (array.max(axis=(1, 2)) <= highest + 1e-5).all()
 

@@ -10,7 +10,6 @@ from PIL import Image
 from jclip_fewshot import clip
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data import demo, prompts
-from jclip_fewshot.data.demo import contest as contest_files
 from jclip_fewshot.data.demo import drawing, world
 from jclip_fewshot.data.formats import read_data_set
 from jclip_fewshot.errors import UserError
@@ -115,9 +114,9 @@ def test_prepare_draws_once(tmp_path, monkeypatch):
     def make_contest(folder, seed):
         drawn.append(seed)
         folder.mkdir()
-        (folder / contest_files.COMPLETE).write_text(contest_files.EDITION.format(seed) + "\n")
+        (folder / demo.COMPLETE).write_text(demo.EDITION.format(seed) + "\n")
 
-    monkeypatch.setattr(contest_files, "make_contest", make_contest)
+    monkeypatch.setattr(demo, "make_contest", make_contest)
     folder = tmp_path / "demo"
     (tmp_path / "demo.part").mkdir()  # an interrupted drawing
     (tmp_path / "demo.part" / "classes.txt").write_text("half")
@@ -126,7 +125,7 @@ def test_prepare_draws_once(tmp_path, monkeypatch):
     assert drawn == [1] and not (tmp_path / "demo.part").exists() and not (folder / "classes.txt").exists()
     demo.prepare(folder, 2)
     assert drawn == [1, 2]
-    (folder / contest_files.COMPLETE).unlink()
+    (folder / demo.COMPLETE).unlink()
     (folder / "thesis.doc").write_text("precious")
     with pytest.raises(UserError, match="something else"):
         demo.prepare(folder, 2)
@@ -134,7 +133,7 @@ def test_prepare_draws_once(tmp_path, monkeypatch):
 
 
 def test_prepare_says_that_the_checkpoint_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(contest_files, "CHECKPOINT", tmp_path / "absent.safetensors")
+    monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "absent.safetensors")
     with pytest.raises(UserError, match="train_demo_clip.py"):
         demo.prepare(tmp_path / "demo")
 
@@ -143,7 +142,7 @@ def test_prepare_says_that_the_checkpoint_is_missing(tmp_path, monkeypatch):
 def test_settings_change_only_data_and_model(monkeypatch, seed, folder):
     checkpoint = Path("weights/demo_clip.safetensors")
     drawn = []
-    monkeypatch.setattr(contest_files, "prepare", lambda *given: drawn.append(given) or (given[0], checkpoint))
+    monkeypatch.setattr(demo, "prepare", lambda *given: drawn.append(given) or (given[0], checkpoint))
     given = TrainConfig(demo=True, demo_seed=seed, shots=2, board="B")
     assert demo.settings(given) == TrainConfig(demo=True, demo_seed=seed, shots=2, board="A", data=folder,
                                                model=(str(checkpoint),))
@@ -175,5 +174,5 @@ def test_zero_shot_is_well_above_chance(contest_folder):
 
 
 def test_encoders_that_are_named_stay_with_the_demo(monkeypatch):
-    monkeypatch.setattr(contest_files, "prepare", lambda *given: (given[0], Path("weights/demo_clip.safetensors")))
+    monkeypatch.setattr(demo, "prepare", lambda *given: (given[0], Path("weights/demo_clip.safetensors")))
     assert demo.settings(TrainConfig(demo=True, model=("a.pt", "b.pt"))).model == ("a.pt", "b.pt")

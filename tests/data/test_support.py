@@ -2,7 +2,7 @@
 
 import pytest
 
-from jclip_fewshot.data.support import named_below, read_support, read_unlabelled
+from jclip_fewshot.data.formats.folders import named_below, read_support, read_unlabelled
 from jclip_fewshot.errors import UserError
 
 CLASSES = ["Animal_Bear", "Animal_Cat", "Dish_soup"]

@@ -25,12 +25,10 @@ _CIRCLE = [(math.cos(math.pi * i / 12), math.sin(math.pi * i / 12)) for i in ran
 
 
 def oval(x: float, y: float, rx: float, ry: float, lean: float = 0.0) -> Shape:
-    """An ellipse."""
     return turned(x, y, lean, [(rx * u, ry * v) for u, v in _CIRCLE])
 
 
 def bar(x0: float, y0: float, x1: float, y1: float, width: float) -> Shape:
-    """A straight bar from one point to another."""
     dx, dy = x1 - x0, y1 - y0
     length = math.hypot(dx, dy) or 1.0
     nx, ny = -dy / length * width / 2, dx / length * width / 2
@@ -245,7 +243,6 @@ def draw_thing(pen: Pen, scene, paint, rng) -> None:
 
 
 def draw_dish(pen: Pen, scene, paint, rng) -> None:
-    """A plate from above with its topping."""
     colour, plate = paint[scene["colour"]], paint[scene["plate"]]
     dark = tuple(int(0.7 * v) for v in colour)
     pen.oval(0, 0, 0.98, 0.98, paint[scene["rim"]])

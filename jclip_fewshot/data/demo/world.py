@@ -37,7 +37,7 @@ RARE = {
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain of the world: its attributes with their values, and how the named ones make a class name."""
+    """A domain: its attributes with their values, and how the named ones make a class name."""
 
     named: dict[str, tuple[str, ...]]
     unnamed: dict[str, tuple[str, ...]]
@@ -83,8 +83,6 @@ DOMAINS = {
 
 @dataclass(frozen=True)
 class DemoClass:
-    """A class of the demo contest."""
-
     name: str  # as in classes.txt, "Beast_spotted_orange_hare"
     domain: str
     scene: dict[str, str]
@@ -136,5 +134,4 @@ def contest_classes(seed: int) -> list[DemoClass]:
 
 
 def class_name(domain: str, form: str, words: dict[str, str]) -> str:
-    """Words to a name as in classes.txt."""
     return f"{domain}_{form.format(**words)}".replace("_with_no_emblem", "")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jclip_fewshot.data import listing
 from jclip_fewshot.data.data_set import DataSet, by_class, one_label_each
@@ -50,7 +49,7 @@ def elsewhere(root: Path) -> Path | None:
     return next((folder for folder in (*one, *two)[:LOOKED_AT] if recognise(folder)), None)
 
 
-def read(root: Path, board: str = "A", labelled: bool = True, **_: Any) -> DataSet:
+def read(root: Path, board: str = "A", labelled: bool = True) -> DataSet:
     """Return the classes of a board, its training list and the test sets."""
     class_names = read_classes(root, board)
     source = root / TRAIN_LIST

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ Listed = tuple[int, str, str]  # line number, path below the base, class
 
 @dataclass(frozen=True)
 class Labelled:
-    """A table that lists images of a folder."""
-
     file: Path
     paths: str  # the name of a column
     labels: str  # likewise; "" for none
@@ -44,46 +42,59 @@ class Labelled:
     parts: dict[str, list[Listed]]  # by a column of splits: "train", or the name of a test set
 
 
-def recognise(root: Path) -> tuple[int, str] | None:
-    """A table whose paths are images here."""
+Found = tuple[Path, Labelled]  # the folder of the tables, and the training images' one
+
+
+def first_in(root: Path, find: Callable[[Path], Labelled | None]) -> Found | None:
+    """Return the table with classes that `find` finds in the data folder, or else in the one inside its wrappers."""
     for top in dict.fromkeys((root, unwrapped(root))):
-        found = _training_table(root, top)
-        if found:
-            return 2, f"{found.file}, columns {found.paths!r} and {found.labels!r}"
+        found = find(top)
+        if found and found.labels:
+            return top, found
     return None
 
 
-def read(root: Path, labels: Path | None = None, **_: Any) -> DataSet:
-    """Return classes by the training rows' labels, numbered in natural order."""
-    for top in dict.fromkeys((root, unwrapped(root))):
-        found = labelled(root, top, labels) if labels else _training_table(root, top)
-        if found and found.labels:
-            tests = {file.stem: one for file in _tables_in(top) if role_of(file.stem) not in ("", "train")
-                     and file != found.file and (one := labelled(root, top, file))}
-            return read_rows(root, top, found, tests, "table")
-    if labels:
+def recognise(root: Path, labels: Path | None = None) -> tuple[int, str, Found] | None:
+    """A table whose paths are images here. Raise UserError if `labels`, the one that is meant, is none."""
+    found = first_in(root, lambda top: labelled(root, top, labels) if labels else _training_table(root, top))
+    if labels and not found:
         raise UserError(f"{labels}: which columns hold the images' paths and their classes? It has "
                         f"{', '.join(map(repr, _read_table(labels)[0][:8]))}; call them path and label, and give paths "
                         f"below {root}")
-    raise UserError(f"{root} holds no table (.csv, .tsv, .jsonl) with a column of image paths and a column of classes; "
-                    "name it with --labels")
+    return (2, f"{found[1].file}, columns {found[1].paths!r} and {found[1].labels!r}", found) if found else None
 
 
-def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str) -> DataSet:
-    """Return the data set of a table's training rows. others: tables of the test sets, by name."""
-    files = listing.Files(root)
+def read(root: Path, found: Found, **_: Any) -> DataSet:
+    """Return classes by the training rows' labels, numbered in natural order."""
+    top, training = found
+    tests = {file.stem: one for file in _tables_in(top) if role_of(file.stem) not in ("", "train")
+             and file != training.file and (one := labelled(root, top, file))}
+    return read_rows(root, top, training, tests, "table")
+
+
+def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled], name: str,
+              class_names: list[str] | None = None) -> DataSet:
+    """Return the data set of a table's training rows. others: tables of the test sets, by name.
+
+    class_names: by id, where they are known; the training images then stay in the table's order, in which CoOp's random
+    seeds draw shots.
+    """
+    files = listing.Files(root, any_ending=True)
     for part in found.parts:
         if Path(part).name != part or len(part) > 60:
             raise UserError(f"{found.file}: {shown(part)} in its column of splits is no name of a test set")
-    located = listing.locate(files, found.file, found.parts["train"], found.base, any_ending=True)
-    rows, notes = one_label_each(located, found.file)
-    for number, _, label in located:
+
+    def located(one: Labelled, listed: list[Listed]) -> tuple[list[tuple[str, str]], list[str]]:
+        return one_label_each(listing.locate(files, one.file, listed, one.base), one.file)
+
+    for number, _, label in found.parts["train"]:
         if not label or not label.isprintable():
             raise UserError(f"{found.file}, line {number}: {shown(brief(label))} is no class name; fill the column "
                             f"{found.labels!r}")
-    class_names = sorted({label for _, label in rows}, key=natural_key)
-    if len(class_names) < 2 or len(class_names) == len(rows) > 20:
-        raise UserError(f"{found.file}: the column {found.labels!r} names {len(class_names)} classes for {len(rows)} "
+    rows, notes = located(found, found.parts["train"])
+    names = class_names or sorted({label for _, label in rows}, key=natural_key)
+    if not class_names and (len(names) < 2 or len(names) == len(rows) > 20):
+        raise UserError(f"{found.file}: the column {found.labels!r} names {len(names)} classes for {len(rows)} "
                         "images; is it the column of the classes? Call the right one label")
     tables = {**{part: (found, listed) for part, listed in found.parts.items() if part != "train"},
               **{part: (one, [row for rows in one.parts.values() for row in rows]) for part, one in others.items()}}
@@ -91,18 +102,16 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
 
     def split(part: str) -> TestSet:
         if part not in tables:
-            return folder_split(root, top, part, class_names)
-        one, listed = tables[part]
-        located = listing.locate(files, one.file, listed, one.base, any_ending=True)
-        named = {path: label for _, path, label in located}
-        names = sorted(named, key=natural_key)
-        labels, said = known_answers(named, class_names, f"the test set {part}") if one.labels else (None, [])
-        return TestSet(root, names, names, labels, said)
+            return folder_split(root, top, part, names)
+        named = dict(located(*tables[part])[0])
+        images = sorted(named, key=natural_key)
+        labels, said = known_answers(named, names, f"the test set {part}") if tables[part][0].labels else (None, [])
+        return TestSet(root, images, images, labels, said)
 
-    ids = {label: place for place, label in enumerate(class_names)}
-    return named_by_files(root, name, class_names, by_class((path, ids[label]) for path, label in rows),
-                          order or splits_in(top)[1],
-                          [f"classes by the column {found.labels!r} of {found.file}", *notes], split)
+    ids = {label: place for place, label in enumerate(names)}
+    train = [(path, ids[label]) for path, label in rows]
+    return named_by_files(root, name, names, train if class_names else by_class(train), order or splits_in(top)[1],
+                          [f"classes by {found.labels!r} of {found.file}", *notes], split)
 
 
 def _training_table(root: Path, top: Path) -> Labelled | None:
@@ -131,10 +140,10 @@ def labelled(root: Path, top: Path, file: Path) -> Labelled | None:
         forms = [form for name in names for form in (name, name + "s", name + "es")]
         return next((letters[form] for form in forms if form in letters), "")
 
-    files, bases, labels = listing.Files(root), _bases(root, top, file), called(LABELS)
+    files, bases, labels = listing.Files(root, any_ending=True), _bases(root, top, file), called(LABELS)
     for paths in dict.fromkeys([called(PATHS), *(one for one in columns if one != labels)]):
         cells = [row[paths] for _, row in rows[:LOOKED_AT]] if paths else []
-        base, hits = files.most_in(bases, [one for one in cells if one.strip() and ".." not in one], any_ending=True)
+        base, hits = files.most_in(bases, [one for one in cells if one.strip() and ".." not in one])
         if 2 * hits > len(cells):
             break
     else:
@@ -156,9 +165,8 @@ def _bases(root: Path, top: Path, file: Path) -> list[str]:
     role = role_of(file.stem) or "train"
     folders = listing.folders_of(top)[:LOOKED_AT]
     order = [name for name in folders if role_of(name) == role] + [name for name in folders if not role_of(name)]
-    places = [top, *(top / name for name in order), *(top / name / name for name in order), root]
-    if root in file.parents:
-        places.insert(0, file.parent)
+    places = [*([file.parent] if root in file.parents else []), top, *(top / name for name in order),
+              *(top / name / name for name in order), root]
     return list(dict.fromkeys(below(place, root).rstrip("/") for place in places))
 
 
@@ -174,18 +182,15 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
     try:
         columns = [cell.strip() for cell in next(reader, [])]
-        rows = []
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if len(cells) != len(columns):
-                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells under {len(columns)} column "
-                                    "names")
-                rows.append((reader.line_num, dict(zip(columns, cells))))
+        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: no row of a table ({error})") from None
     if len(set(columns)) < len(columns) or not all(columns[1:]):
         raise UserError(f"{path}: its first line must name the columns, each once: {', '.join(columns[:8])}")
-    return columns, rows
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise UserError(f"{path}, line {number}: {len(cells)} cells under {len(columns)} column names")
+    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
 
 
 def _json_lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -197,5 +202,5 @@ def _json_lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object a line, with a path and a label, not {line[:40]!r}")
         rows.append((number, {key: str(value) for key, value in row.items() if isinstance(value, (str, int, float))}))
-    columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    return columns, [(number, {**dict.fromkeys(columns, ""), **row}) for number, row in rows]
+    columns = dict.fromkeys((key for _, row in rows for key in row), "")
+    return list(columns), [(number, {**columns, **row}) for number, row in rows]

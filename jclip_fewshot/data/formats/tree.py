@@ -14,7 +14,7 @@ from typing import Any
 from jclip_fewshot.data import listing
 from jclip_fewshot.data.data_set import DataSet, by_class, named_by_files
 from jclip_fewshot.data.formats import contest, folders
-from jclip_fewshot.data.listing import count_of, folders_of, images_of
+from jclip_fewshot.data.listing import count_of, folders_of, sorted_entries
 from jclip_fewshot.errors import UserError
 
 
@@ -53,17 +53,16 @@ def read(root: Path, **_: Any) -> DataSet:
             listing.require_plain_name(path)
     if len(classes) < 2:
         _require_no_boxes(top)
-        images, others = images_of(top)
-        there = f"folders: {listing.some(folders_of(top)) or 'none'}; {count_of(len(images), 'image')} " \
-                f"({listing.IMAGE_SUFFIXES[0]}, …) and {count_of(len(others), 'other file')} beside them"
+        images, beside, others = sorted_entries(top)
         raise UserError(f"{root}: {base} holds {'one class folder alone' if classes else 'no class folder with images'}"
-                        f" ({there}), and no list or table says more; give the folder with a folder a class with "
-                        "--data, or a table with --labels")
+                        f" (folders: {listing.some(beside) or 'none'}; {count_of(len(images), 'image')} and "
+                        f"{count_of(len(others), 'other file')} beside them), and no list or table says more; give the "
+                        "folder with a folder a class with --data, or a table with --labels")
     names = sorted(classes, key=listing.natural_key)
-    said = f"no classes.txt and no train.txt in {root}: {count_of(len(names), 'class', 'classes')} named and " \
-           f"numbered by the folders of {base}"
+    notes.insert(0, f"no classes.txt and no train.txt in {root}: {count_of(len(names), 'class', 'classes')} named and "
+                    f"numbered by the folders of {base}")
     train = by_class((path, label) for label, name in enumerate(names) for path in found[classes[name]])
-    data = named_by_files(root, "tree", names, train, tests, [said, *notes],
+    data = named_by_files(root, "tree", names, train, tests, notes,
                           lambda split: folders.folder_split(root, top, split, names))
     return replace(data, domains=[classes[name][0] for name in names]) if len(classes[names[0]]) > 1 else data
 
@@ -76,7 +75,7 @@ def _training_folder(top: Path, trains: list[str], beside: list[str]) -> Path:
                         "give its folder with --data")
     if sorted_ones:
         return folders.inside_split(top / sorted_ones[0])
-    flat = [name for name in trains if images_of(top / name)[0]]
+    flat = [name for name in trains if sorted_entries(top / name)[0]]
     if flat and not beside:
         _require_no_boxes(top)
         raise UserError(f"{top / flat[0]} holds images, but no class folders, and no table with their classes was "
