@@ -9,6 +9,8 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 
+BLOCK = 4096  # rows at a time
+
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Return rows (..., D) as unit rows in float32; those that are zero, or unit to rounding, stay as they are."""
@@ -27,6 +29,11 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a @ b  # BLAS: Jittor's float64 product on a CPU is a plain loop, a twentieth of the speed
     with jt.flag_scope(auto_convert_64_to_32=0):
         return jt.matmul(jt.array(np.ascontiguousarray(a)), jt.array(np.ascontiguousarray(b))).numpy()
+
+
+def blocks(rows: int, size: int = BLOCK) -> list[slice]:
+    """Return slices of at most `size` that cover so many rows."""
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import softmax
+from jclip_fewshot.backend.numerics import blocks, softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
-from jclip_fewshot.combine.refinement import blocks
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.memory import PeakMemory
