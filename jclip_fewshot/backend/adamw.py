@@ -23,7 +23,6 @@ class AdamW:
         self.squares: list[jt.Var] = []  # second moments
 
     def step(self, values: Sequence[jt.Var], gradients: Sequence[jt.Var], lr: float) -> list[jt.Var]:
-        """Return the new values."""
         if not self.means:
             self.means = [jt.zeros_like(value) for value in values]
             self.squares = [jt.zeros_like(value) for value in values]

@@ -1,7 +1,6 @@
 """Decide how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
 
-CUDA is chosen only where driver, device and toolkit all work, and Jittor finds what it would download. Every build has
-a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
+Every build has a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
 """
 
 from __future__ import annotations
@@ -109,19 +108,15 @@ def plan(device: str = "auto") -> Plan:
     chosen_by_user = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
     facts = [package.name, sys.version, machine(compiler), tools and tools.version, {**chosen_by_user, **build}]
     build["cache_name"] = f"jclip_{chosen}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
-    return Plan(chosen, reason, onednn, {**build, **_manners()}, home, package, compiler, header)
-
-
-def _manners() -> dict[str, str]:
-    """What changes nothing in a build."""
-    return {
-        # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
-        # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
+    manners = {  # what changes nothing in a build
+        # OpenMP's idle threads spin for milliseconds by default and take the cores from whatever else runs: on a busy
+        # machine a batch of one went 3 to 10 times slower.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         "log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1",
         "gdb_path": "",  # looked for at every import, only to print a stack after a crash
         "use_cuda": "0",  # a 1 from outside ends the interpreter where there is no CUDA; runtime.py sets the flag
     }
+    return Plan(chosen, reason, onednn, {**build, **manners}, home, package, compiler, header)
 
 
 def machine(compiler: str | None) -> tuple:

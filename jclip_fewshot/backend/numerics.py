@@ -32,7 +32,6 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def blocks(rows: int, size: int = BLOCK) -> list[slice]:
-    """Return slices of at most `size` that cover so many rows."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
@@ -56,7 +55,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def var(array: np.ndarray) -> jt.Var:
-    """Return a float32 Jittor variable."""
     return jt.array(np.ascontiguousarray(array, np.float32))
 
 

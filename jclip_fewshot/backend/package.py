@@ -1,7 +1,6 @@
 """The Jittor that is built and imported: a copy of the installed package in which a few lines are mended.
 
-The copy lies in JITTOR_HOME, under a digest of what it holds, and nothing in it names the virtual environment. So all
-environments of one Python share one build, and the user's own files stay as they are.
+It lies in JITTOR_HOME, under a digest of what it holds, so that all environments of one Python share one build.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""Ctrl-C while Jittor computes or compiles: Python hears a signal only between two of its own instructions.
-
-One call of Jittor's may take half a minute. So watchdog.cpp catches the signal, hands it on to Python, and ends the
-process if Python is too slow.
-"""
+"""Ctrl-C while Jittor computes or compiles, when Python hears no signal for half a minute: watchdog.cpp catches it,
+hands it on to Python, and ends the process if Python is too slow."""
 
 from __future__ import annotations
 

@@ -24,11 +24,12 @@ __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "ima
            "read_state_dict", "token_array", "tokenize"]
 
 _MODULES = {"image_array": "preprocess", "token_array": "tokenizer", "available_models": "download",
-            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint"}
+            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint",
+            "build_model": "model"}
 
 
 def __getattr__(name: str) -> Any:
-    # late, so that a decode worker, which wants preprocess.py, loads neither tokenizer nor downloader
+    # late: a decode worker, which wants preprocess.py alone, loads nothing else, and model.py starts Jittor
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -41,8 +42,8 @@ def load(name_or_path: str | Path, device: str | None = None, download_root: str
     name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
     device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: see `build_model`.
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
-    activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
-    does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
+    activation, head_width: how it is computed where nothing in or beside the file says it; without them as OpenAI's
+    (QuickGELU, heads 64 wide), with a warning.
     Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip
@@ -56,15 +57,10 @@ def load(name_or_path: str | Path, device: str | None = None, download_root: str
              "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
+    from jclip_fewshot.clip.model import build_model
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
     return model, lambda image: runtime.jt.array(image_array(image, size))
-
-
-def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
-    """See `model.build_model`, which starts Jittor when it is imported."""
-    from jclip_fewshot.clip.model import build_model as build
-    return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> jt.Var:

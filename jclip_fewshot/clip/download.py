@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -19,8 +19,6 @@ _BASE = "https://openaipublic.azureedge.net/clip/models"
 
 
 class Release(NamedTuple):
-    """One of OpenAI's files: where it is, what it hashes to, about how large it is."""
-
     file: str
     url: str
     sha256: str
@@ -94,14 +92,12 @@ def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None)
 
 
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetch a file to `folder`, by way of FILE.part, which becomes FILE once its SHA-256 is right; go on from there.
+    """Fetch a file to `folder`, by way of FILE.part, from where that has come to; FILE once its SHA-256 is right.
 
-    Raise UserError if there is no connection (with address, size, hash and where to put the file) or a broken one (run
-    again to resume), or if the hash is wrong.
+    Raise UserError, which says how to get the file by hand, if the connection breaks or the hash is wrong.
     """
-    folder = Path(folder)
-    target, part = folder / source.file, folder / (source.file + ".part")
-    folder.mkdir(parents=True, exist_ok=True)
+    target, part = Path(folder) / source.file, Path(folder) / (source.file + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as file:
         _lock(file, part)
         try:
@@ -126,9 +122,7 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
 def _lock(file: Any, part: Path) -> None:
     """Two processes must not append to one file."""
     try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UserError(f"another process is downloading to {part}; wait for it") from None
 
@@ -161,5 +155,4 @@ def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
     return fed_with(path, hashlib.sha256()).hexdigest()

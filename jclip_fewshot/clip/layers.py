@@ -1,8 +1,6 @@
 """The layers that both of CLIP's image towers and its text tower are made of.
 
-Jittor takes a LayerNorm, an activation and their gradients through memory many times, by one thread, and runs batched
-products as plain loops. On the CPU each is one operator here (layers.cpp, attention.cpp) with a gradient of its own;
-elsewhere it is written in Jittor's operators. Tests hold the two to each other.
+On the CPU each is one operator with a gradient of its own (layers.cpp, attention.cpp), elsewhere several of Jittor's.
 
 B sequences · Q queries · L tokens · W width · H heads
 """
@@ -12,6 +10,7 @@ from __future__ import annotations
 import math
 
 from jclip_fewshot.backend import jt
+from jclip_fewshot.backend.cpp import source
 from jclip_fewshot.backend.numerics import softmax_var
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
@@ -25,10 +24,8 @@ def normal(shape: tuple[int, ...], std: float) -> jt.Var:
 
 def activate(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
     """x by one of ACTIVATIONS."""
-    return _Activate.apply(x, ACTIVATIONS.index(activation)) if _fused(x) else activate_plainly(x, activation)
-
-
-def activate_plainly(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
+    if _fused(x):
+        return _Activate.apply(x, ACTIVATIONS.index(activation))
     if activation == "quick_gelu":
         return x * jt.sigmoid(1.702 * x)
     y = x.float32()  # x ** 3 is beyond float16's numbers at 40
@@ -43,10 +40,6 @@ def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt
     """Over the last axis, in float32 whatever the input is."""
     if all(map(_fused, (x, weight, bias))):
         return _LayerNorm.apply(x, weight, bias, eps)
-    return layer_norm_plainly(x, weight, bias, eps)
-
-
-def layer_norm_plainly(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     y = x.float32()
     y = y - y.mean(-1, keepdims=True)
     y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + eps)
@@ -108,7 +101,7 @@ def _fused(x: jt.Var) -> bool:
 
 def _code(shapes: list, inputs: list[jt.Var], call: str, library: str = "layers.cpp") -> list[jt.Var]:
     return jt.code(shapes, ["float32"] * len(shapes), inputs,
-                   cpu_header=cpu.header("product.cpp", "tower.cpp", library), cpu_src=f"jclip::{call};")
+                   cpu_header=source(__file__, "product.cpp", "tower.cpp", library), cpu_src=f"jclip::{call};")
 
 
 class _LayerNorm(jt.Function):

@@ -220,7 +220,6 @@ class CLIP(jt.nn.Module):
 
     @property
     def dtype(self) -> str:
-        """Of the parameters."""
         return str(self.visual.conv1.weight.dtype)
 
     @property
@@ -320,8 +319,8 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
-    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16. Where a machine cannot, a warning says
-    so and it is float32. conventions: how it is computed, which its tensors do not tell.
+    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16; where a machine cannot, float32, with a
+    warning. conventions: how it is computed, which its tensors do not tell.
     Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
     if dtype not in PRECISIONS:

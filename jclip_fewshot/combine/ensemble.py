@@ -97,8 +97,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
 
-    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
-    time of L-BFGS, which has K = 397 unknowns to explore.)
+    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down.
     """
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
@@ -133,12 +132,9 @@ def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, scale: np.ndarray
     return Pool(scale, weights, bias, found_bias and all(converged for _, converged in found))
 
 
-def most_likely(log_probs: np.ndarray, labels: np.ndarray,
-              limit: int) -> tuple[np.ndarray | None, np.ndarray]:
+def most_likely(log_probs: np.ndarray, labels: np.ndarray, limit: int) -> tuple[np.ndarray | None, np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
-
-    None for the columns where there are no more than `limit`.
-    """
+    None for the columns where there are no more than `limit`."""
     if log_probs.shape[1] <= limit:
         return None, labels
     ranked = log_probs.copy()
@@ -148,7 +144,7 @@ def most_likely(log_probs: np.ndarray, labels: np.ndarray,
 
 
 def text_explains(task: Task) -> float:
-    """q in 0..1: how much of ln K, a label's surprise, zero-shot takes away on the shots, at its best temperature.
+    """q in 0..1: the fraction of the label entropy ln K that zero-shot explains on the shots, at its best temperature.
 
     Zero-shot has learned nothing from them: with one shot a class it is all that they can judge.
     """
@@ -165,8 +161,7 @@ def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str
                      ignore_shots: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
 
-    One that ignores the shots counts among the former only where it is alone: the others contain it. How q was turned
-    into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
+    One that ignores the shots counts among the former only where it is alone: the others contain it.
     """
     probes = np.array([name in ignore_text for name in names])
     q = text_explains(task) if len(task) else 1.0
@@ -237,7 +232,6 @@ class Ensemble:
         return self._probs(self._gather({name: logits[name] for name in self.names_}))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `probs` needs."""
         pools = [self.pool_, *self.fold_pools_]  # all with the same scale
         return {"names": np.array(self.names_), "scale": self.pool_.scale,
                 "weights": np.stack([pool.weights for pool in pools]), "bias": np.stack([pool.bias for pool in pools]),
@@ -245,7 +239,7 @@ class Ensemble:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Ensemble:
-        """The inverse of `state`: an ensemble that answers `probs`. Raise KeyError if an array is missing."""
+        """The inverse of `state`, for `probs` alone. Raise KeyError if an array is missing."""
         ensemble = cls()
         ensemble.names_ = [str(name) for name in state["names"]]
         ensemble.pool_, *ensemble.fold_pools_ = [
@@ -257,10 +251,8 @@ class Ensemble:
     def _gather(self, logits: dict[str, np.ndarray]) -> list[np.ndarray]:
         arrays = [np.asarray(value, np.float32) for value in logits.values()]
         for name, array in zip(logits, arrays):
-            if array.ndim != 2 or array.shape != arrays[0].shape:
-                raise ValueError(f"ensemble: {name}'s logits have shape {array.shape}, not {arrays[0].shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"ensemble: the logits of {name} hold a value that is not finite")
+            if array.ndim != 2 or array.shape != arrays[0].shape or not np.isfinite(array).all():
+                raise ValueError(f"ensemble: {name}'s logits {array.shape} are not finite, or not {arrays[0].shape}")
         return arrays
 
     def _named(self, weights: np.ndarray) -> dict[str, float]:
@@ -326,11 +318,10 @@ def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset:
 
 def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, seen: np.ndarray,
                   domains: np.ndarray) -> tuple[float, dict]:
-    """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
+    """o, and top-1 of hidden and other shots with it, when each class in turn is called unseen, a fifth at a time.
 
-    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.
-    The least o of OFFSETS at which the shots of hidden classes are found, among all K, as often as zero-shot
-    finds them (the best one where none is enough). Returns it and top-1 of hidden and other shots with it.
+    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K. o is the least of
+    OFFSETS at which the shots of hidden classes are found as often as by zero-shot, or the best where none is enough.
     """
     columns = np.flatnonzero(seen)
     inner = np.full(len(seen), -1)

@@ -38,8 +38,6 @@ LEAST_TEXT = 0.5  # of `text_explains`, where shots cannot check the refinement
 
 @dataclass(frozen=True)
 class Refinement:
-    """What `refine` found."""
-
     probs: np.ndarray  # (N, K) float32
     changed: np.ndarray  # images whose first answer is another than before
     classes_present: int  # that seem to have an image
@@ -187,5 +185,4 @@ def keep_ranking(start: np.ndarray, refined: np.ndarray, trust: float) -> np.nda
 
 
 def result_of(refined: np.ndarray, probs: np.ndarray, present: int, decisions: dict) -> Refinement:
-    """Return the refinement from probs (N, K) to refined (N, K)."""
     return Refinement(refined, np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1)), present, decisions)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import atomic_write
+from jclip_fewshot.storage.files import atomic_write, named
 
 MAX_BYTES = 64 << 20  # far more than any file of ours has
 Kind = TypeVar("Kind")
@@ -21,24 +21,13 @@ def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Ki
     Raise UserError if it is absent, unreadable, not JSON, or has a key that is missing or of another type.
     """
     path = Path(path)
-    try:
+    with named(path, "JSON"):
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            what = "no regular file, or more than 64 MB" if path.exists() else "no such file"
-            raise UserError(f"{path}: cannot be read ({what})")
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path} is damaged or of another version: {_said(error)}{remedy and '; '}{remedy}") from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-
-
-def _said(error: msgspec.ValidationError) -> str:
-    """msgspec's message, the key first: "config.shots: expected `int`, got `str`"."""
-    what, _, where = str(error).partition(" - at `")
-    where = where.rstrip("`").removeprefix("$").lstrip(".")
-    return f"{where}: {what[:1].lower()}{what[1:]}" if where else what
+            raise OSError("no regular file, or more than 64 MB" if path.exists() else "no such file")
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except msgspec.ValidationError as error:
+            raise UserError(f"damaged or of another version: {error}{remedy and '; '}{remedy}") from None
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -47,7 +47,6 @@ def as_keys(digests: Sequence[bytes]) -> np.ndarray:
 
 
 def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
-    """keys (n, 2) uint64, rows (n, *shape)."""
     flat = rows.reshape(len(rows), -1).view(np.uint8)
     head = np.ascontiguousarray(keys, "<u8").tobytes() + np.array([zlib.crc32(row) for row in flat], "<u4").tobytes()
     checksum = zlib.crc32(struct.pack("<II", *flat.shape) + head)
@@ -152,7 +151,6 @@ class RowStore:
         return self._places(keys)[1]
 
     def _places(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The newest row of each key in the index, (n,) of PLACE, and whether there is one."""
         if not len(self):
             return np.zeros(len(keys), PLACE), np.zeros(len(keys), bool)
         places = self._index[np.searchsorted(self._first, keys[:, 0], side="right") - 1]

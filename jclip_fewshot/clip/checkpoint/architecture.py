@@ -104,10 +104,7 @@ class Architecture:
 
 
 def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """Return a CLIP's sizes by its tensors' shapes.
-
-    Raise NoClip if tensors that no CLIP lacks are missing, UserError if heads of this width do not fit.
-    """
+    """Return a CLIP's sizes by its tensors' shapes. Raise NoClip if it is none, UserError if its heads do not fit."""
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
             raise NoClip(f"this is no CLIP checkpoint: it has no tensor {name}")
@@ -197,9 +194,8 @@ def _resnet(sizes: Architecture) -> Shapes:
         planes = width * 2 ** (stage - 1)
         for number in range(blocks):
             block = f"visual.layer{stage}.{number}."
-            shapes |= _conv(f"{block}conv1", f"{block}bn1", planes, inputs, 1)
-            shapes |= _conv(f"{block}conv2", f"{block}bn2", planes, planes, 3)
-            shapes |= _conv(f"{block}conv3", f"{block}bn3", 4 * planes, planes, 1)
+            for conv, out, into, side in ((1, planes, inputs, 1), (2, planes, planes, 3), (3, 4 * planes, planes, 1)):
+                shapes |= _conv(f"{block}conv{conv}", f"{block}bn{conv}", out, into, side)
             if number == 0:
                 shapes |= _conv(f"{block}downsample.0", f"{block}downsample.1", 4 * planes, inputs, 1)
             inputs = 4 * planes
@@ -229,8 +225,7 @@ def check_state_dict(state_dict: StateDict, conventions: Conventions = OPENAI) -
                 "unexpected": [name for name in found if name not in wanted],
                 "misshapen": [f"{name} {found[name]} instead of {shape}" for name, shape in wanted.items()
                               if found.get(name, shape) != shape]}
-    said = [f"{kind}: {', '.join(names[:MOST_LISTED])}"
-            + (f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+    said = [f"{kind}: {', '.join(names[:MOST_LISTED])}{', …' if len(names) > MOST_LISTED else ''}"
             for kind, names in problems.items() if names]
     if said:
         raise UserError(f"the checkpoint's tensors are not those of a CLIP; {'; '.join(said)}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -47,7 +45,6 @@ class _Index(msgspec.Struct):
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files beside an index that its weight_map names."""
     places = read_json(index, _Index, "it needs weight_map, a file's name for each tensor").weight_map
     files = {name: index.parent / name for name in sorted(set(places.values()))}
     for name, file in files.items():
@@ -56,17 +53,3 @@ def _shards(index: Path) -> list[Path]:
         if not file.is_file():
             raise UserError(f"{file} is missing, one of the {len(files)} shards that {index.name} names")
     return list(files.values())
-
-
-@contextmanager
-def named(path: str | Path) -> Iterator[None]:
-    """Whatever is raised about a file becomes one line that names it."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # what struct, zipfile, msgspec, NumPy and the unpickler raise on damaged bytes
-        said = f"{type(error).__name__}: {str(error)[:300]}"
-        raise UserError(f"{path} is damaged or of an unknown format ({said})") from None
