@@ -5,6 +5,7 @@ Every build has a folder of its own, named by all that it depends on: Python, co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -119,14 +120,18 @@ def plan(device: str = "auto") -> Plan:
     return Plan(chosen, reason, onednn, {**build, **manners}, home, package, compiler, header)
 
 
+def cpuinfo() -> str:
+    """Return what Linux says of the processors; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
 def machine(compiler: str | None) -> tuple:
     """Return what code compiled here depends on; different processors may have the same name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = repr([next((line for line in lines if line.startswith(name)), "") for name in
-                          ("model name", "flags", "Features")])
-    except OSError:
-        processor = platform.processor()
+    lines = cpuinfo().splitlines()
+    told = [next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags", "Features")]
+    processor = repr(told) if lines else platform.processor()
     return platform.machine(), processor, (compiler, os.path.getmtime(compiler)) if compiler else ()
 
 

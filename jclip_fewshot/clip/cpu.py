@@ -8,11 +8,11 @@ batch at a time. It knows no gradients; training takes the towers as model.py wr
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
+from jclip_fewshot.backend.device import cpuinfo
 from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 _SOURCE = """
@@ -55,14 +55,6 @@ def available() -> bool:
 
 
 @cache
-def _processor() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-@cache
 def _known() -> tuple[bool, bool]:
     """Whether the compiler knows AVX512_BF16, and whether Intel's tiles (AMX) can be used."""
     known = jt.code((2,), "int32", [], cpu_header=source(__file__, "product.cpp"), cpu_src=_KNOWN_SOURCE).numpy()
@@ -71,7 +63,7 @@ def _known() -> tuple[bool, bool]:
 
 def lacks_bfloat16() -> str:
     """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
-    if "avx512_bf16" not in _processor():
+    if "avx512_bf16" not in cpuinfo():
         return "this processor has no AVX512_BF16"
     return "" if _known()[0] else "the compiler does not know AVX512_BF16 (g++ does from version 10 on)"
 
@@ -79,17 +71,17 @@ def lacks_bfloat16() -> str:
 def bfloat16_is_faster() -> bool:
     """Whether a product takes less time in bfloat16 than in float32 here, by the kind of processor.
 
-    It does with AVX512_BF16 on AMD's processors and with Intel's AMX, not on an Intel that has the one without the
-    other (docs/notes/speed.md). Not timed: a run that is repeated, or goes on after Ctrl-C, must choose alike.
+    It does with AVX512_BF16 on AMD's processors and with Intel's AMX (docs/notes/speed.md). Not timed: a run that is
+    repeated, or goes on after Ctrl-C, must choose alike.
     """
-    return not lacks_bfloat16() and ("AuthenticAMD" in _processor() or _known()[1])
+    return not lacks_bfloat16() and ("AuthenticAMD" in cpuinfo() or _known()[1])
 
 
 class Matrices:
-    """A model's weight matrices as the fused towers take them; the parameters are kept for training and state_dict.
+    """A model's weight matrices as the fused towers take them, in "float32" or "bfloat16".
 
-    precision: "float32" or "bfloat16". Each matrix is packed when it is first used, and again when the parameter
-    was assigned to or updated since. (Writing through `.data` goes unseen.)
+    Each is packed when it is first used, and again when the parameter was assigned to or updated since. (Writing
+    through `.data` goes unseen.)
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -115,8 +107,7 @@ def run(inputs: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, r
 
     at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and, where it has
     one, the norm in front of the blocks; or token embedding and positions. readout: the last norm and the projection.
-    stop: UNPROJECTED gives (B, W), what the projection would take; a block's number its input, (B, L, W); the number of
-    blocks what is behind the last one.
+    stop: UNPROJECTED gives (B, W), what the projection would take; a block's number its input, (B, L, W).
     """
     weights = [matrices(embedding[0])] + embedding[1:] if patch else list(embedding)
     for layer in transformer.resblocks:

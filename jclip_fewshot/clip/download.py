@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jclip_fewshot.console import progress
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import fed_with
+from jclip_fewshot.storage.files import fed_with, lock
 
 _BASE = "https://openaipublic.azureedge.net/clip/models"
 
@@ -99,7 +98,8 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
     target, part = Path(folder) / source.file, Path(folder) / (source.file + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as file:
-        _lock(file, part)
+        if not lock(file.fileno()):
+            raise UserError(f"another process is downloading to {part}; wait for it")
         try:
             _fetch(source.url, file, source.file, timeout)
         except (OSError, http.client.HTTPException) as error:
@@ -117,14 +117,6 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
                         "it was thrown away: run again, or fetch it by hand")
     os.replace(part, target)
     return target
-
-
-def _lock(file: Any, part: Path) -> None:
-    """Two processes must not append to one file."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is downloading to {part}; wait for it") from None
 
 
 def _fetch(url: str, file: Any, label: str, timeout: float) -> None:

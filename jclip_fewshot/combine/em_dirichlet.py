@@ -13,9 +13,8 @@ which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi
     N queries · S supports · K classes      z  probabilities (N, K)      u  assignments (N, K)      alpha (K, K)
     Y  mean of ln z in a class (K, K)       lam  how much the classes' sizes weigh
 
-Deviations: the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates; the likelihood is
-a matrix product over blocks of rows; a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA;
-all is float64. Why: docs/methods.md.
+Deviations (docs/methods.md): the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates;
+a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA; all is float64.
 """
 
 from __future__ import annotations

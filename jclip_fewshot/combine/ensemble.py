@@ -11,8 +11,8 @@ Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-
     b     minimises  Σ_s v_s (-log p(y_s | x_s))  +  ½ ρ Σ_c b_c²,   w as found; ρ = 4 shots' evidence
 
 x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that all
-classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated. What each part gives, which
-others were tried, and how one-shot tasks and classes without shots are answered: docs/ensemble.md.
+classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated. What each part gives, and how
+one-shot tasks and classes without shots are answered: docs/ensemble.md.
 
 Letters: M heads, N rows, S shots, K classes.
 """
@@ -61,9 +61,7 @@ class Pool:
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
                   kappa: float) -> tuple[np.ndarray, bool]:
     """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
-
-    log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
-    """
+    log_probs (M, S, R), labels into its last axis; prior (M,) > 0."""
     from scipy.optimize import minimize  # half a second that only a fit should wait for
 
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
@@ -96,9 +94,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
-
-    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down.
-    """
+    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down."""
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
     b = np.zeros(num_classes)
@@ -145,9 +141,7 @@ def most_likely(log_probs: np.ndarray, labels: np.ndarray, limit: int) -> tuple[
 
 def text_explains(task: Task) -> float:
     """q in 0..1: the fraction of the label entropy ln K that zero-shot explains on the shots, at its best temperature.
-
-    Zero-shot has learned nothing from them: with one shot a class it is all that they can judge.
-    """
+    Zero-shot has learned nothing from them: with one shot a class it is all that they can judge."""
     columns = np.flatnonzero(task.seen)
     if len(columns) < 2:
         return 1.0
@@ -182,10 +176,8 @@ class Ensemble:
 
     def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = (),
             ignore_shots: Sequence[str] = ()) -> Ensemble:
-        """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self.
-
-        ignore_text: the heads that answer by the shots alone. ignore_shots: by the text alone.
-        """
+        """held_out: each head's `held_out_logits()` of the shots, (S, K). ignore_text: heads that answer by the shots
+        alone. ignore_shots: by the text alone. Return self."""
         if not held_out:
             raise ValueError("ensemble: needs at least one head")
         self.names_: list[str] = list(held_out)

@@ -1,6 +1,7 @@
 """Files are written whole or not at all: to a temporary neighbour, then renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -27,6 +28,14 @@ def fed_with(path: str | Path, digest: Any) -> Any:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest
+
+
+def lock(fd: int) -> bool:
+    """Take a file's lock if nobody has it; return False also where the file system knows no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @contextlib.contextmanager

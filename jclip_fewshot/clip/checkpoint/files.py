@@ -26,11 +26,9 @@ def weight_files(path: str | Path) -> list[Path]:
         return _shards(path)
     if not os.path.isdir(path):  # False as well of a name that no file system takes
         return [path]
-    for name in HUB_NAMES:
-        if (path / name).is_file():
-            return [path / name]
-        if (path / (name + INDEX)).is_file():
-            return _shards(path / (name + INDEX))
+    known = [file for name in HUB_NAMES for end in ("", INDEX) if (file := path / (name + end)).is_file()]
+    if known:
+        return weight_files(known[0])
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not found:
         raise UserError(f"{path} is a folder without a checkpoint ({', '.join(HUB_NAMES)})")
