@@ -11,7 +11,7 @@ from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
-from jclip_fewshot.backend.numerics import log_softmax_var
+from jclip_fewshot.backend.numerics import fused, log_softmax_var
 
 
 def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
@@ -21,7 +21,7 @@ def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
 
 def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
     """Return −log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
-    if _fused(logits):
+    if fused(logits):
         call = 'jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);'
         return _losses(logits, [logits, labels], call, scale=float(scale))
     at_label = (jt.index(logits.shape, 1) == labels.unsqueeze(1)).float32()
@@ -31,15 +31,11 @@ def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
 def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
     """Return the mean KL(softmax(target) ‖ softmax(logits)) of two (N, K), in nats; target is not trained."""
     target = target.stop_grad()
-    if _fused(logits):
+    if fused(logits):
         call = "jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);"
         return _losses(logits, [target, logits], call).sum() / float(logits.shape[0])
     log_p = log_softmax_var(target)
     return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
-
-
-def _fused(logits: jt.Var) -> bool:
-    return not jt.flags.use_cuda and str(logits.dtype) == "float32"
 
 
 def _losses(logits: jt.Var, inputs: list[jt.Var], call: str, **data: float) -> jt.Var:

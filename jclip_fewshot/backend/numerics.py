@@ -63,6 +63,11 @@ def unit_var(rows: jt.Var) -> jt.Var:
     return rows / jt.sqrt((rows * rows).sum(-1, keepdims=True) + 1e-12)
 
 
+def fused(x: jt.Var) -> bool:
+    """Return whether our operators in C++ take it: float32 on the CPU."""
+    return not jt.flags.use_cuda and str(x.dtype) == "float32"
+
+
 def product(a: jt.Var, b: jt.Var) -> jt.Var:
     """Return a (n, D) @ b (m, D)ᵀ."""
     return jt.nn.matmul_transpose(a, b)

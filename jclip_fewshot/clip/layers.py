@@ -11,8 +11,7 @@ import math
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
-from jclip_fewshot.backend.numerics import softmax_var
-from jclip_fewshot.clip import cpu
+from jclip_fewshot.backend.numerics import fused, softmax_var
 from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 HEAD = 64  # width of a head in attention.cpp, that of nearly every CLIP's transformer
@@ -24,7 +23,7 @@ def normal(shape: tuple[int, ...], std: float) -> jt.Var:
 
 def activate(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
     """x by one of ACTIVATIONS."""
-    if _fused(x):
+    if fused(x):
         return _Activate.apply(x, ACTIVATIONS.index(activation))
     if activation == "quick_gelu":
         return x * jt.sigmoid(1.702 * x)
@@ -38,7 +37,7 @@ def activate(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
 
 def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     """Over the last axis, in float32 whatever the input is."""
-    if all(map(_fused, (x, weight, bias))):
+    if all(map(fused, (x, weight, bias))):
         return _LayerNorm.apply(x, weight, bias, eps)
     y = x.float32()
     y = y - y.mean(-1, keepdims=True)
@@ -51,7 +50,7 @@ def attend(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.
 
     seen: (B, Q), query i sees the first seen[b, i] keys; all where None.
     """
-    if _fused(q) and q.shape[2] == heads * HEAD:
+    if fused(q) and q.shape[2] == heads * HEAD:
         if seen is None:
             seen = jt.ones(q.shape[:2], "int32") * kv.shape[1]
         return _Attend.apply(q, kv, seen)
@@ -93,10 +92,6 @@ class Linear(jt.nn.Module):
 
     def execute(self, x):
         return jt.matmul(x, self.weight) + self.bias
-
-
-def _fused(x: jt.Var) -> bool:
-    return cpu.available() and str(x.dtype) == "float32"
 
 
 def _code(shapes: list, inputs: list[jt.Var], call: str, library: str = "layers.cpp") -> list[jt.Var]:

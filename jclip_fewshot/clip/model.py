@@ -285,9 +285,7 @@ class CLIP(jt.nn.Module):
 
     def load_parameters(self, params: dict[str, np.ndarray], dtype: str = "float32") -> None:
         """Take over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
-
-        Raise UserError if tensors are missing, unexpected, misshapen, or those of another model.
-        """
+        Raise UserError if tensors are missing, unexpected, misshapen, or those of another model."""
         if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
         for name, parameter in super().state_dict().items():

@@ -284,7 +284,7 @@ class Ensemble:
         """log p among the seen (N, K seen) and the heads' M logits (N, K) → probabilities (N, K)."""
         if self.seen_.all():
             return _normalised(log_seen)
-        log_unseen = share_of(logits, ~self.seen_)
+        log_unseen = np.mean([log_softmax(one)[:, ~self.seen_] for one in logits], axis=0)
         return _normalised(join(log_seen, log_unseen, self.seen_, self.offset_))
 
 
@@ -292,11 +292,6 @@ def _normalised(log_probs: np.ndarray) -> np.ndarray:
     """log p up to a constant → float32 rows that sum to 1, none of them 0."""
     p = np.maximum(softmax(log_probs.astype(np.float64)), FLOOR)
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def share_of(logits: Sequence[np.ndarray], columns: np.ndarray) -> np.ndarray:
-    """Log-probability of some columns (N, n), mean over the heads' M logits (N, K) on CLIP's scale."""
-    return np.mean([log_softmax(one)[:, columns] for one in logits], axis=0)
 
 
 def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset: float) -> np.ndarray:

@@ -58,7 +58,6 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
 
     probs (N, K): calibrated, rows summing to 1. features (N, D): unit rows. folds: held-out shots and fits without
     them, which choose the strength; without any, the images choose it. force: refine whatever these say.
-
     Raise ValueError if the shapes do not fit.
     """
     probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)

@@ -59,7 +59,6 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
     """Return the plain arrays of an .npz, each checked; floats are finite, texts are str.
 
     schema: what the arrays must be, by name. others: what those that it does not name must be; None leaves them unread.
-    said: what messages call the file.
     Raise UserError if it is absent, cut short or no .npz, or an array is missing or not as the schema has it.
     """
     with named(said or path, ".npz"):

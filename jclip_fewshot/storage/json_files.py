@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +17,8 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: str | Path, kind: type[Kind] = dict, remedy: str = "") -> Kind:  # type: ignore[assignment]
-    """Return a JSON file's content as `kind`, a type that msgspec knows; remedy: what to do about one of another type.
-
-    Raise UserError if it is absent, unreadable, not JSON, or has a key that is missing or of another type.
-    """
+    """Return a JSON file's content as `kind`, a type that msgspec knows. Raise UserError if it is absent, not JSON, or
+    of another type; remedy: what to do then."""
     path = Path(path)
     with named(path, "JSON"):
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
@@ -37,9 +36,5 @@ def write_json(path: str | Path, content: Any) -> None:
         file.write(text + b"\n")
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else os.fspath(value)

@@ -25,7 +25,7 @@ def test_layer_norm(shape, monkeypatch):
     from jclip_fewshot.clip import layers  # starts Jittor
     arrays = [3 * drawn(*shape) + 2, 1 + drawn(shape[-1], seed=1), drawn(shape[-1], seed=2)]
     fused = with_gradients(layers.layer_norm, arrays, drawn(*shape, seed=3))
-    monkeypatch.setattr(layers, "_fused", lambda x: False)
+    monkeypatch.setattr(layers, "fused", lambda x: False)
     plain = with_gradients(layers.layer_norm, arrays, drawn(*shape, seed=3))
     x = arrays[0].astype(np.float64)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * arrays[1] + arrays[2]
@@ -49,7 +49,7 @@ def test_activations(shape, activation, monkeypatch):
     from jclip_fewshot.clip import layers  # starts Jittor
     x = 4 * drawn(*shape)
     fused = with_gradients(lambda given: layers.activate(given, activation), [x], drawn(*shape, seed=3))
-    monkeypatch.setattr(layers, "_fused", lambda given: False)
+    monkeypatch.setattr(layers, "fused", lambda given: False)
     plain = with_gradients(lambda given: layers.activate(given, activation), [x], drawn(*shape, seed=3))
     wide = x.astype(np.float64)
     np.testing.assert_allclose(fused[0], EXPECTED[activation](wide), rtol=1e-5, atol=1e-6)

@@ -18,9 +18,7 @@ HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "mode
 
 def weight_files(path: str | Path) -> list[Path]:
     """Return the files that hold the tensors of a checkpoint file, an index of shards or a downloaded folder.
-
-    Raise UserError if a folder has no weights or several files that could be meant, or if an index is damaged.
-    """
+    Raise UserError if a folder has none or several that could be meant, or if an index is damaged."""
     path = Path(path)
     if path.name.endswith(INDEX):
         return _shards(path)

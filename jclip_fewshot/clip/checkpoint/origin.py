@@ -29,9 +29,8 @@ Origin = tuple[Conventions, dict[str, Any]]  # how a CLIP is computed; what its 
 # whose names end in them; the two of the built-in contest.
 KNOWN = {
     **{one.sha256[:8]: "quick_gelu" for one in RELEASED.values()},
-    **dict.fromkeys(("455df137", "f000538c", "3e04b30e", "d867053b", "46683a32"), "quick_gelu"),
+    **dict.fromkeys(("455df137", "f000538c", "3e04b30e", "d867053b", "46683a32", "baae9bc2", "fa39351b"), "quick_gelu"),
     **dict.fromkeys(("af8dbd0c", "00efa78f", "55e67d44", "8fb26589", "699c4b84", "69988bb6", "3d133497"), "gelu"),
-    **dict.fromkeys(("baae9bc2", "fa39351b"), "quick_gelu"),
 }
 # Widths of released image towers and of their heads (open_clip's model_configs), and of text towers with heads 64 wide.
 RELEASED_HEADS = {**dict.fromkeys((384, 512, 640, 768, 896, 1024), 64), 1280: 80, 1408: 88, 1664: 104, 1792: 112}

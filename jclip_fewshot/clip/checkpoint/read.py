@@ -64,8 +64,7 @@ def read_state_dict(path: str | Path, outline: bool = False) -> StateDict:
     """Return the weights of a checkpoint under OpenAI's names, in the file's precision, bfloat16 as float32.
 
     What is no weight of a CLIP is dropped. outline: as for `read_clip`.
-    Raise UserError if there is no such file, if it is damaged or of an unknown format, if its pickle names anything but
-    tensors and plain containers, or if weights are no finite floating-point numbers.
+    Raise UserError if the file is absent, damaged, unknown or wants to run code, or if weights are not finite.
     """
     tensors = read_tensors(path, outline)
     with named(path):
