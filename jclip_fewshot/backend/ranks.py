@@ -113,10 +113,8 @@ def wait_for(whom: Callable[[], str]) -> None:
 
 
 class Barrier:
-    """Waits, in a folder that all ranks see, until each has come to the same point.
-
-    An earlier job's file of the same number lets a rank pass too soon; it then encodes itself what it misses.
-    """
+    """Waits, in a folder that all ranks see, until each has come to the same point. An earlier job's file of the same
+    number lets a rank pass too soon; it then encodes itself what it misses."""
 
     def __init__(self, folder: str | Path) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")

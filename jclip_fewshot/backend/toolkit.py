@@ -87,10 +87,8 @@ def _wheel_folders() -> list[Path]:
 
 
 def find_toolkit(jittor_home: Path) -> Toolkit:
-    """Return the first nvcc for which every header and library can be found. Raise UserError if something is missing.
-
-    Where they lie elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit.
-    """
+    """Return the first nvcc for which every header and library can be found, or else raise UserError. Where they lie
+    elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit."""
     problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
     for nvcc in filter(Path.is_file, dict.fromkeys(_nvcc_candidates(jittor_home))):
         version = _nvcc_version(nvcc)
@@ -150,10 +148,8 @@ def _wheel_folder(wheel: str, name: str) -> Path | None:
 
 
 def link_onednn(jittor_home: Path) -> str:
-    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning.
-
-    What Jittor itself has downloaded is left alone; links of ours are renewed where a virtual environment was deleted.
-    """
+    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning. Its own download
+    is left alone; links of ours are renewed where a virtual environment was deleted."""
     folder = jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER
     there = (folder / "lib/libmkldnn.so").is_file()
     if there and not (folder / "lib").is_symlink():

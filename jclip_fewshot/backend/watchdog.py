@@ -14,9 +14,7 @@ from jclip_fewshot.backend.cpp import source
 
 def arm(compiler: str | None, folder: Path, out: int, line: str, grace: float) -> bool:
     """End this process `grace` seconds after SIGINT or SIGTERM, at once after a second one; `out` is told the line.
-
-    Return False where the library, which is kept in `folder`, cannot be compiled.
-    """
+    Return False where the library, which is kept in `folder`, cannot be compiled."""
     code = source(__file__, "watchdog.cpp").encode()
     library = folder / f"{hashlib.sha256(code + repr(os.uname()).encode()).hexdigest()[:16]}.so"
     try:

@@ -24,12 +24,11 @@ __all__ = ["available_models", "build_model", "convert", "find_checkpoint", "ima
            "read_state_dict", "token_array", "tokenize"]
 
 _MODULES = {"image_array": "preprocess", "token_array": "tokenizer", "available_models": "download",
-            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint",
-            "build_model": "model"}
+            "find_checkpoint": "download", "convert": "checkpoint", "read_state_dict": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
-    # late: a decode worker, which wants preprocess.py alone, loads nothing else, and model.py starts Jittor
+    # late, so that a decode worker, which wants preprocess.py, loads neither tokenizer nor downloader
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -57,10 +56,15 @@ def load(name_or_path: str | Path, device: str | None = None, download_root: str
              "encoders.open_encoder makes")
     from jclip_fewshot.backend import runtime
     runtime.start(device)
-    from jclip_fewshot.clip.model import build_model
     model = build_model(weights, dtype, sizes.conventions)
     size = model.visual.input_resolution
     return model, lambda image: runtime.jt.array(image_array(image, size))
+
+
+def build_model(state_dict: dict, dtype: str = "float32", *conventions: Any) -> CLIP:
+    """See `model.build_model`, which starts Jittor when it is imported."""
+    from jclip_fewshot.clip.model import build_model as build
+    return build(state_dict, dtype, *conventions)
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> jt.Var:

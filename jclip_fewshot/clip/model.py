@@ -33,9 +33,7 @@ from jclip_fewshot.errors import UserError
 
 class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
-
-    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/towers.py).
-    """
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/towers.py)."""
 
     lora: Callable | None = None
     _cut: tuple = (None, {})  # in_proj_weight, frozen, and what was cut out of it

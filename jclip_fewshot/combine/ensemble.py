@@ -154,9 +154,7 @@ def text_explains(task: Task) -> float:
 def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str] = (),
                      ignore_shots: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
-
-    One that ignores the shots counts among the former only where it is alone: the others contain it.
-    """
+    One that ignores the shots counts among the former only where it is alone: the others contain it."""
     probes = np.array([name in ignore_text for name in names])
     q = text_explains(task) if len(task) else 1.0
     with_text = ~probes

@@ -32,10 +32,8 @@ PROBES = 64  # random rows, in addition to the shots and the text rows that a he
 
 @dataclass(frozen=True)
 class Linear:
-    """W (K, D), b (K,), seen (K,), text (K, D), scale of the cosines and o.
-
-    Rows of W and b of classes that are not `seen` are zero; where no class has a shot, `seen` is all True.
-    """
+    """W (K, D), b (K,), seen (K,), text (K, D), scale of the cosines and o. Rows of W and b of classes that are not
+    `seen` are zero; where no class has a shot, `seen` is all True."""
 
     weight: np.ndarray
     bias: np.ndarray

@@ -132,10 +132,8 @@ _Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class Machine(_Unpickler):
-    """Runs the pickles that stand in `data` one after another.
-
-    storages: those that tensors refer to, by key. modules: classes of a TorchScript archive, by their last names.
-    """
+    """Runs the pickles that stand in `data` one after another. storages: those that tensors refer to, by key. modules:
+    classes of a TorchScript archive, by their last names."""
 
     def __init__(self, data: memoryview) -> None:
         self.file = _Pieces(data)

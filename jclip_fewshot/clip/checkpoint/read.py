@@ -72,10 +72,8 @@ def read_state_dict(path: str | Path, outline: bool = False) -> StateDict:
 
 
 def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
-    """Return all tensors of a checkpoint, whole or in shards, under the file's names, of any type.
-
-    outline: as for `read_clip`. Raise UserError as `read_state_dict` does, but for the kind of the numbers.
-    """
+    """Return all tensors of a checkpoint, whole or in shards, under the file's names, of any type. outline: as for
+    `read_clip`. Raise UserError as `read_state_dict` does, but for the kind of the numbers."""
     return _read_all(path, outline)[0]
 
 
