@@ -43,9 +43,8 @@ class Plan:
     header: Path | None = None  # Jittor's headers, precompiled (headers.py)
 
     def __str__(self) -> str:
-        where = "the CPU" if self.device == "cpu" else "CUDA"
-        library = f", oneDNN: {self.onednn}" if self.device == "cpu" else ""
-        return f"Jittor on {where}: {self.reason}{library}"
+        on_cpu = f"Jittor on the CPU: {self.reason}, oneDNN: {self.onednn}"
+        return on_cpu if self.device == "cpu" else f"Jittor on CUDA: {self.reason}"
 
     @property
     def stamp(self) -> Path:
@@ -59,8 +58,7 @@ class Plan:
 
 def jittor_home() -> Path:
     """Return the folder whose .cache/jittor holds Jittor's builds, by its rule. Raise UserError if there is none."""
-    home = os.environ.get("JITTOR_HOME")
-    if home:
+    if home := os.environ.get("JITTOR_HOME"):
         return plain(Path(home))
     try:
         user = Path.home()

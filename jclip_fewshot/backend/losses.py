@@ -1,7 +1,6 @@
 """The losses that training descends: cross-entropy and the divergence of two softmaxes, of N rows and K classes.
 
-On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
-products of a method. On CUDA they are written in Jittor's operators.
+On the CPU each is one operator (losses.cpp), on CUDA several of Jittor's.
 """
 
 from __future__ import annotations

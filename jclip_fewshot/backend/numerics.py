@@ -1,7 +1,4 @@
-"""Numeric operations that everything shares, on NumPy arrays and on Jittor variables.
-
-Letters: N rows, K classes, D feature width.
-"""
+"""Numeric operations that everything shares, on NumPy arrays and Jittor variables. N rows, K classes, D features."""
 
 from __future__ import annotations
 

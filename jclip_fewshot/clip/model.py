@@ -309,9 +309,6 @@ def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     return openai_names({name: value.numpy() for name, value in model.state_dict().items()})
 
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-
-
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
@@ -319,8 +316,8 @@ def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conve
     warning. conventions: how it is computed, which its tensors do not tell.
     Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
-    if dtype not in PRECISIONS:
-        raise UserError(f"dtype {dtype!r} is none of {', '.join(PRECISIONS)}")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is none of float32, float16, bfloat16")
     lacking = ""
     if dtype == "float16" and cpu.available():
         lacking = "no gain on the CPU"

@@ -241,8 +241,10 @@ class Ensemble:
     def _gather(self, logits: dict[str, np.ndarray]) -> list[np.ndarray]:
         arrays = [np.asarray(value, np.float32) for value in logits.values()]
         for name, array in zip(logits, arrays):
-            if array.ndim != 2 or array.shape != arrays[0].shape or not np.isfinite(array).all():
-                raise ValueError(f"ensemble: {name}'s logits {array.shape} are not finite, or not {arrays[0].shape}")
+            if array.ndim != 2 or array.shape != arrays[0].shape:
+                raise ValueError(f"ensemble: {name}'s logits have shape {array.shape}, not {arrays[0].shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"ensemble: the logits of {name} hold a value that is not finite")
         return arrays
 
     def _named(self, weights: np.ndarray) -> dict[str, float]:
