@@ -84,7 +84,7 @@ def compare(path):
         best = fit_alpha(mean_log).alpha
         top1 = [100 * np.mean(a.argmax(1) == query_y) for a in (u, fit.assignments)]
         print(f"  lam = {weight:8.0f}   published updates {theirs:6.2f} s, {steps} steps, top-1 {top1[0]:.1f}"
-              f"   ours {min(ours):.3f} s, {sum(fit.newton_steps)} Newton steps, top-1 {top1[1]:.1f}"
+              f"   ours {min(ours):.3f} s, top-1 {top1[1]:.1f}"
               f"   {theirs / min(ours):.1f} times faster")
         print(f"      last alpha step: log-likelihood {likelihood(alpha, mean_log):.6f} published,"
               f" {likelihood(best, mean_log):.6f} Newton;"
@@ -102,7 +102,7 @@ def big(num_queries=50_000, num_classes=1000):
     fit = em_dirichlet(probs, weight=float(num_queries), iterations=5)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"K = {num_classes}, N = {num_queries}: {time.perf_counter() - start:.0f} s for"
-          f" {fit.iterations} rounds, peak memory {peak:.2f} GiB"
+          f" {len(fit.objective)} rounds, peak memory {peak:.2f} GiB"
           f" (input and output {2 * probs.nbytes / 2**30:.2f} GiB of it)")
 
 

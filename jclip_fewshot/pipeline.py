@@ -13,8 +13,9 @@ from functools import partial
 
 import numpy as np
 
+from jclip_fewshot.backend.numerics import blocks
 from jclip_fewshot.combine.ensemble import Ensemble
-from jclip_fewshot.combine.refinement import Refinement, blocks, refine
+from jclip_fewshot.combine.refinement import Refinement, refine
 from jclip_fewshot.combine.strength import HeldOutFold
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError

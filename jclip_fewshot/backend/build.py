@@ -17,8 +17,7 @@ from jclip_fewshot.console import progress, tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import write_text
 
-# Object files of a CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar alone.
-_FILES, _SECONDS = 305, 95
+_FILES, _SECONDS = 305, 95  # object files of a CPU build of Jittor 1.3.11.0, and how long two cores take: for the bar
 _BYTES = 500 << 20  # with the operators of a first run
 
 # Leaves by os._exit: at Python's own exit Jittor would wait for its pool of compilers, after an error forever.

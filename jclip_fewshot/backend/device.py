@@ -1,11 +1,11 @@
 """Decide how Jittor will run here, without importing it: device, libraries, and the environment that it reads.
 
-CUDA is chosen only where driver, device and toolkit all work, and Jittor finds what it would download. Every build has
-a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
+Every build has a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,9 +43,8 @@ class Plan:
     header: Path | None = None  # Jittor's headers, precompiled (headers.py)
 
     def __str__(self) -> str:
-        where = "the CPU" if self.device == "cpu" else "CUDA"
-        library = f", oneDNN: {self.onednn}" if self.device == "cpu" else ""
-        return f"Jittor on {where}: {self.reason}{library}"
+        on_cpu = f"Jittor on the CPU: {self.reason}, oneDNN: {self.onednn}"
+        return on_cpu if self.device == "cpu" else f"Jittor on CUDA: {self.reason}"
 
     @property
     def stamp(self) -> Path:
@@ -59,8 +58,7 @@ class Plan:
 
 def jittor_home() -> Path:
     """Return the folder whose .cache/jittor holds Jittor's builds, by its rule. Raise UserError if there is none."""
-    home = os.environ.get("JITTOR_HOME")
-    if home:
+    if home := os.environ.get("JITTOR_HOME"):
         return plain(Path(home))
     try:
         user = Path.home()
@@ -109,29 +107,29 @@ def plan(device: str = "auto") -> Plan:
     chosen_by_user = {name: os.environ.get(name, "") for name in ("cc_flags", "kernel_flags", "debug")}
     facts = [package.name, sys.version, machine(compiler), tools and tools.version, {**chosen_by_user, **build}]
     build["cache_name"] = f"jclip_{chosen}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
-    return Plan(chosen, reason, onednn, {**build, **_manners()}, home, package, compiler, header)
-
-
-def _manners() -> dict[str, str]:
-    """What changes nothing in a build."""
-    return {
-        # OpenMP's idle threads spin for milliseconds by default and take the cores from decoding workers and from
-        # whatever else runs: on a busy machine a batch of one went 3 to 10 times slower.
+    manners = {  # what changes nothing in a build
+        # OpenMP's idle threads spin for milliseconds by default and take the cores from whatever else runs: on a busy
+        # machine a batch of one went 3 to 10 times slower.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         "log_silent": "0" if os.environ.get(LOG_VARIABLE) == "1" else "1",
         "gdb_path": "",  # looked for at every import, only to print a stack after a crash
         "use_cuda": "0",  # a 1 from outside ends the interpreter where there is no CUDA; runtime.py sets the flag
     }
+    return Plan(chosen, reason, onednn, {**build, **manners}, home, package, compiler, header)
+
+
+def cpuinfo() -> str:
+    """Return what Linux says of the processors; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def machine(compiler: str | None) -> tuple:
     """Return what code compiled here depends on; different processors may have the same name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = repr([next((line for line in lines if line.startswith(name)), "") for name in
-                          ("model name", "flags", "Features")])
-    except OSError:
-        processor = platform.processor()
+    lines = cpuinfo().splitlines()
+    told = [next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags", "Features")]
+    processor = repr(told) if lines else platform.processor()
     return platform.machine(), processor, (compiler, os.path.getmtime(compiler)) if compiler else ()
 
 

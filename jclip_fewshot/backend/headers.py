@@ -1,7 +1,7 @@
 """Jittor's headers, parsed once: they are two thirds of what a build takes (`python benchmarks/start.py`).
 
-GCC can keep them parsed: each compilation includes a file (jittor.h) beside which lies a folder named `.gch`, from
-which g++ takes the version that fits its flags. Where none fits it reads the file itself.
+Each compilation includes jittor.h, beside which lies a folder named `.gch`, from which g++ takes the version that fits
+its flags. Where none fits it reads the file itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The losses that training descends: cross-entropy and the divergence of two softmaxes, of N rows and K classes.
 
-On the CPU each is one operator (losses.cpp): Jittor's own softmax and its gradient take as long as the matrix
-products of a method. On CUDA they are written in Jittor's operators.
+On the CPU each is one operator (losses.cpp), on CUDA several of Jittor's.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
-from jclip_fewshot.backend.numerics import log_softmax_var
+from jclip_fewshot.backend.numerics import fused, log_softmax_var
 
 
 def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
@@ -21,7 +20,7 @@ def cross_entropy(logits: jt.Var, labels: jt.Var) -> jt.Var:
 
 def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
     """Return −log softmax(scale · logits)[label] of each row, (N,) in nats; logits (N, K), labels (N,) int32."""
-    if _fused(logits):
+    if fused(logits):
         call = 'jclip::label_losses(in0_shape0, in0_shape1, data["scale"], in0_p, in1_p, out0_p, out1_p);'
         return _losses(logits, [logits, labels], call, scale=float(scale))
     at_label = (jt.index(logits.shape, 1) == labels.unsqueeze(1)).float32()
@@ -31,15 +30,11 @@ def label_losses(logits: jt.Var, labels: jt.Var, scale: float = 1.0) -> jt.Var:
 def softmax_kl(target: jt.Var, logits: jt.Var) -> jt.Var:
     """Return the mean KL(softmax(target) ‖ softmax(logits)) of two (N, K), in nats; target is not trained."""
     target = target.stop_grad()
-    if _fused(logits):
+    if fused(logits):
         call = "jclip::divergences(in0_shape0, in0_shape1, in0_p, in1_p, out0_p, out1_p);"
         return _losses(logits, [target, logits], call).sum() / float(logits.shape[0])
     log_p = log_softmax_var(target)
     return (jt.exp(log_p) * (log_p - log_softmax_var(logits))).sum(1).mean()
-
-
-def _fused(logits: jt.Var) -> bool:
-    return not jt.flags.use_cuda and str(logits.dtype) == "float32"
 
 
 def _losses(logits: jt.Var, inputs: list[jt.Var], call: str, **data: float) -> jt.Var:

@@ -1,13 +1,12 @@
-"""Numeric operations that everything shares, on NumPy arrays and on Jittor variables.
-
-Letters: N rows, K classes, D feature width.
-"""
+"""Numeric operations that everything shares, on NumPy arrays and Jittor variables. N rows, K classes, D features."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
+
+BLOCK = 4096  # rows at a time
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -27,6 +26,10 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a @ b  # BLAS: Jittor's float64 product on a CPU is a plain loop, a twentieth of the speed
     with jt.flag_scope(auto_convert_64_to_32=0):
         return jt.matmul(jt.array(np.ascontiguousarray(a)), jt.array(np.ascontiguousarray(b))).numpy()
+
+
+def blocks(rows: int, size: int = BLOCK) -> list[slice]:
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
@@ -49,13 +52,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def var(array: np.ndarray) -> jt.Var:
-    """Return a float32 Jittor variable."""
     return jt.array(np.ascontiguousarray(array, np.float32))
 
 
 def unit_var(rows: jt.Var) -> jt.Var:
     """Return rows (..., D) over their length."""
     return rows / jt.sqrt((rows * rows).sum(-1, keepdims=True) + 1e-12)
+
+
+def fused(x: jt.Var) -> bool:
+    """Return whether our operators in C++ take it: float32 on the CPU."""
+    return not jt.flags.use_cuda and str(x.dtype) == "float32"
 
 
 def product(a: jt.Var, b: jt.Var) -> jt.Var:

@@ -1,7 +1,6 @@
 """The Jittor that is built and imported: a copy of the installed package in which a few lines are mended.
 
-The copy lies in JITTOR_HOME, under a digest of what it holds, and nothing in it names the virtual environment. So all
-environments of one Python share one build, and the user's own files stay as they are.
+It lies in JITTOR_HOME, under a digest of what it holds, so that all environments of one Python share one build.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ _MENDS = tuple((name, old[:-1], new[:-1]) for name, old, new in _MEND.findall(so
 
 
 def mended(home: Path) -> Path:
-    """Return the folder of the mended copy under JITTOR_HOME, for `sys.path`; made when first asked for.
-
-    Raise UserError if Jittor is not installed, or is not the release whose lines are known here.
-    """
+    """Return the folder of the mended copy, for `sys.path`. Raise UserError without the release that is known here."""
     spec = PathFinder.find_spec("jittor")  # not sys.modules, where the copy may stand already
     if spec is None or not spec.origin:
         raise UserError("Jittor is not installed: python -m pip install --no-deps jittor==1.3.11.0")

@@ -1,7 +1,7 @@
 """Several processes (`mpirun -np 4 python test.py`) share the encoding, which is nearly the whole cost of a run.
 
-Only MPI's launcher is used: rank and size come from the environment that it sets, rows meet in the feature cache (a
-folder that all ranks see), and a barrier is a file of each rank there.
+Rank and size come from the environment that MPI's launcher sets, rows meet in the feature cache (a folder that all
+ranks see), and a barrier is a file of each rank there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 
-# How launchers tell a process its number, how many there are, and its number on its own machine: Open MPI, MPICH and
-# Intel MPI, Slurm's srun.
+# A process's number, how many there are, its number on its own machine: Open MPI, MPICH and Intel MPI, Slurm's srun.
 _LAUNCHERS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
               ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
               ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
@@ -94,7 +93,6 @@ def use_own_gpu() -> None:
 
 
 def require_cache(cache: str) -> None:
-    """Raise UserError if several ranks have no cache to meet in."""
     if size() > 1 and not cache:
         raise UserError("several processes gather features through the cache: give --cache a folder that all see")
 
@@ -115,10 +113,8 @@ def wait_for(whom: Callable[[], str]) -> None:
 
 
 class Barrier:
-    """Waits, in a folder that all ranks see, until each has come to the same point.
-
-    An earlier job's file of the same number lets a rank pass too soon; it then encodes itself what it misses.
-    """
+    """Waits, in a folder that all ranks see, until each has come to the same point. An earlier job's file of the same
+    number lets a rank pass too soon; it then encodes itself what it misses."""
 
     def __init__(self, folder: str | Path) -> None:
         job = next((os.environ[name] for name in _JOB if os.environ.get(name)), "")

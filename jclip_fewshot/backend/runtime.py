@@ -1,7 +1,6 @@
 """Start Jittor. The only module that imports it: everything else says `from jclip_fewshot.backend import jt`.
 
-`jt` is Jittor, started when it is first used, on the device of `start(device)` or of the variable JCLIP_DEVICE (cpu,
-cuda or auto). device.py decides how, package.py mends Jittor's sources, build.py builds them the first time.
+device.py decides how it runs, package.py mends its sources, build.py builds them the first time.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def start(device: str | None = None) -> Plan:
     """Start Jittor, once per process; later calls must ask for the same device.
 
     device: "cpu" or "cuda"; "auto" and None leave it to JCLIP_DEVICE, then to what works here.
-    Raise UserError if Jittor cannot be started so; the message says what is missing.
+    Raise UserError, which says what is missing, if it cannot be started so.
     """
     global _started, _jittor, _process
     asked = device if device not in (None, "auto") else os.environ.get(DEVICE_VARIABLE) or "auto"
@@ -135,5 +134,4 @@ else:
 
 
 def on_cuda() -> bool:
-    """Return whether Jittor runs on a GPU."""
     return start().device == "cuda"

@@ -20,8 +20,7 @@ from jclip_fewshot.storage.files import write_text
 
 ONEDNN_WHEELS = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 ONEDNN_REMEDY = f"python -m pip install {' '.join(name + '==2021.2.0' for name in ONEDNN_WHEELS)}"
-# Jittor looks for oneDNN under this name; the PyPI wheels 2021.2.0 hold the same release.
-ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
+ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"  # Jittor's name of the release that the PyPI wheels 2021.2.0 hold
 # What Jittor's CUDA build opens by name: header, library.
 _NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
            "cuBLAS": ("cublas_v2.h", "libcublas.so"),
@@ -30,8 +29,6 @@ _NEEDED = {"CUDA runtime": ("cuda_runtime.h", "libcudart.so"),
 
 
 class Gpu(NamedTuple):
-    """The first CUDA device, as the driver describes it."""
-
     name: str
     devices: int
     capability: tuple[int, int]
@@ -81,7 +78,7 @@ def _nvcc_version(nvcc: Path) -> tuple[int, int] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(r"release (\d+)\.(\d+)", text)
-    return (int(found.group(1)), int(found.group(2))) if found else None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _wheel_folders() -> list[Path]:
@@ -90,10 +87,8 @@ def _wheel_folders() -> list[Path]:
 
 
 def find_toolkit(jittor_home: Path) -> Toolkit:
-    """Return the first nvcc for which every header and library can be found. Raise UserError if something is missing.
-
-    Where they lie elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit.
-    """
+    """Return the first nvcc for which every header and library can be found, or else raise UserError. Where they lie
+    elsewhere (PyTorch's nvidia-* wheels), it is one in a folder of links that looks like a toolkit."""
     problem = "no nvcc found (PATH, CUDA_HOME, /usr/local/cuda); with a network: python -m jittor_utils.install_cuda"
     for nvcc in filter(Path.is_file, dict.fromkeys(_nvcc_candidates(jittor_home))):
         version = _nvcc_version(nvcc)
@@ -121,7 +116,6 @@ def find_toolkit(jittor_home: Path) -> Toolkit:
 
 
 def _find(folders: list[Path], *names: str) -> Path | None:
-    """The first folder's file that has one of the names."""
     paths = (folder / name for folder in folders for name in names)
     return next(filter(Path.exists, paths), None)
 
@@ -138,35 +132,30 @@ def _linked_toolkit(folder: Path, nvcc: Path, found: dict) -> Path:
         for name in (_NEEDED[part][1], library.name):  # the second is the one that the loader asks for
             link_to(lib64 / name, library)
     script = folder / "bin" / "nvcc"
-    script.parent.mkdir(parents=True, exist_ok=True)
-    script.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
+    write_text(script, f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
     script.chmod(0o755)
     return script
 
 
-def _onednn_wheel_files() -> tuple[Path | None, ...]:
-    """(folder of libmkldnn.so, folder of mkldnn.h) in the PyPI wheels, each None where absent."""
-    def folder(wheel: str, name: str) -> Path | None:
-        try:
-            files = metadata.files(wheel) or []
-        except metadata.PackageNotFoundError:
-            return None
-        paths = [Path(os.path.abspath(str(file.locate()))) for file in files if file.name == name]
-        return next((path.parent for path in paths if path.is_file()), None)
-    return folder(ONEDNN_WHEELS[0], "libmkldnn.so"), folder(ONEDNN_WHEELS[1], "mkldnn.h")
+def _wheel_folder(wheel: str, name: str) -> Path | None:
+    """The folder in which a PyPI wheel's file of that name lies; None where it is absent."""
+    try:
+        files = metadata.files(wheel) or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = [Path(os.path.abspath(str(file.locate()))) for file in files if file.name == name]
+    return next((path.parent for path in paths if path.is_file()), None)
 
 
 def link_onednn(jittor_home: Path) -> str:
-    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning.
-
-    What Jittor itself has downloaded is left alone; links of ours are renewed where a virtual environment was deleted.
-    """
+    """Give Jittor the oneDNN that it would download. Return where it is from, "none" after a warning. Its own download
+    is left alone; links of ours are renewed where a virtual environment was deleted."""
     folder = jittor_home / ".cache/jittor/mkl" / ONEDNN_FOLDER
     there = (folder / "lib/libmkldnn.so").is_file()
     if there and not (folder / "lib").is_symlink():
         return "Jittor's download"
     if not there or not (folder / "include/mkldnn.h").is_file():
-        library, header = _onednn_wheel_files()
+        library, header = map(_wheel_folder, ONEDNN_WHEELS, ("libmkldnn.so", "mkldnn.h"))
         if library is None or header is None:
             warn(f"oneDNN is missing, so matrix products run about five times slower: {ONEDNN_REMEDY}")
             return "none"

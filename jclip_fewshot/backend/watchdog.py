@@ -1,8 +1,5 @@
-"""Ctrl-C while Jittor computes or compiles: Python hears a signal only between two of its own instructions.
-
-One call of Jittor's may take half a minute. So watchdog.cpp catches the signal, hands it on to Python, and ends the
-process if Python is too slow.
-"""
+"""Ctrl-C while Jittor computes or compiles, when Python hears no signal for half a minute: watchdog.cpp catches it,
+hands it on to Python, and ends the process if Python is too slow."""
 
 from __future__ import annotations
 
@@ -17,9 +14,7 @@ from jclip_fewshot.backend.cpp import source
 
 def arm(compiler: str | None, folder: Path, out: int, line: str, grace: float) -> bool:
     """End this process `grace` seconds after SIGINT or SIGTERM, at once after a second one; `out` is told the line.
-
-    Return False where the library, which is kept in `folder`, cannot be compiled.
-    """
+    Return False where the library, which is kept in `folder`, cannot be compiled."""
     code = source(__file__, "watchdog.cpp").encode()
     library = folder / f"{hashlib.sha256(code + repr(os.uname()).encode()).hexdigest()[:16]}.so"
     try:

@@ -41,8 +41,8 @@ def load(name_or_path: str | Path, device: str | None = None, download_root: str
     name_or_path: one of `available_models()`, or a checkpoint file or folder of any format that `read_clip` knows.
     device: "cpu", "cuda" or None for the one that Jittor runs on. dtype: see `build_model`.
     download_root: where a model given by name is looked for, and downloaded to (default: weights/).
-    activation, head_width: how it is computed where nothing in or beside the file says it. Without them this call
-    does as OpenAI's of the same name (QuickGELU, heads 64 wide), and says so in a warning.
+    activation, head_width: how it is computed where nothing in or beside the file says it; without them as OpenAI's
+    (QuickGELU, heads 64 wide), with a warning.
     Raise UserError if there is no such model, no network to download from, or a damaged or unsupported checkpoint.
     """
     from jclip_fewshot.clip.checkpoint import read_clip

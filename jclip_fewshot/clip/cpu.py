@@ -1,19 +1,18 @@
 """A frozen tower on the CPU as one Jittor operator: product.cpp and tower.cpp, for ResNets resnet.cpp too.
 
-Jittor's own operators cost a tower twice: batched products fall outside oneDNN and run as plain loops, and every
-elementwise step goes through memory. tower.cpp works bias, activation or the residual's sum into the products while
-they lie in registers, with attention and LayerNorm as vector code, a cache-sized part of the batch at a time. It knows
-no gradients; training takes the towers as model.py writes them, and tests hold the two to each other.
+By Jittor's own operators batched products run as plain loops, and every elementwise step goes through memory. tower.cpp
+works bias, activation or the residual's sum into the products while they lie in registers, a cache-sized part of the
+batch at a time. It knows no gradients; training takes the towers as model.py writes them.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.cpp import source
+from jclip_fewshot.backend.device import cpuinfo
 from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 _SOURCE = """
@@ -50,34 +49,21 @@ _ROWS = 1600  # tokens of all sequences that go through a tower together; see be
 _NUMBERS = 8 * 112 * 112 * 64  # in the largest activation of the images that go through a ModifiedResNet together
 
 
-def header(*names: str) -> str:
-    return source(__file__, *names)
-
-
 def available() -> bool:
     """Whether Jittor runs on the CPU, for which the fused towers are written."""
     return not jt.flags.use_cuda
 
 
 @cache
-def _processor() -> str:
-    """What Linux says of it."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-@cache
 def _known() -> tuple[bool, bool]:
     """Whether the compiler knows AVX512_BF16, and whether Intel's tiles (AMX) can be used."""
-    known = jt.code((2,), "int32", [], cpu_header=header("product.cpp"), cpu_src=_KNOWN_SOURCE).numpy()
+    known = jt.code((2,), "int32", [], cpu_header=source(__file__, "product.cpp"), cpu_src=_KNOWN_SOURCE).numpy()
     return bool(known[0]), bool(known[1])
 
 
 def lacks_bfloat16() -> str:
     """Why products of bfloat16 would be slow here; empty where processor and compiler know AVX512_BF16."""
-    if "avx512_bf16" not in _processor():
+    if "avx512_bf16" not in cpuinfo():
         return "this processor has no AVX512_BF16"
     return "" if _known()[0] else "the compiler does not know AVX512_BF16 (g++ does from version 10 on)"
 
@@ -85,17 +71,17 @@ def lacks_bfloat16() -> str:
 def bfloat16_is_faster() -> bool:
     """Whether a product takes less time in bfloat16 than in float32 here, by the kind of processor.
 
-    It does with AVX512_BF16 on AMD's processors and with Intel's AMX, not on an Intel that has the one without the
-    other (docs/notes/speed.md). Not timed: a run that is repeated, or goes on after Ctrl-C, must choose alike.
+    It does with AVX512_BF16 on AMD's processors and with Intel's AMX (docs/notes/speed.md). Not timed: a run that is
+    repeated, or goes on after Ctrl-C, must choose alike.
     """
-    return not lacks_bfloat16() and ("AuthenticAMD" in _processor() or _known()[1])
+    return not lacks_bfloat16() and ("AuthenticAMD" in cpuinfo() or _known()[1])
 
 
 class Matrices:
-    """A model's weight matrices as the fused towers take them; the parameters are kept for training and state_dict.
+    """A model's weight matrices as the fused towers take them, in "float32" or "bfloat16".
 
-    precision: "float32" or "bfloat16". Each matrix is packed when it is first used, and again when the parameter
-    was assigned to or updated since. (Writing through `.data` goes unseen.)
+    Each is packed when it is first used, and again when the parameter was assigned to or updated since. (Writing
+    through `.data` goes unseen.)
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -109,20 +95,19 @@ class Matrices:
             inputs, outputs = parameter.shape
             size = -(-outputs // _PANEL) * _PANEL * (inputs + inputs % 2) + _LINE
             packed = jt.code((size,), _NUMBER[self.precision], [parameter.float32()],
-                             cpu_header=header("product.cpp"),
+                             cpu_header=source(__file__, "product.cpp"),
                              cpu_src=_PACK_SOURCE.replace("KIND", _KIND[self.precision])).stop_grad()
             known = self._packed[id(parameter)] = parameter, parameter.id, packed
         return known[2]
 
 
-def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, readout: list[jt.Var],
+def run(inputs: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, readout: list[jt.Var],
         matrices: Matrices, patch: int = 0, stop: int = FEATURES) -> jt.Var:
     """Features (B, D) of images (B, 3, R, R), in patches of `patch` pixels, or of token ids (B, L).
 
     at: (B,) int32, the token that is read out. embedding: patch embedding, positions, class token and, where it has
     one, the norm in front of the blocks; or token embedding and positions. readout: the last norm and the projection.
-    stop: UNPROJECTED gives (B, W), what the projection would take; a block's number its input, (B, L, W); the number of
-    blocks what is behind the last one.
+    stop: UNPROJECTED gives (B, W), what the projection would take; a block's number its input, (B, L, W).
     """
     weights = [matrices(embedding[0])] + embedding[1:] if patch else list(embedding)
     for layer in transformer.resblocks:
@@ -131,16 +116,16 @@ def run(source: jt.Var, at: jt.Var, embedding: list[jt.Var], transformer: Any, r
                     matrices(attention.out_proj.weight), attention.out_proj.bias, layer.ln_2.weight, layer.ln_2.bias,
                     matrices(mlp.c_fc.weight), mlp.c_fc.bias, matrices(mlp.c_proj.weight), mlp.c_proj.bias]
     weights += readout[:2] + [matrices(readout[2])]
-    batch, width, features = source.shape[0], transformer.width, readout[2].shape[1]
-    length = embedding[1].shape[0] if patch else source.shape[1]
+    batch, width, features = inputs.shape[0], transformer.width, readout[2].shape[1]
+    length = embedding[1].shape[0] if patch else inputs.shape[1]
     shape = {FEATURES: (batch, features), UNPROJECTED: (batch, width)}.get(stop, (batch, length, width))
     data = {"length": length, "width": width, "heads": transformer.heads, "features": features, "stop": stop,
             "hidden": transformer.resblocks[0].mlp.c_fc.bias.shape[0], "norm_before": int(len(embedding) > 3),
             "activation": ACTIVATIONS.index(transformer.how.activation), "eps": transformer.how.eps,
             "layers": len(transformer.resblocks), "causal": int(transformer.causal),
-            "resolution": source.shape[2] if patch else 0, "patch": patch}
+            "resolution": inputs.shape[2] if patch else 0, "patch": patch}
     code = _SOURCE.replace("FIELDS", " ".join(f't.{name} = data["{name}"];' for name in data))
-    return jt.code(shape, "float32", [source, at] + weights, cpu_header=header("product.cpp", "tower.cpp"),
+    return jt.code(shape, "float32", [inputs, at] + weights, cpu_header=source(__file__, "product.cpp", "tower.cpp"),
                    cpu_src=code.replace("KIND", _KIND[matrices.precision]),
                    data={**data, "at_once": max(1, round(_ROWS / length))})
 
@@ -160,5 +145,5 @@ def run_resnet(images: jt.Var, net: Any, matrices: Matrices) -> jt.Var:
     data = {"width": net.width, "at_once": max(1, _NUMBERS // ((net.input_resolution // 2) ** 2 * net.width))}
     data.update({f"blocks{number}": len(stage) for number, stage in enumerate(stages, start=1)})
     return jt.code((images.shape[0], net.output_dim), "float32", [images] + weights,
-                   cpu_header=header("product.cpp", "tower.cpp", "resnet.cpp"),
+                   cpu_header=source(__file__, "product.cpp", "tower.cpp", "resnet.cpp"),
                    cpu_src=_RESNET_SOURCE.replace("KIND", _KIND[matrices.precision]), data=data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -13,14 +12,12 @@ from typing import Any, NamedTuple
 
 from jclip_fewshot.console import progress
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import fed_with
+from jclip_fewshot.storage.files import fed_with, lock
 
 _BASE = "https://openaipublic.azureedge.net/clip/models"
 
 
 class Release(NamedTuple):
-    """One of OpenAI's files: where it is, what it hashes to, about how large it is."""
-
     file: str
     url: str
     sha256: str
@@ -94,16 +91,15 @@ def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None)
 
 
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetch a file to `folder`, by way of FILE.part, which becomes FILE once its SHA-256 is right; go on from there.
+    """Fetch a file to `folder`, by way of FILE.part, from where that has come to; FILE once its SHA-256 is right.
 
-    Raise UserError if there is no connection (with address, size, hash and where to put the file) or a broken one (run
-    again to resume), or if the hash is wrong.
+    Raise UserError, which says how to get the file by hand, if the connection breaks or the hash is wrong.
     """
-    folder = Path(folder)
-    target, part = folder / source.file, folder / (source.file + ".part")
-    folder.mkdir(parents=True, exist_ok=True)
+    target, part = Path(folder) / source.file, Path(folder) / (source.file + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as file:
-        _lock(file, part)
+        if not lock(file.fileno()):
+            raise UserError(f"another process is downloading to {part}; wait for it")
         try:
             _fetch(source.url, file, source.file, timeout)
         except (OSError, http.client.HTTPException) as error:
@@ -121,16 +117,6 @@ def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path
                         "it was thrown away: run again, or fetch it by hand")
     os.replace(part, target)
     return target
-
-
-def _lock(file: Any, part: Path) -> None:
-    """Two processes must not append to one file."""
-    try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is downloading to {part}; wait for it") from None
 
 
 def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
@@ -161,5 +147,4 @@ def _fetch(url: str, file: Any, label: str, timeout: float) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
     return fed_with(path, hashlib.sha256()).hexdigest()

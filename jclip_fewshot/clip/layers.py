@@ -1,8 +1,6 @@
 """The layers that both of CLIP's image towers and its text tower are made of.
 
-Jittor takes a LayerNorm, an activation and their gradients through memory many times, by one thread, and runs batched
-products as plain loops. On the CPU each is one operator here (layers.cpp, attention.cpp) with a gradient of its own;
-elsewhere it is written in Jittor's operators. Tests hold the two to each other.
+On the CPU each is one operator with a gradient of its own (layers.cpp, attention.cpp), elsewhere several of Jittor's.
 
 B sequences · Q queries · L tokens · W width · H heads
 """
@@ -12,8 +10,8 @@ from __future__ import annotations
 import math
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.numerics import softmax_var
-from jclip_fewshot.clip import cpu
+from jclip_fewshot.backend.cpp import source
+from jclip_fewshot.backend.numerics import fused, softmax_var
 from jclip_fewshot.clip.checkpoint.architecture import ACTIVATIONS
 
 HEAD = 64  # width of a head in attention.cpp, that of nearly every CLIP's transformer
@@ -25,10 +23,8 @@ def normal(shape: tuple[int, ...], std: float) -> jt.Var:
 
 def activate(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
     """x by one of ACTIVATIONS."""
-    return _Activate.apply(x, ACTIVATIONS.index(activation)) if _fused(x) else activate_plainly(x, activation)
-
-
-def activate_plainly(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
+    if fused(x):
+        return _Activate.apply(x, ACTIVATIONS.index(activation))
     if activation == "quick_gelu":
         return x * jt.sigmoid(1.702 * x)
     y = x.float32()  # x ** 3 is beyond float16's numbers at 40
@@ -41,12 +37,8 @@ def activate_plainly(x: jt.Var, activation: str = "quick_gelu") -> jt.Var:
 
 def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     """Over the last axis, in float32 whatever the input is."""
-    if all(map(_fused, (x, weight, bias))):
+    if all(map(fused, (x, weight, bias))):
         return _LayerNorm.apply(x, weight, bias, eps)
-    return layer_norm_plainly(x, weight, bias, eps)
-
-
-def layer_norm_plainly(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt.Var:
     y = x.float32()
     y = y - y.mean(-1, keepdims=True)
     y = y / jt.sqrt((y * y).mean(-1, keepdims=True) + eps)
@@ -58,7 +50,7 @@ def attend(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.
 
     seen: (B, Q), query i sees the first seen[b, i] keys; all where None.
     """
-    if _fused(q) and q.shape[2] == heads * HEAD:
+    if fused(q) and q.shape[2] == heads * HEAD:
         if seen is None:
             seen = jt.ones(q.shape[:2], "int32") * kv.shape[1]
         return _Attend.apply(q, kv, seen)
@@ -102,13 +94,9 @@ class Linear(jt.nn.Module):
         return jt.matmul(x, self.weight) + self.bias
 
 
-def _fused(x: jt.Var) -> bool:
-    return cpu.available() and str(x.dtype) == "float32"
-
-
 def _code(shapes: list, inputs: list[jt.Var], call: str, library: str = "layers.cpp") -> list[jt.Var]:
     return jt.code(shapes, ["float32"] * len(shapes), inputs,
-                   cpu_header=cpu.header("product.cpp", "tower.cpp", library), cpu_src=f"jclip::{call};")
+                   cpu_header=source(__file__, "product.cpp", "tower.cpp", library), cpu_src=f"jclip::{call};")
 
 
 class _LayerNorm(jt.Function):

@@ -33,9 +33,7 @@ from jclip_fewshot.errors import UserError
 
 class Attention(jt.nn.Module):
     """Multi-head self-attention with fused query, key and value.
-
-    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/towers.py).
-    """
+    lora: (x, first, last) -> what a low-rank update adds to `_project`'s answer (methods/towers/towers.py)."""
 
     lora: Callable | None = None
     _cut: tuple = (None, {})  # in_proj_weight, frozen, and what was cut out of it
@@ -220,7 +218,6 @@ class CLIP(jt.nn.Module):
 
     @property
     def dtype(self) -> str:
-        """Of the parameters."""
         return str(self.visual.conv1.weight.dtype)
 
     @property
@@ -286,9 +283,7 @@ class CLIP(jt.nn.Module):
 
     def load_parameters(self, params: dict[str, np.ndarray], dtype: str = "float32") -> None:
         """Take over a whole state dict with OpenAI's names and shapes; `load_state_dict` calls this too.
-
-        Raise UserError if tensors are missing, unexpected, misshapen, or those of another model.
-        """
+        Raise UserError if tensors are missing, unexpected, misshapen, or those of another model."""
         if check_state_dict(params, self.architecture.conventions) != self.architecture:
             raise UserError("the checkpoint is that of a CLIP of other sizes")
         for name, parameter in super().state_dict().items():
@@ -314,18 +309,15 @@ def numpy_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     return openai_names({name: value.numpy() for name, value in model.state_dict().items()})
 
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-
-
 def build_model(state_dict: dict[str, np.ndarray], dtype: str = "float32", conventions: Conventions = OPENAI) -> CLIP:
     """Return a frozen CLIP (`train()` thaws it) with the sizes and the weights of a state dict.
 
-    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16. Where a machine cannot, a warning says
-    so and it is float32. conventions: how it is computed, which its tensors do not tell.
+    dtype: "float32"; "float16" for CUDA; "bfloat16" for CPUs with AVX512_BF16; where a machine cannot, float32, with a
+    warning. conventions: how it is computed, which its tensors do not tell.
     Raise UserError if tensors are missing, unexpected or misshapen, or the dtype is unknown.
     """
-    if dtype not in PRECISIONS:
-        raise UserError(f"dtype {dtype!r} is none of {', '.join(PRECISIONS)}")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is none of float32, float16, bfloat16")
     lacking = ""
     if dtype == "float16" and cpu.available():
         lacking = "no gain on the CPU"

@@ -1,8 +1,7 @@
 """CLIP's ModifiedResNet, the image tower of RN50 to RN50x64.
 
 Paper: Radford et al. 2021 (arXiv:2103.00020), section 2.4. It differs from torchvision's ResNet in three ways: a stem
-of three convolutions, average pools in place of strided convolutions, and attention for the last pool. Frozen on the
-CPU, the whole tower runs as one operator (cpu.py, resnet.cpp).
+of three convolutions, average pools in place of strided convolutions, and attention for the last pool.
 
 B images · R pixels a side · W channels · D feature width
 """
@@ -44,7 +43,6 @@ class Conv(jt.nn.Module):
 
 
 def _halve(x, stride: int):
-    """Average over stride x stride pixels."""
     return x if stride == 1 else jt.nn.avg_pool2d(x, stride, stride)
 
 
@@ -85,8 +83,6 @@ class AttentionPool2d(jt.nn.Module):
 
 
 class ModifiedResNet(jt.nn.Module):
-    """A three-layer stem, average pools before strided convolutions, attention for the last pool."""
-
     def __init__(self, sizes: Architecture):
         self.input_resolution, self.output_dim, self.width = sizes.image_resolution, sizes.embed_dim, sizes.vision_width
         inputs = width = self.width

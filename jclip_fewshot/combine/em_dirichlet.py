@@ -13,9 +13,8 @@ which together climb   J = sum_nk u_nk ln p(z_n | alpha_k) + H(u) + lam sum_k pi
     N queries · S supports · K classes      z  probabilities (N, K)      u  assignments (N, K)      alpha (K, K)
     Y  mean of ln z in a class (K, K)       lam  how much the classes' sizes weigh
 
-Deviations: the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates; the likelihood is
-a matrix product over blocks of rows; a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA;
-all is float64. Why: docs/methods.md.
+Deviations (docs/methods.md): the alpha step is Newton's method (Minka 2000), not up to 1000 majorise-minimise updates;
+a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA; all is float64.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul
+from jclip_fewshot.backend.numerics import blocks, matmul
 from jclip_fewshot.console import warn
 from jclip_fewshot.task import class_sums
 
@@ -41,20 +40,15 @@ class DirichletFit:
 
     assignments (N, K): u, in the dtype of the queries; hard: one-hot rows.
     scores (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array.
-    alpha (K, K), class_weights (K,): v of the last round.
-    objective: J after every round.   criterion: relative change of alpha in every round (the authors').
-    newton_steps: Newton steps of every round.   iterations: rounds run.
-    converged: the last criterion is within the tolerance.
+    alpha (K, K), class_weights (K,): v of the last round.   objective: J after every round.
+    converged: the last relative change of alpha, the authors' criterion, is within the tolerance.
     """
 
     assignments: np.ndarray
     scores: np.ndarray
     alpha: np.ndarray
     class_weights: np.ndarray
-    objective: list
-    criterion: list
-    newton_steps: list
-    iterations: int
+    objective: list[float]
     converged: bool
 
 
@@ -84,9 +78,8 @@ def _newton_terms(alpha: np.ndarray, mean_log: np.ndarray) -> tuple[np.ndarray, 
 def starting_alpha(mean_log) -> np.ndarray:
     """A start for fit_alpha, (K, J), from the mean logs (K, J) alone.
 
-    psi(x) is near ln(x - 1/2), so exp(Y_j) is near (alpha_j - 1/2) / (s - 1/2); summed over j this gives
-    s - 1/2 = (J - 1)/2 / (1 - sum_j exp(Y_j)), positive by Jensen's inequality.  Below x = 0.6,
-    psi(x) is near psi(1) - 1/x instead (Minka 2000, appendix C).
+    psi(x) is near ln(x - 1/2), so exp(Y_j) is near (alpha_j - 1/2) / (s - 1/2); summed over j this gives s - 1/2 =
+    (J - 1)/2 / (1 - sum_j exp(Y_j)). Below x = 0.6 psi(x) is near psi(1) - 1/x instead (Minka 2000, appendix C).
     """
     deficit = 1 - np.exp(mean_log).sum(1, keepdims=True)
     s = (mean_log.shape[1] - 1) / 2 / np.maximum(deficit, 1e-8) + 0.5
@@ -96,11 +89,10 @@ def starting_alpha(mean_log) -> np.ndarray:
 
 
 def fit_alpha(mean_log, alpha=None) -> AlphaFit:
-    """Maximum-likelihood Dirichlet parameters of K classes by Newton's method.
+    """Maximise  lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) Y_kj  for each k by Newton's method.
 
-    mean_log (K, J): mean of ln z over a class's rows.   alpha (K, J): the start; default: starting_alpha.
-    Maximises  lnG(s_k) - sum_j lnG(alpha_kj) + sum_j (alpha_kj - 1) Y_kj  for each k.  No parameter falls
-    below an eighth of itself in a step; a class whose likelihood would fall goes half as far next.
+    mean_log (K, J): Y, mean of ln z over a class's rows.   alpha (K, J): the start; default: starting_alpha.
+    No parameter falls below an eighth of itself in a step; a class whose likelihood would fall goes half as far next.
     """
     mean_log = np.asarray(mean_log, np.float64)
     alpha = starting_alpha(mean_log) if alpha is None else np.array(alpha, np.float64)
@@ -134,21 +126,21 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     probs (N, K): queries' rows, summing to 1.   support_probs (S, K), support_labels (S,) in 0..K-1.
     weight: lam; default floor(K / 5) * N, right for 75 queries of 5 classes and ruinous for a whole test set.
     iterations: at most so many rounds; default 20, hard 10.   eps: added to probabilities before the log.
-    tolerance: stop when alpha changes less (relative, Frobenius); 0 runs every round.
-    Raises ValueError where shapes or labels do not fit.
+    tolerance: stop when alpha changes less (relative, Frobenius). Raise ValueError if shapes or labels do not fit.
     """
-    probs = _checked(probs, support_probs, support_labels)
+    probs = np.asarray(probs)
+    if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
+        raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
     num_queries, num_classes = probs.shape
     support_counts, support_logs = _support_sums(support_probs, support_labels, num_classes, eps)
     weight = num_classes // 5 * num_queries if weight is None else weight
     iterations = (10 if hard else 20) if iterations is None else iterations
-    block = max(1, int(BLOCK_BYTES // (8 * num_classes)))
-    blocks = [slice(i, min(i + block, num_queries)) for i in range(0, num_queries, block)]
+    parts = blocks(num_queries, max(1, BLOCK_BYTES // (8 * num_classes)))
     alpha = np.ones((num_classes, num_classes))
-    log_sums, mass, log_z = _start(probs, blocks, eps)
+    log_sums, mass, log_z = _start(probs, parts, eps)
     assignments = np.zeros_like(probs, np.float32 if probs.dtype == np.float32 else np.float64)
     scores = np.zeros_like(assignments) if hard else assignments
-    objective, criterion, newton_steps = [], [], []
+    objective: list[float] = []
     last, log_norm, fits_converged = np.full_like(alpha, np.nan), None, True
     for round_ in range(iterations):
         total = mass + support_counts
@@ -164,8 +156,8 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         log_norm = _log_norm(alpha, mean_log, fit, moved, log_norm)
         offset = log_norm + weight / num_queries * class_weights
         log_sums, mass, fitness = np.zeros_like(alpha), np.zeros(num_classes), 0.0
-        for rows in blocks:
-            if len(blocks) > 1:
+        for rows in parts:
+            if len(parts) > 1:
                 log_z = np.log(probs[rows].astype(np.float64) + eps)
             u, fit_of_rows = _responsibilities(log_z, alpha, offset, hard)
             fitness += fit_of_rows
@@ -179,31 +171,20 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         share = mass / num_queries
         fitness += weight * (share @ (np.log(np.maximum(share, eps)) - class_weights))
         objective.append(fitness + float(support_counts @ log_norm + ((alpha - 1) * support_logs).sum()))
-        criterion.append(float(np.linalg.norm(alpha - previous) / np.linalg.norm(previous)))
-        newton_steps.append(len(fit.trace) - 1)
-        if criterion[-1] < tolerance:
+        change = np.linalg.norm(alpha - previous) / np.linalg.norm(previous)
+        if change < tolerance:
             break
     if not fits_converged:
         warn("EM-Dirichlet: an alpha step did not converge; its classes' parameters are near the optimum, not at it")
-    return DirichletFit(assignments, scores, alpha, class_weights, objective, criterion, newton_steps,
-                        len(objective), fits_converged and criterion[-1] < max(tolerance, 1e-12))
+    return DirichletFit(assignments, scores, alpha, class_weights, objective,
+                        bool(fits_converged and change < max(tolerance, 1e-12)))
 
 
-def _checked(probs, support_probs, support_labels) -> np.ndarray:
-    """The queries' rows as an array. Raise ValueError if shapes do not fit."""
-    probs = np.asarray(probs)
-    if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
-        raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
-    if (support_probs is None) != (support_labels is None):
-        raise ValueError("support_probs and support_labels go together")
-    return probs
-
-
-def _start(probs: np.ndarray, blocks: list[slice], eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _start(probs: np.ndarray, parts: list[slice], eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sums of z ln z (K, K) and of z (K,), where u = z, and ln z of the last block."""
     classes = probs.shape[1]
     log_sums, mass, log_z = np.zeros((classes, classes)), np.zeros(classes), np.zeros(0)
-    for rows in blocks:
+    for rows in parts:
         z = probs[rows].astype(np.float64)
         log_z = np.log(z + eps)
         log_sums += matmul(z.T, log_z)
@@ -225,6 +206,8 @@ def _responsibilities(log_z: np.ndarray, alpha: np.ndarray, offset: np.ndarray, 
 
 def _support_sums(support_probs, support_labels, num_classes, eps) -> tuple[np.ndarray, np.ndarray]:
     """The supports' share of the sufficient statistics: the classes' counts (K,) and one-hot' ln z (K, K)."""
+    if (support_probs is None) != (support_labels is None):
+        raise ValueError("support_probs and support_labels go together")
     if support_probs is None:
         return np.zeros(num_classes), np.zeros((num_classes, num_classes))
     support_probs, labels = np.asarray(support_probs), np.asarray(support_labels)

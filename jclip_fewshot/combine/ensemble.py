@@ -11,8 +11,8 @@ Pool: Genest and Zidek 1986, Hinton 2002 (products of experts). Weights on held-
     b     minimises  Σ_s v_s (-log p(y_s | x_s))  +  ½ ρ Σ_c b_c²,   w as found; ρ = 4 shots' evidence
 
 x_s are the shots, each answered by fits that did not see it; v_s = mean shots a class / shots of y_s, so that all
-classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated. What each part gives, which
-others were tried, and how one-shot tasks and classes without shots are answered: docs/ensemble.md.
+classes count alike. Each problem is convex. Σ w is free, so p comes out calibrated. What each part gives, and how
+one-shot tasks and classes without shots are answered: docs/ensemble.md.
 
 Letters: M heads, N rows, S shots, K classes.
 """
@@ -61,9 +61,7 @@ class Pool:
 def stack_weights(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray, prior: np.ndarray,
                   kappa: float) -> tuple[np.ndarray, bool]:
     """One minimum w (M,) of the file's head under the prior q, and whether the search came to its end.
-
-    log_probs (M, S, R), labels into its last axis; prior (M,) > 0.
-    """
+    log_probs (M, S, R), labels into its last axis; prior (M,) > 0."""
     from scipy.optimize import minimize  # half a second that only a fit should wait for
 
     C = log_probs - log_probs[:, np.arange(len(labels)), labels][:, :, None]
@@ -96,10 +94,7 @@ def strong_heads(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndar
 
 def class_bias(log_probs: np.ndarray, labels: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """b (K,) of the file's head, and whether it was found. log_probs (S, K).
-
-    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down. (A tenth of the
-    time of L-BFGS, which has K = 397 unknowns to explore.)
-    """
+    The Hessian, Σ v (diag p - p pᵀ) + ρ, lies under diag(mass) + ρ: each step of that size goes down."""
     num_classes = log_probs.shape[1]
     wanted = np.bincount(labels, weights=row_weights, minlength=num_classes)
     b = np.zeros(num_classes)
@@ -133,12 +128,9 @@ def fit_pool(logits: Sequence[np.ndarray], labels: np.ndarray, scale: np.ndarray
     return Pool(scale, weights, bias, found_bias and all(converged for _, converged in found))
 
 
-def most_likely(log_probs: np.ndarray, labels: np.ndarray,
-              limit: int) -> tuple[np.ndarray | None, np.ndarray]:
+def most_likely(log_probs: np.ndarray, labels: np.ndarray, limit: int) -> tuple[np.ndarray | None, np.ndarray]:
     """The `limit` best columns of each row (S, limit), its label's among them, and where that stands (S,).
-
-    None for the columns where there are no more than `limit`.
-    """
+    None for the columns where there are no more than `limit`."""
     if log_probs.shape[1] <= limit:
         return None, labels
     ranked = log_probs.copy()
@@ -148,10 +140,8 @@ def most_likely(log_probs: np.ndarray, labels: np.ndarray,
 
 
 def text_explains(task: Task) -> float:
-    """q in 0..1: how much of ln K, a label's surprise, zero-shot takes away on the shots, at its best temperature.
-
-    Zero-shot has learned nothing from them: with one shot a class it is all that they can judge.
-    """
+    """q in 0..1: the fraction of the label entropy ln K that zero-shot explains on the shots, at its best temperature.
+    Zero-shot has learned nothing from them: with one shot a class it is all that they can judge."""
     columns = np.flatnonzero(task.seen)
     if len(columns) < 2:
         return 1.0
@@ -164,10 +154,7 @@ def text_explains(task: Task) -> float:
 def untested_weights(names: Sequence[str], task: Task, ignore_text: Sequence[str] = (),
                      ignore_shots: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, float]]:
     """Weights (M,) where no shot can be left out: q² for the heads with text together, 1 − q for those without.
-
-    One that ignores the shots counts among the former only where it is alone: the others contain it. How q was turned
-    into weights: docs/ensemble.md. Without shots the heads that need them say nothing.
-    """
+    One that ignores the shots counts among the former only where it is alone: the others contain it."""
     probes = np.array([name in ignore_text for name in names])
     q = text_explains(task) if len(task) else 1.0
     with_text = ~probes
@@ -187,10 +174,8 @@ class Ensemble:
 
     def fit(self, held_out: dict[str, np.ndarray], task: Task, ignore_text: Sequence[str] = (),
             ignore_shots: Sequence[str] = ()) -> Ensemble:
-        """held_out: each head's `held_out_logits()` of the shots, (S, K). Returns self.
-
-        ignore_text: the heads that answer by the shots alone. ignore_shots: by the text alone.
-        """
+        """held_out: each head's `held_out_logits()` of the shots, (S, K). ignore_text: heads that answer by the shots
+        alone. ignore_shots: by the text alone. Return self."""
         if not held_out:
             raise ValueError("ensemble: needs at least one head")
         self.names_: list[str] = list(held_out)
@@ -237,7 +222,6 @@ class Ensemble:
         return self._probs(self._gather({name: logits[name] for name in self.names_}))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `probs` needs."""
         pools = [self.pool_, *self.fold_pools_]  # all with the same scale
         return {"names": np.array(self.names_), "scale": self.pool_.scale,
                 "weights": np.stack([pool.weights for pool in pools]), "bias": np.stack([pool.bias for pool in pools]),
@@ -245,7 +229,7 @@ class Ensemble:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Ensemble:
-        """The inverse of `state`: an ensemble that answers `probs`. Raise KeyError if an array is missing."""
+        """The inverse of `state`, for `probs` alone. Raise KeyError if an array is missing."""
         ensemble = cls()
         ensemble.names_ = [str(name) for name in state["names"]]
         ensemble.pool_, *ensemble.fold_pools_ = [
@@ -300,7 +284,7 @@ class Ensemble:
         """log p among the seen (N, K seen) and the heads' M logits (N, K) → probabilities (N, K)."""
         if self.seen_.all():
             return _normalised(log_seen)
-        log_unseen = share_of(logits, ~self.seen_)
+        log_unseen = np.mean([log_softmax(one)[:, ~self.seen_] for one in logits], axis=0)
         return _normalised(join(log_seen, log_unseen, self.seen_, self.offset_))
 
 
@@ -308,11 +292,6 @@ def _normalised(log_probs: np.ndarray) -> np.ndarray:
     """log p up to a constant → float32 rows that sum to 1, none of them 0."""
     p = np.maximum(softmax(log_probs.astype(np.float64)), FLOOR)
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def share_of(logits: Sequence[np.ndarray], columns: np.ndarray) -> np.ndarray:
-    """Log-probability of some columns (N, n), mean over the heads' M logits (N, K) on CLIP's scale."""
-    return np.mean([log_softmax(one)[:, columns] for one in logits], axis=0)
 
 
 def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset: float) -> np.ndarray:
@@ -326,11 +305,10 @@ def join(log_seen: np.ndarray, log_unseen: np.ndarray, seen: np.ndarray, offset:
 
 def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarray, seen: np.ndarray,
                   domains: np.ndarray) -> tuple[float, dict]:
-    """o, and what it does to the shots when each class in turn is called unseen, a fifth of them at a time.
+    """o, and top-1 of hidden and other shots with it, when each class in turn is called unseen, a fifth at a time.
 
-    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K.
-    The least o of OFFSETS at which the shots of hidden classes are found, among all K, as often as zero-shot
-    finds them (the best one where none is enough). Returns it and top-1 of hidden and other shots with it.
+    log_seen (S, K seen): the pool's held-out log p; zero_shot (S, K): log p; labels (S,) into all K. o is the least of
+    OFFSETS at which the shots of hidden classes are found as often as by zero-shot, or the best where none is enough.
     """
     columns = np.flatnonzero(seen)
     inner = np.full(len(seen), -1)

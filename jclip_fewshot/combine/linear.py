@@ -5,9 +5,7 @@ that turn logits into log-probabilities are the same for every class, so that
 
     p(c | x) = softmax(W x + b),   W = Σ_h w_h a_h W_h,   b = Σ_h w_h a_h b_h + b_pool
 
-Whether a head is linear is found by asking it, not by its name: W_h and b_h are read off at ±e_d, the ends of the
-axes, and compared with its answers elsewhere.
-
+Whether it is linear is found by asking it: W_h and b_h are read off at ±e_d, and compared with its answers elsewhere.
 Classes without shots (U) keep the share that zero-shot gives them, as in the ensemble:
 
     p(u | x) ∝ z_u exp(o),   p(c | x) ∝ softmax(W x + b)_c (1 - Σ_U z),   z = softmax(scale · x tᵀ)
@@ -34,11 +32,8 @@ PROBES = 64  # random rows, in addition to the shots and the text rows that a he
 
 @dataclass(frozen=True)
 class Linear:
-    """W (K, D), b (K,), seen (K,), text (K, D), scale of the cosines and o.
-
-    Rows of W and b of classes that are not `seen` are zero. Where no class has a shot, W answers for all of them and
-    `seen` is all True.
-    """
+    """W (K, D), b (K,), seen (K,), text (K, D), scale of the cosines and o. Rows of W and b of classes that are not
+    `seen` are zero; where no class has a shot, `seen` is all True."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -60,9 +55,7 @@ class Linear:
 
 def linear_form(logits: Logits, rows: np.ndarray) -> Form | None:
     """W (K, D) and b (K,) of logits that are linear on unit rows, up to what all classes have alike; None of others.
-
-    rows (N, D): where the answers are compared, in addition to random ones.
-    """
+    They are compared on rows (N, D) and random ones."""
     width = rows.shape[1]
     axes = np.eye(width, dtype=np.float32)
     ends = logits(np.concatenate([axes, -axes])).astype(np.float64)

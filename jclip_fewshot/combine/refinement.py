@@ -22,17 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import matmul, softmax
+from jclip_fewshot.backend.numerics import blocks, matmul, softmax
 from jclip_fewshot.combine.ensemble import text_explains
-from jclip_fewshot.combine.strength import (
-    SAMPLE,
-    ClassWeights,
-    HeldOutFold,
-    by_images,
-    by_shots,
-    class_weights,
-    classes_present,
-)
+from jclip_fewshot.combine.strength import SAMPLE, TINY, ClassWeights, HeldOutFold, by_images, by_shots, class_weights
 from jclip_fewshot.task import Task, class_sums
 
 MIN_IMAGES = 10  # fewer have nothing to tell each other
@@ -41,29 +33,23 @@ TAKEN_BACK = 0.5  # of the shots' own evidence: p holds it already
 LOG_DET = 0.5  # of the log-determinant: without it, classes without images win; whole, it is too careful
 RIDGE = 1.0  # times the mean variance, added to the pooled covariance
 STEPS = 3, 5  # with shots that check them; without: the names alone start further away
-BLOCK = 4096  # rows at a time
 LEAST_TEXT = 0.5  # of `text_explains`, where shots cannot check the refinement
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What `refine` found."""
-
     probs: np.ndarray  # (N, K) float32
     changed: np.ndarray  # images whose first answer is another than before
     classes_present: int  # that seem to have an image
     decisions: dict[str, dict]  # in numbers and, under "why", in words
 
     def record(self) -> dict:
-        """Return what a run keeps, JSON-able."""
         return {"changed": len(self.changed), "queries": len(self.probs), "classes_present": self.classes_present,
                 "decisions": self.decisions}
 
     def report(self) -> str:
-        """Return two or three lines for a person."""
-        lines = [f"refinement: the first answer of {len(self.changed)} of {len(self.probs)} images changed"]
-        return "\n".join(lines + [f"  {name}: {decision['why']}" for name, decision in self.decisions.items()])
+        first = f"refinement: the first answer of {len(self.changed)} of {len(self.probs)} images changed"
+        return "\n".join([first, *(f"  {name}: {decision['why']}" for name, decision in self.decisions.items())])
 
 
 def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[HeldOutFold] = (),
@@ -72,7 +58,6 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
 
     probs (N, K): calibrated, rows summing to 1. features (N, D): unit rows. folds: held-out shots and fits without
     them, which choose the strength; without any, the images choose it. force: refine whatever these say.
-
     Raise ValueError if the shapes do not fit.
     """
     probs, features = np.asarray(probs, np.float32), np.asarray(features, np.float32)
@@ -91,7 +76,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
     if not folds and not force and len(task) and text_explains(task) < LEAST_TEXT:
         why = "each image keeps its own answer: the text says too little about the shots"
         return result_of(given, given, num_classes, {"features": {"why": why}})
-    weights, decisions = class_weights(probs, folds, task.seen) if folds else (ClassWeights(classes_present(probs)), {})
+    weights, decisions = class_weights(probs, folds, task.seen)
     u = weights.apply(probs)
     if folds:
         # the held-out shots do not see each other: they may outnumber the images
@@ -106,7 +91,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
         u = fixed_point(probs, features, task, u, found["weight"], weights, STEPS[not folds])
         u **= np.float32(1 / found["temperature"])
         u /= u.sum(axis=1, keepdims=True)
-    elif not weights.shown:
+    elif not weights.sparse and weights.shares is None:
         return result_of(given, given, round(weights.present), decisions)
     refined = keep_ranking(probs, u, 0.5 if folds else 0.0)
     return result_of(refined if copy_of is None else refined[copy_of], given, round(weights.present), decisions)
@@ -114,7 +99,7 @@ def refine(probs: np.ndarray, features: np.ndarray, task: Task, folds: Iterable[
 
 def fixed_point(probs: np.ndarray, features: np.ndarray, task: Task, assignments: np.ndarray, strength: float,
                 weights: ClassWeights, steps: int) -> np.ndarray:
-    """Return u (N, K) after so many steps from `assignments` (N, K); p (N, K) stays in the sum."""
+    """Return u (N, K) after so many steps from `assignments` (N, K)."""
     for _ in range(steps):
         mixture, updated = Mixture(features, assignments, task), np.empty_like(probs)
         for rows in blocks(len(probs)):
@@ -157,21 +142,18 @@ class Mixture:
         others = np.maximum(self.counts - own, self.least)
         # x - mean without x = (x - mean) counts / others. A class counts no more rows than the average one, or frequent
         # classes would win by being certain
-        found = self._predictive(squared_distances(x, self.means) * (self.counts / others) ** 2,
-                                 np.minimum(others, self.most))
+        found = self._predictive(x, self.means, np.minimum(others, self.most), (self.counts / others) ** 2)
         if self.shot_means is not None:
-            found -= TAKEN_BACK * self._predictive(squared_distances(x, self.shot_means), self.least)
+            found -= TAKEN_BACK * self._predictive(x, self.shot_means, self.least)
         return found
 
-    def _predictive(self, squared: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """g of squared distances (n, K) to means of so many rows."""
+    def _predictive(self, x: np.ndarray, means: np.ndarray, counts: np.ndarray, stretch: np.ndarray | int = 1
+                    ) -> np.ndarray:
+        """g (n, K) of whitened rows, whose squared distances to means of so many rows are stretched."""
+        squared = (x ** 2).sum(axis=1, keepdims=True) - 2 * matmul(x, means.T) + (means ** 2).sum(axis=1)
         unsure = 1 + 1 / counts
-        return -0.5 * (squared / unsure / np.float32(self.freedom) + np.float32(LOG_DET) * np.log(unsure))
-
-
-def squared_distances(x: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Return |x - mean|²: (n, D), (K, D) -> (n, K)."""
-    return np.maximum((x ** 2).sum(axis=1, keepdims=True) - 2 * matmul(x, means.T) + (means ** 2).sum(axis=1), 0)
+        return -0.5 * (np.maximum(squared, 0) * stretch / unsure / np.float32(self.freedom)
+                       + np.float32(LOG_DET) * np.log(unsure))
 
 
 def distinct(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -185,10 +167,8 @@ def distinct(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def keep_ranking(start: np.ndarray, refined: np.ndarray, trust: float) -> np.ndarray:
-    """Return refined rows (N, K) that keep the first answer and its probability.
-
-    Behind it stands start^(1 - trust) refined^trust: refined rows are too sure to rank the rest by themselves.
-    """
+    """Return rows (N, K) with the refined first answer and its probability, behind it start^(1 - trust) refined^trust:
+    refined rows are too sure to rank the rest by themselves."""
     result = np.empty_like(refined)
     for rows in blocks(len(refined)):
         share = refined[rows].max(axis=1)
@@ -203,11 +183,5 @@ def keep_ranking(start: np.ndarray, refined: np.ndarray, trust: float) -> np.nda
     return result
 
 
-def blocks(rows: int, size: int = BLOCK) -> list[slice]:
-    """Return slices of at most `size` that cover so many rows."""
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
-
-
 def result_of(refined: np.ndarray, probs: np.ndarray, present: int, decisions: dict) -> Refinement:
-    """Return the refinement from probs (N, K) to refined (N, K)."""
     return Refinement(refined, np.flatnonzero(refined.argmax(axis=1) != probs.argmax(axis=1)), present, decisions)

@@ -73,13 +73,8 @@ class ClassWeights:
     full: float = 1.0
     shares: np.ndarray | None = None
 
-    @property
-    def shown(self) -> bool:
-        """Whether w is anything but zero."""
-        return self.sparse or self.shares is not None
-
     def apply(self, base: np.ndarray) -> np.ndarray:
-        """Return base (N, K) with weights, rows summing to 1."""
+        """Return base (N, K) with weights."""
         if self.shares is not None:
             return _normal(base * np.exp(balancing_weights(base, self.shares)))
         u = base
@@ -112,14 +107,13 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
     if not len(features) or len(probs) < 2 * weights.present and not force:
         return {"weight": 0.0, "why": f"no image is compared with others: {len(probs)} images of about "
                                       f"{weights.present} classes, hardly two of one"}
-    start, e, labels, importance = [], [], [], []
+    parts = []
     for fold in folds:
         own_weights, u = weights.of_held_out(fold.answer(features))
-        start.append(np.log(fold.own_answers + np.float32(TINY)) + own_weights)
-        e.append(evidence(features, u, fold))
-        labels.append(fold.labels)
-        importance.append(mass[fold.labels] / np.bincount(fold.labels)[fold.labels])
-    start, e, labels, importance = (np.concatenate(parts) for parts in (start, e, labels, importance))
+        start = np.log(fold.own_answers + np.float32(TINY)) + own_weights
+        importance = mass[fold.labels] / np.bincount(fold.labels)[fold.labels]
+        parts.append((start, evidence(features, u, fold), fold.labels, importance))
+    start, e, labels, importance = map(np.concatenate, zip(*parts))
     importance /= max(importance.mean(), TINY)
     spread = spread_of(start)
     before, inverse = calibrated(start, labels, importance, spread)
@@ -128,9 +122,8 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
     means, errors = mean_and_error(gains, importance)
     good = np.arange(len(means)) if force else np.flatnonzero(means > np.maximum(CAUTION * errors, LEAST_GAIN))
     if not len(good):
-        return {"weight": 0.0, "held_out": len(labels),
-                "why": f"no image is compared with others: {len(labels)} held-out shots put among the images were not "
-                       "answered better by looking at the other images"}
+        return {"weight": 0.0, "held_out": len(labels), "why": "no image is compared with others: "
+                f"{len(labels)} held-out shots were not answered better by looking at the images"}
     behind, noise = mean_and_error(gains[good[means[good].argmax()]] - gains, importance)
     near = np.intersect1d(np.flatnonzero(behind <= NEAR * noise), good)
     chosen = min(near, key=lambda i: abs(np.log(STRENGTHS[i] / STANDARD)))
@@ -143,37 +136,31 @@ def by_shots(probs: np.ndarray, features: np.ndarray, folds: Iterable[HeldOutFol
 
 
 def by_images(probs: np.ndarray, e: np.ndarray, images: int, present: float, force: bool) -> dict:
-    """Return C ("weight") and why, by start and evidence (n, K) of some of so many images of `present` classes."""
-    about = f"about {present:.0f} of {probs.shape[1]} classes seem to have an image here"
-    c, apart = explaining(e, probs)
-    entropy = -float((probs * np.log(probs + TINY)).sum(axis=1).mean())
-    why, safe = f"strength {c:.1f}, by the images alone; {about}", force
-    if images < LEAST_IMAGES * present:
-        why = f"{about}: {images} images are too few of a class to learn from each other; the answers stay as they are"
-    elif apart > MOST_APART * entropy:
-        why = (f"the images by themselves lie {apart:.2f} nats from what the names say, too far for how unsure the "
-               f"names are ({entropy:.2f} nats); the answers stay as they are")
-    else:
-        safe = True
-    return {"weight": c if safe else 0.0, "temperature": 1.0, "apart": apart, "entropy": entropy, "why": why}
+    """Return C ("weight") and why, by start and evidence (n, K) of some of so many images of `present` classes.
 
-
-def explaining(e: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
-    """Return the C up to `MOST` at which softmax(C e) is nearest to probs (n, K), and how far: KL in nats a row."""
+    C, up to `MOST`, is that at which softmax(C e) is nearest to probs. KL ("apart") and entropy in nats a row.
+    """
     from scipy.optimize import minimize_scalar  # half a second that only a refinement without shots should wait for
 
-    def apart(log_c: float) -> float:
+    def kl(log_c: float) -> float:
         return float((probs * (np.log(probs + TINY) - log_softmax(np.float32(np.exp(log_c)) * e))).sum(axis=1).mean())
 
-    best = minimize_scalar(apart, bounds=np.log([0.25, MOST]), method="bounded", options={"xatol": 0.02})
-    return float(np.exp(best.x)), float(best.fun)
+    best = minimize_scalar(kl, bounds=np.log([0.25, MOST]), method="bounded", options={"xatol": 0.02})
+    c, apart = float(np.exp(best.x)), float(best.fun)
+    entropy = -float((probs * np.log(probs + TINY)).sum(axis=1).mean())
+    about, objection = f"about {present:.0f} of {probs.shape[1]} classes seem to have an image here", ""
+    if images < LEAST_IMAGES * present:
+        objection = f"{about}: {images} images are too few of a class to learn from each other"
+    elif apart > MOST_APART * entropy:
+        objection = f"the images lie {apart:.2f} nats away, too far for how unsure the names are ({entropy:.2f} nats)"
+    return {"weight": 0.0 if objection and not force else c, "temperature": 1.0, "apart": apart, "entropy": entropy,
+            "why": f"{objection}; the answers stay as they are" if objection else
+                   f"strength {c:.1f}, by the images alone; {about}"}
 
 
 def one_less(labels: np.ndarray) -> np.ndarray:
-    """Return all rows but one, drawn at random, of every class, (N',).
-
-    An image of n in its class sees n - 1 others, a held-out shot would see n: a gain where each class has one image.
-    """
+    """Return all rows but one, drawn at random, of every class, (N',): a held-out shot, like an image of n in its
+    class, shall see n - 1 others, or there was a gain where each class has one image."""
     order = np.random.default_rng(0).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
     return np.sort(np.delete(order, first))
@@ -188,9 +175,7 @@ def mean_and_error(gains: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
 def calibrated(logits: np.ndarray, labels: np.ndarray, importance: np.ndarray, spread: float
                ) -> tuple[np.ndarray, float]:
     """Return the probability of each row's label (G,) at the inverse temperature that suits the rows best, and that.
-
-    spread: of all logits that are compared. `temperature` keeps near 1, and would leave the larger ones too sure.
-    """
+    spread: of all logits that are compared. `temperature` keeps near 1, and would leave the larger ones too sure."""
     scale = spread / max(spread_of(logits), TINY)
     inverse = scale * temperature(np.float32(scale) * logits, labels, importance)
     return softmax(np.float32(inverse) * logits)[np.arange(len(labels)), labels], inverse
@@ -202,23 +187,25 @@ def spread_of(logits: np.ndarray) -> float:
 
 
 def class_weights(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray) -> tuple[ClassWeights, dict]:
-    """Return whether most classes are absent or all are equally frequent, by held-out shots, and the decision.
+    """Return weights where most classes are absent or all are equally frequent, by held-out shots, and the decision.
 
     Absent: the best alpha is below 1, the border between dense and sparse proportions, and fewer than half of the
     classes then receive an image that would if all were there, as with the held-out shots, all of whose classes are.
     """
+    if not folds:
+        return ClassWeights(classes_present(probs)), {}
     concentration, present = _presence(probs)
     known = np.concatenate([fold.own_answers for fold in folds])
     sparse = concentration < 1 and present < min(probs.shape) / 2 * _presence(known)[1] / min(known.shape)
     shares, found = (None, {"beta": 0.0}) if sparse else balanced_shares(probs, folds, seen)
-    why = f"about {present} of {probs.shape[1]} classes seem to have an image here"
+    about = f"about {present} of {probs.shape[1]} classes seem to have an image here"
     if sparse:
-        why = f"only {why}; the other classes are given less weight"
+        why = f"only {about}; the other classes are given less weight"
     elif shares is not None:
         why = (f"classes seem to be equally frequent here: answers spread by {100 * found['spread']:.0f} %, and would "
                f"by {100 * found['spread_if_balanced']:.0f} % if they were; the classes are weighed accordingly")
     else:
-        why = f"{why}; no class is given less weight"
+        why = f"{about}; no class is given less weight"
     found = {"concentration": concentration if np.isfinite(concentration) else None, "present": present,
              "sparse": sparse, **found, "why": why}
     return ClassWeights(present, sparse, concentration, len(probs) / max(present, 1), shares), {"classes": found}
@@ -271,10 +258,8 @@ def _variational_weights(probs: np.ndarray, weights: np.ndarray, a: float) -> tu
 
 def balanced_shares(probs: np.ndarray, folds: Sequence[HeldOutFold], seen: np.ndarray
                     ) -> tuple[np.ndarray | None, dict]:
-    """Return how large a share of the images each class should have, (K,), None: as it comes; and what was found.
-
-    probs (N, K). seen (K,): the classes that have shots; the others keep their share.
-    """
+    """Return which share of the images (N, K) each class should have, (K,), None: as it comes; and what was found.
+    Those not `seen` (K,), which have no shots, keep their share."""
     mass = probs.sum(axis=0, dtype=np.float64)
     images = mass[seen].sum() / max(seen.sum(), 1)  # a class
     given = np.stack([np.bincount(fold.labels, minlength=len(seen)) for fold in folds])

@@ -14,9 +14,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from jclip_fewshot.backend.numerics import softmax
+from jclip_fewshot.backend.numerics import blocks, softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
-from jclip_fewshot.combine.refinement import blocks
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import atomic_write
+from jclip_fewshot.storage.files import atomic_write, named
 
 MAX_DIRECTORY = 2 << 20  # bytes of a zip's table of contents
 EXPANSION, SPARE = 20, 16 << 20  # compressed arrays may take this many times the file, plus these bytes
@@ -59,21 +59,13 @@ def load_arrays(path: Path, schema: Schema = ANY, others: Field | None = Field("
     """Return the plain arrays of an .npz, each checked; floats are finite, texts are str.
 
     schema: what the arrays must be, by name. others: what those that it does not name must be; None leaves them unread.
-    said: what messages call the file.
     Raise UserError if it is absent, cut short or no .npz, or an array is missing or not as the schema has it.
     """
-    path, said = Path(path), said or str(path)
-    try:
+    with named(said or path, ".npz"):
         if not path.is_file():
             raise UserError("no regular file" if path.exists() else "no such file; it is missing")
         with open(path, "rb") as file:
             return _read(file, path.stat().st_size, schema, others)
-    except UserError as error:
-        raise UserError(f"{said}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{said}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # whatever zipfile and its decompressors raise on a damaged archive
-        raise UserError(f"{said}: cannot be read as .npz ({str(error)[:150]})") from None
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:

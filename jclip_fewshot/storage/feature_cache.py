@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,15 +27,12 @@ from jclip_fewshot.storage.row_store import RowStore, as_keys
 RACY_SECONDS = 2.0  # a file changed so lately may change again within one tick of its clock
 
 
-class FeatureCache:
+class FeatureCache(AbstractContextManager):
     """Features by encoder, preprocessing and content, in a folder that many processes may use at once."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(os.path.abspath(str(folder)))  # once: the program may change its working folder
         self._stores: dict[str, RowStore] = {}
-
-    def __enter__(self) -> FeatureCache:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -43,7 +41,6 @@ class FeatureCache:
         return FeatureCache, (self.folder,)  # a copy opens the shards itself
 
     def flush(self) -> None:
-        """Hand what is pending to the operating system."""
         for store in self._stores.values():
             store.flush()
 
@@ -58,7 +55,6 @@ class FeatureCache:
                 and about.parent.name == _digest(about.read_bytes().rstrip(b"\n"))]
 
     def size(self) -> int:
-        """Return the bytes on the disk."""
         files = [file for folder in self._own() for file in folder.rglob("*")]
         return sum(file.lstat().st_size for file in files if file.is_file())
 
@@ -80,7 +76,6 @@ class FeatureCache:
 
     @property
     def fits(self) -> FitCache:
-        """Where finished trainings are kept."""
         text = json.dumps({"what": "fits"})
         return FitCache(self._folder(text), text)
 

@@ -1,6 +1,7 @@
 """Files are written whole or not at all: to a temporary neighbour, then renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -27,6 +28,28 @@ def fed_with(path: str | Path, digest: Any) -> Any:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest
+
+
+def lock(fd: int) -> bool:
+    """Take a file's lock if nobody has it; return False also where the file system knows no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def named(path: str | Path, kind: str = "") -> Iterator[None]:
+    """Make one line that names the file of whatever is raised while it is read, as a file of this kind."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # what struct, zipfile, msgspec, NumPy and unpicklers raise on damaged bytes
+        damaged = f": cannot be read as {kind}" if kind else " is damaged or of an unknown format"
+        raise UserError(f"{path}{damaged} ({type(error).__name__}: {str(error)[:300]})") from None
 
 
 def require_writable(path: str | Path, flag: str = "", said: str | Path = "") -> None:
@@ -92,7 +115,6 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 

@@ -7,16 +7,14 @@ A store is a folder of shards, a shard one file of blocks that are appended and 
     sums     n x uint32, the CRC-32 of each row
     rows     n x bytes a row
 
-Every process appends to a shard to which nobody else does, and holds its flock, which the kernel releases however the
-process ends. A block that was not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted on
-the disk, is zero or not finite counts as absent. Both are computed again, and of several rows of a key the newest
-counts.
+Every process appends to a shard of its own, whose flock the kernel releases however the process ends. A block that is
+not finished (kill -9, full disk) fails its checksum and is cut off; a row that rotted, is zero or not finite counts as
+absent. Both are computed again, and of several rows of a key the newest counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import secrets
@@ -31,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.storage.files import DIGEST_BYTES, mark_folder
+from jclip_fewshot.storage.files import DIGEST_BYTES, lock, mark_folder
 
 MAGIC = b"JCFROWS1"
 HEADER = struct.Struct("<8sIII")  # magic, n, bytes a row, CRC-32
@@ -47,7 +45,6 @@ def as_keys(digests: Sequence[bytes]) -> np.ndarray:
 
 
 def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
-    """keys (n, 2) uint64, rows (n, *shape)."""
     flat = rows.reshape(len(rows), -1).view(np.uint8)
     head = np.ascontiguousarray(keys, "<u8").tobytes() + np.array([zlib.crc32(row) for row in flat], "<u4").tobytes()
     checksum = zlib.crc32(struct.pack("<II", *flat.shape) + head)
@@ -73,14 +70,6 @@ def _read_blocks(fd: int, row_bytes: int) -> tuple[memoryview, np.ndarray, int]:
         places.append(found)
         at = start + n * size
     return data, np.concatenate(places), at
-
-
-def _lock(fd: int) -> bool:
-    """Takes the file's lock if nobody has it (false also where the file system knows no locks)."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 class RowStore:
@@ -126,7 +115,7 @@ class RowStore:
         """A shard's bytes and rows; what stands behind the sound blocks is cut off, unless its writer is at work."""
         with open(self.folder / name, "rb") as file:
             data, places, end = _read_blocks(file.fileno(), self._bytes)
-            if end < len(data) and _lock(file.fileno()):  # locked by its writer, it has a block in the making
+            if end < len(data) and lock(file.fileno()):  # locked by its writer, it has a block in the making
                 data, places, end = _read_blocks(file.fileno(), self._bytes)  # which may have been finished since
                 if end < len(data):
                     with contextlib.suppress(OSError):  # a folder that may only be read
@@ -203,13 +192,13 @@ class RowStore:
         for name in reversed(self._shard_names()):
             with contextlib.suppress(OSError):  # cleared since, or another user's
                 fd = os.open(self.folder / name, os.O_RDWR | os.O_APPEND)
-                if _lock(fd):
+                if lock(fd):
                     os.truncate(fd, _read_blocks(fd, self._bytes)[2])
                     return fd
                 os.close(fd)
         name = f"{time.time_ns():016x}-{secrets.token_hex(4)}.rows"
         fd = os.open(self.folder / f".{name}.tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666)
-        _lock(fd)  # before it has its name, or another process could take it
+        lock(fd)  # before it has its name, or another process could take it
         os.rename(self.folder / f".{name}.tmp", self.folder / name)
         return fd
 

@@ -14,7 +14,7 @@ SHAPES = [(1, 1), (1, 5), (7, 2), (40, 397), (300, 33)]
 @pytest.fixture(params=["fused", "plain"], autouse=True)
 def way(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(module, "_fused", lambda logits: False)
+        monkeypatch.setattr(module, "fused", lambda logits: False)
 
 
 def drawn(shape, spread=5.0):

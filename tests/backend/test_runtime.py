@@ -105,7 +105,7 @@ def test_a_started_process_keeps_its_device():
 
 def test_without_onednn_the_cost_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JITTOR_HOME", str(tmp_path))
-    monkeypatch.setattr(toolkit, "_onednn_wheel_files", lambda: (None, None))
+    monkeypatch.setattr(toolkit, "_wheel_folder", lambda wheel, name: None)
     monkeypatch.delenv("use_mkl", raising=False)
     assert runtime.plan("cpu").environment["use_mkl"] == "0"
     assert "five times slower" in capsys.readouterr().err
@@ -118,12 +118,13 @@ def test_onednn_links_survive_a_deleted_environment(tmp_path, monkeypatch):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("")
     for folder in (old, new):
-        monkeypatch.setattr(toolkit, "_onednn_wheel_files", lambda: (folder / "lib", folder / "include"))
+        places = {"libmkldnn.so": folder / "lib", "mkldnn.h": folder / "include"}
+        monkeypatch.setattr(toolkit, "_wheel_folder", lambda wheel, name, places=places: places[name])
         assert toolkit.link_onednn(tmp_path) == "PyPI wheels"
         linked = tmp_path / ".cache/jittor/mkl" / toolkit.ONEDNN_FOLDER
         assert (linked / "lib/libmkldnn.so").is_file() and (linked / "include/mkldnn.h").is_file()
         (folder / "lib/libmkldnn.so").unlink()  # the environment goes
-    monkeypatch.setattr(toolkit, "_onednn_wheel_files", lambda: (None, None))
+    monkeypatch.setattr(toolkit, "_wheel_folder", lambda wheel, name: None)
     assert toolkit.link_onednn(tmp_path) == "none"
 
 

@@ -166,7 +166,7 @@ def test_damaged_files(tmp_path, tiny):
         other.writestr("readme.txt", "hello")
     with pytest.raises(UserError, match="no torch archive"):
         read_state_dict(tmp_path / "other.zip")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_state_dict(tmp_path / "absent.pt")
 
 

@@ -223,7 +223,7 @@ def test_what_is_no_regular_file(tmp_path):
     with pytest.raises(UserError, match="is a folder without a checkpoint"):
         read_state_dict(tmp_path)
     for path in ("/dev/zero", tmp_path / "absent", "\0", "x" * 5000):
-        with pytest.raises(UserError, match="cannot read"):
+        with pytest.raises(UserError, match="cannot be read"):
             read_state_dict(path)
 
 

@@ -19,9 +19,9 @@ from jclip_fewshot.clip.checkpoint import (
     write_safetensors,
 )
 from jclip_fewshot.clip.checkpoint.architecture import OPENAI, to_metadata
-from jclip_fewshot.clip.checkpoint.files import named
 from jclip_fewshot.clip.checkpoint.origin import conventions_said, open_clips_form, origin_of
 from jclip_fewshot.errors import UserError
+from jclip_fewshot.storage.files import named
 
 from .clip_reference import hugging_face, random_weights
 

@@ -88,11 +88,12 @@ def test_products_of_any_shape(rows, inputs_, outputs):
                           for (int64_t i = 0; i < count; i++) out0_p[row * N + column + i] = sums[i];
                       });
     """
+    header = cpu.source(cpu.__file__, "product.cpp")
     for precision, name, rounded in (("float32", "Single", lambda x: x), ("bfloat16", "Half", bfloat16)):
         weight = cpu.Matrices(precision)(jt.array(b))
-        got = jt.code((rows, outputs), "float32", [jt.array(a), weight], cpu_header=cpu.header("product.cpp"),
+        got = jt.code((rows, outputs), "float32", [jt.array(a), weight], cpu_header=header,
                       cpu_src=source.replace("KIND", name)).numpy()
-        few = jt.code((1, outputs), "float32", [jt.array(a[-1:]), weight], cpu_header=cpu.header("product.cpp"),
+        few = jt.code((1, outputs), "float32", [jt.array(a[-1:]), weight], cpu_header=header,
                       cpu_src=source.replace("KIND", name)).numpy()
         assert (few == got[-1:]).all()  # a row is the same, bit for bit, whatever is computed with it
         expected = rounded(a).astype(float) @ rounded(b).astype(float)

@@ -10,11 +10,11 @@ from jclip_fewshot.combine.strength import (
     HeldOutFold,
     balanced_shares,
     balancing_weights,
+    by_images,
     by_shots,
     choose_concentration,
     class_weights,
     classes_present,
-    explaining,
     one_less,
 )
 
@@ -219,9 +219,9 @@ def test_one_image_of_every_class_is_taken_out_for_the_check():
 @pytest.mark.parametrize("c", [0.7, 5.0, 11.0])
 def test_the_strength_without_shots_is_the_temperature_of_the_answers(c):
     e = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
-    found, apart = explaining(e, softmax(np.float32(c) * e))
-    assert found == pytest.approx(c, rel=0.05) and apart < 1e-3
-    assert explaining(e, softmax(99 * e))[0] == pytest.approx(MOST, rel=0.05)
+    found = by_images(softmax(np.float32(c) * e), e, 300, 8, False)
+    assert found["weight"] == pytest.approx(c, rel=0.05) and found["apart"] < 1e-3
+    assert by_images(softmax(99 * e), e, 300, 8, True)["weight"] == pytest.approx(MOST, rel=0.05)
 
 
 def fold_with_evidence(seed, scale):

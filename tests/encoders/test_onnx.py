@@ -138,7 +138,7 @@ def test_an_image_tower_is_a_second_encoder_and_not_the_first(tmp_path, capsys):
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda f: (f / "preprocessor_config.json").unlink(), "neither preprocessor_config.json nor timm's"),
-    (lambda f: (f / "preprocessor_config.json").write_text("{"), "not JSON"),
+    (lambda f: (f / "preprocessor_config.json").write_text("{"), "cannot be read as JSON"),
     (lambda f: (f / "preprocessor_config.json").write_text('{"size": "large", "image_processor_type": "X"}'),
      "says no resample"),
     (lambda f: (f / "preprocessor_config.json").write_text('{"size": [], "feature_extractor_type": ""}'),

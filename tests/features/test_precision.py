@@ -85,7 +85,7 @@ def test_a_damaged_verdict_is_measured_again(checkpoint, tmp_path, monkeypatch):
     ("GenuineIntel", "avx512_bf16 amx_bf16", True, True, True), ("", "", True, False, False)])
 def test_the_kind_of_processor_says_whether_bfloat16_is_faster(monkeypatch, vendor, flags, compiler, tiles, faster):
     """Nothing is timed: a busy machine would choose otherwise from one run to the next."""
-    monkeypatch.setattr(cpu, "_processor", lambda: f"vendor_id : {vendor}\nflags : {flags}\n")
+    monkeypatch.setattr(cpu, "cpuinfo", lambda: f"vendor_id : {vendor}\nflags : {flags}\n")
     monkeypatch.setattr(cpu, "_known", lambda: (compiler, tiles))
     assert cpu.bfloat16_is_faster() == faster
 
@@ -95,4 +95,4 @@ def test_what_compiler_and_processor_know():
         pytest.skip("bfloat16 is for the CPU")
     knows, tiles = cpu._known()
     assert knows or not tiles
-    assert tiles <= ("amx_bf16" in cpu._processor()) and cpu.bfloat16_is_faster() <= (cpu.lacks_bfloat16() == "")
+    assert tiles <= ("amx_bf16" in cpu.cpuinfo()) and cpu.bfloat16_is_faster() <= (cpu.lacks_bfloat16() == "")

@@ -1,7 +1,7 @@
 """Checkpoint files: read, checked, written. A path comes in, {OpenAI's name: array} and sizes go out.
 
 `files` finds them, `read` and `pickles` know their bytes, `names` and `architecture` what a CLIP is, `origin` how it
-is computed. Nothing in a file is run. Imports storage alone; neither torch nor Jittor.
+is computed. Nothing in a file is run.
 """
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, Tower, check_state_dict, layout

@@ -101,10 +101,7 @@ class Architecture:
 
 
 def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Architecture:
-    """Return a CLIP's sizes by its tensors' shapes.
-
-    Raise UserError if tensors that no CLIP lacks are missing, or heads of this width do not fit.
-    """
+    """Return a CLIP's sizes by its tensors' shapes. Raise UserError if it is none, or its heads do not fit."""
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state_dict:
             raise UserError(f"this is no CLIP checkpoint: it has no tensor {name}")
@@ -238,8 +235,7 @@ def require_shapes(found: Shapes, wanted: Shapes, said: str) -> None:
                 "unexpected": [name for name in found if name not in wanted],
                 "misshapen": [f"{name} {found[name]} instead of {shape}" for name, shape in wanted.items()
                               if found.get(name, shape) != shape]}
-    listed = [f"{kind}: {', '.join(names[:MOST_LISTED])}"
-              + (f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+    listed = [f"{kind}: {', '.join(names[:MOST_LISTED])}{', …' if len(names) > MOST_LISTED else ''}"
               for kind, names in problems.items() if names]
     if listed:
         raise UserError("; ".join([said, *listed]))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,19 +18,15 @@ HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "mode
 
 def weight_files(path: str | Path) -> list[Path]:
     """Return the files that hold the tensors of a checkpoint file, an index of shards or a downloaded folder.
-
-    Raise UserError if a folder has no weights or several files that could be meant, or if an index is damaged.
-    """
+    Raise UserError if a folder has none or several that could be meant, or if an index is damaged."""
     path = Path(path)
     if path.name.endswith(INDEX):
         return _shards(path)
     if not os.path.isdir(path):  # False as well of a name that no file system takes
         return [path]
-    for name in HUB_NAMES:
-        if (path / name).is_file():
-            return [path / name]
-        if (path / (name + INDEX)).is_file():
-            return _shards(path / (name + INDEX))
+    known = [file for name in HUB_NAMES for end in ("", INDEX) if (file := path / (name + end)).is_file()]
+    if known:
+        return weight_files(known[0])
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not found:
         raise UserError(f"{path} is a folder without a checkpoint ({', '.join(HUB_NAMES)})")
@@ -47,7 +41,6 @@ class _Index(msgspec.Struct):
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files beside an index that its weight_map names."""
     places = read_json(index, _Index, "it needs weight_map, a file's name for each tensor").weight_map
     files = {name: index.parent / name for name in sorted(set(places.values()))}
     for name, file in files.items():
@@ -56,17 +49,3 @@ def _shards(index: Path) -> list[Path]:
         if not file.is_file():
             raise UserError(f"{file} is missing, one of the {len(files)} shards that {index.name} names")
     return list(files.values())
-
-
-@contextmanager
-def named(path: str | Path) -> Iterator[None]:
-    """Whatever is raised about a file becomes one line that names it."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # what struct, zipfile, msgspec, NumPy and the unpickler raise on damaged bytes
-        said = f"{type(error).__name__}: {str(error)[:300]}"
-        raise UserError(f"{path} is damaged or of an unknown format ({said})") from None

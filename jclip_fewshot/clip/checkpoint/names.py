@@ -31,9 +31,7 @@ _NAMES = {
 
 def openai_names(tensors: StateDict) -> StateDict:
     """Return the tensors under OpenAI's names and in its layout, without wrappers and buffers that are no weights.
-
-    Raise UserError if there are several CLIPs, or if Hugging Face's q, k and v cannot be joined.
-    """
+    Raise UserError if there are several CLIPs, or if Hugging Face's q, k and v cannot be joined."""
     result: StateDict = {}
     split: dict[str, StateDict] = {}
     for name, array in unwrapped(tensors).items():

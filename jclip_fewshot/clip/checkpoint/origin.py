@@ -1,10 +1,9 @@
 """How a checkpoint is computed, by whatever says it, in the order of certainty.
 
 What this program or TorchScript wrote into the file; marks that OpenAI's and JCLIP's own files have; the configuration
-beside it, if it is of a CLIP of these sizes; the digest of a known file. What the user says fills in what none of these
-say; without that the file is refused: nothing is guessed. Configurations are open_clip's open_clip_config.json
-(src/open_clip/model.py, CLIPVisionCfg and CLIPTextCfg) and Hugging Face's config.json (CLIPConfig), with the defaults
-of the two libraries; what is not computed here is refused by name.
+beside it, if it is of a CLIP of these sizes; the digest of a known file; the user. Otherwise the file is refused:
+nothing is guessed. Configurations are open_clip's open_clip_config.json (src/open_clip/model.py, CLIPVisionCfg and
+CLIPTextCfg) and Hugging Face's config.json (CLIPConfig), with their defaults.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from typing import Any
 import msgspec
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, Conventions, architecture, openais
-from jclip_fewshot.clip.checkpoint.files import named, weight_files
+from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, is_jittors, unwrapped
 from jclip_fewshot.clip.download import RELEASED, sha256
 from jclip_fewshot.console import warn
 from jclip_fewshot.errors import UserError, parameter
+from jclip_fewshot.storage.files import named
 from jclip_fewshot.storage.json_files import read_json
 
 Origin = tuple[Conventions, dict[str, Any]]  # how a CLIP is computed; what its files say of pixels, as in `Checkpoint`
 
-# First digits of the SHA-256 of well-known files with heads 64 wide. OpenAI's, and those on which open_clip's release
-# page has its v0.2-weights, whose names end in these digits; the two of the built-in contest.
+# First digits of the SHA-256 of known files with heads 64 wide: OpenAI's; those of open_clip's release v0.2-weights,
+# whose names end in them; the two of the built-in contest.
 KNOWN = {
     **{one.sha256[:8]: "quick_gelu" for one in RELEASED.values()},
-    **dict.fromkeys(("455df137", "f000538c", "3e04b30e", "d867053b", "46683a32"), "quick_gelu"),
+    **dict.fromkeys(("455df137", "f000538c", "3e04b30e", "d867053b", "46683a32", "baae9bc2", "fa39351b"), "quick_gelu"),
     **dict.fromkeys(("af8dbd0c", "00efa78f", "55e67d44", "8fb26589", "699c4b84", "69988bb6", "3d133497"), "gelu"),
-    **dict.fromkeys(("baae9bc2", "fa39351b"), "quick_gelu"),
 }
-# Widths of released image towers and of their heads (open_clip's model_configs), and of released text towers, whose
-# heads are 64 wide. A tower of another width must say.
+# Widths of released image towers and of their heads (open_clip's model_configs), and of text towers with heads 64 wide.
 RELEASED_HEADS = {**dict.fromkeys((384, 512, 640, 768, 896, 1024), 64), 1280: 80, 1408: 88, 1664: 104, 1792: 112}
 RELEASED_TEXTS = (256, 384, 512, 640, 768, 1024, 1280)
 _OPENAIS_MARKS = {"input_resolution", "context_length", "vocab_size"}
@@ -88,8 +86,7 @@ def _in_the_file(tensors: StateDict, said: Mapping[str, str]) -> Origin | None:
 
 
 def _beside(folder: Path, sizes: Architecture, hugging_face: bool) -> Origin | None:
-    """By the configuration beside a file, if it is of a CLIP of these sizes; of two, that whose names the tensors have.
-    """
+    """By a configuration beside the file, of a CLIP of these sizes; of two, that whose names the tensors have."""
     own = (sizes.embed_dim, sizes.vision_width, sizes.vision_layers, sizes.transformer_width, sizes.transformer_layers)
     for name in sorted(("open_clip_config.json", "config.json"), reverse=not hugging_face):
         config: dict[str, Any] = read_json(folder / name) if (folder / name).is_file() else {}
@@ -129,7 +126,8 @@ def open_clips_form(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the model_cfg of an open_clip_config.json, or a CLIPModel's config.json in that form; empty if neither."""
     model = config.get("model_cfg") or config
     if "vision_cfg" in model and "text_cfg" in model:
-        return model
+        return {**model, "vision_cfg": {"width": 768, "layers": 12, **model["vision_cfg"]},
+                "text_cfg": {"width": 512, "heads": 8, "layers": 12, **model["text_cfg"]}}
     vision, text = ({**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}  # older
                     for name in ("vision", "text"))
     if not vision and not text and config.get("model_type") != "clip":
@@ -149,16 +147,12 @@ def open_clips_form(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _sizes(model: Mapping[str, Any]) -> tuple:
     """D, width and depth of both towers, which tell one model's configuration from another's."""
     vision, text = model["vision_cfg"], model["text_cfg"]
-    layers = vision.get("layers", 12)
-    return (model.get("embed_dim"), vision.get("width", 768), tuple(layers) if isinstance(layers, list) else layers,
-            text.get("width", 512), text.get("layers", 12))
+    layers = tuple(vision["layers"]) if isinstance(vision["layers"], list) else vision["layers"]
+    return model.get("embed_dim"), vision["width"], layers, text["width"], text["layers"]
 
 
 def conventions_said(model: Mapping[str, Any]) -> Conventions:
-    """Return the conventions of a configuration in open_clip's form.
-
-    Raise UserError, which names what is not computed here, or anything if it is of another form.
-    """
+    """Return the conventions of `open_clips_form`. Raise UserError if they are not computed here, or anything."""
     vision, text = model["vision_cfg"], model["text_cfg"]
     for section in (model, vision, text):
         _refuse_others(section, _USED)
@@ -167,7 +161,7 @@ def conventions_said(model: Mapping[str, Any]) -> Conventions:
     text_pool = _lookup("pool_type of text_cfg", text.get("pool_type", "argmax"), _TEXT_POOLS)
     tokenizer = text.get("hf_tokenizer_name") or ""
     return msgspec.convert({
-        "image": _tower(model, vision), "text": _tower(model, {"width": 512, "heads": 8, **text}),
+        "image": _tower(model, vision), "text": _tower(model, text),
         "pool": _lookup("pool_type of vision_cfg", vision.get("pool_type", "tok"), _IMAGE_POOLS),
         "text_pool": text_pool, "end": text.get("eos_id", 2) if text_pool == "end" else 0,
         "causal": not text.get("no_causal_mask", False),

@@ -1,9 +1,8 @@
 """Pickles read by the standard library's unpickler in Python, that knows tensors, arrays and plain containers alone.
 
 `pickle.Unpickler` in C, even with a strict `find_class`, allocates what a file declares (LONG_BINPUT), hashes what a
-file nests (tuples as keys) and crashes on what is deep. `pickle._Unpickler` does not recurse and keeps its memo in a
-dictionary; here it gets a file that never hands out more than it has, the opcodes that checkpoints need, classes that
-are ours, and keys of text or whole numbers. Its errors on a damaged file are made one line by `files.named`.
+file nests (tuples as keys) and crashes on what is deep. `pickle._Unpickler` does not recurse; here it gets a file that
+never hands out more than it has, the opcodes that checkpoints need, classes that are ours, and plain keys.
 """
 
 from __future__ import annotations
@@ -93,17 +92,12 @@ class Tensor:
         return np.ndarray(self.size, dtype, data, self.offset * width, [step * width for step in self.stride])
 
 
-def _same(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
 # What a pickle may call, by module and name; nothing else on its stack can be called.
 _CALLS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Mapping,
     ("torch._utils", "_rebuild_tensor_v2"): Tensor,
-    ("torch._utils", "_rebuild_parameter"): _same,
-    ("jittor", "Var"): _same,
-    ("jittor", "jittor_core.Var"): _same,
+    **dict.fromkeys([("torch._utils", "_rebuild_parameter"), ("jittor", "Var"), ("jittor", "jittor_core.Var")],
+                    lambda tensor, *_: tensor),
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): Dtype,
     ("_codecs", "encode"): lambda text, *_: str.encode(text, "latin1"),  # older pickles' way to write bytes
@@ -138,10 +132,8 @@ _Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class Machine(_Unpickler):
-    """Runs the pickles that stand in `data` one after another.
-
-    storages: those that tensors refer to, by key. modules: classes of a TorchScript archive, by their last names.
-    """
+    """Runs the pickles that stand in `data` one after another. storages: those that tensors refer to, by key. modules:
+    classes of a TorchScript archive, by their last names."""
 
     def __init__(self, data: memoryview) -> None:
         self.file = _Pieces(data)
@@ -170,7 +162,6 @@ class Machine(_Unpickler):
         return known
 
     def number(self) -> int:
-        """Return the next eight bytes as a whole number."""
         return struct.unpack("<Q", self.file.read(8))[0]
 
     def _build(self) -> None:

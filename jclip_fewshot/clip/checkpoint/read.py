@@ -18,14 +18,14 @@ import msgspec
 import numpy as np
 
 from jclip_fewshot.clip.checkpoint.architecture import Architecture, check_state_dict
-from jclip_fewshot.clip.checkpoint.files import named, weight_files
+from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.checkpoint.names import StateDict, openai_names
 from jclip_fewshot.clip.checkpoint.origin import origin_of
 from jclip_fewshot.clip.checkpoint.pickles import BF16, MAX_NAME, Array, Machine, Mapping, Tensor
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.arrays import open_zip
+from jclip_fewshot.storage.files import named
 
-BLOCK = 1 << 18  # numbers that are tested for NaN at a time
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_HEADER = 2 << 20  # bytes; a ViT-L's header has 0.1 MB
 MAX_PLACES = 200_000  # containers and values that are looked at
@@ -51,8 +51,7 @@ def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outli
 
     activation, head_width: where nothing in or beside the file says them (origin.py); openai: OpenAI's then.
     outline: look at the headers alone, which is quick; matrices are zeros then.
-    Raise UserError as `read_state_dict` does, and if tensors are missing, too many or misshapen, if nothing says how
-    they are computed, or if that is not computed here.
+    Raise UserError as `read_state_dict` does, and if this is no whole CLIP, or it is not known how to compute it.
     """
     tensors, said = _read_all(path, outline)
     with named(path):
@@ -64,9 +63,8 @@ def read_clip(path: str | Path, activation: str = "", head_width: int = 0, outli
 def read_state_dict(path: str | Path, outline: bool = False) -> StateDict:
     """Return the weights of a checkpoint under OpenAI's names, in the file's precision, bfloat16 as float32.
 
-    What is no weight of a CLIP is dropped, such as position ids and attention masks. outline: as for `read_clip`.
-    Raise UserError if there is no such file, if it is damaged or of an unknown format, if its pickle names anything but
-    tensors and plain containers, or if weights are no finite floating-point numbers.
+    What is no weight of a CLIP is dropped. outline: as for `read_clip`.
+    Raise UserError if the file is absent, damaged, unknown or wants to run code, or if weights are not finite.
     """
     tensors = read_tensors(path, outline)
     with named(path):
@@ -74,15 +72,12 @@ def read_state_dict(path: str | Path, outline: bool = False) -> StateDict:
 
 
 def read_tensors(path: str | Path, outline: bool = False) -> StateDict:
-    """Return all tensors of a checkpoint, whole or in shards, under the file's names, of any type.
-
-    outline: as for `read_clip`. Raise UserError as `read_state_dict` does, but for the kind of the numbers.
-    """
+    """Return all tensors of a checkpoint, whole or in shards, under the file's names, of any type. outline: as for
+    `read_clip`. Raise UserError as `read_state_dict` does, but for the kind of the numbers."""
     return _read_all(path, outline)[0]
 
 
 def _read_all(path: str | Path, outline: bool) -> Found:
-    """The tensors of one file or of several shards, and what the files say beside them."""
     tensors: StateDict = {}
     said: dict[str, str] = {}
     for file in weight_files(path):
@@ -133,17 +128,16 @@ def _weights(tensors: StateDict, outline: bool) -> StateDict:
     for name, array in weights.items() if not outline else ():
         if array.dtype.kind != "f":
             raise UserError(f"{name} is of type {array.dtype}; weights are floating-point numbers")
-        flat = array.reshape(-1)
-        if not all(_finite(flat[start:start + BLOCK]) for start in range(0, flat.size, BLOCK)):
+        if not _finite(array):
             raise UserError(f"{name} holds NaN or an infinite number; fetch the file again")
     return weights
 
 
-def _finite(block: np.ndarray) -> bool:
+def _finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite in float32."""
-    if block.dtype.itemsize == 2:  # NumPy is slow with float16: all bits of the exponent set is NaN or infinite
-        return bool(((block.view(np.uint16) & 0x7C00) != 0x7C00).all())
-    return bool((np.abs(block) <= FLOAT32_MAX).all())
+    if array.dtype.itemsize == 2:  # NumPy is slow with float16: all bits of the exponent set is NaN or infinite
+        return bool(((array.view(np.uint16) & 0x7C00) != 0x7C00).all())
+    return bool((np.abs(array) <= FLOAT32_MAX).all())
 
 
 class _Entry(msgspec.Struct):
@@ -153,35 +147,28 @@ class _Entry(msgspec.Struct):
 
 
 def _safetensors(data: memoryview) -> Found:
-    """Of a .safetensors file: 8 bytes, the length N of its header, little-endian; N bytes of JSON; the numbers.
-
-    https://huggingface.co/docs/safetensors; the tensors fill the bytes behind the header without holes.
-    """
+    """Of a .safetensors file (https://huggingface.co/docs/safetensors): 8 bytes, the length N of its header,
+    little-endian; N bytes of JSON; the numbers, without holes."""
     length, = struct.unpack_from("<Q", data)
     if not 0 < length <= min(len(data) - 8, MAX_HEADER):
         raise UserError("its header is cut short, or larger than any checkpoint's")
     header = msgspec.json.decode(data[8:8 + length], type=dict[str, msgspec.Raw])
     said = msgspec.json.decode(header.pop("__metadata__", b"{}"), type=dict[str, str] | None)
-    body, tensors, filled = data[8 + length:], {}, 0
-    for name, raw in header.items():
-        entry = msgspec.json.decode(raw, type=_Entry)
-        begin, end = entry.data_offsets
+    entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
+    body, tensors = data[8 + length:], {}
+    filled = sum(end - begin for begin, end in (entry.data_offsets for entry in entries.values()))
+    if filled != len(body):
+        raise UserError(f"it is cut short or damaged: its tensors fill {filled:,} bytes, it has {len(body):,} for them")
+    for name, entry in entries.items():
         if entry.dtype not in _DTYPES:
             raise UserError(f"{name[:80]} is of type {entry.dtype[:20]!r}; convert it to float16 or float32")
-        if end > len(body):
-            raise UserError(f"it is cut short: {len(body):,} bytes of numbers, {name[:80]} ends at {end:,}")
-        tensors[name] = np.frombuffer(body[begin:end], _DTYPES[entry.dtype]).reshape(entry.shape)
-        filled += end - begin
-    if filled != len(body):
-        raise UserError(f"its tensors fill {filled:,} of {len(body):,} bytes, with holes, or some of them twice")
+        tensors[name] = np.frombuffer(body[slice(*entry.data_offsets)], _DTYPES[entry.dtype]).reshape(entry.shape)
     return tensors, said or {}
 
 
 def _torch_zip(data: memoryview, file: BinaryIO, outline: bool) -> Found:
-    """Of torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage, all stored.
-
-    Of a TorchScript archive it is said which activation's module it has.
-    """
+    """Of torch.save (since 1.6) and TorchScript archives: a zip of one pickle and a file for each storage, all stored;
+    of a TorchScript archive also which activation's module it has."""
     with open_zip(file) as archive:
         def stored(name: str) -> memoryview:
             """Torch compresses nothing but code."""

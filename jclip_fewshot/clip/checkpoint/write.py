@@ -25,10 +25,9 @@ def write_safetensors(path: str | Path, state_dict: StateDict, metadata: dict[st
 
 def convert(source: str | Path, target: str | Path, half: bool = False, activation: str = "",
             head_width: int = 0) -> StateDict:
-    """Rewrite any CLIP that can be read as .safetensors under OpenAI's names; how it is computed goes into the header.
+    """Rewrite any CLIP as .safetensors under OpenAI's names, how it is computed in the header. Return what was written.
 
     half: as float16; otherwise each tensor keeps its precision. activation, head_width: as for `read_clip`.
-    Return what was written.
     Raise UserError if `target` is no .safetensors name, or `source` is unreadable or no complete CLIP.
     """
     if Path(target).suffix != ".safetensors":
