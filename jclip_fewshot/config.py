@@ -106,6 +106,9 @@ class SourceConfig(MachineConfig, CheckpointConfig, DataConfig):
     runs: str = option("runs", "folder in which runs are saved", "run", "DIR")
     name: str = option("", "name of the run's folder; empty for date and board", "run", "NAME")
 
+    # settings of train.py, and what validate, which has no such flags, takes
+    seed, shot_list, support, support_for, unlabelled, transductive = 0, "", "", "all", "", False
+
 
 @dataclass(frozen=True)
 class TrainConfig(SourceConfig):

@@ -32,7 +32,7 @@ from jclip_fewshot.evaluation.scores import best_classes, score, table
 from jclip_fewshot.features.sources import labelled_rows
 from jclip_fewshot.methods.plan import Choice
 from jclip_fewshot.pipeline import Pipeline
-from jclip_fewshot.problem import Encoded, Problem, queries_of, read_problem
+from jclip_fewshot.problem import Problem, queries_of, read_problem
 from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import VALIDATE, Validation
 from jclip_fewshot.run import new_folder, require_new
@@ -109,7 +109,7 @@ class _Draw:
 
     count: int
     seed: int
-    encoded: Encoded
+    encoded: Problem
     shots: list[LabelledPath]
     rows: np.ndarray
     held: list[LabelledPath]
@@ -159,7 +159,7 @@ def _drawn(problem: Problem, counts: list[int], settings: ValidateConfig) -> Ite
     whole = problem.encode()
     for seed in range(settings.seeds):
         held, rest = hold_out(problem.data, settings.per_class, max(counts), seed)
-        encoded = dataclasses.replace(whole, problem=dataclasses.replace(problem, data=rest))
+        encoded = dataclasses.replace(whole, data=rest)
         features, held, _ = labelled_rows(whole.source, rest.root, held, settings.skip_bad,
                                           stage=f"held out, seed {seed}", test_views=settings.views)
         for count in counts:
