@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +93,7 @@ class Run:
                record: Record) -> Run:
         """Write a new run whole, the record last, or nothing, and return it. Raise UserError if it cannot be written.
 
-        shots: (path below the data folder, class id) of the training images; name: see `new_folder`.
+        shots: (path below the data folder, class id) of the training images.
         """
         folder = new_folder(runs, name, record.config.board)
         try:
@@ -110,7 +110,6 @@ class Run:
 
     @property
     def board(self) -> str:
-        """The board whose classes it has learned, A or B."""
         return self.record.config.board
 
     @cached_property
@@ -137,10 +136,10 @@ class Run:
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now; where it is nowhere, `saved` itself.
+        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere.
 
-        A relative path is looked for below the working folder, below the project's that holds the run (runs/NAME) and
-        below the one where train.py ran; an absolute one where it was first. Last comes its bare name.
+        Looked at in turn: the place of an absolute path; below the working folder, the project of the run (runs/NAME)
+        and the folder where train.py ran; its bare name.
         """
         was = self.record.folder or os.getcwd()
         whole = Path(os.path.abspath(os.path.join(was, saved)))
@@ -151,16 +150,16 @@ class Run:
                    project / whole.name, Path("weights", whole.name), project / "weights" / whole.name]
         return next((str(place) for place in places if os.path.exists(place)), saved)
 
-    def where_sources(self, given: Any) -> dict[str, Any]:
-        """Return {"model", "weights", "features"}, of several encoders with a list "others" of the same.
+    def where_sources(self, given: Any) -> list[tuple[str, str]]:
+        """Return, of each encoder, its model or file of features as it lies now, and the folder of its weights.
 
-        given: settings of these names, and `features_extra`, where those of the run were moved; else its own.
-        Raise UserError if `given` does not fit what the run was trained with.
+        given: settings `model`, `weights`, `features`, `features_extra` of what was moved; else the run's own.
+        Raise UserError if they do not fit what the run was trained with.
         """
         encoders = encoders_of(self.record.encoder)
         kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
                  for one in encoders]
-        now = {}
+        now: dict[str, Iterator[str]] = {}
         for kind in ("model", "features", "features_extra"):
             files = listed(getattr(given, kind, ()))
             mine = [one.get("model") or one["features"] for one, its in zip(encoders, kinds) if its == kind]
@@ -172,18 +171,13 @@ class Run:
                                 f"{all_kinds}: give one for each, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
-        found = []
-        for one, kind in zip(encoders, kinds):
-            weights = given.weights or (self.where(one["weights"]) if one.get("weights") else "")
-            place = {kind.removesuffix("_extra"): next(now[kind])}
-            found.append({"model": "", "weights": weights, "features": "", **place})
-        first, *others = found
-        return {**first, "others": others} if others else first
+        return [(next(now[kind]), given.weights or (self.where(one["weights"]) if one.get("weights") else ""))
+                for one, kind in zip(encoders, kinds)]
 
     def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
         """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
 
-        Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
+        Raise UserError if something is absent, not what the run has learned, or cannot stand in that file.
         """
         config = self.record.config
         root = settings.data or self.where(config.data)
@@ -223,7 +217,7 @@ class Run:
         return read_json(self.folder / f"test_{split}.json", TestRecord, "run test.py again")
 
     def answers(self, split: str, schema: Schema) -> dict[str, np.ndarray]:
-        """Return the arrays that it left of a test set, checked against a schema; others are not read."""
+        """Return what the schema names of the arrays that it left of a test set."""
         return load_arrays(self.folder / f"test_{split}.npz", schema, others=None)
 
     def save_test(self, split: str, record: TestRecord, arrays: dict[str, Any]) -> None:
@@ -236,7 +230,7 @@ class Run:
         """Write the answers to `result` and a copy into the run. Return the archive to submit; none of a .csv.
 
         own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first,
-        NaN where the image could not be read. Files that none of the runs beside this one has written are moved aside.
+        NaN where the image could not be read. Files that these runs have not written are moved aside.
         """
         table = result.suffix == ".csv"
         for path in (result,) if table else (result, result.with_suffix(".zip"), _names_file(result)):

@@ -273,10 +273,8 @@ def test_flags_of_the_wrong_kind_of_source_are_refused(tmp_path):
             (table, {"weights": "w"}, "--weights: .*feature files alone")]:
         with pytest.raises(UserError, match=said):
             run.where_sources(TestConfig(**given))
-    assert clip.where_sources(TestConfig(model=("x.pt",), weights="w")) == {
-        "model": "x.pt", "weights": "w", "features": ""}
-    assert table.where_sources(SimpleNamespace(model=(), weights="", features=())) == {
-        "model": "", "weights": "", "features": "f.npz"}
+    assert clip.where_sources(TestConfig(model=("x.pt",), weights="w")) == [("x.pt", "w")]
+    assert table.where_sources(SimpleNamespace(model=(), weights="", features=())) == [("f.npz", "")]
 
 
 def test_the_record_is_plain_json(tmp_path):

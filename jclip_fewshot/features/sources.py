@@ -232,26 +232,27 @@ def together(found: Sequence[Any]) -> Source:
     return found[0] if len(found) == 1 else SeveralSources(found)
 
 
-def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], class_names: Sequence[str], task: Task, *,
-                  cache: str = "", workers: int = 0, **how: Any) -> Source:
+def reopen_source(saved: dict, where: Sequence[tuple[str, str]], shots: Sequence[str], class_names: Sequence[str],
+                  task: Task, *, cache: str = "", workers: int = 0, **how: Any) -> Source:
     """Return the source that a run was trained with.
 
-    saved: what `record` of that source said. where: "model", "weights", "features" as they lie now; of several
-    encoders, "others" has the same of those behind the first.
+    saved: what `record` of that source said. where: of each encoder, the model or the file of features as it lies now,
+    and the folder of its weights.
     shots (S,): the run's training images, class_names (K,), task: what it learned from, to recognise rows.
     Raise UserError if it is gone, or another one now.
     """
     if "others" in saved:
         parts = task.parts
-        if len(parts) != 1 + len(saved["others"]) or len(where["others"]) != len(saved["others"]):
+        if len(parts) != 1 + len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
         encoding = dict(cache=cache, workers=workers, **how)
-        return together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **encoding)
-                         for part, one, there in zip(parts, encoders_of(saved), [where, *where["others"]])])
+        return together([reopen_source(one, [place], shots, class_names, task.of(part.name).evidence, **encoding)
+                         for part, one, place in zip(parts, encoders_of(saved), where)])
+    (place, weights), = where
     if "features" in saved:
-        table = TableSource(where["features"], saved.get("has_text", True))
+        table = TableSource(place, saved.get("has_text", True))
         if table.record()["features_digest"] != saved.get("features_digest"):
-            _require_same_rows(table, where["features"], shots, class_names, task)
+            _require_same_rows(table, place, shots, class_names, task)
         return table
     if "weights_digest" not in saved:
         raise UserError("the run does not say which checkpoint it was trained with; train again")
@@ -259,10 +260,10 @@ def reopen_source(saved: dict, where: dict[str, str], shots: Sequence[str], clas
         how["precision"] = saved.get("precision") or "auto"
     how.update({name: saved[name] for name in SAID if name in saved})
     as_seen = saved.get("as_seen", False)  # earlier versions turned no picture
-    source = _encoder_source(where["model"], where["weights"], cache, workers, as_seen, **how)
+    source = _encoder_source(place, weights, cache, workers, as_seen, **how)
     now = source.record()
     if now["weights_digest"] != saved["weights_digest"]:
-        raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
+        raise UserError(f"{place} is not the checkpoint that the run was trained with (width {now['width']} "
                         f"now, {saved.get('width')} then; the content differs): train again, or say with "
                         f"{parameter('model')} or {parameter('weights')} where the old file lies")
     if now["precision"] != saved.get("precision"):
