@@ -68,11 +68,11 @@ def main() -> None:
     watch.lap("methods")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
-    draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     record = Record(
         **made_by(), device=str(device), config=settings, encoder=problem.source.record(),
         classes=problem.data.class_names, domains=problem.data.domains, shots=Shots(
-            rule=rule(**draw), files=[path for path, _ in shots + named_below(settings.support, found)],
+            rule=rule(settings.shots, settings.seed, settings.select, settings.pool, settings.shot_list),
+            files=[path for path, _ in shots + named_below(settings.support, found)],
             labels=task.labels.tolist(), unreadable=bad, support=len(found)),
         without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive},
         settings=pipeline.settings(), histories=pipeline.histories(),

@@ -45,19 +45,18 @@ _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text"
 class FewShotClassifier:
     """Few-shot image classification on CLIP: docs/classifier.md.
 
-    model: a released CLIP's name or a checkpoint file, for images that are not features; a list: several encoders,
-        each with methods of its own (docs/notes/encoders.md).
-    class_names (K,): what the prompts say; labels are then the classes' places in it, or names of it. None: the labels,
-        which have to be names then. text: (K, D) text rows of the classes; None encodes the names; "none": the shots
-        alone decide, as for rows of an encoder without text. `fit` takes both, too.
+    model: a released CLIP's name or a checkpoint file; a list: several encoders (docs/notes/encoders.md).
+    class_names (K,): what the prompts say; labels are then the classes' places in it, or names of it. None: the labels
+        are names. text: (K, D) text rows of the classes; None encodes the names; "none": the shots alone decide, as
+        for rows of an encoder without text. `fit` takes both, too.
     methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
         Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
         (docs/notes/views.md). seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: of the classes, which choose their prompts. None: the part of a name before the first underscore, if for
-        every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name. True: that part of
-        every name. False: none. A list (K,): the domain of each class, "" for none.
+        every class that is a domain of the contest ("Animal_Bear"). True: that part of every name. False: none. A list
+        (K,): the domain of each class, "" for none.
     quiet: show no progress and no notes, for notebooks.
 
     Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model. Features
@@ -105,12 +104,10 @@ class FewShotClassifier:
             if name not in known:
                 raise ValueError(f"Invalid parameter {name!r}; there are {', '.join(known)}")
             setattr(self, name, value)
-        if params:
             self._source = None
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn from 1.6 on asks an estimator about itself."""
         from sklearn.utils import ClassifierTags, Tags, TargetTags
         return Tags(estimator_type="classifier", target_tags=TargetTags(required=True),
                     classifier_tags=ClassifierTags())
@@ -158,9 +155,9 @@ class FewShotClassifier:
             if self._source is not None and not parts:
                 scale, parts = self._source.scale, self._source.parts
             task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
-            paths = _paths(images)
-            tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
-                             prompts.plain_sentences(names, domains)) if paths else None
+            files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
+            tower = tower_of(self.source, Path(), list(map(str, images)), self.augment, self.seed,
+                             prompts.plain_sentences(names, domains)) if files else None
             self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
             self.classes_, self.class_names_, self.n_features_in_ = classes, names, task.text.shape[1]
             return self
@@ -300,7 +297,7 @@ class FewShotClassifier:
 
     def _text_rows(self, text: None | str | np.ndarray, class_names: Sequence[str], domains: Sequence[str],
                    width: int) -> np.ndarray:
-        """(K, D). Without text all classes have the same row, which tells none from another."""
+        """(K, D). Without text all classes have the same row."""
         if text is None:
             return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
@@ -321,7 +318,6 @@ class FewShotClassifier:
 
     @exclusive()
     def _answers(self, images: Any, refine: str) -> Answers:
-        """See Pipeline.answer. Tuned methods have a say where images are pictures, which their towers can look at."""
         self._require_fit()
         images, tuned = _plain(images), self.pipeline_.asks_images
         with self._told():
@@ -335,7 +331,6 @@ class FewShotClassifier:
                 return self.pipeline_.answer(queries, refine)
 
     def _shots(self, images: Any) -> np.ndarray:
-        """Rows (S, D) of what is learned from."""
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting=True)
         with as_files(images) as paths:
@@ -388,9 +383,3 @@ def _plain(images: Any) -> Any:
                              f"{[len(one) for one in images]}")
         images = joined(images)
     return pictures_or_rows(images)
-
-
-def _paths(images: Any) -> list[str]:
-    """The images as paths; none where they are features or pictures."""
-    files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
-    return [str(image) for image in images] if files else []

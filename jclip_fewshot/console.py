@@ -35,7 +35,7 @@ def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: 
 
 
 class _Lines:
-    """The part of tqdm that this package uses, as lines of a log."""
+    """What this package uses of tqdm, as lines of a log."""
 
     def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None, initial: int) -> None:
         self.n, self.total = initial, len(iterable) if total is None and isinstance(iterable, Sized) else total

@@ -57,7 +57,7 @@ def named(labels: np.ndarray, class_names: Sequence[str] | None, certain: bool
     in `class_names` each class stands (K,). Names and places are None where nothing says them.
 
     certain: the names came with these very labels, so that numbers are places in them; names that were given beforehand
-    must be sorted for that, since tools that turn names into numbers (VotingClassifier) count them in sorted order.
+    must be sorted for that, since VotingClassifier and other tools number names in sorted order.
     Raise ValueError if a label is no class, or it is not certain which.
     """
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():

@@ -123,8 +123,8 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
     choice, labelled = choose(settings.methods), shots > 0 or bool(settings.shot_list)
     support, unlabelled = settings.support, settings.unlabelled
     if settings.support_for != "all" and not support:
-        raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are none: "
-                        "give --support DIR")
+        raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "
+                        "none: give --support DIR")
     has = {TEXT: True, TOWER: True, SHOTS: labelled or support,
            UNLABELLED: unlabelled or settings.transductive}
     require_possible(choice, {need for need, there in has.items() if there})
