@@ -139,18 +139,12 @@ class FewShotClassifier:
                 certain = True
             else:
                 images, labels = _plain(images), plain_labels(y)
-            classes, names, numbers, order = named(labels, class_names, certain)
-            if names is None and text is None:
-                raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing "
-                                 "to CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+            classes, names, numbers, order = named(labels, class_names, certain, text is None)
             self._locate()
-            names = [str(label) for label in classes.tolist()] if names is None else names
             domains = self._domains_of(names, order)
-            if isinstance(text, np.ndarray) and order is not None and len(text) == len(order):
-                text = text[order]
             if images is not None:
                 rows = self._shots(images)
-            text = self._text_rows(text, names, domains, rows.shape[1])
+            text = self._text_rows(text, names, domains, order, rows.shape[1])
             scale = joined_scale(parts) if parts else CLIP_SCALE
             if self._source is not None and not parts:
                 scale, parts = self._source.scale, self._source.parts
@@ -296,17 +290,18 @@ class FewShotClassifier:
         return tuple(parts), joined(given)
 
     def _text_rows(self, text: None | str | np.ndarray, class_names: Sequence[str], domains: Sequence[str],
-                   width: int) -> np.ndarray:
-        """(K, D). Without text all classes have the same row."""
+                   order: np.ndarray, width: int) -> np.ndarray:
+        """(K, D); order (K,): where the rows that were given have each class. Without text all have the same row."""
         if text is None:
             return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
             if text != "none":
                 raise ValueError(f"text must be rows (K, D), None or 'none', not {text!r}")
             return np.ones((len(class_names), width), np.float32)
-        return np.asarray(text)
+        rows = np.asarray(text)
+        return rows[order] if len(rows) == len(order) else rows  # Task says that they do not fit
 
-    def _domains_of(self, class_names: Sequence[str], order: np.ndarray | None = None) -> list[str]:
+    def _domains_of(self, class_names: Sequence[str], order: Sequence[int] | np.ndarray) -> list[str]:
         """The domain of each class; order (K,): where the constructor's list has each of them."""
         if self.domains is None or self.domains is False:
             return domains_of(class_names) if self.domains is None else [""] * len(class_names)
@@ -314,7 +309,7 @@ class FewShotClassifier:
             return [domain_of(name) for name in class_names]
         if isinstance(self.domains, str) or len(self.domains) != len(class_names):
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
-        return [str(self.domains[index]) for index in (range(len(class_names)) if order is None else order)]
+        return [str(self.domains[index]) for index in order]
 
     @exclusive()
     def _answers(self, images: Any, refine: str) -> Answers:
