@@ -29,8 +29,7 @@ from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import read_problem, with_support
 from jclip_fewshot.provenance import Stopwatch, made_by, next_command
 from jclip_fewshot.records import Record, Shots
-from jclip_fewshot.repeat import repeated
-from jclip_fewshot.run import Run, require_new
+from jclip_fewshot.run import Run, repeated, require_new
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
     # 2. Images and sentences become unit feature rows.
     problem = problem.encode()
     watch.lap("sentences")
-    rows, shots, bad = problem.shots(settings.shots, settings.seed, settings.shot_list)
+    rows, shots, bad = problem.shots(settings.shots, settings.seed)
     support, images = problem.support()
     unlabelled = problem.unlabelled(shots)  # here, so that under mpirun every process does its part
     watch.lap("shots")

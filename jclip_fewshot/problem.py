@@ -56,12 +56,11 @@ class Problem:
                              **settings.encoding)
         return replace(self, source=source, text=source.texts(self.data.class_names, self.sentences))
 
-    def shots(self, count: int, seed: int, shot_list: str = "", stage: str = "shots"
-              ) -> tuple[np.ndarray, list[LabelledPath], Bad]:
+    def shots(self, count: int, seed: int, stage: str = "shots") -> tuple[np.ndarray, list[LabelledPath], Bad]:
         """Choose `count` images a class and return their rows (S, D), the images, and why others could not be read."""
         settings = self.settings
         encode = partial(self.source.images, self.data.root, stage="pool")
-        chosen = choose_shots(self.data, count, seed, shot_list, settings.pool,
+        chosen = choose_shots(self.data, count, seed, settings.shot_list, settings.pool,
                               encode if settings.select == "representative" else None, self.text)
         return labelled_rows(self.source, self.data.root, chosen, settings.skip_bad, views=settings.augment, seed=seed,
                              stage=stage)

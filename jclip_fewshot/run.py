@@ -3,7 +3,8 @@
     record.json  shots.txt  model.npz     train.py: how it was made, from which images, what was learned
     test_A.json  test_A.npz  result.*     test.py: scores and answers to test set A, the submission
 
-A folder that exists is never emptied or written over by another run.
+A folder that exists is never emptied or written over by another run. `repeated` and `validated` take a run's settings
+up again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jclip_fewshot.config import DEMO_SEED, TestConfig
+from jclip_fewshot.config import DEMO_SEED, MachineConfig, TestConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import submission
 from jclip_fewshot.data.data_set import DataSet, TestSet
@@ -31,6 +32,7 @@ from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.errors import UserError, flag_of, shown
 from jclip_fewshot.features.several import encoders_of
 from jclip_fewshot.features.sources import Source, listed, reopen_source
+from jclip_fewshot.methods.plan import GROUPS, OF
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record, TestRecord
@@ -39,6 +41,11 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+# of settings that are taken up again: those that decide on the shots, paths, files, and what is the new run's own
+DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
+_PATHS = ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled", "shot_list")
+_FILES = ("features", "features_extra", "model")
+_OWN = {f.name for f in fields(MachineConfig)} | {"runs", "name", "from_run", "run"}
 Content = TypeVar("Content")
 
 
@@ -91,7 +98,7 @@ class Run:
     @classmethod
     def create(cls, runs: str | Path, name: str, shots: Iterable[tuple[str, int]], pipeline: Pipeline,
                record: Record) -> Run:
-        """Write a new run whole, the record last, or nothing, and return it. Raise UserError if it cannot be written.
+        """Write a new run whole, the record last, or nothing, and return it. Raise OSError if it cannot be written.
 
         shots: (path below the data folder, class id) of the training images.
         """
@@ -100,11 +107,8 @@ class Run:
             write_shot_list(folder / SHOTS, shots)
             save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.report_arrays()})
             write_json(folder / RECORD, record)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
-            if isinstance(error, OSError):
-                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); what is encoded is "
-                                "kept in the cache") from error
             raise
         return cls(folder, record)
 
@@ -247,6 +251,52 @@ class Run:
                 _names_file(place), ["image", *(f"class{number + 1}" for number in range(len(best[0])))],
                 ([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best)))
         return archive
+
+
+def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Return the settings and shots of the run that `--from-run` names, overridden by flags given explicitly.
+
+    A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
+    `settings`; "auto" means what that run took. Raise UserError if there is no such run.
+    """
+    run = Run.open(settings.from_run, "--from-run")
+    values, changed = _taken(run, settings, given)
+    if not changed and set(values["methods"].split(",")) & set(GROUPS):
+        values["methods"] = ",".join(dict.fromkeys(name.partition(OF)[0] for name in run.record.settings
+                                                   if name != "ensemble"))
+    values.update(changed)
+    if not any(name in changed for name in DRAW):
+        values["shot_list"] = str(run.folder / SHOTS) if values["shots"] or values["shot_list"] else ""
+    elif "shot_list" not in changed:
+        values["shot_list"] = ""
+    return checked(TrainConfig, values)
+
+
+def validated(settings: ValidateConfig, given: dict[str, Any]) -> ValidateConfig:
+    """Return the settings of the run that `--run` names as far as validate has them, overridden by flags given."""
+    values, changed = _taken(Run.open(settings.run), settings, given)
+    values["shots"] = str(values["shots"])
+    known = {f.name: values[f.name] for f in fields(ValidateConfig) if f.name in values}
+    return checked(ValidateConfig, {**known, **changed})
+
+
+def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run's settings, its files where they lie now, with this command's own; and what was given beside it."""
+    values = dict(vars(run.record.config))
+    for name in _PATHS:
+        values[name] = run.where(values[name]) if values[name] else ""
+    for name in _FILES:
+        values[name] = tuple(run.where(file) for file in values[name])
+    values.update({name: value for name, value in vars(settings).items() if name in _OWN})
+    precisions = {one["precision"] for one in encoders_of(run.record.encoder) if "precision" in one}
+    if settings.precision == "auto" and len(precisions) == 1:
+        values["precision"] = precisions.pop()
+    changed = {name: value for name, value in given.items() if name not in _OWN}
+    flags = [flag_of(name) + ("" if one is True else f" {shlex.quote(str(one))}") for name, value in changed.items()
+             for one in (value if isinstance(value, (list, tuple)) else [value])]
+    if flags:
+        tell(f"Settings of {run.folder}, but {' '.join(flags)}")
+    return values, changed
 
 
 def readable(read: Callable[[Any], Content], places: Iterable, what: str = "it is") -> list[Content]:
