@@ -150,7 +150,7 @@ class FewShotClassifier:
                 scale, parts = self._source.scale, self._source.parts
             task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
             files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
-            tower = tower_of(self.source, Path(), list(map(str, images)), self.augment, self.seed,
+            tower = tower_of(self.source, Path(), [str(image) for image in cast(list, images)], self.augment, self.seed,
                              prompts.plain_sentences(names, domains)) if files else None
             self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
             self.classes_, self.class_names_, self.n_features_in_ = classes, names, task.text.shape[1]
@@ -321,7 +321,7 @@ class FewShotClassifier:
                     warn(f"{', '.join(tuned)} need images; the methods on features answer alone")
                 return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
             with as_files(images) as paths:
-                rows = self._encoded(paths, images, "image to classify")
+                rows = self._encoded(paths, images, "image to classify", test_views=self.views)
                 queries = queries_of(self.source, Path(), paths, rows, self.views) if tuned else rows
                 return self.pipeline_.answer(queries, refine)
 
@@ -329,12 +329,11 @@ class FewShotClassifier:
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting=True)
         with as_files(images) as paths:
-            return self._encoded(paths, images, "training image", self.augment)
+            return self._encoded(paths, images, "training image", views=self.augment)
 
-    def _encoded(self, paths: list[str], images: Sequence, what: str, augment: int | None = None) -> np.ndarray:
-        """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
-        rows, bad = self.source.images(Path(), paths, views=augment or 0, seed=self.seed,
-                                       test_views=self.views if augment is None else 1)
+    def _encoded(self, paths: list[str], images: Sequence, what: str, **views: Any) -> np.ndarray:
+        """Rows (N, D) of pictures; views: as the source takes them."""
+        rows, bad = self.source.images(Path(), paths, seed=self.seed, **views)
         if bad:
             index = min(bad)
             name = images[index] if isinstance(images[index], (str, os.PathLike)) else f"number {index}"

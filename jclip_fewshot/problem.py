@@ -120,21 +120,21 @@ def read_problem(settings: SourceConfig, shots: int) -> Problem:
     Raise UserError if something is absent, does not fit, or a method that was named cannot be served.
     """
     choice, labelled = choose(settings.methods), shots > 0 or bool(settings.shot_list)
-    support, unlabelled = settings.support, settings.unlabelled
-    if settings.support_for != "all" and not support:
+    if settings.support_for != "all" and not settings.support:
         raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "
                         "none: give --support DIR")
-    has = {TEXT: True, TOWER: True, SHOTS: labelled or support,
-           UNLABELLED: unlabelled or settings.transductive}
+    has = {TEXT: True, TOWER: True, SHOTS: labelled or settings.support,
+           UNLABELLED: settings.unlabelled or settings.transductive}
     require_possible(choice, {need for need, there in has.items() if there})
     data = read_data_set(settings.data, settings.board, settings.domains, labelled, settings.format, settings.labels)
     tell(data.summary())
-    for note in [*data.notes, shortage(data, shots)]:
-        tell(note) if note else None
+    for note in filter(None, [*data.notes, shortage(data, shots)]):
+        tell(note)
     sentences = prompts.class_sentences(data.class_names, data.domains, settings.prompts, settings.names,
                                         settings.templates, settings.prompt_set, settings.descriptions)
-    return Problem(settings, choice, data, sentences, read_support(support, data.class_names) if support else (),
-                   read_unlabelled(unlabelled) if unlabelled else ())
+    return Problem(settings, choice, data, sentences,
+                   read_support(settings.support, data.class_names) if settings.support else (),
+                   read_unlabelled(settings.unlabelled) if settings.unlabelled else ())
 
 
 def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], unseen_only: bool = False

@@ -41,10 +41,10 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
-# of settings that are taken up again: those that decide on the shots, paths, files, and what is the new run's own
+# of settings that are taken up again: those that decide on the shots, paths, and what is the new run's own
 DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
-_PATHS = ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled", "shot_list")
-_FILES = ("features", "features_extra", "model")
+_PATHS = ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled", "shot_list",
+          "features", "features_extra", "model")
 _OWN = {f.name for f in fields(MachineConfig)} | {"runs", "name", "from_run", "run"}
 Content = TypeVar("Content")
 
@@ -140,7 +140,7 @@ class Run:
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere.
+        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere, or empty.
 
         Looked at in turn: the place of an absolute path; below the working folder, the project of the run (runs/NAME)
         and the folder where train.py ran; its bare name.
@@ -152,7 +152,7 @@ class Run:
         places = [whole] if os.path.isabs(saved) else []
         places += [Path(below), project / below, whole, self.folder / whole.name, Path(whole.name),
                    project / whole.name, Path("weights", whole.name), project / "weights" / whole.name]
-        return next((str(place) for place in places if os.path.exists(place)), saved)
+        return next((str(place) for place in places if saved and os.path.exists(place)), saved)
 
     def where_sources(self, given: Any) -> list[tuple[str, str]]:
         """Return, of each encoder, its model or file of features as it lies now, and the folder of its weights.
@@ -175,7 +175,7 @@ class Run:
                                 f"{all_kinds}: give one for each, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
-        return [(next(now[kind]), given.weights or (self.where(one["weights"]) if one.get("weights") else ""))
+        return [(next(now[kind]), given.weights or self.where(one.get("weights", "")))
                 for one, kind in zip(encoders, kinds)]
 
     def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
@@ -186,7 +186,7 @@ class Run:
         config = self.record.config
         root = settings.data or self.where(config.data)
         data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
-                             labels=self.where(config.labels) if config.labels else "")
+                             labels=self.where(config.labels))
         self.require_fit(data, settings.split)
         split = settings.split or data.default_split
         tests = data.split(split, used=self.record.shots.files)
@@ -265,10 +265,9 @@ def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
         values["methods"] = ",".join(dict.fromkeys(name.partition(OF)[0] for name in run.record.settings
                                                    if name != "ensemble"))
     values.update(changed)
-    if not any(name in changed for name in DRAW):
-        values["shot_list"] = str(run.folder / SHOTS) if values["shots"] or values["shot_list"] else ""
-    elif "shot_list" not in changed:
-        values["shot_list"] = ""
+    if "shot_list" not in changed:
+        same = not set(DRAW) & set(changed) and (values["shots"] or values["shot_list"])
+        values["shot_list"] = str(run.folder / SHOTS) if same else ""
     return checked(TrainConfig, values)
 
 
@@ -284,9 +283,7 @@ def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[di
     """The run's settings, its files where they lie now, with this command's own; and what was given beside it."""
     values = dict(vars(run.record.config))
     for name in _PATHS:
-        values[name] = run.where(values[name]) if values[name] else ""
-    for name in _FILES:
-        values[name] = tuple(run.where(file) for file in values[name])
+        values[name] = run.where(values[name]) if isinstance(values[name], str) else tuple(map(run.where, values[name]))
     values.update({name: value for name, value in vars(settings).items() if name in _OWN})
     precisions = {one["precision"] for one in encoders_of(run.record.encoder) if "precision" in one}
     if settings.precision == "auto" and len(precisions) == 1:
