@@ -141,8 +141,7 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
                  ) -> tuple[Task, list[LabelledPath]]:
     """Return the task with support images (M, D) as further shots, and those that stay.
 
-    One stays if zero-shot ranks its class among the first few (SuS-X); with `unseen_only`, of classes without a shot
-    alone.
+    One stays if zero-shot ranks its class among the first few (SuS-X), and with `unseen_only` if that has no shot.
     """
     if not len(images):
         return task, []
@@ -158,20 +157,14 @@ def with_support(task: Task, rows: np.ndarray, images: Sequence[LabelledPath], u
 
 def tower_of(source: Any, root: Path, shots: Sequence[str], views: int, seed: int, sentences: Sequence[str]
              ) -> Activations | None:
-    """Return the activations of shots below `root` in the source's CLIP; None if it has no transformer to tune.
-
-    sentences (K,): one a class, for what trains the text tower.
-    """
+    """Return the activations of shots below `root` in the source's CLIP; None if it has no transformer to tune."""
     if source.model is None or not hasattr(source.model.visual, "transformer"):
         return None
     return source.activations(root, shots, views, seed, sentences)
 
 
 def queries_of(source: Any, root: Path, paths: Sequence[str], rows: np.ndarray, test_views: int = 1) -> Queries:
-    """Return images below `root`, with rows (N, D), as queries: encoded anew for a method that asks for them.
-
-    They are encoded once a method, and found again in the cache.
-    """
+    """Return images below `root`, with rows (N, D), as queries: encoded anew for a method that asks for them."""
     if source.model is None:
         return Queries(rows)
 
