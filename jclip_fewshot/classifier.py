@@ -84,9 +84,9 @@ class FewShotClassifier:
     _digests = cast(Sequence[str], ())  # of the checkpoints that it has learned with
 
     def __repr__(self) -> str:
-        given = [(field, getattr(self, field.name)) for field in fields(self)]
-        changed = [f"{field.name}={value!r:.60}" for field, value in given
-                   if value is not field.default and not np.array_equal(value, field.default)]
+        defaults = {name: getattr(type(self), name) for name in self.get_params()}
+        changed = [f"{name}={value!r:.60}" for name, value in self.get_params().items()
+                   if value is not defaults[name] and not np.array_equal(value, defaults[name])]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getstate__(self) -> dict:
