@@ -29,8 +29,7 @@ from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import read_problem, with_support
 from jclip_fewshot.provenance import Stopwatch, made_by, next_command
 from jclip_fewshot.records import Record, Shots
-from jclip_fewshot.repeat import repeated
-from jclip_fewshot.run import Run, require_new
+from jclip_fewshot.run import Run, repeated, require_new
 
 
 def main() -> None:
@@ -48,31 +47,31 @@ def main() -> None:
     device = command.set_up(settings)
 
     # 2. Images and sentences become unit feature rows.
-    encoded = problem.encode()
+    problem = problem.encode()
     watch.lap("sentences")
-    rows, shots, bad = encoded.shots(settings.shots, settings.seed, settings.shot_list)
-    support, images = encoded.support
-    unlabelled = encoded.unlabelled(shots)  # here, so that under mpirun every process does its part
+    rows, shots, bad = problem.shots(settings.shots, settings.seed)
+    support, images = problem.support()
+    unlabelled = problem.unlabelled(shots)  # here, so that under mpirun every process does its part
     watch.lap("shots")
     if not ranks.first():  # under mpirun the other processes have done their part of the encoding
         return
 
     # 3. Each method learns from the shots; the ensemble learns how far to trust each method.
-    task = encoded.task(rows, [label for _, label in shots])
+    task = problem.task(rows, [label for _, label in shots])
     task, found = with_support(task, support, images, unseen_only=settings.support_for != "all")
     files = [path for path, _ in shots + found]
     tell(f"{len(task)} shots of {int(task.seen.sum())} of {task.num_classes} classes")
     pipeline = Pipeline(problem.choice, settings.seed)
-    pipeline.fit(task, encoded.given(files, settings.seed, unlabelled),
+    pipeline.fit(task, problem.given(files, settings.seed, unlabelled),
                  lambda name, seconds: tell(f"  {name:15} {seconds:6.1f} s"))
     watch.lap("methods")
 
     # 4. Everything that test.py needs, and a record that a person can read and repeat.
-    draw = {name: getattr(settings, name) for name in ("shots", "seed", "select", "pool", "shot_list")}
     record = Record(
-        **made_by(), device=str(device), config=settings, encoder=encoded.source.record(),
+        **made_by(), device=str(device), config=settings, encoder=problem.source.record(),
         classes=problem.data.class_names, domains=problem.data.domains, shots=Shots(
-            rule=rule(**draw), files=[path for path, _ in shots + named_below(settings.support, found)],
+            rule=rule(settings.shots, settings.seed, settings.select, settings.pool, settings.shot_list),
+            files=[path for path, _ in shots + named_below(settings.support, found)],
             labels=task.labels.tolist(), unreadable=bad, support=len(found)),
         without_labels={"unlabelled": settings.unlabelled, "transductive": settings.transductive},
         settings=pipeline.settings(), histories=pipeline.histories(),

@@ -44,7 +44,7 @@ class Bench:
         encoded, data = problem.encode(), problem.data
         rows, chosen, _ = encoded.shots(shots, 0)
         task = encoded.task(rows, [label for _, label in chosen])
-        task, found = with_support(task, *encoded.support)
+        task, found = with_support(task, *encoded.support())
         pipeline = Pipeline(problem.choice).fit(task, encoded.given([path for path, _ in chosen + found], 0))
         tests = data.split()
         truth = truth_of(tests.labels, tests.names)

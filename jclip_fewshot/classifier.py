@@ -44,19 +44,18 @@ _SCHEMA = {"classifier/model": Field("text"), "classifier/weights": Field("text"
 class FewShotClassifier:
     """Few-shot image classification on CLIP: docs/classifier.md.
 
-    model: a released CLIP's name or a checkpoint file, for images that are not features; a list: several encoders,
-        each with methods of its own (docs/notes/encoders.md).
-    class_names (K,): what the prompts say; labels are then the classes' places in it, or names of it. None: the labels,
-        which have to be names then. text: (K, D) text rows of the classes; None encodes the names; "none": the shots
-        alone decide, as for rows of an encoder without text. `fit` takes both, too.
+    model: a released CLIP's name or a checkpoint file; a list: several encoders (docs/notes/encoders.md).
+    class_names (K,): what the prompts say; labels are then the classes' places in it, or names of it. None: the labels
+        are names. text: (K, D) text rows of the classes; None encodes the names; "none": the shots alone decide, as
+        for rows of an encoder without text. `fit` takes both, too.
     methods: "auto", train.py's default; "fast", those without training; "all"; names with commas, or a list of them.
         Methods that tune CLIP's towers need images as paths.
     augment: random views averaged per training image; 0 takes the plain image. views: averaged per image to classify
         (docs/notes/views.md). seed: of the views and of training.
     weights: folder of checkpoints; None: weights/ beside the package. cache: of computed features; None keeps none.
     domains: of the classes, which choose their prompts. None: the part of a name before the first underscore, if for
-        every class that is a domain of the contest ("Animal_Bear"); "polar_bear" is a whole name. True: that part of
-        every name. False: none. A list (K,): the domain of each class, "" for none.
+        every class that is a domain of the contest ("Animal_Bear"). True: that part of every name. False: none. A list
+        (K,): the domain of each class, "" for none.
     quiet: show no progress and no notes, for notebooks.
 
     Images are one or many of paths, Pillow images and uint8 pixels, or (N, D) CLIP features of the same model. Features
@@ -104,12 +103,10 @@ class FewShotClassifier:
             if name not in known:
                 raise ValueError(f"Invalid parameter {name!r}; there are {', '.join(known)}")
             setattr(self, name, value)
-        if params:
             self._source = None
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn from 1.6 on asks an estimator about itself."""
         from sklearn.utils import ClassifierTags, Tags, TargetTags
         return Tags(estimator_type="classifier", target_tags=TargetTags(required=True),
                     classifier_tags=ClassifierTags())
@@ -141,25 +138,19 @@ class FewShotClassifier:
                 certain = True
             else:
                 images, labels = _plain(images), plain_labels(y)
-            classes, names, numbers, order = named(labels, class_names, certain)
-            if names is None and text is None:
-                raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing "
-                                 "to CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+            classes, names, numbers, order = named(labels, class_names, certain, text is None)
             self._locate()
-            names = [str(label) for label in classes.tolist()] if names is None else names
             domains = self._domains_of(names, order)
-            if isinstance(text, np.ndarray) and order is not None and len(text) == len(order):
-                text = text[order]
             if images is not None:
                 rows = self._shots(images)
-            text = self._text_rows(text, names, domains, rows.shape[1])
+            text = self._text_rows(text, names, domains, order, rows.shape[1])
             scale = joined_scale(parts) if parts else CLIP_SCALE
             if self._source is not None and not parts:
                 scale, parts = self._source.scale, self._source.parts
             task = Task(rows, numbers, text, domain_indices(domains), scale, parts)
-            paths = _paths(images)
-            tower = tower_of(self.source, Path(), paths, self.augment, self.seed,
-                             prompts.plain_sentences(names, domains)) if paths else None
+            files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
+            tower = tower_of(self.source, Path(), [str(image) for image in cast(list, images)], self.augment, self.seed,
+                             prompts.plain_sentences(names, domains)) if files else None
             self.pipeline_ = Pipeline(self.methods, self.seed).fit(task, Given(tower))
             self.classes_, self.class_names_, self.n_features_in_ = classes, names, task.text.shape[1]
             return self
@@ -298,17 +289,18 @@ class FewShotClassifier:
         return tuple(parts), joined(given)
 
     def _text_rows(self, text: None | str | np.ndarray, class_names: Sequence[str], domains: Sequence[str],
-                   width: int) -> np.ndarray:
-        """(K, D). Without text all classes have the same row, which tells none from another."""
+                   order: np.ndarray, width: int) -> np.ndarray:
+        """(K, D); order (K,): where the rows that were given have each class. Without text all have the same row."""
         if text is None:
             return self.source.texts(class_names, prompts.class_sentences(class_names, domains))
         if isinstance(text, str):
             if text != "none":
                 raise ValueError(f"text must be rows (K, D), None or 'none', not {text!r}")
             return np.ones((len(class_names), width), np.float32)
-        return np.asarray(text)
+        rows = np.asarray(text)
+        return rows[order] if len(rows) == len(order) else rows  # Task says that they do not fit
 
-    def _domains_of(self, class_names: Sequence[str], order: np.ndarray | None = None) -> list[str]:
+    def _domains_of(self, class_names: Sequence[str], order: Sequence[int] | np.ndarray) -> list[str]:
         """The domain of each class; order (K,): where the constructor's list has each of them."""
         if self.domains is None or self.domains is False:
             return domains_of(class_names) if self.domains is None else [""] * len(class_names)
@@ -316,11 +308,10 @@ class FewShotClassifier:
             return [domain_of(name) for name in class_names]
         if isinstance(self.domains, str) or len(self.domains) != len(class_names):
             raise ValueError(f"domains must be None, True, or a list of {len(class_names)}, one a class")
-        return [str(self.domains[index]) for index in (range(len(class_names)) if order is None else order)]
+        return [str(self.domains[index]) for index in order]
 
     @exclusive()
     def _answers(self, images: Any, refine: str) -> Answers:
-        """See Pipeline.answer. Tuned methods have a say where images are pictures, which their towers can look at."""
         self._require_fit()
         images, tuned = _plain(images), self.pipeline_.asks_images
         with self._told():
@@ -329,21 +320,19 @@ class FewShotClassifier:
                     warn(f"{', '.join(tuned)} need images; the methods on features answer alone")
                 return self.pipeline_.answer(self._checked_rows(images, fitting=False), refine)
             with as_files(images) as paths:
-                rows = self._encoded(paths, images, "image to classify")
+                rows = self._encoded(paths, images, "image to classify", test_views=self.views)
                 queries = queries_of(self.source, Path(), paths, rows, self.views) if tuned else rows
                 return self.pipeline_.answer(queries, refine)
 
     def _shots(self, images: Any) -> np.ndarray:
-        """Rows (S, D) of what is learned from."""
         if isinstance(images, np.ndarray):
             return self._checked_rows(images, fitting=True)
         with as_files(images) as paths:
-            return self._encoded(paths, images, "training image", self.augment)
+            return self._encoded(paths, images, "training image", views=self.augment)
 
-    def _encoded(self, paths: list[str], images: Sequence, what: str, augment: int | None = None) -> np.ndarray:
-        """Rows (N, D) of pictures. augment: random views of a training image; None: the views of one to classify."""
-        rows, bad = self.source.images(Path(), paths, views=augment or 0, seed=self.seed,
-                                       test_views=self.views if augment is None else 1)
+    def _encoded(self, paths: list[str], images: Sequence, what: str, **views: Any) -> np.ndarray:
+        """Rows (N, D) of pictures; views: as the source takes them."""
+        rows, bad = self.source.images(Path(), paths, seed=self.seed, **views)
         if bad:
             index = min(bad)
             name = images[index] if isinstance(images[index], (str, os.PathLike)) else f"number {index}"
@@ -387,9 +376,3 @@ def _plain(images: Any) -> Any:
                              f"{[len(one) for one in images]}")
         images = joined(images)
     return pictures_or_rows(images)
-
-
-def _paths(images: Any) -> list[str]:
-    """The images as paths; none where they are features or pictures."""
-    files = isinstance(images, list) and all(isinstance(image, (str, Path)) for image in images)
-    return [str(image) for image in images] if files else []

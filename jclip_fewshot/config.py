@@ -1,7 +1,4 @@
-"""The settings of each command, with their defaults: `CheckConfig` is for `python -m jclip_fewshot check`.
-
-A field's name is its flag (`--shot-list`) and its key in a --config file (`shot_list`).
-"""
+"""The settings of each command, with their defaults: a field is a flag (`--shot-list`) and a --config file's key."""
 
 from dataclasses import dataclass, field, fields
 from reprlib import repr as brief
@@ -45,8 +42,6 @@ class DeviceConfig(CommandConfig):
 
 @dataclass(frozen=True)
 class DataConfig(CommandConfig):
-    """Which data set."""
-
     data: str = option("Dataset", "folder of the data set (docs/data.md lists the layouts)", "data", "DIR")
     format: str = option("", "layout of the data set, if two fit", "data", choices=("", *FORMATS))
     labels: str = option("", "table of images and their classes: .csv, .tsv or .jsonl", "data", "FILE")
@@ -105,6 +100,9 @@ class SourceConfig(MachineConfig, CheckpointConfig, DataConfig):
                           "of the time, up to 0.2 points less), all, or names separated by commas", "method", "LIST")
     runs: str = option("runs", "folder in which runs are saved", "run", "DIR")
     name: str = option("", "name of the run's folder; empty for date and board", "run", "NAME")
+
+    # settings of train.py, and what validate, which has no such flags, takes
+    seed, shot_list, support, support_for, unlabelled, transductive = 0, "", "", "all", "", False
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
-
-from tqdm import tqdm
 
 from jclip_fewshot.errors import one_line
 
@@ -29,13 +26,13 @@ def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: 
     notebook = getattr(shell, "kernel", None) is not None
     if not quiet and not notebook and not sys.stderr.isatty():
         return _Lines(iterable, stage, unit, total, initial)
-    bar: Any = importlib.import_module("tqdm.auto").tqdm if notebook else tqdm
-    return bar(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=quiet,
+    from tqdm.auto import tqdm
+    return tqdm(iterable, desc=stage, unit=f" {unit}", total=total, initial=initial, disable=quiet,
                dynamic_ncols=True, leave=False, mininterval=0.2)
 
 
 class _Lines:
-    """The part of tqdm that this package uses, as lines of a log."""
+    """What this package uses of tqdm, as lines of a log."""
 
     def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None, initial: int) -> None:
         self.n, self.total = initial, len(iterable) if total is None and isinstance(iterable, Sized) else total

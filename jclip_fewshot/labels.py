@@ -51,14 +51,14 @@ def plain_labels(labels: Any) -> np.ndarray:
     return found
 
 
-def named(labels: np.ndarray, class_names: Sequence[str] | None, certain: bool
-          ) -> tuple[np.ndarray, list[str] | None, np.ndarray, np.ndarray | None]:
+def named(labels: np.ndarray, class_names: Sequence[str] | None, certain: bool, prompted: bool
+          ) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
     """Return classes (K,), sorted as scikit-learn has them, their names, each label's place among them (S,), and where
-    in `class_names` each class stands (K,). Names and places are None where nothing says them.
+    in `class_names` each class stands (K,).
 
     certain: the names came with these very labels, so that numbers are places in them; names that were given beforehand
-    must be sorted for that, since tools that turn names into numbers (VotingClassifier) count them in sorted order.
-    Raise ValueError if a label is no class, or it is not certain which.
+    must be sorted for that, since VotingClassifier and other tools number names in sorted order.
+    prompted: CLIP reads the names. Raise ValueError if a label is no class, no name, or it is not certain which.
     """
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError("Input y contains NaN or infinity: labels are names or whole numbers")
@@ -66,7 +66,11 @@ def named(labels: np.ndarray, class_names: Sequence[str] | None, certain: bool
         raise ValueError("Unknown label type: continuous. Labels are names or whole numbers")
     if class_names is None:
         classes, numbers = np.unique(labels, return_inverse=True)
-        return classes, checked_names(classes) if classes.dtype.kind == "U" else None, numbers.reshape(-1), None
+        if prompted and classes.dtype.kind != "U":
+            raise ValueError(f"labels are numbers ({', '.join(map(str, classes[:3].tolist()))}, …) and say nothing to "
+                             "CLIP: give class_names, one a class; or labels that are names; or text=\"none\"")
+        names = checked_names(list(map(str, classes.tolist())))
+        return classes, names, numbers.reshape(-1), np.arange(len(names))
     names = checked_names(class_names)
     if labels.dtype.kind == "U":
         order = np.argsort(np.array(names), kind="stable")

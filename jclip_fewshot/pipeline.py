@@ -1,5 +1,4 @@
-"""Fit and answer, wired once: one loop over methods, the ensemble and the refinement. The scripts, the classifier,
-validate and evaluate call it.
+"""Fit and answer, wired once: one loop over methods, the ensemble and the refinement.
 
 Letters: N images, S shots, K classes, D feature width.
 """
@@ -49,7 +48,7 @@ def _method_of(name: str) -> type[Method]:
 
 
 def _encoder_of(name: str) -> str:
-    """The encoder's name: "RN50" of "gda@RN50"; "" is the only one."""
+    """The encoder's name: "RN50" of "gda@RN50", "" of "gda"."""
     return name.partition(OF)[2]
 
 
@@ -85,13 +84,13 @@ class Answers:
 class Pipeline:
     """Methods fitted on the same shots, the ensemble that combines them, and the refinement of its answers.
 
-    methods: names, or what `choose` takes. seed: of all that draws at random. After `fit`: `task_`, `methods_` {name:
-    Method}, `ensemble_`, `held_out_probs_` (S, K), its answers to the shots held out, `seconds_` of each fit and its
-    folds; `check_methods_` and `check_ensemble_`, the faster ones that the refinement is checked with; `rows_ensemble_`
-    of the methods on rows alone; `unlabelled_` (U, D), images that the refinement sees beside its own, or None.
+    methods: what `choose` takes, or has chosen. seed: of all that draws at random. After `fit`: `task_`, `methods_`
+    {name: Method}, `ensemble_`, `held_out_probs_` (S, K), its answers to the shots held out, `seconds_` of each fit
+    and its folds; `check_methods_`, `check_ensemble_`, the faster ones that the refinement is checked with;
+    `rows_ensemble_` of the methods on rows; `unlabelled_` (U, D), what the refinement sees beside its images, or None.
 
-    Several encoders: rows and the task are joined (see Task), each has methods on rows of its own, the first one's
-    tower may be tuned, the ensemble weighs all, and the refinement looks at the joined rows.
+    Of several encoders the rows are joined (see Task), each has methods on rows of its own, and the first one's tower
+    may be tuned.
     """
 
     def __init__(self, methods: str | Sequence[str] | Choice = "auto", seed: int = 0) -> None:
@@ -169,7 +168,7 @@ class Pipeline:
         return best
 
     def _fit_check(self, held_out: dict[str, np.ndarray]) -> None:
-        """The methods that the refinement is checked with, and their ensemble; those that are fitted already are."""
+        """The methods that the refinement is checked with, and their ensemble, where they are not fitted already."""
         self.check_methods_ = {name: self.methods_[name] if name in self.methods_ else self._fitted(name, 0)
                                for name in names_on(CHECKED_BY, self.task_.parts)}
         self.check_ensemble_ = self.rows_ensemble_
@@ -184,7 +183,6 @@ class Pipeline:
         return self.task_.parts[0].name if self.task_.parts else ""
 
     def _fitted(self, name: str, seed: int, given: Given = NOTHING) -> Method:
-        """A method, fitted on the shots as its encoder sees them."""
         method = _method_of(name)
         encoder = _encoder_of(name) or (self._first if method.asks_images else "")
         return method(seed=seed).fit(self.task_.of(encoder), **given.for_method(method))
@@ -226,7 +224,7 @@ class Pipeline:
         return Answers(logits, probs, refinement, on_rows)
 
     def refine(self, features: np.ndarray, probs: np.ndarray, force: bool = False) -> Refinement:
-        """The refinement of a whole test set's (N, K) ensemble probabilities with all that the pipeline knows."""
+        """Return the refinement of a whole test set: features (N, D), the ensemble's probs (N, K)."""
         count = len(features)
         if self.unlabelled_ is not None:
             others = self.rows_ensemble_.probs(self._logits(self._on_rows, self.unlabelled_))
@@ -245,7 +243,6 @@ class Pipeline:
                               partial(self._answer_by, methods, ensemble), ensemble.class_bias)
 
     def _answer_by(self, methods: dict[str, Method], ensemble: Ensemble, features: np.ndarray) -> np.ndarray:
-        """(N, K) probabilities of an ensemble of methods, for (N, D) rows."""
         return np.concatenate([ensemble.probs(self._logits(methods, features[rows])) for rows in blocks(len(features))])
 
     def state(self) -> dict[str, np.ndarray]:
@@ -292,7 +289,6 @@ class Pipeline:
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> Pipeline:
-        """The pipeline, of arrays that may not fit each other."""
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: value for name, value in arrays.items() if name.startswith(prefix)}
         names = arrays["methods"].tolist()

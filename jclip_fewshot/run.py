@@ -3,7 +3,8 @@
     record.json  shots.txt  model.npz     train.py: how it was made, from which images, what was learned
     test_A.json  test_A.npz  result.*     test.py: scores and answers to test set A, the submission
 
-A folder that exists is never emptied or written over by another run.
+A folder that exists is never emptied or written over by another run. `repeated` and `validated` take a run's settings
+up again.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jclip_fewshot.config import DEMO_SEED, TestConfig
+from jclip_fewshot.config import DEMO_SEED, MachineConfig, TestConfig, TrainConfig, ValidateConfig, checked
 from jclip_fewshot.console import tell, warn
 from jclip_fewshot.data import submission
 from jclip_fewshot.data.data_set import DataSet, TestSet
@@ -30,6 +31,7 @@ from jclip_fewshot.data.formats.contest import CLASS_LISTS
 from jclip_fewshot.data.shots import write_shot_list
 from jclip_fewshot.errors import UserError, flag_of, shown
 from jclip_fewshot.features.sources import Source, encoders_of, listed, reopen_source
+from jclip_fewshot.methods.plan import GROUPS, OF
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline
 from jclip_fewshot.provenance import next_command
 from jclip_fewshot.records import Record, TestRecord
@@ -38,6 +40,11 @@ from jclip_fewshot.storage.files import require_writable, require_writable_folde
 from jclip_fewshot.storage.json_files import read_json, write_json
 
 RECORD, MODEL, SHOTS = "record.json", "model.npz", "shots.txt"
+# of settings that are taken up again: those that decide on the shots, paths, and what is the new run's own
+DRAW = ("shots", "seed", "select", "pool", "shot_list", "data", "board", "demo", "demo_seed", "skip_bad")
+_PATHS = ("data", "weights", "prompts", "names", "templates", "descriptions", "support", "unlabelled", "shot_list",
+          "features", "features_extra", "model")
+_OWN = {f.name for f in fields(MachineConfig)} | {"runs", "name", "from_run", "run"}
 Content = TypeVar("Content")
 
 
@@ -90,26 +97,22 @@ class Run:
     @classmethod
     def create(cls, runs: str | Path, name: str, shots: Iterable[tuple[str, int]], pipeline: Pipeline,
                record: Record) -> Run:
-        """Write a new run whole, the record last, or nothing, and return it. Raise UserError if it cannot be written.
+        """Write a new run whole, the record last, or nothing, and return it. Raise OSError if it cannot be written.
 
-        shots: (path below the data folder, class id) of the training images; name: see `new_folder`.
+        shots: (path below the data folder, class id) of the training images.
         """
         folder = new_folder(runs, name, record.config.board)
         try:
             write_shot_list(folder / SHOTS, shots)
             save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.report_arrays()})
             write_json(folder / RECORD, record)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
-            if isinstance(error, OSError):
-                raise UserError(f"the run cannot be saved in {folder} ({error.strerror or error}); what is encoded is "
-                                "kept in the cache") from error
             raise
         return cls(folder, record)
 
     @property
     def board(self) -> str:
-        """The board whose classes it has learned, A or B."""
         return self.record.config.board
 
     @cached_property
@@ -136,10 +139,10 @@ class Run:
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now; where it is nowhere, `saved` itself.
+        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere, or empty.
 
-        A relative path is looked for below the working folder, below the project's that holds the run (runs/NAME) and
-        below the one where train.py ran; an absolute one where it was first. Last comes its bare name.
+        Looked at in turn: the place of an absolute path; below the working folder, the project of the run (runs/NAME)
+        and the folder where train.py ran; its bare name.
         """
         was = self.record.folder or os.getcwd()
         whole = Path(os.path.abspath(os.path.join(was, saved)))
@@ -148,18 +151,18 @@ class Run:
         places = [whole] if os.path.isabs(saved) else []
         places += [Path(below), project / below, whole, self.folder / whole.name, Path(whole.name),
                    project / whole.name, Path("weights", whole.name), project / "weights" / whole.name]
-        return next((str(place) for place in places if os.path.exists(place)), saved)
+        return next((str(place) for place in places if saved and os.path.exists(place)), saved)
 
-    def where_sources(self, given: Any) -> dict[str, Any]:
-        """Return {"model", "weights", "features"}, of several encoders with a list "others" of the same.
+    def where_sources(self, given: Any) -> list[tuple[str, str]]:
+        """Return, of each encoder, its model or file of features as it lies now, and the folder of its weights.
 
-        given: settings of these names, and `features_extra`, where those of the run were moved; else its own.
-        Raise UserError if `given` does not fit what the run was trained with.
+        given: settings `model`, `weights`, `features`, `features_extra` of what was moved; else the run's own.
+        Raise UserError if they do not fit what the run was trained with.
         """
         encoders = encoders_of(self.record.encoder)
         kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
                  for one in encoders]
-        now = {}
+        now: dict[str, Iterator[str]] = {}
         for kind in ("model", "features", "features_extra"):
             files = listed(getattr(given, kind, ()))
             mine = [one.get("model") or one["features"] for one, its in zip(encoders, kinds) if its == kind]
@@ -171,23 +174,18 @@ class Run:
                                 f"{all_kinds}: give one for each, or none")
         if given.weights and "model" not in kinds:
             raise UserError(f"--weights: {self.folder} was trained with feature files alone; give --features instead")
-        found = []
-        for one, kind in zip(encoders, kinds):
-            weights = given.weights or (self.where(one["weights"]) if one.get("weights") else "")
-            place = {kind.removesuffix("_extra"): next(now[kind])}
-            found.append({"model": "", "weights": weights, "features": "", **place})
-        first, *others = found
-        return {**first, "others": others} if others else first
+        return [(next(now[kind]), given.weights or self.where(one.get("weights", "")))
+                for one, kind in zip(encoders, kinds)]
 
     def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
         """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
 
-        Raise UserError if something is absent, not what the run has learned, or cannot stand in the answers' file.
+        Raise UserError if something is absent, not what the run has learned, or cannot stand in that file.
         """
         config = self.record.config
         root = settings.data or self.where(config.data)
         data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
-                             labels=self.where(config.labels) if config.labels else "")
+                             labels=self.where(config.labels))
         self.require_fit(data, settings.split)
         split = settings.split or data.default_split
         tests = data.split(split, used=self.record.shots.files)
@@ -222,7 +220,7 @@ class Run:
         return read_json(self.folder / f"test_{split}.json", TestRecord, "run test.py again")
 
     def answers(self, split: str, schema: Schema) -> dict[str, np.ndarray]:
-        """Return the arrays that it left of a test set, checked against a schema; others are not read."""
+        """Return what the schema names of the arrays that it left of a test set."""
         return load_arrays(self.folder / f"test_{split}.npz", schema, others=None)
 
     def save_test(self, split: str, record: TestRecord, arrays: dict[str, Any]) -> None:
@@ -235,7 +233,7 @@ class Run:
         """Write the answers to `result` and a copy into the run. Return the archive to submit; none of a .csv.
 
         own: `split` is the one that the run was trained for. best (N, ≤5): class ids. probability (N,): of the first,
-        NaN where the image could not be read. Files that none of the runs beside this one has written are moved aside.
+        NaN where the image could not be read. Files that these runs have not written are moved aside.
         """
         table = result.suffix == ".csv"
         for path in (result,) if table else (result, result.with_suffix(".zip"), _names_file(result)):
@@ -252,6 +250,49 @@ class Run:
                 _names_file(place), ["image", *(f"class{number + 1}" for number in range(len(best[0])))],
                 ([name, *(classes[label] for label in row)] for name, row in zip(tests.names, best)))
         return archive
+
+
+def repeated(settings: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Return the settings and shots of the run that `--from-run` names, overridden by flags given explicitly.
+
+    A given flag that decides on the shots draws them again. What is the machine's, and the new run's name, comes from
+    `settings`; "auto" means what that run took. Raise UserError if there is no such run.
+    """
+    run = Run.open(settings.from_run, "--from-run")
+    values, changed = _taken(run, settings, given)
+    if not changed and set(values["methods"].split(",")) & set(GROUPS):
+        values["methods"] = ",".join(dict.fromkeys(name.partition(OF)[0] for name in run.record.settings
+                                                   if name != "ensemble"))
+    values.update(changed)
+    if "shot_list" not in changed:
+        same = not set(DRAW) & set(changed) and (values["shots"] or values["shot_list"])
+        values["shot_list"] = str(run.folder / SHOTS) if same else ""
+    return checked(TrainConfig, values)
+
+
+def validated(settings: ValidateConfig, given: dict[str, Any]) -> ValidateConfig:
+    """Return the settings of the run that `--run` names as far as validate has them, overridden by flags given."""
+    values, changed = _taken(Run.open(settings.run), settings, given)
+    values["shots"] = str(values["shots"])
+    known = {f.name: values[f.name] for f in fields(ValidateConfig) if f.name in values}
+    return checked(ValidateConfig, {**known, **changed})
+
+
+def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run's settings, its files where they lie now, with this command's own; and what was given beside it."""
+    values = dict(vars(run.record.config))
+    for name in _PATHS:
+        values[name] = run.where(values[name]) if isinstance(values[name], str) else tuple(map(run.where, values[name]))
+    values.update({name: value for name, value in vars(settings).items() if name in _OWN})
+    precisions = {one["precision"] for one in encoders_of(run.record.encoder) if "precision" in one}
+    if settings.precision == "auto" and len(precisions) == 1:
+        values["precision"] = precisions.pop()
+    changed = {name: value for name, value in given.items() if name not in _OWN}
+    flags = [flag_of(name) + ("" if one is True else f" {shlex.quote(str(one))}") for name, value in changed.items()
+             for one in (value if isinstance(value, (list, tuple)) else [value])]
+    if flags:
+        tell(f"Settings of {run.folder}, but {' '.join(flags)}")
+    return values, changed
 
 
 def readable(read: Callable[[Any], Content], places: Iterable, what: str = "it is") -> list[Content]:

@@ -28,13 +28,10 @@ class EncoderSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may learn from. Rows may come in float16: they are upcast and normalised again.
+    """What a method may learn from; rows are upcast and normalised again. A class may have no shot, and S may be 0.
 
-    A class may have no shot, and counts may differ; S may be 0.
-
-    With several encoders a row is theirs side by side (`joined`), each as long as the others, and `parts` names them;
-    the first one has text. Text columns of an encoder without text are zero. Zero-shot logits are then the mean of
-    the encoders'.
+    With several encoders a row is theirs side by side (`joined`), and `parts` names them; the first one has text. Text
+    columns of an encoder without text are zero. Zero-shot logits are then the mean of the encoders'.
     """
 
     features: np.ndarray  # (S, D) float32 unit rows
@@ -86,10 +83,7 @@ class Task:
         return self.counts > 0
 
     def seen_labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes with a shot, and each shot's place among them, (S,).
-
-        Others take no part in a training, which would push them under.
-        """
+        """Return the classes with a shot, which alone take part in a training, and each shot's place among them."""
         seen = np.flatnonzero(self.seen)
         return seen, np.searchsorted(seen, self.labels)
 
@@ -125,14 +119,13 @@ class Task:
 
     @property
     def evidence(self) -> Task:
-        """What evidence is read from: the task itself, or without the columns, and the text, of another encoder."""
+        """What evidence is read from: the task without the columns, and the text, of another encoder."""
         if not self.evidence_from:
             return self
         text = np.zeros((self.num_classes, self.text.shape[1] - self.evidence_from), np.float32)
         return replace(self, features=self.features[:, self.evidence_from:], text=text, evidence_from=0)
 
     def zero_shot(self, features: np.ndarray) -> np.ndarray:
-        """Zero-shot logits (N, K) of unit rows (N, D)."""
         return zero_shot_logits(features, self.text, self.scale)
 
     @property
@@ -141,10 +134,7 @@ class Task:
         return self.counts[self.labels] > 1
 
     def folds(self) -> list[Fold]:
-        """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one.
-
-        A shot that is the only one of its class is kept in every fold. Empty where no shot can be left out.
-        """
+        """Leave-one-shot-out: fold j leaves out the j-th shot of every class that has another one."""
         place = fold_of_shots(self.labels, MAX_FOLDS)
         masks = [(place == number) & self.can_be_left_out for number in range(place.max(initial=-1) + 1)]
         return [Fold(self.take(~out), np.flatnonzero(~out), np.flatnonzero(out)) for out in masks if out.any()]

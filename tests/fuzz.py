@@ -47,9 +47,8 @@ from jclip_fewshot.evaluation.validate import shot_curve  # noqa: E402
 from jclip_fewshot.features.sources import TableSource  # noqa: E402
 from jclip_fewshot.pipeline import STATE_SCHEMA, Pipeline  # noqa: E402
 from jclip_fewshot.records import Record, TestRecord, Validation  # noqa: E402
-from jclip_fewshot.repeat import repeated  # noqa: E402
 from jclip_fewshot.report.page import leaderboard_page  # noqa: E402
-from jclip_fewshot.run import Run  # noqa: E402
+from jclip_fewshot.run import Run, repeated  # noqa: E402
 from jclip_fewshot.storage.arrays import load_arrays  # noqa: E402
 from jclip_fewshot.storage.json_files import read_json  # noqa: E402
 from tests.mutations import (  # noqa: E402

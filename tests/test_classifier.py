@@ -67,11 +67,11 @@ def test_saved_and_loaded_answers_are_the_same(task, tmp_path):
 ])
 def test_domains_only_where_the_user_says_so(domains, said):
     bears = ["polar_bear", "brown_bear", "black_bear"]
-    assert FewShotClassifier(domains=domains)._domains_of(bears) == said
-    assert FewShotClassifier()._domains_of(["Animal_Bear", "Thu-dog_pug"]) == ["Animal", "Thu-dog"]
+    assert FewShotClassifier(domains=domains)._domains_of(bears, range(len(bears))) == said
+    assert FewShotClassifier()._domains_of(["Animal_Bear", "Thu-dog_pug"], range(2)) == ["Animal", "Thu-dog"]
     for wrong in (["x"], "abc"):
         with pytest.raises(ValueError, match="a list of 3"):
-            FewShotClassifier(domains=wrong)._domains_of(bears)
+            FewShotClassifier(domains=wrong)._domains_of(bears, range(len(bears)))
 
 
 class Unreadable:

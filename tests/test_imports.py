@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 FLOORS = [{"errors"}, {"console", "config"}, {"storage"}, {"backend"}, {"clip", "task"}, {"data"}, {"encoders"},
           {"features"}, {"combine", "methods"}, {"pipeline"}, {"problem", "provenance", "labels", "export_onnx"},
           {"records", "export"}, {"run"},
-          {"repeat", "evaluation"}, {"classifier", "report"}, {"cli"}]
+          {"evaluation"}, {"classifier", "report"}, {"cli"}]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # what lies on finished rows alone knows neither encoders nor paths, and nobody's flags
 NARROW = {"methods/rows": {"backend", "console", "errors", "task", "methods.base", "methods.training", "methods.rows"},

@@ -1,12 +1,13 @@
 """Which images a problem hands to whom."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from jclip_fewshot.config import TrainConfig
 from jclip_fewshot.data.shots import choose_shots
-from jclip_fewshot.problem import Encoded, read_problem
+from jclip_fewshot.problem import read_problem
 
 
 def test_transductive_images_are_never_the_shots(tmp_path):
@@ -19,5 +20,5 @@ def test_transductive_images_are_never_the_shots(tmp_path):
     asked = []
     source = SimpleNamespace(images=lambda _, paths, **__: asked.extend(paths) or (np.zeros((len(paths), 3)), {}))
     shots = choose_shots(problem.data, 1)
-    found = Encoded(problem, source, np.eye(2, 3)).unlabelled(shots)
+    found = replace(problem, source=source, text=np.eye(2, 3)).unlabelled(shots)
     assert len(found.rows) == 6 and not set(asked) & {path for path, _ in shots}

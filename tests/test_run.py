@@ -15,8 +15,7 @@ from jclip_fewshot.config import TestConfig, TrainConfig
 from jclip_fewshot.data.data_set import TestSet
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.records import Record
-from jclip_fewshot.repeat import repeated
-from jclip_fewshot.run import Run
+from jclip_fewshot.run import Run, repeated
 from jclip_fewshot.storage.arrays import Field, load_arrays, save_arrays
 from jclip_fewshot.storage.json_files import read_json
 
@@ -170,7 +169,7 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
     def full(path, record):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(runs, "write_json", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):  # the command line says it, and what to do
         finished(tmp_path, "base")
     assert not (tmp_path / "base").exists()
 
@@ -273,10 +272,8 @@ def test_flags_of_the_wrong_kind_of_source_are_refused(tmp_path):
             (table, {"weights": "w"}, "--weights: .*feature files alone")]:
         with pytest.raises(UserError, match=said):
             run.where_sources(TestConfig(**given))
-    assert clip.where_sources(TestConfig(model=("x.pt",), weights="w")) == {
-        "model": "x.pt", "weights": "w", "features": ""}
-    assert table.where_sources(SimpleNamespace(model=(), weights="", features=())) == {
-        "model": "", "weights": "", "features": "f.npz"}
+    assert clip.where_sources(TestConfig(model=("x.pt",), weights="w")) == [("x.pt", "w")]
+    assert table.where_sources(SimpleNamespace(model=(), weights="", features=())) == [("f.npz", "")]
 
 
 def test_the_record_is_plain_json(tmp_path):

@@ -36,7 +36,6 @@ def speak_as(settings: DeviceConfig) -> None:
     console.quiet = settings.quiet or not ranks.first()
     _cache = "" if getattr(settings, "features", "") else getattr(settings, "cache", "")
     if settings.verbose:
-        console.verbose = True
         os.environ[runtime.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
 

@@ -19,6 +19,8 @@ from jclip_fewshot.provenance import table_name
 from jclip_fewshot.storage.files import atomic_write, require_writable, require_writable_folder, shipped_folder
 from jclip_fewshot.storage.json_files import write_json
 
+GAP = "{}: checked with ONNX Runtime, whose rows differ from ours by {:.0e} at most"
+
 
 def call(name: str, arguments: list[str]) -> int:
     """Run a command of the table with the arguments behind its name. Return the exit status."""
@@ -39,10 +41,11 @@ def predict(settings: config.PredictConfig) -> int:
     if settings.reject > 1:
         raise UserError(f"--reject takes a probability, 0 to 1, not {settings.reject}")
     from jclip_fewshot.cli import predict as prediction
-    asked = prediction.opened(settings)
-    printer = prediction.Printer(asked.class_names, settings.top, settings.reject,
+    pipeline, source, class_names, root = prediction.opened(settings)
+    printer = prediction.Printer(class_names, settings.top, settings.reject,
                                  "json" if settings.json else "csv" if settings.csv else "text")
-    return prediction.answer(asked, prediction.listed(settings.images), printer, settings.refine, settings.views)
+    return prediction.answer(pipeline, source, prediction.listed(settings.images), printer, root=root,
+                             refine=settings.refine, views=settings.views)
 
 
 def runs(settings: config.RunsConfig) -> None:
@@ -76,7 +79,7 @@ def export(settings: config.ExportConfig) -> None:
     if onnx:
         source = run.source(settings, **{**settings.encoding, "precision": "float32"})
         gap = exporting.save_onnx(settings.target, found, run.record.classes, source, settings.uint8)
-        _tell_gap(settings.target, gap)
+        print(GAP.format(settings.target, gap))
     else:
         exporting.save_export(settings.target, found, run.record.classes, run.record.encoder)
     classes, width = found.linear.weight.shape
@@ -84,10 +87,6 @@ def export(settings: config.ExportConfig) -> None:
     print(f"{settings.target}: {classes} classes x {width} numbers, from {parts}")
     print("no shot could be left out: nothing says how good it is" if found.held_out_top1 is None else
           f"held-out top-1: {found.held_out_top1:.1f}, the run's whole ensemble {found.ensemble_top1:.1f}")
-
-
-def _tell_gap(target: str, gap: float) -> None:
-    print(f"{target}: checked with ONNX Runtime, whose rows differ from ours by {gap:.0e} at most")
 
 
 def check(settings: config.CheckConfig) -> int:
@@ -125,8 +124,8 @@ def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
     """Score the whole pipeline on held-out labelled training images: the local leaderboard."""
     from jclip_fewshot.data import demo
     from jclip_fewshot.evaluation import validate as validation
-    from jclip_fewshot.repeat import validated
     from jclip_fewshot.report.page import report_line
+    from jclip_fewshot.run import validated
     if settings.run:
         settings = validated(settings, given)
     validation.require_name(settings)
@@ -216,7 +215,7 @@ def convert(settings: config.ConvertConfig) -> None:
         command.set_up(config.DeviceConfig())
         from jclip_fewshot.encoders import open_encoder
         from jclip_fewshot.export_onnx import save_towers
-        _tell_gap(settings.target, save_towers(settings.target, open_encoder(settings.source, **said)))
+        print(GAP.format(settings.target, save_towers(settings.target, open_encoder(settings.source, **said))))
 
 
 def cache(settings: config.CacheConfig) -> None:

@@ -74,10 +74,7 @@ def _arrays(device: str) -> str:
 
 
 def _checkpoint(model: str, weights: str, deep: bool = False, said: tuple[str, int] = ("", 0)) -> str:
-    """The model is there, of a known family, and size and header fit its tensors; `deep`: so do its numbers.
-
-    said: activation and width of the heads, where nothing in or beside the file says them.
-    """
+    """The model is there, of a known family, and size and header fit its tensors; `deep`: so do its numbers."""
     from jclip_fewshot.clip.checkpoint import read_clip
     from jclip_fewshot.clip.checkpoint.origin import KNOWN
     from jclip_fewshot.clip.download import local_checkpoint, released, said_of, sha256

@@ -53,7 +53,7 @@ def _learned_from(config: TrainConfig | ValidateConfig) -> list[str]:
     """Data and board, shots a class, seed or how many seeds."""
     name = f"demo {config.demo_seed}" if config.demo else Path(config.data).name
     return [name + ("" if config.board == "A" else f" {config.board}"),
-            "list" if getattr(config, "shot_list", "") else str(config.shots),
+            "list" if config.shot_list else str(config.shots),
             f"{config.seeds} drawn" if isinstance(config, ValidateConfig) else str(config.seed)]
 
 

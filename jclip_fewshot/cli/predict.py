@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,13 +37,13 @@ class Named(NamedTuple):
 Listed = Iterator[Named | None]
 
 
-def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
-    """Return the pictures that the arguments name, of folders all that is in them; names: standard input, for "-"."""
+def listed(arguments: Sequence[str]) -> Listed:
+    """Return the pictures that the arguments name, of folders all that is in them, of "-" standard input."""
     for argument in arguments:
         if argument == "-":
-            if names is None and sys.stdin is None:
+            if sys.stdin is None:
                 raise UserError("standard input, which - stands for, is closed")
-            yield from _lines(names or sys.stdin.buffer)
+            yield from _lines(sys.stdin.fileno())
         elif os.path.isdir(argument):
             found = [str(folder / name) for folder, images, _ in walk(Path(argument)) for name in images]
             none = Named(argument, f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
@@ -55,11 +55,11 @@ def listed(arguments: Sequence[str], names: IO[bytes] | None = None) -> Listed:
             yield from listed(found) if found else [Named(argument, "no file has such a name")]
 
 
-def _lines(file: IO[bytes]) -> Listed:
+def _lines(descriptor: int) -> Listed:
     """A name a line; a mark wherever the other end has sent no more yet."""
     rest = b""
     while True:
-        data = os.read(file.fileno(), 1 << 16)  # what is there, which may be less
+        data = os.read(descriptor, 1 << 16)  # what is there, which may be less
         *lines, rest = (rest + data).split(b"\n")
         for line in lines + ([rest] if not data else []):
             name = os.fsdecode(line.rstrip(b"\r"))
@@ -84,9 +84,9 @@ def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
 
 
 class Printer:
-    """Write answers to standard output, a line for each picture: the `top` best classes.
+    """Write a line for each picture to standard output, as text, json or csv: the `top` best classes.
 
-    reject: the least probability of the first class that counts as an answer. form: text, json or csv.
+    reject: the least probability of the first class that counts as an answer.
     """
 
     def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
@@ -115,17 +115,11 @@ class Printer:
         sys.stdout.flush()
 
 
-class Asked(NamedTuple):
-    """What answers: class_names (K,); root: of a run, its data folder, which paths in a feature file are below."""
+def opened(settings: PredictConfig) -> tuple[Pipeline, Source, Sequence[str], str]:
+    """Start Jittor and open the run, or the classifier saved from Python, that the settings name.
 
-    pipeline: Pipeline
-    source: Source
-    class_names: Sequence[str]
-    root: str = ""
-
-
-def opened(settings: PredictConfig) -> Asked:
-    """Start Jittor; return the run, or the classifier saved from Python, that the settings name."""
+    Return its pipeline, source, class names (K,), and the folder below which paths in a feature file are.
+    """
     if Path(settings.run).is_file():
         from jclip_fewshot.classifier import FewShotClassifier
         if settings.features or settings.features_extra:
@@ -133,19 +127,19 @@ def opened(settings: PredictConfig) -> Asked:
         command.set_up(settings)
         classifier = FewShotClassifier.load(settings.run, settings.cache or None, list(settings.model) or "",
                                             settings.weights or None)
-        return Asked(classifier.pipeline_, classifier.source, classifier.class_names_)
+        return classifier.pipeline_, classifier.source, classifier.class_names_, ""
     run = Run.open(settings.run, "RUN")
     command.set_up(settings)
-    return Asked(run.pipeline, run.source(settings, **settings.encoding), run.record.classes,
-                 run.where(run.record.config.data))
+    source, root = run.source(settings, **settings.encoding), run.where(run.record.config.data)
+    return run.pipeline, source, run.record.classes, root
 
 
-def answer(asked: Asked, pictures: Listed, printer: Printer, refine: bool = False, views: int = 1) -> int:
+def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printer, *, root: str = "",
+           refine: bool = False, views: int = 1) -> int:
     """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
 
     refine: answer all of them together. Raise UserError if none could be read.
     """
-    pipeline, source, _, root = asked
     read = given = 0
     for chunk in chunks(pictures, together=refine):
         for picture in chunk:

@@ -103,7 +103,7 @@ def validate(settings: ValidateConfig) -> dict | None:
     whole, tests, draws = problem.encode(), {}, {}
     for seed in range(settings.seeds):
         held, rest = hold_out(problem.data, settings.per_class, max(counts), seed)
-        encoded = dataclasses.replace(whole, problem=dataclasses.replace(problem, data=rest))
+        encoded = dataclasses.replace(whole, data=rest)
         features, held, _ = labelled_rows(whole.source, rest.root, held, settings.skip_bad,
                                           stage=f"held out, seed {seed}", test_views=settings.views)
         tests[seed] = encoded, features, held

@@ -307,31 +307,32 @@ def _together(found: Sequence[Any]) -> Source:
     return found[0] if len(found) == 1 else SeveralSources(found)
 
 
-def reopen_source(saved: dict, where: dict[str, Any], shots: Sequence[str], class_names: Sequence[str], task: Task,
-                  **how: Any) -> Source:
+def reopen_source(saved: dict, where: Sequence[tuple[str, str]], shots: Sequence[str], class_names: Sequence[str],
+                  task: Task, **how: Any) -> Source:
     """Return the source that a run was trained with; raise UserError if it is gone, or another one now.
 
-    saved: its `record`. where: "model", "weights", "features" as they lie now, of further encoders in "others".
-    shots (S,), class_names (K,), task: what the run learned from, to recognise rows. how: as for `open_source`.
+    saved: its `record`. where: of each encoder, the model or the file of features as it lies now, and the folder of its
+    weights. shots (S,), class_names (K,), task: what the run learned from, to recognise rows. how: as `open_source`'s.
     """
     if "others" in saved:
         parts = task.parts
         if len(parts) != 1 + len(saved["others"]):
             raise UserError("the run's record names other encoders than its arrays hold: train again")
-        return _together([reopen_source(one, there, shots, class_names, task.of(part.name).evidence, **how)
-                          for part, one, there in zip(parts, encoders_of(saved), encoders_of(where))])
+        return _together([reopen_source(one, [place], shots, class_names, task.of(part.name).evidence, **how)
+                          for part, one, place in zip(parts, encoders_of(saved), where)])
+    (place, weights), = where
     if "features" in saved:
-        table = TableSource(where["features"], saved.get("has_text", True))
+        table = TableSource(place, saved.get("has_text", True))
         if table.record()["features_digest"] != saved.get("features_digest"):
-            _require_same_rows(table, where["features"], shots, class_names, task)
+            _require_same_rows(table, place, shots, class_names, task)
         return table
     if how.get("precision", "auto") == "auto":  # the run's own, where this machine has it
         how["precision"] = saved.get("precision") or "auto"
     how.update({name: saved[name] for name in SAID if name in saved})
-    source = _encoder_source(where["model"], where["weights"], saved.get("as_seen", False), **how)
+    source = _encoder_source(place, weights, saved.get("as_seen", False), **how)
     now = source.record()
     if now["weights_digest"] != saved.get("weights_digest"):
-        raise UserError(f"{where['model']} is not the checkpoint that the run was trained with (width {now['width']} "
+        raise UserError(f"{place} is not the checkpoint that the run was trained with (width {now['width']} "
                         f"now, {saved.get('width')} then; the content differs): train again, or say with "
                         f"{parameter('model')} or {parameter('weights')} where the old file lies")
     if now["precision"] != saved.get("precision"):

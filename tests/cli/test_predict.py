@@ -11,7 +11,7 @@ from PIL import Image
 
 from jclip_fewshot.classifier import FewShotClassifier
 from jclip_fewshot.cli import predict
-from jclip_fewshot.cli.predict import NONE_OF_THESE, Asked, Named, Printer, answer, chunks, listed
+from jclip_fewshot.cli.predict import NONE_OF_THESE, Named, Printer, answer, chunks, listed
 from jclip_fewshot.data import demo
 from jclip_fewshot.errors import UserError
 from tests.cli.scripts import call, call_here, fails
@@ -29,8 +29,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def paths(arguments, **more):
-    return [picture.path for picture in listed(arguments, **more) if picture]
+def paths(arguments):
+    return [picture.path for picture in listed(arguments) if picture]
 
 
 def test_files_folders_and_patterns(folder):
@@ -41,10 +41,11 @@ def test_files_folders_and_patterns(folder):
     assert "no image (.jpg" in list(listed(["empty"]))[0].reason and list(listed(["*.gif"]))[0].reason
 
 
-def test_names_from_a_pipe_are_answered_as_they_come(folder):
+def test_names_from_a_pipe_are_answered_as_they_come(folder, monkeypatch):
     reader, writer = os.pipe()
+    monkeypatch.setattr("sys.stdin", os.fdopen(reader))
     os.write(writer, b"a.jpg\r\n\nb/c.PNG\nb/")
-    pictures = listed(["-"], names=os.fdopen(reader, "rb"))
+    pictures = listed(["-"])
     lists = chunks(pictures)
     assert next(lists) == [Named("a.jpg"), Named("b/c.PNG")]  # although the pipe is open and a name cut in two
     os.write(writer, b"image_2.jpg\nlast")
@@ -120,25 +121,21 @@ class Pipe:
         return type("Answers", (), {"final": np.repeat(np.float32([[0.2, 0.7, 0.1]]), len(queries.rows), axis=0)})
 
 
-def asked(pipeline=None, source=None):
-    return Asked(pipeline or Pipe(), source or Source(), NAMES)
-
-
 def test_what_cannot_be_read_is_named_and_the_rest_answered(capsys):
     pictures = [Named("1"), Named("bad2"), Named("gone", "no file has such a name"), Named("3")]
-    assert answer(asked(), iter(pictures), Printer(NAMES, 1)) == 1
+    assert answer(Pipe(), Source(), iter(pictures), Printer(NAMES, 1)) == 1
     said = capsys.readouterr()
     assert said.out == "1\tdog 70.0 %\n3\tdog 70.0 %\n"
     assert "bad2 cannot be read (the file is empty)" in said.err and "gone: no file has such a name" in said.err
-    assert answer(asked(), iter([Named("1")]), Printer(NAMES, 1)) == 0
+    assert answer(Pipe(), Source(), iter([Named("1")]), Printer(NAMES, 1)) == 0
     for none in ([Named("bad2"), Named("gone", "no such")], []):
         with pytest.raises(UserError):
-            answer(asked(), iter(none), Printer(NAMES, 1))
+            answer(Pipe(), Source(), iter(none), Printer(NAMES, 1))
 
 
 def test_views_reach_the_encoder():
     source = Source()
-    answer(asked(source=source), iter([Named("1")]), Printer(NAMES, 1), views=5)
+    answer(Pipe(), source, iter([Named("1")]), Printer(NAMES, 1), views=5)
     assert source.views == 5
 
 
@@ -147,7 +144,7 @@ def test_refining_waits_for_all(monkeypatch, capsys):
     pictures, found = [Named(str(number)) for number in range(5)], {}
     for refine in (False, True):
         pipe = Pipe()
-        answer(asked(pipe), iter([*pictures, None]), Printer(NAMES, 1), refine)
+        answer(pipe, Source(), iter([*pictures, None]), Printer(NAMES, 1), refine=refine)
         found[refine] = pipe.asked
     assert found[True] == [(5, "auto")] and found[False][0] == (2, "off") and sum(n for n, _ in found[False]) == 5
 

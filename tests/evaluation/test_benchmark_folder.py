@@ -7,7 +7,7 @@ import numpy as np
 
 from jclip_fewshot.config import BenchmarkConfig
 from jclip_fewshot.evaluation import benchmark
-from jclip_fewshot.problem import Encoded, Problem
+from jclip_fewshot.problem import Problem
 
 
 def test_a_folder_gives_shots_by_the_seed_and_scores_what_has_a_known_class(tmp_path, monkeypatch):
@@ -23,7 +23,8 @@ def test_a_folder_gives_shots_by_the_seed_and_scores_what_has_a_known_class(tmp_
         return np.stack([np.eye(2, 4)["ab".find(path.split("/")[1]) % 2] for path in paths]), {}
 
     source = SimpleNamespace(images=images, scale=100.0, parts=())
-    monkeypatch.setattr(Problem, "encode", lambda self: Encoded(self, source, np.eye(2, 4, dtype=np.float32)))
+    text = np.eye(2, 4, dtype=np.float32)
+    monkeypatch.setattr(Problem, "encode", lambda self: replace(self, source=source, text=text))
     settings = replace(BenchmarkConfig(data=(str(tmp_path),)), shots="1,2", seeds=2, augment=7)
     entry = benchmark._of_folder(str(tmp_path), settings, range(2))
     assert entry.counts == [1, 2] and asked[1:] == [(4, 7, 0), (4, 7, 1)]  # each seed's shots once, with its views

@@ -28,7 +28,7 @@ def save(path, rows, text, more=0):
 
 
 def reopened(saved, file, rows, text):
-    return sources.reopen_source(saved, {"features": file}, PATHS, NAMES, Task(rows, [0, 1, 2], text))
+    return sources.reopen_source(saved, [(file, "")], PATHS, NAMES, Task(rows, [0, 1, 2], text))
 
 
 def test_a_changed_feature_file_is_noticed(rows, tmp_path, capsys):
@@ -59,7 +59,7 @@ class OtherClip(Encoder):
 
 
 def test_another_checkpoint_is_refused_and_another_precision_said(rows, monkeypatch, capsys):
-    where = {"model": "m.pt", "weights": "absent"}
+    where = [("m.pt", "absent")]
     task = Task(rows, [0, 1, 2], rows)
     opened = lambda saved: sources.reopen_source(saved, where, PATHS, NAMES, task)  # noqa: E731
     monkeypatch.setattr(sources, "open_encoder", lambda *_, **__: OtherClip("aaaa"))
