@@ -1,7 +1,7 @@
 """The settings of each command, with their defaults: a field is a flag (`--shot-list`) and a --config file's key."""
 
+import reprlib
 from dataclasses import dataclass, field, fields
-from reprlib import repr as brief
 from typing import Any, TypeVar
 
 from jclip_fewshot.errors import UserError, flag_of
@@ -249,6 +249,13 @@ _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
           tuple: "text, or a list of texts"}
 
 
+def _brief(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of 5,000 digits
+        return "one so large"
+
+
 def checked(config: type[Config], values: dict[str, Any]) -> Config:
     """Return settings from `values`. Raise UserError, which names the flag, for another type, choice or range."""
     known, found = {f.name: f for f in fields(config)}, dict[str, Any]()
@@ -261,11 +268,11 @@ def checked(config: type[Config], values: dict[str, Any]) -> Config:
             value = (value,) if value and isinstance(value, str) else tuple(value)
         texts = value if kind is tuple else (value,)
         if type(value) is not kind or (kind is tuple and not all(isinstance(one, str) and one for one in texts)):
-            raise UserError(f"{flag} takes {_KINDS[kind]}, not {brief(value)}")
+            raise UserError(f"{flag} takes {_KINDS[kind]}, not {_brief(value)}")
         if any("\0" in one for one in texts if isinstance(one, str)):
-            raise UserError(f"{flag} holds a NUL byte, which no name may: {brief(value)}")
+            raise UserError(f"{flag} holds a NUL byte, which no name may: {_brief(value)}")
         if about["choices"] and value not in about["choices"]:
-            raise UserError(f"{flag} takes {', '.join(about['choices'])}, not {brief(value)}")
+            raise UserError(f"{flag} takes {', '.join(about['choices'])}, not {_brief(value)}")
         if kind in (int, float) and not about["low"] <= value < 2**31:
             said = "one so large" if value > about["low"] else value
             raise UserError(f"{flag} takes a number from {about['low']} up, not {said}")

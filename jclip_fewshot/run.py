@@ -9,10 +9,10 @@ up again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -107,7 +107,10 @@ class Run:
             save_arrays(folder / MODEL, {**pipeline.state(), **pipeline.report_arrays()})
             write_json(folder / RECORD, record)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # it was new, or empty
+            with contextlib.suppress(OSError):
+                for name in (SHOTS, MODEL, RECORD):
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
             raise
         return cls(folder, record)
 

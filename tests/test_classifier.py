@@ -103,6 +103,8 @@ def test_labels_are_whole_or_named(task, tmp_path):
     names = np.array(["ant", "bee", "cat", "dog", "elk", "fox"], object)
     classifier.fit(shots, names[labels], text=text).save(tmp_path / "c.npz")
     assert FewShotClassifier.load(tmp_path / "c.npz").predict(queries[:1])[0] in names
+    with pytest.raises(ValueError, match="2 images and 1 labels: as many are needed"):  # before one is read
+        FewShotClassifier(model="nowhere.pt").fit(["nowhere.jpg", "there.jpg"], ["a"])
     with pytest.raises(ValueError, match="one kind"):
         classifier.fit(shots, [*names[labels][:-1], 3], text=text)
 

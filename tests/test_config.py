@@ -186,7 +186,8 @@ def test_verbose_in_a_file_counts_as_the_flag(tmp_path):
 
 @pytest.mark.parametrize("text, said", [
     ('data = "a\\u0000b"', "--data holds a NUL byte"), ("seed = " + "9" * 5000, "run.toml"),
-    ("seed = 99999999999", "so large"),
+    ("seed = 99999999999", "so large"), ("data = 0x" + "1" * 5000, "--data takes text, not one so large"),
+    ("model = [0x" + "1" * 5000 + "]", "--model takes text, or a list of texts, not one so large"),
 ])
 def test_names_and_numbers_that_no_machine_takes(tmp_path, text, said):
     (tmp_path / "run.toml").write_text(text)

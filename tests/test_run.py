@@ -173,6 +173,14 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
         finished(tmp_path, "base")
     assert not (tmp_path / "base").exists()
 
+    def full_beside_another(path, record):
+        path.with_name("another.txt").write_text("of another process")
+        full(path, record)
+    monkeypatch.setattr(runs, "write_json", full_beside_another)
+    with pytest.raises(OSError, match="No space left on device"):
+        finished(tmp_path, "base")
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["another.txt"]
+
 
 @pytest.mark.parametrize("name", ["a/b", "..", "x" * 300, "a\nb", "a\0b", " a"])
 def test_names_that_are_no_folder(tmp_path, name):

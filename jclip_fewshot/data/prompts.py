@@ -206,6 +206,8 @@ def _templates(path: Path, of_classes: bool = False) -> dict[str, list[str]]:
     for number, line in _lines(path):
         name, _, template = line.rpartition("\t") if of_classes else ("", "", line)
         template = " ".join(template.split())
+        if "\t" in line and of_classes and not name.strip():
+            raise UserError(f"{path}, line {number}: no class stands in front of the tab")
         rest = template.replace("{}", "")
         if rest == template or "{" in rest or "}" in rest:
             raise UserError(f"{path}, line {number}: {template!r} needs {{}} where the class name goes and no other "

@@ -134,7 +134,7 @@ def _of_folder(folder: str, settings: BenchmarkConfig, seeds: Sequence[int]) -> 
         raise UserError(f"{folder}: the classes of its test images are not known, so that nothing can be scored")
     encoded = problem.encode()
     rows, bad = test_rows(encoded.source, data.root, tests)
-    truth = np.array([tests.labels[name] for name in tests.names], np.int64)
+    truth = np.array([tests.labels.get(name, UNKNOWN) for name in tests.names], np.int64)
     kept = [index for index, label in enumerate(truth) if index not in bad and label != UNKNOWN]
     features, labels = rows[kept], truth[kept]
     row_of: dict[tuple[int, str], np.ndarray] = {}

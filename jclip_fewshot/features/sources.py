@@ -277,6 +277,9 @@ def open_source(model: str | Sequence[str], weights: str, features: str | Sequen
     Raise UserError if a checkpoint or feature file is absent, damaged or there twice, or a folder is none.
     """
     models, tables, extra = listed(model), listed(features), listed(features_extra)
+    for said, given in (("model", models), ("features", [*tables, *extra])):
+        if twice := [one for one in given if given.count(one) > 1]:
+            raise UserError(f"{parameter(said)} {twice[0]} is given twice; each encoder counts once")
     if how.get("output") and not any(map(onnx_encoder.recognises, map(Path, models))):
         raise UserError(f"{parameter('output')} {how['output']} names an output of an ONNX encoder, and there is none")
     first: list[Any] = [TableSource(file) for file in tables]

@@ -47,6 +47,8 @@ def named(path: str | Path, kind: str = "") -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise  # the file may be sound
     except Exception as error:  # what struct, zipfile, msgspec, NumPy and unpicklers raise on damaged bytes
         damaged = f": cannot be read as {kind}" if kind else " is damaged or of an unknown format"
         raise UserError(f"{path}{damaged} ({type(error).__name__}: {str(error)[:300]})") from None

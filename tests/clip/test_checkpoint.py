@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -51,6 +53,54 @@ def test_torch_files_of_both_generations():
         assert tensors["b"].dtype == np.float16 and tensors["b"].tolist() == [1.5, -2]
         assert tensors["c"].dtype == np.float32 and tensors["c"].tolist() == [3, -0.5]  # bfloat16
         assert tensors["n"].shape == () and tensors["i"].dtype == np.int64
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_legacy_file_of_any_pickle_protocol(tmp_path, monkeypatch, protocol):
+    """Five pickles one after another, each with its own memo: with protocol 4 it counts from 0."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch._utils, torch.FloatStorage = utils, type("FloatStorage", (), {"__module__": "torch"})
+
+    def rebuild(*_):
+        pass
+    rebuild.__module__, rebuild.__qualname__, utils._rebuild_tensor_v2 = "torch._utils", "_rebuild_tensor_v2", rebuild
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Stored:
+        def __init__(self, array, key):
+            self.array, self.key = array, key
+
+        def __reduce__(self):
+            return rebuild, (Key(self.key), 0, self.array.shape, (3, 1), False, {})
+
+    class Key(str):
+        pass
+
+    class TorchPickler(pickle.Pickler):
+        def persistent_id(self, one):
+            return ("storage", torch.FloatStorage, str(one), "cpu", 6, None) if isinstance(one, Key) else None
+    arrays = {name: np.arange(6, dtype=np.float32).reshape(2, 3) + i for i, name in enumerate(("a", "b"))}
+    content = io.BytesIO()
+    for part in (0x1950a86a20f9469cfc6c, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+        pickle.dump(part, content, protocol)
+    pickler = TorchPickler(content, protocol)
+    pickler.dump({name: Stored(array, str(i)) for i, (name, array) in enumerate(arrays.items())})
+    pickle.dump(["0", "1"], content, protocol)
+    for array in arrays.values():
+        content.write(struct.pack("<q", array.size) + array.tobytes())
+    (tmp_path / "old.pt").write_bytes(content.getvalue())
+    found = read_tensors(tmp_path / "old.pt")
+    assert all((found[name] == array).all() for name, array in arrays.items()) and len(found) == 2
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def too_large(_):
+        raise MemoryError
+    (tmp_path / "large.safetensors").write_bytes(save({"a": np.ones(3)}))
+    monkeypatch.setattr("jclip_fewshot.clip.checkpoint.read._safetensors", too_large)
+    with pytest.raises(MemoryError):
+        read_tensors(tmp_path / "large.safetensors")
 
 
 def test_every_format_of_the_reference_models(shared):

@@ -250,7 +250,7 @@ def test_own_names_and_templates(tmp_path):
     ("names", "Animal_Bear\ta\nAnimal_Bear\tb\n", "line 2: Animal_Bear stands there twice"),
     ("templates", "a photo\n", "line 1: 'a photo' needs {}"),
     ("templates", "Animal_Baer\ta {}\n", "'Animal_Baer' is no class .*Animal_Bear"),
-    ("templates", "# nothing\n", "holds no template"),
+    ("templates", "# nothing\n", "holds no template"), ("templates", "\ta {}\n", "no class stands in front of the tab"),
     ("names", None, "no own in"),
 ])
 def test_mistakes_in_own_names_and_templates(tmp_path, flag, text, words):

@@ -75,8 +75,11 @@ def test_of_one_encoder_the_record_and_the_source_are_as_before(files):
 def test_what_is_refused(files, tmp_path):
     with pytest.raises(UserError, match="holds.*no array .text.|has no array .text."):
         sources.open_source((), "", (), files[2]).texts(["a"], [["a"]])
-    with pytest.raises(UserError, match="one is the same encoder as one"):
-        sources.open_source((), "", [files[0], files[0]])
+    for given in (([files[0], files[0]], ""), (files[0], files[0])):
+        with pytest.raises(UserError, match="features .*one.npz is given twice"):
+            sources.open_source((), "", *given)
+    with pytest.raises(UserError, match="model nowhere.pt is given twice"):  # found before one is read
+        sources.open_source(["nowhere.pt", "nowhere.pt"], "")
     with pytest.raises(UserError, match="features_extra .*two.npz: holds text rows"):
         sources.open_source((), "", files[0], files[1])
     (tmp_path / "copy.npz").write_bytes((tmp_path / "one.npz").read_bytes())

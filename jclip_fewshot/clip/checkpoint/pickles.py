@@ -141,6 +141,10 @@ class Machine(_Unpickler):
         self.storages: dict[str, Storage] = {}
         self.modules: set[str] = set()
 
+    def load(self) -> Any:
+        self.memo = {}  # each pickle has its own: MEMOIZE counts from 0
+        return super().load()
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CALLS:
             return _CALLS[module, name]

@@ -48,8 +48,9 @@ def capped_cache(features: np.ndarray, labels: np.ndarray, cap: int = 16) -> tup
 
 def class_mean_values(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """L (S, K) with each row divided by its class's count: A L is then a mean, not a sum."""
-    counts = np.bincount(labels, minlength=num_classes)
-    return np.diag(1 / np.maximum(counts, 1)).astype(np.float32)[labels]
+    values = np.zeros((len(labels), num_classes), np.float32)
+    values[np.arange(len(labels)), labels] = 1 / np.bincount(labels, minlength=num_classes)[labels]
+    return values
 
 
 def keys_a_class(task: Task, cap: int) -> float:
