@@ -138,9 +138,9 @@ class FewShotClassifier:
                 certain = True
             else:
                 images, labels = _plain(images), plain_labels(y)
-            if len(labels) != (0 if images is None else len(images)):
-                raise ValueError(f"{0 if images is None else len(images)} images and {len(labels)} labels: as many are "
-                                 "needed")
+            count = 0 if images is None else len(cast(list, images))
+            if count != len(labels):
+                raise ValueError(f"{count} images and {len(labels)} labels: as many are needed")
             classes, names, numbers, order = named(labels, class_names, certain, text is None)
             self._locate()
             domains = self._domains_of(names, order)

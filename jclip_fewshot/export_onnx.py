@@ -6,8 +6,6 @@ same in Jittor), and ONNX Runtime must give our own rows before a file is writte
 N images or texts · R pixels a side · L tokens · W width of a tower · H heads · D feature width · K classes
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

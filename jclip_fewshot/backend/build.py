@@ -1,7 +1,5 @@
 """The first build of Jittor, in a child process: as often as Jittor asks for a rerun, with exit status 0."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

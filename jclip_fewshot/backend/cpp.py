@@ -1,7 +1,5 @@
 """The C++ files of the operators that are not Jittor's own."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

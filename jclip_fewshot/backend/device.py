@@ -3,8 +3,6 @@
 Every build has a folder of its own, named by all that it depends on: Python, compiler, processor, flags.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Each compilation includes jittor.h, beside which lies a folder named `.gch`, fro
 its flags. Where none fits it reads the file itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

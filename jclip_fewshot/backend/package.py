@@ -3,8 +3,6 @@
 It lies in JITTOR_HOME, under a digest of what it holds, so that all environments of one Python share one build.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -3,8 +3,6 @@
 It is given a link to such a path, whose name is a digest of the path, so that the next run finds the same build.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

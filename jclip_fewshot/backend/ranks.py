@@ -4,8 +4,6 @@ Rank and size come from the environment that MPI's launcher sets, rows meet in t
 ranks see), and a barrier is a file of each rank there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

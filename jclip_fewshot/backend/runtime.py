@@ -3,8 +3,6 @@
 device.py decides how it runs, package.py mends its sources, build.py builds them the first time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

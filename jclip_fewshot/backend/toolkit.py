@@ -1,7 +1,5 @@
 """What this machine offers: oneDNN, a CUDA driver and toolkit. Looks, and makes folders of links."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

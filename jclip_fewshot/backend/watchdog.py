@@ -1,8 +1,6 @@
 """Ctrl-C while Jittor computes or compiles, when Python hears no signal for half a minute: watchdog.cpp catches it,
 hands it on to Python, and ends the process if Python is too slow."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """OpenAI's released checkpoints: found in a folder, or downloaded to it. Neither torch nor Jittor is needed here."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

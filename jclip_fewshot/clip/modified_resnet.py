@@ -6,8 +6,6 @@ of three convolutions, average pools in place of strided convolutions, and atten
 B images · R pixels a side · W channels · D feature width
 """
 
-from __future__ import annotations
-
 from jclip_fewshot.backend import jt
 from jclip_fewshot.clip import cpu
 from jclip_fewshot.clip.checkpoint import Architecture

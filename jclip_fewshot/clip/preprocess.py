@@ -4,8 +4,6 @@ OpenAI's pipeline (clip/clip.py `_transform`) in its own order: resize the short
 mode), centre crop, RGB, to [0, 1], mean and standard deviation. EXIF rotation is not applied.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

@@ -5,8 +5,6 @@ is a row of bytes, of which the pair that stands first in OpenAI's list (merges.
 is joined, until no pair of it is in the list.
 """
 
-from __future__ import annotations
-
 import gzip
 import html
 import re

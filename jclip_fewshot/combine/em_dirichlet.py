@@ -17,8 +17,6 @@ Deviations (docs/methods.md): the alpha step is Newton's method (Minka 2000), no
 a class with no assignments keeps its alpha, one of equal rows stops at MAX_ALPHA; all is float64.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -13,8 +13,6 @@ Classes without shots (U) keep the share that zero-shot gives them, as in the en
 Letters: N rows, K classes, D feature width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -15,8 +15,6 @@ ln p stays in the sum for good, no image votes for itself, and copies count once
 StatA (Zanella et al. 2024, 2025), and ADAPT (2025). What each part gives: docs/refinement.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -16,8 +16,6 @@ from a draw to equal shares where the set seems balanced (V the variance of its 
 Letters: N images, K classes, G held-out shots, D feature width. Measurements: docs/refinement.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A data set as every part of the program sees it, whatever format it lies in (formats/)."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -8,8 +8,6 @@ of batches in anonymous shared memory. Workers leave when the task socket closes
 V views an image, H, W pixels of the result.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

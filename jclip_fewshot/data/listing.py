@@ -1,7 +1,5 @@
 """What lies in folders and stands in list files: images in natural order, lines of `text id`."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -12,8 +12,6 @@ In a template `a {}` stands for the name with its article: "an accordion", but "
 file may be for one class: `raw class name <tab> template`. Empty lines and those that begin with # are skipped.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ The decoding workers make pixels (H, W, 3) by a recipe; the encoder takes its me
 encoders/preprocessing.py reads recipes out of a model's folder.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

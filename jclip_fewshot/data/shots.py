@@ -7,8 +7,6 @@ read as another class, may not be chosen and need not be covered (docs/notes/sel
 Letters: m images of one class's pool, k shots, K classes, D feature width.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -3,8 +3,6 @@
 In result.txt a line a test image, `image_1.jpg 3 17 88 5 240`: the ids of its five most likely classes, best first.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

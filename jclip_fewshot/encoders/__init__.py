@@ -4,8 +4,6 @@ A new family is a module with two functions and a line in FAMILIES: `recognises(
 and the first family that says yes opens it, `open(path, name, options)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What every encoder offers. B batch · R pixels a side · L tokens · W width of a tower · D feature width"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

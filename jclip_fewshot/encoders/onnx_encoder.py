@@ -5,8 +5,6 @@ A folder as Xenova and timm have it, or a file: an image tower, and where there 
 B batch · H, W pixels · L tokens · D feature width
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -5,8 +5,6 @@ would change a pixel and is not known here is refused by name. Sources: transfor
 transforms_factory.py, open_clip's transform.py.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

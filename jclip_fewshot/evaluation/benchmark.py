@@ -6,8 +6,6 @@ DATA is a data set's folder or a feature suite (.npz). A cell is one data set wi
 written to disk as it ends, so that a later call continues.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections import defaultdict

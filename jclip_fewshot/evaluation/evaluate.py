@@ -3,8 +3,6 @@
 Letters: N test rows, S shots, K classes, D feature width.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

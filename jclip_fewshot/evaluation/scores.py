@@ -1,7 +1,5 @@
 """Top-1, top-5 and class-mean accuracy in percent; tables of them and of what methods chose. N images, K classes."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Mapping, Sequence

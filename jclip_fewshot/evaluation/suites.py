@@ -1,7 +1,5 @@
 """Labelled feature suites: .npz files of shots, test rows, text rows and class names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

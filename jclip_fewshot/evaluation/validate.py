@@ -5,8 +5,6 @@
 Labelled training images that are not shots serve as a test set, N images, of the whole pipeline, once a seed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

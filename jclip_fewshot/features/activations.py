@@ -6,8 +6,6 @@ memory: an input of a ViT-B/32's block is 77 kB a view. Whatever asks for an ima
 S images · V views · L tokens · W width of the image tower
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

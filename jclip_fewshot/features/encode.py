@@ -6,8 +6,6 @@ of an image is then the same, bit for bit, whatever else is encoded, and Jittor 
 N images · V views an image · K classes · D feature width · H, W pixels · B batch · L tokens
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -1,7 +1,5 @@
 """Images as notebooks hold them: paths, Pillow's images, pixels or finished rows, one or many."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

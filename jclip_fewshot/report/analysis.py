@@ -4,8 +4,6 @@ Letters: N test images that could be read, S shots, K classes, D feature width. 
 guess (N,): class ids. The confidence of an answer is the probability of its first guess.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

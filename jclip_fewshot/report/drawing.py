@@ -4,8 +4,6 @@ In the page a picture is an SVG whose text is text, so it takes the page's fonts
 its colours exchanged. Colours after Okabe and Ito, "Color Universal Design", darkened until they are legible on white.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

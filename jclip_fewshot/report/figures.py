@@ -1,7 +1,5 @@
 """The report's figures, from the numbers of a run to the drawing; how they become pictures: drawing.py."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product

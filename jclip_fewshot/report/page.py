@@ -6,8 +6,6 @@
 they escape every text. A number that stands for one of the record carries it in full in `data-value`.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import statistics

@@ -1,7 +1,5 @@
 """A run's files, read back for its report: record, arrays, where its images lie, its answers. Letters: analysis.py."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Arrays on disk: .npz, read by NumPy against a schema, once what it says of sizes is compared with the file's."""
 
-from __future__ import annotations
-
 import math
 import zipfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """JSON on disk: read as a declared type, written whole or not at all."""
 
-from __future__ import annotations
-
 import codecs
 import os
 from pathlib import Path

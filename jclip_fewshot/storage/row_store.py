@@ -12,8 +12,6 @@ not finished (kill -9, full disk) fails its checksum and is cut off; a row that 
 absent. Both are computed again, and of several rows of a key the newest counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import os

@@ -4,8 +4,6 @@ Files of GELU and of QuickGELU models have the same tensors, and so have those o
 crashes nothing and moves every feature, so nothing is guessed: see origin.py.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Which files hold a model's weights: one, the shards of a large one, or a folder as the hub and open_clip have it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Names and layouts of tensors as files have them, to OpenAI's: Hugging Face's CLIPModel, open_clip's CustomTextCLIP,
 what a Jittor model of ours saves; wrappers taken off, buffers that are no weights left out."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -6,8 +6,6 @@ nothing is guessed. Configurations are open_clip's open_clip_config.json (src/op
 CLIPTextCfg) and Hugging Face's config.json (CLIPConfig), with their defaults.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any

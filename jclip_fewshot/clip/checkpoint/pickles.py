@@ -5,8 +5,6 @@ file nests (tuples as keys) and crashes on what is deep. `pickle._Unpickler` doe
 never hands out more than it has, the opcodes that checkpoints need, classes that are ours, and plain keys.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import struct
@@ -142,7 +140,7 @@ class Machine(_Unpickler):
         self.modules: set[str] = set()
 
     def load(self) -> Any:
-        self.memo = {}  # each pickle has its own: MEMOIZE counts from 0
+        self.memo: dict[int, Any] = {}  # each pickle has its own: MEMOIZE counts from 0
         return super().load()
 
     def find_class(self, module: str, name: str) -> Any:

@@ -4,8 +4,6 @@ Nothing in a file is ever run, and whatever it declares, memory stays below a fe
 the file's bytes; with `outline` these are a map of the file, of which no more is read than is needed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 import re

@@ -1,7 +1,5 @@
 """Checkpoints are written as .safetensors, whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The built-in contest: a small world, drawn into the contest's own layout, and a small CLIP to go with it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor

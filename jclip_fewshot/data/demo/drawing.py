@@ -1,7 +1,5 @@
 """Drawing the demo's inhabitants with Pillow's polygons."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -6,8 +6,6 @@ for. The contest has classes that the small CLIP's training never saw (`held_out
 as in the real contest: by a rare word (crimson, dromedary), or by what they leave out ("Beast_orange_hare").
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

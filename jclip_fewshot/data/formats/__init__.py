@@ -6,8 +6,6 @@ handed, or None. `read` raises UserError for all that is wrong with the files. T
 real example in tests/data/test_formats.py.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -6,8 +6,6 @@
     labels_TestSetA.txt             `image_1.jpg 14`: the known answers, where somebody has them
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

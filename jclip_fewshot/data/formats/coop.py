@@ -5,8 +5,6 @@
 Zhou et al. 2022, "Learning to prompt for vision-language models"; paths begin in the data set's usual folder.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -4,8 +4,6 @@
                          0001.png,dog
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -8,8 +8,6 @@
 Columns are known by their names, or else by what they hold: the one whose cells are files has the paths.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Callable, Sequence

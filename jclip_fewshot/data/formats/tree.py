@@ -5,8 +5,6 @@
     train/Animal/Bear/1.jpg                            the class Animal_Bear of the domain Animal
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ t: text rows, kept as the anchor by weight decay on ΔC and by the safeguards of
 part in the softmax. AdamW, cosine by step to 1e-6. Settings: docs/notes/tuning.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.backend import jt

@@ -9,8 +9,6 @@ A class may get fewer than n, or none. Averaging the logits is averaging the tex
 Deviations, for a dozen images a class: n = 4 instead of 16, 4 starts of 4 vectors instead of 16 of 16, full batches.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from jclip_fewshot.backend import jt
