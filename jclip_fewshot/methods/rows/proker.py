@@ -6,9 +6,8 @@ Models", CVPR 2025 (https://arxiv.org/abs/2501.11175): kernel ridge regression o
 
 β: sharpness of the kernel. λ: ridge. Both by the number of shots, as the authors fixed them.
 
-Deviation: the authors have α = 1; here leave-one-shot-out chooses it. With G = (K_ff / λ + I)⁻¹ and H the rows that a
-fold leaves out, the kernel part there is λ (R_H - (G_HH)⁻¹ (G R)_H), R = L - F tᵀ: exact, one inverse for all folds.
-Memory is S x S in float64 (16,000 shots: 2 GB).
+Deviation: the authors have α = 1; here leave-one-shot-out chooses it, each fold by its own ridge regression. Memory is
+S x S in float64 (16,000 shots: 2 GB).
 """
 
 from collections.abc import Iterator
@@ -21,11 +20,31 @@ from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
 
 BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # from so many shots
+BLOCK = 2048  # rows that are factorised at once
 
 
-def ridge(task: Task, settings: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lower Cholesky factor of K_ff / λ + I, (S, S), R = L - F tᵀ and A, (S, K), float64."""
-    from scipy.linalg import cho_solve, cholesky  # half a second that only a fit should wait for
+def factorise(system: np.ndarray) -> np.ndarray:
+    """Turn a positive definite matrix (S, S) into its upper Cholesky factor, in place, below which nothing counts.
+
+    By blocks: OpenBLAS's own factorisation may write beyond its buffer with 16,000 rows (its issues 1413 and 2562).
+    """
+    from scipy.linalg import cholesky, solve_triangular  # half a second that only a fit should wait for
+    for first in range(0, len(system), BLOCK):
+        own, after = slice(first, first + BLOCK), first + BLOCK
+        system[own, own] = cholesky(system[own, own], check_finite=False)
+        if after >= len(system):
+            break
+        rows = solve_triangular(system[own, own], system[own, after:], trans=1, check_finite=False)
+        system[own, after:] = rows
+        for start in range(0, rows.shape[1], BLOCK):
+            below = slice(after + start, after + start + BLOCK)
+            system[below, after + start:] -= rows[:, start:start + BLOCK].T @ rows[:, start:]
+    return system
+
+
+def ridge(task: Task, settings: dict[str, float]) -> np.ndarray:
+    """100 A of the file's head, (S, K)."""
+    from scipy.linalg import cho_solve
     features = task.features.astype(float)
     system = features @ features.T
     system -= 1
@@ -33,10 +52,9 @@ def ridge(task: Task, settings: dict[str, float]) -> tuple[np.ndarray, np.ndarra
     np.exp(system, out=system)
     system /= float(settings["lambda"])
     system.flat[::len(task) + 1] += 1
-    # the transpose of a symmetric matrix lies in memory as LAPACK wants it, which then needs no copy
-    factor = cholesky(system.T, lower=True, overwrite_a=True, check_finite=False)
     R = task.one_hot - features @ task.text.T.astype(float)
-    return factor, R, cho_solve((factor, True), R, check_finite=False)
+    # the transpose lies in memory as LAPACK wants it, which then needs no copy
+    return (task.scale * cho_solve((factorise(system).T, True), R, check_finite=False)).astype(np.float32)
 
 
 class ProKeR(EvidenceMethod):
@@ -56,19 +74,16 @@ class ProKeR(EvidenceMethod):
                 "lambda": lam if self.lam is None else float(self.lam)}
 
     def _candidates(self, task: Task) -> Iterator[tuple[dict[str, float], np.ndarray]]:
-        from scipy.linalg import lapack, solve
         settings = self._fixed_settings(task)
-        factor, R, A = ridge(task, settings)
-        inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower triangle
-        evidence = np.zeros((1, *R.shape), np.float32)
+        evidence = np.zeros((1, len(task), task.num_classes), np.float32)
         for fold in task.folds():
-            H = fold.left_out
-            left_out = R[H] - solve(inverse[np.ix_(H, H)], A[H], assume_a="pos", lower=True, check_finite=False)
-            evidence[0, H] = task.scale * settings["lambda"] * left_out
+            A = ridge(fold.task, settings)
+            evidence[0, fold.left_out] = cache_logits(task.features[fold.left_out], fold.task.features, A,
+                                                      settings["beta"])
         yield settings, evidence
 
     def _learn(self, task: Task) -> None:
-        self.keys_, self.A_ = task.features, (task.scale * ridge(task, self.chosen_)[2]).astype(np.float32)
+        self.keys_, self.A_ = task.features, ridge(task, self.chosen_)
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         return cache_logits(features, self.keys_, self.A_, self.chosen_["beta"])[None]
