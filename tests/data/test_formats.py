@@ -367,7 +367,8 @@ def test_json_that_no_reader_takes(tmp_path):
     file = tmp_path / "split_zhou_X.json"
     for text, words in [("[" * 30000, "split_zhou_X.json.*must be"),
                         ('{"train": [["images/0.jpg", ' + "1" * 5000 + ', "a"]]}', r"range.*train\[0\]\[1\]"),
-                        ('{"train": [["0.jpg", -1, "a"]]}', r"train\[0\]\[1\]"), ("{", "split_zhou_X.json: cannot be read as JSON"),
+                        ('{"train": [["0.jpg", -1, "a"]]}', r"train\[0\]\[1\]"),
+                        ("{", "split_zhou_X.json: cannot be read as JSON"),
                         ('{"train": [["0.jpg", 0, "a"], ["1.jpg", 0, "b"]]}', "class 0 is called 'b'"),
                         ('{"train": [["0.jpg", 0, "a"], ["1.jpg", 2, "b"]]}', "1 is missing"),
                         ('{"train": [["7.jpg", 0, "a"], ["8.jpg", 1, "b"]]}', "unpack the images beside it")]:
