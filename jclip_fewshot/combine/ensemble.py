@@ -204,8 +204,7 @@ class Ensemble:
             self.offset_, found = unseen_offset(crossed[usable], zero_shot, task.labels[usable], task.seen,
                                                 task.domains)
         self.held_out_probs_ = self._with_unseen(crossed, logits)
-        rows = np.arange(len(task))[usable]
-        chance = self.held_out_probs_[rows, task.labels[usable]]
+        chance = self.held_out_probs_[usable, task.labels[usable]]
         hits = self.held_out_probs_[usable].argmax(axis=1) == task.labels[usable]
         self.settings_ = {"weights": self._named(self.pool_.weights), "chosen_by": "held-out log-loss",
                           "converged": converged, "bias_spread": float(self.pool_.bias.std()),
