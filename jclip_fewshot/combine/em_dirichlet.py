@@ -126,6 +126,8 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     iterations: at most so many rounds; default 20, hard 10.   eps: added to probabilities before the log.
     tolerance: stop when alpha changes less (relative, Frobenius). Raise ValueError if shapes or labels do not fit.
     """
+    from scipy.special import gammaln
+
     probs = np.asarray(probs)
     if probs.ndim != 2 or probs.shape[1] < 2 or len(probs) == 0:
         raise ValueError(f"probs must be (N, K) with N >= 1 and K >= 2, not {probs.shape}")
@@ -134,12 +136,12 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
     weight = num_classes // 5 * num_queries if weight is None else weight
     iterations = (10 if hard else 20) if iterations is None else iterations
     parts = blocks(num_queries, max(1, BLOCK_BYTES // (8 * num_classes)))
-    alpha = np.ones((num_classes, num_classes))
+    alpha, log_norm = np.ones((num_classes, num_classes)), np.full(num_classes, gammaln(num_classes))
     log_sums, mass, log_z = _start(probs, parts, eps)
     assignments = np.zeros_like(probs, np.float32 if probs.dtype == np.float32 else np.float64)
     scores = np.zeros_like(assignments) if hard else assignments
     objective: list[float] = []
-    last, log_norm, fits_converged = np.full_like(alpha, np.nan), None, True
+    last, fits_converged = np.full_like(alpha, np.nan), True
     for round_ in range(iterations):
         total = mass + support_counts
         held = total > eps
@@ -151,7 +153,8 @@ def em_dirichlet(probs, support_probs=None, support_labels=None, hard=False, wei
         alpha[moved] = fit.alpha
         fits_converged &= fit.converged
         class_weights = np.log(mass / num_queries + eps) + 1
-        log_norm = _log_norm(alpha, mean_log, fit, moved, log_norm)
+        # lnG(s_k) - sum_j lnG(alpha_kj), from the likelihoods that the alpha step ended with
+        log_norm[moved] = fit.trace[-1] - np.einsum("kj,kj->k", fit.alpha - 1, mean_log[moved])
         offset = log_norm + weight / num_queries * class_weights
         log_sums, mass, fitness = np.zeros_like(alpha), np.zeros(num_classes), 0.0
         for rows in parts:
@@ -215,12 +218,3 @@ def _support_sums(support_probs, support_labels, num_classes, eps) -> tuple[np.n
         raise ValueError(f"support_labels must lie in 0..{num_classes - 1}")
     log_sums = class_sums(np.log(support_probs.astype(np.float64) + eps), labels, num_classes)
     return np.bincount(labels, minlength=num_classes).astype(np.float64), log_sums
-
-
-def _log_norm(alpha, mean_log, fit, moved, before) -> np.ndarray:
-    """lnG(sum alpha_k) - sum lnG(alpha_k), (K,), from the likelihoods that the alpha step ended with."""
-    from scipy.special import gammaln
-
-    log_norm = gammaln(alpha.sum(1)) - gammaln(alpha).sum(1) if before is None else before.copy()
-    log_norm[moved] = fit.trace[-1] - np.einsum("kj,kj->k", alpha[moved] - 1, mean_log[moved])
-    return log_norm

@@ -142,11 +142,10 @@ def most_likely(log_probs: np.ndarray, labels: np.ndarray, limit: int) -> tuple[
 def text_explains(task: Task) -> float:
     """q in 0..1: the fraction of the label entropy ln K that zero-shot explains on the shots, at its best temperature.
     Zero-shot has learned nothing from them: with one shot a class it is all that they can judge."""
-    columns = np.flatnonzero(task.seen)
+    columns, labels = task.seen_labels()
     if len(columns) < 2:
         return 1.0
-    logits, labels = task.zero_shot(task.features)[:, columns], np.searchsorted(columns, task.labels)
-    ones = np.ones(len(labels))
+    logits, ones = task.zero_shot(task.features)[:, columns], np.ones(len(labels))
     log_probs = log_softmax(np.float32(temperature(logits, labels, ones)) * logits)
     return float(np.clip(1 + log_probs[np.arange(len(labels)), labels].mean() / np.log(len(columns)), 0, 1))
 
@@ -193,9 +192,8 @@ class Ensemble:
             self.settings_ = {"weights": self._named(prior), "chosen_by": "fixed: nothing can be left out", **found}
             return self
 
-        columns = np.flatnonzero(task.seen)
+        columns, labels = task.seen_labels()
         inner = logits if task.seen.all() else [one[:, columns] for one in logits]
-        labels = np.searchsorted(columns, task.labels)
         self.pool_ = fit_pool(inner if usable.all() else [one[usable] for one in inner], labels[usable])
         crossed = self._cross_fitted(inner, labels, task)
         converged = all(pool.converged for pool in (self.pool_, *self.fold_pools_))
@@ -206,8 +204,7 @@ class Ensemble:
             self.offset_, found = unseen_offset(crossed[usable], zero_shot, task.labels[usable], task.seen,
                                                 task.domains)
         self.held_out_probs_ = self._with_unseen(crossed, logits)
-        rows = np.arange(len(task))[usable]
-        chance = self.held_out_probs_[rows, task.labels[usable]]
+        chance = self.held_out_probs_[usable, task.labels[usable]]
         hits = self.held_out_probs_[usable].argmax(axis=1) == task.labels[usable]
         self.settings_ = {"weights": self._named(self.pool_.weights), "chosen_by": "held-out log-loss",
                           "converged": converged, "bias_spread": float(self.pool_.bias.std()),
@@ -266,7 +263,6 @@ class Ensemble:
     def _cross_fitted(self, inner: Sequence[np.ndarray], labels: np.ndarray, task: Task) -> np.ndarray:
         """log p (S, K seen) of every shot by a pool that did not see the shots of its fold."""
         crossed = self.pool_(inner)
-        self.fold_pools_ = []
         for fold in task.folds():
             rest = task.can_be_left_out.copy()
             rest[fold.left_out] = False
@@ -311,8 +307,6 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
     OFFSETS at which the shots of hidden classes are found as often as by zero-shot, or the best where none is enough.
     """
     columns = np.flatnonzero(seen)
-    inner = np.full(len(seen), -1)
-    inner[columns] = np.arange(len(columns))
     order = np.random.default_rng(0).permutation(len(columns))
     order = order[np.argsort(domains[columns][order], kind="stable")]  # every domain spread over the groups
     group = np.empty(len(columns), np.int64)
@@ -326,7 +320,7 @@ def unseen_offset(log_seen: np.ndarray, zero_shot: np.ndarray, labels: np.ndarra
         hidden[columns[group == g]] = True
         if hidden.all() or not (group == g).any():
             continue
-        joined = join(log_softmax(log_seen[:, inner[~hidden]]), zero_shot[:, hidden], ~hidden, 0.0)
+        joined = join(log_softmax(log_seen[:, group != g]), zero_shot[:, hidden], ~hidden, 0.0)
         best_hidden, best_open = joined[:, hidden].max(axis=1), joined[:, ~hidden].max(axis=1)
         own = joined[np.arange(len(labels)), labels]
         lead = best_open - best_hidden

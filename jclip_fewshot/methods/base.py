@@ -179,13 +179,9 @@ class Method:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Method:
-        """Return the method that `state` was taken of, able to answer. Raise ValueError if an array is absent."""
-        names = (*COMMON_STATE, *(cls.state_names if np.any(state.get("seen_", False)) else ()))
-        missing = [name for name in names if name not in state]
-        if missing:
-            raise ValueError(f"{cls.name}: the saved state lacks {', '.join(missing)}")
+        """Return the method that `state` was taken of, able to answer. Raise KeyError if an array is missing."""
         method = cls()
-        for name in names:
+        for name in (*COMMON_STATE, *(cls.state_names if np.any(state["seen_"]) else ())):
             setattr(method, name, np.asarray(state[name]))
         for name in cls.state_dicts:
             setattr(method, name, {key[len(name) + 1:]: np.asarray(value) for key, value in state.items()

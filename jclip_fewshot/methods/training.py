@@ -77,8 +77,7 @@ def descend(start: Arrays, loss: Callable[[Vars, int], jt.Var], optimiser: SGD |
     steps: Iterable = progress(range(len(rates)), stage=stage, unit="steps") if stage else range(len(rates))
     for step in steps:
         objective = loss(values, step)
-        names = list(values)
-        gradients = dict(zip(names, jt.grad(objective, [values[name] for name in names])))
+        gradients = dict(zip(values, jt.grad(objective, list(values.values()))))
         values = optimiser.step(values, gradients, float(rates[step]))
         jt.sync(list(values.values()) + optimiser.state())
         if watch is not None and watch(step, objective, gradients, values):

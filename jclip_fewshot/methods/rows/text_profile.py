@@ -18,7 +18,6 @@ from jclip_fewshot.methods.rows.gda import GDA, text_means
 from jclip_fewshot.task import Fold, Task, class_means, class_sums, zero_shot_logits
 
 FLOOR = 1e-4  # ε
-TEXT_WEIGHT = 1.0  # shots that s(m_c) counts for
 
 
 def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -28,9 +27,9 @@ def profiles(features: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 def class_profiles(task: Task) -> np.ndarray:
     """log(P + ε), (K, K) float32: a row for each class; without shots, the text's own profile."""
-    sums = TEXT_WEIGHT * profiles(unit_rows(text_means(task, class_means(task))), task.text)
-    sums = sums + class_sums(profiles(task.features, task.text), task.labels, task.num_classes)
-    return np.log(sums / (task.counts[:, None] + TEXT_WEIGHT) + FLOOR).astype(np.float32)
+    sums = class_sums(profiles(task.features, task.text), task.labels, task.num_classes)
+    sums = sums + profiles(unit_rows(text_means(task, class_means(task))), task.text)
+    return np.log(sums / (task.counts[:, None] + 1) + FLOOR).astype(np.float32)
 
 
 class TextProfile(GDA):

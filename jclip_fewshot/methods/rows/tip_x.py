@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jclip_fewshot.backend.numerics import log_softmax, matmul
+from jclip_fewshot.backend.numerics import blocks, log_softmax, matmul
 from jclip_fewshot.methods.base import SHOTS, TEXT
 from jclip_fewshot.methods.rows.tip_adapter import TipAdapter, cache_logits
-from jclip_fewshot.methods.rows.trained import CHUNK
 from jclip_fewshot.task import Task
 
 
@@ -44,9 +43,8 @@ class TipX(TipAdapter):
         if len(keys) < 2:
             return np.array([0.0, 1.0, 0.0, 1.0])
         bounds = []
-        for first in range(0, len(keys), CHUNK):  # (S, S) numbers at once would be gigabytes at ImageNet's size
-            some = keys[first:first + CHUNK]
-            own = np.arange(len(some)), np.arange(first, first + len(some))
+        for rows in blocks(len(keys)):  # (S, S) numbers at once would be gigabytes at ImageNet's size
+            some, own = keys[rows], (np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop))
             pairs = text_divergence(some, keys, self.text_, self.temperature), matmul(some, keys.T)
             for one in pairs:
                 one[own] = np.nan

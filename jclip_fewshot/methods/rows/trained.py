@@ -3,9 +3,6 @@
 k + 1 fits train in step: fit j < k leaves fold j out and is scored on it after each epoch, the last one sees every
 shot. So the curve that picks the epoch, the ratios chosen afterwards and `held_out_logits` all come from fits that did
 not see the shot they answer for. Each fit is 2-d throughout: Jittor's batched product on the CPU is a plain loop.
-
-Borrowed residuals (`augment`): a training row is x = f_i + s r, renormalised, where r is the residual (f_j - mean of
-j's class) of another shot of the same fit, drawn again in each step (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -18,13 +15,12 @@ import numpy as np
 
 from jclip_fewshot.backend import jt
 from jclip_fewshot.backend.losses import cross_entropy
-from jclip_fewshot.backend.numerics import softmax, unit_rows, var
+from jclip_fewshot.backend.numerics import blocks, softmax, unit_rows, var
 from jclip_fewshot.methods.base import Method, held_out_scores, keep_unseen
 from jclip_fewshot.methods.training import SGD, Adam, Arrays, Vars, as_vars, cosine, descend
 from jclip_fewshot.task import Fold, Task, class_means
 
 MAX_STEPS = 8  # an epoch: with more shots batches grow instead, so that schedules mean the same
-CHUNK = 4096  # rows answered at a time
 
 
 def fits_of(task: Task) -> list[Fold]:
@@ -40,7 +36,7 @@ def residuals(task: Task) -> np.ndarray:
 
 
 def borrowed(features: np.ndarray, residuals: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """`features` (B, D), each moved by `strength` times a row drawn from `residuals`, renormalised."""
+    """Borrowed residuals (docs/methods.md): rows x + strength · r, renormalised; r a row drawn from `residuals`."""
     if not strength or not len(residuals):
         return features
     return unit_rows(features + np.float32(strength) * residuals[rng.integers(len(residuals), size=len(features))])
@@ -115,8 +111,7 @@ class TrainedMethod(Method):
 
     def _ask(self, learned: Arrays, features: np.ndarray) -> np.ndarray:
         p = as_vars(learned)
-        parts = [self.forward(p, var(features[i:i + CHUNK])).numpy() for i in range(0, len(features), CHUNK)]
-        return np.concatenate(parts)
+        return np.concatenate([self.forward(p, var(features[rows])).numpy() for rows in blocks(len(features))])
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
         return self._ask(self.learned_, features)

@@ -27,22 +27,20 @@ WEIGHT_DECAY = 0.01  # LaFTer's
 PROMPTS = "prompts"
 
 
-def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: int = 0) -> np.ndarray:
-    """(P, W), or (blocks, P, W) for deep prompts: uniform in ±√(6 / (3·16² + W)), whatever the patch (LaFTer's)."""
+def random_prompts(rng: np.random.Generator, prompts: int, width: int, blocks: int = 1) -> np.ndarray:
+    """P of the first blocks, (blocks, P, W): uniform in ±√(6 / (3·16² + W)), whatever the patch (LaFTer's)."""
     bound = np.sqrt(6 / (3 * 16 ** 2 + width))
-    shape = (blocks, prompts, width) if blocks else (prompts, width)
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
+    return rng.uniform(-bound, bound, (blocks, prompts, width)).astype(np.float32)
 
 
 def unprojected(model: CLIP, x: jt.Var, prompts: jt.Var) -> jt.Var:
-    """x (B, L, W), the input of block 0, through the tower with prompts (P, W) or, deep, (blocks, P, W): (B, W)."""
-    visual, deep = model.visual, prompts if len(prompts.shape) == 3 else prompts.unsqueeze(0)
-    count, last, patches = deep.shape[1], deep.shape[0] - 1, x[:, 1:]
+    """x (B, L, W), the input of block 0, through the tower with prompts (blocks, P, W) in its first blocks: (B, W)."""
+    visual, count, last, patches = model.visual, prompts.shape[1], prompts.shape[0] - 1, x[:, 1:]
     for block in range(last + 1):
         if block:
             x = visual.transformer.part(x, block - 1, block)
             patches = x[:, 1 + count:]
-        middle = deep[block].unsqueeze(0).broadcast((x.shape[0], *deep.shape[1:]))
+        middle = prompts[block].unsqueeze(0).broadcast((x.shape[0], *prompts.shape[1:]))
         x = jt.concat([x[:, :1], middle, patches], dim=1)
     return visual.unprojected(x, last)
 
@@ -63,7 +61,7 @@ class VPT(TowerMethod):
     def train(self, fit: Fold, tower: Activations, stage: str) -> Arrays:
         task, model, rng = fit.task, tower.model, np.random.default_rng(self.seed)
         text = jt.array(task.text[task.seen])
-        blocks = len(model.visual.transformer.resblocks) if self.deep else 0
+        blocks = len(model.visual.transformer.resblocks) if self.deep else 1
         start = {PROMPTS: random_prompts(rng, self.prompts, model.visual.proj.shape[0], blocks)}
         labels, x = self.schedule(fit, tower, rng, self.batch, self.epochs)
 

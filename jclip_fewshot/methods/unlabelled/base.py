@@ -35,7 +35,6 @@ class LabelFree(Method):
     def _fit(self, task: Task, unlabelled: Any = None, tower: Any = None) -> None:
         self.settings_ = {"chosen_by": "fixed: learned without labels"}
         self.learned_ = self.learn(task, unlabelled)
-        self._held_out = np.zeros((0, task.num_classes), np.float32)
         if len(task):  # no label of a shot has been seen
             self._held_out = self.answer(Queries(task.features, getattr(tower, "under", None)))
 

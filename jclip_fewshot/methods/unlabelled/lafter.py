@@ -50,13 +50,13 @@ def start_of(model: CLIP, adapter: np.ndarray, prompts: int, seed: int = 0) -> A
     before, behind = ([f"visual.{norm}.{kind}" for kind in ("weight", "bias")] for norm in ("ln_pre", "ln_post"))
     norms = before + norm_names(block_names(model, "visual.")) + behind
     drawn = visual_prompts.random_prompts(np.random.default_rng(seed), prompts, model.visual.proj.shape[0])
-    return {ADAPTER: adapter, PROMPTS: drawn[None], **values_of(model, norms)}
+    return {ADAPTER: adapter, PROMPTS: drawn, **values_of(model, norms)}
 
 
 def student_logits(p: Vars, model: CLIP, images: jt.Var) -> jt.Var:
     """φ u(x; P) (B, K), with the norms of `p` in place."""
     with replaced(model, tensors_of(p)):
-        rows = visual_prompts.unprojected(model, model.visual.embed(images), p[PROMPTS][0])
+        rows = visual_prompts.unprojected(model, model.visual.embed(images), p[PROMPTS])
         return product(jt.matmul(rows, model.visual.proj), p[ADAPTER])
 
 

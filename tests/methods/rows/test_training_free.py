@@ -217,7 +217,7 @@ def test_state_is_all_that_logits_needs(make):
     method = make().fit(task)
     again = make.from_state({name: np.array(value) for name, value in method.state().items()})
     assert (again.logits(x) == method.logits(x)).all()
-    with pytest.raises(ValueError, match="lacks"):
+    with pytest.raises(KeyError, match="seen_"):
         make.from_state({})
 
 

@@ -235,13 +235,13 @@ def test_deep_prompts_that_are_what_shallow_ones_become_answer_alike(encoder, ca
     shallow = visual_prompts.random_prompts(rng, 4, 128)
     assert np.abs(shallow).max() <= np.sqrt(6 / (3 * 256 + 128))
     x = visual.embed(image)
-    behind = visual.transformer.part(jt.concat([x[:, :1], jt.array(shallow[None]), x[:, 1:]], dim=1), 0, 1)
-    deep = np.stack([shallow, behind[0, 1:5].numpy()])
+    behind = visual.transformer.part(jt.concat([x[:, :1], jt.array(shallow), x[:, 1:]], dim=1), 0, 1)
+    deep = np.concatenate([shallow, behind[:, 1:5].numpy()])
     plain = visual.unprojected(x).numpy()
     first, second = (visual_prompts.unprojected(model, x, jt.array(one)).numpy() for one in (shallow, deep))
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
     assert np.abs(first - plain).max() > 1e-3
-    deep[1] = visual_prompts.random_prompts(rng, 4, 128)
+    deep[1:] = visual_prompts.random_prompts(rng, 4, 128)
     p = jt.array(deep)
     found = visual_prompts.unprojected(model, x, p)
     assert np.abs(found.numpy() - first).max() > 1e-3
