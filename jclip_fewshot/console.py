@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jclip_fewshot.errors import one_line
@@ -31,7 +32,7 @@ def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: 
                dynamic_ncols=True, leave=False, mininterval=0.2)
 
 
-class _Lines:
+class _Lines(AbstractContextManager):
     """What this package uses of tqdm, as lines of a log."""
 
     def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None, initial: int) -> None:
@@ -44,9 +45,6 @@ class _Lines:
         for item in self._iterable:
             yield item
             self.update(1)
-
-    def __enter__(self) -> _Lines:
-        return self
 
     def __exit__(self, *_: object) -> None:
         """There is no bar to take away."""

@@ -28,7 +28,7 @@ from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import queries_of, read_problem
 from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import VALIDATE, Validation
-from jclip_fewshot.run import new_folder, require_new
+from jclip_fewshot.run import new_folder
 from jclip_fewshot.storage.json_files import write_json
 from jclip_fewshot.task import fold_of_shots
 
@@ -167,12 +167,6 @@ def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
     rows = [[name] + [mean_and_spread(methods[name]["top1"]) if name in methods else "" for methods in curve.values()]
             for name in names]
     return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
-
-
-def require_name(settings: ValidateConfig) -> None:
-    """Raise UserError if the numbers of a validation cannot be saved."""
-    parse_shots(settings.shots)
-    require_new(settings.runs, settings.name)
 
 
 def save(settings: ValidateConfig, results: dict) -> Path:
