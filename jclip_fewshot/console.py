@@ -19,10 +19,7 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: int | None = None,
              initial: int = 0) -> Any:
-    """Return a bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, lines in a log.
-
-    initial: how much of `total` was done before, as what is found in the cache. With --quiet nothing is shown.
-    """
+    """Return a bar with rate and time left, in a log lines; initial: how much of `total` was found in the cache."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     notebook = getattr(shell, "kernel", None) is not None
     if not quiet and not notebook and not sys.stderr.isatty():

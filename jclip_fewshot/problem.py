@@ -115,10 +115,7 @@ class Problem:
 
 
 def read_problem(settings: SourceConfig, shots: int) -> Problem:
-    """Read what the settings name; `shots` images a class are wanted at most.
-
-    Raise UserError if something is absent, does not fit, or a method that was named cannot be served.
-    """
+    """Read what the settings name, for `shots` images a class at most. Raise UserError if anything does not fit."""
     choice, labelled = choose(settings.methods), shots > 0 or bool(settings.shot_list)
     if settings.support_for != "all" and not settings.support:
         raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "

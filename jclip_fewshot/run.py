@@ -134,10 +134,7 @@ class Run:
         return load_arrays(self.folder / MODEL, schema)
 
     def source(self, given: Any, **encoding: Any) -> Source:
-        """Return the encoder that it was trained with, opened again; given: see `where_sources`.
-
-        Raise UserError if it is gone, another one now, or `given` does not fit the run.
-        """
+        """Return the encoder of the training; given: see `where_sources`. Raise UserError if gone, or another one."""
         return reopen_source(self.record.encoder, self.where_sources(given), self.record.shots.files,
                              self.record.classes, self.pipeline.task_, **encoding)
 
@@ -227,7 +224,6 @@ class Run:
         return load_arrays(self.folder / f"test_{split}.npz", schema, others=None)
 
     def save_test(self, split: str, record: TestRecord, arrays: dict[str, Any]) -> None:
-        """Write how it answered a test set, and the answers."""
         save_arrays(self.folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
         write_json(self.folder / f"test_{split}.json", record)
 

@@ -88,10 +88,7 @@ def parse_shots(text: str) -> list[int]:
 
 
 def validate(settings: ValidateConfig) -> dict | None:
-    """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
-
-    Return "n", "k" and "curve", as `Validation` has them; None on all ranks under mpirun but the first, which fits.
-    """
+    """Run every number of shots and every seed. Return "n", "k", "curve" as in `Validation`; None but on rank 0."""
     counts = parse_shots(settings.shots)
     problem = read_problem(settings, max(counts))
     domains, mix = problem.data.domains, BOARD_MIX if settings.board_mix else {}
