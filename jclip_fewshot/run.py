@@ -3,8 +3,7 @@
     record.json  shots.txt  model.npz     train.py: how it was made, from which images, what was learned
     test_A.json  test_A.npz  result.*     test.py: scores and answers to test set A, the submission
 
-A folder that exists is never emptied or written over by another run. `repeated` and `validated` take a run's settings
-up again.
+A folder that exists is never emptied or written over by another run.
 """
 
 from __future__ import annotations
@@ -139,15 +138,11 @@ class Run:
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere, or empty.
-
-        Looked at in turn: the place of an absolute path; below the working folder, the project of the run (runs/NAME)
-        and the folder where train.py ran; its bare name.
-        """
-        was = self.record.folder or os.getcwd()
+        """Return where a file or folder of the record lies now; `saved` itself where it is nowhere, or empty."""
+        was = self.record.folder or os.getcwd()  # where train.py ran
         whole = Path(os.path.abspath(os.path.join(was, saved)))
         below = os.path.relpath(whole, was)
-        project = self.folder.resolve().parent.parent
+        project = self.folder.resolve().parent.parent  # of runs/NAME
         places = [whole] if os.path.isabs(saved) else []
         places += [Path(below), project / below, whole, self.folder / whole.name, Path(whole.name),
                    project / whole.name, Path("weights", whole.name), project / "weights" / whole.name]

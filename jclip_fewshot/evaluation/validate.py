@@ -1,7 +1,5 @@
 """The local leaderboard: what would this score, before a submission is spent on it?
 
-    python -m jclip_fewshot validate --data Dataset --seeds 3
-
 Labelled training images that are not shots serve as a test set, N images, of the whole pipeline, once a seed.
 """
 
