@@ -80,10 +80,7 @@ class Problem:
         return rows, images
 
     def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
-        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None without both.
-
-        Raise UserError if none of them can be read.
-        """
+        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None for none."""
         settings, data = self.settings, self.data
         sets = [(Path(), self.unlabelled_files, "--unlabelled")] if self.unlabelled_files else []
         if settings.transductive:

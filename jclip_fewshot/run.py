@@ -96,10 +96,7 @@ class Run:
     @classmethod
     def create(cls, runs: str | Path, name: str, shots: Iterable[tuple[str, int]], pipeline: Pipeline,
                record: Record) -> Run:
-        """Write a new run whole, the record last, or nothing, and return it. Raise OSError if it cannot be written.
-
-        shots: (path below the data folder, class id) of the training images.
-        """
+        """Write a new run whole, the record last, or nothing; shots: (path below the data folder, class id) each."""
         folder = new_folder(runs, name, record.config.board)
         try:
             write_shot_list(folder / SHOTS, shots)
@@ -149,11 +146,7 @@ class Run:
         return next((str(place) for place in places if saved and os.path.exists(place)), saved)
 
     def where_sources(self, given: Any) -> list[tuple[str, str]]:
-        """Return, of each encoder, its model or file of features as it lies now, and the folder of its weights.
-
-        given: settings `model`, `weights`, `features`, `features_extra` of what was moved; else the run's own.
-        Raise UserError if they do not fit what the run was trained with.
-        """
+        """Return each encoder's model or feature file as it lies now, or as `given` has it, and its weights' folder."""
         encoders = encoders_of(self.record.encoder)
         kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
                  for one in encoders]
@@ -173,10 +166,7 @@ class Run:
                 for one, kind in zip(encoders, kinds)]
 
     def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
-        """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
-
-        Raise UserError if something is absent, not what the run has learned, or cannot stand in that file.
-        """
+        """Return data set, split, test images and the answers' file. Raise UserError if they do not fit the run."""
         config = self.record.config
         root = settings.data or self.where(config.data)
         data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,

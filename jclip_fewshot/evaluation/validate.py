@@ -63,10 +63,7 @@ def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, f
 
 
 def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: dict[str, float] | None = None) -> float:
-    """Return the standard error, in percent, that another draw of as many images brings to the mean of `hits` (N,).
-
-    √(p(1-p)/N); with `mix`, of the mean over domains with those weights, each domain an independent draw.
-    """
+    """Return the standard error of the mean of `hits` (N,), √(p(1-p)/N), in percent; `mix` weights the domains'."""
     def variance(inside: np.ndarray) -> float:
         return inside.mean() * (1 - inside.mean()) / len(inside)
     if not mix:
