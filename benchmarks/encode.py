@@ -44,7 +44,9 @@ SENTENCE_TOKENS = (9, 10, 11, 11, 12, 12, 13, 14, 15, 17)
 def layout(model: str) -> dict:
     """Name and shape of the model's tensors."""
     from jclip_fewshot.clip import checkpoint
-    return checkpoint.layout(checkpoint.Architecture(**ARCHITECTURES[model]._asdict()))
+    sizes = ARCHITECTURES[model]._asdict()
+    del sizes["transformer_heads"]  # no tensor has a shape by it
+    return checkpoint.layout(checkpoint.Architecture(**sizes))
 
 
 def random_state_dict(shapes: dict) -> dict:

@@ -116,7 +116,7 @@ def main() -> int:
 
 def contest_case(classes: int, depth: Depth) -> tuple:
     """(task, activations) of the contest's shots of some of its classes, drawn at random, for a random ViT-B/32."""
-    model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12))
+    model = CLIP(Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 12))
     model.eval()
     encoder, rng = ClipEncoder(model, "ViT-B/32, random", "0" * 32), np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), SHOTS)

@@ -163,10 +163,7 @@ class FewShotClassifier:
         return self._answers(images, "off").probs
 
     def predict(self, images: Images, top: int = 1) -> np.ndarray:
-        """Return the most likely labels (N,), or (N, min(top, K)) with top > 1, best first.
-
-        Raise ValueError if top is below 1.
-        """
+        """Return the most likely labels (N,), or (N, min(top, K)) with top > 1, best first; ValueError below 1."""
         if top < 1:
             raise ValueError(f"top must be 1 or more, not {top}")
         self._require_fit()

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jclip_fewshot.errors import one_line
@@ -18,10 +19,7 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal for a bar
 
 def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: int | None = None,
              initial: int = 0) -> Any:
-    """Return a bar with rate and time left: tqdm's on a terminal, tqdm.auto's in a notebook, lines in a log.
-
-    initial: how much of `total` was done before, as what is found in the cache. With --quiet nothing is shown.
-    """
+    """Return a bar with rate and time left, in a log lines; initial: how much of `total` was found in the cache."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     notebook = getattr(shell, "kernel", None) is not None
     if not quiet and not notebook and not sys.stderr.isatty():
@@ -31,7 +29,7 @@ def progress(iterable: Iterable | None = None, *, stage: str, unit: str, total: 
                dynamic_ncols=True, leave=False, mininterval=0.2)
 
 
-class _Lines:
+class _Lines(AbstractContextManager):
     """What this package uses of tqdm, as lines of a log."""
 
     def __init__(self, iterable: Iterable | None, stage: str, unit: str, total: int | None, initial: int) -> None:
@@ -44,9 +42,6 @@ class _Lines:
         for item in self._iterable:
             yield item
             self.update(1)
-
-    def __enter__(self) -> _Lines:
-        return self
 
     def __exit__(self, *_: object) -> None:
         """There is no bar to take away."""

@@ -22,7 +22,6 @@ def one_line(text: str) -> str:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a setting."""
     return "--" + name.replace("_", "-")
 
 

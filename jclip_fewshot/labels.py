@@ -31,10 +31,7 @@ def checked_names(names: Any) -> list[str]:
 
 
 def plain_labels(labels: Any) -> np.ndarray:
-    """Return labels as an array (S,) that an .npz can hold: pandas and lists of Python objects come as objects.
-
-    Raise ValueError if they are of several kinds, or of one that can be neither sorted nor saved.
-    """
+    """Return labels, of pandas too, as an array (S,) to sort and save. Raise ValueError if of several kinds."""
     if labels is None:
         raise ValueError("This classifier requires y to be passed, but the target y is None: give labels")
     given = np.asarray(labels).tolist() if hasattr(labels, "__array__") else list(labels)

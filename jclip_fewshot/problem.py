@@ -80,10 +80,7 @@ class Problem:
         return rows, images
 
     def unlabelled(self, shots: Sequence[LabelledPath]) -> Unlabelled | None:
-        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None without both.
-
-        Raise UserError if none of them can be read.
-        """
+        """Return the images of --unlabelled and, with --transductive, of the test set but the shots; None for none."""
         settings, data = self.settings, self.data
         sets = [(Path(), self.unlabelled_files, "--unlabelled")] if self.unlabelled_files else []
         if settings.transductive:
@@ -115,10 +112,7 @@ class Problem:
 
 
 def read_problem(settings: SourceConfig, shots: int) -> Problem:
-    """Read what the settings name; `shots` images a class are wanted at most.
-
-    Raise UserError if something is absent, does not fit, or a method that was named cannot be served.
-    """
+    """Read what the settings name, for `shots` images a class at most. Raise UserError if anything does not fit."""
     choice, labelled = choose(settings.methods), shots > 0 or bool(settings.shot_list)
     if settings.support_for != "all" and not settings.support:
         raise UserError(f"--support-for {settings.support_for} says which classes support images serve, and there are "

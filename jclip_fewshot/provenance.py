@@ -17,8 +17,6 @@ INSTALLED, MODULE = "jclip-fewshot", "python -m jclip_fewshot"  # the two names 
 
 
 class Stopwatch:
-    """Seconds of each stage."""
-
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()

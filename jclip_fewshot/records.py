@@ -1,7 +1,4 @@
-"""What a run's JSON files hold, as types: reading one checks it, and keys that are not named here are ignored.
-
-record.json, of train.py, is a Record; test_A.json, of test.py, a TestRecord; validate.json a Validation.
-"""
+"""What a run's JSON files hold, as types: reading one checks it, and keys that are not named here are ignored."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
     record.json  shots.txt  model.npz     train.py: how it was made, from which images, what was learned
     test_A.json  test_A.npz  result.*     test.py: scores and answers to test set A, the submission
 
-A folder that exists is never emptied or written over by another run. `repeated` and `validated` take a run's settings
-up again.
+A folder that exists is never emptied or written over by another run.
 """
 
 from __future__ import annotations
@@ -97,10 +96,7 @@ class Run:
     @classmethod
     def create(cls, runs: str | Path, name: str, shots: Iterable[tuple[str, int]], pipeline: Pipeline,
                record: Record) -> Run:
-        """Write a new run whole, the record last, or nothing, and return it. Raise OSError if it cannot be written.
-
-        shots: (path below the data folder, class id) of the training images.
-        """
+        """Write a new run whole, the record last, or nothing; shots: (path below the data folder, class id) each."""
         folder = new_folder(runs, name, record.config.board)
         try:
             write_shot_list(folder / SHOTS, shots)
@@ -134,34 +130,23 @@ class Run:
         return load_arrays(self.folder / MODEL, schema)
 
     def source(self, given: Any, **encoding: Any) -> Source:
-        """Return the encoder that it was trained with, opened again; given: see `where_sources`.
-
-        Raise UserError if it is gone, another one now, or `given` does not fit the run.
-        """
+        """Return the encoder of the training; given: see `where_sources`. Raise UserError if gone, or another one."""
         return reopen_source(self.record.encoder, self.where_sources(given), self.record.shots.files,
                              self.record.classes, self.pipeline.task_, **encoding)
 
     def where(self, saved: str) -> str:
-        """Return where a file or folder that the record names lies now; `saved` itself where it is nowhere, or empty.
-
-        Looked at in turn: the place of an absolute path; below the working folder, the project of the run (runs/NAME)
-        and the folder where train.py ran; its bare name.
-        """
-        was = self.record.folder or os.getcwd()
+        """Return where a file or folder of the record lies now; `saved` itself where it is nowhere, or empty."""
+        was = self.record.folder or os.getcwd()  # where train.py ran
         whole = Path(os.path.abspath(os.path.join(was, saved)))
         below = os.path.relpath(whole, was)
-        project = self.folder.resolve().parent.parent
+        project = self.folder.resolve().parent.parent  # of runs/NAME
         places = [whole] if os.path.isabs(saved) else []
         places += [Path(below), project / below, whole, self.folder / whole.name, Path(whole.name),
                    project / whole.name, Path("weights", whole.name), project / "weights" / whole.name]
         return next((str(place) for place in places if saved and os.path.exists(place)), saved)
 
     def where_sources(self, given: Any) -> list[tuple[str, str]]:
-        """Return, of each encoder, its model or file of features as it lies now, and the folder of its weights.
-
-        given: settings `model`, `weights`, `features`, `features_extra` of what was moved; else the run's own.
-        Raise UserError if they do not fit what the run was trained with.
-        """
+        """Return each encoder's model or feature file as it lies now, or as `given` has it, and its weights' folder."""
         encoders = encoders_of(self.record.encoder)
         kinds = ["model" if "model" in one else "features" if one.get("has_text", True) else "features_extra"
                  for one in encoders]
@@ -181,10 +166,7 @@ class Run:
                 for one, kind in zip(encoders, kinds)]
 
     def questions(self, settings: TestConfig) -> tuple[DataSet, str, TestSet, Path]:
-        """Return the data set, which of its test sets is asked about, its images, and the file of the answers.
-
-        Raise UserError if something is absent, not what the run has learned, or cannot stand in that file.
-        """
+        """Return data set, split, test images and the answers' file. Raise UserError if they do not fit the run."""
         config = self.record.config
         root = settings.data or self.where(config.data)
         data = read_data_set(root, self.board, labelled=config.shots > 0, format=config.format,
@@ -227,7 +209,6 @@ class Run:
         return load_arrays(self.folder / f"test_{split}.npz", schema, others=None)
 
     def save_test(self, split: str, record: TestRecord, arrays: dict[str, Any]) -> None:
-        """Write how it answered a test set, and the answers."""
         save_arrays(self.folder / f"test_{split}.npz", {name: np.asarray(value) for name, value in arrays.items()})
         write_json(self.folder / f"test_{split}.json", record)
 

@@ -61,7 +61,7 @@ ANY = [flip, flip_early, cut, splice, number]
 
 
 def tiny_clip(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shapes = layout(Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1, 1))
+    shapes = layout(Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1))
     return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
 
 

@@ -246,7 +246,7 @@ def main() -> None:
     from jclip_fewshot.clip.model import CLIP, numpy_state_dict
     jt.set_global_seed(args.seed)
     model = CLIP(Architecture(embed_dim=64, **tower, context_length=CONTEXT, vocab_size=len(vocabulary.used),
-                              transformer_width=64, transformer_heads=1, transformer_layers=3))
+                              transformer_width=64, transformer_layers=3))
     if args.go_on:
         state = read_state_dict(args.go_on)
         state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.used]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from jclip_fewshot.backend import runtime, toolkit
+from jclip_fewshot.backend import device, toolkit
 from jclip_fewshot.errors import UserError
 
 # Each library under the name that nvcc's users link, and the one that the loader then asks for.
@@ -30,7 +30,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     try:
-        real = toolkit.find_toolkit(runtime.jittor_home())
+        real = toolkit.find_toolkit(device.jittor_home())
     except UserError as error:
         sys.exit(f"nothing to compile with: {error}")
     with tempfile.TemporaryDirectory() as folder:

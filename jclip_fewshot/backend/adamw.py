@@ -30,7 +30,6 @@ class Adam:
         self._moments: dict[str, list[jt.Var]] = {}  # first and second, of each parameter
 
     def step(self, values: dict[str, jt.Var], gradients: dict[str, jt.Var], lr: float) -> dict[str, jt.Var]:
-        """Return the new values."""
         self.steps += 1
         b1, b2 = self.betas
         move, moved = plain_move if jt.flags.use_cuda else fused_move, {}

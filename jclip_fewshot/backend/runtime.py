@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from jclip_fewshot import console
 from jclip_fewshot.backend.build import build, jittors_environment
-from jclip_fewshot.backend.device import DEVICE_VARIABLE, LOG_VARIABLE, Plan, jittor_home, plain_python, plan
+from jclip_fewshot.backend.device import DEVICE_VARIABLE, Plan, plain_python, plan
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-
-__all__ = ["DEVICE_VARIABLE", "LOG_VARIABLE", "Plan", "cores", "exclusive", "jittor_home", "jt", "on_cuda", "plan",
-           "start"]
 
 _started: Plan | None = None
 _jittor: Any = None

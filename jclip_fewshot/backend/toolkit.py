@@ -34,8 +34,6 @@ class Gpu(NamedTuple):
 
 
 class Toolkit(NamedTuple):
-    """An nvcc with the headers and libraries that Jittor asks for."""
-
     nvcc: Path
     version: tuple[int, int]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from jclip_fewshot import console, errors
-from jclip_fewshot.backend import ranks, runtime, watchdog
+from jclip_fewshot.backend import device, ranks, runtime, watchdog
 from jclip_fewshot.cli import start
 from jclip_fewshot.config import DeviceConfig
 from jclip_fewshot.errors import UserError, one_line
@@ -36,7 +36,7 @@ def speak_as(settings: DeviceConfig) -> None:
     console.quiet = settings.quiet or not ranks.first()
     _cache = "" if getattr(settings, "features", "") else getattr(settings, "cache", "")
     if settings.verbose:
-        os.environ[runtime.LOG_VARIABLE] = "1"
+        os.environ[device.LOG_VARIABLE] = "1"
     warnings.showwarning = lambda message, *_: console.warn(str(message))  # a line, without file and number
 
 
@@ -45,7 +45,7 @@ def set_up(settings: DeviceConfig) -> runtime.Plan:
     speak_as(settings)
     if start.signals_are_ours():
         start.native = watchdog.arm(shutil.which(os.environ.get("cc_path") or "g++"),
-                                    runtime.jittor_home() / ".cache/jittor/jclip_watchdog", start.stderr,
+                                    device.jittor_home() / ".cache/jittor/jclip_watchdog", start.stderr,
                                     _last_line(""), start.GRACE)
     if settings.device != "cpu":
         ranks.use_own_gpu()

@@ -125,10 +125,11 @@ def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
     from jclip_fewshot.data import demo
     from jclip_fewshot.evaluation import validate as validation
     from jclip_fewshot.report.page import report_line
-    from jclip_fewshot.run import validated
+    from jclip_fewshot.run import require_new, validated
     if settings.run:
         settings = validated(settings, given)
-    validation.require_name(settings)
+    validation.parse_shots(settings.shots)
+    require_new(settings.runs, settings.name)
     command.set_up(settings)
     if settings.demo:
         settings = demo.settings(settings)

@@ -16,8 +16,6 @@ from jclip_fewshot.provenance import next_command, versions
 
 
 class Finding(NamedTuple):
-    """One line of the table."""
-
     what: str
     ok: bool
     said: str

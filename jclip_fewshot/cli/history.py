@@ -96,11 +96,7 @@ def advice(runs: Sequence[Run]) -> str:
 
 
 def comparison(ours: str | Path, theirs: str | Path, *, runs: str | Path = "runs", split: str = "") -> str:
-    """Return how the answers of two runs to one test set differ: top-1, rows won and lost, McNemar's p.
-
-    ours, theirs: folders, or names as `runs_table` prints them.
-    Raise UserError if there is no such run, no test set that both have answered, or other images or classes.
-    """
+    """Return how two runs' answers to one test set differ: top-1, McNemar's p; UserError if they cannot be compared."""
     both = [Run.open(folder, "--compare", runs) for folder in (ours, theirs)]
     if both[0].record.classes != both[1].record.classes:
         raise UserError(f"--compare: {ours} and {theirs} have learned other classes")

@@ -84,10 +84,7 @@ def chunks(pictures: Listed, together: bool = False) -> Iterator[list[Named]]:
 
 
 class Printer:
-    """Write a line for each picture to standard output, as text, json or csv: the `top` best classes.
-
-    reject: the least probability of the first class that counts as an answer.
-    """
+    """Write a line for each picture to standard output; reject: the least probability that counts as an answer."""
 
     def __init__(self, class_names: Sequence[str], top: int = 5, reject: float = 0.0, form: str = "text") -> None:
         self.class_names, self.top, self.reject, self.form = class_names, min(top, len(class_names)), reject, form
@@ -116,10 +113,7 @@ class Printer:
 
 
 def opened(settings: PredictConfig) -> tuple[Pipeline, Source, Sequence[str], str]:
-    """Start Jittor and open the run, or the classifier saved from Python, that the settings name.
-
-    Return its pipeline, source, class names (K,), and the folder below which paths in a feature file are.
-    """
+    """Start Jittor. Return pipeline, source, class names (K,) and the folder below which a feature file's paths are."""
     if Path(settings.run).is_file():
         from jclip_fewshot.classifier import FewShotClassifier
         if settings.features or settings.features_extra:
@@ -136,10 +130,7 @@ def opened(settings: PredictConfig) -> tuple[Pipeline, Source, Sequence[str], st
 
 def answer(pipeline: Pipeline, source: Source, pictures: Listed, printer: Printer, *, root: str = "",
            refine: bool = False, views: int = 1) -> int:
-    """Answer and print every picture; name those that cannot be read. Return 1 if there were any, else 0.
-
-    refine: answer all of them together. Raise UserError if none could be read.
-    """
+    """Answer and print pictures, with `refine` together. Return 1 if some cannot be read; UserError if none can be."""
     read = given = 0
     for chunk in chunks(pictures, together=refine):
         for picture in chunk:

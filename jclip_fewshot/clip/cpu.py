@@ -80,8 +80,7 @@ def bfloat16_is_faster() -> bool:
 class Matrices:
     """A model's weight matrices as the fused towers take them, in "float32" or "bfloat16".
 
-    Each is packed when it is first used, and again when the parameter was assigned to or updated since. (Writing
-    through `.data` goes unseen.)
+    Each is packed at its first use, and again once the parameter was assigned to or updated (not through `.data`).
     """
 
     def __init__(self, precision: str = "float32") -> None:

@@ -89,10 +89,7 @@ def local_checkpoint(name_or_path: str | Path, folder: str | Path | None = None)
 
 
 def download(source: Release, folder: str | Path, timeout: float = 30.0) -> Path:
-    """Fetch a file to `folder`, by way of FILE.part, from where that has come to; FILE once its SHA-256 is right.
-
-    Raise UserError, which says how to get the file by hand, if the connection breaks or the hash is wrong.
-    """
+    """Fetch a file to `folder` by way of FILE.part, which a later call goes on with; UserError if that fails."""
     target, part = Path(folder) / source.file, Path(folder) / (source.file + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as file:

@@ -46,10 +46,7 @@ def layer_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float = 1e-5) -> jt
 
 
 def attend(q: jt.Var, kv: jt.Var, heads: int, seen: jt.Var | None = None) -> jt.Var:
-    """softmax(q kᵀ / √(W/H)) v: q (B, Q, W), kv (B, L, 2W), keys first -> (B, Q, W).
-
-    seen: (B, Q), query i sees the first seen[b, i] keys; all where None.
-    """
+    """softmax(q kᵀ / √(W/H)) v: q (B, Q, W), kv (B, L, 2W), keys first -> (B, Q, W); query i sees seen[b, i] keys."""
     if fused(q) and q.shape[2] == heads * HEAD:
         if seen is None:
             seen = jt.ones(q.shape[:2], "int32") * kv.shape[1]

@@ -37,11 +37,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The short side to `size`, then the middle `size` x `size` pixels, in RGB.
-
-    The rounding is torchvision's: the long side is cut down to a whole pixel, the crop's corner is rounded half to
-    even.
-    """
+    """The short side to `size`, then the middle `size` x `size` pixels, in RGB, with torchvision's rounding."""
     image = eight_bits(image)
     width, height = image.size
     if min(width, height) != size:

@@ -1,9 +1,7 @@
 """The field's protocol: data sets × shots × random seeds, every method in each, a table like the papers'.
 
-    python -m jclip_fewshot benchmark DATA [DATA ...]
-
-DATA is a data set's folder or a feature suite (.npz). A cell is one data set with so many shots and one seed; it is
-written to disk as it ends, so that a later call continues.
+A cell is one data set with so many shots and one seed; it is written to disk as it ends, so that a later call
+continues.
 """
 
 import random

@@ -202,10 +202,7 @@ def bootstrap(values: str | list[float], resamples: int) -> tuple[float, float]:
 
 
 def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
-    """Return (rows that only ours has right, rows that only theirs has, two-sided exact p) of paired answers.
-
-    McNemar 1947: without a difference, each row in which just one is right is a fair coin.
-    """
+    """Return (rows only ours has right, rows only theirs, two-sided exact p of as many fair coins): McNemar 1947."""
     wins, losses = (sum(a > b for a, b in pairs) for pairs in (zip(ours, theirs), zip(theirs, ours)))
     tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
     return wins, losses, min(1.0, 2 * tail)

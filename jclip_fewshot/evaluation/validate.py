@@ -1,7 +1,5 @@
 """The local leaderboard: what would this score, before a submission is spent on it?
 
-    python -m jclip_fewshot validate --data Dataset --seeds 3
-
 Labelled training images that are not shots serve as a test set, N images, of the whole pipeline, once a seed.
 """
 
@@ -28,7 +26,7 @@ from jclip_fewshot.pipeline import Pipeline
 from jclip_fewshot.problem import queries_of, read_problem
 from jclip_fewshot.provenance import made_by
 from jclip_fewshot.records import VALIDATE, Validation
-from jclip_fewshot.run import new_folder, require_new
+from jclip_fewshot.run import new_folder
 from jclip_fewshot.storage.json_files import write_json
 from jclip_fewshot.task import fold_of_shots
 
@@ -65,10 +63,7 @@ def domain_weights(domains: Sequence[str], mix: dict[str, float]) -> dict[str, f
 
 
 def sampling_error(hits: np.ndarray, of_domain: Sequence[str], mix: dict[str, float] | None = None) -> float:
-    """Return the standard error, in percent, that another draw of as many images brings to the mean of `hits` (N,).
-
-    √(p(1-p)/N); with `mix`, of the mean over domains with those weights, each domain an independent draw.
-    """
+    """Return the standard error of the mean of `hits` (N,), √(p(1-p)/N), in percent; `mix` weights the domains'."""
     def variance(inside: np.ndarray) -> float:
         return inside.mean() * (1 - inside.mean()) / len(inside)
     if not mix:
@@ -88,10 +83,7 @@ def parse_shots(text: str) -> list[int]:
 
 
 def validate(settings: ValidateConfig) -> dict | None:
-    """Run the pipeline for every number of shots and every seed, which draws the held-out images and the shots.
-
-    Return "n", "k" and "curve", as `Validation` has them; None on all ranks under mpirun but the first, which fits.
-    """
+    """Run every number of shots and every seed. Return "n", "k", "curve" as in `Validation`; None but on rank 0."""
     counts = parse_shots(settings.shots)
     problem = read_problem(settings, max(counts))
     domains, mix = problem.data.domains, BOARD_MIX if settings.board_mix else {}
@@ -167,12 +159,6 @@ def shot_curve(curve: dict[int, dict[str, dict]]) -> str:
     rows = [[name] + [mean_and_spread(methods[name]["top1"]) if name in methods else "" for methods in curve.values()]
             for name in names]
     return table(["top-1"] + [f"{count} shot{'s' if count > 1 else ''}" for count in curve], rows, keep=2)
-
-
-def require_name(settings: ValidateConfig) -> None:
-    """Raise UserError if the numbers of a validation cannot be saved."""
-    parse_shots(settings.shots)
-    require_new(settings.runs, settings.name)
 
 
 def save(settings: ValidateConfig, results: dict) -> Path:

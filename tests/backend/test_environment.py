@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 def starts(code="print(jt.ones(3).sum())", first="", **environment):
     """What Jittor prints in a process of that environment, with the builds of this one. first: run before it starts."""
-    home = str(runtime.jittor_home())
+    home = str(device.jittor_home())
     code = first + "from jclip_fewshot.backend import jt, runtime\n" + code
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "JITTOR_HOME": home, **environment})

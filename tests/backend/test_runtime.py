@@ -35,7 +35,7 @@ def test_starts_with_a_fake_nvcc_an_empty_home_and_no_network(tmp_path):
         """))
     home = tmp_path / "home"
     home.mkdir()
-    environment = {**os.environ, "HOME": str(home), "JITTOR_HOME": str(runtime.jittor_home()),
+    environment = {**os.environ, "HOME": str(home), "JITTOR_HOME": str(device.jittor_home()),
                    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
     for name in ("nvcc_path", "use_mkl", "cache_name", "cc_flags", "kernel_flags", "conv_opt", "python_config_path",
                  "log_silent", runtime.DEVICE_VARIABLE):
@@ -178,12 +178,12 @@ def test_a_complete_toolkit_is_taken_as_it_is(tmp_path, monkeypatch):
 def test_jittor_home_follows_jittors_own_rule(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("JITTOR_HOME", raising=False)
-    assert runtime.jittor_home() == tmp_path
+    assert device.jittor_home() == tmp_path
     (tmp_path / ".cache/jittor").mkdir(parents=True)
     (tmp_path / ".cache/jittor/config.json").write_text('{"JITTOR_HOME": "/data/jittor"}')
-    assert runtime.jittor_home() == Path("/data/jittor")
+    assert device.jittor_home() == Path("/data/jittor")
     monkeypatch.setenv("JITTOR_HOME", str(tmp_path / "own"))
-    assert runtime.jittor_home() == tmp_path / "own"
+    assert device.jittor_home() == tmp_path / "own"
 
 
 def fake_plan(home: Path, code: str) -> device.Plan:

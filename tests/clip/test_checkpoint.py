@@ -241,7 +241,7 @@ def test_layout_is_openais(shared):
     listed = json.loads((shared / "reference" / "clip" / "openai_vit_b_32_layout.json").read_text())
     state = openai_names({name: np.zeros(entry["shape"], entry["dtype"]) for name, entry in listed.items()})
     sizes = check_state_dict(state)
-    assert sizes == Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+    assert sizes == Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 12)
     assert {name: array.shape for name, array in state.items()} == layout(sizes)
 
 
@@ -253,8 +253,8 @@ def test_layout_names_are_those_of_the_torch_model(kind):
 
 
 @pytest.mark.parametrize("sizes, parameters", [
-    (Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12), 151_277_313),
-    (Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12), 102_007_137)])
+    (Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 12), 151_277_313),
+    (Architecture(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 12), 102_007_137)])
 def test_parameter_counts_are_the_published_ones(sizes, parameters):
     count = sum(int(np.prod(shape)) for name, shape in layout(sizes).items() if "running_" not in name)
     assert count == parameters

@@ -172,7 +172,7 @@ def test_gradients_reach_every_parameter_and_fit_a_difference():
 
 def test_fresh_model_has_openais_initialisation():
     jt.set_global_seed(0)
-    sizes = dict(SIZES["vit"], vision_width=256, transformer_width=256, transformer_heads=4)
+    sizes = dict(SIZES["vit"], vision_width=256, transformer_width=256)
     state = numpy_state_dict(CLIP(Architecture(**sizes)))
     assert state["transformer.resblocks.0.attn.in_proj_weight"].std() == pytest.approx(256 ** -0.5, rel=0.05)
     assert state["transformer.resblocks.0.mlp.c_proj.weight"].std() == pytest.approx(256 ** - \

@@ -26,7 +26,7 @@ CASES = {
 
 def sizes_of(case):
     how, more = CASES[case]
-    return Architecture(24, 32, 2, 72, 8, 12, 60, 32, 32 // how.text.head_width, 2, **more, conventions=how)
+    return Architecture(24, 32, 2, 72, 8, 12, 60, 32, 2, **more, conventions=how)
 
 
 def inputs():

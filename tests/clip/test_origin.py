@@ -25,7 +25,7 @@ from jclip_fewshot.storage.files import named
 
 from .clip_reference import hugging_face, random_weights
 
-SIZES = Architecture(16, 32, 1, 48, 16, 8, 20, 64, 1, 1)  # heads of 64 do not fit into its image tower
+SIZES = Architecture(16, 32, 1, 48, 16, 8, 20, 64, 1)  # heads of 64 do not fit into its image tower
 WEIGHTS = random_weights(layout(SIZES))
 OPEN_CLIP = {"model_cfg": {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 48, "head_width": 24, "image_size": 32,
                                                            "patch_size": 16},
@@ -81,14 +81,14 @@ def test_a_refusal_names_the_parameter_or_on_the_command_line_the_flag(tmp_path,
 
 @pytest.mark.parametrize("width, heads", [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16), (1792, 16)])
 def test_released_towers_need_their_activation_alone(tmp_path, width, heads):
-    sizes = Architecture(1024, 28, 1, width, 14, 8, 20, 1024, 16, 1)
+    sizes = Architecture(1024, 28, 1, width, 14, 8, 20, 1024, 1)
     outline = {name: np.broadcast_to(np.float32(0), shape) for name, shape in layout(sizes).items()}
     found = origin_of(tmp_path / "absent", outline, outline, {}, "gelu")[0]
     assert found.image == Tower("gelu", width // heads) and found.text == Tower("gelu", 64)
 
 
 def test_a_file_says_it_itself(tmp_path):
-    sizes = Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1, 1)
+    sizes = Architecture(16, 32, 1, 64, 16, 8, 20, 64, 1)
     weights = random_weights(layout(sizes))
     write_safetensors(tmp_path / "ours.safetensors", weights)
     assert outlined(tmp_path / "ours.safetensors") == sizes

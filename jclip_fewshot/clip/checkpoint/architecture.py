@@ -64,7 +64,7 @@ def to_metadata(conventions: Conventions) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What OpenAI's CLIP constructor takes, in its order; behind that, in what other CLIPs differ.
+    """What OpenAI's CLIP constructor takes but heads, in its order; behind that, in what other CLIPs differ.
 
     vision_hidden, transformer_hidden: width inside the MLPs; 0 for four times the tower's. norm_before: whether a norm
     stands in front of the image tower's blocks. projection_bias: whether the texts' projection adds one.
@@ -78,7 +78,6 @@ class Architecture:
     context_length: int
     vocab_size: int
     transformer_width: int
-    transformer_heads: int
     transformer_layers: int
     vision_hidden: int = 0
     transformer_hidden: int = 0
@@ -136,8 +135,7 @@ def architecture(state_dict: StateDict, conventions: Conventions = OPENAI) -> Ar
         image_resolution=(patch or 32) * math.isqrt(shape(positions, 2)[0] - 1),  # but for the class token a square
         vision_layers=stages[0] if patch else tuple(stages),  # type: ignore[arg-type]  # four
         vision_width=vision_width, vision_patch_size=patch, context_length=context_length,
-        vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width,
-        transformer_heads=width // conventions.text.head_width, transformer_layers=depth,
+        vocab_size=shape("token_embedding.weight", 2)[0], transformer_width=width, transformer_layers=depth,
         vision_hidden=hidden("visual.", vision_width), transformer_hidden=hidden("", width),
         norm_before=patch is None or "visual.ln_pre.weight" in state_dict,
         projection_bias="text_projection_bias" in state_dict, conventions=conventions)
