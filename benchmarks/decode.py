@@ -32,14 +32,14 @@ from jclip_fewshot import console as progress
 from jclip_fewshot.backend.runtime import cores
 from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
 from jclip_fewshot.data.decode import Decoder, Recipe, decode, open_image
-from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Encoder
 from jclip_fewshot.features.encode import encode_images, stored_rows
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 from jclip_fewshot.storage.row_store import as_keys
 
-RECIPE = Recipe(clip_recipe(224))
+RECIPE = Recipe(PixelRecipe((224, 224)))
 SHAPE = (1, 224, 224, 3)
 BATCH = 64
 

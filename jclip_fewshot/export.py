@@ -13,7 +13,7 @@ import numpy as np
 from jclip_fewshot.clip.checkpoint.write import write_safetensors
 from jclip_fewshot.combine.ensemble import Ensemble
 from jclip_fewshot.combine.linear import Linear, linear_forms, pooled
-from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.methods.base import top1
 from jclip_fewshot.pipeline import OnFit, Pipeline
@@ -67,7 +67,7 @@ def save_export(path: str | Path, export: Export, class_names: Sequence[str], en
     """Write the classifier, its classes and how images become rows, by what the source's `record` says of `encoder`."""
     require_export_name(path)
     linear, size = export.linear, int(encoder.get("image_size", 0))
-    recipe = msgspec.convert(encoder["pixels"], PixelRecipe) if "pixels" in encoder else clip_recipe(size or 224)
+    recipe = msgspec.convert(encoder["pixels"], PixelRecipe) if "pixels" in encoder else PixelRecipe((size or 224,) * 2)
     arrays = {"weight": linear.weight, "bias": linear.bias, "seen": linear.seen, "text": linear.text,
               "scale": np.float32(linear.scale), "offset": np.float32(linear.offset), "image_size": np.int64(size),
               "mean": np.array(recipe.mean, np.float32), "std": np.array(recipe.std, np.float32)}

@@ -58,7 +58,6 @@ class Graph:
         return name
 
     def tensor(self, name: str, transposed: bool = False) -> str:
-        """One of the state dict."""
         array = np.asarray(self.tensors[name], np.float32)
         return self.store(array.T, name + ".T") if transposed else self.store(array, name)
 
@@ -156,16 +155,16 @@ def _activation(g: Graph, x: str, name: str) -> str:
 def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
     """ModifiedResNet: three convolutions, bottlenecks, attention whose one query is the mean over all positions."""
     for number in (1, 2, 3):
-        x = g.Relu(_conv(g, x, f"visual.conv{number}", f"visual.bn{number}", 2 if number == 1 else 1))
+        x = g.Relu(_conv(g, x, f"visual.conv{number}", 2 if number == 1 else 1))
     x = _halved(g, x)
     for stage, blocks in enumerate(sizes.stages, 1):
         for number in range(blocks):
             name, halves = f"visual.layer{stage}.{number}", number == 0 and stage > 1
-            y = g.Relu(_conv(g, x, f"{name}.conv1", f"{name}.bn1"))
-            y = g.Relu(_conv(g, y, f"{name}.conv2", f"{name}.bn2"))
-            y = _conv(g, _halved(g, y) if halves else y, f"{name}.conv3", f"{name}.bn3")
+            y = g.Relu(_conv(g, x, f"{name}.conv1"))
+            y = g.Relu(_conv(g, y, f"{name}.conv2"))
+            y = _conv(g, _halved(g, y) if halves else y, f"{name}.conv3")
             if number == 0:
-                x = _conv(g, _halved(g, x) if halves else x, f"{name}.downsample.0", f"{name}.downsample.1")
+                x = _conv(g, _halved(g, x) if halves else x, f"{name}.downsample.0")
             x = g.Relu(g.Add(x, y))
     width = 32 * sizes.vision_width
     x = g.Transpose(g.Reshape(x, [0, width, -1]), perm=[0, 2, 1])
@@ -177,8 +176,8 @@ def _resnet(g: Graph, x: str, sizes: Architecture) -> str:
     return g.linear(pooled, "visual.attnpool.c_proj.")
 
 
-def _conv(g: Graph, x: str, conv: str, norm: str, stride: int = 1) -> str:
-    kernel, bias = folded(g.tensors, conv, norm)
+def _conv(g: Graph, x: str, conv: str, stride: int = 1) -> str:
+    kernel, bias = folded(g.tensors, conv)
     side = kernel.shape[-1]
     return g.Conv(x, kernel, bias, strides=[stride, stride], kernel_shape=[side, side], pads=[side // 2] * 4)
 

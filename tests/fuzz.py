@@ -38,7 +38,7 @@ from jclip_fewshot.clip.checkpoint import check_state_dict, read_clip, read_stat
 from jclip_fewshot.config import TestConfig, TrainConfig  # noqa: E402
 from jclip_fewshot.data.decode import Recipe, decode  # noqa: E402
 from jclip_fewshot.data.formats import read_data_set  # noqa: E402
-from jclip_fewshot.data.recipe import clip_recipe  # noqa: E402
+from jclip_fewshot.data.recipe import PixelRecipe  # noqa: E402
 from jclip_fewshot.data.shots import read_shot_list  # noqa: E402
 from jclip_fewshot.data.submission import check_result, write_result  # noqa: E402
 from jclip_fewshot.errors import UserError  # noqa: E402
@@ -244,7 +244,7 @@ def images_kind(folder: Path) -> Kind:
         seeds[name] = buffer.getvalue()
 
     def read(name: str, path: Path) -> None:
-        out, pixels = np.empty((2, 32, 32, 3), np.uint8), clip_recipe(32)
+        out, pixels = np.empty((2, 32, 32, 3), np.uint8), PixelRecipe((32, 32))
         seen = Recipe(pixels, as_seen=True)
         for recipe, views in ((Recipe(pixels), out[:1]), (Recipe(pixels, 2), out), (seen, out[:1])):
             done = decode(str(path), recipe, views)
@@ -266,7 +266,7 @@ def submission_kind(folder: Path) -> Kind:
         found = check_result(path, NAMES, 10)
         for line in found.problems + found.notes:
             assert line.isprintable() and len(line) < 2000, line[:200]
-        if not found.ok:
+        if found.problems:
             raise UserError(found.problems[0])
 
     return Kind(seeds, read, [*ANY, odd_text, odd_text, member([flip, cut, splice, odd_text])])

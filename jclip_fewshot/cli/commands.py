@@ -107,13 +107,13 @@ def check(settings: config.CheckConfig) -> int:
     data, found = looked(settings.split)
     for note in found.notes:
         print(f"note: {note}")
-    if found.ok:
+    if not found.problems:
         print(f"{settings.result} is valid: {found.lines} images, {len(data.class_names)} classes")
         return 0
     problems = found.problems
     for other in data.splits:
         with contextlib.suppress(UserError):  # a board whose lists or images are not there
-            if looked(other)[1].ok:
+            if not looked(other)[1].problems:
                 problems = [f"{settings.result} answers test set {other}: check it with --split {other}"]
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)

@@ -123,8 +123,7 @@ def known_answers(named: Mapping[str, str], class_names: Sequence[str], what: st
                   ) -> tuple[dict[str, int] | None, list[str]]:
     """Return class ids of a test set (`what`) whose images have class names ("" for none), and notes about them.
 
-    Names that differ in capitals alone are the same class. An image of no known class has the class UNKNOWN, and a note
-    says so; None if all have.
+    Names that differ in capitals alone are one class. Images of no known class are UNKNOWN, and noted; None if all are.
     """
     ids = {name: label for label, name in enumerate(class_names)}
     alike: dict[str, list[str]] = {}

@@ -275,10 +275,7 @@ class Decoder(contextlib.AbstractContextManager):
         self.workers = []
 
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray, list[Done]]]:
-        """(indices, pixels (B, V, H, W, 3), results) a batch, in order; zeros where `Done.reason` says why.
-
-        The pixels are valid until the next batch is asked for.
-        """
+        """(indices, pixels (B, V, H, W, 3) valid until the next, results) in order; zeros where `Done` says why."""
         size = self.batch_shape[0]
         groups = [list(indices[i:i + size]) for i in range(0, len(indices), size)]
         if not self.workers:

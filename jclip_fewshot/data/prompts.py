@@ -108,10 +108,7 @@ def plain_sentences(class_names: Sequence[str], domains: Sequence[str], folder: 
 
 def display_names(class_names: Sequence[str], domains: Sequence[str], folder: str | Path | None = None,
                   names: str | Path = "") -> list[str]:
-    """Return what to call each class: "Caltech-101_car_side" is a "car seen from the side".
-
-    folder, names: as for `class_sentences`.
-    """
+    """Return what to call each class: "Caltech-101_car_side" is a "car seen from the side"."""
     prompts = _with_own_words(load(folder or None), class_names, names)
     return [name_and_article(name, domain, prompts)[0] for name, domain in zip(class_names, domains)]
 
@@ -174,7 +171,6 @@ def _builtin() -> Prompts:
 
 def _with_own_words(prompts: Prompts, class_names: Sequence[str], names: str | Path = "",
                     templates: str | Path = "", descriptions: str | Path = "") -> Prompts:
-    """The prompts with a user's names, templates and descriptions in place of theirs."""
     def known(file: str | Path, found: dict) -> dict:
         for name in found:
             if name not in class_names:
@@ -221,8 +217,7 @@ def _names(path: Path) -> dict[str, tuple[str, str | None]]:
     for number, line in _lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) not in (2, 3) or not all(cells) or cells[2:] and cells[2] not in ARTICLES:
-            raise UserError(f"{path}, line {number}: {line!r} is not "
-                            "<raw name> tab <display name> [tab a, an or -]")
+            raise UserError(f"{path}, line {number}: {line!r} is not <raw name> tab <display name> [tab a, an or -]")
         if cells[0] in names:
             raise UserError(f"{path}, line {number}: {cells[0]} stands there twice; remove one")
         names[cells[0]] = cells[1], cells[2].replace("-", "") if cells[2:] else None

@@ -57,7 +57,7 @@ class PixelRecipe:
     @property
     def is_clips_own(self) -> bool:
         """Whether this is OpenAI's preprocessing, whatever the size."""
-        return self == clip_recipe(self.size[0])
+        return self == PixelRecipe((self.size[0], self.size[0]))
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """(..., H, W, 3) pixels -> (..., 3, H, W) float32 with mean and deviation taken out."""
@@ -65,7 +65,7 @@ class PixelRecipe:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """One picture as (H, W, 3) of `dtype`."""
-        if self == replace(clip_recipe(self.size[0]), mean=self.mean, std=self.std):
+        if replace(self, mean=MEAN, std=STD).is_clips_own:
             # CLIP's own code makes these pixels, which copes with long pictures and 16 bits
             return np.asarray(resize_and_crop(image, self.size[0]))
         image = eight_bits(image)
@@ -100,11 +100,6 @@ class PixelRecipe:
         if self.odd_margin == "down":
             return (have - want) // 2
         return int(round((have - want) / 2)) if have >= want else -((want - have) // 2)
-
-
-def clip_recipe(size: int) -> PixelRecipe:
-    """OpenAI's preprocessing for R = `size` pixels a side."""
-    return PixelRecipe((size, size))
 
 
 def _middle(image: Image.Image) -> Image.Image:

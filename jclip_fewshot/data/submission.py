@@ -34,10 +34,6 @@ class ResultCheck:
     notes: list[str]
     lines: int
 
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
 
 def require_target(path: PathLike) -> None:
     """Raise UserError if a result cannot be written to `path`, or its archive beside it."""
@@ -114,7 +110,7 @@ def write_result(path: PathLike, names: Sequence[str], top5: Sequence[Sequence[i
     lines = sorted(zip(names, top5, strict=True), key=lambda line: natural_key(line[0]))
     text = "".join(" ".join([name, *map(str, row)]) + "\n" for name, row in lines).encode("utf-8")
     check = _check_bytes(text, names, num_classes)
-    if not check.ok:
+    if check.problems:
         raise ValueError("no valid submission: " + "; ".join(check.problems))
     archive.unlink(missing_ok=True)
     with atomic_write(path) as file:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip_fewshot.data.recipe import PREPROCESSING, PixelRecipe, clip_recipe
+from jclip_fewshot.data.recipe import PREPROCESSING, PixelRecipe
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.files import content_digest
 
@@ -35,14 +35,16 @@ class Encoder:
     """
 
     has_text = True  # False where it encodes no sentences
+    cpu_batch, cuda_batch = 16, 128  # images a batch where batch_size is 0
 
     def __init__(self, name: str, weights_digest: str, precision: str, image_size: int,  # noqa: PLR0913 all are facts
                  width: int, scale: float, batch_size: int, device: str = "cpu", parameters: int = 0,
                  recipe: PixelRecipe | None = None) -> None:
         self.name, self.weights_digest, self.precision = name, weights_digest, precision
         self.image_size, self.width, self.scale = image_size, width, scale
-        self.batch_size, self.device, self.parameters = batch_size, device, parameters
-        self.recipe = recipe or clip_recipe(image_size)
+        self.device, self.parameters = device, parameters
+        self.batch_size = batch_size or (self.cuda_batch if device == "cuda" else self.cpu_batch)
+        self.recipe = recipe or PixelRecipe((image_size, image_size))
 
     @property
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from jclip_fewshot.clip.checkpoint.files import weight_files
 from jclip_fewshot.clip.download import said_of
 from jclip_fewshot.clip.replace import replaced
 from jclip_fewshot.console import warn
-from jclip_fewshot.data.recipe import PixelRecipe, clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.preprocessing import recipe_said
 from jclip_fewshot.errors import UserError
@@ -33,7 +33,6 @@ from jclip_fewshot.storage.row_store import as_keys
 if TYPE_CHECKING:  # importing the model starts Jittor, and the scripts choose its device first
     from jclip_fewshot.clip.model import CLIP
 
-CPU_BATCH, CUDA_BATCH = 16, 256
 COLLECT_EVERY = 16  # batches; Jittor's memory grows otherwise
 COSINE = 0.9995  # the least of bfloat16 features to float32 ones; docs/notes/speed.md
 VERDICTS = "precision.json"  # in the cache's folder: {weights digest: the least cosine}
@@ -44,11 +43,13 @@ _SENTENCES = ("a photo of a cat.", "a blurry drawing of the large house beside a
 class ClipEncoder(Encoder):
     """A loaded CLIP, `model`. One that was trained with a tokenizer that is not read here encodes images alone."""
 
+    cuda_batch = 256
+
     def __init__(self, model: CLIP, name: str, weights_digest: str, batch_size: int = 0,
                  recipe: PixelRecipe | None = None) -> None:
-        cuda, scale = on_cuda(), float(np.exp(np.float64(model.logit_scale.numpy()[0])))
+        scale = float(np.exp(np.float64(model.logit_scale.numpy()[0])))
         super().__init__(name, weights_digest, model.precision, model.visual.input_resolution, model.embed_dim, scale,
-                         batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+                         batch_size, start().device,
                          sum(int(np.prod(parameter.shape)) for parameter in model.parameters()), recipe)
         self.model, self.has_text, self._calls = model, not model.architecture.conventions.tokenizer, 0
 
@@ -130,7 +131,6 @@ def logits_of(rows: np.ndarray) -> np.ndarray:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file or a folder holds a CLIP's tensors, by their names."""
     names = read_state_dict(path, outline=True)
     return "token_embedding.weight" in names and any(name.startswith("visual.") for name in names)
 
@@ -143,7 +143,7 @@ def open_clip(path: Path, name: str, options: Options) -> ClipEncoder:
     """
     weights, sizes, preprocessing = read_clip(path, *said_of(name, options.activation, options.head_width))
     side = sizes.image_resolution
-    recipe = recipe_said(preprocessing, path, side) if preprocessing else clip_recipe(side)
+    recipe = recipe_said(preprocessing, path, side) if preprocessing else PixelRecipe((side, side))
     if recipe.size != (side, side):
         raise UserError(f"{path}: its preprocessing makes {recipe.size[1]} x {recipe.size[0]} pixels, its image tower "
                         f"takes {side} x {side}")

@@ -29,7 +29,6 @@ from jclip_fewshot.errors import UserError, parameter
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
 
-CPU_BATCH, CUDA_BATCH = 16, 128
 SCALE = 100.0  # where no file says it: OpenAI's, clipped there in training
 IMAGE_ROWS = ("image_embeds", "pooler_output", "sentence_embedding")
 TEXT_ROWS = ("text_embeds", "pooler_output", "sentence_embedding")
@@ -90,7 +89,6 @@ class Tower:
                          if "int" in one.type and len(one.shape) == 2 and "mask" not in name), "")
 
     def type_of(self, name: str) -> type:
-        """NumPy's type of an input."""
         return {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64,
                 "tensor(int32)": np.int32}.get(self.inputs[name].type, np.int64)
 
@@ -124,14 +122,13 @@ class Tower:
 
 
 class OnnxEncoder(Encoder):
-    """A folder of ONNX files, or one file.
+    """A folder of ONNX files, or one file. A graph with a batch of its own has the last word on the size of batches.
 
-    options.batch_size: 0 takes 16 on the CPU, 128 on CUDA; a graph with a batch of its own has the last word.
     Raise UserError if there is no ONNX Runtime, or a file is missing, damaged, or says what is not computed here.
     """
 
     def __init__(self, path: Path, name: str, options: Options) -> None:
-        start(options.device)
+        device = start(options.device).device
         image_file, text_file = find_towers(path)
         folder = image_file.parent.parent if image_file.parent.name == "onnx" else image_file.parent
         config = said_in(folder / "config.json")
@@ -145,11 +142,11 @@ class OnnxEncoder(Encoder):
         self._row = image.row(IMAGE_ROWS, options.output, str(config.get("model_type", "")))
         self.has_text = text is not None
         towers = list(dict.fromkeys([image, text or image]))
-        fixed, cuda = image.fixed(image.pixels, 0), on_cuda()
+        fixed = image.fixed(image.pixels, 0)
         super().__init__(name, _digest(folder, towers, options.output, options.cache),
                          "float16" if image.type_of(image.pixels) == np.float16 else "float32",
-                         recipe.size[0], 0, SCALE, fixed or options.batch_size or (CUDA_BATCH if cuda else CPU_BATCH),
-                         "cuda" if cuda else "cpu", sum(tower.parameters for tower in towers), recipe)
+                         recipe.size[0], 0, SCALE, fixed or options.batch_size, device,
+                         sum(tower.parameters for tower in towers), recipe)
         self.width = self.images(np.zeros((fixed or 1, *recipe.size, 3), recipe.dtype)).shape[1]
         if options.dtype not in ("auto", "float32", self.precision):
             warn(f"{name} computes in {self.precision}, as its file has it, not in {options.dtype}")

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jclip_fewshot.backend import jt
-from jclip_fewshot.backend.runtime import on_cuda, start
+from jclip_fewshot.backend.runtime import start
 from jclip_fewshot.clip.checkpoint import read_tensors
 from jclip_fewshot.clip.checkpoint.architecture import Shapes, bottlenecks, conv_shapes, require_shapes
-from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders.base import ROWS, Depth, Encoder, Options
 from jclip_fewshot.encoders.clip_encoder import file_digest
 from jclip_fewshot.encoders.preprocessing import IMAGENET
@@ -29,7 +28,7 @@ PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.base_encod
             "model.", "_orig_mod.", "model_state_dict.")
 NORM = ("weight", "bias", "running_mean", "running_var")
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-IMAGE_SIZE, CPU_BATCH, CUDA_BATCH = 224, 16, 128
+IMAGE_SIZE = 224
 
 
 def tower_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -51,12 +50,9 @@ def layout(tensors: dict[str, np.ndarray]) -> Shapes:
     return {**conv_shapes("conv1", "bn1", first[0], 3, first[-1]), **bottlenecks("", first[0], stages)}
 
 
-def _norm_of(conv: str) -> str:
-    return conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
-
-
-def folded(tensors: dict[str, np.ndarray], conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+def folded(tensors: dict[str, np.ndarray], conv: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a convolution's weight (C', C, k, k) and bias (C',), the frozen batch norm behind it folded in."""
+    norm = conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
     weight, bias, mean, var = (np.asarray(tensors[f"{norm}.{part}"], np.float64) for part in NORM)
     scale = weight / np.sqrt(var + 1e-5)
     kernel = np.asarray(tensors[f"{conv}.weight"], np.float64) * scale[:, None, None, None]
@@ -64,7 +60,6 @@ def folded(tensors: dict[str, np.ndarray], conv: str, norm: str) -> tuple[np.nda
 
 
 def recognises(path: Path) -> bool:
-    """Whether a checkpoint's tensors look like such a tower, whole or not."""
     return bool(tower_tensors(read_tensors(path, outline=True)))
 
 
@@ -74,18 +69,17 @@ class ResNetEncoder(Encoder):
     has_text = False
 
     def __init__(self, path: Path, name: str, options: Options) -> None:
-        start(options.device)
+        device = start(options.device).device
         tensors = tower_tensors(read_tensors(path))
         expected = layout(tensors)
         require_shapes({tensor: tuple(array.shape) for tensor, array in tensors.items()}, expected,
                        f"{name}: its tensors are not those of a ResNet of torchvision's layout")
-        self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv, _norm_of(conv)))
+        self._convs = {conv: tuple(jt.array(array).stop_grad() for array in folded(tensors, conv))
                        for conv in (tensor[:-len(".weight")] for tensor, shape in expected.items() if len(shape) == 4)}
-        cuda, width = on_cuda(), len(tensors["layer4.0.conv3.weight"])
-        super().__init__(name, file_digest(path, options.cache), "float32", IMAGE_SIZE, width, 100.0,
-                         options.batch_size or (CUDA_BATCH if cuda else CPU_BATCH), "cuda" if cuda else "cpu",
+        super().__init__(name, file_digest(path, options.cache), "float32", IMAGE_SIZE,
+                         len(tensors["layer4.0.conv3.weight"]), 100.0, options.batch_size, device,
                          sum(math.prod(shape) for shape in expected.values()),
-                         replace(clip_recipe(IMAGE_SIZE), mean=MEAN, std=STD))
+                         PixelRecipe((IMAGE_SIZE, IMAGE_SIZE), mean=MEAN, std=STD))
 
     def images(self, pixels: np.ndarray, depth: Depth = ROWS) -> np.ndarray:
         self.shape_at(depth)

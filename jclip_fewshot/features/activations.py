@@ -27,12 +27,7 @@ class Views:
     """S images in V views: a list of arrays (V, *shape), each in half or single precision."""
 
     def __init__(self, images: Sequence[np.ndarray]) -> None:
-        self._images = images
-
-    @property
-    def count(self) -> int:
-        """V"""
-        return len(self._images[0]) if len(self._images) else 0
+        self._images, self.count = images, len(images[0]) if len(images) else 0  # V
 
     def take(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
         """images (n,), views (n,) -> (n, *shape) float32."""
@@ -55,11 +50,9 @@ class Activations:
 
     @property
     def model(self) -> Any:
-        """The encoder's CLIP."""
         return self.encoder.model  # type: ignore[attr-defined]  # only a CLIP in Jittor is asked for activations
 
     def at(self, depth: Depth) -> Views:
-        """Return every image at that depth."""
         if depth not in self._at:
             each = max(1, self._recipe.views) * int(np.prod(self.encoder.shape_at(depth)))
             step, held = max(1, CHUNK_BYTES // (4 * each)), list[np.ndarray]()

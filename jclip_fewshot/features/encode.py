@@ -101,7 +101,6 @@ def recipe_of(encoder: Encoder, views: int = 0, seed: int = 0, view: int = 0, as
 
 
 def stored_rows(cache: FeatureCache, encoder: Encoder, recipe: Recipe, depth: Depth = ROWS) -> RowStore:
-    """The cache's rows of an encoder at a depth."""
     about = {**recipe.about(), "what": "images", "encoder": encoder.fingerprint}
     about |= {} if depth == ROWS else {"depth": depth}
     shape = (max(1, recipe.views), *encoder.shape_at(depth))

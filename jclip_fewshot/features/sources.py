@@ -1,7 +1,6 @@
 """Where feature rows come from: a CLIP that encodes, or a file of features that somebody has computed.
 
-All sources answer `images` and `texts`, and several of them together are one more source. `clip` is the EncoderSource
-of a CLIP that can be tuned, or None.
+All answer `images` and `texts`; several are one more source. `clip`: the EncoderSource of a CLIP to tune, or None.
 """
 
 from __future__ import annotations
@@ -241,7 +240,6 @@ class SeveralSources:
         return together, bad
 
     def texts(self, class_names: Sequence[str], sentences: Sequence[Sequence[str]]) -> np.ndarray:
-        """(K, D) rows of the classes."""
         return joined([source.texts(class_names, sentences) if part.has_text
                        else np.zeros((len(class_names), part.width), np.float32)
                        for part, source in zip(self.parts, self._sources)])

@@ -165,7 +165,6 @@ class AlphaBetaMap(NamedTuple):
     shots: int  # how many were answered
 
     def said(self) -> str:
-        """Return what was chosen in words."""
         return "; ".join(f"{domain + ': ' if domain else ''}α {alpha:.3g}, β {beta:.3g}"
                          for domain, alpha, beta in self.chosen)
 

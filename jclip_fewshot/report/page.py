@@ -70,7 +70,6 @@ class Page:
         here = Path(__file__).parent
         self.draws = drawing.available()
         self.pictures: dict[str, drawing.Picture] = {}
-        thumbnails = Thumbnails()
         self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined,
             trim_blocks=True, lstrip_blocks=True)
@@ -82,7 +81,7 @@ class Page:
             svg=lambda text: "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
         self.environment.globals.update(
             folder=folder.resolve().name, draws=self.draws, install=INSTALL, pictures=self.pictures,
-            thumbnails=thumbnails, style=Markup((here / "style.css").read_text(encoding="utf-8")),
+            thumbnails=Thumbnails(), style=Markup((here / "style.css").read_text(encoding="utf-8")),
             script=Markup((here / "page.js").read_text(encoding="utf-8")))
 
     def draw(self, figure: Callable[..., drawing.Picture], *arguments: object) -> None:
@@ -230,13 +229,12 @@ def _certainty(page: Page, answers: Answers) -> dict[str, Any] | None:
 
 def _balance(page: Page, run: ReportData, answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     """What is answered, the share of the shots and, where it is known, the truth, by class and by domain."""
-    domains = np.array(run.record.domains)
     predicted, shots = (np.bincount(ids, minlength=len(names)) for ids in (answers.guess, run.shot_labels))
     truth = None if answers.truth is None else np.bincount(answers.truth, minlength=len(names))
     share, rows = shots / max(shots.sum(), 1), {}
     page.draw(figures.class_balance, predicted, len(answers.names) * share, truth, run.record.domains, names)
     for domain in dict.fromkeys(run.record.domains):
-        inside = domains == domain
+        inside = np.array(run.record.domains) == domain
         rows[domain] = {"predicted": int(predicted[inside].sum()), "shots": 100 * share[inside].sum(),
                         "truth": None if truth is None else int(truth[inside].sum())}
     most = [(names[k], int(predicted[k])) for k in np.argsort(-predicted, kind="stable")[:5] if predicted[k]]

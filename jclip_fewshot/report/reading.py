@@ -161,9 +161,8 @@ def _data_uri(path: Path | None, size: int) -> str | None:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (size, size))  # lets JPEG decode at a fraction of its size
-            square = resize_and_crop(image, min(size, *image.size))
             buffer = io.BytesIO()
-            square.save(buffer, "JPEG", quality=76, optimize=True)
+            resize_and_crop(image, min(size, *image.size)).save(buffer, "JPEG", quality=76, optimize=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

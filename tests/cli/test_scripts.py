@@ -27,7 +27,7 @@ def test_from_photographs_to_a_valid_submission(contest, trained):
     done = call(contest, "test.py", "--run", trained)
     assert done.returncode == 0, done.stderr
     names = read_data_set(contest).split().names
-    assert check_result(contest / "result.txt", names, 6).ok
+    assert not check_result(contest / "result.txt", names, 6).problems
     with zipfile.ZipFile(contest / "result.zip") as archive:
         assert archive.read("result.txt") == (contest / "result.txt").read_bytes()
     assert "ensemble" in done.stdout and "top-1" in done.stdout  # the answers are known: a score table
@@ -99,7 +99,7 @@ def test_names_alone_to_a_valid_submission(contest, tmp_path):
     assert done.returncode == 0, done.stderr
     done = call(tmp_path, "test.py", "--run", "runs/names")
     assert done.returncode == 0 and "zero_shot_refined" in done.stdout, done.stderr
-    assert check_result(tmp_path / "result.txt", read_data_set(tmp_path, labelled=False).split().names, 6).ok
+    assert not check_result(tmp_path / "result.txt", read_data_set(tmp_path, labelled=False).split().names, 6).problems
     assert call_here(tmp_path, "jclip_fewshot", "report", "runs/names").returncode == 0
     record = json.loads((tmp_path / "runs/names/record.json").read_text())
     assert record["shots"]["rule"] == "none: class names alone" and record["shots"]["files"] == []

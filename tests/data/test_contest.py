@@ -398,7 +398,7 @@ def test_a_result_is_sorted_valid_and_zipped(tmp_path):
         assert zipped.namelist() == ["result.txt"] and zipped.read("result.txt") == TEXT
     for file in (path, archive):
         check = check_result(file, NAMES, 374)
-        assert check.ok and not check.notes and check.lines == 3
+        assert not check.problems and not check.notes and check.lines == 3
     again = write_result(tmp_path / "other.txt", NAMES[::-1], TOP5[::-1], 374)
     assert again.read_bytes() == archive.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["other.txt", "other.zip", "out"]
@@ -474,7 +474,7 @@ def test_the_check_notes_what_is_only_unusual(tmp_path):
     lines = TEXT.rstrip(b"\n").split(b"\n")
     (tmp_path / "mine.txt").write_bytes(b"\n".join(lines[::-1]))
     check = check_result(tmp_path / "mine.txt", NAMES, 374)
-    assert check.ok and check.lines == 3
+    assert not check.problems and check.lines == 3
     assert [note.split()[0] for note in check.notes] == ["no", "the"]  # no newline, the order
 
 
@@ -582,7 +582,7 @@ def test_mutated_submissions_are_checked_without_a_trace(tmp_path):
             check = check_result(file, NAMES, 374)
             "".join(check.problems + check.notes).encode("utf-8")
     (tmp_path / "comma").write_bytes(TEXT + b",\n")
-    assert not check_result(tmp_path / "comma", NAMES, 374).ok
+    assert check_result(tmp_path / "comma", NAMES, 374).problems
     os.mkfifo(tmp_path / "pipe")
     with fails_with("no regular file"):
         check_result(tmp_path / "pipe", NAMES, 374)
@@ -591,7 +591,7 @@ def test_mutated_submissions_are_checked_without_a_trace(tmp_path):
 def test_names_with_spaces_survive(tmp_path):
     names = ["my owl 3.jpg", "my owl 20.jpg"]
     write_result(tmp_path / "result.txt", names, TOP5[:2], 374)
-    assert check_result(tmp_path / "result.txt", names, 374).ok
+    assert not check_result(tmp_path / "result.txt", names, 374).problems
 
 
 def test_the_real_contest_lists_and_photographs(shared, tmp_path):

@@ -10,9 +10,9 @@ from PIL import Image, JpegImagePlugin, features
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.data import decode
 from jclip_fewshot.data.listing import IMAGE_SUFFIXES
-from jclip_fewshot.data.recipe import as_seen, clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe, as_seen
 
-RECIPE = decode.Recipe(clip_recipe(32))
+RECIPE = decode.Recipe(PixelRecipe((32, 32)))
 
 
 def picture(width=120, height=80):

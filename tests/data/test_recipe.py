@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jclip_fewshot.clip.preprocess import normalize, resize_and_crop
-from jclip_fewshot.data.recipe import COVER, FIT, PREPROCESSING, SHORT, SQUASH, PixelRecipe, as_seen, clip_recipe
+from jclip_fewshot.data.recipe import COVER, FIT, PREPROCESSING, SHORT, SQUASH, PixelRecipe, as_seen
 
 SIZES = [(61, 40), (40, 61), (24, 24), (24, 90), (13, 9), (700, 8)]
 MODES = ["RGB", "L", "RGBA", "P", "1", "CMYK"]
@@ -26,7 +26,7 @@ def drawn(mode, size):
 
 def every_pixel():
     digest = hashlib.blake2b(digest_size=16)
-    plain = clip_recipe(24)
+    plain = PixelRecipe((24, 24))
     recipes = [plain, replace(plain, rgb_first=True, odd_margin="down"), replace(plain, resize=SQUASH, scale=(30, 26)),
                PixelRecipe((24, 32), (27, 36), COVER, 2), replace(plain, resize=FIT, fill=(9, 8, 7), rgb_first=True),
                replace(plain, resize=SQUASH, interpolation=1), replace(plain, resize=SQUASH, floats=True)]
@@ -49,18 +49,18 @@ def test_pixels_and_their_name_change_together():
 @pytest.mark.parametrize("mode", MODES)
 def test_clips_own_recipe_is_clips_own_code(mode, size):
     image = drawn(mode, size)
-    pixels = clip_recipe(24).pixels(image)
+    pixels = PixelRecipe((24, 24)).pixels(image)
     assert np.array_equal(pixels, np.asarray(resize_and_crop(image, 24)))
-    assert np.array_equal(clip_recipe(24).normalized(pixels), normalize(pixels))
+    assert np.array_equal(PixelRecipe((24, 24)).normalized(pixels), normalize(pixels))
     if mode == "RGB" and max(size) < 64 * min(size):  # the general code comes to the same
-        assert np.array_equal(replace(clip_recipe(24), rgb_first=True).pixels(image), pixels)
+        assert np.array_equal(replace(PixelRecipe((24, 24)), rgb_first=True).pixels(image), pixels)
 
 
 @pytest.mark.parametrize("resize", [SHORT, COVER, FIT, SQUASH])
 @pytest.mark.parametrize("size", [*SIZES, (1, 5000), (5000, 1), (1, 1)])
 def test_every_shape_gives_the_size(size, resize):
     for recipe in (PixelRecipe((20, 28), (23, 30), resize, rgb_first=True),
-                   replace(clip_recipe(20), resize=resize, floats=True)):
+                   replace(PixelRecipe((20, 20)), resize=resize, floats=True)):
         pixels = recipe.pixels(drawn("RGB", size))
         assert pixels.shape == (*recipe.size, 3) and pixels.dtype == recipe.dtype
         assert recipe.normalized(pixels).shape == (3, *recipe.size)
@@ -69,14 +69,14 @@ def test_every_shape_gives_the_size(size, resize):
 def test_a_constant_picture_stays_constant_and_borders_have_the_fill():
     image = Image.new("RGB", (90, 30), (200, 100, 50))
     for resize in (SHORT, COVER, SQUASH):
-        assert (replace(clip_recipe(24), resize=resize).pixels(image) == (200, 100, 50)).all()
-    pixels = replace(clip_recipe(24), resize=FIT, fill=(1, 2, 3), rgb_first=True).pixels(image)
+        assert (replace(PixelRecipe((24, 24)), resize=resize).pixels(image) == (200, 100, 50)).all()
+    pixels = replace(PixelRecipe((24, 24)), resize=FIT, fill=(1, 2, 3), rgb_first=True).pixels(image)
     assert (pixels[8:16] == (200, 100, 50)).all()
     assert (pixels[:8] == (1, 2, 3)).all() and (pixels[16:] == (1, 2, 3)).all()
 
 
 def test_bytes_and_floats_are_normalised_alike():
-    recipe = replace(clip_recipe(8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    recipe = replace(PixelRecipe((8, 8)), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     found = recipe.normalized(pixels)
     np.testing.assert_allclose(recipe.normalized(pixels.astype(np.float32)), found, atol=1e-6)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from jclip_fewshot.clip.preprocess import resize_and_crop
 from jclip_fewshot.data.decode import Recipe, view_images
-from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.storage.files import content_digest
 
 
@@ -22,7 +22,8 @@ def views_of(view):
     file = io.BytesIO()
     picture().save(file, "PNG")
     data = file.getvalue()
-    return [np.asarray(one) for one in view_images(picture(), content_digest(data), Recipe(clip_recipe(30), view=view))]
+    recipe = Recipe(PixelRecipe((30, 30)), view=view)
+    return [np.asarray(one) for one in view_images(picture(), content_digest(data), recipe)]
 
 
 def test_the_fixed_views():
@@ -41,5 +42,5 @@ def test_crops_hang_on_content_and_number_alone():
 
 
 def test_the_cache_finds_plain_rows_of_earlier_versions():
-    assert Recipe(clip_recipe(30)).about() == {"size": 30, "views": 0, "seed": 0, "draft": False}
-    assert Recipe(clip_recipe(30), view=2).about()["view"] == 2
+    assert Recipe(PixelRecipe((30, 30))).about() == {"size": 30, "views": 0, "seed": 0, "draft": False}
+    assert Recipe(PixelRecipe((30, 30)), view=2).about()["view"] == 2

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jclip_fewshot.clip.preprocess import image_array, normalize
 from jclip_fewshot.data import decode
-from jclip_fewshot.data.recipe import clip_recipe
+from jclip_fewshot.data.recipe import PixelRecipe
 from jclip_fewshot.encoders import open_encoder
 from jclip_fewshot.encoders.base import ROWS, Encoder
 from jclip_fewshot.encoders.clip_encoder import ClipEncoder
@@ -255,7 +255,7 @@ def test_random_views_are_tip_adapters(size):
     watched.size = size
     rng = random.Random(0)
     for _ in range(300):
-        assert decode.random_view(watched, clip_recipe(SIZE), rng).size == (SIZE, SIZE)
+        assert decode.random_view(watched, PixelRecipe((SIZE, SIZE)), rng).size == (SIZE, SIZE)
     boxes = np.array(seen)
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert (boxes >= 0).all() and (boxes[:, 2] <= size[0]).all() and (boxes[:, 3] <= size[1]).all()
@@ -271,7 +271,7 @@ def test_half_of_the_views_are_mirrored():
     image = Image.new("RGB", (64, 64))
     image.paste((255, 255, 255), (0, 0, 32, 64))
     rng = random.Random(0)
-    mirrored = [np.asarray(decode.random_view(image, clip_recipe(8), rng))[4, 0, 0] < 128 for _ in range(400)]
+    mirrored = [np.asarray(decode.random_view(image, PixelRecipe((8, 8)), rng))[4, 0, 0] < 128 for _ in range(400)]
     assert 0.4 < np.mean(mirrored) < 0.6
 
 
@@ -614,5 +614,5 @@ def test_open_encoder_is_clip_itself(shared, paths, tmp_path):
 
 def test_normalising_on_the_device_is_normalising():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    encoder = SimpleNamespace(device="cuda", recipe=clip_recipe(5))
+    encoder = SimpleNamespace(device="cuda", recipe=PixelRecipe((5, 5)))
     np.testing.assert_allclose(ClipEncoder.prepared(encoder, pixels).numpy(), normalize(pixels), atol=1e-6)

@@ -343,8 +343,7 @@ def draw(domain: str, scene: dict[str, str], rng: np.random.Generator, size: tup
         if rng.random() < 0.5:
             canvas.ellipse((x - r, y - r * 0.6, x + r, y + r * 0.6), fill=colour)
         else:
-            end = (rng.random() * width, rng.random() * height)
-            canvas.line((x, y, *end), fill=colour, width=int(1 + 0.2 * r))
+            canvas.line((x, y, rng.random() * width, rng.random() * height), fill=colour, width=int(1 + 0.2 * r))
 
     paint = {name: tuple(int(min(max(v + (rng.random() - 0.5) * 44, 0), 255)) for v in rgb)
              for name, rgb in COLOURS.items()}

@@ -48,7 +48,6 @@ def elsewhere(root: Path) -> Path | None:
 
 
 def read(root: Path, board: str = "A", labelled: bool = True) -> DataSet:
-    """Return the classes of a board, its training list and the test sets."""
     class_names = read_classes(root, board)
     source = root / TRAIN_LIST
     rows = listing.read_pairs(source, num_classes=len(class_names)) if labelled or source.is_file() else []

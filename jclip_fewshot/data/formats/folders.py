@@ -67,9 +67,8 @@ def below(folder: Path, root: Path) -> str:
 def splits_in(top: Path) -> tuple[list[str], list[str]]:
     """(training folders, test folders) in a folder, the test set that is meant first."""
     roles = {name: role_of(name) for name in folders_of(top)}
-    order = list(ROLES)
     tests = sorted((name for name, role in roles.items() if role not in ("", "train")),
-                   key=lambda name: (order.index(roles[name]), natural_key(name)))
+                   key=lambda name: (list(ROLES).index(roles[name]), natural_key(name)))
     return [name for name, role in roles.items() if role == "train"], tests
 
 

@@ -74,8 +74,7 @@ def read_rows(root: Path, top: Path, found: Labelled, others: dict[str, Labelled
               class_names: list[str] | None = None) -> DataSet:
     """Return the data set of a table's training rows. others: tables of the test sets, by name.
 
-    class_names: by id, where they are known; the training images then stay in the table's order, in which CoOp's random
-    seeds draw shots.
+    class_names: by id, if known; the training images then stay in the table's order, in which CoOp's seeds draw shots.
     """
     files = listing.Files(root, any_ending=True)
     for part in found.parts:
