@@ -20,13 +20,13 @@ from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
 
 BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # from so many shots
-BLOCK = 2048  # rows that are factorised at once
+BLOCK = 8192  # rows that are factorised at once; OpenBLAS's buffers overflow from about 14,700 with two threads
 
 
 def factorise(system: np.ndarray) -> np.ndarray:
     """Turn a positive definite matrix (S, S) into its upper Cholesky factor, in place, below which nothing counts.
 
-    By blocks: OpenBLAS's own factorisation may write beyond its buffer with 16,000 rows (its issues 1413 and 2562).
+    By blocks, since OpenBLAS crashes on matrices that are too large for its buffers (its issues 1413 and 2562).
     """
     from scipy.linalg import cholesky, solve_triangular  # half a second that only a fit should wait for
     for first in range(0, len(system), BLOCK):
@@ -46,7 +46,7 @@ def ridge(task: Task, settings: dict[str, float]) -> np.ndarray:
     """100 A of the file's head, (S, K)."""
     from scipy.linalg import cho_solve
     features = task.features.astype(float)
-    system = features @ features.T
+    system = features @ features.T.copy()  # without the copy it would be a product of the same kind
     system -= 1
     system *= float(settings["beta"])
     np.exp(system, out=system)
