@@ -34,20 +34,14 @@ STILL = 1e-14  # change of a mean log under which alpha stays: a tenth of what N
 
 @dataclass(frozen=True)
 class DirichletFit:
-    """What em_dirichlet found.
+    """What em_dirichlet found; alpha and class_weights are those of the last round."""
 
-    assignments (N, K): u, in the dtype of the queries; hard: one-hot rows.
-    scores (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array.
-    alpha (K, K), class_weights (K,): v of the last round.   objective: J after every round.
-    converged: the last relative change of alpha, the authors' criterion, is within the tolerance.
-    """
-
-    assignments: np.ndarray
-    scores: np.ndarray
-    alpha: np.ndarray
-    class_weights: np.ndarray
-    objective: list[float]
-    converged: bool
+    assignments: np.ndarray  # u (N, K) in the dtype of the queries; hard: one-hot rows
+    scores: np.ndarray  # (N, K): the soft u step of the last round, whose argmax hard takes; soft: the same array
+    alpha: np.ndarray  # (K, K)
+    class_weights: np.ndarray  # v (K,)
+    objective: list[float]  # J after every round
+    converged: bool  # the last relative change of alpha, the authors' criterion, is within the tolerance
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jclip_fewshot.backend.numerics import blocks
 from jclip_fewshot.methods.base import SHOTS
 from jclip_fewshot.methods.rows.evidence import EvidenceMethod
 from jclip_fewshot.methods.rows.tip_adapter import cache_logits
@@ -32,13 +33,12 @@ def factorise(system: np.ndarray) -> np.ndarray:
     for first in range(0, len(system), BLOCK):
         own, after = slice(first, first + BLOCK), first + BLOCK
         system[own, own] = cholesky(system[own, own], check_finite=False)
-        if after >= len(system):
-            break
-        rows = solve_triangular(system[own, own], system[own, after:], trans=1, check_finite=False)
-        system[own, after:] = rows
-        for start in range(0, rows.shape[1], BLOCK):
-            below = slice(after + start, after + start + BLOCK)
-            system[below, after + start:] -= rows[:, start:start + BLOCK].T @ rows[:, start:]
+        rows = system[own, after:]
+        for some in blocks(rows.shape[1]):
+            rows[:, some] = solve_triangular(system[own, own], rows[:, some], trans=1, check_finite=False)
+        for some in blocks(rows.shape[1]):
+            rest = system[after + some.start:, after + some.start:]
+            rest[:some.stop - some.start] -= rows[:, some].T @ rows[:, some.start:]
     return system
 
 
