@@ -268,7 +268,7 @@ def _taken(run: Run, settings: MachineConfig, given: dict[str, Any]) -> tuple[di
     for name in _PATHS:
         values[name] = run.where(values[name]) if isinstance(values[name], str) else tuple(map(run.where, values[name]))
     values.update({name: value for name, value in vars(settings).items() if name in _OWN})
-    precisions = {one["precision"] for one in encoders_of(run.record.encoder) if "precision" in one}
+    precisions = {one["precision"] for one in encoders_of(run.record.encoder) if isinstance(one.get("precision"), str)}
     if settings.precision == "auto" and len(precisions) == 1:
         values["precision"] = precisions.pop()
     changed = {name: value for name, value in given.items() if name not in _OWN}
