@@ -21,7 +21,7 @@ from jclip_fewshot.methods.rows.tip_adapter import cache_logits
 from jclip_fewshot.task import Task
 
 BETA_LAMBDA = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # from so many shots
-BLOCK = 8192  # rows that are factorised at once; OpenBLAS's buffers overflow from about 14,700 with two threads
+BLOCK = 4096  # rows that are factorised at once; OpenBLAS's buffers overflow from about 14,700 with two threads
 
 
 def factorise(system: np.ndarray) -> np.ndarray:
