@@ -20,7 +20,7 @@ from jclip_fewshot.encoders.base import ROWS, Depth, Encoder
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.storage.feature_cache import FeatureCache
 from jclip_fewshot.storage.files import content_digest
-from jclip_fewshot.storage.row_store import RowStore, as_keys
+from jclip_fewshot.storage.row_store import RowStore, as_keys, sound
 
 TEXT_BATCH = 64
 TEXT_STEP = 8  # the last texts are filled up to a multiple of this
@@ -144,7 +144,7 @@ def _encode_batch(encoder: Encoder, pixels: np.ndarray, batch: int, depth: Depth
 
 def _require_sound(encoder: Encoder, features: np.ndarray, what: str) -> None:
     """Raise UserError unless (n, V, ...) features are finite and no view's are all zero."""
-    if not (np.isfinite(features).all() and features.any(axis=tuple(range(2, features.ndim))).all()):
+    if not sound(features).all():
         raise UserError(f"the encoder {encoder.name} gives rows that are zero or no numbers, of {what}: is the "
                         "checkpoint damaged? (float16 may overflow)")
 

@@ -42,6 +42,14 @@ def as_keys(digests: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 
 
+def sound(rows: np.ndarray) -> np.ndarray:
+    """Return which rows (n, V, ...) are finite and have no view of zeros, (n,) bool; of whole numbers all."""
+    if rows.dtype.kind != "f" or not len(rows):
+        return np.ones(len(rows), bool)
+    views = rows.reshape(*rows.shape[:2], -1)
+    return np.isfinite(views).all(axis=(1, 2)) & views.any(axis=2).all(axis=1)
+
+
 def _encode_block(keys: np.ndarray, rows: np.ndarray) -> bytes:
     flat = rows.reshape(len(rows), -1).view(np.uint8)
     head = np.ascontiguousarray(keys, "<u8").tobytes() + np.array([zlib.crc32(row) for row in flat], "<u4").tobytes()
@@ -144,23 +152,16 @@ class RowStore:
             data = self._data[shard][start:start + self._bytes]
             if zlib.crc32(data) == checksum:
                 row = np.frombuffer(data, self.dtype).reshape(self.shape)
-                if self._sound(row[None])[0]:
+                if sound(row[None])[0]:
                     yield i, row
             else:
                 warnings.warn(f"feature cache: a row in {self.folder} fails its checksum; it is computed again")
 
-    def _sound(self, rows: np.ndarray) -> np.ndarray:
-        """Which of the rows (n, *shape) are finite and have no part of zeros, (n,) bool; of whole numbers all."""
-        if self.dtype.kind != "f":
-            return np.ones(len(rows), bool)
-        parts = rows.reshape(len(rows), self.shape[0], -1)
-        return np.isfinite(parts).all(axis=(1, 2)) & parts.any(axis=2).all(axis=1)
-
     def put(self, keys: np.ndarray, rows: np.ndarray) -> None:
         """Add the sound ones of rows (n, *shape); they are written with the first put after FLUSH_SECONDS."""
-        sound = self._sound(rows)
-        if sound.any():
-            self._pending.append((keys[sound], np.array(rows[sound], self.dtype)))
+        kept = sound(np.asarray(rows, self.dtype))
+        if kept.any():
+            self._pending.append((keys[kept], np.array(rows[kept], self.dtype)))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
