@@ -174,7 +174,6 @@ class EvaluateConfig(DeviceConfig):
     shots: int = option(-1, "shots of each class, drawn by --seed; 0: names only; -1: all there are", "shots", low=-1)
     seed: int = option(0, "random seed for choosing shots and tasks, and for training", "shots")
     seeds: int = option(1, "repeat with N random seeds from --seed on, and print mean and spread", "shots", low=1)
-    bootstrap: int = option(0, "print a 95 % interval of top-1 by N bootstrap samples of rows or tasks", "output")
     compare: str = option("", "compare with the result of another evaluation, row by row", "output", "OTHER.json")
     json: str = option("", "write the numbers to a file", "output", "OUT")
     tasks: int = option(0, "score N tasks of few classes instead of all rows", "data")

@@ -148,13 +148,12 @@ def validate(settings: config.ValidateConfig, given: dict[str, Any]) -> None:
 
 def evaluate(settings: config.EvaluateConfig) -> None:
     """Score every method on a labelled feature suite, with the pipeline and the defaults of train.py and test.py."""
-    if 0 < settings.bootstrap < 100:
-        raise UserError(f"--bootstrap {settings.bootstrap}: an interval needs 100 samples or more")
     if settings.json:
         require_writable(settings.json, "--json")
-    if settings.seeds > 1 and (settings.bootstrap or settings.compare):
-        raise UserError("--bootstrap and --compare look at the rows of one seed: leave --seeds out")
+    if settings.seeds > 1 and settings.compare:
+        raise UserError("--compare looks at the rows of one seed: leave --seeds out")
     from jclip_fewshot.evaluation import evaluate as evaluation
+    from jclip_fewshot.evaluation.scores import score_table
     from jclip_fewshot.evaluation.suites import load_suite, with_shots
     from jclip_fewshot.methods.plan import choose
     from jclip_fewshot.pipeline import Pipeline
@@ -171,13 +170,11 @@ def evaluate(settings: config.EvaluateConfig) -> None:
                                                settings.task_queries, seed, tell_name) if settings.tasks
                      else evaluation.evaluate(suite, pipeline, tell_name))
     results = found[0]
-    if settings.bootstrap:
-        results["intervals"] = evaluation.intervals(results, settings.bootstrap)
     if len(found) > 1:
         results["top1_by_seed"] = evaluation.by_seed(found)
         print(evaluation.seeds_table(results["top1_by_seed"]))
     else:
-        print(evaluation.results_table(results))
+        print(score_table(results["methods"]))
     if other:
         print("\n" + evaluation.comparison(results, other))
     if settings.json:

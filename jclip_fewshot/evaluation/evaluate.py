@@ -16,7 +16,7 @@ from jclip_fewshot.backend.numerics import blocks, softmax
 from jclip_fewshot.combine.em_dirichlet import em_dirichlet
 from jclip_fewshot.console import tell
 from jclip_fewshot.errors import UserError
-from jclip_fewshot.evaluation.scores import best_classes, percent, score, score_table, table
+from jclip_fewshot.evaluation.scores import best_classes, percent, score, table
 from jclip_fewshot.evaluation.suites import Suite
 from jclip_fewshot.methods.base import Given, Unlabelled
 from jclip_fewshot.pipeline import Pipeline
@@ -138,8 +138,10 @@ def transductive(task: Task, pipeline: Pipeline, images: int) -> dict[str, Trans
 def evaluate(suite: Suite, pipeline: Pipeline, on_method: OnMethod = lambda _: None) -> dict:
     """Return {"suite", "n", "k", "methods": {name: scores, costs}, "settings", "correct": {name: "0110…"}}."""
     found, costs = predict(suite, pipeline, on_method)
-    methods = {name: {**score(best, suite.labels, suite.domains), **costs[name]} for name, best in found.items()}
-    correct = {name: "".join(map(str, (best[:, 0] == suite.labels).astype(int))) for name, best in found.items()}
+    hits = {name: best[:, 0] == suite.labels for name, best in found.items()}
+    methods = {name: {**score(best, suite.labels, suite.domains), "half_width": half_width(100 * hits[name]),
+                      **costs[name]} for name, best in found.items()}
+    correct = {name: "".join(map(str, hit.astype(int))) for name, hit in hits.items()}
     return {"suite": suite.name, "n": len(suite.labels), "k": len(suite.classes), "methods": methods,
             "settings": pipeline.settings(), "correct": correct}
 
@@ -178,27 +180,9 @@ def draw_tasks(labels: np.ndarray, tasks: int, classes: int, queries: int, seed:
     return drawn
 
 
-def half_width(values: list[float]) -> float:
-    """Return half of the 95 % interval of the mean of `values`; 0 for fewer than two."""
+def half_width(values: list[float] | np.ndarray) -> float:
+    """Return half of the 95 % interval of the mean of `values`, rows or tasks; 0 for fewer than two."""
     return float(Z95 * np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def intervals(results: dict, resamples: int) -> dict[str, tuple[float, float]]:
-    """Return each method's 95 % interval of the top-1, from `evaluate` or `evaluate_tasks`."""
-    return {name: bootstrap(values, resamples)
-            for name, values in results["accuracy" if "accuracy" in results else "correct"].items()}
-
-
-def bootstrap(values: str | list[float], resamples: int) -> tuple[float, float]:
-    """Return the 95 % interval of a mean in percent by resampling: a test row's "0" or "1", or the tasks' top-1."""
-    rng = np.random.default_rng(0)
-    if isinstance(values, str):  # the number of hits among N rows drawn with replacement is binomial
-        count = len(values)
-        means = 100 * (rng.binomial(count, values.count("1") / count, resamples) / count)
-    else:
-        means = np.array([np.mean(rng.choice(values, len(values))) for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def mcnemar(ours: str, theirs: str) -> tuple[int, int, float]:
@@ -240,19 +224,6 @@ def comparison(results: dict, other: Compared) -> str:
             rows.append([name, f"{np.mean(ours):.2f}", f"{np.mean(accuracy):.2f}", f"{np.mean(gains):+.2f}",
                          f"{half_width(gains):.2f}"])
     return table(["method", "top-1", "theirs", *(["difference", "± 95 %"] if tasks else ["wins", "losses", "p"])], rows)
-
-
-def results_table(results: dict) -> str:
-    """Return the scores, of tasks with half of their 95 % interval, and below each bootstrap interval, if there."""
-    methods = results["methods"]
-    said = score_table(methods) if "accuracy" not in results else table(
-        ["method", "top-1", "± 95 %"],
-        [[name, f"{scores['top1']:.2f}", f"{scores['half_width']:.2f}"] for name, scores in methods.items()])
-    if "intervals" in results:
-        rows = [[name, *(f"{number:.2f}" for number in (methods[name]["top1"], *bounds))]
-                for name, bounds in results["intervals"].items()]
-        said += "\n\n" + table(["95 % of top-1", "top-1", "from", "to"], rows)
-    return said
 
 
 def by_seed(found: Sequence[dict]) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 
 TOP = 5
+HEADS = {"top1": "top-1", "half_width": "± 95 %", "top5": "top-5", "class_mean": "class mean"}  # and a table's heads
 # what record.json says of a method's fit beyond its settings
 ONLY_RECORDED = {"chosen_by", "converged", "in_ensemble", "bias_spread", "unseen_offset", "iterations", "epochs"}
 
@@ -130,20 +131,20 @@ def _total(widths: Sequence[int]) -> int:
 
 def shown_domains(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the domains of {method: scores}; none where there is only one, which says what the total says."""
-    domains = list(dict.fromkeys(domain for row in rows.values() for domain in row["domains"]))
+    domains = list(dict.fromkeys(domain for row in rows.values() for domain in row.get("domains", ())))
     return domains if len(domains) > 1 else []
 
 
 def score_table(methods: dict[str, dict]) -> str:
-    """Return a row a method: top-1, top-5, class mean, top-1 of each domain, and seconds and memory where measured."""
-    domains = shown_domains(methods)
-    extra = [key for key in ("seconds", "megabytes") if any(key in scores for scores in methods.values())]
+    """Return a row a method: those of HEADS, seconds and megabytes that were measured, and top-1 of each domain."""
+    domains, there = shown_domains(methods), {key for scores in methods.values() for key in scores}
+    extra, numbers = [key for key in ("seconds", "megabytes") if key in there], [key for key in HEADS if key in there]
     rows = []
     for name, scores in methods.items():
-        row = [name, *(f"{scores[key]:.2f}" for key in ("top1", "top5", "class_mean"))]
+        row = [name, *(f"{scores[key]:.2f}" for key in numbers)]
         row += [f"{scores['domains'][domain]['top1']:.1f}" if domain in scores["domains"] else "" for domain in domains]
         rows.append(row + [f"{scores[key]:.1f}" if key in scores else "" for key in extra])
-    return table(["method", "top-1", "top-5", "class mean", *domains, *extra], rows, keep=4)
+    return table(["method", *map(HEADS.__getitem__, numbers), *domains, *extra], rows, keep=1 + len(numbers))
 
 
 def settings_table(settings: dict[str, dict]) -> str:

@@ -210,24 +210,23 @@ def test_doctor_says_what_to_do(contest):
 
 def test_evaluate_and_compare(contest, tmp_path):
     small_suite(tmp_path / "s.npz")
-    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--methods", "tip_adapter", "--json", "a.json",
-            "--bootstrap", "200")
+    line = ("jclip_fewshot", "evaluate", "--suite", "s.npz", "--methods", "tip_adapter", "--json", "a.json")
     done = call_here(tmp_path, *line)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "± 95 %" in done.stdout, done.stderr
     assert json.loads((tmp_path / "a.json").read_text())["suite"] == "s"
-    done = call_here(tmp_path, *line[:-2], "--compare", "a.json")
+    done = call_here(tmp_path, *line, "--compare", "a.json")
     assert done.returncode == 0 and "wins" in done.stdout
     fails(call_here(tmp_path, "jclip_fewshot", "evaluate", "--suite", "absent.npz"), "absent.npz", "missing")
-    tasks = (*line[:-3], "t.json", "--tasks", "4", "--task-classes", "2", "--bootstrap", "100")
+    tasks = (*line[:-1], "t.json", "--tasks", "4", "--task-classes", "2")
     assert call_here(tmp_path, *tasks).returncode == 0
     done = call_here(tmp_path, *tasks, "--compare", "t.json")
-    assert done.returncode == 0 and "difference" in done.stdout and "95 % of top-1" in done.stdout, done.stderr
-    done = call_here(tmp_path, *line[:-4], "--shots", "2", "--seeds", "3", "--json", "seeds.json")
+    assert done.returncode == 0 and "difference" in done.stdout and "± 95 %" in done.stdout, done.stderr
+    done = call_here(tmp_path, *line[:-2], "--shots", "2", "--seeds", "3", "--json", "seeds.json")
     assert done.returncode == 0 and "3 seeds" in done.stdout, done.stderr
     found = json.loads((tmp_path / "seeds.json").read_text())["top1_by_seed"]
     assert all(len(values) == 3 for values in found.values()) and len(set(found["tip_adapter"])) > 1
     fails(call_here(tmp_path, *line, "--shots", "8"), "fewer than --shots 8; the most that all have is 3")
-    fails(call_here(tmp_path, *line[:-1], "3"), "--bootstrap 3: an interval needs 100 samples")
+    fails(call_here(tmp_path, *line, "--seeds", "2", "--compare", "a.json"), "leave --seeds out")
 
 
 def test_validate_scores_held_out_images(contest, trained):

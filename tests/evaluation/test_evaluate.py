@@ -9,6 +9,7 @@ import pytest
 
 from jclip_fewshot.errors import UserError
 from jclip_fewshot.evaluation import evaluate
+from jclip_fewshot.evaluation.scores import score_table
 from jclip_fewshot.evaluation.suites import load_suite, with_shots
 from jclip_fewshot.methods import METHODS
 from jclip_fewshot.methods.base import NEVER
@@ -59,7 +60,9 @@ def test_evaluate_has_the_fixed_interface(tmp_path):
     assert 100 * np.mean(hits) == pytest.approx(results["methods"]["ensemble"]["top1"])
     write_json(tmp_path / "out.json", results)
     assert json.loads((tmp_path / "out.json").read_text())["methods"] == results["methods"]
-    assert "ensemble_refined" in evaluate.results_table({**results, "intervals": evaluate.intervals(results, 100)})
+    top1 = results["methods"]["ensemble"]["top1"]
+    assert results["methods"]["ensemble"]["half_width"] == pytest.approx(1.96 * np.sqrt(top1 * (100 - top1) / 47))
+    assert "ensemble_refined" in score_table(results["methods"])
 
 
 def test_the_same_seed_gives_the_same_answers(tmp_path):
@@ -108,10 +111,12 @@ def test_tasks_of_few_classes(tmp_path):
     scores = results["methods"]["zero_shot"]
     assert scores["top1"] == pytest.approx(np.mean(by_task))
     assert scores["half_width"] == pytest.approx(1.96 * np.std(by_task, ddof=1) / np.sqrt(6))
-    assert "zero_shot_refined" in evaluate.results_table(results)
+    header, _, *lines = score_table(results["methods"]).splitlines()
+    assert header.split() == ["method", "top-1", "±", "95", "%"]
+    assert "zero_shot_refined" in [line.split()[0] for line in lines]
 
 
-def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
+def test_tasks_are_compared_in_pairs(tmp_path):
     ours = {"suite": "a", "tasks": 3, "task_classes": 2, "task_queries": 5, "seed": 0, "methods": {
         "gda": {"top1": 70.0, "half_width": 1.0}}, "accuracy": {"gda": [60.0, 70.0, 80.0]}}
     theirs = {**ours, "accuracy": {"gda": [50.0, 60.0, 70.0]}, "methods": {"gda": {"top1": 60.0, "half_width": 1.0}}}
@@ -119,10 +124,6 @@ def test_tasks_have_intervals_and_are_compared_in_pairs(tmp_path):
     assert "+10.00" in table and table.split()[-1] == "0.00"  # each task gains the same
     with pytest.raises(UserError, match="seed 4"):
         evaluate.comparison(ours, msgspec.convert({**theirs, "seed": 4}, evaluate.Compared))
-    low, high = evaluate.intervals(ours, 200)["gda"]
-    assert 60 <= low < 70 < high <= 80
-    assert "from" in evaluate.results_table({**ours, "intervals": {"gda": (low, high)}})
-    assert "from" not in evaluate.results_table(ours)
     write_json(tmp_path / "t.json", ours)
     assert evaluate.read_results(tmp_path / "t.json", tasks=True).tasks == 3
     with pytest.raises(UserError, match="without --tasks"):
@@ -162,10 +163,10 @@ def test_names_of_unknown_domains_stay_whole(tmp_path):
     assert set(load_suite(small_suite(tmp_path / "s.npz", classes=bears)).domains) == {""}
 
 
-def test_bootstrap_covers_the_accuracy():
-    low, high = evaluate.bootstrap("1" * 80 + "0" * 20, 4000)
-    assert low == pytest.approx(80 - 1.96 * 4, abs=1.2) and high == pytest.approx(80 + 1.96 * 4, abs=1.2)
-    assert evaluate.bootstrap("1" * 50, 100) == (100, 100)
+def test_half_of_an_interval_is_that_of_a_share():
+    hits = np.array([100.0] * 80 + [0.0] * 20)
+    assert evaluate.half_width(hits) == pytest.approx(1.96 * 4, rel=0.01)
+    assert evaluate.half_width(hits[:50]) == evaluate.half_width(hits[:1]) == 0
 
 
 def test_mcnemar_is_the_exact_sign_test():
