@@ -1,7 +1,7 @@
 """LP++. Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024
 (https://arxiv.org/abs/2404.02285), equations 4 to 12.
 
-    logits_c = w_c·x + a_c (x·t_c),   loss = mean cross-entropy of the shots, full batch
+    logits_c = w_c·x + a_c (x·t_c) = (w_c + a_c t_c)·x,   loss = mean cross-entropy of the shots, full batch
 
 Symbols: w_c (D,) visual prototype, started at the class's mean shot; a_c blending weight of the text, started at one
 value for all, 250 · mean over classes of the class's mean own-text cosine; step sizes from block Lipschitz bounds:
@@ -29,7 +29,7 @@ class LPPlusPlus(TrainedMethod):
 
     name, title, paper = "lp_plus_plus", "LP++", "Huang et al. 2024"
     default = NEVER
-    state_names, state_dicts = ("weight_", "blend_"), ()
+    state_names, state_dicts = ("weight_",), ()
     epochs, batch, lr, least_lr, momentum = 300, None, 1.0, 1.0, 0.9
     patience, every = 40, 5
 
@@ -40,7 +40,7 @@ class LPPlusPlus(TrainedMethod):
         top = float(np.linalg.eigvalsh(matmul(task.features.T, task.features).astype(np.float64))[-1])
         steepest = float((cosines.astype(np.float64) ** 2).sum(axis=0).max())
         constants = {"text": task.text, "rates": np.array([4 * len(task) / top, len(task) / (4 * steepest)])}
-        return constants, {"W": class_means(task), "a": np.full((1, task.num_classes), blend, np.float32)}
+        return constants, {"W": class_means(task), "a": np.full((task.num_classes, 1), blend, np.float32)}
 
     def optimiser(self, constants: list[Arrays]) -> SGD:
         rates = {f"{m}/{name}": rate for m, one in enumerate(constants)
@@ -48,12 +48,12 @@ class LPPlusPlus(TrainedMethod):
         return SGD(self.momentum, lr_factors=rates)
 
     def forward(self, p: Vars, x: jt.Var) -> jt.Var:
-        return product(x, p["W"]) + p["a"] * product(x, p["text"])
+        return product(x, p["W"] + p["a"] * p["text"])
 
     def _fit(self, task: Task) -> None:
         super()._fit(task)
-        self.weight_, self.blend_ = self.learned_["W"], self.learned_["a"]
+        self.weight_ = self.learned_["W"] + self.learned_["a"] * task.text
         del self.learned_
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(features, self.weight_.T) + self.blend_ * matmul(features, self.text_.T)
+        return matmul(features, self.weight_.T)
