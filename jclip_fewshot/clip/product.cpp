@@ -36,6 +36,7 @@ constexpr int LINE = 64;    // bytes of a cache line
 typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef float Word __attribute__((may_alias));
+typedef uint32_t Pair __attribute__((may_alias));
 
 struct Single {
     typedef float Number;
@@ -145,13 +146,15 @@ template <class T, class From>
 inline void interleave(int64_t inputs, int64_t columns, const From* from, int64_t stride, int64_t wide,
                        typename T::Number* to) {
     for (int64_t k = 0; k < inputs; k += T::PAIR, to += wide * T::PAIR) {
-        for (int d = 0; d < T::PAIR; d++) {
-            const From* row = from + (k + d) * stride;
-            if (k + d < inputs)
-                for (int64_t j = 0; j < columns; j++) to[j * T::PAIR + d] = convert(T{}, row[j]);
-            else
-                for (int64_t j = 0; j < columns; j++) to[j * T::PAIR + d] = 0;
-        }
+        const From *row = from + k * stride, *next = row + stride;
+        Pair* pairs = (Pair*)to;
+        if (T::PAIR == 1)
+            for (int64_t j = 0; j < columns; j++) to[j] = convert(T{}, row[j]);
+        else if (k + 1 < inputs)
+            for (int64_t j = 0; j < columns; j++)
+                pairs[j] = (uint32_t)convert(T{}, row[j]) | (uint32_t)convert(T{}, next[j]) << 16;
+        else
+            for (int64_t j = 0; j < columns; j++) pairs[j] = (uint32_t)convert(T{}, row[j]);
         for (int64_t j = columns * T::PAIR; j < wide * T::PAIR; j++) to[j] = 0;
     }
 }

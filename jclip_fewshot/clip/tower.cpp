@@ -91,15 +91,22 @@ inline void attend(int64_t head, int64_t queries, int64_t length, const typename
             float* row = scores + i * padded;
             typename T::Number* chance = chances + i * padded;
             int64_t seen = causal ? (last ? last[i0 + i] : i0 + i) + 1 : length;
-            float top = row[0], sum = 0;
-#pragma omp simd reduction(max : top)
-            for (int64_t j = 0; j < seen; j++) top = std::max(top, row[j]);
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < seen; j++) {
-                float e = fast_exp((row[j] - top) * factor);
-                chance[j] = T::narrow(e);
-                sum += e;
-            }
+            // Whole vectors: what lies behind the last key is too small to count, and a rest would be computed one by one.
+            for (int64_t j = seen; j < padded; j++) row[j] = -1e30f;
+            float tops[LANES], sums[LANES] = {}, top = row[0], sum = 0;
+            for (int l = 0; l < LANES; l++) tops[l] = row[l];
+            for (int64_t j = LANES; j < seen; j += LANES)
+#pragma omp simd
+                for (int l = 0; l < LANES; l++) tops[l] = std::max(tops[l], row[j + l]);
+            for (int l = 0; l < LANES; l++) top = std::max(top, tops[l]);
+            for (int64_t j = 0; j < seen; j += LANES)
+#pragma omp simd
+                for (int l = 0; l < LANES; l++) {
+                    float e = fast_exp((row[j + l] - top) * factor);
+                    chance[j + l] = T::narrow(e);
+                    sums[l] += e;
+                }
+            for (int l = 0; l < LANES; l++) sum += sums[l];
             for (int64_t j = seen; j < whole<T>(most); j++) chance[j] = 0;
             scale[i] = 1.f / sum;
         }
