@@ -29,7 +29,7 @@ class LPPlusPlus(TrainedMethod):
 
     name, title, paper = "lp_plus_plus", "LP++", "Huang et al. 2024"
     default = NEVER
-    state_names, state_dicts = ("weight_",), ()
+    state_names, state_dicts = ("classifier_",), ()
     epochs, batch, lr, least_lr, momentum = 300, None, 1.0, 1.0, 0.9
     patience, every = 40, 5
 
@@ -52,8 +52,8 @@ class LPPlusPlus(TrainedMethod):
 
     def _fit(self, task: Task) -> None:
         super()._fit(task)
-        self.weight_ = self.learned_["W"] + self.learned_["a"] * task.text
+        self.classifier_ = self.learned_["W"] + self.learned_["a"] * task.text
         del self.learned_
 
     def _logits(self, features: np.ndarray) -> np.ndarray:
-        return matmul(features, self.weight_.T)
+        return matmul(features, self.classifier_.T)
