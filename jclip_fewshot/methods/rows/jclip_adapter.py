@@ -6,8 +6,8 @@
 Symbols: f image row (D,), t_c text row of class c; α, β residual ratios; τ temperature; W₁ (D, 2r), W₂ (2r, D).
 
 Deviations from the contest solution, A(z) = ReLU(ReLU(z W₁) W₂) with W₁ and W₂ random and trained for 20 epochs, and
-α = β = 0.2 (why: docs/methods.md): W₂ starts at zero and has no ReLU after it. W₁ is fixed, the whitening [P, −P] of its
-input, P = (eigenvectors) / sqrt(eigenvalue + shrinkage). A_t sees [t_c; mean shot of c − mean of those means]; a
+α = β = 0.2 (why: docs/methods.md): W₂ starts at zero and has no ReLU after it. W₁ is fixed, the whitening [P, −P] of
+its input, P = (eigenvectors) / sqrt(eigenvalue + shrinkage). A_t sees [t_c; mean shot of c − mean of those means]; a
 class without a shot shows the mean. Borrowed residuals (`trained`), and a pull towards zero-shot, κ KL(zero-shot ‖ p).
 α, β in answering are chosen on held-out shots; β not above its value in training.
 """
