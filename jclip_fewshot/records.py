@@ -71,7 +71,7 @@ class Record(Made, kw_only=True):
         classes, files, labels = len(self.classes), len(self.shots.files), self.shots.labels
         if len(self.domains) != classes or len(labels) != files or any(label >= classes for label in labels):
             raise ValueError("classes, domains and shots do not fit each other")
-        if not all(isinstance(one, dict) and isinstance(one.get("model", one.get("features")), str)
+        if not all(isinstance(one, dict) and isinstance(name := one.get("model", one.get("features")), str) and name
                    and isinstance(one.get("weights", ""), str) for one in encoders_of(self.encoder)):
             raise ValueError("the encoder has neither a model nor a file of features")
 

@@ -60,6 +60,7 @@ def test_any_missing_key_or_odd_value_is_read_or_one_line(tmp_path, kind, record
     (("shots", "files", 0), "/etc/passwd", r"expected `str` matching .* - at `\$.shots.files\[0\]`"),
     (("shots", "files", 0), "a/../../b", r"expected `str` matching .* - at `\$.shots.files\[0\]`"),
     (("encoder",), {"width": 3}, "encoder has neither a model nor a file of features"),
+    (("encoder",), {"model": ""}, "encoder has neither a model nor a file of features"),
     (("histories", "clip_adapter", 0, "loss"), "x", "expected `int | float | null`")])
 def test_the_line_says_what_and_where(tmp_path, place, value, said):
     with pytest.raises(UserError, match=f"(?i)record.json: damaged or of another version: .*{said}.*; train again"):

@@ -1,6 +1,7 @@
 """Arrays on disk: .npz, read by NumPy against a schema, once what it says of sizes is compared with the file's."""
 
 import math
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def _checked(name: str, array: np.ndarray, field: Field, sizes: dict[str, int]) 
         try:
             if array.dtype.kind == "S":
                 array = np.char.decode(array, "utf-8") if array.size else array.astype(str)
+            if array.itemsize and (array.reshape(-1).view(np.uint32) > sys.maxunicode).any():
+                raise ValueError  # Python makes a text of some, and fails when that is used
             if b"\0" in "".join(array.reshape(-1).tolist()).encode("utf-8"):
                 raise UserError(f"{name} holds a text with NUL in it")
         except (ValueError, SystemError):  # half a surrogate pair, or beyond Unicode

@@ -42,7 +42,9 @@ GOOD = {"x": np.ones((4, 3), np.float16), "y": np.arange(4), "c": np.array(list(
     ({"y": np.arange(4.0)}, "whole numbers"), ({"y": np.arange(4) - 1}, "y holds -1"),
     ({"y": np.arange(1, 5)}, "y holds 4; numbers below 4"), ({"y": np.full(4, 2**64 - 1, np.uint64)}, "below 4"),
     ({"c": np.array([None, "b"], object)}, r"\.astype\(str\)"), ({"c": np.array(["a\0b"] * 4)}, "NUL"),
-    ({"c": np.frombuffer(b"\xff" * 16, "<U1")}, "no Unicode"), ({"c": np.array([b"\xff"] * 4)}, "no Unicode")])
+    ({"c": np.frombuffer(b"\xff" * 16, "<U1")}, "no Unicode"),
+    ({"c": np.frombuffer(np.array([[0x55000054, 97]] * 4, "<u4").tobytes(), "<U2")}, "no Unicode"),
+    ({"c": np.array([b"\xff"] * 4)}, "no Unicode")])
 def test_what_the_schema_does_not_allow(tmp_path, changes, said):
     np.savez(tmp_path / "a.npz", **{name: array for name, array in {**GOOD, **changes}.items() if array is not None})
     with pytest.raises(UserError, match=said):
