@@ -77,7 +77,7 @@ from tests.records import RECORD, TEST, VALIDATION  # noqa: E402
 
 SECONDS = 5.0  # of the processor, a case
 MEMORY = 64 << 20  # bytes a case beyond four times its file
-IMAGE_MEMORY = 512 << 20  # 81 megapixels, the most that a mutated header promises and a photo may have, twice as RGB
+IMAGE_MEMORY = 1080 << 20  # 179 megapixels, the most that a file may have which is no JPEG, twice as RGB
 CHUNK = 1000  # cases a process
 
 

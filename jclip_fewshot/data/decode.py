@@ -45,6 +45,7 @@ PACKET_IMAGES = 8  # images a task at most
 PACKET_BYTES = 1 << 20
 MOST_BYTES = 256 << 20  # of an image file
 MOST_MISSING = 0.9  # of the rows of a file that was cut off; what is missing has one colour
+SAMPLE = 1000  # of these rows, and of their pixels, that are looked at
 SHRUNK_PIXELS = 64 << 20  # libjpeg shrinks a larger JPEG while decoding it, in a fraction of the memory
 JPEG_PIXELS = 400_000_000  # of a JPEG; Pillow's own limit, 179 million, is that of others and of a progressive one,
 # all of which lies in memory
@@ -74,17 +75,22 @@ class Done(NamedTuple):
 def open_image(data: bytes) -> tuple[Image.Image, str]:
     """Return a decoded image, and what a person should hear about it; of a cut-off file, what is there."""
     image = _opened(data)
+    held = sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1), *_ in getattr(image, "tile", ()))
+    if image.format == "TIFF" and held < image.width * image.height:  # Pillow leaves the rest black
+        raise UserError("damaged: its strips hold a part of the picture alone")
     try:
         image.load()
         return image, ""
     except OSError as error:
         if "truncated" not in str(error):
             raise
-        image = _cut_off(data)
-        pixels = np.asarray(image)
-        if (pixels == pixels[-1, -1]).reshape(len(pixels), -1).all(axis=1).mean() > MOST_MISSING:
-            raise
-        return image, "cut off: what is there was decoded; fetch it again"
+        reason = str(error)
+    del image  # it may be large, and is decoded once more
+    image = _cut_off(data)
+    rows = np.asarray(image.resize((min(image.width, SAMPLE), min(image.height, SAMPLE)), Image.Resampling.NEAREST))
+    if max((rows == rows[end, -1]).reshape(len(rows), -1).all(axis=1).mean() for end in (0, -1)) > MOST_MISSING:
+        raise OSError(reason)  # a BMP begins with its last row
+    return image, "cut off: what is there was decoded; fetch it again"
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -1,6 +1,7 @@
 """Files as phones, scanners and downloads leave them: large, cut off, turned, transparent, in floats."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_nothing_but_a_header_is_no_picture(tmp_path):
     start = data.index(b"\xff\xda") + 14
     _, done = decoded(tmp_path, data[:start])
     assert "truncated" in done.reason
+
+
+def test_a_bmp_begins_with_its_last_row(tmp_path):
+    data = saved(picture(400, 300), "BMP")
+    _, done = decoded(tmp_path, data[:len(data) // 20])
+    assert "truncated" in done.reason
+    _, done = decoded(tmp_path, data[:len(data) // 2])
+    assert "cut off" in done.note
+
+
+def test_a_tiff_whose_strips_are_a_part_of_it_is_not_taken_for_black(tmp_path):
+    data = bytearray(saved(picture(40, 30), "TIFF"))
+    at = data.index(struct.pack("<HHI", 257, 4, 1)) + 8  # ImageLength
+    data[at:at + 4] = struct.pack("<I", 3000)
+    _, done = decoded(tmp_path, bytes(data))
+    assert "strips hold a part" in done.reason
 
 
 def test_large_jpegs_are_read(tmp_path, monkeypatch):
