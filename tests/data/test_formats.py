@@ -325,6 +325,7 @@ def table(root, text, name="train.csv"):
     ("path,label\nimages/0.jpg,a\nimages/1.jpg,\nimages/2.jpg,b\n", "line 3: .* is no class name"),
     ("path,label\nimages/0.jpg,a\nimages/1.jpg,b,c\n", "line 3: 3 cells under 2 column names"),
     ("path,label\nimages/0.jpg,a\nimages/1.jpg,a\n", "names 1 classes for 2 images"),
+    (f"{'a' * 6000},{'a' * 6000}\nimages/0.jpg,a\n", "each once: a{60}…a{20}, a{60}…a{20}$"),
     ("path,label\nimages/0.jpg,a\nimages/1.jpg,b\n../x.jpg,b\n", "line 4: ../x.jpg is not below"),
 ])
 def test_mistakes_in_a_table(tmp_path, text, words):

@@ -56,9 +56,9 @@ def recognise(root: Path, labels: Path | None = None) -> tuple[int, str, Found] 
     """A table whose paths are images here. Raise UserError if `labels`, the one that is meant, is none."""
     found = first_in(root, lambda top: labelled(root, top, labels) if labels else _training_table(root, top))
     if labels and not found:
-        raise UserError(f"{labels}: which columns hold the images' paths and their classes? It has "
-                        f"{', '.join(map(repr, _read_table(labels)[0][:8]))}; call them path and label, and give paths "
-                        f"below {root}")
+        there = ", ".join(repr(brief(column)) for column in _read_table(labels)[0][:8])
+        raise UserError(f"{labels}: which columns hold the images' paths and their classes? It has {there}; call them "
+                        f"path and label, and give paths below {root}")
     return (2, f"{found[1].file}, columns {found[1].paths!r} and {found[1].labels!r}", found) if found else None
 
 
@@ -183,7 +183,8 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: no row of a table ({error})") from None
     if len(set(columns)) < len(columns) or not all(columns[1:]):
-        raise UserError(f"{path}: its first line must name the columns, each once: {', '.join(columns[:8])}")
+        named = ", ".join(map(brief, columns[:8]))
+        raise UserError(f"{path}: its first line must name the columns, each once: {named}")
     for number, cells in rows:
         if len(cells) != len(columns):
             raise UserError(f"{path}, line {number}: {len(cells)} cells under {len(columns)} column names")
