@@ -75,9 +75,10 @@ class Done(NamedTuple):
 def open_image(data: bytes) -> tuple[Image.Image, str]:
     """Return a decoded image, and what a person should hear about it; of a cut-off file, what is there."""
     image = _opened(data)
-    held = sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1), *_ in getattr(image, "tile", ()))
-    if image.format == "TIFF" and held < image.width * image.height:  # Pillow leaves the rest black
-        raise UserError("damaged: its strips hold a part of the picture alone")
+    if image.format == "TIFF":
+        held = sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1), *_ in getattr(image, "tile", ()))
+        if held < image.width * image.height:  # Pillow leaves the rest black
+            raise UserError("damaged: its strips hold a part of the picture alone")
     try:
         image.load()
         return image, ""

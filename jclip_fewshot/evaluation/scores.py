@@ -12,7 +12,8 @@ from jclip_fewshot.data.data_set import UNKNOWN
 from jclip_fewshot.errors import UserError
 
 TOP = 5
-HEADS = {"top1": "top-1", "half_width": "± 95 %", "top5": "top-5", "class_mean": "class mean"}  # and a table's heads
+# what a table shows of a method's scores, under which heads
+HEADS = {"top1": "top-1", "half_width": "± 95 %", "top5": "top-5", "class_mean": "class mean"}
 # what record.json says of a method's fit beyond its settings
 ONLY_RECORDED = {"chosen_by", "converged", "in_ensemble", "bias_spread", "unseen_offset", "iterations", "epochs"}
 
